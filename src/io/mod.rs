@@ -1,0 +1,112 @@
+//! The kernel's edge: the interface between a shard and the engine that runs it.
+//!
+//! An engine owns the event loop. It calls [`Shard::event`] for everything that happened and then [`Shard::turn`] once; the shard
+//! acts through [`Io`]. Three engines fit: `ring` (io_uring, the default), `portable` (monoio, to come) and the simulator's.
+//!
+//! May import the vocabulary only. `unsafe` lives in this folder and nowhere else.
+//!
+//! Invariants: the kernel holds no pointer into core memory after a turn; what is in the kernel is never forgotten (cancelled
+//! and reaped, or its socket shut down); an idle connection owns no buffer here.
+
+pub use crate::ids::ConnId;
+use crate::time::Tick;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+/// What the engine tells a shard.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A socket was accepted. Nothing is read from it until [`Io::read`] asks.
+    Accepted { conn: ConnId, peer: SocketAddr },
+    /// An accept failed; the engine backs off by itself on EMFILE and its kin.
+    AcceptFailed(std::io::Error),
+    /// Bytes arrived, lent for the call: unmasked and decoded in place, only a partial frame is kept.
+    Received { conn: ConnId, bytes: &'a mut [u8] },
+    /// The peer's end of stream (`None`) or a socket error. Nothing more is received.
+    Ended { conn: ConnId, error: Option<std::io::Error> },
+    /// No read is in the kernel any more, the answer to `read(conn, Read::Off)`.
+    Quiet { conn: ConnId },
+    /// A socket takes bytes again, the answer to [`Io::want_write`].
+    Writable { conn: ConnId },
+    /// Somebody rang: a lane or the port has something.
+    Bell,
+}
+
+/// How a connection is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Not at all; answered by [`Event::Quiet`] once the kernel holds no read of it (at once, where there was none).
+    Off,
+    /// One receive, then [`Read::Off`] without a Quiet. Used until the welcome, so that a socket can change shards.
+    Once,
+    /// Until told otherwise.
+    Stream,
+}
+
+/// One send of a batch: up to [`crate::limits::SEND_PARTS_MAX`] slices that leave as one.
+#[derive(Clone, Copy, Debug)]
+pub struct Send<'a> {
+    pub conn: ConnId,
+    pub parts: &'a [&'a [u8]],
+}
+
+/// The result of one send, in the order of the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// So many bytes were taken: all of them, or fewer (then the socket is full, ask with [`Io::want_write`]). 0 is EAGAIN.
+    Bytes(usize),
+    /// The socket is dead; an errno.
+    Failed(i32),
+}
+
+/// What a shard may do to the world. All calls return at once.
+pub trait Io {
+    /// Starts or stops accepting.
+    fn accept(&mut self, on: bool);
+    /// Takes over a socket accepted elsewhere (a handover). Returned if there is no room.
+    ///
+    /// # Errors
+    /// The socket itself, where the engine's table is full.
+    fn adopt(&mut self, fd: OwnedFd) -> Result<ConnId, OwnedFd>;
+    /// Sets how a connection is read. See [`Read`].
+    fn read(&mut self, conn: ConnId, mode: Read);
+    /// Gives up a socket to another shard; only after [`Event::Quiet`] and with no [`Io::want_write`] outstanding.
+    fn detach(&mut self, conn: ConnId) -> Option<OwnedFd>;
+    /// Shuts the socket down and frees the id; no event for it follows.
+    fn close(&mut self, conn: ConnId);
+    /// Sends without blocking. All is done on return; `out` is cleared and holds one result a send.
+    fn send_batch(&mut self, batch: &[Send<'_>], out: &mut Vec<Sent>);
+    /// Asks for one [`Event::Writable`].
+    fn want_write(&mut self, conn: ConnId);
+    /// Wakes another shard.
+    fn ring_bell(&mut self, shard: usize);
+    /// Fills with cryptographically secure random bytes (seeded in the simulator).
+    fn fill_random(&mut self, out: &mut [u8]);
+}
+
+/// When the engine shall call [`Shard::turn`] again if nothing happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// At once: work is left over from a bounded turn. Events are taken in before.
+    Again,
+    /// At this time of [`Tick::mono_ns`] at the latest.
+    At(u64),
+    /// Only when something happens.
+    Idle,
+    /// Never: the shard has ended, the engine returns.
+    Stop,
+}
+
+/// What an engine runs.
+pub trait Shard {
+    /// Something happened.
+    fn event<I: Io>(&mut self, io: &mut I, event: Event<'_>, now: Tick);
+    /// All that had happened was told: decide, append, send.
+    fn turn<I: Io>(&mut self, io: &mut I, now: Tick) -> Next;
+    /// Announces sleep: true if it may sleep, false if something came in meanwhile. Called right before the engine waits.
+    fn before_sleep(&mut self) -> bool {
+        true
+    }
+    /// The sleep is over.
+    fn after_sleep(&mut self) {}
+}

@@ -1,0 +1,78 @@
+//! Every fixed bound, related to the others by const assertions. What an operator may set is in `config`, with its default here.
+//!
+//! May import nothing. Pure. Numbers that the contract names cite it.
+
+/// A message's bytes, after reassembly and inflation (protocol.md section 2).
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// Fragments of one message, empty ones counted (section 2).
+pub const FRAGMENTS_MAX: u32 = 64;
+/// An unfinished message may take this long (section 2).
+pub const MESSAGE_UNFINISHED_MS_MAX: u64 = 10_000;
+/// `/v1/echo` takes conformance suites: Autobahn's 9.* send 16 MiB.
+pub const ECHO_MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// `/v1/echo`: fragments of one message.
+pub const ECHO_FRAGMENTS_MAX: u32 = 65_536;
+/// JSON nesting of an envelope, the envelope's own object counted (section 2).
+pub const JSON_DEPTH_MAX: u32 = 64;
+/// `type` (section 2).
+pub const TYPE_BYTES_MAX: usize = 64;
+/// `id`, and `reply_to` (section 2).
+pub const MESSAGE_ID_BYTES_MAX: usize = 128;
+/// `session_id`, rooms, roles, intents and channels (sections 2 and 6).
+pub const NAME_BYTES_MAX: usize = 128;
+/// `client_id` is `sub`, or `sub/` and a tail (section 4).
+pub const CLIENT_TAIL_BYTES_MAX: usize = 64;
+/// A token's `sub`.
+pub const SUBJECT_BYTES_MAX: usize = 128;
+/// `meta` (section 2).
+pub const META_BYTES_MAX: usize = 2 * 1024;
+/// Addresses in `to` (section 2).
+pub const ADDRESSES_MAX: usize = 32;
+/// Rooms a client may be in (section 6).
+pub const ROOMS_PER_CLIENT_MAX: usize = 128;
+/// Presence data (section 6).
+pub const PRESENCE_DATA_BYTES_MAX: usize = 1024;
+/// Members of a session (section 3).
+pub const MEMBERS_PER_SESSION_MAX: usize = 10_000;
+/// A page of `rw.members` (section 6).
+pub const MEMBERS_PAGE_MAX: usize = 500;
+/// A page of `rw.history`, in messages and bytes (section 6).
+pub const HISTORY_PAGE_MAX: usize = 1_000;
+/// See [`HISTORY_PAGE_MAX`].
+pub const HISTORY_PAGE_BYTES_MAX: usize = 1024 * 1024;
+/// A token's bytes (architecture.md section 4).
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// A control frame's payload (RFC 6455 5.5).
+pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
+/// The HTTP request line, the whole head, and its headers (references 5).
+pub const REQUEST_LINE_BYTES_MAX: usize = 8 * 1024;
+/// See [`REQUEST_LINE_BYTES_MAX`].
+pub const REQUEST_HEAD_BYTES_MAX: usize = 16 * 1024;
+/// See [`REQUEST_LINE_BYTES_MAX`].
+pub const REQUEST_HEADERS_MAX: usize = 100;
+/// Epochs a session remembers (architecture.md section 8).
+pub const EPOCHS_PER_SESSION_MAX: usize = 16;
+/// A chunk of the log in memory. A record never spans two.
+pub const CHUNK_BYTES: usize = 1024 * 1024;
+/// Sends a turn makes before it lets events in again (architecture.md section 6).
+pub const SENDS_PER_TURN_MAX: usize = 512;
+/// Frames one send may take from the log, in bytes.
+pub const SEND_BYTES_MAX: usize = 128 * 1024;
+/// Slices one scattered send may name.
+pub const SEND_PARTS_MAX: usize = 16;
+/// TCP_NOTSENT_LOWAT: unsent bytes the kernel may hold for one socket (architecture.md section 5).
+pub const NOT_SENT_LOWAT_BYTES: u32 = 128 * 1024;
+
+/// What the gateway adds to an envelope: `seq`, `from`, `ts`, `traceparent` and their punctuation.
+pub const ENVELOPE_ADDED_BYTES_MAX: usize = 40 + (SUBJECT_BYTES_MAX + 1 + CLIENT_TAIL_BYTES_MAX + 12) + 32 + 80;
+
+// A record with its header and addresses fits a chunk many times over, so that a chunk is never mostly slack.
+const _: () = assert!(CHUNK_BYTES >= 8 * (MESSAGE_BYTES_MAX + ENVELOPE_ADDED_BYTES_MAX + 1024));
+// One send can always take at least one whole frame.
+const _: () = assert!(SEND_BYTES_MAX >= MESSAGE_BYTES_MAX + ENVELOPE_ADDED_BYTES_MAX + 10);
+// A history page holds at least one message of the largest size.
+const _: () = assert!(HISTORY_PAGE_BYTES_MAX > MESSAGE_BYTES_MAX + ENVELOPE_ADDED_BYTES_MAX);
+// A request line is part of the head.
+const _: () = assert!(REQUEST_LINE_BYTES_MAX < REQUEST_HEAD_BYTES_MAX);
+// The hello carries a token.
+const _: () = assert!(TOKEN_BYTES_MAX + 4096 < MESSAGE_BYTES_MAX);
