@@ -8,6 +8,10 @@
 //! Invariants: the kernel holds no pointer into core memory after a turn; what is in the kernel is never forgotten (cancelled
 //! and reaped, or its socket shut down); an idle connection owns no buffer here.
 
+mod buffers;
+pub mod probe;
+pub mod ring;
+
 pub use crate::ids::ConnId;
 use crate::time::Tick;
 use std::net::SocketAddr;
@@ -72,6 +76,8 @@ pub trait Io {
     fn read(&mut self, conn: ConnId, mode: Read);
     /// Gives up a socket to another shard; only after [`Event::Quiet`] and with no [`Io::want_write`] outstanding.
     fn detach(&mut self, conn: ConnId) -> Option<OwnedFd>;
+    /// Ends our side of the stream after all that was sent (FIN); reading goes on.
+    fn finish(&mut self, conn: ConnId);
     /// Shuts the socket down and frees the id; no event for it follows.
     fn close(&mut self, conn: ConnId);
     /// Sends without blocking. All is done on return; `out` is cleared and holds one result a send.
