@@ -22,13 +22,12 @@ pub enum ProbeError {
 /// # Errors
 /// See [`ProbeError`].
 pub fn probe() -> Result<(), ProbeError> {
-    let ring: IoUring =
-        IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_submit_all().build(8).map_err(
-            |error| match error.raw_os_error() {
-                Some(libc::EINVAL) => ProbeError::TooOld("SINGLE_ISSUER and DEFER_TASKRUN"),
-                _ => ProbeError::Refused(error),
-            },
-        )?;
+    let ring: IoUring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_submit_all().build(8).map_err(
+        |error| match error.raw_os_error() {
+            Some(libc::EINVAL) => ProbeError::TooOld("SINGLE_ISSUER and DEFER_TASKRUN"),
+            _ => ProbeError::Refused(error),
+        },
+    )?;
     let mut operations = Probe::new();
     ring.submitter().register_probe(&mut operations).map_err(ProbeError::Refused)?;
     let needed = [
