@@ -21,6 +21,7 @@ pub mod log;
 pub mod net;
 pub mod protocol;
 pub mod session;
+pub mod shard;
 pub mod slots;
 pub mod time;
 pub mod ws;
