@@ -26,6 +26,8 @@ pub const CLIENT_TAIL_BYTES_MAX: usize = 64;
 pub const SUBJECT_BYTES_MAX: usize = 128;
 /// `meta` (section 2).
 pub const META_BYTES_MAX: usize = 2 * 1024;
+/// `traceparent` (section 2): 55 in version 00, and room for what a later version appends.
+pub const TRACEPARENT_BYTES_MAX: usize = 128;
 /// Addresses in `to` (section 2).
 pub const ADDRESSES_MAX: usize = 32;
 /// Rooms a client may be in (section 6).
