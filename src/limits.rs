@@ -38,6 +38,12 @@ pub const PRESENCE_DATA_BYTES_MAX: usize = 1024;
 pub const MEMBERS_PER_SESSION_MAX: usize = 10_000;
 /// A page of `rw.members` (section 6).
 pub const MEMBERS_PAGE_MAX: usize = 500;
+/// A page of `rw.members` that names no limit.
+pub const MEMBERS_PAGE_DEFAULT: usize = 100;
+/// A page of `rw.history` that names no limit.
+pub const HISTORY_PAGE_DEFAULT: usize = 100;
+/// Features a hello may name (section 4).
+pub const FEATURES_MAX: usize = 64;
 /// A page of `rw.history`, in messages and bytes (section 6).
 pub const HISTORY_PAGE_MAX: usize = 1_000;
 /// See [`HISTORY_PAGE_MAX`].
