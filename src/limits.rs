@@ -26,6 +26,8 @@ pub const CLIENT_TAIL_BYTES_MAX: usize = 64;
 pub const SUBJECT_BYTES_MAX: usize = 128;
 /// `meta` (section 2).
 pub const META_BYTES_MAX: usize = 2 * 1024;
+/// `traceparent` (section 2): 55 in version 00, and room for what a later version appends.
+pub const TRACEPARENT_BYTES_MAX: usize = 128;
 /// Addresses in `to` (section 2).
 pub const ADDRESSES_MAX: usize = 32;
 /// Rooms a client may be in (section 6).
@@ -36,6 +38,12 @@ pub const PRESENCE_DATA_BYTES_MAX: usize = 1024;
 pub const MEMBERS_PER_SESSION_MAX: usize = 10_000;
 /// A page of `rw.members` (section 6).
 pub const MEMBERS_PAGE_MAX: usize = 500;
+/// A page of `rw.members` that names no limit.
+pub const MEMBERS_PAGE_DEFAULT: usize = 100;
+/// A page of `rw.history` that names no limit.
+pub const HISTORY_PAGE_DEFAULT: usize = 100;
+/// Features a hello may name (section 4).
+pub const FEATURES_MAX: usize = 64;
 /// A page of `rw.history`, in messages and bytes (section 6).
 pub const HISTORY_PAGE_MAX: usize = 1_000;
 /// See [`HISTORY_PAGE_MAX`].
