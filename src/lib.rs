@@ -19,5 +19,6 @@ pub mod io;
 pub mod limits;
 pub mod net;
 pub mod protocol;
+pub mod shard;
 pub mod time;
 pub mod ws;
