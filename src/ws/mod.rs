@@ -9,7 +9,7 @@
 
 pub mod buffers;
 pub mod decoder;
-
+pub mod deflate;
 pub mod encoder;
 pub mod utf8;
 
