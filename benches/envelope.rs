@@ -43,6 +43,27 @@ fn parse(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What of [`parse`] is simd-json's, buffers reused alike: the rest is ours.
+fn validate(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("envelope/validate_alone");
+    let mut buffers = simd_json::Buffers::with_max_depth(1024, 64);
+    let (mut scratch, mut kept) = (Vec::new(), simd_json::Tape(Vec::new()));
+    for (name, text) in [("128 B", message(128)), ("16 KiB", message(16 * 1024)), ("16 KiB dense", dense(16 * 1024))] {
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                scratch.clear();
+                scratch.extend_from_slice(black_box(&text));
+                scratch.resize(text.len() + simd_json::INPUT_PADDING, b' ');
+                let mut tape = std::mem::replace(&mut kept, simd_json::Tape(Vec::new())).reset();
+                simd_json::fill_tape_padded(&mut scratch, text.len(), &mut buffers, &mut tape).expect("good JSON");
+                kept = tape.reset();
+            });
+        });
+    }
+    group.finish();
+}
+
 fn command(criterion: &mut Criterion) {
     let text = br#"{"type":"rw.received","id":"17","session_id":"s-42","payload":{"seq":1041}}"#;
     let (mut parser, mut commands) = (Parser::default(), CommandParser::default());
@@ -77,5 +98,5 @@ fn acknowledge(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, parse, command, splice, acknowledge);
+criterion_group!(benches, parse, validate, command, splice, acknowledge);
 criterion_main!(benches);
