@@ -314,3 +314,211 @@ fn read_address<'a>(text: &'a str, index: Option<usize>) -> Result<Address<'a>, 
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ErrorCode;
+
+    const GOOD: &str = r#"{"type":"chat.say","id":"m-1","session_id":"s-42","payload":{"text":"hi"}}"#;
+
+    /// `GOOD` with more members before its closing brace.
+    fn with(members: &str) -> String {
+        format!("{},{members}}}", &GOOD[..GOOD.len() - 1])
+    }
+
+    fn minimal(payload: &str) -> String {
+        format!(r#"{{"type":"a","id":"1","session_id":"s","payload":{payload}}}"#)
+    }
+
+    fn refusal(text: &str) -> Box<Refusal> {
+        match Parser::default().parse(text.as_bytes()) {
+            Err(ParseError::Refused(refusal)) => refusal,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = r#" { "meta" : {"k":[1, {"a":"}"}]} , "ephemeral":true,
+            "traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01","reply_to":"m-0","to":"room:ops",
+            "payload" : [1, "]", {"x":null}]	,"session_id":"s:4.2_-","id":"!~\"","type":"a.b_c-9" }  "#;
+        let mut parser = Parser::default();
+        let envelope = parser.parse(text.as_bytes()).unwrap();
+        assert_eq!(
+            envelope,
+            Envelope {
+                kind: "a.b_c-9",
+                id: "!~\"",
+                session_id: "s:4.2_-",
+                payload: br#"[1, "]", {"x":null}]"#,
+                to: To::One(Address::Room("ops")),
+                reply_to: Some("m-0"),
+                traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+                ephemeral: true,
+                meta: Some(br#"{"k":[1, {"a":"}"}]}"#),
+                object: text.trim().strip_suffix('}').unwrap().as_bytes(),
+            }
+        );
+    }
+
+    #[test]
+    fn optional_keys_default() {
+        let mut parser = Parser::default();
+        let envelope = parser.parse(GOOD.as_bytes()).unwrap();
+        assert_eq!((envelope.to, envelope.reply_to, envelope.traceparent), (To::Default, None, None));
+        assert_eq!((envelope.ephemeral, envelope.meta), (false, None));
+        let explicit = with(r#""ephemeral":false"#);
+        assert!(!parser.parse(explicit.as_bytes()).unwrap().ephemeral);
+    }
+
+    #[test]
+    fn any_json_value_is_a_payload() {
+        let mut parser = Parser::default();
+        for payload in ["null", "true", "-0", "1e3", r#""x""#, r#""\"}""#, "[]", "{}", r#"{"a":[{}]}"#, r#""é\u00e9""#] {
+            for padded in [payload.to_owned(), format!(" \n{payload}\t ")] {
+                let text = minimal(&padded);
+                let envelope = parser.parse(text.as_bytes()).unwrap();
+                assert_eq!(envelope.payload, payload.as_bytes());
+                assert_eq!(envelope.object, &text.as_bytes()[..text.len() - 1]);
+            }
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_place() {
+        let long_meta = format!(r#""meta":{{"a":"{}"}}"#, "x".repeat(META_BYTES_MAX));
+        let addresses = vec![r#""room:a""#; ADDRESSES_MAX + 1].join(",");
+        for (text, pointer) in [
+            ("[]".to_owned(), ""),
+            ("5".to_owned(), ""),
+            ("null".to_owned(), ""),
+            (r#""text""#.to_owned(), ""),
+            ("{}".to_owned(), "/type"),
+            (GOOD.replace(r#""id":"m-1","#, ""), "/id"),
+            (GOOD.replace(r#""session_id":"s-42","#, ""), "/session_id"),
+            (GOOD.replace(r#","payload":{"text":"hi"}"#, ""), "/payload"),
+            (GOOD.replace("chat.say", "Chat"), "/type"),
+            (GOOD.replace("chat.say", ".chat"), "/type"),
+            (GOOD.replace("chat.say", ""), "/type"),
+            (GOOD.replace("chat.say", &"a".repeat(65)), "/type"),
+            (GOOD.replace(r#""chat.say""#, "7"), "/type"),
+            (GOOD.replace("m-1", "m 1"), "/id"),
+            (GOOD.replace("m-1", "é"), "/id"),
+            (GOOD.replace("m-1", r"a\nb"), "/id"),
+            (GOOD.replace("m-1", &"a".repeat(129)), "/id"),
+            (GOOD.replace(r#""m-1""#, "null"), "/id"),
+            (GOOD.replace("s-42", "s/42"), "/session_id"),
+            (GOOD.replace("s-42", ""), "/session_id"),
+            (with(r#""seq":1"#), "/seq"),
+            (with(r#""from":"rw""#), "/from"),
+            (with(r#""a/b~":1"#), "/a~1b~0"),
+            (with(r#""id":"m-1""#), "/id"),
+            (with(r#""i\u0064":"m-1""#), "/id"),
+            (with(r#""payload":1"#), "/payload"),
+            (with(r#""reply_to":"""#), "/reply_to"),
+            (with(r#""reply_to":null"#), "/reply_to"),
+            (with(r#""traceparent":"00-x""#), "/traceparent"),
+            (with(r#""traceparent":1"#), "/traceparent"),
+            (with(r#""ephemeral":1"#), "/ephemeral"),
+            (with(r#""ephemeral":"true""#), "/ephemeral"),
+            (with(r#""meta":[]"#), "/meta"),
+            (with(&long_meta), "/meta"),
+            (with(r#""to":null"#), "/to"),
+            (with(r#""to":{}"#), "/to"),
+            (with(r#""to":[]"#), "/to"),
+            (with(r#""to":"nobody""#), "/to"),
+            (with(r#""to":"room:""#), "/to"),
+            (with(r#""to":"room:a b""#), "/to"),
+            (with(r#""to":"session:x""#), "/to"),
+            (with(r#""to":"Room:x""#), "/to"),
+            (with(r#""to":"client:a\"b""#), "/to"),
+            (with(&format!(r#""to":"channel:{}""#, "a".repeat(121))), "/to"),
+            (with(r#""to":["room:a",7]"#), "/to/1"),
+            (with(r#""to":["room:a","x:y"]"#), "/to/1"),
+            (with(r#""to":["session",["room:a"]]"#), "/to/1"),
+            (with(r#""to":["room:a","channel:news"]"#), "/to/1"),
+            (with(r#""to":["intent:refund","room:a"]"#), "/to/0"),
+            (with(&format!(r#""to":[{addresses}]"#)), "/to"),
+            (GOOD.replace("chat.say", "rw.join").replace(r#"{"text":"hi"}"#, "[]"), "/payload"),
+        ] {
+            let refusal = refusal(&text);
+            assert_eq!(refusal.pointer, pointer, "{text}: {}", refusal.message);
+            assert_eq!(refusal.code, ErrorCode::EnvelopeInvalid);
+            assert!(!refusal.retryable() && !refusal.message.is_empty() && refusal.message.len() < 400, "{}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn a_refusal_bears_what_could_be_read() {
+        for (text, id, session_id) in [
+            (with(r#""x":1"#), "m-1", "s-42"),
+            (r#"{"x":1,"session_id":"s","id":"late"}"#.to_owned(), "late", "s"),
+            (r#"{"id":"a b","session_id":"a b"}"#.to_owned(), "", ""),
+            (r#"{"id":7}"#.to_owned(), "", ""),
+            ("[1]".to_owned(), "", ""),
+            (r#"{"x":{"id":"inner"}}"#.to_owned(), "", ""),
+            (r#"{"\u0069d":"escaped"}"#.to_owned(), "escaped", ""),
+        ] {
+            let refusal = refusal(&text);
+            assert_eq!((&*refusal.id, &*refusal.session_id), (id, session_id), "{text}");
+        }
+    }
+
+    #[test]
+    fn escapes_mean_what_they_stand_for() {
+        let text = r#"{"t\u0079pe":"ch\u0061t","id":"a\/b","session_id":"\u0073","pay\u006coad":"\/","to":["client:ana\/tab","role:\u0061"]}"#;
+        let mut parser = Parser::default();
+        let envelope = parser.parse(text.as_bytes()).unwrap();
+        assert_eq!((envelope.kind, envelope.id, envelope.session_id), ("chat", "a/b", "s"));
+        assert_eq!(envelope.payload, br#""\/""#);
+        assert_eq!(envelope.object, &text.as_bytes()[..text.len() - 1]);
+        let addresses: Vec<_> = envelope.to.iter().collect();
+        assert_eq!(addresses, [Address::Client("ana/tab"), Address::Role("a")]);
+    }
+
+    #[test]
+    fn addresses_are_read_in_order() {
+        let name = "n".repeat(128);
+        let list = format!(r#""to":["session","client:ana/tab-7","user:ana@x.org","room:a:b","role:{name}"]"#);
+        let text = with(&list);
+        let mut parser = Parser::default();
+        let To::Many(addresses) = parser.parse(text.as_bytes()).unwrap().to else { panic!("a list") };
+        let expected = [
+            Address::Session,
+            Address::Client("ana/tab-7"),
+            Address::User("ana@x.org"),
+            Address::Room("a:b"),
+            Address::Role(&name),
+        ];
+        assert_eq!(addresses.collect::<Vec<_>>(), expected);
+        assert_eq!(addresses.count(), 5, "iterating a copy leaves the list whole");
+        for (member, address) in [
+            (r#""to":["channel:news"]"#, Address::Channel("news")),
+            (r#""to":"intent:refund""#, Address::Intent("refund")),
+            (r#""to":"session""#, Address::Session),
+        ] {
+            assert_eq!(parser.parse(with(member).as_bytes()).unwrap().to, To::One(address));
+        }
+        let most = format!(r#""to":[{}]"#, vec![r#""room:a""#; ADDRESSES_MAX].join(","));
+        assert_eq!(parser.parse(with(&most).as_bytes()).unwrap().to.iter().count(), ADDRESSES_MAX);
+        for address in expected {
+            let (kind, name) = address.parts();
+            let text = if name.is_empty() { kind.to_owned() } else { format!("{kind}:{name}") };
+            assert_eq!(Address::parse(&text), Some(address));
+        }
+    }
+
+    #[test]
+    fn a_parser_serves_one_message_after_another() {
+        let mut parser = Parser::default();
+        let long = minimal(&format!(r#""{}""#, "x".repeat(60_000)));
+        for _ in 0..3 {
+            assert!(parser.parse(long.as_bytes()).is_ok());
+            assert!(parser.parse(b"{").is_err());
+            assert!(parser.parse(b"").is_err());
+            assert!(parser.parse(minimal("1e999").as_bytes()).is_ok());
+            assert_eq!(parser.parse(GOOD.as_bytes()).unwrap().payload, br#"{"text":"hi"}"#);
+        }
+    }
+}

@@ -83,3 +83,37 @@ pub fn presence(out: &mut Vec<u8>, head: Head<'_>, client_id: &str, event: Prese
     }
     payload.end();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const HEAD: Head<'_> = Head { id: "e-1", session_id: "s-42" };
+
+    fn check(kind: &str, payload: Value, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut out = Vec::new();
+        write(&mut out);
+        let expected = json!({"type": kind, "id": "e-1", "session_id": "s-42", "payload": payload});
+        assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), expected);
+    }
+
+    #[test]
+    fn events_have_the_contracts_keys() {
+        check("rw.auth.expiring", json!({"expires_in_ms": 60_000}), |out| auth_expiring(out, HEAD, 60_000));
+        let away = json!({"reconnect_within_ms": 5, "restart": true});
+        check("rw.goaway", away, |out| goaway(out, HEAD, 5, true));
+        check("rw.caught_up", json!({"seq": 4}), |out| caught_up(out, HEAD, 4));
+        check("rw.gap", json!({"from": 2, "to": 8}), |out| gap(out, HEAD, 2, 8));
+        check("rw.history_begin", json!({"count": 3}), |out| history_begin(out, HEAD, 3));
+        check("rw.history_end", json!({"more": false, "oldest_seq": 1}), |out| history_end(out, HEAD, false, 1));
+        for (event, text) in [(PresenceEvent::Join, "join"), (PresenceEvent::Leave, "leave"), (PresenceEvent::Lost, "lost")] {
+            check("rw.presence", json!({"client_id": "a", "event": text, "room": "r"}), |out| {
+                presence(out, HEAD, "a", event, Some("r"));
+            });
+        }
+        check("rw.presence", json!({"client_id": "a", "event": "data", "data": [1]}), |out| {
+            presence(out, HEAD, "a", PresenceEvent::Data(b"[1]"), None);
+        });
+    }
+}

@@ -8,10 +8,14 @@
 //!   the largest message seen, which the caller bounds by [`crate::limits::MESSAGE_BYTES_MAX`]. Refusals are cold and do allocate.
 //! - Nothing here prints a token: [`Hello`] and [`Refresh`] hide it in `Debug`, and no message of an error quotes a value.
 
+#[cfg(test)]
+mod attacks;
 mod commands;
 mod envelope;
 mod errors;
 mod events;
+#[cfg(test)]
+mod model;
 mod names;
 mod replies;
 mod scan;

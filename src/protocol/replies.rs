@@ -215,7 +215,7 @@ impl MemberState {
 }
 
 /// One of `rw.members` (section 6).
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Member<'a, R> {
     pub client_id: &'a str,
     pub roles: &'a [R],
@@ -274,4 +274,132 @@ pub fn watching<'a, R: AsRef<str> + 'a>(
 /// `rw.presence.ok`.
 pub fn presence_ok(out: &mut Vec<u8>, head: Head<'_>) {
     Payload::begin(out, "rw.presence.ok", head.id, head.session_id).end();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const HEAD: Head<'_> = Head { id: "m\"\\1", session_id: "s-42" };
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> Value {
+        let mut out = b"before".to_vec();
+        write(&mut out);
+        serde_json::from_slice(out.strip_prefix(b"before").unwrap()).unwrap()
+    }
+
+    fn whole(kind: &str, payload: Value) -> Value {
+        json!({"type": kind, "id": HEAD.id, "session_id": HEAD.session_id, "payload": payload})
+    }
+
+    #[test]
+    fn the_ack_is_the_contracts_text() {
+        let mut out = Vec::new();
+        ack(&mut out, Head { id: "m-7", session_id: "s" }, 5, false);
+        assert_eq!(out, br#"{"type":"rw.ack","id":"m-7","session_id":"s","payload":{"seq":5}}"#);
+        let duplicate = written(|out| ack(out, HEAD, u64::MAX, true));
+        assert_eq!(duplicate, whole("rw.ack", json!({"seq": u64::MAX, "duplicate": true})));
+    }
+
+    #[test]
+    fn an_error_has_all_keys_of_section_7() {
+        let message = "a \"quote\", a \\, a \u{0}\u{1f}\n\t\u{7f} and \u{2028} é 🦀";
+        let failure = Failure {
+            head: HEAD,
+            code: ErrorCode::LimitRate,
+            message,
+            retry_after_ms: Some(250),
+            pointer: Some("/to/1"),
+            frame: Some(17),
+        };
+        let payload = json!({"code": "limit.rate", "message": message, "retryable": true, "retry_after_ms": 250,
+            "details": {"pointer": "/to/1", "frame": 17}});
+        assert_eq!(written(|out| error(out, &failure)), whole("rw.error", payload));
+        let bare = Failure { code: ErrorCode::PolicyDenied, retry_after_ms: None, pointer: None, frame: None, ..failure };
+        let payload =
+            json!({"code": "policy.denied", "message": message, "retryable": false, "retry_after_ms": null, "details": {}});
+        assert_eq!(written(|out| error(out, &bare)), whole("rw.error", payload));
+        let refusal = Refusal {
+            id: HEAD.id.into(),
+            session_id: HEAD.session_id.into(),
+            code: ErrorCode::EnvelopeInvalid,
+            message: "m".into(),
+            pointer: "".into(),
+            retry_after_ms: None,
+        };
+        let payload = json!({"code": "envelope.invalid", "message": "m", "retryable": false, "retry_after_ms": null,
+            "details": {"pointer": "", "frame": 1}});
+        assert_eq!(written(|out| error(out, &Failure::of(&refusal, Some(1)))), whole("rw.error", payload));
+    }
+
+    #[test]
+    fn the_welcome_has_all_keys_of_section_4() {
+        let session = SessionStart {
+            created: false,
+            epoch: "9f2c",
+            seq: 1050,
+            start_seq: 1042,
+            recovered: true,
+            rewound_to: None,
+            oldest_seq: 1,
+            rooms: &["ops", "b"],
+            roles: &["agent"],
+        };
+        let full = Welcome {
+            client_id: "ana/tab-7",
+            connection_id: "c-1",
+            node: "n1",
+            session,
+            now_ms: 1_790_000_000_000,
+            token_expires_in_ms: 840_000,
+            heartbeat_ms: 25_000,
+            features: &[],
+            version: "0.1.0",
+            limits: Limits { max_message_bytes: 65_536, messages_per_second: 200, dedupe_ids: 1000, max_attached_sessions: 64 },
+        };
+        let pending = json!({"approvals": [], "handoffs": [], "steps": []});
+        let payload = json!({"client_id": "ana/tab-7", "connection_id": "c-1", "node": "n1", "created": false, "epoch": "9f2c",
+            "seq": 1050, "start_seq": 1042, "recovered": true, "rewound_to": null, "oldest_seq": 1, "rooms": ["ops", "b"],
+            "roles": ["agent"], "now": 1_790_000_000_000_u64, "token_expires_in_ms": 840_000, "heartbeat_ms": 25_000,
+            "pending": pending, "features": [], "version": "0.1.0", "limits": {"max_message_bytes": 65_536,
+            "messages_per_second": 200, "dedupe_ids": 1000, "max_attached_sessions": 64}});
+        assert_eq!(written(|out| welcome(out, HEAD, &full)), whole("rw.welcome", payload));
+        let start = SessionStart { created: true, recovered: false, rewound_to: Some(9), rooms: &[], ..session };
+        let payload = json!({"created": true, "epoch": "9f2c", "seq": 1050, "start_seq": 1042, "recovered": false, "rewound_to": 9,
+            "oldest_seq": 1, "rooms": [], "roles": ["agent"], "pending": pending});
+        assert_eq!(written(|out| attached(out, HEAD, &start)), whole("rw.attached", payload));
+    }
+
+    #[test]
+    fn the_small_replies() {
+        assert_eq!(written(|out| detached(out, HEAD)), whole("rw.detached", json!({})));
+        assert_eq!(written(|out| pong(out, HEAD, 9, 7)), whole("rw.pong", json!({"seq": 9, "delivered_seq": 7})));
+        assert_eq!(written(|out| refreshed(out, HEAD, 5)), whole("rw.refreshed", json!({"token_expires_in_ms": 5})));
+        assert_eq!(written(|out| joined(out, HEAD, "ops", 3)), whole("rw.joined", json!({"room": "ops", "seq": 3})));
+        assert_eq!(written(|out| left(out, HEAD, "ops")), whole("rw.left", json!({"room": "ops"})));
+        assert_eq!(written(|out| presence_ok(out, HEAD)), whole("rw.presence.ok", json!({})));
+    }
+
+    #[test]
+    fn member_lists() {
+        let roles = ["agent".to_owned(), "ops".to_owned()];
+        let list = || {
+            [
+                Member { client_id: "a", roles: &roles, since_at: 5, state: MemberState::Online, data: Some(br#"{"x":1}"#) },
+                Member { client_id: "b", roles: &roles[..0], since_at: 6, state: MemberState::Away, data: None },
+            ]
+            .into_iter()
+        };
+        let expected = json!([
+            {"client_id": "a", "roles": ["agent", "ops"], "since_at": 5, "state": "online", "data": {"x": 1}},
+            {"client_id": "b", "roles": [], "since_at": 6, "state": "away", "data": null},
+        ]);
+        let page = written(|out| members(out, HEAD, list(), Some("b")));
+        assert_eq!(page, whole("rw.members", json!({"members": expected, "next": "b"})));
+        let first = written(|out| watching(out, HEAD, list(), 12, None));
+        assert_eq!(first, whole("rw.watching", json!({"members": expected, "seq": 12, "next": null})));
+        let none = written(|out| members::<String>(out, HEAD, std::iter::empty(), None));
+        assert_eq!(none, whole("rw.members", json!({"members": [], "next": null})));
+    }
 }
