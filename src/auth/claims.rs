@@ -5,6 +5,7 @@ use super::{AuthError, Grant, GrantParts};
 use crate::limits::{
     TOKEN_ID_BYTES_MAX, TOKEN_LIFETIME_S_MAX, TOKEN_METHODS_MAX, TOKEN_ROLES_MAX, TOKEN_SCOPE_BYTES_MAX, TOKEN_SESSIONS_MAX,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -64,7 +65,10 @@ pub(super) fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     Value::deserialize(deserializer).map(Some)
 }
 
-const CLAIMS_MALFORMED: AuthError = AuthError::Malformed("its claims must be a JSON object with each claim once");
+/// Reads a JSON object; serde alone would take an array of the fields' values too.
+pub(super) fn object<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
+    json.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(json).ok()).flatten()
+}
 
 impl Claims {
     /// Reads the claims' JSON, for fuzzing: [`super::KeySet::verify`] has them read once their signature is good.
@@ -72,7 +76,7 @@ impl Claims {
     /// # Errors
     /// [`AuthError::Malformed`].
     pub fn parse(json: &[u8]) -> Result<Self, AuthError> {
-        serde_json::from_slice(json).map_err(|_| CLAIMS_MALFORMED)
+        object(json).ok_or(AuthError::Malformed("its claims must be a JSON object with each claim once"))
     }
 
     /// Judges the claims at `now_s`, Unix seconds.
@@ -121,8 +125,7 @@ impl Claims {
             }
         }
         if expires_at_s.saturating_sub(issued_at_s.unwrap_or(now_s)) > policy.lifetime_s_max {
-            let problem =
-                "the token lives longer than allowed ([auth] lifetime_s_max, 24 h where not set): issue shorter ones and refresh";
+            let problem = "the token lives longer than this gateway allows, 24 h by default: issue shorter ones and refresh";
             return Err(AuthError::Claims { claim: "exp", problem });
         }
         Ok((expires_at_s, issued_at_s))

@@ -18,5 +18,6 @@ mod vectors;
 pub use claims::TokenPolicy;
 pub use error::AuthError;
 pub use grant::{Grant, GrantParts, client_id_allowed, subject_allowed};
+pub(crate) use keys::{Jwk, is_key_id, preamble_key_id, raw_secret};
 pub use keys::{KeyAlgorithm, KeyError, KeyMaterial, KeyProblem, KeySet};
 pub use revocation::{Revocation, Revocations, RevocationsFull};

@@ -11,4 +11,5 @@ pub mod http;
 pub mod origin;
 pub mod proxy;
 pub mod refusal;
+pub mod tls;
 pub mod upgrade;

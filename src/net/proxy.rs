@@ -1,9 +1,7 @@
 //! Who is behind a proxy: networks that are trusted, the PROXY protocol (HAProxy's `proxy-protocol.txt`, versions 1 and 2), and
 //! the header a proxy adds.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::str::FromStr;
 
 /// The longest header that is read: version 2 with its addresses and room for extensions (specification section 2.2).
 pub const PROXY_HEADER_BYTES_MAX: usize = 536;
@@ -14,98 +12,20 @@ const V2_FIXED_BYTES: usize = 16;
 /// Hops of a header that are looked at: more proxies than anyone has.
 const HOPS_MAX: usize = 32;
 
-/// A network in CIDR notation (RFC 4632 section 3.1), or one address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr {
-    network: IpAddr,
-    prefix_bits: u8,
-}
-
-/// A text that is no network.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is no network: {problem}; write an address, or a network like 10.0.0.0/8 or fd00::/8")]
-pub struct CidrError {
-    text: String,
-    problem: String,
-}
-
-impl FromStr for Cidr {
-    type Err = CidrError;
-
-    fn from_str(text: &str) -> Result<Self, CidrError> {
-        let error = |problem: String| CidrError { text: text.to_owned(), problem };
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| error(format!("\"{address}\" is no IP address")))?;
-        let bits_max: u8 = if address.is_ipv4() { 32 } else { 128 };
-        let prefix_bits = match prefix {
-            None => bits_max,
-            Some(digits) => digits
-                .parse()
-                .ok()
-                .filter(|bits| *bits <= bits_max && digits.bytes().all(|digit| digit.is_ascii_digit()))
-                .ok_or_else(|| error(format!("\"{digits}\" is no prefix length of 0 to {bits_max}")))?,
-        };
-        let network = masked(address, prefix_bits);
-        if network != address {
-            return Err(error(format!("bits are set behind the prefix; the network is {network}/{prefix_bits}")));
-        }
-        Ok(Self { network, prefix_bits })
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}", self.network, self.prefix_bits)
-    }
-}
-
-impl Cidr {
-    /// Whether the address is in the network. An IPv4 address counts as itself where it came mapped into IPv6.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        address.is_ipv4() == self.network.is_ipv4() && masked(address, self.prefix_bits) == self.network
-    }
-}
-
-fn masked(address: IpAddr, prefix_bits: u8) -> IpAddr {
-    let prefix_bits = u32::from(prefix_bits);
-    match address {
-        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & u32::MAX.checked_shl(32 - prefix_bits).unwrap_or(0)).into(),
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & u128::MAX.checked_shl(128 - prefix_bits).unwrap_or(0)).into(),
-    }
-}
-
-/// Networks; empty trusts nobody.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CidrList(Vec<Cidr>);
-
-impl CidrList {
-    /// # Errors
-    /// The first text that is no network.
-    pub fn parse<S: AsRef<str>>(texts: &[S]) -> Result<Self, CidrError> {
-        texts.iter().map(|text| text.as_ref().parse()).collect::<Result<_, _>>().map(Self)
-    }
-
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.contains(address))
-    }
-}
-
 /// The client's address: the peer's own, but where the peer is trusted the rightmost hop of the header that is not. A hop
 /// that is no address ends the walk, for everything left of it may be forged.
 ///
 /// `values` are the lines of the configured header (`X-Forwarded-For`, say) in the order sent.
 #[must_use]
-pub fn client_ip<'v>(peer: IpAddr, values: impl DoubleEndedIterator<Item = &'v [u8]>, trusted: &CidrList) -> IpAddr {
+pub fn client_ip<'v>(
+    peer: IpAddr,
+    values: impl DoubleEndedIterator<Item = &'v [u8]>,
+    trusted: impl Fn(IpAddr) -> bool,
+) -> IpAddr {
     let mut nearest = peer.to_canonical();
     let hops = values.rev().flat_map(|value| value.rsplit(|&byte| byte == b','));
     for hop in hops.take(HOPS_MAX) {
-        if !trusted.contains(nearest) {
+        if !trusted(nearest) {
             break;
         }
         let Some(address) = hop_address(hop.trim_ascii()) else { break };
@@ -360,32 +280,10 @@ mod tests {
     }
 
     #[test]
-    fn networks() {
-        let list = CidrList::parse(&["10.0.0.0/8", "192.0.2.7", "fd00::/8", "0.0.0.0/32"]).unwrap();
-        for inside in ["10.255.0.1", "192.0.2.7", "fdff::1", "::ffff:10.1.1.1", "0.0.0.0"] {
-            assert!(list.contains(inside.parse().unwrap()), "{inside}");
-        }
-        for outside in ["11.0.0.0", "192.0.2.8", "fe00::1", "::1", "::10.1.1.1"] {
-            assert!(!list.contains(outside.parse().unwrap()), "{outside}");
-        }
-        let all = CidrList::parse(&["0.0.0.0/0"]).unwrap();
-        assert!(all.contains("255.1.2.3".parse().unwrap()) && !all.contains("::1".parse().unwrap()));
-        assert!(CidrList::parse(&["::/0"]).unwrap().contains("ffff::".parse().unwrap()));
-        assert!(!CidrList::default().contains("127.0.0.1".parse().unwrap()));
-        for bad in
-            ["10.0.0.0/33", "10.0.0.0/", "10.0.0.0/+8", "fd00::/129", "10.0.0.1/8", "10.0.0", "localhost", "", "10.0.0.0/8/8"]
-        {
-            let error = CidrList::parse(&[bad]).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("\"{bad}\" is no network: ")), "{error}");
-        }
-        assert_eq!("10.0.0.0/8".parse::<Cidr>().unwrap().to_string(), "10.0.0.0/8");
-    }
-
-    #[test]
     fn h23_the_header_counts_only_from_a_trusted_peer() {
-        let trusted = CidrList::parse(&["10.0.0.0/8"]).unwrap();
+        let trusted = |address: IpAddr| matches!(address, IpAddr::V4(address) if address.octets()[0] == 10);
         let client = |peer: &str, lines: &[&str]| {
-            client_ip(peer.parse().unwrap(), lines.iter().map(|line| line.as_bytes()), &trusted).to_string()
+            client_ip(peer.parse().unwrap(), lines.iter().map(|line| line.as_bytes()), trusted).to_string()
         };
         assert_eq!(client("203.0.113.9", &["192.0.2.1"]), "203.0.113.9", "not a proxy of ours");
         assert_eq!(client("10.0.0.1", &["192.0.2.1"]), "192.0.2.1");

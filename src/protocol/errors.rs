@@ -77,6 +77,8 @@ codes! {
     LimitSessions = "limit.sessions", true;
     /// Too many sessions on one connection.
     LimitAttached = "limit.attached", false;
+    /// The user has too many connections.
+    LimitConnections = "limit.connections", true;
     /// The session's own, smaller limit of a message's bytes.
     LimitMessageBytes = "limit.message_bytes", false;
     /// The log's directory is at its cap.

@@ -34,4 +34,4 @@ pub use replies::{
     Failure, Head, Limits, Member, MemberState, SessionStart, Welcome, ack, attached, detached, error, joined, left, members,
     pong, presence_ok, refreshed, watching, welcome,
 };
-pub use splice::{AddedBuf, Traceparent, added, make_traceparent};
+pub use splice::{AddedBuf, Traceparent, added, make_traceparent, rewritten};

@@ -1,5 +1,7 @@
 //! What the gateway adds to a forwarded envelope (protocol.md section 2), without touching the sender's bytes.
 
+use super::envelope::{Envelope, To};
+use super::write::string;
 use crate::limits::ENVELOPE_ADDED_BYTES_MAX;
 
 /// A fixed buffer for [`added`]: on the stack, so that the frame's length is known before the one copy into the log.
@@ -53,6 +55,37 @@ pub fn added(scratch: &mut AddedBuf, seq: Option<u64>, from: &str, ts_ms: u64, t
         scratch.push(b"\"");
     }
     scratch.push(b"}");
+}
+
+/// Writes an envelope anew from its fields, with another session id, up to but excluding the final `}`: for a message that goes into
+/// another session and whose own id was written with escapes, so that it can't be replaced in place.
+#[cold]
+pub fn rewritten(envelope: &Envelope<'_>, session_id: &str, out: &mut Vec<u8>) {
+    let mut member = |key: &str, write: &dyn Fn(&mut Vec<u8>)| {
+        out.extend_from_slice(if out.is_empty() { b"{" } else { b"," });
+        string(out, key);
+        out.push(b':');
+        write(out);
+    };
+    member("type", &|out| string(out, envelope.kind));
+    member("id", &|out| string(out, envelope.id));
+    member("session_id", &|out| string(out, session_id));
+    member("payload", &|out| out.extend_from_slice(envelope.payload));
+    if let To::One(address) = envelope.to {
+        let (kind, name) = address.parts();
+        member("to", &|out| string(out, &format!("{kind}:{name}")));
+    }
+    for (key, value) in [("reply_to", envelope.reply_to), ("traceparent", envelope.traceparent)] {
+        if let Some(value) = value {
+            member(key, &|out| string(out, value));
+        }
+    }
+    if let Some(meta) = envelope.meta {
+        member("meta", &|out| out.extend_from_slice(meta));
+    }
+    if envelope.ephemeral {
+        member("ephemeral", &|out| out.extend_from_slice(b"true"));
+    }
 }
 
 /// A traceparent of the gateway's own.

@@ -23,7 +23,8 @@ impl Bucket {
         if rate.per_second == 0 {
             return Ok(());
         }
-        let cost = |units: u64| (u128::from(units) * 1_000_000_000 / u128::from(rate.per_second)).min(u128::from(u64::MAX / 4)) as u64;
+        let cost =
+            |units: u64| (u128::from(units) * 1_000_000_000 / u128::from(rate.per_second)).min(u128::from(u64::MAX / 4)) as u64;
         let empty_at = self.0.max(now_ns);
         // A single taking above the burst is allowed on an empty bucket: else it could never pass.
         let full = now_ns + cost(rate.burst.max(units));
