@@ -5,10 +5,9 @@
 #![allow(unsafe_code)] // submission queue entries name memory by pointer; the SAFETY comments carry the argument
 
 use super::buffers::{self, BufferRing};
-use super::{ConnId, Event, Io, Next, Read, Send, Sent, Shard};
+use super::{ConnId, Event, Io, Next, Read, RingStats, Send, Sent, Shard};
 use crate::time::Tick;
 use io_uring::{IoUring, opcode, squeue, types};
-use rustix::rand::{GetRandomFlags, getrandom};
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -126,23 +125,6 @@ pub struct Options {
     pub spin_us: u64,
 }
 
-/// What the engine counts; read by the shard's turn for its counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RingStats {
-    /// Receives that ended because no buffer was free.
-    pub buffers_exhausted: u64,
-    /// Receives armed again.
-    pub rearmed: u64,
-    /// Completions the kernel had to keep aside.
-    pub overflows: u64,
-    /// Bells that failed and were rung again.
-    pub bells_retried: u64,
-    /// Connections put on single reads for flooding.
-    pub flooding: u64,
-    /// Accepts that failed.
-    pub accepts_failed: u64,
-}
-
 /// The engine. See the module's text.
 pub struct Ring {
     // Declared first: dropped before the buffers the kernel may still write to.
@@ -209,12 +191,6 @@ impl Ring {
         };
         engine.arm_eventfd();
         Ok(engine)
-    }
-
-    /// What it has counted so far.
-    #[must_use]
-    pub fn stats(&self) -> RingStats {
-        self.stats
     }
 
     /// The two clocks.
@@ -753,14 +729,12 @@ impl Io for Ring {
         self.push(&entry.user_data(plain(Op::BellOut, number)));
     }
 
-    fn fill_random(&mut self, mut out: &mut [u8]) {
-        while !out.is_empty() {
-            match getrandom(&mut *out, GetRandomFlags::empty()) {
-                Ok(filled) => out = &mut out[filled..],
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => panic!("the kernel gives no random bytes: {error}"),
-            }
-        }
+    fn clock(&self) -> Tick {
+        self.now()
+    }
+
+    fn stats(&self) -> RingStats {
+        self.stats
     }
 }
 

@@ -8,10 +8,21 @@
 //! Invariants: a session's state is touched by its home shard only; a turn is bounded; every queue is bounded, and what did not fit is
 //! counted with its reason.
 
+mod admin;
 pub mod admission;
+mod attach;
+mod commands;
+pub mod conn;
+pub mod core;
 pub mod counters;
+mod handshake;
 pub mod histogram;
+mod inbound;
 pub mod lanes;
+mod mirrors;
+mod outbound;
 pub mod port;
+mod publish;
 pub mod rate;
+mod timers;
 pub mod wheel;

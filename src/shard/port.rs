@@ -4,8 +4,11 @@
 //! control, which tries later or reports the shard as stuck; a shard that answers nobody any more counts it and goes on.
 
 use super::counters::SharedCounters;
+use crate::auth::{KeySet, Revocations, TokenPolicy};
 use crate::close::CloseReason;
 use crate::config::Settings;
+use crate::net::tls::TlsServer;
+use crate::net::upgrade::Policy as UpgradePolicy;
 use crossbeam::queue::ArrayQueue;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -29,7 +32,16 @@ pub const CLOSED_KEPT_MS: u64 = 600_000;
 pub struct Snapshot {
     /// The settings in force.
     pub settings: Arc<Settings>,
-    // The key set and the revocations of `auth` stand here.
+    /// The keys that tokens are verified with.
+    pub keys: Arc<KeySet>,
+    /// What a token must be.
+    pub tokens: TokenPolicy,
+    /// Tokens and users that are let in no more.
+    pub revocations: Arc<Revocations>,
+    /// What an upgrade is judged by.
+    pub upgrade: UpgradePolicy,
+    /// Where TLS is on.
+    pub tls: Option<TlsServer>,
 }
 
 /// Whom a revocation ends.

@@ -198,6 +198,12 @@ impl Decoder {
         }
     }
 
+    /// Whether a close frame or an error has ended the stream of items.
+    #[must_use]
+    pub fn over(&self) -> bool {
+        self.phase == Phase::Over
+    }
+
     /// Memory held for an unfinished message, in bytes.
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {
