@@ -14,6 +14,7 @@
 pub mod auth;
 pub mod close;
 pub mod config;
+pub mod control;
 pub mod ids;
 pub mod io;
 pub mod limits;
