@@ -8,6 +8,8 @@
 //! Invariants: the kernel holds no pointer into core memory after a turn; what is in the kernel is never forgotten (cancelled
 //! and reaped, or its socket shut down); an idle connection owns no buffer here.
 
+pub mod probe;
+
 pub use crate::ids::ConnId;
 use crate::time::Tick;
 use std::net::SocketAddr;
