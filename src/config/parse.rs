@@ -412,9 +412,9 @@ mod tests {
         ),
         ("[server]\nnode = \"\"", "line 2: server.node = \"\": must be 1 to 64 letters, digits, \"_\", \".\" or \"-\""),
         (
-            "[server]\nallowed_origins = [\"*\"]",
-            "line 2: server.allowed_origins = [\"*\"]: must be a list of origins like \"https://app.example.com\" (a scheme, a host, a \
-             port unless usual; no path, no *); \"*\" is not one",
+            "[server]\nallowed_origins = [\"a.example\"]",
+            "line 2: server.allowed_origins = [\"a.example\"]: must be a list of origins like \"https://app.example.com\" (a scheme, a host, a \
+             port unless usual; no path), or \"*\"; \"a.example\" is not one",
         ),
         (
             "[server]\ntrusted_proxies = [\"10.0.0.0/40\"]",

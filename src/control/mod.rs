@@ -41,8 +41,6 @@ pub struct Reloaded {
 pub struct ControlOptions {
     /// `[admin] listen`; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// All shards, in order.
-    pub ports: Vec<Port>,
     /// What is in force at start.
     pub snapshot: Arc<Snapshot>,
     /// What SIGHUP calls; `None` where there is nothing to read again.
@@ -93,11 +91,11 @@ pub enum Outcome {
     Stuck(Vec<usize>),
 }
 
-/// Built, not yet running.
+/// Built, not yet running: the address is taken, so that shards can be started in between.
 #[derive(Debug)]
 pub struct Control {
     handle: ControlHandle,
-    go: mpsc::SyncSender<()>,
+    go: mpsc::SyncSender<Vec<Port>>,
 }
 
 /// A running control thread.
@@ -132,21 +130,19 @@ impl Control {
         let (tell, outcome) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             // Dropped without a go: never spawned, nothing to run.
-            if wait_for_go.recv().is_err() {
-                return;
-            }
-            let ended = runtime.block_on(runner.run(listener));
+            let Ok(ports) = wait_for_go.recv() else { return };
+            let ended = runtime.block_on(runner.run(listener, ports));
             // Nobody may wait any more; then nobody is to be told.
             let _ = tell.send(ended);
         })?;
         Ok(Self { handle: ControlHandle { address, commands, outcome, thread }, go })
     }
 
-    /// Lets it run. Cannot fail.
+    /// Lets it run, over all shards in order. Cannot fail.
     #[must_use]
-    pub fn spawn(self) -> ControlHandle {
+    pub fn spawn(self, ports: Vec<Port>) -> ControlHandle {
         // The thread waits for exactly this message and the channel has room for it.
-        let _ = self.go.send(());
+        let _ = self.go.send(ports);
         self.handle
     }
 }
@@ -186,6 +182,6 @@ impl ControlHandle {
 ///
 /// # Errors
 /// See [`ControlError`].
-pub fn spawn(options: ControlOptions) -> Result<ControlHandle, ControlError> {
-    Ok(Control::build(options)?.spawn())
+pub fn spawn(options: ControlOptions, ports: Vec<Port>) -> Result<ControlHandle, ControlError> {
+    Ok(Control::build(options)?.spawn(ports))
 }

@@ -19,7 +19,6 @@ const EMPTY_LOOKS: u32 = 3;
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) struct Runner {
-    shared: Arc<Shared>,
     snapshot: Arc<Snapshot>,
     reload: Option<Reload>,
     inbox: Inbox,
@@ -74,26 +73,26 @@ impl Runner {
             interrupt: take(SignalKind::interrupt())?,
             hang_up: take(SignalKind::hangup())?,
         };
-        let health = Mutex::new(super::Health::new(options.ports.len()));
-        let shared = Arc::new(Shared { ports: options.ports, health });
-        Ok(Self { shared, snapshot: options.snapshot, reload: options.reload, inbox, tick: options.tick })
+        Ok(Self { snapshot: options.snapshot, reload: options.reload, inbox, tick: options.tick })
     }
 
-    pub(super) async fn run(mut self, listener: TcpListener) -> Outcome {
-        let app = router(Arc::clone(&self.shared));
+    pub(super) async fn run(mut self, listener: TcpListener, ports: Vec<Port>) -> Outcome {
+        let health = Mutex::new(super::Health::new(ports.len()));
+        let shared = Arc::new(Shared { ports, health });
+        let app = router(Arc::clone(&shared));
         // Ends with the runtime; serve itself never returns.
         tokio::spawn(async move { axum::serve(Capped::new(listener), app).await });
-        tokio::spawn(look_after(Arc::clone(&self.shared), self.tick));
+        tokio::spawn(look_after(Arc::clone(&shared), self.tick));
         loop {
             match self.inbox.next().await {
-                Command::Drain => return self.drain().await,
-                Command::Stop => return self.stop(Outcome::Stopped).await,
-                Command::Reload => self.reload().await,
+                Command::Drain => return self.drain(&shared).await,
+                Command::Stop => return stop(&shared, Outcome::Stopped).await,
+                Command::Reload => self.reload(&shared).await,
             }
         }
     }
 
-    async fn reload(&mut self) {
+    async fn reload(&mut self, shared: &Shared) {
         let Some(reload) = self.reload.as_mut() else {
             tracing::warn!("reload asked for, but this process has no configuration file; nothing changed");
             return;
@@ -116,7 +115,7 @@ impl Runner {
         let live = reloaded.changes.iter().filter(|change| change.live).count();
         tracing::info!(live, restart = reloaded.changes.len() - live, "reloaded settings and keys");
         self.snapshot = reloaded.snapshot;
-        for port in &self.shared.ports {
+        for port in &shared.ports {
             tokio::spawn(deliver(
                 port.clone(),
                 PortMessage::Configure(Arc::clone(&self.snapshot)),
@@ -127,16 +126,15 @@ impl Runner {
 
     /// Not ready; then goaway and 1012 over the window; then, when all have gone or the grace is over, stop. A second
     /// command to drain or stop stops at once; a reload meanwhile is not taken.
-    async fn drain(mut self) -> Outcome {
+    async fn drain(mut self, shared: &Shared) -> Outcome {
         let settings = self.snapshot.settings.drain;
-        self.shared.health().drain();
+        shared.health().drain();
         tracing::info!(
             not_ready_ms = settings.not_ready_ms,
             window_ms = settings.window_ms,
             grace_ms = settings.grace_ms,
             "draining"
         );
-        let shared = Arc::clone(&self.shared);
         let drained = async {
             sleep(Duration::from_millis(settings.not_ready_ms)).await;
             let until = Instant::now() + Duration::from_millis(settings.grace_ms);
@@ -151,20 +149,20 @@ impl Runner {
             left = drained => if left == 0 { Outcome::Drained } else { Outcome::GraceOver(left) },
             () = asked_again(&mut self.inbox) => Outcome::Stopped,
         };
-        self.stop(outcome).await
+        stop(shared, outcome).await
     }
+}
 
-    async fn stop(self, outcome: Outcome) -> Outcome {
-        self.shared.health().drain();
-        let until = Instant::now() + STOP_PATIENCE;
-        let mut stuck = Vec::new();
-        for port in &self.shared.ports {
-            if !deliver(port.clone(), PortMessage::Stop, until).await {
-                stuck.push(port.shard());
-            }
+async fn stop(shared: &Shared, outcome: Outcome) -> Outcome {
+    shared.health().drain();
+    let until = Instant::now() + STOP_PATIENCE;
+    let mut stuck = Vec::new();
+    for port in &shared.ports {
+        if !deliver(port.clone(), PortMessage::Stop, until).await {
+            stuck.push(port.shard());
         }
-        if stuck.is_empty() { outcome } else { Outcome::Stuck(stuck) }
     }
+    if stuck.is_empty() { outcome } else { Outcome::Stuck(stuck) }
 }
 
 async fn asked_again(inbox: &mut Inbox) {

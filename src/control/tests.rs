@@ -106,13 +106,12 @@ fn fake_shard(number: usize, connections: u64, polite: bool) -> (Port, JoinHandl
 }
 
 fn snapshot(text: &str) -> Arc<Snapshot> {
-    Arc::new(Snapshot { settings: Arc::new(Settings::parse(text, []).unwrap()) })
+    Arc::new(Snapshot { settings: Arc::new(Settings::parse(text, []).unwrap()), dev: false })
 }
 
-fn options(ports: Vec<Port>, text: &str) -> ControlOptions {
+fn options(text: &str) -> ControlOptions {
     ControlOptions {
         listen: "127.0.0.1:0".parse().unwrap(),
-        ports,
         snapshot: snapshot(text),
         reload: None,
         signals: false,
@@ -150,7 +149,7 @@ fn until(mut what: impl FnMut() -> bool) {
 fn a_live_node_is_healthy_ready_and_shows_its_connections() {
     let (first, first_thread) = fake_shard(0, 300, true);
     let (second, second_thread) = fake_shard(1, 2, true);
-    let control = spawn(options(vec![first, second], "")).unwrap();
+    let control = spawn(options(""), vec![first, second]).unwrap();
     let address = control.address();
     until(|| get(address, "/readyz").0 == 200);
     assert_eq!(get(address, "/healthz"), (200, "ok\n".to_owned()));
@@ -183,7 +182,7 @@ fn a_shard_that_does_not_turn_is_named() {
     let (live, thread) = fake_shard(0, 0, true);
     // Nobody runs behind this port.
     let (dead, _receiver) = port(1, Arc::new(ThreadBell::default()), shared_counters());
-    let control = spawn(options(vec![live, dead], "")).unwrap();
+    let control = spawn(options(""), vec![live, dead]).unwrap();
     let address = control.address();
     until(|| get(address, "/healthz") == (503, "shard 1 has not turned for 5 s\n".to_owned()));
     let (status, reason) = get(address, "/readyz");
@@ -197,7 +196,7 @@ fn a_shard_that_does_not_turn_is_named() {
 #[test]
 fn a_drain_ends_when_all_have_gone() {
     let (door, thread) = fake_shard(0, 5, true);
-    let control = spawn(options(vec![door], "[drain]\nnot_ready_ms = 300\nwindow_ms = 77")).unwrap();
+    let control = spawn(options("[drain]\nnot_ready_ms = 300\nwindow_ms = 77"), vec![door]).unwrap();
     let address = control.address();
     until(|| get(address, "/readyz").0 == 200);
     control.ask(Command::Drain);
@@ -210,7 +209,7 @@ fn a_drain_ends_when_all_have_gone() {
 #[test]
 fn a_drain_ends_with_its_grace() {
     let (door, thread) = fake_shard(0, 5, false);
-    let control = spawn(options(vec![door], "[drain]\ngrace_ms = 200")).unwrap();
+    let control = spawn(options("[drain]\ngrace_ms = 200"), vec![door]).unwrap();
     control.ask(Command::Drain);
     assert_eq!(control.wait(), Outcome::GraceOver(5));
     assert!(thread.join().unwrap().stopped);
@@ -219,7 +218,7 @@ fn a_drain_ends_with_its_grace() {
 #[test]
 fn asked_twice_it_stops_at_once() {
     let (door, thread) = fake_shard(0, 5, false);
-    let control = spawn(options(vec![door], "[drain]\ngrace_ms = 3600000")).unwrap();
+    let control = spawn(options("[drain]\ngrace_ms = 3600000"), vec![door]).unwrap();
     control.ask(Command::Drain);
     control.ask(Command::Drain);
     assert_eq!(control.wait(), Outcome::Stopped);
@@ -240,7 +239,7 @@ fn a_reload_reaches_the_shards_and_a_bad_one_does_not() {
         let new = snapshot("[limits]\nmessages_per_second = 5");
         Ok(Reloaded { changes: new.settings.diff(&Settings::default()), snapshot: new })
     });
-    let control = spawn(ControlOptions { reload: Some(reload), ..options(vec![door], "") }).unwrap();
+    let control = spawn(ControlOptions { reload: Some(reload), ..options("") }, vec![door]).unwrap();
     for expected in [1, 2] {
         control.ask(Command::Reload);
         assert_eq!(answers.recv_timeout(Duration::from_secs(10)), Ok(expected));
@@ -254,9 +253,9 @@ fn a_reload_reaches_the_shards_and_a_bad_one_does_not() {
 fn what_cannot_be_listened_on_is_told_before_anything_runs() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap();
-    let error = Control::build(ControlOptions { listen, ..options(Vec::new(), "") }).unwrap_err();
+    let error = Control::build(ControlOptions { listen, ..options("") }).unwrap_err();
     assert!(error.to_string().starts_with(&format!("admin.listen = \"{listen}\" cannot be listened on: ")), "{error}");
-    let public = ControlOptions { listen: "0.0.0.0:0".parse().unwrap(), ..options(Vec::new(), "") };
+    let public = ControlOptions { listen: "0.0.0.0:0".parse().unwrap(), ..options("") };
     assert!(matches!(Control::build(public), Err(ControlError::NotLoopback(_))));
-    drop(Control::build(options(Vec::new(), "")).unwrap());
+    drop(Control::build(options("")).unwrap());
 }

@@ -29,6 +29,8 @@ pub const CLOSED_KEPT_MS: u64 = 600_000;
 pub struct Snapshot {
     /// The settings in force.
     pub settings: Arc<Settings>,
+    /// `ringway dev`: pages of the loopback and `null` may connect too (protocol.md section 1).
+    pub dev: bool,
     // The key set and the revocations of `auth` stand here.
 }
 
