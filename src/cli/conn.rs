@@ -128,7 +128,10 @@ fn details(info: &ConnectionInfo) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::port::ConnectionState;
+    use crate::control::{self, ControlOptions};
+    use crate::shard::port::{ConnectionState, Snapshot};
+    use std::sync::Arc;
+    use std::time::Duration;
 
     fn info() -> ConnectionInfo {
         ConnectionInfo {
@@ -157,6 +160,25 @@ mod tests {
         assert!(lines[1].contains("too_slow (4508)") && lines[1].contains("11m") && lines[1].contains("999ms"), "{text}");
         assert_eq!(lines[2..], ["… and more; raise --limit to see them", "shards that did not answer: [3]"]);
         assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_running_listener_is_understood() {
+        let options = ControlOptions {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            snapshot: Arc::new(Snapshot { settings: Arc::default(), dev: false }),
+            reload: None,
+            signals: false,
+            tick: Duration::from_secs(1),
+        };
+        let control = control::spawn(options, Vec::new()).unwrap();
+        let url = format!("http://{}", control.address());
+        let list: ConnectionList = decode(&good(get(&url, "/v1/connections?limit=5").unwrap()).unwrap()).unwrap();
+        let refused = show(&url, "c-1", false).unwrap_err().0;
+        control.ask(control::Command::Stop);
+        assert_eq!(control.wait(), control::Outcome::Stopped);
+        assert_eq!(list, ConnectionList::default());
+        assert!(refused.starts_with("no shard knows this connection"), "{refused}");
     }
 
     #[test]

@@ -199,6 +199,9 @@ fn join(shards: Shards) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::counters::shared_counters;
+    use crate::shard::port::{Bell, PortReceiver, port};
+    use rustix::process::{Signal, getpid, kill_process};
 
     fn key(bytes: &[u8]) -> KeyMaterial {
         KeyMaterial { key_id: "k".into(), algorithm: KeyAlgorithm::Hs256, bytes: bytes.to_vec() }
@@ -244,5 +247,46 @@ mod tests {
         let node = Node { settings, keys: Vec::new(), dev: true, reload: None };
         let error = run(node, |_, _| Err("no ring".to_owned()), |_| panic!("announced")).unwrap_err();
         assert_eq!(error.0, "no ring");
+    }
+
+    struct Unpark(std::thread::Thread);
+    impl Bell for Unpark {
+        fn ring(&self) {
+            self.0.unpark();
+        }
+    }
+
+    /// One shard without sockets, which turns when it is rung and ends when it is told.
+    fn one_shard(count: usize, _: &Arc<Snapshot>) -> Result<Shards, String> {
+        assert_eq!(count, 1);
+        let (give, take) = std::sync::mpsc::channel::<PortReceiver>();
+        let thread = std::thread::spawn(move || {
+            let receiver = take.recv().unwrap();
+            loop {
+                match receiver.pop() {
+                    Some(PortMessage::Stop) => return,
+                    Some(PortMessage::Probe { reply }) => drop(reply.send(())),
+                    Some(_) => {}
+                    None => std::thread::park(),
+                }
+            }
+        });
+        let (door, receiver) = port(0, Arc::new(Unpark(thread.thread().clone())), shared_counters());
+        give.send(receiver).unwrap();
+        Ok(Shards { address: "127.0.0.1:1".parse().unwrap(), ports: vec![door], threads: vec![thread] })
+    }
+
+    /// The one test that signals this process: its handlers are in place before the first signal is sent.
+    #[test]
+    fn hup_reloads_and_term_drains() {
+        let settings =
+            Settings::parse("[admin]\nlisten = \"127.0.0.1:0\"\n[server]\nmax_connections = 10\nshards = 1", []).unwrap();
+        let signal = |signal| kill_process(getpid(), signal).unwrap();
+        let reload: Reload = Box::new(move || {
+            signal(Signal::TERM);
+            Err("told to".to_owned())
+        });
+        let node = Node { settings, keys: Vec::new(), dev: false, reload: Some(reload) };
+        assert_eq!(run(node, one_shard, |_| signal(Signal::HUP)), Ok(()));
     }
 }

@@ -150,6 +150,33 @@ pub(super) fn text(ports: &[Port], health: &Health) -> String {
     out
 }
 
+/// The reference of all metrics, and of the reasons they are counted by, as Markdown.
+#[must_use]
+pub fn docs_markdown() -> String {
+    let mut out = String::from("| metric | kind | counts | what to do |\n| --- | --- | --- | --- |\n");
+    for metric in METRICS {
+        let kind = if metric.kind == MetricKind::Counter { "counter" } else { "gauge" };
+        let _ = writeln!(out, "| `{}` | {kind} | {} | {} |", full_name(metric), metric.help.trim(), metric.advice);
+    }
+    for family in FAMILIES {
+        let _ = writeln!(out, "| `{}` | {} | {} | {} |", family.name, family.kind, family.help, family.advice);
+    }
+    let _ = write!(out, "\n### `{}` by reason\n\n| reason | close code |\n| --- | --- |\n", CLOSES.name);
+    for reason in CloseReason::ALL {
+        let code = reason.code().map_or_else(|| "none".to_owned(), |code| code.to_string());
+        let _ = writeln!(out, "| `{}` | {code} |", reason.label());
+    }
+    let _ = write!(out, "\n### `{}` by reason\n\n| reason | what |\n| --- | --- |\n", DROPS.name);
+    for reason in DropReason::ALL {
+        let _ = writeln!(out, "| `{}` | {} |", reason.label(), reason.about().trim());
+    }
+    let _ = write!(out, "\n### `{}` by limit\n\n| limit | the bound |\n| --- | --- |\n", LIMITS.name);
+    for limit in LimitReached::ALL {
+        let _ = writeln!(out, "| `{}` | {} |", limit.label(), limit.about().trim());
+    }
+    out
+}
+
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
@@ -255,6 +282,27 @@ mod tests {
             }
         }
         samples
+    }
+
+    /// Puts a generated part between its markers.
+    fn with_part(manual: &str, name: &str, part: &str) -> String {
+        let (begin, end) = (format!("<!-- {name}: generated -->\n"), format!("<!-- end of {name} -->"));
+        let (before, rest) = manual.split_once(&begin).expect("the manual has the marker");
+        let (_, after) = rest.split_once(&end).expect("the manual has the end marker");
+        format!("{before}{begin}\n{}\n{end}{after}", part.trim_end().to_owned() + "\n")
+    }
+
+    #[test]
+    fn the_operating_manual_is_up_to_date() {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/OPERATING.md");
+        let manual = std::fs::read_to_string(&file).unwrap();
+        let settings = with_part(&manual, "settings", &crate::config::docs_markdown());
+        let wanted = with_part(&settings, "metrics", &docs_markdown());
+        if std::env::var_os("RINGWAY_WRITE_DOCS").is_some() {
+            std::fs::write(&file, &wanted).unwrap();
+            return;
+        }
+        assert!(manual == wanted, "docs/OPERATING.md is behind the code: RINGWAY_WRITE_DOCS=1 cargo test --lib operating_manual");
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod tests;
 
 pub use health::{Health, READY_TICKS_MAX, STUCK_TICKS};
 pub use http::{ConnectionList, host_is_loopback};
-pub use metrics::{FAMILIES, Family};
+pub use metrics::{FAMILIES, Family, docs_markdown as metrics_markdown};
 
 use crate::config::Change;
 use crate::shard::port::{Port, Snapshot};
@@ -169,12 +169,6 @@ impl ControlHandle {
             // Without control there is nobody to drain or to answer for health: the caller ends the process.
             _ => Outcome::Stopped,
         }
-    }
-
-    /// Waits for at most so long.
-    #[must_use]
-    pub fn wait_for(&self, patience: Duration) -> Option<Outcome> {
-        self.outcome.recv_timeout(patience).ok()
     }
 }
 

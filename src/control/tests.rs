@@ -259,3 +259,20 @@ fn what_cannot_be_listened_on_is_told_before_anything_runs() {
     assert!(matches!(Control::build(public), Err(ControlError::NotLoopback(_))));
     drop(Control::build(options("")).unwrap());
 }
+
+#[test]
+fn idle_connections_hold_up_others_only_up_to_the_cap() {
+    let control = spawn(options(""), Vec::new()).unwrap();
+    let mut idle: Vec<TcpStream> = (0..64).map(|_| TcpStream::connect(control.address()).unwrap()).collect();
+    let mut waiting = TcpStream::connect(control.address()).unwrap();
+    waiting.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    waiting.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(waiting.read(&mut [0; 16]).is_err(), "answered beyond the cap");
+    idle.pop();
+    waiting.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut start = [0; 12];
+    waiting.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200");
+    control.ask(Command::Stop);
+    assert_eq!(control.wait(), Outcome::Stopped);
+}
