@@ -14,7 +14,7 @@ mod serve;
 
 pub use serve::{KeyMaterial, Node, Shards, StartShards, load_keys, run};
 
-use crate::config::{self, Settings};
+use crate::config::{self, KeyAlgorithm, Settings};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -108,15 +108,15 @@ enum KeyCommand {
 /// What `key new` was asked for.
 #[derive(Clone, Debug, Args)]
 pub struct KeyNewArgs {
-    /// The signature algorithm
-    #[arg(long, value_name = "ALGORITHM", value_parser = ["eddsa", "es256", "rs256", "hs256"], ignore_case = true)]
-    pub alg: String,
-    /// The key id that tokens will name
+    /// The signature algorithm: eddsa, es256, rs256 or hs256
+    #[arg(long, value_name = "ALGORITHM", value_parser = key_algorithm)]
+    pub alg: KeyAlgorithm,
+    /// The key id that tokens will name; made up where absent
     #[arg(long, value_name = "ID")]
     pub kid: Option<String>,
-    /// Where to write it: FILE for the private key or secret, FILE.pub for the public key
-    #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
+    /// The private file to write, or the folder for both files
+    #[arg(long, value_name = "PATH", default_value = ".")]
+    pub out: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -133,27 +133,24 @@ pub struct TokenNewArgs {
     /// The private key or secret, as `key new` wrote it
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
-    /// The signature algorithm of the key
-    #[arg(long, value_name = "ALGORITHM", value_parser = ["eddsa", "es256", "rs256", "hs256"], ignore_case = true)]
-    pub alg: String,
-    /// The key id, as the gateway's configuration has it
+    /// The key id, where the file names none
     #[arg(long, value_name = "ID")]
-    pub kid: String,
+    pub kid: Option<String>,
     /// Whose token it is (`sub`)
     #[arg(long, value_name = "USER")]
     pub sub: String,
     /// A session or channel it may be in, or a prefix pattern like "team-7.*"; may be repeated (`sid`)
     #[arg(long, value_name = "SESSION", required = true)]
     pub sid: Vec<String>,
-    /// A role it holds; may be repeated
+    /// A role it holds; may be repeated (`roles`)
     #[arg(long, value_name = "ROLE")]
     pub role: Vec<String>,
-    /// A scope it has; may be repeated
-    #[arg(long, value_name = "SCOPE")]
-    pub scope: Vec<String>,
-    /// How long it is good, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
-    pub lifetime_s: u64,
+    /// The scopes it has, separated by spaces (`scope`)
+    #[arg(long, value_name = "SCOPES")]
+    pub scope: Option<String>,
+    /// How long it is good: 90s, 15m, 1h, 1d
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub ttl: String,
     /// The issuer (`iss`)
     #[arg(long, value_name = "ISSUER")]
     pub issuer: Option<String>,
@@ -165,11 +162,21 @@ pub struct TokenNewArgs {
 /// What `token verify` was asked for.
 #[derive(Clone, Debug, Args)]
 pub struct TokenVerifyArgs {
-    /// The configuration whose keys, issuer and audience are to be used
+    /// The key to verify with, public or private
     #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
-    /// The token; without it, the first line of standard input
+    pub key: PathBuf,
+    /// The issuer it must have
+    #[arg(long, value_name = "ISSUER")]
+    pub issuer: Option<String>,
+    /// The audience it must have
+    #[arg(long, value_name = "AUDIENCE")]
+    pub audience: Option<String>,
+    /// The token; without it, the first line of standard input, which other users of the machine cannot see
     pub token: Option<String>,
+}
+
+fn key_algorithm(name: &str) -> Result<KeyAlgorithm, String> {
+    KeyAlgorithm::from_name(name).ok_or_else(|| "must be eddsa, es256, rs256 or hs256".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -317,9 +324,9 @@ mod tests {
             "ringway config defaults",
             "ringway config docs",
             "ringway key new --alg eddsa",
-            "ringway key new --alg HS256 --out k",
-            "ringway token new --key k --alg eddsa --kid a --sub ana --sid s --sid t --role agent",
-            "ringway token verify --config a.toml abc",
+            "ringway key new --alg HS256 --kid a --out k",
+            "ringway token new --key k --kid a --sub ana --sid s --sid t --role agent --ttl 15m",
+            "ringway token verify --key k abc",
             "ringway doctor",
             "ringway doctor --config a.toml",
             "ringway conn ls",
@@ -341,7 +348,7 @@ mod tests {
             ("ringway dev --listen localhost", "--listen"),
             ("ringway dev --shards 257", "257"),
             ("ringway key new --alg none", "eddsa"),
-            ("ringway token new --key k --alg eddsa --kid a --sub ana", "--sid"),
+            ("ringway token new --key k --sub ana", "--sid"),
             ("ringway conn ls --limit 0", "0"),
         ] {
             let error = parse(line).unwrap_err();

@@ -177,7 +177,7 @@ sections! {
     [auth] Auth: Clone {
         /// The `iss` a token must have; empty: any.
         issuer: String = String::new(), "", Allowed::Any, live;
-        /// The `aud` a token must have among its own; empty: any.
+        /// The `aud` a token must have among its own; empty: a token with an `aud` is refused, since it was made for somebody else.
         audience: String = String::new(), "", Allowed::Any, live;
         /// How far clocks may differ.
         leeway_s: u64 = 10, "s", Allowed::Range(0, 300), live;
