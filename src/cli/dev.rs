@@ -1,7 +1,7 @@
 //! `ringway dev`: a node with no configuration and a key in memory, and two clients to paste.
 
 use super::serve::{KeyMaterial, Node, START_SHARDS, run, shard_count};
-use super::{CliError, DevArgs, doctor, print};
+use super::{CliError, DevArgs, doctor, now_s, print};
 use crate::config::{KeyAlgorithm, Settings};
 use crate::control::logging;
 use aws_lc_rs::hmac;
@@ -9,7 +9,6 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::process::{Resource, getrlimit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 const KEY_ID: &str = "dev";
 const SUBJECT: &str = "dev";
@@ -48,11 +47,6 @@ fn settings(arguments: &DevArgs) -> Result<Settings, CliError> {
         settings.server.max_connections = settings.server.max_connections.min(room);
     }
     Ok(settings)
-}
-
-#[expect(clippy::disallowed_methods, reason = "the command line reads the clock for the core")]
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// A JWT (RFC 7519) signed with HS256, for every session, good for a day.

@@ -9,6 +9,7 @@ mod admin_client;
 mod conn;
 mod dev;
 mod doctor;
+pub mod keys;
 mod keys_adaptor;
 mod serve;
 
@@ -21,6 +22,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A configuration file's bytes.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
@@ -258,6 +260,12 @@ fn run_command(command: Command) -> Result<(), CliError> {
         Command::Conn(ConnCommand::Ls { admin, limit, json }) => conn::list(&admin, limit, json),
         Command::Conn(ConnCommand::Show { id, admin, json }) => conn::show(&admin, &id, json),
     }
+}
+
+/// Unix seconds.
+#[expect(clippy::disallowed_methods, reason = "the command line reads the clock for the core")]
+pub(crate) fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// To stdout. A reader that has seen enough (`| head`) is no error.
