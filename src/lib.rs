@@ -15,6 +15,7 @@ pub mod auth;
 pub mod cli;
 pub mod close;
 pub mod config;
+pub mod control;
 pub mod ids;
 pub mod io;
 pub mod limits;

@@ -15,8 +15,8 @@ const AUTH_KEYS_MAX: usize = 64;
 const TEXT_BYTES_MAX: usize = 1024 * 1024;
 const ENVIRONMENT_PREFIX: &str = "RINGWAY_";
 
-/// Where a mistake stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where a mistake stands; in this order they are told.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// A line of the file, from 1.
     Line(usize),
@@ -75,6 +75,7 @@ impl Settings {
         if reader.problems.is_empty() {
             reader.together();
         }
+        reader.problems.sort_by(|left, right| left.place.cmp(&right.place));
         if reader.problems.is_empty() { Ok(reader.settings) } else { Err(ConfigError(reader.problems)) }
     }
 
@@ -412,9 +413,9 @@ mod tests {
         ),
         ("[server]\nnode = \"\"", "line 2: server.node = \"\": must be 1 to 64 letters, digits, \"_\", \".\" or \"-\""),
         (
-            "[server]\nallowed_origins = [\"*\"]",
-            "line 2: server.allowed_origins = [\"*\"]: must be a list of origins like \"https://app.example.com\" (a scheme, a host, a \
-             port unless usual; no path, no *); \"*\" is not one",
+            "[server]\nallowed_origins = [\"a.example\"]",
+            "line 2: server.allowed_origins = [\"a.example\"]: must be a list of origins like \"https://app.example.com\" (a scheme, a host, a \
+             port unless usual; no path), or \"*\"; \"a.example\" is not one",
         ),
         (
             "[server]\ntrusted_proxies = [\"10.0.0.0/40\"]",
@@ -478,11 +479,8 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let error = Settings::parse("[server]\npin = 1\nnode = 2\n[drain]\ngrace = 1\n", []).unwrap_err();
-        let places: Vec<&Place> = error.0.iter().map(|problem| &problem.place).collect();
-        assert_eq!(places.len(), 3, "{error}");
-        for line in [2, 3, 5] {
-            assert!(places.contains(&&Place::Line(line)), "{error}");
-        }
+        let places: Vec<Place> = error.0.iter().map(|problem| problem.place.clone()).collect();
+        assert_eq!(places, [2, 3, 5].map(Place::Line), "{error}");
     }
 
     #[test]

@@ -108,7 +108,7 @@ pub fn docs_markdown() -> String {
         if section.name == "auth" {
             out.push_str(
                 "Each `[[auth.keys]]` has `kid` (the key id that a token names), `alg` (`EdDSA`, `ES256`, `RS256` or `HS256`) and \
-                 `file` (the public key as PEM; for `HS256` the secret). Live on reload; in the file only.\n\n",
+                 `file` (the public key as PEM; for `HS256` the secret; a relative path begins at the configuration file). Live on reload; in the file only.\n\n",
             );
         }
     }

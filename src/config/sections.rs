@@ -137,7 +137,7 @@ sections! {
         pin: bool = true, "", Allowed::Any, restart;
         /// How long an idle shard polls before it sleeps. 0: not at all; 50 halves latency at part load and burns the core.
         spin_us: u64 = 0, "us", Allowed::Range(0, 10_000), restart;
-        /// Origins of browser pages that may connect, besides the request's own host.
+        /// Origins of browser pages that may connect. Empty: pages of the request's own host; "*": any page.
         allowed_origins: Vec<Origin> = Vec::new(), "", Allowed::Any, live;
         /// Connections of the whole node. The process needs 1.1 times as many open files and 512 more.
         max_connections: usize = 10_000, "", Allowed::Range(1, 10_000_000), restart;
@@ -177,7 +177,7 @@ sections! {
     [auth] Auth: Clone {
         /// The `iss` a token must have; empty: any.
         issuer: String = String::new(), "", Allowed::Any, live;
-        /// The `aud` a token must have among its own; empty: any.
+        /// The `aud` a token must have among its own; empty: a token with an `aud` is refused, since it was made for somebody else.
         audience: String = String::new(), "", Allowed::Any, live;
         /// How far clocks may differ.
         leeway_s: u64 = 10, "s", Allowed::Range(0, 300), live;

@@ -245,13 +245,14 @@ fn write_list<T>(items: &[T], item: impl Fn(&T) -> String) -> String {
     format!("[{}]", items.iter().map(|value| quoted(&item(value))).collect::<Vec<_>>().join(", "))
 }
 
-/// An origin as a browser sends it (RFC 6454 7.1): `scheme://host` or `scheme://host:port` in lower case, or `null`.
+/// An origin as a browser sends it (RFC 6454 7.1): `scheme://host` or `scheme://host:port` in lower case, or
+/// `null`; or `*`, which stands for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(pub String);
 
 impl Origin {
     fn parse(text: &str) -> Option<Self> {
-        if text == "null" {
+        if text == "null" || text == "*" {
             return Some(Self(text.to_owned()));
         }
         let (scheme, host) = text.split_once("://")?;
@@ -271,7 +272,7 @@ impl Value for Vec<Origin> {
     }
 
     fn kind(_: Allowed) -> String {
-        "a list of origins like \"https://app.example.com\" (a scheme, a host, a port unless usual; no path, no *)".to_owned()
+        "a list of origins like \"https://app.example.com\" (a scheme, a host, a port unless usual; no path), or \"*\"".to_owned()
     }
 }
 
@@ -436,11 +437,11 @@ mod tests {
     }
 
     #[test]
-    fn origins_have_no_path_and_no_wildcard() {
-        for good in ["https://a.example", "http://localhost:3000", "null", "http://[::1]:1", "HTTPS://A.example"] {
+    fn origins_have_no_path_and_no_wildcard_inside() {
+        for good in ["https://a.example", "http://localhost:3000", "null", "*", "http://[::1]:1", "HTTPS://A.example"] {
             assert!(Origin::parse(good).is_some(), "{good}");
         }
-        for bad in ["*", "https://a.example/", "a.example", "https://*.example", "", "https://"] {
+        for bad in ["https://a.example/", "a.example", "https://*.example", "", "https://"] {
             assert!(Origin::parse(bad).is_none(), "{bad}");
         }
     }

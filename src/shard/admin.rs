@@ -32,7 +32,7 @@ impl Core {
                     false
                 }
                 PortMessage::Probe { reply } => reply.send(()).is_err(),
-                PortMessage::ListConnections { after, limit, reply } => reply.send(self.list(after, limit, now)).is_err(),
+                PortMessage::ListConnections { from, limit, reply } => reply.send(self.list(from, limit, now)).is_err(),
                 PortMessage::ShowConnection { connection_id, reply } => reply.send(self.show(&connection_id, now)).is_err(),
                 PortMessage::Revoke { revoke, reply } => reply.send(self.revoke(io, &revoke, now)).is_err(),
             };
@@ -80,12 +80,12 @@ impl Core {
         None
     }
 
-    fn list(&mut self, after: u64, limit: usize, now: Tick) -> ConnectionPage {
+    fn list(&mut self, from: u64, limit: usize, now: Tick) -> ConnectionPage {
         self.closed.forget_old(now.mono_ms());
         let limit = limit.clamp(1, CONNECTIONS_PAGE_MAX);
         let table = self.conns.len() as u64;
         let mut page = ConnectionPage::default();
-        let mut at = after;
+        let mut at = from;
         while at < table && page.connections.len() < limit {
             let id = self.conns.get(usize::try_from(at).unwrap_or(usize::MAX)).and_then(Option::as_ref).map(|conn| conn.id);
             page.connections.extend(id.and_then(|id| self.describe(id, now)));

@@ -24,5 +24,6 @@ mod outbound;
 pub mod port;
 mod publish;
 pub mod rate;
+pub mod start;
 mod timers;
 pub mod wheel;

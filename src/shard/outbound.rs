@@ -428,15 +428,7 @@ impl Core {
     }
 
     /// Notes what one of a connection's sessions has for it.
-    fn plan_attachment<I: Io>(
-        &mut self,
-        io: &mut I,
-        conn: &mut Conn,
-        number: usize,
-        out: &mut Outbound,
-        first: usize,
-        now: Tick,
-    ) {
+    fn plan_attachment(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize) {
         if let Some(attachment) = conn.slots.get(number).and_then(super::conn::Slot::attached) {
             self.trim(attachment.stream);
         }

@@ -28,7 +28,7 @@ pub const CLOSED_KEPT_MAX: usize = 1_000;
 pub const CLOSED_KEPT_MS: u64 = 600_000;
 
 /// What control publishes to the shards: immutable, replaced as a whole.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// The settings in force.
     pub settings: Arc<Settings>,
@@ -66,8 +66,9 @@ pub enum PortMessage {
     Stop,
     /// An internal publish: answered after it came back through the shard's own path.
     Probe { reply: oneshot::Sender<()> },
-    /// A page of connections: those after this position, in the order of the shard's table; closed ones come last.
-    ListConnections { after: u64, limit: usize, reply: oneshot::Sender<ConnectionPage> },
+    /// A page of connections from this position on (0 at first, then [`ConnectionPage::next`]), in the order of the shard's
+    /// table; closed ones come last.
+    ListConnections { from: u64, limit: usize, reply: oneshot::Sender<ConnectionPage> },
     /// One connection, by its id; `None` where this shard does not know it.
     ShowConnection { connection_id: String, reply: oneshot::Sender<Option<ConnectionInfo>> },
     /// End what is revoked; answered with the number of connections ended.
@@ -79,7 +80,7 @@ pub enum PortMessage {
 pub struct ConnectionPage {
     /// At most [`CONNECTIONS_PAGE_MAX`].
     pub connections: Vec<ConnectionInfo>,
-    /// Where the next page begins; `None` after the last.
+    /// Where the next page begins, above where this one began; `None` after the last.
     pub next: Option<u64>,
 }
 
