@@ -44,6 +44,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             let _ = writeln!(std::io::stdout(), "{:?} {:?}", m.loss, m.problems);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Echo(o) => { let t = target::Target::of(o)?; let m = scenario::echo::measure("echo", &t, o, o.payload_bytes)?; for x in &m.figures { let _ = writeln!(std::io::stdout(), "{} {:.1} {} {}", x.name, x.value, x.unit, x.void); } Ok(ExitCode::SUCCESS) }
         _ => Ok(ExitCode::SUCCESS),
     }
 }
