@@ -54,6 +54,11 @@ pub fn read_envelope(payload: &[u8]) -> Incoming {
     stamp().map_or(Incoming::Unknown, Incoming::Message)
 }
 
+/// True for a frame of this type.
+pub fn is_type(payload: &[u8], kind: &[u8]) -> bool {
+    after(payload, TYPE).and_then(|rest| rest.strip_prefix(kind)).is_some_and(|rest| rest.first() == Some(&b'"'))
+}
+
 /// Reads a bare frame: the mark comes first.
 pub fn read_bare(payload: &[u8]) -> Incoming {
     Stamp::read(payload).map_or(Incoming::Unknown, Incoming::Message)
@@ -108,7 +113,9 @@ mod tests {
     #[test]
     fn frames_of_the_gateway_are_told_apart_whatever_the_order_of_keys() {
         let id = id();
-        let delivered = format!("{{\"seq\":41,\"from\":\"a\",\"session_id\":\"s\",\"id\":\"{id}\",\"type\":\"load.message\",\"payload\":\"x\"}}");
+        let delivered = format!(
+            "{{\"seq\":41,\"from\":\"a\",\"session_id\":\"s\",\"id\":\"{id}\",\"type\":\"load.message\",\"payload\":\"x\"}}"
+        );
         assert_eq!(read_envelope(delivered.as_bytes()), Incoming::Message(STAMP));
         assert_eq!(seq_of(delivered.as_bytes()), Some(41));
         let ack = format!("{{\"type\":\"rw.ack\",\"id\":\"{id}\",\"session_id\":\"s\",\"payload\":{{\"seq\":41}}}}");
@@ -116,6 +123,9 @@ mod tests {
         assert_eq!(read_envelope(b"{\"type\":\"rw.error\",\"id\":\"\"}"), Incoming::Error);
         assert_eq!(read_envelope(b"{\"type\":\"rw.goaway\",\"id\":\"g\"}"), Incoming::Control);
         assert_eq!(read_envelope(b"hello"), Incoming::Unknown);
+        assert!(
+            is_type(b"{\"type\":\"rw.caught_up\"}", b"rw.caught_up") && !is_type(b"{\"type\":\"rw.caught\"}", b"rw.caught_up")
+        );
     }
 
     #[test]

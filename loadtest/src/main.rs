@@ -8,14 +8,18 @@ mod ledger;
 mod measure;
 mod options;
 mod report;
+mod runner;
 mod scenario;
+mod session;
 mod stamp;
 mod target;
 mod token;
 mod wire;
 
 use clap::Parser;
-use options::{Cli, Command};
+use options::{Cli, Command, Options};
+use report::Report;
+use runner::Scenario;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -23,8 +27,9 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(code) => code,
+    match run(&Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "ringway-loadtest: {error}");
             ExitCode::from(2)
@@ -32,19 +37,56 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<ExitCode, String> {
-    match &cli.command {
-        Command::Floor(f) => {
-            if let Some(a) = f.serve {
-                return Err(floor::serve(f.kind, a, f.buffer_bytes, |_| ()).to_string());
-            }
-            let t = target::Target::floor(f.kind, f.options.payload_bytes, &f.options)?;
-            let m = scenario::echo::measure("floor", &t, &f.options, f.options.payload_bytes)?;
-            for x in &m.figures { let _ = writeln!(std::io::stdout(), "{} {:.1} {} {}", x.name, x.value, x.unit, x.void); }
-            let _ = writeln!(std::io::stdout(), "{:?} {:?}", m.loss, m.problems);
-            Ok(ExitCode::SUCCESS)
+/// Answers whether everything was kept.
+fn run(command: &Command) -> Result<bool, String> {
+    let (scenario, options) = match command {
+        Command::Connect(options) => (Scenario::Connect, options),
+        Command::Idle(options) => (Scenario::Idle, options),
+        Command::Echo(options) => (Scenario::Echo, options),
+        Command::Relay(options) => (Scenario::Relay, options),
+        Command::Fanout(options) => (Scenario::Fanout, options),
+        Command::Rooms(options) => (Scenario::Rooms, options),
+        Command::Channel(options) => (Scenario::Channel, options),
+        Command::Slow(options) => (Scenario::Slow, options),
+        Command::Reconnect(options) => (Scenario::Reconnect, options),
+        Command::Soak(options) => (Scenario::Soak, options),
+        Command::Smoke(options) => return smoke(options),
+        Command::Floor(floor) => return run_floor(floor),
+        Command::Compare { before, after } => {
+            print(&report::compare::render(&runner::read(before)?, &runner::read(after)?))?;
+            return Ok(true);
         }
-        Command::Echo(o) => { let t = target::Target::of(o)?; let m = scenario::echo::measure("echo", &t, o, o.payload_bytes)?; for x in &m.figures { let _ = writeln!(std::io::stdout(), "{} {:.1} {} {}", x.name, x.value, x.unit, x.void); } Ok(ExitCode::SUCCESS) }
-        _ => Ok(ExitCode::SUCCESS),
+    };
+    show(&runner::scenario(scenario, options)?, options)
+}
+
+fn run_floor(floor: &options::FloorOptions) -> Result<bool, String> {
+    match floor.serve {
+        None => show(&runner::floor(floor.kind, &floor.options)?, &floor.options),
+        Some(listen) => {
+            let said = |bound| {
+                let _ = writeln!(std::io::stdout(), "floor {:?} listens on {bound}", floor.kind);
+            };
+            Err(format!("the floor server on {listen} stopped: {}", floor::serve(floor.kind, listen, floor.buffer_bytes, said)))
+        }
     }
+}
+
+fn smoke(options: &Options) -> Result<bool, String> {
+    let reports = runner::smoke(options)?;
+    for report in &reports {
+        print(&report::table::render(report))?;
+        print("\n")?;
+    }
+    Ok(reports.iter().all(|report| report.passed))
+}
+
+fn show(report: &Report, options: &Options) -> Result<bool, String> {
+    print(&report::table::render(report))?;
+    runner::write_files(report, options)?;
+    Ok(report.passed)
+}
+
+fn print(text: &str) -> Result<(), String> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| format!("cannot write to standard output: {error}"))
 }

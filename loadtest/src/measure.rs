@@ -41,7 +41,10 @@ pub fn rss_exact_bytes(pid: u32) -> Option<u64> {
 pub fn host() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).map_or("unknown CPU", |rest| rest.trim_matches([' ', '\t', ':']));
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("unknown CPU", |rest| rest.trim_matches([' ', '\t', ':']));
     let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     format!("{model}, {cores} cores, Linux {}", kernel.trim())
 }

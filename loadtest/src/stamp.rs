@@ -44,7 +44,11 @@ impl Stamp {
     /// Reads a mark from the first [`BYTES`] bytes.
     pub fn read(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.get(..BYTES)?;
-        Some(Self { sender: u32::try_from(get(&bytes[..8])?).ok()?, number: get(&bytes[8..20])?, intended_ns: get(&bytes[20..])? })
+        Some(Self {
+            sender: u32::try_from(get(&bytes[..8])?).ok()?,
+            number: get(&bytes[8..20])?,
+            intended_ns: get(&bytes[20..])?,
+        })
     }
 }
 

@@ -61,7 +61,14 @@ impl Target {
         command.args(["floor", kind, "--serve", &address.to_string(), "--buffer-bytes", &buffer_bytes.to_string()]);
         let process = Process::start(command, options, None)?;
         process.wait_listening(address)?;
-        Ok(Self { address, host: address.to_string(), path: None, pid: Some(process.child.id()), minter: None, _process: Some(process) })
+        Ok(Self {
+            address,
+            host: address.to_string(),
+            path: None,
+            pid: Some(process.child.id()),
+            minter: None,
+            _process: Some(process),
+        })
     }
 
     fn gateway(program: &Path, options: &Options) -> Result<Self, String> {
@@ -216,7 +223,8 @@ impl Process {
     fn wait_listening(&self, address: SocketAddr) -> Result<(), String> {
         let deadline_ns = now_ns() + PATIENCE_MS * 1_000_000;
         while TcpStream::connect(address).is_err() {
-            let ended = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).map_or(true, |stat| stat.contains(") Z "));
+            let ended =
+                std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).map_or(true, |stat| stat.contains(") Z "));
             if ended || now_ns() > deadline_ns {
                 sleep_ms(50);
                 let said = self.output.lock().map(|lines| lines.join("\n")).unwrap_or_default();

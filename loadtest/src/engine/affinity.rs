@@ -14,7 +14,10 @@ pub fn pin_this_thread(core: usize) -> io::Result<()> {
     // SAFETY: the set is initialised and its true size is given.
     if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) } != 0 {
         let error = io::Error::last_os_error();
-        return Err(io::Error::new(error.kind(), format!("cannot pin a thread to core {core}: {error}; cores are counted from 0")));
+        return Err(io::Error::new(
+            error.kind(),
+            format!("cannot pin a thread to core {core}: {error}; cores are counted from 0"),
+        ));
     }
     Ok(())
 }

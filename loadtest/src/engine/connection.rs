@@ -47,6 +47,9 @@ impl From<WireError> for Ended {
     }
 }
 
+/// What may wait for a server that does not read.
+const BACKLOG_BYTES_MAX: usize = 32 << 20;
+
 /// Where to connect.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
@@ -149,15 +152,19 @@ impl Connection {
         wire::push_masked(&mut self.out.borrow_mut(), opcode, payload, self.mask);
     }
 
-    /// Bytes that wait because the socket is full.
-    pub fn backlog_bytes(&self) -> usize {
-        self.out.borrow().len()
-    }
-
     /// Sends what is queued; what the socket does not take goes when it does.
     pub fn flush(self: &Rc<Self>) {
         let mut out = self.out.borrow_mut();
-        if out.is_empty() || self.blocked.get() || self.gone.get() {
+        if out.is_empty() || self.gone.get() {
+            return;
+        }
+        if self.blocked.get() {
+            if out.len() > BACKLOG_BYTES_MAX {
+                self.stats.problem(|| "a connection's server has stopped reading; 32 MiB wait for it".into());
+                self.gone.set(true);
+                out.clear();
+                let _ = self.stream.shutdown(std::net::Shutdown::Both);
+            }
             return;
         }
         // SAFETY: the descriptor is open as long as `stream` is, and the slice is valid for its length.
@@ -210,13 +217,6 @@ impl Connection {
     /// True where the end is of our own making.
     pub fn is_leaving(&self) -> bool {
         self.leaving.get()
-    }
-
-    /// Says goodbye (1000); the peer's echo ends the receive.
-    pub fn close(self: &Rc<Self>) {
-        self.leaving.set(true);
-        self.queue_frame(wire::CLOSE, &1000_u16.to_be_bytes());
-        self.flush();
     }
 }
 

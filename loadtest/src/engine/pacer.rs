@@ -26,7 +26,12 @@ impl Pacer {
         Self { start_ns, end_ns, interval_ns: 1e9 / per_second, next: Cell::new(0) }
     }
 
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "times of a run, far below 2^52 ns")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "times of a run, far below 2^52 ns"
+    )]
     fn due_ns(&self, message: u64) -> u64 {
         self.start_ns + (message as f64 * self.interval_ns) as u64
     }

@@ -8,7 +8,7 @@ use crate::measure;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -36,6 +36,9 @@ pub struct Context {
 struct Gate {
     ready: AtomicU32,
     done: AtomicU32,
+    /// Workers whose work is over before the window's time is.
+    early: AtomicU32,
+    over: AtomicBool,
     begin_ns: AtomicU64,
 }
 
@@ -54,13 +57,22 @@ impl Context {
         self.window.start_ns.load(Ordering::SeqCst)
     }
 
+    /// Says that this worker has done what it had to: the window ends once all have said so.
+    pub fn done_early(&self) {
+        self.gate.early.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Waits for the end of the window, then until nothing is `pending`, at most `drain_ms`.
     pub async fn finish(&self, drain_ms: u64, pending: impl Fn() -> bool) {
         let end_ns = self.window.end_ns.load(Ordering::SeqCst);
-        while now_ns() < end_ns {
+        while now_ns() < end_ns && !self.gate.over.load(Ordering::SeqCst) {
             pause_ms((end_ns.saturating_sub(now_ns()) / 1_000_000).clamp(1, 20)).await;
         }
-        let deadline_ns = end_ns + drain_ms * 1_000_000;
+        // The coordinator's last sample comes first: what follows is no part of the window.
+        while !self.gate.over.load(Ordering::SeqCst) {
+            pause_ms(1).await;
+        }
+        let deadline_ns = now_ns() + drain_ms * 1_000_000;
         while pending() && now_ns() < deadline_ns {
             pause_ms(1).await;
         }
@@ -81,9 +93,7 @@ pub async fn pause_ms(ms: u64) {
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
     pub at_ns: u64,
-    pub sent: u64,
     pub completed: u64,
-    pub acked: u64,
     pub delivered_bytes: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
@@ -171,7 +181,17 @@ where
             let core = plan.cores[worker];
             handles.push(scope.spawn(move || {
                 thread.store(affinity::thread_id(), Ordering::SeqCst);
-                let outcome = work(Context { worker, workers, stats: Stats::new(counters, Arc::clone(&window)), gate: Arc::clone(&gate), window }, core, body);
+                let outcome = work(
+                    Context {
+                        worker,
+                        workers,
+                        stats: Stats::new(counters, Arc::clone(&window)),
+                        gate: Arc::clone(&gate),
+                        window,
+                    },
+                    core,
+                    body,
+                );
                 gate.done.fetch_add(1, Ordering::SeqCst);
                 outcome
             }));
@@ -227,6 +247,7 @@ fn coordinate(plan: &Plan, gate: &Gate, window: &Window, sample: impl Fn(bool) -
             window.end_ns.store(0, Ordering::SeqCst);
             window.start_ns.store(0, Ordering::SeqCst);
             gate.begin_ns.store(1, Ordering::SeqCst);
+            gate.over.store(true, Ordering::SeqCst);
             return vec![sample(true)];
         }
         bar.set_message(format!("{}: {} open", plan.label, sample(false).open));
@@ -239,12 +260,13 @@ fn coordinate(plan: &Plan, gate: &Gate, window: &Window, sample: impl Fn(bool) -
     window.end_ns.store(end_ns, Ordering::SeqCst);
     gate.begin_ns.store(begin_ns, Ordering::SeqCst);
     bar.set_message(format!("{}: warming up", plan.label));
-    sleep_until(start_ns);
+    let ended = || gate.early.load(Ordering::SeqCst) >= workers || gate.done.load(Ordering::SeqCst) >= workers;
+    sleep_until(start_ns, &ended);
     let mut samples = vec![sample(true)];
     let mut at_ns = start_ns;
-    while at_ns < end_ns && gate.done.load(Ordering::SeqCst) < workers {
+    while at_ns < end_ns && !ended() {
         at_ns = (at_ns + super::stats::STEP_NS).min(end_ns);
-        sleep_until(at_ns);
+        sleep_until(at_ns, &ended);
         let next = sample(true);
         let last = samples.last().unwrap_or(&next);
         let rate = (next.completed - last.completed) as f64 * 1e9 / (next.at_ns - last.at_ns).max(1) as f64;
@@ -252,17 +274,18 @@ fn coordinate(plan: &Plan, gate: &Gate, window: &Window, sample: impl Fn(bool) -
         bar.set_message(format!("{}: {rate:.0}/s", plan.label));
         samples.push(next);
     }
+    gate.over.store(true, Ordering::SeqCst);
     bar.finish_and_clear();
     samples
 }
 
-fn sleep_until(at_ns: u64) {
-    loop {
+fn sleep_until(at_ns: u64, ended: &impl Fn() -> bool) {
+    while !ended() {
         let left_ms = at_ns.saturating_sub(now_ns()).div_ceil(1_000_000);
         if left_ms == 0 {
             return;
         }
-        sleep_ms(left_ms);
+        sleep_ms(left_ms.min(10));
     }
 }
 
@@ -270,9 +293,7 @@ fn sample(plan: &Plan, counters: &[Arc<Counters>], threads: &[AtomicI32], memory
     let sum = |counter: &dyn Fn(&Counters) -> u64| counters.iter().map(|counters| counter(counters)).sum();
     Sample {
         at_ns: now_ns(),
-        sent: sum(&|c| c.sent.get()),
         completed: sum(&|c| c.completed.get()),
-        acked: sum(&|c| c.acked.get()),
         delivered_bytes: sum(&|c| c.delivered_bytes.get()),
         bytes_in: sum(&|c| c.bytes_in.get()),
         bytes_out: sum(&|c| c.bytes_out.get()),

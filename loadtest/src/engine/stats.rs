@@ -19,6 +19,11 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
     }
 
+    /// The reverse of [`Counter::add`].
+    pub fn take(&self, count: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(count), Ordering::Relaxed);
+    }
+
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -28,11 +33,8 @@ impl Counter {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Counters {
-    /// Messages sent by clients.
-    pub sent: Counter,
     /// What the scenario is about, completed: echoes, deliveries, handshakes.
     pub completed: Counter,
-    pub acked: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// Bytes of delivered messages, frame heads excluded.
@@ -141,12 +143,7 @@ impl std::ops::Deref for Stats {
 
 impl Stats {
     pub fn new(counters: Arc<Counters>, window: Arc<Window>) -> Rc<Self> {
-        Rc::new(Self {
-            counters,
-            window,
-            series: Default::default(),
-            problems: RefCell::default(),
-        })
+        Rc::new(Self { counters, window, series: Default::default(), problems: RefCell::default() })
     }
 
     /// Books a latency that ends now.

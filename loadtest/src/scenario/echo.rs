@@ -29,7 +29,6 @@ impl Client {
     fn send(&self, intended_ns: u64) {
         let number = self.sent.get();
         self.sent.set(number + 1);
-        self.stats.sent.add(1);
         self.connection.queue(self.template.borrow_mut().stamped(Stamp { sender: self.number, number, intended_ns }));
     }
 

@@ -1,6 +1,9 @@
 //! The scenarios. Each takes a target and options, runs once, and answers with figures, latencies, a timeline and what was lost.
 
+pub mod connect;
+pub mod deliver;
 pub mod echo;
+pub mod reconnect;
 
 use crate::engine::connection::{Connection, Ended, Inbox, Next};
 use crate::engine::run::{BUSY_MAX, Context, Plan, Run};
@@ -32,7 +35,9 @@ pub struct Measured {
 /// The plan that the options make.
 pub fn plan(label: &str, target: &Target, options: &Options) -> Plan {
     let workers = options.workers.max(1);
-    let cores = (0..workers).map(|worker| if options.no_pin { None } else { options.load_core.get(worker % options.load_core.len().max(1)).copied() });
+    let cores = (0..workers).map(|worker| {
+        if options.no_pin { None } else { options.load_core.get(worker % options.load_core.len().max(1)).copied() }
+    });
     Plan {
         label: label.into(),
         cores: cores.collect(),
@@ -52,7 +57,9 @@ fn milliseconds(seconds: f64) -> u64 {
 pub fn check_open_files(connections: usize) -> Result<(), String> {
     let limit = crate::engine::affinity::raise_open_files();
     if connections as u64 + 100 > limit {
-        return Err(format!("{connections} connections need more open files than the limit of {limit}; raise it (ulimit -n) or take fewer"));
+        return Err(format!(
+            "{connections} connections need more open files than the limit of {limit}; raise it (ulimit -n) or take fewer"
+        ));
     }
     Ok(())
 }
@@ -68,7 +75,8 @@ where
     let mut made = Vec::new();
     let mut numbers = numbers.peekable();
     while numbers.peek().is_some() {
-        let tasks: Vec<JoinHandle<Result<T, E>>> = numbers.by_ref().take(at_once).map(|number| tokio_uring::spawn(make(number))).collect();
+        let tasks: Vec<JoinHandle<Result<T, E>>> =
+            numbers.by_ref().take(at_once).map(|number| tokio_uring::spawn(make(number))).collect();
         for task in tasks {
             made.push(task.await.map_err(|error| E::from(format!("a connection's task failed: {error}")))??);
         }
@@ -137,6 +145,11 @@ pub fn common_figures<T>(run: Run<T>, noun: &str, plural: &str, loss: Loss) -> M
     if let Some(rss) = run.end().server_rss_bytes {
         figures.push(Figure::lower("server RSS".into(), "MiB", rss as f64 / f64::from(1 << 20)));
     }
+    if completed > 0 {
+        for (name, bytes) in [("received", run.over(|sample| sample.bytes_in)), ("sent", run.over(|sample| sample.bytes_out))] {
+            figures.push(Figure::neutral(&format!("bytes {name} a {noun}"), "B", bytes as f64 / completed as f64));
+        }
+    }
     figures.push(Figure::neutral("generator busy", "%", busy * 100.0));
     let delivered = run.last.delivered_bytes.checked_div(run.last.completed);
     let mut loss = loss;
@@ -163,7 +176,10 @@ fn timeline<T>(run: &Run<T>) -> Timeline {
             p50_us: latency.map(|latency| latency.value_at_quantile(0.5) as f64 / 1e3),
             p99_us: latency.map(|latency| latency.value_at_quantile(0.99) as f64 / 1e3),
             rss_mib: pair[1].server_rss_bytes.map(|bytes| bytes as f64 / f64::from(1 << 20)),
-            cpu_percent: pair[1].server_cpu_ns.zip(pair[0].server_cpu_ns).map(|(end, start)| end.saturating_sub(start) as f64 / seconds / 1e7),
+            cpu_percent: pair[1]
+                .server_cpu_ns
+                .zip(pair[0].server_cpu_ns)
+                .map(|(end, start)| end.saturating_sub(start) as f64 / seconds / 1e7),
         }
     });
     Timeline { steps: steps.collect() }
