@@ -1,7 +1,9 @@
 //! The floor's loop: one `io_uring_enter` a turn submits the turn's sends and waits for what comes next.
 //!
-//! Every send is MSG_DONTWAIT, so it is over when the enter returns; waiting for one completion more than there are sends makes
-//! that same enter sleep until something arrives. What a short send leaves is kept and goes out when the socket is writable.
+//! Every send is MSG_DONTWAIT, so it is over when the enter returns, and only one that fell short posts a completion: MSG_WAITALL
+//! makes a short count a failure, and successes are skipped. So the same enter may sleep, and still wakes at once for a short
+//! send. (Waiting for as many completions as sends and one more would sleep on a short send's rest until somebody else spoke.)
+//! What a short send leaves is kept and goes out when the socket is writable.
 #![allow(unsafe_code)]
 
 use super::Kind;
@@ -68,6 +70,8 @@ pub struct Server {
     completions: Vec<(u64, i32, u32)>,
     sent: Vec<Sent>,
     sent_before: Vec<Sent>,
+    /// Whose bytes wait for a send of the same turn to be over.
+    deferred: Vec<u32>,
     lent: Vec<u16>,
     lent_before: Vec<u16>,
     owned: Vec<Vec<u8>>,
@@ -106,6 +110,7 @@ impl Server {
             completions: Vec::new(),
             sent: Vec::new(),
             sent_before: Vec::new(),
+            deferred: Vec::new(),
             lent: Vec::new(),
             lent_before: Vec::new(),
             owned: Vec::new(),
@@ -121,7 +126,8 @@ impl Server {
     pub fn run(&mut self) -> io::Error {
         self.accept();
         loop {
-            match self.ring.submit_and_wait(self.sent.len() + 1) {
+            // What is deferred waits for nothing but the sends that this very enter makes.
+            match self.ring.submit_and_wait(usize::from(self.deferred.is_empty())) {
                 Ok(_) => self.turn(),
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
                 Err(error) => return error,
@@ -138,13 +144,14 @@ impl Server {
         std::mem::swap(&mut self.batch, &mut self.batch_before);
         self.batch.bytes.clear();
         self.batch.parts.clear();
+        self.settle_sends(&completions);
         for (user_data, result, flags) in completions.drain(..) {
             let index = (user_data & u64::from(u32::MAX)) as u32;
             match user_data & KIND {
                 ACCEPT => self.on_accept(result, flags),
                 RECEIVE => self.on_receive(index, result, flags),
-                SEND => self.on_sent(index, result),
-                _ => self.on_writable(index),
+                POLL => self.on_writable(index),
+                _ => {}
             }
         }
         self.completions = completions;
@@ -160,6 +167,26 @@ impl Server {
         self.buffers.publish();
         while let Some(index) = self.rearm.pop() {
             self.receive(index);
+        }
+    }
+
+    /// The sends of the turn before: those that fell short have a completion, all others are done.
+    fn settle_sends(&mut self, completions: &[(u64, i32, u32)]) {
+        for (user_data, result, _) in completions.iter().filter(|(user_data, ..)| user_data & KIND == SEND) {
+            self.on_short((user_data & u64::from(u32::MAX)) as usize, *result);
+        }
+        for slot in 0..self.sent_before.len() {
+            let Sent { connection: index, bytes, .. } = self.sent_before[slot];
+            if bytes > 0 {
+                let connection = &mut self.connections[index as usize];
+                connection.sending = false;
+                if connection.closing && connection.pending.is_none() {
+                    self.cut(index);
+                }
+            }
+        }
+        for index in std::mem::take(&mut self.deferred) {
+            self.flush(index);
         }
     }
 
@@ -358,24 +385,28 @@ impl Server {
             pending.extend_from_slice(bytes);
             if pending.len() > PENDING_BYTES_MAX {
                 self.cut(index);
+            } else if connection.sending {
+                self.deferred.push(index);
             }
             return;
         }
         connection.sending = true;
         let slot = self.sent.len() as u64;
         let entry = opcode::Send::new(types::Fd(connection.fd), start, u32::try_from(bytes).unwrap_or(u32::MAX))
-            .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-            .build();
+            .flags(libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS);
         self.sent.push(Sent { connection: index, start, bytes });
         self.push(&entry.user_data(SEND | slot));
     }
 
-    fn on_sent(&mut self, slot: u32, result: i32) {
-        let Sent { connection: index, start, bytes } = self.sent_before[slot as usize];
+    fn on_short(&mut self, slot: usize, result: i32) {
+        let Sent { connection: index, start, bytes } = self.sent_before[slot];
+        self.sent_before[slot].bytes = 0;
         let connection = &mut self.connections[index as usize];
         connection.sending = false;
         let taken = match usize::try_from(result) {
-            Ok(taken) => taken,
+            Ok(taken) => taken.min(bytes),
             Err(_) if result == -libc::EAGAIN => 0,
             Err(_) => {
                 connection.pending = None;
@@ -383,20 +414,16 @@ impl Server {
                 return;
             }
         };
-        if taken < bytes {
-            // SAFETY: the bytes of the turn before are kept until all its completions are read.
-            let mut rest = unsafe { std::slice::from_raw_parts(start.add(taken), bytes - taken) }.to_vec();
-            if let Some(later) = connection.pending.take() {
-                rest.extend_from_slice(&later);
-            }
-            connection.pending = Some(Box::new(rest));
-            connection.polling = true;
-            let events = u32::try_from(libc::POLLOUT).expect("a positive constant");
-            let entry = opcode::PollAdd::new(types::Fd(connection.fd), events).build();
-            self.push(&entry.user_data(POLL | u64::from(index)));
-        } else {
-            self.flush(index);
+        // SAFETY: the bytes of the turn before are kept until its sends are settled.
+        let mut rest = unsafe { std::slice::from_raw_parts(start.add(taken), bytes - taken) }.to_vec();
+        if let Some(later) = connection.pending.take() {
+            rest.extend_from_slice(&later);
         }
+        connection.pending = Some(Box::new(rest));
+        connection.polling = true;
+        let events = u32::try_from(libc::POLLOUT).expect("a positive constant");
+        let entry = opcode::PollAdd::new(types::Fd(connection.fd), events).build();
+        self.push(&entry.user_data(POLL | u64::from(index)));
     }
 
     fn on_writable(&mut self, index: u32) {
@@ -406,6 +433,9 @@ impl Server {
 
     fn flush(&mut self, index: u32) {
         let connection = &mut self.connections[index as usize];
+        if connection.sending || connection.polling {
+            return;
+        }
         if let Some(pending) = connection.pending.take() {
             self.send_owned(index, *pending);
         } else if connection.closing {
@@ -416,6 +446,9 @@ impl Server {
     /// Ends a connection; the receive that is under way reports it.
     fn cut(&mut self, index: u32) {
         let connection = &mut self.connections[index as usize];
+        if !connection.live {
+            return;
+        }
         connection.closing = true;
         // SAFETY: the descriptor is this connection's until `release` closes it.
         unsafe { libc::shutdown(connection.fd, libc::SHUT_RDWR) };
