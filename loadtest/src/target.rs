@@ -168,6 +168,9 @@ file = "{file}"
 messages_per_second = 0
 bytes_per_second = 0
 connections_per_ip = 0
+connections_per_user = 0
+half_open_per_ip = 0
+half_open_percent = 100
 handshakes_per_ip_per_second = 0
 
 [diagnostics]
