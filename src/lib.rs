@@ -12,12 +12,18 @@
 //! only through `shard::port`. `docs/ARCHITECTURE.md` is the map.
 
 pub mod auth;
+pub mod cli;
 pub mod close;
 pub mod config;
+pub mod control;
 pub mod ids;
 pub mod io;
 pub mod limits;
+pub mod log;
 pub mod net;
 pub mod protocol;
+pub mod session;
+pub mod shard;
+pub mod slots;
 pub mod time;
 pub mod ws;

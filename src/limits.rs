@@ -26,6 +26,8 @@ pub const CLIENT_TAIL_BYTES_MAX: usize = 64;
 pub const SUBJECT_BYTES_MAX: usize = 128;
 /// `meta` (section 2).
 pub const META_BYTES_MAX: usize = 2 * 1024;
+/// `traceparent` (section 2): 55 in version 00, and room for what a later version appends.
+pub const TRACEPARENT_BYTES_MAX: usize = 128;
 /// Addresses in `to` (section 2).
 pub const ADDRESSES_MAX: usize = 32;
 /// Rooms a client may be in (section 6).
@@ -36,12 +38,44 @@ pub const PRESENCE_DATA_BYTES_MAX: usize = 1024;
 pub const MEMBERS_PER_SESSION_MAX: usize = 10_000;
 /// A page of `rw.members` (section 6).
 pub const MEMBERS_PAGE_MAX: usize = 500;
+/// A page of `rw.members` that names no limit.
+pub const MEMBERS_PAGE_DEFAULT: usize = 100;
+/// A page of `rw.history` that names no limit.
+pub const HISTORY_PAGE_DEFAULT: usize = 100;
+/// Features a hello may name (section 4).
+pub const FEATURES_MAX: usize = 64;
 /// A page of `rw.history`, in messages and bytes (section 6).
 pub const HISTORY_PAGE_MAX: usize = 1_000;
 /// See [`HISTORY_PAGE_MAX`].
 pub const HISTORY_PAGE_BYTES_MAX: usize = 1024 * 1024;
 /// A token's bytes (architecture.md section 4).
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// A token's life, `exp` less `iat`, where nothing else is configured (references 5).
+pub const TOKEN_LIFETIME_S_MAX: u64 = 24 * 60 * 60;
+/// Patterns in a token's `sid`.
+pub const TOKEN_SESSIONS_MAX: usize = 64;
+/// Names in a token's `roles`.
+pub const TOKEN_ROLES_MAX: usize = 32;
+/// Methods in a token's `amr` (RFC 8176).
+pub const TOKEN_METHODS_MAX: usize = 16;
+/// A token's `scope`.
+pub const TOKEN_SCOPE_BYTES_MAX: usize = 1024;
+/// A token's `jti`.
+pub const TOKEN_ID_BYTES_MAX: usize = 128;
+/// A key's id, `kid`.
+pub const KEY_ID_BYTES_MAX: usize = 64;
+/// Keys that are good at the same time.
+pub const KEYS_MAX: usize = 64;
+/// An HMAC secret (RFC 7518 3.2: as long as the hash).
+pub const HMAC_SECRET_BYTES_MIN: usize = 32;
+/// An RSA modulus, in bits (RFC 7518 3.3).
+pub const RSA_BITS_MIN: u32 = 2048;
+/// Revoked tokens and users that a node remembers.
+pub const REVOCATIONS_MAX: usize = 100_000;
+/// The largest TLS record (RFC 5246 6.2.3: 2^14 and 2,048 of expansion, after a header of 5).
+pub const TLS_RECORD_BYTES_MAX: usize = 5 + 16 * 1024 + 2048;
+/// Ciphertext that waits for a socket.
+pub const TLS_PENDING_BYTES_MAX: usize = 64 * 1024;
 /// A control frame's payload (RFC 6455 5.5).
 pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
 /// The HTTP request line, the whole head, and its headers (references 5).
@@ -74,5 +108,9 @@ const _: () = assert!(SEND_BYTES_MAX >= MESSAGE_BYTES_MAX + ENVELOPE_ADDED_BYTES
 const _: () = assert!(HISTORY_PAGE_BYTES_MAX > MESSAGE_BYTES_MAX + ENVELOPE_ADDED_BYTES_MAX);
 // A request line is part of the head.
 const _: () = assert!(REQUEST_LINE_BYTES_MAX < REQUEST_HEAD_BYTES_MAX);
+// Whatever a token may name fits the 16-bit places of a grant.
+const _: () = assert!(TOKEN_BYTES_MAX < u16::MAX as usize);
+// A whole record, encrypted, always fits an empty buffer.
+const _: () = assert!(TLS_PENDING_BYTES_MAX >= 2 * TLS_RECORD_BYTES_MAX);
 // The hello carries a token.
 const _: () = assert!(TOKEN_BYTES_MAX + 4096 < MESSAGE_BYTES_MAX);

@@ -1,1 +1,10 @@
-fn main() {}
+//! The `ringway` command; everything is in the library.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    ringway::cli::main(std::env::args_os())
+}

@@ -8,6 +8,10 @@
 //! Invariants: the kernel holds no pointer into core memory after a turn; what is in the kernel is never forgotten (cancelled
 //! and reaped, or its socket shut down); an idle connection owns no buffer here.
 
+mod buffers;
+pub mod probe;
+pub mod ring;
+
 pub use crate::ids::ConnId;
 use crate::time::Tick;
 use std::net::SocketAddr;
@@ -72,6 +76,8 @@ pub trait Io {
     fn read(&mut self, conn: ConnId, mode: Read);
     /// Gives up a socket to another shard; only after [`Event::Quiet`] and with no [`Io::want_write`] outstanding.
     fn detach(&mut self, conn: ConnId) -> Option<OwnedFd>;
+    /// Ends our side of the stream after all that was sent (FIN); reading goes on.
+    fn finish(&mut self, conn: ConnId);
     /// Shuts the socket down and frees the id; no event for it follows.
     fn close(&mut self, conn: ConnId);
     /// Sends without blocking. All is done on return; `out` is cleared and holds one result a send.
@@ -80,8 +86,27 @@ pub trait Io {
     fn want_write(&mut self, conn: ConnId);
     /// Wakes another shard.
     fn ring_bell(&mut self, shard: usize);
-    /// Fills with cryptographically secure random bytes (seeded in the simulator).
-    fn fill_random(&mut self, out: &mut [u8]);
+    /// The clocks now, for measuring how long a turn took; what a turn decides by is the tick it was given.
+    fn clock(&self) -> Tick;
+    /// What the engine has counted since its start.
+    fn stats(&self) -> RingStats;
+}
+
+/// What an engine counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingStats {
+    /// Receives that ended because no buffer was free.
+    pub buffers_exhausted: u64,
+    /// Receives armed again.
+    pub rearmed: u64,
+    /// Completions the kernel had to keep aside.
+    pub overflows: u64,
+    /// Bells that failed and were rung again.
+    pub bells_retried: u64,
+    /// Connections put on single reads for flooding.
+    pub flooding: u64,
+    /// Accepts that failed.
+    pub accepts_failed: u64,
 }
 
 /// When the engine shall call [`Shard::turn`] again if nothing happens.

@@ -1,0 +1,106 @@
+//! One GET to the admin listener of a running gateway.
+
+use super::CliError;
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+const CONNECT: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_secs(30);
+const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A status and a body.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: String,
+}
+
+/// The `host:port` of an `http://host:port` URL.
+fn authority(url: &str) -> Result<&str, CliError> {
+    let rest = url.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    let fits = |rest: &&str| {
+        !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b'@' && byte != b'?')
+    };
+    rest.filter(fits)
+        .ok_or_else(|| CliError(format!("{url:?} is no URL of an admin listener; it looks like http://127.0.0.1:9090")))
+}
+
+/// Percent-encodes all but unreserved characters (RFC 3986 2.3), so that an id is one path segment.
+pub(super) fn segment(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(byte as char);
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// Gets `path` from the listener at `url`.
+pub(super) fn get(url: &str, path: &str) -> Result<Answer, CliError> {
+    let host = authority(url)?;
+    let target = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+        host.to_owned()
+    } else {
+        format!("{host}:80")
+    };
+    let wrong =
+        |error: std::io::Error| CliError(format!("{url}: {error}; is the gateway running, and is this its admin.listen?"));
+    let address = target.to_socket_addrs().map_err(wrong)?.next();
+    let address = address.ok_or_else(|| CliError(format!("{url}: the name has no address")))?;
+    let mut stream = TcpStream::connect_timeout(&address, CONNECT).map_err(wrong)?;
+    stream.set_read_timeout(Some(SILENCE)).map_err(wrong)?;
+    stream.set_write_timeout(Some(SILENCE)).map_err(wrong)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\nConnection: close\r\n\r\n")
+        .map_err(wrong)?;
+    let mut bytes = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes).map_err(wrong)?;
+    parse(&bytes).ok_or_else(|| CliError(format!("{url} answers, but not as the admin listener of a gateway does")))
+}
+
+/// A whole answer with a length.
+fn parse(bytes: &[u8]) -> Option<Answer> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(head) = response.parse(bytes).ok()? else { return None };
+    let status = response.code?;
+    let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"))?;
+    let length: usize = std::str::from_utf8(length.value).ok()?.parse().ok()?;
+    let body = bytes.get(head..)?;
+    (body.len() == length).then_some(())?;
+    Some(Answer { status, body: String::from_utf8(body.to_vec()).ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        assert_eq!(authority("http://127.0.0.1:9090"), Ok("127.0.0.1:9090"));
+        assert_eq!(authority("http://[::1]:9090/"), Ok("[::1]:9090"));
+        for bad in ["127.0.0.1:9090", "https://a", "http://", "http://a/b", "http://a b", "http://a\r\nX: y", "http://u@h"] {
+            assert!(authority(bad).is_err(), "{bad}");
+        }
+        assert_eq!(segment("c-1/../x y"), "c-1%2F..%2Fx%20y");
+    }
+
+    #[test]
+    fn answers() {
+        let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        assert_eq!(parse(whole), Some(Answer { status: 200, body: "ok".into() }));
+        for bad in [&whole[..whole.len() - 1], b"HTTP/1.1 200 OK\r\n\r\nok", b"SSH-2.0-x\r\n", b""] {
+            assert_eq!(parse(bad), None);
+        }
+    }
+
+    #[test]
+    fn nobody_there_is_one_line() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let error = get(&format!("http://{free}"), "/healthz").unwrap_err().0;
+        assert!(error.contains("is the gateway running") && error.lines().count() == 1, "{error}");
+    }
+}

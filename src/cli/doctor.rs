@@ -1,0 +1,284 @@
+//! `ringway doctor`: what of this machine keeps the gateway from running, or from running well, each with its fix.
+
+use super::serve::shard_count;
+use super::{CliError, print};
+use crate::config::Settings;
+use crate::io::probe::{ProbeError, probe};
+use rustix::process::{Resource, getrlimit};
+use std::fmt::Write;
+
+/// The first kernel with all that the native engine asks of io_uring.
+const KERNEL_MIN: (u32, u32) = (6, 1);
+const MEMLOCK_BYTES_MIN: u64 = 8 * 1024 * 1024;
+const ACCEPT_QUEUE_MIN: u64 = 1_024;
+
+/// What was found out, apart from what it means.
+#[derive(Clone, Debug)]
+struct Facts {
+    kernel: String,
+    /// The sysctl kernel.io_uring_disabled; `None` where the kernel has none.
+    ring_disabled: Option<u64>,
+    /// The errno of a trial ring that was refused.
+    ring_refused: Option<i32>,
+    /// Soft limits; `None` is none.
+    memlock_bytes: Option<u64>,
+    files_soft: Option<u64>,
+    files_hard: Option<u64>,
+    cores: usize,
+    accept_queue: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weight {
+    Fine,
+    Better,
+    Blocking,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Finding {
+    weight: Weight,
+    what: String,
+    /// Empty where nothing is to be done.
+    fix: String,
+}
+
+fn fine(what: String) -> Finding {
+    Finding { weight: Weight::Fine, what, fix: String::new() }
+}
+
+fn better(what: String, fix: impl Into<String>) -> Finding {
+    Finding { weight: Weight::Better, what, fix: fix.into() }
+}
+
+fn blocking(what: String, fix: impl Into<String>) -> Finding {
+    Finding { weight: Weight::Blocking, what, fix: fix.into() }
+}
+
+fn number_in(path: &str) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn ring_disabled() -> Option<u64> {
+    number_in("/proc/sys/kernel/io_uring_disabled")
+}
+
+fn errno(error: &ProbeError) -> i32 {
+    match error {
+        ProbeError::Refused(error) => error.raw_os_error().unwrap_or(0),
+        ProbeError::TooOld(_) => libc::EINVAL,
+    }
+}
+
+impl Facts {
+    fn gather() -> Self {
+        let files = getrlimit(Resource::Nofile);
+        Self {
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            ring_disabled: ring_disabled(),
+            ring_refused: probe().err().map(|error| errno(&error)),
+            memlock_bytes: getrlimit(Resource::Memlock).current,
+            files_soft: files.current,
+            files_hard: files.maximum,
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            accept_queue: number_in("/proc/sys/net/core/somaxconn"),
+        }
+    }
+}
+
+/// `major.minor` of a release like `6.1.0-18-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// What a refused ring means, and what to do.
+fn ring_refusal(code: i32, disabled: Option<u64>) -> (String, &'static str) {
+    let refused = rustix::io::Errno::from_raw_os_error(code);
+    let what = format!("io_uring is refused: {}", std::io::Error::from_raw_os_error(code));
+    let fix = match (refused, disabled) {
+        (_, Some(2)) => "sysctl -w kernel.io_uring_disabled=0 (it is 2: forbidden to all)",
+        (_, Some(1)) => {
+            "sysctl -w kernel.io_uring_disabled=0, or add the user to the group of kernel.io_uring_group (it is 1: for that group only)"
+        }
+        (rustix::io::Errno::NOSYS, _) => "use a kernel with io_uring (CONFIG_IO_URING), 6.1 or later; a sandbox may also hide it",
+        (rustix::io::Errno::INVAL, _) => "use kernel 6.1 or later: this one does not know the flags the gateway needs",
+        (rustix::io::Errno::NOMEM, _) => "raise the memory limit of the process, or its memlock limit (ulimit -l)",
+        (rustix::io::Errno::PERM | rustix::io::Errno::ACCESS, _) => {
+            "a seccomp profile forbids it: in a container allow io_uring_setup, io_uring_enter and io_uring_register (docker: \
+             --security-opt seccomp=PROFILE)"
+        }
+        _ => "run `ringway doctor` and look at the kernel's log",
+    };
+    (what, fix)
+}
+
+/// For commands that need a ring: one line where there is none to be had.
+pub(super) fn require_ring() -> Result<(), CliError> {
+    match probe() {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let (what, fix) = ring_refusal(errno(&error), ring_disabled());
+            Err(CliError(format!("{what}; {fix}")))
+        }
+    }
+}
+
+fn findings(facts: &Facts, settings: &Settings, shards: usize) -> Vec<Finding> {
+    let mut found = Vec::new();
+    found.push(match version(&facts.kernel) {
+        Some(kernel) if kernel >= KERNEL_MIN => fine(format!("kernel {}", facts.kernel)),
+        Some(_) => blocking(format!("kernel {} is older than 6.1", facts.kernel), "use kernel 6.1 or later (Debian 12 has it)"),
+        None => {
+            better(format!("kernel {:?} has no version this command can read", facts.kernel), "make sure that it is 6.1 or later")
+        }
+    });
+    found.push(match facts.ring_refused {
+        None => fine("io_uring works".to_owned()),
+        Some(code) => {
+            let (what, fix) = ring_refusal(code, facts.ring_disabled);
+            blocking(what, fix)
+        }
+    });
+    found.push(match facts.memlock_bytes {
+        Some(bytes) if bytes < MEMLOCK_BYTES_MIN => better(
+            format!("memlock is limited to {bytes} bytes"),
+            "systemd: LimitMEMLOCK=infinity; shell: ulimit -l unlimited (the kernel may charge rings and their buffers to it)",
+        ),
+        Some(bytes) => fine(format!("memlock {bytes} bytes")),
+        None => fine("memlock unlimited".to_owned()),
+    });
+    found.push(files(facts, settings, shards));
+    found.push(if shards > facts.cores {
+        better(
+            format!("{shards} shards on {} cores", facts.cores),
+            "set server.shards to 0 or to the number of cores: shards that share one only wait for each other",
+        )
+    } else {
+        fine(format!("{} cores, {shards} shards", facts.cores))
+    });
+    found.push(match facts.accept_queue {
+        Some(length) if length < ACCEPT_QUEUE_MIN => better(
+            format!("net.core.somaxconn is {length}"),
+            "sysctl -w net.core.somaxconn=4096: a reconnect storm overflows less",
+        ),
+        Some(length) => fine(format!("net.core.somaxconn {length}")),
+        None => better("net.core.somaxconn cannot be read".to_owned(), "make sure that it is 1024 or more"),
+    });
+    found
+}
+
+fn files(facts: &Facts, settings: &Settings, shards: usize) -> Finding {
+    let needed = settings.files_needed(shards);
+    let connections = settings.server.max_connections;
+    match (facts.files_soft, facts.files_hard) {
+        (_, Some(hard)) if hard < needed => blocking(
+            format!("nofile is limited to {hard}; server.max_connections = {connections} needs {needed}"),
+            format!("systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}; or lower server.max_connections"),
+        ),
+        (Some(soft), _) if soft < needed => fine(format!("nofile {soft}, raised to {needed} at start")),
+        _ => fine(format!("nofile is enough for server.max_connections = {connections}")),
+    }
+}
+
+fn report(found: &[Finding]) -> String {
+    let mut out = String::new();
+    for finding in found {
+        let mark = match finding.weight {
+            Weight::Fine => "ok      ",
+            Weight::Better => "warning ",
+            Weight::Blocking => "BLOCKING",
+        };
+        let _ = writeln!(out, "{mark}  {}", finding.what);
+        if !finding.fix.is_empty() {
+            let _ = writeln!(out, "          fix: {}", finding.fix);
+        }
+    }
+    out
+}
+
+pub(super) fn doctor(settings: &Settings) -> Result<(), CliError> {
+    let found = findings(&Facts::gather(), settings, shard_count(settings));
+    print(&report(&found))?;
+    match found.iter().filter(|finding| finding.weight == Weight::Blocking).count() {
+        0 => Ok(()),
+        1 => Err(CliError("1 finding keeps the gateway from running".to_owned())),
+        count => Err(CliError(format!("{count} findings keep the gateway from running"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Facts {
+        Facts {
+            kernel: "6.1.0-18-amd64".into(),
+            ring_disabled: Some(0),
+            ring_refused: None,
+            memlock_bytes: None,
+            files_soft: Some(1_024),
+            files_hard: Some(1_048_576),
+            cores: 4,
+            accept_queue: Some(4_096),
+        }
+    }
+
+    fn worst(facts: &Facts) -> Finding {
+        let found = findings(facts, &Settings::default(), 4);
+        let worst = |weight| found.iter().find(|finding| finding.weight == weight);
+        worst(Weight::Blocking).or_else(|| worst(Weight::Better)).cloned().unwrap_or_else(|| fine(String::new()))
+    }
+
+    #[test]
+    fn a_good_machine_has_no_finding() {
+        assert_eq!(worst(&good()).weight, Weight::Fine);
+    }
+
+    #[test]
+    fn each_fault_has_its_weight_and_fix() {
+        let cases: [(Facts, Weight, &str); 9] = [
+            (Facts { kernel: "5.15.0-91".into(), ..good() }, Weight::Blocking, "6.1"),
+            (
+                Facts { ring_refused: Some(1), ring_disabled: Some(2), ..good() },
+                Weight::Blocking,
+                "sysctl -w kernel.io_uring_disabled=0",
+            ),
+            (Facts { ring_refused: Some(1), ring_disabled: Some(1), ..good() }, Weight::Blocking, "io_uring_group"),
+            (Facts { ring_refused: Some(1), ..good() }, Weight::Blocking, "seccomp"),
+            (Facts { ring_refused: Some(38), ring_disabled: None, ..good() }, Weight::Blocking, "CONFIG_IO_URING"),
+            (Facts { files_hard: Some(4_096), ..good() }, Weight::Blocking, "LimitNOFILE=11544"),
+            (Facts { memlock_bytes: Some(65_536), ..good() }, Weight::Better, "LimitMEMLOCK"),
+            (Facts { cores: 2, ..good() }, Weight::Better, "server.shards"),
+            (Facts { accept_queue: Some(128), ..good() }, Weight::Better, "somaxconn=4096"),
+        ];
+        for (facts, weight, fix) in cases {
+            let finding = worst(&facts);
+            assert!(finding.weight == weight && finding.fix.contains(fix), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn releases() {
+        assert_eq!(version("6.1.0-18-amd64"), Some((6, 1)));
+        assert_eq!(version("6.18"), Some((6, 18)));
+        assert_eq!(version("unknown"), None);
+        assert!(version("10.0.1").is_some_and(|version| version >= KERNEL_MIN));
+    }
+
+    #[test]
+    fn the_report_names_each_fix() {
+        let text = report(&findings(&Facts { cores: 1, files_hard: Some(10), ..good() }, &Settings::default(), 4));
+        assert!(
+            text.contains("BLOCKING  nofile is limited to 10") && text.contains("\n          fix: systemd: LimitNOFILE="),
+            "{text}"
+        );
+        assert!(text.contains("warning   4 shards on 1 cores"), "{text}");
+    }
+
+    #[test]
+    fn this_machine_can_be_asked() {
+        let facts = Facts::gather();
+        assert!(facts.cores >= 1 && version(&facts.kernel).is_some());
+    }
+}

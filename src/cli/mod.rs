@@ -1,0 +1,384 @@
+//! The command line: arguments in, one of the commands run, an exit code out.
+//!
+//! May import everything; nothing imports it. Reads the environment, files and clocks, so that the rest need not.
+//!
+//! Invariants: an error is one clear line on stderr and exit code 1, a wrong usage exit code 2; what was asked for goes to
+//! stdout and nothing else does; no secret is printed but where making one was asked for.
+
+mod admin_client;
+mod conn;
+mod dev;
+mod doctor;
+pub mod keys;
+mod keys_adaptor;
+mod serve;
+
+pub use serve::{Node, Shards, StartShards, load_keys, run};
+
+use crate::config::{self, KeyAlgorithm, Settings};
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A configuration file's bytes.
+const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
+
+/// Why a command failed: one line, or one for each mistake of a file.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct CliError(pub String);
+
+impl From<String> for CliError {
+    fn from(line: String) -> Self {
+        Self(line)
+    }
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "ringway", version, about = "The real-time gateway for AI agents", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run with no configuration and a key in memory: to try it out, not for the Internet
+    Dev(DevArgs),
+    /// Run with a configuration file
+    Serve(ConfigArg),
+    /// Check a configuration, or print what there is to configure
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Make keys that tokens are signed and verified with
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Make and verify tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Look whether this machine lets the gateway run, and say how to fix what does not
+    Doctor(DoctorArgs),
+    /// Look at the connections of a running gateway
+    #[command(subcommand)]
+    Conn(ConnCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevArgs {
+    /// Address and port for clients
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// Address and port of the admin listener, a loopback address
+    #[arg(long, default_value = "127.0.0.1:9090", value_name = "ADDRESS:PORT")]
+    pub(crate) admin: SocketAddr,
+    /// Shards, one thread each; 0: one per core
+    #[arg(long, default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub(crate) shards: u16,
+}
+
+#[derive(Debug, Args)]
+struct ConfigArg {
+    /// The configuration file (TOML); `ringway config defaults` prints one
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say OK, or every mistake with its line and what would be right
+    Check {
+        /// The configuration file
+        file: PathBuf,
+    },
+    /// Print a configuration file with all defaults and a comment for each
+    Defaults,
+    /// Print the reference of all settings as Markdown
+    Docs,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Make a key pair, or a secret for HS256
+    New(KeyNewArgs),
+}
+
+/// What `key new` was asked for.
+#[derive(Clone, Debug, Args)]
+pub struct KeyNewArgs {
+    /// The signature algorithm: eddsa, es256, rs256 or hs256
+    #[arg(long, value_name = "ALGORITHM", value_parser = key_algorithm)]
+    pub alg: KeyAlgorithm,
+    /// The key id that tokens will name; made up where absent
+    #[arg(long, value_name = "ID")]
+    pub kid: Option<String>,
+    /// The private file to write, or the folder for both files
+    #[arg(long, value_name = "PATH", default_value = ".")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Sign a token
+    New(TokenNewArgs),
+    /// Verify a token and print what it grants
+    Verify(TokenVerifyArgs),
+}
+
+/// What `token new` was asked for.
+#[derive(Clone, Debug, Args)]
+pub struct TokenNewArgs {
+    /// The private key or secret, as `key new` wrote it
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// The key id, where the file names none
+    #[arg(long, value_name = "ID")]
+    pub kid: Option<String>,
+    /// Whose token it is (`sub`)
+    #[arg(long, value_name = "USER")]
+    pub sub: String,
+    /// A session or channel it may be in, or a prefix pattern like "team-7.*"; may be repeated (`sid`)
+    #[arg(long, value_name = "SESSION", required = true)]
+    pub sid: Vec<String>,
+    /// A role it holds; may be repeated (`roles`)
+    #[arg(long, value_name = "ROLE")]
+    pub role: Vec<String>,
+    /// The scopes it has, separated by spaces (`scope`)
+    #[arg(long, value_name = "SCOPES")]
+    pub scope: Option<String>,
+    /// How long it is good: 90s, 15m, 1h, 1d
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub ttl: String,
+    /// The issuer (`iss`)
+    #[arg(long, value_name = "ISSUER")]
+    pub issuer: Option<String>,
+    /// The audience (`aud`)
+    #[arg(long, value_name = "AUDIENCE")]
+    pub audience: Option<String>,
+}
+
+/// What `token verify` was asked for.
+#[derive(Clone, Debug, Args)]
+pub struct TokenVerifyArgs {
+    /// The key to verify with, public or private
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// The issuer it must have
+    #[arg(long, value_name = "ISSUER")]
+    pub issuer: Option<String>,
+    /// The audience it must have
+    #[arg(long, value_name = "AUDIENCE")]
+    pub audience: Option<String>,
+    /// The token; without it, the first line of standard input, which other users of the machine cannot see
+    pub token: Option<String>,
+}
+
+fn key_algorithm(name: &str) -> Result<KeyAlgorithm, String> {
+    KeyAlgorithm::from_name(name).ok_or_else(|| "must be eddsa, es256, rs256 or hs256".to_owned())
+}
+
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    /// The configuration whose demands are to be met; without it, the defaults'
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConnCommand {
+    /// List connections, those closed in the last ten minutes too
+    Ls {
+        /// The admin listener
+        #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL")]
+        admin: String,
+        /// At most so many
+        #[arg(long, default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        limit: u16,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one connection with its sessions
+    Show {
+        /// Its connection_id
+        id: String,
+        /// The admin listener
+        #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL")]
+        admin: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs the command that the arguments ask for.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Where the terminal is gone, the exit code still tells.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run_command(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut stderr = io::stderr().lock();
+            for line in error.0.lines() {
+                let _ = writeln!(stderr, "ringway: {line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_command(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Dev(arguments) => dev::dev(&arguments),
+        Command::Serve(ConfigArg { config }) => serve::serve(&config),
+        Command::Config(ConfigCommand::Check { file }) => {
+            let settings = read_settings(&file)?;
+            settings.ready_to_serve().map_err(|error| in_file(&file, &error))?;
+            // A key file that cannot be read would stop the gateway at its start.
+            load_keys(&settings, &file)?;
+            print("OK\n")
+        }
+        Command::Config(ConfigCommand::Defaults) => print(&config::defaults_toml()),
+        Command::Config(ConfigCommand::Docs) => print(&config::docs_markdown()),
+        Command::Key(KeyCommand::New(arguments)) => keys_adaptor::key_new(&arguments),
+        Command::Token(TokenCommand::New(arguments)) => keys_adaptor::token_new(&arguments),
+        Command::Token(TokenCommand::Verify(arguments)) => keys_adaptor::token_verify(&arguments),
+        Command::Doctor(DoctorArgs { config }) => {
+            let settings = config.as_deref().map_or_else(|| Ok(Settings::default()), read_settings)?;
+            doctor::doctor(&settings)
+        }
+        Command::Conn(ConnCommand::Ls { admin, limit, json }) => conn::list(&admin, limit, json),
+        Command::Conn(ConnCommand::Show { id, admin, json }) => conn::show(&admin, &id, json),
+    }
+}
+
+/// Unix seconds.
+#[expect(clippy::disallowed_methods, reason = "the command line reads the clock for the core")]
+pub(crate) fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// To stdout. A reader that has seen enough (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError(format!("standard output: {error}"))),
+        _ => Ok(()),
+    }
+}
+
+/// The environment as pairs; a name or value that is no UTF-8 is none of ours, or refused by its setting's check.
+pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+}
+
+/// A configuration file with the environment over it.
+pub(crate) fn read_settings(file: &Path) -> Result<Settings, CliError> {
+    let bytes = read_file(file, CONFIG_BYTES_MAX)?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+        CliError(format!("{}: line {line}: not UTF-8", file.display()))
+    })?;
+    Settings::parse(&text, environment()).map_err(|error| in_file(file, &error))
+}
+
+fn in_file(file: &Path, error: &config::ConfigError) -> CliError {
+    CliError(error.0.iter().map(|problem| format!("{}: {problem}", file.display())).collect::<Vec<_>>().join("\n"))
+}
+
+/// A whole file, but not more than so many bytes.
+pub(crate) fn read_file(file: &Path, bytes_max: u64) -> Result<Vec<u8>, CliError> {
+    use std::io::Read;
+    let wrong = |error: io::Error| CliError(format!("{}: {error}", file.display()));
+    let mut bytes = Vec::new();
+    std::fs::File::open(file).map_err(wrong)?.take(bytes_max + 1).read_to_end(&mut bytes).map_err(wrong)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(CliError(format!("{}: more than {bytes_max} bytes", file.display())));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_are_understood() {
+        for line in [
+            "ringway dev",
+            "ringway dev --listen [::1]:0 --shards 2",
+            "ringway serve --config a.toml",
+            "ringway config check a.toml",
+            "ringway config defaults",
+            "ringway config docs",
+            "ringway key new --alg eddsa",
+            "ringway key new --alg HS256 --kid a --out k",
+            "ringway token new --key k --kid a --sub ana --sid s --sid t --role agent --ttl 15m",
+            "ringway token verify --key k abc",
+            "ringway doctor",
+            "ringway doctor --config a.toml",
+            "ringway conn ls",
+            "ringway conn ls --limit 5 --json",
+            "ringway conn show c-1 --admin http://127.0.0.1:1",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, part) in [
+            ("ringway", "Usage"),
+            ("ringway serv", "serve"),
+            ("ringway serve", "--config"),
+            ("ringway dev --listen localhost", "--listen"),
+            ("ringway dev --shards 257", "257"),
+            ("ringway key new --alg none", "eddsa"),
+            ("ringway token new --key k --sub ana", "--sid"),
+            ("ringway conn ls --limit 0", "0"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.to_string().contains(part), "{line}: {error}");
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_broken_file_is_named_with_its_lines() {
+        let file = std::env::temp_dir().join(format!("ringway-cli-test-{}.toml", std::process::id()));
+        std::fs::write(&file, "[server]\npin = 3\n[nowhere]\n").unwrap();
+        let error = read_settings(&file).unwrap_err().0;
+        std::fs::write(&file, b"[server]\nnode = \"\xff\"\n").unwrap();
+        let not_text = read_settings(&file).unwrap_err().0;
+        std::fs::remove_file(&file).unwrap();
+        let name = file.display();
+        let lines: Vec<&str> = error.lines().collect();
+        assert_eq!(lines.len(), 2, "{error}");
+        assert!(lines.contains(&format!("{name}: line 2: server.pin = 3: must be true or false").as_str()), "{error}");
+        assert!(lines.iter().any(|line| line.starts_with(&format!("{name}: line 3: nowhere is no section"))), "{error}");
+        assert_eq!(not_text, format!("{name}: line 2: not UTF-8"));
+        assert!(read_settings(&file).unwrap_err().0.contains("No such file"));
+    }
+}

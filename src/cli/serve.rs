@@ -1,0 +1,323 @@
+//! `ringway serve`, and the life of the process: limits raised, control built, shards started, control let run, all ended.
+
+use super::{CliError, doctor, read_file, read_settings};
+use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet, TokenPolicy};
+use crate::config::{Change, Settings};
+use crate::control::logging;
+use crate::control::{Control, ControlOptions, Outcome, Reload, Reloaded};
+use crate::net::origin::OriginPolicy;
+use crate::net::tls::TlsServer;
+use crate::net::upgrade::Policy;
+use crate::shard::port::{Port, PortMessage, Snapshot};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
+const TLS_FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// How long the threads of shards that were told to stop are waited for.
+const JOIN_LOOKS: u32 = 100;
+const JOIN_LOOK: Duration = Duration::from_millis(20);
+
+/// What a process is to run.
+pub struct Node {
+    pub settings: Settings,
+    pub keys: Vec<KeyMaterial>,
+    /// Pages of the loopback and `null` may connect too (protocol.md section 1).
+    pub dev: bool,
+    /// Where TLS is on.
+    pub tls: Option<TlsServer>,
+    /// What SIGHUP calls.
+    pub reload: Option<Reload>,
+}
+
+/// Shards that run.
+#[derive(Debug)]
+pub struct Shards {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// In order.
+    pub ports: Vec<Port>,
+    pub threads: Vec<JoinHandle<()>>,
+}
+
+/// Starts the shards: how many, with what.
+pub type StartShards = fn(usize, &Arc<Snapshot>) -> Result<Shards, String>;
+
+/// Runs the shards on the native engine.
+pub(super) const START_SHARDS: StartShards = |count, snapshot| {
+    let running = crate::shard::start::start(count, snapshot)?;
+    Ok(Shards { address: running.address, ports: running.ports, threads: running.threads })
+};
+
+/// Reads the key files, which are named relative to the configuration file.
+///
+/// # Errors
+/// A file that cannot be read; one line.
+pub fn load_keys(settings: &Settings, config_file: &Path) -> Result<Vec<KeyMaterial>, CliError> {
+    let folder = config_file.parent().unwrap_or_else(|| Path::new(""));
+    let load = |key: &crate::config::AuthKey| {
+        let bytes = read_file(&folder.join(&key.file), KEY_FILE_BYTES_MAX)
+            .map_err(|error| CliError(format!("auth.keys {:?}: {error}", key.kid)))?;
+        let algorithm = KeyAlgorithm::from_name(key.alg.name())
+            .ok_or_else(|| CliError(format!("auth.keys {:?}: {} is no algorithm for tokens", key.kid, key.alg.name())))?;
+        Ok(KeyMaterial { key_id: key.kid.clone(), algorithm, bytes })
+    };
+    settings.auth_keys.iter().map(load).collect()
+}
+
+/// The snapshot for the shards: keys parsed, policies made, TLS files read.
+fn snapshot(settings: Arc<Settings>, keys: &[KeyMaterial], tls: Option<TlsServer>, dev: bool) -> Result<Arc<Snapshot>, CliError> {
+    let keys = KeySet::new(keys).map_err(|error| CliError(error.to_string()))?;
+    let origins: Vec<String> = settings.server.allowed_origins.iter().map(|origin| origin.0.clone()).collect();
+    let origins = OriginPolicy::new(&origins, dev).map_err(|error| CliError(format!("server.allowed_origins: {error}")))?;
+    let set = |text: &str| (!text.is_empty()).then(|| text.into());
+    Ok(Arc::new(Snapshot {
+        keys: Arc::new(keys),
+        tokens: TokenPolicy {
+            issuer: set(&settings.auth.issuer),
+            audience: set(&settings.auth.audience),
+            leeway_s: settings.auth.leeway_s,
+            lifetime_s_max: settings.auth.lifetime_s_max,
+        },
+        revocations: Arc::default(),
+        upgrade: Policy { origins, echo: settings.diagnostics.echo },
+        tls,
+        settings,
+    }))
+}
+
+/// The certificate and key of `[tls]`, named relative to the configuration file.
+fn load_tls(settings: &Settings, config_file: &Path) -> Result<Option<TlsServer>, CliError> {
+    let Some((certificate, key)) = settings.tls.files() else { return Ok(None) };
+    let folder = config_file.parent().unwrap_or_else(|| Path::new(""));
+    let read = |name: &str, file: &PathBuf| {
+        read_file(&folder.join(file), TLS_FILE_BYTES_MAX).map_err(|error| CliError(format!("tls.{name}: {error}")))
+    };
+    let (certificate, key) = (read("certificate", certificate)?, read("key", key)?);
+    TlsServer::new(&certificate, &key).map(Some).map_err(|error| CliError(format!("[tls]: {error}")))
+}
+
+pub(super) fn serve(file: &Path) -> Result<(), CliError> {
+    let settings = read_settings(file)?;
+    settings.ready_to_serve().map_err(|error| CliError(format!("{}: {error}", file.display())))?;
+    let keys = load_keys(&settings, file)?;
+    let tls = load_tls(&settings, file)?;
+    doctor::require_ring()?;
+    let log = logging::start(settings.diagnostics.log_format, settings.diagnostics.log_level)?;
+    let reload = reloader(file.to_owned(), settings.clone(), keys.clone(), tls.clone());
+    let node = Node { settings, keys, tls, dev: false, reload: Some(reload) };
+    let ended = run(node, START_SHARDS, |address| tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving"));
+    log.flush();
+    ended
+}
+
+/// What SIGHUP does: the file, the environment and the key files are read again.
+fn reloader(file: PathBuf, mut settings: Settings, mut keys: Vec<KeyMaterial>, tls: Option<TlsServer>) -> Reload {
+    Box::new(move || {
+        let new = read_settings(&file).map_err(one_line)?;
+        new.ready_to_serve().map_err(|error| format!("{}: {error}", file.display()))?;
+        let new_keys = load_keys(&new, &file).map_err(one_line)?;
+        let reloaded = reload_from(&settings, &keys, &new, &new_keys, tls.clone()).map_err(one_line)?;
+        settings = (*reloaded.snapshot.settings).clone();
+        keys = new_keys;
+        Ok(reloaded)
+    })
+}
+
+fn one_line(error: CliError) -> String {
+    error.0.replace('\n', "; ")
+}
+
+fn reload_from(
+    old: &Settings,
+    old_keys: &[KeyMaterial],
+    new: &Settings,
+    new_keys: &[KeyMaterial],
+    tls: Option<TlsServer>,
+) -> Result<Reloaded, CliError> {
+    let mut changes = new.diff(old);
+    for key in new_keys {
+        let same_id = old_keys.iter().find(|old| old.key_id == key.key_id);
+        if same_id.is_some_and(|old| old.bytes != key.bytes) {
+            let (from, to) = ("its old content".to_owned(), "its new content".to_owned());
+            changes.push(Change { key: format!("auth.keys {:?}, its file", key.key_id), from, to, live: true });
+        }
+    }
+    Ok(Reloaded { changes, snapshot: snapshot(Arc::new(new.reloaded_over(old)), new_keys, tls, false)? })
+}
+
+/// The shards to run: as configured, else one per core.
+pub(crate) fn shard_count(settings: &Settings) -> usize {
+    match settings.server.shards {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(256),
+        count => count,
+    }
+}
+
+/// Raises the soft limit of open files to what is needed.
+fn raise_open_files(needed: u64) -> Result<(), String> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
+        return Err(format!(
+            "open files: server.max_connections needs {needed}, but this process may have {maximum}: raise nofile (systemd: \
+             LimitNOFILE={needed}; shell: ulimit -Hn {needed}) or lower server.max_connections"
+        ));
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum: limit.maximum })
+        .map_err(|error| format!("open files: the limit cannot be raised to {needed}: {error}"))
+}
+
+/// Runs a node until it has ended: by a signal, drained or not.
+///
+/// # Errors
+/// One line: what could not be started, or which shards did not stop.
+pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr)) -> Result<(), CliError> {
+    let count = shard_count(&node.settings);
+    raise_open_files(node.settings.files_needed(count))?;
+    let snapshot = snapshot(Arc::new(node.settings), &node.keys, node.tls, node.dev)?;
+    let control = Control::build(ControlOptions {
+        listen: snapshot.settings.admin.listen,
+        snapshot: Arc::clone(&snapshot),
+        reload: node.reload,
+        signals: true,
+        tick: Duration::from_secs(1),
+    })
+    .map_err(|error| CliError(error.to_string()))?;
+    let shards = start(count, &snapshot)?;
+    let handle = control.spawn(shards.ports.clone());
+    announce(shards.address);
+    let outcome = handle.wait();
+    let stopped = join(shards);
+    match &outcome {
+        Outcome::Drained => tracing::info!("drained: all connections have gone"),
+        Outcome::GraceOver(left) => tracing::warn!(left, "the grace is over; the connections left were closed"),
+        Outcome::Stopped => tracing::warn!("stopped at once"),
+        Outcome::Stuck(shards) => tracing::error!(?shards, "these shards did not take the order to stop"),
+    }
+    if stopped.is_empty() { Ok(()) } else { Err(CliError(format!("shards did not stop in time: {stopped:?}"))) }
+}
+
+/// Waits for the shards, but not for ever. Returns those that did not end.
+fn join(shards: Shards) -> Vec<usize> {
+    // Told once more where the first order found no room.
+    for port in &shards.ports {
+        drop(port.send(PortMessage::Stop));
+    }
+    for _ in 0..JOIN_LOOKS {
+        if shards.threads.iter().all(JoinHandle::is_finished) {
+            break;
+        }
+        std::thread::park_timeout(JOIN_LOOK);
+    }
+    let left: Vec<usize> =
+        shards.threads.iter().enumerate().filter(|(_, thread)| !thread.is_finished()).map(|(index, _)| index).collect();
+    for thread in shards.threads {
+        if thread.is_finished() {
+            // A panic in a shard aborts the process; there is nothing in the result.
+            drop(thread.join());
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::counters::shared_counters;
+    use crate::shard::port::{Bell, PortReceiver, port};
+    use rustix::process::{Signal, getpid, kill_process};
+
+    fn key(bytes: &[u8]) -> KeyMaterial {
+        KeyMaterial { key_id: "k".into(), algorithm: KeyAlgorithm::Hs256, bytes: bytes.repeat(32) }
+    }
+
+    #[test]
+    fn a_reload_tells_of_settings_and_key_contents() {
+        let old = Settings::default();
+        let new = Settings::parse("[server]\nshards = 3\n[limits]\nmessages_burst = 9", []).unwrap();
+        let reloaded = reload_from(&old, &[key(b"a")], &new, &[key(b"b")], None).unwrap();
+        let told: Vec<(&str, bool)> = reloaded.changes.iter().map(|change| (change.key.as_str(), change.live)).collect();
+        assert_eq!(told, [("server.shards", false), ("limits.messages_burst", true), ("auth.keys \"k\", its file", true)]);
+        assert_eq!(reloaded.snapshot.settings.server.shards, 0);
+        assert_eq!(reloaded.snapshot.settings.limits.messages_burst, 9);
+        assert!(reload_from(&old, &[key(b"a")], &old, &[key(b"a")], None).unwrap().changes.is_empty());
+    }
+
+    #[test]
+    fn keys_are_read_beside_the_configuration_and_never_shown() {
+        let folder = std::env::temp_dir().join(format!("ringway-keys-test-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("k.key"), b"very secret").unwrap();
+        let text = "[[auth.keys]]\nkid = \"k\"\nalg = \"HS256\"\nfile = \"k.key\"\n";
+        let keys = load_keys(&Settings::parse(text, []).unwrap(), &folder.join("ringway.toml"));
+        let missing = Settings::parse(&text.replace("k.key", "none.key"), []).unwrap();
+        let error = load_keys(&missing, &folder.join("ringway.toml")).unwrap_err();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(keys.as_deref(), Ok([KeyMaterial { bytes: b"very secret".to_vec(), ..key(b"") }].as_slice()));
+        assert!(!format!("{keys:?}").contains("secret"));
+        assert!(error.0.starts_with("auth.keys \"k\": ") && error.0.contains("none.key"), "{error}");
+    }
+
+    #[test]
+    fn more_files_than_allowed_are_refused_with_the_settings() {
+        let Some(maximum) = getrlimit(Resource::Nofile).maximum else { return };
+        let error = raise_open_files(maximum + 1).unwrap_err();
+        assert!(error.contains("server.max_connections") && error.contains("LimitNOFILE"), "{error}");
+    }
+
+    #[test]
+    fn a_node_whose_shards_do_not_start_says_so() {
+        let settings = Settings::parse("[admin]\nlisten = \"127.0.0.1:0\"\n[server]\nmax_connections = 10", []).unwrap();
+        let node = Node { settings, keys: Vec::new(), tls: None, dev: true, reload: None };
+        let error = run(node, |_, _| Err("no ring".to_owned()), |_| panic!("announced")).unwrap_err();
+        assert_eq!(error.0, "no ring");
+    }
+
+    struct Unpark(std::thread::Thread);
+    impl Bell for Unpark {
+        fn ring(&self) {
+            self.0.unpark();
+        }
+    }
+
+    /// One shard without sockets, which turns when it is rung and ends when it is told.
+    fn one_shard(count: usize, _: &Arc<Snapshot>) -> Result<Shards, String> {
+        assert_eq!(count, 1);
+        let (give, take) = std::sync::mpsc::channel::<PortReceiver>();
+        let thread = std::thread::spawn(move || {
+            let receiver = take.recv().unwrap();
+            loop {
+                match receiver.pop() {
+                    Some(PortMessage::Stop) => return,
+                    Some(PortMessage::Probe { reply }) => drop(reply.send(())),
+                    Some(_) => {}
+                    None => std::thread::park(),
+                }
+            }
+        });
+        let (door, receiver) = port(0, Arc::new(Unpark(thread.thread().clone())), shared_counters());
+        give.send(receiver).unwrap();
+        Ok(Shards { address: "127.0.0.1:1".parse().unwrap(), ports: vec![door], threads: vec![thread] })
+    }
+
+    /// The one test that signals this process: its handlers are in place before the first signal is sent.
+    #[test]
+    fn hup_reloads_and_term_drains() {
+        let settings =
+            Settings::parse("[admin]\nlisten = \"127.0.0.1:0\"\n[server]\nmax_connections = 10\nshards = 1", []).unwrap();
+        let signal = |signal| kill_process(getpid(), signal).unwrap();
+        let reload: Reload = Box::new(move || {
+            signal(Signal::TERM);
+            Err("told to".to_owned())
+        });
+        let node = Node { settings, keys: Vec::new(), tls: None, dev: false, reload: Some(reload) };
+        assert_eq!(run(node, one_shard, |_| signal(Signal::HUP)), Ok(()));
+    }
+}

@@ -1,0 +1,333 @@
+//! Every setting, once: its section, name, type, default, unit, range, whether a reload takes it, and what it does.
+
+use super::value::{Allowed, HeaderName, NodeName, Origin, Raw, Value};
+use super::{HistoryView, KeyAlgorithm, LogFormat, LogLevel, Network};
+use crate::limits::{FRAGMENTS_MAX, MEMBERS_PER_SESSION_MAX, MESSAGE_BYTES_MAX, MESSAGE_UNFINISHED_MS_MAX, ROOMS_PER_CLIENT_MAX};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// One setting, as the reference tells of it.
+#[derive(Debug)]
+pub struct Key {
+    pub section: &'static str,
+    pub name: &'static str,
+    /// What it does, one line.
+    pub doc: &'static str,
+    /// The unit; empty where it has none.
+    pub unit: &'static str,
+    /// A reload (SIGHUP) takes it; else it needs a restart.
+    pub live: bool,
+    /// The default as TOML.
+    pub default: fn() -> String,
+    /// What it may be.
+    pub takes: fn() -> String,
+}
+
+impl Key {
+    /// `section.name`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+}
+
+/// A `[section]`.
+#[derive(Debug)]
+pub struct Section {
+    pub name: &'static str,
+    pub doc: &'static str,
+    pub keys: &'static [Key],
+}
+
+macro_rules! sections {
+    ($(
+        $(#[doc = $about:literal])+
+        [$section:ident] $struct:ident: $($derive:ident)* {
+            $( $(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr, $unit:literal, $allowed:expr, $live:ident; )+
+        }
+    )+) => {
+        $(
+            $(#[doc = $about])+
+            #[derive(Debug, PartialEq, Eq, $($derive),*)]
+            pub struct $struct { $( $(#[doc = $doc])+ pub $field: $type, )+ }
+
+            impl Default for $struct {
+                fn default() -> Self {
+                    Self { $($field: $default),+ }
+                }
+            }
+        )+
+
+        /// The whole configuration, valid.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Settings {
+            $( $(#[doc = $about])+ pub $section: $struct, )+
+            /// The `[[auth.keys]]`, in the order of the file.
+            pub auth_keys: Vec<AuthKey>,
+        }
+
+        /// All sections in the order of the reference.
+        pub static SECTIONS: &[Section] = &[$(
+            Section {
+                name: stringify!($section),
+                doc: concat!($($about),+),
+                keys: &[$(
+                    Key {
+                        section: stringify!($section),
+                        name: stringify!($field),
+                        doc: concat!($($doc),+),
+                        unit: $unit,
+                        live: sections!(@live $live),
+                        default: || { let value: $type = $default; value.write() },
+                        takes: || <$type as Value>::kind($allowed),
+                    }
+                ),+],
+            }
+        ),+];
+
+        impl Settings {
+            /// Sets one value. The error says what would be right; `None` where there is no such key.
+            pub(super) fn set(&mut self, section: &str, name: &str, raw: &Raw) -> Option<Result<(), String>> {
+                $($(
+                    if section == stringify!($section) && name == stringify!($field) {
+                        return Some(<$type as Value>::read(raw, $allowed).map(|value| self.$section.$field = value));
+                    }
+                )+)+
+                None
+            }
+
+            /// Every value as TOML, in the order of [`SECTIONS`] and its keys.
+            pub(super) fn written(&self) -> Vec<String> {
+                vec![$($( self.$section.$field.write() ),+),+]
+            }
+        }
+    };
+    (@live live) => { true };
+    (@live restart) => { false };
+}
+
+const DAY_MS: u64 = 86_400_000;
+const RATE_MAX: u64 = 1_000_000_000;
+const COUNT_MAX: u64 = 100_000_000;
+const TIME_MS: Allowed = Allowed::Range(1, 30 * DAY_MS);
+const TIME_OR_NONE_MS: Allowed = Allowed::OffOr(1, 30 * DAY_MS);
+const RATE: Allowed = Allowed::OffOr(1, RATE_MAX);
+const COUNT: Allowed = Allowed::OffOr(1, COUNT_MAX);
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+/// A limit as a bound to compare with: 0, which means no limit, becomes the largest number.
+#[must_use]
+pub const fn cap(limit: u64) -> u64 {
+    if limit == 0 { u64::MAX } else { limit }
+}
+
+sections! {
+    /// Where clients connect and what runs.
+    [server] Server: Clone {
+        /// Address and port for clients.
+        listen: SocketAddr = loopback(8080), "", Allowed::Any, restart;
+        /// The name of this node, told to clients in the welcome.
+        node: NodeName = NodeName("n1".to_owned()), "", Allowed::Any, restart;
+        /// Shards, one thread each; 0: one per core.
+        shards: usize = 0, "", Allowed::AutoOr(1, 256), restart;
+        /// Pins each shard's thread to its core.
+        pin: bool = true, "", Allowed::Any, restart;
+        /// How long an idle shard polls before it sleeps. 0: not at all; 50 halves latency at part load and burns the core.
+        spin_us: u64 = 0, "us", Allowed::Range(0, 10_000), restart;
+        /// Origins of browser pages that may connect. Empty: pages of the request's own host; "*": any page.
+        allowed_origins: Vec<Origin> = Vec::new(), "", Allowed::Any, live;
+        /// Connections of the whole node. The process needs 1.1 times as many open files and 512 more.
+        max_connections: usize = 10_000, "", Allowed::Range(1, 10_000_000), restart;
+        /// Peers whose word on the client's address is believed (client_ip_header, proxy_protocol).
+        trusted_proxies: Vec<Network> = Vec::new(), "", Allowed::Any, live;
+        /// The header in which trusted proxies name the client's address; the last entry that is no trusted proxy counts.
+        client_ip_header: HeaderName = HeaderName::default(), "", Allowed::Any, live;
+        /// Trusted proxies begin each connection with a PROXY protocol header (version 1 or 2).
+        proxy_protocol: bool = false, "", Allowed::Any, restart;
+    }
+
+    /// TLS for clients: both files, or neither for plain TCP.
+    [tls] Tls: Clone {
+        /// The certificate chain, PEM, the leaf first.
+        certificate: Option<PathBuf> = None, "", Allowed::Any, restart;
+        /// The private key of the leaf, PEM.
+        key: Option<PathBuf> = None, "", Allowed::Any, restart;
+    }
+
+    /// What SIGTERM does.
+    [drain] Drain: Clone Copy {
+        /// How long /readyz says no before clients are told, so that load balancers look away first.
+        not_ready_ms: u64 = 0, "ms", Allowed::Range(0, 600_000), live;
+        /// The time over which clients are asked to spread their return.
+        window_ms: u64 = 10_000, "ms", Allowed::Range(0, 600_000), live;
+        /// From the end of not_ready_ms to the end of the process, whoever is still there.
+        grace_ms: u64 = 30_000, "ms", Allowed::Range(1, 3_600_000), live;
+    }
+
+    /// The operator's listener: /healthz, /readyz, /metrics, /v1/connections.
+    [admin] Admin: Clone Copy {
+        /// Address and port; a loopback address only, since this listener asks for no credentials.
+        listen: SocketAddr = loopback(9090), "", Allowed::Any, restart;
+    }
+
+    /// What a token must be. The keys stand in [[auth.keys]].
+    [auth] Auth: Clone {
+        /// The `iss` a token must have; empty: any.
+        issuer: String = String::new(), "", Allowed::Any, live;
+        /// The `aud` a token must have among its own; empty: a token with an `aud` is refused, since it was made for somebody else.
+        audience: String = String::new(), "", Allowed::Any, live;
+        /// How far clocks may differ.
+        leeway_s: u64 = 10, "s", Allowed::Range(0, 300), live;
+        /// The longest time from a token's `iat` to its `exp`.
+        lifetime_s_max: u64 = 86_400, "s", Allowed::Range(1, 31_622_400), live;
+    }
+
+    /// What one client, one address, one shard may take. 0 means no limit where the table says so.
+    [limits] Limits: Clone Copy {
+        /// A message after reassembly and inflation. The hello with its token counts too.
+        max_message_bytes: usize = MESSAGE_BYTES_MAX, "bytes", Allowed::Range(1024, MESSAGE_BYTES_MAX as u64), live;
+        /// Fragments of one message, empty ones counted.
+        max_fragments: u32 = FRAGMENTS_MAX, "", Allowed::Range(1, 65_536), live;
+        /// How long a message may stay unfinished.
+        unfinished_message_ms: u64 = MESSAGE_UNFINISHED_MS_MAX, "ms", TIME_MS, live;
+        /// Messages of one connection a second.
+        messages_per_second: u64 = 200, "/s", RATE, live;
+        /// Messages of one connection at once, before messages_per_second rules.
+        messages_burst: u64 = 400, "", Allowed::Range(1, RATE_MAX), live;
+        /// Message bytes of one connection a second; the burst is one second's worth, at least one message.
+        bytes_per_second: u64 = 1_048_576, "bytes/s", RATE, live;
+        /// How long a client may stay above its rate before it is closed (4429).
+        rate_abuse_ms: u64 = 10_000, "ms", TIME_OR_NONE_MS, live;
+        /// Refused envelopes within bad_envelopes_window_ms that close a connection (4400).
+        bad_envelopes: u32 = 10, "", Allowed::OffOr(1, 1_000_000), live;
+        /// See bad_envelopes.
+        bad_envelopes_window_ms: u64 = 10_000, "ms", TIME_MS, live;
+        /// WebSocket control frames of one connection a second.
+        control_frames_per_second: u64 = 10, "/s", RATE, live;
+        /// Control frames at once, before control_frames_per_second rules.
+        control_frames_burst: u64 = 20, "", Allowed::Range(1, RATE_MAX), live;
+        /// Connections from one address (IPv6: one /64).
+        connections_per_ip: usize = 200, "", COUNT, live;
+        /// Connections of one user (a token's `sub`); the oldest gives way.
+        connections_per_user: usize = 10, "", COUNT, live;
+        /// New connections from one address a second.
+        handshakes_per_ip_per_second: u64 = 20, "/s", RATE, live;
+        /// New connections from one address at once, before handshakes_per_ip_per_second rules.
+        handshakes_per_ip_burst: u64 = 50, "", Allowed::Range(1, RATE_MAX), live;
+        /// New connections a shard takes a second.
+        handshakes_per_second: u64 = 500, "/s", RATE, live;
+        /// Connections without a welcome yet, as a share of max_connections; the oldest gives way.
+        half_open_percent: u32 = 10, "%", Allowed::Range(1, 100), live;
+        /// Connections without a welcome yet from one address.
+        half_open_per_ip: usize = 32, "", COUNT, live;
+        /// From accept (TLS: from the end of its handshake) to the hello.
+        handshake_ms: u64 = 5_000, "ms", TIME_MS, live;
+        /// The TLS handshake.
+        tls_handshake_ms: u64 = 5_000, "ms", TIME_MS, live;
+        /// The close handshake; then the socket is closed.
+        close_ms: u64 = 5_000, "ms", TIME_MS, live;
+        /// Bytes of replies waiting for one client.
+        reply_queue_bytes: usize = 65_536, "bytes", Allowed::Range(4_096, 16_777_216), live;
+        /// Replies waiting for one client.
+        reply_queue_frames: usize = 1_024, "", Allowed::Range(16, 65_536), live;
+        /// Buffers of a shard's connections together: partial messages, replies, ephemeral messages.
+        shard_memory_bytes: usize = 268_435_456, "bytes", Allowed::Range(16_777_216, 1_099_511_627_776), live;
+        /// Sessions one connection may be attached to, the hello's counted.
+        max_attached_sessions: usize = 64, "", Allowed::Range(1, 4_096), live;
+        /// Members of one session; for more readers use a channel.
+        members_per_session: usize = MEMBERS_PER_SESSION_MAX, "", Allowed::Range(1, MEMBERS_PER_SESSION_MAX as u64), live;
+        /// Rooms of a session one client may be in.
+        rooms_per_client: usize = ROOMS_PER_CLIENT_MAX, "", Allowed::Range(1, ROOMS_PER_CLIENT_MAX as u64), live;
+        /// Sessions at home on one shard.
+        sessions_per_shard: usize = 100_000, "", Allowed::Range(1, COUNT_MAX), live;
+        /// The life of a connection (± 10 %); then it is closed with 1012 and comes back.
+        connection_lifetime_s: u64 = 86_400, "s", Allowed::OffOr(60, 31_622_400), live;
+        /// How long a reader may take less than stall_bytes_per_second with data waiting (4508).
+        stall_ms: u64 = 10_000, "ms", TIME_MS, live;
+        /// See stall_ms.
+        stall_bytes_per_second: u64 = 1_024, "bytes/s", Allowed::Range(1, RATE_MAX), live;
+        /// How long a sender whose session can take no more is not read from, before it gets limit.backpressure.
+        backpressure_ms: u64 = 2_000, "ms", Allowed::Range(0, 60_000), live;
+    }
+
+    /// How sessions behave.
+    [session] Session: Clone Copy {
+        /// An idle connection is pinged after this (± 10 %).
+        heartbeat_ms: u64 = 25_000, "ms", Allowed::Range(100, DAY_MS), live;
+        /// A pinged connection that stays silent for this long is dropped (4504).
+        heartbeat_timeout_ms: u64 = 10_000, "ms", Allowed::Range(100, DAY_MS), live;
+        /// A member that comes back within this was never away.
+        presence_grace_ms: u64 = 15_000, "ms", Allowed::Range(0, DAY_MS), live;
+        /// A member unseen for this long is no member any more.
+        member_unseen_ms: u64 = DAY_MS, "ms", Allowed::Range(1_000, 30 * DAY_MS), live;
+        /// A session without members or connections is forgotten after this.
+        idle_ms: u64 = DAY_MS, "ms", Allowed::Range(1_000, 30 * DAY_MS), live;
+        /// Message ids remembered for each client of a session, against repeats.
+        dedupe_ids: usize = 1_000, "", Allowed::Range(1, 1_000_000), live;
+        /// How long a message id is remembered.
+        dedupe_ms: u64 = 600_000, "ms", TIME_MS, live;
+        /// What of a session a newcomer may read: all that is retained, or what came after its first join.
+        history: HistoryView = HistoryView::Full, "", Allowed::Any, live;
+        /// Messages a session retains.
+        history_messages: usize = 10_000, "", Allowed::Range(1, COUNT_MAX), live;
+        /// How long before its token's end a client is warned (rw.auth.expiring).
+        token_expiry_warning_ms: u64 = 60_000, "ms", Allowed::Range(0, DAY_MS), live;
+        /// How long after its token's end a client may still bring a new one; then 4401.
+        token_expiry_grace_ms: u64 = 25_000, "ms", Allowed::Range(0, DAY_MS), live;
+    }
+
+    /// The message log, in memory.
+    [log] Log: Clone Copy {
+        /// Messages a shard holds; the oldest go first.
+        memory_bytes: usize = 67_108_864, "bytes", Allowed::Range(8_388_608, 1_099_511_627_776), restart;
+    }
+
+    /// permessage-deflate (RFC 7692), without context takeover.
+    [deflate] Deflate: Clone Copy {
+        /// Agrees to compression where a client offers it.
+        enabled: bool = false, "", Allowed::Any, live;
+        /// The smallest message that is compressed.
+        min_bytes: usize = 1_024, "bytes", Allowed::Range(64, MESSAGE_BYTES_MAX as u64), live;
+    }
+
+    /// For finding out.
+    [diagnostics] Diagnostics: Clone Copy {
+        /// Opens /v1/echo, which asks for no token: for conformance suites and load baselines, not for the Internet.
+        echo: bool = false, "", Allowed::Any, restart;
+        /// How log lines look.
+        log_format: LogFormat = LogFormat::Human, "", Allowed::Any, restart;
+        /// The least important log line that is written.
+        log_level: LogLevel = LogLevel::Info, "", Allowed::Any, restart;
+    }
+}
+
+/// One of `[[auth.keys]]`. The file is read by the caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthKey {
+    /// The key id that a token's header names.
+    pub kid: String,
+    pub alg: KeyAlgorithm,
+    /// PEM of the public key, or the base64 secret of an HS256 key.
+    pub file: PathBuf,
+}
+
+impl Tls {
+    /// The certificate and its key, where TLS is on.
+    #[must_use]
+    pub fn files(&self) -> Option<(&PathBuf, &PathBuf)> {
+        self.certificate.as_ref().zip(self.key.as_ref())
+    }
+}
+
+impl Settings {
+    /// Open files the process needs for `shards` shards: connections and those half open above them, and a reserve for
+    /// rings, bells, listeners, logs and the admin listener.
+    #[must_use]
+    pub fn files_needed(&self, shards: usize) -> u64 {
+        let connections = self.server.max_connections as u64;
+        connections + connections / 10 + 512 + 8 * shards as u64
+    }
+}

@@ -1,0 +1,454 @@
+//! The types a setting may have: how each is read from TOML or from environment text, checked, and written back.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+/// A value before it has a type.
+#[derive(Clone, Debug)]
+pub(super) enum Raw {
+    Bool(bool),
+    Integer(i64),
+    Text(String),
+    List(Vec<String>),
+    /// Environment text, which has no type of its own.
+    Environment(String),
+    /// What no setting takes (a float, a date, a table, a list of something else), as it was written.
+    Other(String),
+}
+
+impl Raw {
+    /// The value as a message shows it: bounded, one line.
+    pub(super) fn shown(&self) -> String {
+        let text = match self {
+            Self::Bool(value) => value.to_string(),
+            Self::Integer(value) => value.to_string(),
+            Self::Text(text) | Self::Environment(text) => format!("{text:?}"),
+            Self::List(items) => format!("{items:?}"),
+            Self::Other(text) => text.clone(),
+        };
+        let mut short: String = text.chars().filter(|character| !character.is_control()).take(80).collect();
+        if short.len() < text.len() {
+            short.push('…');
+        }
+        short
+    }
+
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) | Self::Environment(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// What a setting's value may be, beyond its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// Whatever its type allows.
+    Any,
+    /// A number from the first to the second.
+    Range(u64, u64),
+    /// 0 for no limit, or a number from the first to the second.
+    OffOr(u64, u64),
+    /// 0 for a choice the gateway makes, or a number from the first to the second.
+    AutoOr(u64, u64),
+}
+
+impl Allowed {
+    fn takes(self, number: u64) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Range(low, high) => (low..=high).contains(&number),
+            Self::OffOr(low, high) | Self::AutoOr(low, high) => number == 0 || (low..=high).contains(&number),
+        }
+    }
+
+    fn says(self, kind: &str) -> String {
+        match self {
+            Self::Any => kind.to_owned(),
+            Self::Range(low, high) => format!("{kind} from {low} to {high}"),
+            Self::OffOr(low, high) => format!("{kind} from {low} to {high}, or 0 for no limit"),
+            Self::AutoOr(low, high) => format!("{kind} from {low} to {high}, or 0 to let the gateway choose"),
+        }
+    }
+}
+
+/// A type that a setting may have. The error of [`Value::read`] says what would be right.
+pub(super) trait Value: Sized {
+    fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String>;
+    /// As TOML.
+    fn write(&self) -> String;
+    /// What the type takes, for the reference table.
+    fn kind(allowed: Allowed) -> String;
+}
+
+/// A TOML basic string.
+pub(super) fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            control if control.is_control() => out.push_str(&format!("\\u{:04X}", control as u32)),
+            plain => out.push(plain),
+        }
+    }
+    out.push('"');
+    out
+}
+
+impl Value for bool {
+    fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
+        match raw {
+            Raw::Bool(value) => Ok(*value),
+            Raw::Environment(text) if text == "true" => Ok(true),
+            Raw::Environment(text) if text == "false" => Ok(false),
+            _ => Err(Self::kind(allowed)),
+        }
+    }
+
+    fn write(&self) -> String {
+        self.to_string()
+    }
+
+    fn kind(_: Allowed) -> String {
+        "true or false".to_owned()
+    }
+}
+
+macro_rules! number {
+    ($($type:ty),+) => {$(
+        impl Value for $type {
+            fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
+                let number = match raw {
+                    Raw::Integer(value) => u64::try_from(*value).ok(),
+                    Raw::Environment(text) => text.replace('_', "").parse().ok(),
+                    _ => None,
+                };
+                let fits = number.filter(|number| allowed.takes(*number)).and_then(|number| Self::try_from(number).ok());
+                fits.ok_or_else(|| Self::kind(allowed))
+            }
+
+            fn write(&self) -> String {
+                self.to_string()
+            }
+
+            fn kind(allowed: Allowed) -> String {
+                allowed.says("a whole number")
+            }
+        }
+    )+};
+}
+number!(u64, u32, usize);
+
+impl Value for SocketAddr {
+    fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
+        raw.text().and_then(|text| text.parse().ok()).ok_or_else(|| Self::kind(allowed))
+    }
+
+    fn write(&self) -> String {
+        quoted(&self.to_string())
+    }
+
+    fn kind(_: Allowed) -> String {
+        "an IP address and a port, like \"127.0.0.1:8080\" or \"[::]:8080\"".to_owned()
+    }
+}
+
+/// A name of 1 to 64 of `[A-Za-z0-9_.-]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeName(pub String);
+
+impl Value for NodeName {
+    fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
+        let fits = |text: &&str| {
+            (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+        };
+        raw.text().filter(fits).map(|text| Self(text.to_owned())).ok_or_else(|| Self::kind(allowed))
+    }
+
+    fn write(&self) -> String {
+        quoted(&self.0)
+    }
+
+    fn kind(_: Allowed) -> String {
+        "1 to 64 letters, digits, \"_\", \".\" or \"-\"".to_owned()
+    }
+}
+
+/// Free text: an issuer, an audience. Empty is "not set".
+impl Value for String {
+    fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
+        let fits = |text: &&str| text.len() <= 1024 && !text.chars().any(char::is_control);
+        raw.text().filter(fits).map(str::to_owned).ok_or_else(|| Self::kind(allowed))
+    }
+
+    fn write(&self) -> String {
+        quoted(self)
+    }
+
+    fn kind(_: Allowed) -> String {
+        "text of up to 1,024 bytes without control characters".to_owned()
+    }
+}
+
+/// A path; empty is "not set".
+impl Value for Option<PathBuf> {
+    fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
+        let text = raw.text().filter(|text| !text.contains('\0')).ok_or_else(|| Self::kind(allowed))?;
+        Ok((!text.is_empty()).then(|| PathBuf::from(text)))
+    }
+
+    fn write(&self) -> String {
+        quoted(&self.as_ref().map_or_else(String::new, |path| path.display().to_string()))
+    }
+
+    fn kind(_: Allowed) -> String {
+        "the path of a file".to_owned()
+    }
+}
+
+/// The name of an HTTP header in lower case (RFC 9110 5.1); empty is "not set".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderName(pub String);
+
+impl Value for HeaderName {
+    fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
+        let fits = |text: &&str| {
+            text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+        };
+        raw.text().filter(fits).map(|text| Self(text.to_ascii_lowercase())).ok_or_else(|| Self::kind(allowed))
+    }
+
+    fn write(&self) -> String {
+        quoted(&self.0)
+    }
+
+    fn kind(_: Allowed) -> String {
+        "the name of an HTTP header, like \"x-forwarded-for\"".to_owned()
+    }
+}
+
+/// Reads a list, item by item; environment text is split at commas.
+fn read_list<T>(raw: &Raw, kind: &str, item: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
+    let items: Vec<&str> = match raw {
+        Raw::List(items) => items.iter().map(String::as_str).collect(),
+        Raw::Environment(text) => text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect(),
+        _ => return Err(kind.to_owned()),
+    };
+    items.iter().map(|text| item(text).ok_or_else(|| format!("{kind}; {text:?} is not one"))).collect()
+}
+
+fn write_list<T>(items: &[T], item: impl Fn(&T) -> String) -> String {
+    format!("[{}]", items.iter().map(|value| quoted(&item(value))).collect::<Vec<_>>().join(", "))
+}
+
+/// An origin as a browser sends it (RFC 6454 7.1): `scheme://host` or `scheme://host:port` in lower case, or
+/// `null`; or `*`, which stands for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin(pub String);
+
+impl Origin {
+    fn parse(text: &str) -> Option<Self> {
+        if text == "null" || text == "*" {
+            return Some(Self(text.to_owned()));
+        }
+        let (scheme, host) = text.split_once("://")?;
+        let scheme_fits = !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+        let host_fits = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte));
+        (text.len() <= 300 && scheme_fits && host_fits).then(|| Self(text.to_ascii_lowercase()))
+    }
+}
+
+impl Value for Vec<Origin> {
+    fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
+        read_list(raw, &Self::kind(allowed), Origin::parse)
+    }
+
+    fn write(&self) -> String {
+        write_list(self, |origin| origin.0.clone())
+    }
+
+    fn kind(_: Allowed) -> String {
+        "a list of origins like \"https://app.example.com\" (a scheme, a host, a port unless usual; no path), or \"*\"".to_owned()
+    }
+}
+
+/// A network in CIDR form; a bare address is a network of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    prefix_bits: u8,
+}
+
+impl Network {
+    fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().ok()?;
+        let bits_max = if address.is_ipv4() { 32 } else { 128 };
+        let prefix_bits = prefix.map_or(Some(bits_max), |prefix| prefix.parse().ok()).filter(|bits| *bits <= bits_max)?;
+        Some(Self { address, prefix_bits })
+    }
+
+    /// Whether the address lies in the network. An IPv4-mapped IPv6 address counts as its IPv4 one.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let wide = |address: IpAddr| match address.to_canonical() {
+            IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, true),
+            IpAddr::V6(address) => (address.to_bits(), false),
+        };
+        let ((mine, mine_v4), (theirs, theirs_v4)) = (wide(self.address), wide(address));
+        let mask = if self.prefix_bits == 0 { 0 } else { u128::MAX << (128 - u32::from(self.prefix_bits)) };
+        mine_v4 == theirs_v4 && (mine ^ theirs) & mask == 0
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.address, self.prefix_bits)
+    }
+}
+
+impl Value for Vec<Network> {
+    fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
+        read_list(raw, &Self::kind(allowed), Network::parse)
+    }
+
+    fn write(&self) -> String {
+        write_list(self, ToString::to_string)
+    }
+
+    fn kind(_: Allowed) -> String {
+        "a list of addresses or networks like \"10.0.0.0/8\"".to_owned()
+    }
+}
+
+macro_rules! choice {
+    ($(#[doc = $about:literal])+ $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[doc = $doc])+ $variant),+ }
+
+        impl $name {
+            /// All choices.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// As it is written in the configuration.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+
+            /// The choice of this name, in whatever case.
+            #[must_use]
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|choice| choice.name().eq_ignore_ascii_case(name))
+            }
+        }
+
+        impl Value for $name {
+            fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
+                raw.text().and_then(Self::from_name).ok_or_else(|| Self::kind(allowed))
+            }
+
+            fn write(&self) -> String {
+                quoted(self.name())
+            }
+
+            fn kind(_: Allowed) -> String {
+                let names: Vec<String> = Self::ALL.iter().map(|choice| quoted(choice.name())).collect();
+                format!("one of {}", names.join(", "))
+            }
+        }
+    };
+}
+
+choice! {
+    /// How log lines look.
+    LogFormat {
+        /// For people.
+        Human = "human",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+choice! {
+    /// The least important log line that is written.
+    LogLevel {
+        /// What must be looked at.
+        Error = "error",
+        /// What should be looked at.
+        Warn = "warn",
+        /// The life of the process and refusals.
+        Info = "info",
+        /// Each connection.
+        Debug = "debug",
+        /// Each turn.
+        Trace = "trace",
+    }
+}
+
+choice! {
+    /// What of a session a newcomer may read (protocol.md section 6).
+    HistoryView {
+        /// All that is retained.
+        Full = "full",
+        /// What came after its first join.
+        FromJoin = "from_join",
+    }
+}
+
+choice! {
+    /// The signature algorithm of a key (RFC 7518, RFC 8037). A key is used with its own algorithm only (RFC 8725 3.1).
+    KeyAlgorithm {
+        /// Ed25519.
+        EdDsa = "EdDSA",
+        /// ECDSA on P-256 with SHA-256.
+        Es256 = "ES256",
+        /// RSASSA-PKCS1-v1_5 with SHA-256.
+        Rs256 = "RS256",
+        /// HMAC with SHA-256: whoever verifies can also sign.
+        Hs256 = "HS256",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_contain_what_they_say() {
+        let network = Network::parse("10.1.0.0/16").unwrap();
+        assert!(network.contains("10.1.2.3".parse().unwrap()));
+        assert!(network.contains("::ffff:10.1.2.3".parse().unwrap()));
+        assert!(!network.contains("10.2.0.1".parse().unwrap()));
+        assert!(!network.contains("::1".parse().unwrap()));
+        assert!(Network::parse("0.0.0.0/0").unwrap().contains("8.8.8.8".parse().unwrap()));
+        assert!(Network::parse("::1").unwrap().contains("::1".parse().unwrap()));
+        for bad in ["10.0.0.0/33", "10.0.0/8", "", "::1/129", "10.0.0.0/-1"] {
+            assert!(Network::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn origins_have_no_path_and_no_wildcard_inside() {
+        for good in ["https://a.example", "http://localhost:3000", "null", "*", "http://[::1]:1", "HTTPS://A.example"] {
+            assert!(Origin::parse(good).is_some(), "{good}");
+        }
+        for bad in ["https://a.example/", "a.example", "https://*.example", "", "https://"] {
+            assert!(Origin::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_short_and_one_line() {
+        let shown = Raw::Text("x\n".repeat(500)).shown();
+        assert!(shown.chars().count() <= 81 && !shown.contains('\n'), "{shown}");
+    }
+}

@@ -1,0 +1,265 @@
+//! The admin listener's answers: health, readiness, metrics and the connections. Reads only.
+
+use super::health::Health;
+use super::metrics;
+use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionInfo, Port, PortMessage};
+use axum::Router;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How long a shard may take to answer; then it is told as unanswered.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Connections in one answer unless `?limit=` says otherwise, and at most.
+const CONNECTIONS_SHOWN: usize = 1_000;
+const CONNECTIONS_SHOWN_MAX: usize = 10_000;
+const CONNECTION_ID_BYTES_MAX: usize = 128;
+
+/// What the answers are made from.
+pub(super) struct Shared {
+    pub(super) ports: Vec<Port>,
+    pub(super) health: Mutex<Health>,
+}
+
+impl Shared {
+    /// All of it runs on one thread and no holder can panic, so that a poisoned lock would still hold good values.
+    pub(super) fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The answer of `/v1/connections`.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionList {
+    pub connections: Vec<ConnectionInfo>,
+    /// There are more than were asked for.
+    pub truncated: bool,
+    /// Shards that did not answer in time.
+    pub unanswered_shards: Vec<usize>,
+}
+
+#[derive(Deserialize)]
+struct ListQuery {
+    limit: Option<usize>,
+}
+
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_text))
+        .route("/v1/connections", get(list))
+        .route("/v1/connections/{id}", get(show))
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is /healthz, /readyz, /metrics and /v1/connections") })
+        .layer(from_fn(guard))
+        .with_state(shared)
+}
+
+/// Whether a Host header (RFC 9110 7.2) names this machine's loopback: a page of another name that resolves here (DNS
+/// rebinding) sends its own name.
+#[must_use]
+pub fn host_is_loopback(host: &str) -> bool {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, "")) => (address, None),
+            Some((address, rest)) => match rest.strip_prefix(':') {
+                Some(port) => (address, Some(port)),
+                None => return false,
+            },
+            None => return false,
+        },
+        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+    };
+    if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return false;
+    }
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// Why a request is refused before it is looked at, if it is.
+fn refusal(headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next().and_then(|host| host.to_str().ok());
+    if hosts.next().is_some() || !host.is_some_and(host_is_loopback) {
+        return Some((StatusCode::MISDIRECTED_REQUEST, "the Host must be localhost or a loopback address"));
+    }
+    let origin = headers.get(header::ORIGIN)?;
+    let name = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+    (!name.is_some_and(host_is_loopback))
+        .then_some((StatusCode::FORBIDDEN, "the Origin must be a page of this machine's loopback"))
+}
+
+async fn guard(request: Request, next: Next) -> Response {
+    let mut response = match refusal(request.headers()) {
+        Some((status, detail)) => problem(status, detail),
+        None => next.run(request).await,
+    };
+    let headers = response.headers_mut();
+    // One request a connection: the listener bounds a connection's whole life.
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// RFC 9457.
+fn problem(status: StatusCode, detail: &str) -> Response {
+    let body = serde_json::json!({ "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+}
+
+fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_string(value) {
+        Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
+    let stuck = shared.health().stuck();
+    if stuck.is_empty() {
+        return "ok\n".into_response();
+    }
+    let names: Vec<String> = stuck.iter().map(|shard| format!("shard {shard}")).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{} has not turned for 5 s\n", names.join(", "))).into_response()
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    let ready = shared.health().ready();
+    match ready {
+        Ok(()) => "ready\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
+    let health = shared.health().clone();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::text(&shared.ports, &health)).into_response()
+}
+
+/// Asks a shard and waits for its answer, but not for long.
+async fn ask<T>(port: &Port, message: impl FnOnce(oneshot::Sender<T>) -> PortMessage) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    port.send(message(reply)).ok()?;
+    tokio::time::timeout(ANSWER, answer).await.ok()?.ok()
+}
+
+async fn list(
+    State(shared): State<Arc<Shared>>,
+    query: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
+) -> Response {
+    let wanted = match query {
+        Ok(Query(ListQuery { limit })) => limit.unwrap_or(CONNECTIONS_SHOWN),
+        Err(_) => 0,
+    };
+    if !(1..=CONNECTIONS_SHOWN_MAX).contains(&wanted) {
+        return problem(StatusCode::BAD_REQUEST, &format!("limit must be a whole number from 1 to {CONNECTIONS_SHOWN_MAX}"));
+    }
+    let mut found = ConnectionList::default();
+    for port in &shared.ports {
+        let mut from = Some(0);
+        while let Some(position) = from {
+            let room = wanted - found.connections.len();
+            if room == 0 {
+                found.truncated = true;
+                break;
+            }
+            let limit = room.min(CONNECTIONS_PAGE_MAX);
+            let Some(page) = ask(port, |reply| PortMessage::ListConnections { from: position, limit, reply }).await else {
+                found.unanswered_shards.push(port.shard());
+                break;
+            };
+            found.connections.extend(page.connections.into_iter().take(room));
+            // A shard that does not get on would be asked for ever.
+            from = page.next.filter(|next| *next > position);
+        }
+    }
+    json(&found)
+}
+
+async fn show(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+    if id.is_empty() || id.len() > CONNECTION_ID_BYTES_MAX {
+        return problem(StatusCode::BAD_REQUEST, "a connection id has 1 to 128 bytes");
+    }
+    let mut unanswered = Vec::new();
+    for port in &shared.ports {
+        match ask(port, |reply| PortMessage::ShowConnection { connection_id: id.clone(), reply }).await {
+            Some(Some(info)) => return json(&info),
+            Some(None) => {}
+            None => unanswered.push(port.shard().to_string()),
+        }
+    }
+    if unanswered.is_empty() {
+        problem(StatusCode::NOT_FOUND, "no shard knows this connection; closed ones are kept for 10 minutes")
+    } else {
+        problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &format!("not found, but these shards did not answer: {}", unanswered.join(", ")),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_the_loopback_and_no_others() {
+        for good in [
+            "localhost",
+            "LOCALHOST:9090",
+            "127.0.0.1",
+            "127.0.0.1:9090",
+            "127.9.9.9",
+            "[::1]",
+            "[::1]:9090",
+            "[::ffff:127.0.0.1]",
+        ] {
+            assert!(host_is_loopback(good), "{good}");
+        }
+        for bad in [
+            "",
+            ":9090",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.1:",
+            "127.0.0.1:99999",
+            "10.0.0.1",
+            "[::1",
+            "[::1]x",
+            "::1",
+            "0.0.0.0",
+            "localhost:9090:1",
+            "[::2]:1",
+            "localhost@evil.example",
+        ] {
+            assert!(!host_is_loopback(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn foreign_pages_are_refused() {
+        let check = |pairs: &[(header::HeaderName, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(name, value.parse().unwrap());
+            }
+            refusal(&headers).map(|(status, _)| status.as_u16())
+        };
+        assert_eq!(check(&[(header::HOST, "localhost:1")]), None);
+        assert_eq!(check(&[(header::HOST, "localhost:1"), (header::ORIGIN, "http://127.0.0.1:3000")]), None);
+        assert_eq!(check(&[]), Some(421));
+        assert_eq!(check(&[(header::HOST, "rebound.example")]), Some(421));
+        assert_eq!(check(&[(header::HOST, "localhost"), (header::HOST, "localhost")]), Some(421));
+        assert_eq!(check(&[(header::HOST, "localhost"), (header::ORIGIN, "https://evil.example")]), Some(403));
+        assert_eq!(check(&[(header::HOST, "localhost"), (header::ORIGIN, "null")]), Some(403));
+    }
+}

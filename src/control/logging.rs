@@ -1,0 +1,211 @@
+//! Log lines to stderr: one line each, for people or as JSON, control bytes escaped, never waited for.
+//!
+//! Lines go through a bounded queue to a thread of their own: whoever reads stderr and stops reading must not stop a shard.
+//! What finds no room is counted (`ringway_log_lines_dropped_total`).
+
+use crate::config::{LogFormat, LogLevel};
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that may wait.
+const LINES_MAX: usize = 4_096;
+/// A line's bytes; the rest is cut.
+const LINE_BYTES_MAX: usize = 8 * 1024;
+/// How long the end of the process waits for the last lines.
+const FLUSH: Duration = Duration::from_secs(1);
+
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Lines thrown away since the start of the process.
+#[must_use]
+pub fn lines_dropped() -> u64 {
+    DROPPED.load(Ordering::Relaxed)
+}
+
+enum Item {
+    Line(Vec<u8>),
+    /// All lines before this one are out: answer.
+    Flush(SyncSender<()>),
+}
+
+/// Waits for the last lines when dropped.
+#[derive(Debug)]
+pub struct LogGuard {
+    lines: Lines,
+}
+
+impl LogGuard {
+    /// Waits, for at most a second, until what was logged before is written.
+    pub fn flush(&self) {
+        let (done, written) = sync_channel(1);
+        if self.lines.0.try_send(Item::Flush(done)).is_ok() {
+            let _ = written.recv_timeout(FLUSH);
+        }
+    }
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+#[derive(Clone)]
+struct Lines(SyncSender<Item>);
+
+impl std::fmt::Debug for Lines {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Lines")
+    }
+}
+
+/// One event's text, gathered until the event is over, so that two threads' lines never mix.
+struct Line<'a> {
+    lines: &'a Lines,
+    bytes: Vec<u8>,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        if !self.bytes.is_empty() && self.lines.0.try_send(Item::Line(one_line(&self.bytes))).is_err() {
+            DROPPED.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { lines: self, bytes: Vec::new() }
+    }
+}
+
+/// The text on one line: what could begin a new one or steer a terminal is written as `\xNN` or `\u{NN}`; too much is cut.
+fn one_line(bytes: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(bytes);
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let mut out = String::with_capacity(text.len() + 1);
+    for character in text.chars() {
+        if out.len() > LINE_BYTES_MAX {
+            out.push('…');
+            break;
+        }
+        match character {
+            '\u{0}'..='\u{1f}' | '\u{7f}' => out.push_str(&format!("\\x{:02x}", character as u32)),
+            // C1 controls, and the marks that turn the direction of text or end a line.
+            '\u{80}'..='\u{9f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                out.push_str(&format!("\\u{{{:x}}}", character as u32));
+            }
+            plain => out.push(plain),
+        }
+    }
+    out.push('\n');
+    out.into_bytes()
+}
+
+fn write_out(lines: &Receiver<Item>, mut to: impl Write) {
+    while let Ok(item) = lines.recv() {
+        match item {
+            // Where stderr is gone there is nobody to tell.
+            Item::Line(line) => drop(to.write_all(&line)),
+            Item::Flush(done) => drop(done.send(())),
+        }
+    }
+}
+
+/// Starts logging for the whole process. Keep the guard until the end.
+///
+/// # Errors
+/// The thread could not be started, or logging was started before.
+pub fn start(format: LogFormat, level: LogLevel) -> Result<LogGuard, String> {
+    let (sender, receiver) = sync_channel(LINES_MAX);
+    std::thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || write_out(&receiver, io::stderr()))
+        .map_err(|error| format!("the log thread cannot start: {error}"))?;
+    let lines = Lines(sender);
+    let builder = tracing_subscriber::fmt().with_max_level(filter(level)).with_writer(lines.clone()).with_ansi(false);
+    let started = match format {
+        LogFormat::Human => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| format!("logging cannot start: {error}"))?;
+    Ok(LogGuard { lines })
+}
+
+const fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stays_one_line() {
+        assert_eq!(one_line(b"a\nb\x1b[31mc\n"), b"a\\x0ab\\x1b[31mc\n");
+        assert_eq!(one_line("x\u{202e}y\u{85}z".as_bytes()), b"x\\u{202e}y\\u{85}z\n");
+        assert!(one_line(&vec![b'a'; 100_000]).len() < LINE_BYTES_MAX + 8);
+        assert_eq!(one_line(b"\xff\n"), "\u{fffd}\n".as_bytes());
+    }
+
+    fn logged(json: bool) -> String {
+        let (sender, receiver) = sync_channel(LINES_MAX);
+        let lines = Lines(sender);
+        let builder = tracing_subscriber::fmt().with_writer(lines).with_ansi(false);
+        let event = || tracing::warn!(connection_id = "c-1", who = %"eve\nforged", "refused\r\n");
+        if json {
+            tracing::subscriber::with_default(builder.json().flatten_event(true).finish(), event);
+        } else {
+            tracing::subscriber::with_default(builder.with_target(false).finish(), event);
+        }
+        let mut out = Vec::new();
+        write_out(&receiver, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_forged_field_cannot_begin_a_line() {
+        for json in [false, true] {
+            let text = logged(json);
+            assert_eq!(text.matches('\n').count(), 1, "{text}");
+            assert!(text.ends_with('\n') && text.contains("c-1"), "{text}");
+        }
+        let value: serde_json::Value = serde_json::from_str(&logged(true)).unwrap();
+        assert_eq!((&value["connection_id"], &value["who"]), (&"c-1".into(), &"eve\nforged".into()));
+        assert_eq!(value["message"], "refused\r\n");
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts() {
+        let (sender, _receiver) = sync_channel(1);
+        let lines = Lines(sender);
+        let before = lines_dropped();
+        for _ in 0..3 {
+            lines.make_writer().write_all(b"x\n").unwrap();
+        }
+        assert!(lines_dropped() >= before + 2);
+    }
+}

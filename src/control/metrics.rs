@@ -1,0 +1,341 @@
+//! `/metrics`: the shards' counters as Prometheus text, format 0.0.4.
+//!
+//! Labels are the shard's number and reasons from our own enums: a client's text is never one.
+
+use super::health::Health;
+use super::logging;
+use crate::close::CloseReason;
+use crate::shard::counters::{DropReason, LimitReached, METRICS, MetricInfo, MetricKind, ShardCounters};
+use crate::shard::histogram::Histogram;
+use crate::shard::port::Port;
+use std::fmt::Write;
+
+/// A family beside [`METRICS`], as `/metrics` and the operating manual tell of it.
+#[derive(Debug)]
+pub struct Family {
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    pub help: &'static str,
+    /// What an operator does about it.
+    pub advice: &'static str,
+}
+
+const CLOSES: Family = Family {
+    name: "ringway_closes_total",
+    kind: "counter",
+    help: "Ended connections by reason.",
+    advice: "too_slow, heartbeat_lost: networks or readers; rate, envelope_abuse: a client misbehaves; internal: a bug.",
+};
+const DROPS: Family = Family {
+    name: "ringway_drops_total",
+    kind: "counter",
+    help: "What was thrown away, by reason.",
+    advice: "ephemeral_slow is normal with slow readers; lane_full, port_full: a shard lags; log_memory: raise log.memory_bytes.",
+};
+const LIMITS: Family = Family {
+    name: "ringway_limits_reached_total",
+    kind: "counter",
+    help: "Bounds that refused, delayed or closed something, by bound.",
+    advice: "Each bound bears its setting's name; the log line names client and setting. Raise it, or find the client.",
+};
+const ROUTING: Family = Family {
+    name: "ringway_routing_seconds",
+    kind: "histogram",
+    help: "From the arrival of a message's bytes to its first send.",
+    advice: "p99 rises with turn_seconds: a shard is full; spread sessions or add shards.",
+};
+const TURN: Family = Family {
+    name: "ringway_turn_seconds",
+    kind: "histogram",
+    help: "From the end of a wait to the start of the next.",
+    advice: "Above 10 ms: one turn does too much; look at fan-outs and at the machine.",
+};
+const STUCK: Family = Family {
+    name: "ringway_shard_stuck",
+    kind: "gauge",
+    help: "1 where the shard has not turned for 5 s.",
+    advice: "Take a stack trace of the thread, then restart the process.",
+};
+const READY: Family = Family {
+    name: "ringway_ready",
+    kind: "gauge",
+    help: "1 where /readyz says yes.",
+    advice: "0 outside of a drain: read /readyz, it says why.",
+};
+const BUILD: Family =
+    Family { name: "ringway_build_info", kind: "gauge", help: "1, with the version.", advice: "Tells which version runs where." };
+const LOG_DROPS: Family = Family {
+    name: "ringway_log_lines_dropped_total",
+    kind: "counter",
+    help: "Log lines thrown away since whoever reads stderr is too slow.",
+    advice: "Not zero: the log is incomplete; make its reader faster or raise diagnostics.log_level.",
+};
+const CPU: Family = Family {
+    name: "process_cpu_seconds_total",
+    kind: "counter",
+    help: "On-CPU time of the process's threads.",
+    advice: "Divide its rate by that of ringway_messages_out_total for the cost of a message.",
+};
+const RSS: Family = Family {
+    name: "process_resident_memory_bytes",
+    kind: "gauge",
+    help: "Resident memory of the process.",
+    advice: "Compare with shards x (limits.shard_memory_bytes + log.memory_bytes) and 2 KiB a connection.",
+};
+const FILES: Family = Family {
+    name: "process_open_fds",
+    kind: "gauge",
+    help: "Open file descriptors of the process.",
+    advice: "Near the limit: raise nofile; `ringway doctor` says to what.",
+};
+
+/// All families beside the plain counters, in the order of `/metrics`.
+pub static FAMILIES: &[Family] = &[CLOSES, DROPS, LIMITS, ROUTING, TURN, STUCK, READY, BUILD, LOG_DROPS, CPU, RSS, FILES];
+
+/// The name under which a plain counter stands in `/metrics`.
+#[must_use]
+pub fn full_name(metric: &MetricInfo) -> String {
+    match metric.kind {
+        MetricKind::Counter => format!("ringway_{}_total", metric.name),
+        MetricKind::Gauge => format!("ringway_{}", metric.name),
+    }
+}
+
+/// The whole text. Writing to a string cannot fail, so that its results are not looked at.
+pub(super) fn text(ports: &[Port], health: &Health) -> String {
+    let mut out = String::with_capacity(16 * 1024 * (ports.len() + 1));
+    let shards: Vec<(usize, &ShardCounters)> = ports.iter().map(|port| (port.shard(), &***port.counters())).collect();
+    let values: Vec<Vec<u64>> = shards.iter().map(|(_, counters)| counters.values().collect()).collect();
+    for (index, metric) in METRICS.iter().enumerate() {
+        let kind = if metric.kind == MetricKind::Counter { "counter" } else { "gauge" };
+        let name = full_name(metric);
+        head(&mut out, &name, kind, metric.help.trim());
+        for ((shard, _), values) in shards.iter().zip(&values) {
+            let _ = writeln!(out, "{name}{{shard=\"{shard}\"}} {}", values[index]);
+        }
+    }
+    family(&mut out, &CLOSES);
+    for (shard, counters) in &shards {
+        for reason in CloseReason::ALL {
+            labelled(&mut out, &CLOSES, *shard, "reason", reason.label(), counters.closed_count(reason));
+        }
+    }
+    family(&mut out, &DROPS);
+    for (shard, counters) in &shards {
+        for reason in DropReason::ALL {
+            labelled(&mut out, &DROPS, *shard, "reason", reason.label(), counters.dropped_count(*reason));
+        }
+    }
+    family(&mut out, &LIMITS);
+    for (shard, counters) in &shards {
+        for limit in LimitReached::ALL {
+            labelled(&mut out, &LIMITS, *shard, "limit", limit.label(), counters.limit_count(*limit));
+        }
+    }
+    histogram(&mut out, &ROUTING, shards.iter().map(|(shard, counters)| (*shard, &counters.routing_ns)));
+    histogram(&mut out, &TURN, shards.iter().map(|(shard, counters)| (*shard, &counters.turn_ns)));
+    family(&mut out, &STUCK);
+    let stuck = health.stuck();
+    for (shard, _) in &shards {
+        let _ = writeln!(out, "{}{{shard=\"{shard}\"}} {}", STUCK.name, u8::from(stuck.contains(shard)));
+    }
+    family(&mut out, &READY);
+    let _ = writeln!(out, "{} {}", READY.name, u8::from(health.ready().is_ok()));
+    family(&mut out, &BUILD);
+    let _ = writeln!(out, "{}{{version=\"{}\"}} 1", BUILD.name, env!("CARGO_PKG_VERSION"));
+    family(&mut out, &LOG_DROPS);
+    let _ = writeln!(out, "{} {}", LOG_DROPS.name, logging::lines_dropped());
+    process(&mut out);
+    out
+}
+
+/// The reference of all metrics, and of the reasons they are counted by, as Markdown.
+#[must_use]
+pub fn docs_markdown() -> String {
+    let mut out = String::from("| metric | kind | counts | what to do |\n| --- | --- | --- | --- |\n");
+    for metric in METRICS {
+        let kind = if metric.kind == MetricKind::Counter { "counter" } else { "gauge" };
+        let _ = writeln!(out, "| `{}` | {kind} | {} | {} |", full_name(metric), metric.help.trim(), metric.advice);
+    }
+    for family in FAMILIES {
+        let _ = writeln!(out, "| `{}` | {} | {} | {} |", family.name, family.kind, family.help, family.advice);
+    }
+    let _ = write!(out, "\n### `{}` by reason\n\n| reason | close code |\n| --- | --- |\n", CLOSES.name);
+    for reason in CloseReason::ALL {
+        let code = reason.code().map_or_else(|| "none".to_owned(), |code| code.to_string());
+        let _ = writeln!(out, "| `{}` | {code} |", reason.label());
+    }
+    let _ = write!(out, "\n### `{}` by reason\n\n| reason | what |\n| --- | --- |\n", DROPS.name);
+    for reason in DropReason::ALL {
+        let _ = writeln!(out, "| `{}` | {} |", reason.label(), reason.about().trim());
+    }
+    let _ = write!(out, "\n### `{}` by limit\n\n| limit | the bound |\n| --- | --- |\n", LIMITS.name);
+    for limit in LimitReached::ALL {
+        let _ = writeln!(out, "| `{}` | {} |", limit.label(), limit.about().trim());
+    }
+    out
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn family(out: &mut String, family: &Family) {
+    head(out, family.name, family.kind, family.help);
+}
+
+fn labelled(out: &mut String, family: &Family, shard: usize, label: &str, value: &str, count: u64) {
+    let _ = writeln!(out, "{}{{shard=\"{shard}\",{label}=\"{value}\"}} {count}", family.name);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "seconds in metrics are floating point")]
+fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
+fn histogram<'a>(out: &mut String, of: &Family, shards: impl Iterator<Item = (usize, &'a Histogram)>) {
+    family(out, of);
+    let name = of.name;
+    for (shard, histogram) in shards {
+        let reading = histogram.read();
+        let mut cumulative = 0;
+        for (bound_ns, count) in &reading.buckets {
+            cumulative += count;
+            if *bound_ns == u64::MAX {
+                let _ = writeln!(out, "{name}_bucket{{shard=\"{shard}\",le=\"+Inf\"}} {cumulative}");
+            } else {
+                let _ = writeln!(out, "{name}_bucket{{shard=\"{shard}\",le=\"{}\"}} {cumulative}", seconds(*bound_ns));
+            }
+        }
+        let _ = writeln!(out, "{name}_sum{{shard=\"{shard}\"}} {}", seconds(reading.sum_ns));
+        let _ = writeln!(out, "{name}_count{{shard=\"{shard}\"}} {cumulative}");
+    }
+}
+
+/// What /proc says of this process; a family is left out where /proc does not say.
+fn process(out: &mut String) {
+    if let Some(nanoseconds) = cpu_ns() {
+        family(out, &CPU);
+        let _ = writeln!(out, "{} {}", CPU.name, seconds(nanoseconds));
+    }
+    if let Some(bytes) = resident_bytes() {
+        family(out, &RSS);
+        let _ = writeln!(out, "{} {bytes}", RSS.name);
+    }
+    if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
+        family(out, &FILES);
+        // The directory itself is one of them while it is read.
+        let _ = writeln!(out, "{} {}", FILES.name, entries.count().saturating_sub(1));
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+fn cpu_ns() -> Option<u64> {
+    let mut total = 0;
+    for entry in std::fs::read_dir("/proc/self/task").ok()?.flatten() {
+        // A thread may end between the listing and the reading.
+        let Ok(text) = std::fs::read_to_string(entry.path().join("schedstat")) else { continue };
+        total += text.split(' ').next().and_then(|field| field.parse::<u64>().ok())?;
+    }
+    Some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::counters::shared_counters;
+    use crate::shard::port::{Bell, port};
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    struct NoBell;
+    impl Bell for NoBell {
+        fn ring(&self) {}
+    }
+
+    /// Reads the text as a scraper does: strictly, name and labels to value, with a HELP and TYPE before each family.
+    fn read(text: &str) -> BTreeMap<String, f64> {
+        let mut samples = BTreeMap::new();
+        let mut families: BTreeMap<String, String> = BTreeMap::new();
+        let mut helped = String::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                helped = rest.split_once(' ').unwrap().0.to_owned();
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                assert_eq!(helped, name, "TYPE without its HELP");
+                assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+                assert!(families.insert(name.to_owned(), kind.to_owned()).is_none(), "{name} twice");
+            } else {
+                let (series, value) = line.rsplit_once(' ').unwrap();
+                let name = series.split('{').next().unwrap();
+                let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+                let kind = families.get(name).or_else(|| families.get(base)).unwrap_or_else(|| panic!("no TYPE for {name}"));
+                assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
+                assert!(samples.insert(series.to_owned(), value.parse().unwrap()).is_none(), "{series} twice");
+            }
+        }
+        samples
+    }
+
+    /// Puts a generated part between its markers.
+    fn with_part(manual: &str, name: &str, part: &str) -> String {
+        let (begin, end) = (format!("<!-- {name}: generated -->\n"), format!("<!-- end of {name} -->"));
+        let (before, rest) = manual.split_once(&begin).expect("the manual has the marker");
+        let (_, after) = rest.split_once(&end).expect("the manual has the end marker");
+        format!("{before}{begin}\n{}\n{end}{after}", part.trim_end().to_owned() + "\n")
+    }
+
+    #[test]
+    fn the_operating_manual_is_up_to_date() {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/OPERATING.md");
+        let manual = std::fs::read_to_string(&file).unwrap();
+        let settings = with_part(&manual, "settings", &crate::config::docs_markdown());
+        let wanted = with_part(&settings, "metrics", &docs_markdown());
+        if std::env::var_os("RINGWAY_WRITE_DOCS").is_some() {
+            std::fs::write(&file, &wanted).unwrap();
+            return;
+        }
+        assert!(manual == wanted, "docs/OPERATING.md is behind the code: RINGWAY_WRITE_DOCS=1 cargo test --lib operating_manual");
+    }
+
+    #[test]
+    fn the_text_is_whole_and_true() {
+        let ports: Vec<Port> = (0..2).map(|shard| port(shard, Arc::new(NoBell), shared_counters()).0).collect();
+        let counters = ports[1].counters();
+        counters.messages_in.add(7);
+        counters.closed(CloseReason::TooSlow);
+        counters.dropped(DropReason::LaneFull, 2);
+        counters.limit_reached(LimitReached::MessageRate);
+        counters.routing_ns.record(1_500);
+        counters.routing_ns.record(3_000_000);
+        let text = text(&ports, &Health::new(2));
+        let samples = read(&text);
+        assert_eq!(samples["ringway_messages_in_total{shard=\"1\"}"], 7.0);
+        assert_eq!(samples["ringway_messages_in_total{shard=\"0\"}"], 0.0);
+        assert_eq!(samples["ringway_closes_total{shard=\"1\",reason=\"too_slow\"}"], 1.0);
+        assert_eq!(samples["ringway_drops_total{shard=\"1\",reason=\"lane_full\"}"], 2.0);
+        assert_eq!(samples["ringway_limits_reached_total{shard=\"1\",limit=\"message_rate\"}"], 1.0);
+        assert_eq!(samples["ringway_routing_seconds_bucket{shard=\"1\",le=\"0.000001024\"}"], 0.0);
+        assert_eq!(samples["ringway_routing_seconds_bucket{shard=\"1\",le=\"0.000001536\"}"], 1.0);
+        assert_eq!(samples["ringway_routing_seconds_bucket{shard=\"1\",le=\"+Inf\"}"], 2.0);
+        assert_eq!(samples["ringway_routing_seconds_count{shard=\"1\"}"], 2.0);
+        assert!((samples["ringway_routing_seconds_sum{shard=\"1\"}"] - 0.003_001_5).abs() < 1e-12);
+        assert_eq!(samples["ringway_ready"], 0.0);
+        for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"] {
+            assert!(samples[name] > 0.0, "{name}");
+        }
+        for family in FAMILIES {
+            assert!(text.contains(&format!("# TYPE {} {}\n", family.name, family.kind)), "{}", family.name);
+        }
+        for metric in METRICS {
+            assert!(samples.contains_key(&format!("{}{{shard=\"0\"}}", full_name(metric))), "{}", metric.name);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! What the control thread does: looks at the shards, answers, reloads, drains.
+
+use super::http::{Shared, router};
+use super::listener::Capped;
+use super::{Command, ControlOptions, Outcome, Reload};
+use crate::shard::port::{Port, PortMessage, Snapshot};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+/// How often a drain looks whether all connections are gone, and a full port is tried again.
+const LOOK: Duration = Duration::from_millis(50);
+/// Looks in a row that must find no connection: one that changes shards is on neither for a turn.
+const EMPTY_LOOKS: u32 = 3;
+/// How long a full port is tried again with an order to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+pub(super) struct Runner {
+    snapshot: Arc<Snapshot>,
+    reload: Option<Reload>,
+    inbox: Inbox,
+    tick: Duration,
+}
+
+/// Commands, by signal or by the process itself.
+struct Inbox {
+    commands: mpsc::Receiver<Command>,
+    /// The handle is gone: nobody will ask any more.
+    closed: bool,
+    terminate: Option<Signal>,
+    interrupt: Option<Signal>,
+    hang_up: Option<Signal>,
+}
+
+async fn caught(signal: &mut Option<Signal>) {
+    let alive = match signal {
+        Some(signal) => signal.recv().await.is_some(),
+        None => false,
+    };
+    if !alive {
+        std::future::pending::<()>().await;
+    }
+}
+
+impl Inbox {
+    /// The next command. May be dropped while it waits: nothing is lost.
+    async fn next(&mut self) -> Command {
+        loop {
+            tokio::select! {
+                command = self.commands.recv(), if !self.closed => match command {
+                    Some(command) => return command,
+                    None => self.closed = true,
+                },
+                () = caught(&mut self.terminate) => return Command::Drain,
+                () = caught(&mut self.interrupt) => return Command::Drain,
+                () = caught(&mut self.hang_up) => return Command::Reload,
+            }
+        }
+    }
+}
+
+impl Runner {
+    /// Within the runtime: takes the signals.
+    pub(super) fn new(options: ControlOptions, commands: mpsc::Receiver<Command>) -> std::io::Result<Self> {
+        let take = |kind| if options.signals { signal(kind).map(Some) } else { Ok(None) };
+        let inbox = Inbox {
+            commands,
+            closed: false,
+            terminate: take(SignalKind::terminate())?,
+            interrupt: take(SignalKind::interrupt())?,
+            hang_up: take(SignalKind::hangup())?,
+        };
+        Ok(Self { snapshot: options.snapshot, reload: options.reload, inbox, tick: options.tick })
+    }
+
+    pub(super) async fn run(mut self, listener: TcpListener, ports: Vec<Port>) -> Outcome {
+        let health = Mutex::new(super::Health::new(ports.len()));
+        let shared = Arc::new(Shared { ports, health });
+        let app = router(Arc::clone(&shared));
+        // Ends with the runtime; serve itself never returns.
+        tokio::spawn(async move { axum::serve(Capped::new(listener), app).await });
+        tokio::spawn(look_after(Arc::clone(&shared), self.tick));
+        loop {
+            match self.inbox.next().await {
+                Command::Drain => return self.drain(&shared).await,
+                Command::Stop => return stop(&shared, Outcome::Stopped).await,
+                Command::Reload => self.reload(&shared).await,
+            }
+        }
+    }
+
+    async fn reload(&mut self, shared: &Shared) {
+        let Some(reload) = self.reload.as_mut() else {
+            tracing::warn!("reload asked for, but this process has no configuration file; nothing changed");
+            return;
+        };
+        let reloaded = match reload() {
+            Ok(reloaded) => reloaded,
+            Err(error) => {
+                tracing::error!(%error, "reload refused; the configuration in force stays as it was");
+                return;
+            }
+        };
+        for change in &reloaded.changes {
+            let (setting, from, to) = (&change.key, &change.from, &change.to);
+            if change.live {
+                tracing::info!(%setting, %from, %to, "reload: in force now");
+            } else {
+                tracing::warn!(%setting, %from, %to, "reload: needs a restart; the old value stays in force");
+            }
+        }
+        let live = reloaded.changes.iter().filter(|change| change.live).count();
+        tracing::info!(live, restart = reloaded.changes.len() - live, "reloaded settings and keys");
+        self.snapshot = reloaded.snapshot;
+        for port in &shared.ports {
+            tokio::spawn(deliver(
+                port.clone(),
+                PortMessage::Configure(Arc::clone(&self.snapshot)),
+                Instant::now() + STOP_PATIENCE,
+            ));
+        }
+    }
+
+    /// Not ready; then goaway and 1012 over the window; then, when all have gone or the grace is over, stop. A second
+    /// command to drain or stop stops at once; a reload meanwhile is not taken.
+    async fn drain(mut self, shared: &Shared) -> Outcome {
+        let settings = self.snapshot.settings.drain;
+        shared.health().drain();
+        tracing::info!(
+            not_ready_ms = settings.not_ready_ms,
+            window_ms = settings.window_ms,
+            grace_ms = settings.grace_ms,
+            "draining"
+        );
+        let drained = async {
+            sleep(Duration::from_millis(settings.not_ready_ms)).await;
+            let until = Instant::now() + Duration::from_millis(settings.grace_ms);
+            for port in &shared.ports {
+                // Clients are to come back: the load balancer or this node's successor takes them.
+                let message = PortMessage::Drain { window_ms: settings.window_ms, restart: true };
+                tokio::spawn(deliver(port.clone(), message, until));
+            }
+            emptied(&shared.ports, until).await
+        };
+        let outcome = tokio::select! {
+            left = drained => if left == 0 { Outcome::Drained } else { Outcome::GraceOver(left) },
+            () = asked_again(&mut self.inbox) => Outcome::Stopped,
+        };
+        stop(shared, outcome).await
+    }
+}
+
+async fn stop(shared: &Shared, outcome: Outcome) -> Outcome {
+    shared.health().drain();
+    let until = Instant::now() + STOP_PATIENCE;
+    let mut stuck = Vec::new();
+    for port in &shared.ports {
+        if !deliver(port.clone(), PortMessage::Stop, until).await {
+            stuck.push(port.shard());
+        }
+    }
+    if stuck.is_empty() { outcome } else { Outcome::Stuck(stuck) }
+}
+
+async fn asked_again(inbox: &mut Inbox) {
+    loop {
+        match inbox.next().await {
+            Command::Drain | Command::Stop => return tracing::warn!("asked again: stopping at once"),
+            Command::Reload => tracing::warn!("reload asked for while draining; nothing changed"),
+        }
+    }
+}
+
+/// Puts a message into a port, trying again while it is full. False where it was not taken in time.
+async fn deliver(port: Port, mut message: PortMessage, until: Instant) -> bool {
+    loop {
+        match port.send(message) {
+            Ok(()) => return true,
+            Err(full) if Instant::now() < until => message = full.message,
+            Err(full) => {
+                tracing::error!(shard = full.shard, "the shard does not take its messages; it is stuck");
+                return false;
+            }
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Waits until no shard has a connection, or for so long. Returns how many are left.
+async fn emptied(ports: &[Port], until: Instant) -> u64 {
+    let mut empty = 0;
+    loop {
+        sleep(LOOK).await;
+        let left: u64 = ports.iter().map(|port| port.counters().connections.get()).sum();
+        empty = if left == 0 { empty + 1 } else { 0 };
+        if empty >= EMPTY_LOOKS || Instant::now() >= until {
+            return left;
+        }
+    }
+}
+
+/// At every tick: has each shard turned, and does an internal publish come back? The probe wakes an idle shard, so that it
+/// turns.
+async fn look_after(shared: Arc<Shared>, every: Duration) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known_stuck = Vec::new();
+    loop {
+        ticks.tick().await;
+        for (index, port) in shared.ports.iter().enumerate() {
+            if shared.health().tick(index, port.counters().turns.get()) {
+                let (reply, answer) = oneshot::channel();
+                if port.send(PortMessage::Probe { reply }).is_err() {
+                    shared.health().probed(index, false);
+                    continue;
+                }
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    let came_back = answer.await.is_ok();
+                    shared.health().probed(index, came_back);
+                });
+            }
+        }
+        let stuck = shared.health().stuck();
+        for shard in stuck.iter().filter(|shard| !known_stuck.contains(*shard)) {
+            tracing::error!(shard, "has not turned for 5 s");
+        }
+        for shard in known_stuck.iter().filter(|shard| !stuck.contains(*shard)) {
+            tracing::warn!(shard, "turns again");
+        }
+        known_stuck = stuck;
+    }
+}

@@ -1,0 +1,278 @@
+//! The control thread against shards that are threads with a port and no sockets.
+
+use super::*;
+use crate::config::Settings;
+use crate::shard::counters::shared_counters;
+use crate::shard::port::{Bell, ConnectionInfo, ConnectionPage, ConnectionState, PortMessage, PortReceiver, port};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+
+#[derive(Default)]
+struct ThreadBell {
+    rung: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Bell for ThreadBell {
+    fn ring(&self) {
+        *self.rung.lock().unwrap() = true;
+        self.wake.notify_one();
+    }
+}
+
+impl ThreadBell {
+    fn wait(&self) {
+        let mut rung = self.rung.lock().unwrap();
+        while !*rung {
+            rung = self.wake.wait(rung).unwrap();
+        }
+        *rung = false;
+    }
+}
+
+fn info(shard: usize, number: u64) -> ConnectionInfo {
+    ConnectionInfo {
+        connection_id: format!("c-{shard}-{number}"),
+        shard,
+        peer: [127, 0, 0, 1].into(),
+        client_id: "ana".into(),
+        state: ConnectionState::Open,
+        sessions: Vec::new(),
+        buffered_bytes: 0,
+        age_ms: 1,
+        idle_ms: 1,
+        messages_in: 0,
+        messages_out: 0,
+        close_reason: None,
+        close_code: None,
+    }
+}
+
+/// What a fake shard was told.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Told {
+    configured: usize,
+    drained_over_ms: Option<u64>,
+    stopped: bool,
+}
+
+/// A shard that holds so many connections and lets them go on a drain, if it is polite.
+fn fake_shard(number: usize, connections: u64, polite: bool) -> (Port, JoinHandle<Told>) {
+    let bell = Arc::new(ThreadBell::default());
+    let counters = shared_counters();
+    counters.connections.set(connections);
+    let (door, receiver): (Port, PortReceiver) = port(number, bell.clone(), counters.clone());
+    let thread = std::thread::spawn(move || {
+        let mut told = Told::default();
+        loop {
+            bell.wait();
+            counters.turns.increment();
+            while let Some(message) = receiver.pop() {
+                match message {
+                    PortMessage::Configure(_) => told.configured += 1,
+                    PortMessage::Drain { window_ms, .. } => {
+                        told.drained_over_ms = Some(window_ms);
+                        if polite {
+                            counters.connections.set(0);
+                        }
+                    }
+                    PortMessage::Stop => {
+                        told.stopped = true;
+                        return told;
+                    }
+                    PortMessage::Probe { reply } => drop(reply.send(())),
+                    PortMessage::ListConnections { from, limit, reply } => {
+                        let end = connections.min(from + limit as u64);
+                        let page = ConnectionPage {
+                            connections: (from..end).map(|index| info(number, index)).collect(),
+                            next: (end < connections).then_some(end),
+                        };
+                        drop(reply.send(page));
+                    }
+                    PortMessage::ShowConnection { connection_id, reply } => {
+                        let found =
+                            (0..connections).map(|index| info(number, index)).find(|info| info.connection_id == connection_id);
+                        drop(reply.send(found));
+                    }
+                    PortMessage::Revoke { reply, .. } => drop(reply.send(0)),
+                }
+            }
+        }
+    });
+    (door, thread)
+}
+
+fn snapshot(text: &str) -> Arc<Snapshot> {
+    Arc::new(Snapshot { settings: Arc::new(Settings::parse(text, []).unwrap()), ..Snapshot::default() })
+}
+
+fn options(text: &str) -> ControlOptions {
+    ControlOptions {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        snapshot: snapshot(text),
+        reload: None,
+        signals: false,
+        tick: Duration::from_millis(20),
+    }
+}
+
+/// Status and body.
+fn get_with(address: SocketAddr, path: &str, headers: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\n{headers}\r\n").unwrap();
+    let mut text = String::new();
+    // Read to the end: every answer closes its connection.
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.to_ascii_lowercase().contains("connection: close"), "{head}");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    get_with(address, path, "Host: localhost\r\n")
+}
+
+fn until(mut what: impl FnMut() -> bool) {
+    for _ in 0..2_000 {
+        if what() {
+            return;
+        }
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    panic!("did not come about in 10 s");
+}
+
+#[test]
+fn a_live_node_is_healthy_ready_and_shows_its_connections() {
+    let (first, first_thread) = fake_shard(0, 300, true);
+    let (second, second_thread) = fake_shard(1, 2, true);
+    let control = spawn(options(""), vec![first, second]).unwrap();
+    let address = control.address();
+    until(|| get(address, "/readyz").0 == 200);
+    assert_eq!(get(address, "/healthz"), (200, "ok\n".to_owned()));
+    let (status, metrics) = get(address, "/metrics");
+    assert_eq!(status, 200);
+    assert!(metrics.contains("\nringway_connections{shard=\"0\"} 300\n") && metrics.contains("\nringway_ready 1\n"));
+
+    let list: ConnectionList = serde_json::from_str(&get(address, "/v1/connections").1).unwrap();
+    assert_eq!((list.connections.len(), list.truncated), (302, false));
+    let list: ConnectionList = serde_json::from_str(&get(address, "/v1/connections?limit=260").1).unwrap();
+    assert_eq!((list.connections.len(), list.truncated), (260, true));
+    for bad in ["0", "10001", "x", "-1"] {
+        assert_eq!(get(address, &format!("/v1/connections?limit={bad}")).0, 400, "{bad}");
+    }
+    let shown: ConnectionInfo = serde_json::from_str(&get(address, "/v1/connections/c-1-1").1).unwrap();
+    assert_eq!(shown, info(1, 1));
+    let (status, body) = get(address, "/v1/connections/c-9-9");
+    assert!(status == 404 && body.contains("closed ones are kept for 10 minutes"), "{body}");
+    assert_eq!(get(address, "/elsewhere").0, 404);
+    assert_eq!(get_with(address, "/metrics", "Host: rebound.example\r\n").0, 421);
+    assert_eq!(get_with(address, "/metrics", "Host: localhost\r\nOrigin: https://evil.example\r\n").0, 403);
+
+    assert!(control.ask(Command::Stop));
+    assert_eq!(control.wait(), Outcome::Stopped);
+    assert!(first_thread.join().unwrap().stopped && second_thread.join().unwrap().stopped);
+}
+
+#[test]
+fn a_shard_that_does_not_turn_is_named() {
+    let (live, thread) = fake_shard(0, 0, true);
+    // Nobody runs behind this port.
+    let (dead, _receiver) = port(1, Arc::new(ThreadBell::default()), shared_counters());
+    let control = spawn(options(""), vec![live, dead]).unwrap();
+    let address = control.address();
+    until(|| get(address, "/healthz") == (503, "shard 1 has not turned for 5 s\n".to_owned()));
+    let (status, reason) = get(address, "/readyz");
+    assert!(status == 503 && reason.starts_with("shard 1 "), "{reason}");
+    assert!(get(address, "/metrics").1.contains("\nringway_shard_stuck{shard=\"1\"} 1\n"));
+    control.ask(Command::Stop);
+    assert_eq!(control.wait(), Outcome::Stopped);
+    assert!(thread.join().unwrap().stopped);
+}
+
+#[test]
+fn a_drain_ends_when_all_have_gone() {
+    let (door, thread) = fake_shard(0, 5, true);
+    let control = spawn(options("[drain]\nnot_ready_ms = 300\nwindow_ms = 77"), vec![door]).unwrap();
+    let address = control.address();
+    until(|| get(address, "/readyz").0 == 200);
+    control.ask(Command::Drain);
+    until(|| get(address, "/readyz").1.starts_with("draining"));
+    assert_eq!(get(address, "/healthz").0, 200);
+    assert_eq!(control.wait(), Outcome::Drained);
+    assert_eq!(thread.join().unwrap(), Told { configured: 0, drained_over_ms: Some(77), stopped: true });
+}
+
+#[test]
+fn a_drain_ends_with_its_grace() {
+    let (door, thread) = fake_shard(0, 5, false);
+    let control = spawn(options("[drain]\ngrace_ms = 200"), vec![door]).unwrap();
+    control.ask(Command::Drain);
+    assert_eq!(control.wait(), Outcome::GraceOver(5));
+    assert!(thread.join().unwrap().stopped);
+}
+
+#[test]
+fn asked_twice_it_stops_at_once() {
+    let (door, thread) = fake_shard(0, 5, false);
+    let control = spawn(options("[drain]\ngrace_ms = 3600000"), vec![door]).unwrap();
+    control.ask(Command::Drain);
+    control.ask(Command::Drain);
+    assert_eq!(control.wait(), Outcome::Stopped);
+    assert!(thread.join().unwrap().stopped);
+}
+
+#[test]
+fn a_reload_reaches_the_shards_and_a_bad_one_does_not() {
+    let (door, thread) = fake_shard(0, 0, true);
+    let (asked, answers) = mpsc::channel();
+    let mut count = 0;
+    let reload: Reload = Box::new(move || {
+        count += 1;
+        asked.send(count).map_err(|error| error.to_string())?;
+        if count == 1 {
+            return Err("line 1: not TOML".to_owned());
+        }
+        let new = snapshot("[limits]\nmessages_per_second = 5");
+        Ok(Reloaded { changes: new.settings.diff(&Settings::default()), snapshot: new })
+    });
+    let control = spawn(ControlOptions { reload: Some(reload), ..options("") }, vec![door]).unwrap();
+    for expected in [1, 2] {
+        control.ask(Command::Reload);
+        assert_eq!(answers.recv_timeout(Duration::from_secs(10)), Ok(expected));
+    }
+    control.ask(Command::Drain);
+    assert_eq!(control.wait(), Outcome::Drained);
+    assert_eq!(thread.join().unwrap().configured, 1);
+}
+
+#[test]
+fn what_cannot_be_listened_on_is_told_before_anything_runs() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap();
+    let error = Control::build(ControlOptions { listen, ..options("") }).unwrap_err();
+    assert!(error.to_string().starts_with(&format!("admin.listen = \"{listen}\" cannot be listened on: ")), "{error}");
+    let public = ControlOptions { listen: "0.0.0.0:0".parse().unwrap(), ..options("") };
+    assert!(matches!(Control::build(public), Err(ControlError::NotLoopback(_))));
+    drop(Control::build(options("")).unwrap());
+}
+
+#[test]
+fn idle_connections_hold_up_others_only_up_to_the_cap() {
+    let control = spawn(options(""), Vec::new()).unwrap();
+    let mut idle: Vec<TcpStream> = (0..64).map(|_| TcpStream::connect(control.address()).unwrap()).collect();
+    let mut waiting = TcpStream::connect(control.address()).unwrap();
+    waiting.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    waiting.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(waiting.read(&mut [0; 16]).is_err(), "answered beyond the cap");
+    idle.pop();
+    waiting.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut start = [0; 12];
+    waiting.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200");
+    control.ask(Command::Stop);
+    assert_eq!(control.wait(), Outcome::Stopped);
+}

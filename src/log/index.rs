@@ -1,0 +1,138 @@
+//! Where a session's sequence numbers stand in a log, with what a reader needs to skip a record without touching it.
+
+use super::chunks::{Appended, Position};
+use std::collections::VecDeque;
+
+/// Whom a record is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Everyone attached.
+    All,
+    /// One address, by its keyed hash.
+    One(u64),
+    /// Several: the record's own list.
+    Many,
+}
+
+/// One record's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub at: Position,
+    pub frame_at: u32,
+    pub frame_bytes: u32,
+    pub audience: Audience,
+    /// Keyed hash of the sender's client id.
+    pub sender: u64,
+}
+
+impl Entry {
+    /// From where the record was put.
+    #[must_use]
+    pub const fn new(put: Appended, audience: Audience, sender: u64) -> Self {
+        Self { at: put.at, frame_at: put.frame_at, frame_bytes: put.frame_bytes, audience, sender }
+    }
+
+    /// The whole record's bytes: header, addresses, frame.
+    #[must_use]
+    pub const fn record_bytes(&self) -> u32 {
+        self.frame_at + self.frame_bytes
+    }
+}
+
+/// The entries of `first` to `head`, without a hole.
+#[derive(Debug)]
+pub struct Index {
+    first: u64,
+    entries: VecDeque<Entry>,
+}
+
+impl Index {
+    /// An index whose next entry will have the sequence number `next` (a session's first is 1).
+    #[must_use]
+    pub const fn starting_at(next: u64) -> Self {
+        Self { first: next, entries: VecDeque::new() }
+    }
+
+    /// The oldest sequence number held; `head + 1` where none is.
+    #[must_use]
+    pub const fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The newest sequence number; `first - 1` where none is held.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        self.first + self.entries.len() as u64 - 1
+    }
+
+    /// How many are held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether none is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Appends the entry of `head + 1`.
+    pub fn push(&mut self, entry: Entry) {
+        self.entries.push_back(entry);
+    }
+
+    /// The entry of a sequence number.
+    #[must_use]
+    pub fn get(&self, seq: u64) -> Option<&Entry> {
+        usize::try_from(seq.checked_sub(self.first)?).ok().and_then(|index| self.entries.get(index))
+    }
+
+    /// Forgets entries before `oldest` in the log, and all but the newest `messages_max` (0: no limit). Returns how many went.
+    pub fn trim(&mut self, oldest: Position, messages_max: usize) -> usize {
+        let before = self.entries.len();
+        while self
+            .entries
+            .front()
+            .is_some_and(|entry| entry.at < oldest || (messages_max > 0 && self.entries.len() > messages_max))
+        {
+            self.entries.pop_front();
+            self.first += 1;
+        }
+        if self.entries.is_empty() {
+            // A session that fell quiet gives its memory back.
+            self.entries.shrink_to(0);
+        }
+        before - self.entries.len()
+    }
+
+    /// Forgets everything and starts again at `next` (a mirror that lost its place).
+    pub fn restart(&mut self, next: u64) {
+        self.entries.clear();
+        self.first = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(at: u64) -> Entry {
+        Entry { at: Position(at), frame_at: 1, frame_bytes: 2, audience: Audience::All, sender: 0 }
+    }
+
+    #[test]
+    fn numbers_go_on_when_the_front_is_trimmed() {
+        let mut index = Index::starting_at(1);
+        (0..5).for_each(|at| index.push(entry(at * 10)));
+        assert_eq!((index.first(), index.head()), (1, 5));
+        assert_eq!(index.trim(Position(20), 0), 2);
+        assert_eq!((index.first(), index.head()), (3, 5));
+        assert_eq!(index.get(2), None);
+        assert_eq!(index.get(3), Some(&entry(20)));
+        assert_eq!(index.trim(Position(0), 1), 2);
+        assert_eq!((index.first(), index.head(), index.len()), (5, 5, 1));
+        index.trim(Position(100), 0);
+        assert_eq!((index.first(), index.head()), (6, 5), "an empty index still knows its head");
+    }
+}

@@ -1,0 +1,168 @@
+//! One record, byte by byte. All integers are little-endian.
+//!
+//! ```text
+//!  0  u16  version (1)              36  u16  addresses (n)
+//!  2  u8   kind                     38  u16  key id, 0 = clear (reserved for encryption at rest)
+//!  3  u8   flags, 0                 40  u64  ts, Unix ms
+//!  4  u32  record length            48  u64  sender, keyed hash of the client; 0 = the gateway
+//!  8  u32  body length              56  u64  keyed hash of (client, id)
+//! 12  u32  CRC32C of the body       64  u128 keyed hash of (type, to, payload)
+//! 16  u64  keyed hash of session    80  u32  chain: CRC32C of the previous record's chain and bytes 0 to 80 and the addresses
+//! 24  u64  seq                      84  u32  0
+//! 32  u32  epoch                    88  n × u64 addresses (none: the whole session), then the body: one WebSocket frame
+//! ```
+//!
+//! The chain covers headers, which hold their body's CRC, and never a body: a purge may zero bodies and the chain still holds.
+
+/// The version this code writes.
+pub const VERSION: u16 = 1;
+/// A header's bytes before its addresses.
+pub const HEADER_BYTES: usize = 88;
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// An application's message.
+    Message = 1,
+}
+
+/// A record's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub kind: Kind,
+    /// Keyed hash of the session's id.
+    pub session: u64,
+    pub seq: u64,
+    /// The number of the session's epoch, from 0.
+    pub epoch: u32,
+    /// Unix milliseconds.
+    pub ts_ms: u64,
+    /// Keyed hash of the sender's client id; 0 for the gateway.
+    pub sender: u64,
+    /// Keyed hash of (client, id).
+    pub id: u64,
+    /// Keyed hash of (type, to, payload).
+    pub content: u128,
+}
+
+/// What is wrong with bytes that should be a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    #[error("the record is cut short: {have} bytes of {need}")]
+    Short { have: usize, need: usize },
+    #[error("record version {0} is not one this gateway reads (it reads {VERSION})")]
+    Version(u16),
+    #[error("record kind {0} is unknown")]
+    Kind(u8),
+    #[error("the record's lengths contradict each other")]
+    Lengths,
+    #[error("the record's body does not match its checksum")]
+    Body,
+    #[error("the record does not continue the chain")]
+    Chain,
+}
+
+fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
+    bytes[at..at + N].copy_from_slice(&value);
+}
+
+fn get<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut value = [0; N];
+    value.copy_from_slice(&bytes[at..at + N]);
+    value
+}
+
+/// The chain value of a header (with its addresses) after `previous`.
+fn chain(previous: u32, head: &[u8]) -> u32 {
+    let crc = crc32c::crc32c_append(previous, &head[..80]);
+    crc32c::crc32c_append(crc, &head[HEADER_BYTES..])
+}
+
+impl Header {
+    /// Writes header and addresses before a body that stands at the end of `record` already, and returns the new chain value.
+    /// `record` is header, addresses and body in full.
+    #[expect(clippy::cast_possible_truncation, reason = "a record is smaller than a chunk (limits.rs), addresses are at most 32")]
+    pub(super) fn seal(&self, record: &mut [u8], addresses: &[u64], previous_chain: u32) -> u32 {
+        let head_bytes = HEADER_BYTES + 8 * addresses.len();
+        let (length, body_crc) = (record.len(), crc32c::crc32c(&record[head_bytes..]));
+        put(record, 0, VERSION.to_le_bytes());
+        put(record, 2, [self.kind as u8]);
+        put(record, 3, [0]);
+        put(record, 4, (length as u32).to_le_bytes());
+        put(record, 8, ((length - head_bytes) as u32).to_le_bytes());
+        put(record, 12, body_crc.to_le_bytes());
+        put(record, 16, self.session.to_le_bytes());
+        put(record, 24, self.seq.to_le_bytes());
+        put(record, 32, self.epoch.to_le_bytes());
+        put(record, 36, (addresses.len() as u16).to_le_bytes());
+        put(record, 38, [0; 2]);
+        put(record, 40, self.ts_ms.to_le_bytes());
+        put(record, 48, self.sender.to_le_bytes());
+        put(record, 56, self.id.to_le_bytes());
+        put(record, 64, self.content.to_le_bytes());
+        for (index, address) in addresses.iter().enumerate() {
+            put(record, HEADER_BYTES + 8 * index, address.to_le_bytes());
+        }
+        let value = chain(previous_chain, &record[..head_bytes]);
+        put(record, 80, value.to_le_bytes());
+        put(record, 84, [0; 4]);
+        value
+    }
+}
+
+/// A record as read: its header, its addresses (8 bytes each, little-endian), its body, its chain value and its whole length.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    pub header: Header,
+    pub addresses: &'a [u8],
+    pub body: &'a [u8],
+    pub chain: u32,
+    pub length: usize,
+}
+
+/// Reads the record at the start of `bytes`, checks its body's CRC and, where `previous_chain` is given, its place in the chain.
+///
+/// # Errors
+/// See [`RecordError`].
+pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'_>, RecordError> {
+    if bytes.len() < HEADER_BYTES {
+        return Err(RecordError::Short { have: bytes.len(), need: HEADER_BYTES });
+    }
+    let version = u16::from_le_bytes(get(bytes, 0));
+    if version != VERSION {
+        return Err(RecordError::Version(version));
+    }
+    let kind = match bytes[2] {
+        1 => Kind::Message,
+        other => return Err(RecordError::Kind(other)),
+    };
+    let length = u32::from_le_bytes(get(bytes, 4)) as usize;
+    let body_bytes = u32::from_le_bytes(get(bytes, 8)) as usize;
+    let head_bytes = HEADER_BYTES + 8 * usize::from(u16::from_le_bytes(get(bytes, 36)));
+    if head_bytes.checked_add(body_bytes) != Some(length) {
+        return Err(RecordError::Lengths);
+    }
+    if bytes.len() < length {
+        return Err(RecordError::Short { have: bytes.len(), need: length });
+    }
+    let body = &bytes[head_bytes..length];
+    if crc32c::crc32c(body) != u32::from_le_bytes(get(bytes, 12)) {
+        return Err(RecordError::Body);
+    }
+    let stated = u32::from_le_bytes(get(bytes, 80));
+    if previous_chain.is_some_and(|previous| chain(previous, &bytes[..head_bytes]) != stated) {
+        return Err(RecordError::Chain);
+    }
+    let header = Header {
+        kind,
+        session: u64::from_le_bytes(get(bytes, 16)),
+        seq: u64::from_le_bytes(get(bytes, 24)),
+        epoch: u32::from_le_bytes(get(bytes, 32)),
+        ts_ms: u64::from_le_bytes(get(bytes, 40)),
+        sender: u64::from_le_bytes(get(bytes, 48)),
+        id: u64::from_le_bytes(get(bytes, 56)),
+        content: u128::from_le_bytes(get(bytes, 64)),
+    };
+    Ok(Record { header, addresses: &bytes[HEADER_BYTES..head_bytes], body, chain: stated, length })
+}

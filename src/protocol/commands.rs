@@ -1,0 +1,621 @@
+//! The payloads of the gateway's own commands (protocol.md sections 4 to 6): raw JSON to typed, bounded values.
+//!
+//! Unknown keys of a payload are ignored, so that a newer client can talk to this version; a known key that stands twice or is
+//! ill-typed is refused. `null` is the same as absent for an optional key, since most languages' encoders write it.
+
+use super::envelope::Envelope;
+use super::errors::{ErrorCode, Fault, Refusal};
+use super::names::{is_client_id, is_name};
+use super::scan::{Document, Numbers, Value, View};
+use crate::limits::{
+    FEATURES_MAX, HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX, MEMBERS_PAGE_DEFAULT, MEMBERS_PAGE_MAX, PRESENCE_DATA_BYTES_MAX,
+    ROOMS_PER_CLIENT_MAX, TOKEN_BYTES_MAX,
+};
+use std::fmt;
+
+/// The largest integer that every JSON reader holds exactly (RFC 8259 section 6).
+const INTEGER_MAX: u64 = (1 << 53) - 1;
+
+/// Whose a type is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Passed through untouched.
+    Application,
+    /// A command of this version.
+    Known(CommandKind),
+    /// A command that the protocol has and this version doesn't.
+    Reserved,
+    /// `rw.`, and nothing that the protocol knows as a command.
+    Unknown,
+}
+
+/// The commands of this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CommandKind {
+    Hello,
+    Attach,
+    Detach,
+    Ping,
+    Refresh,
+    Join,
+    Leave,
+    Members,
+    Watch,
+    PresenceSet,
+    History,
+    Received,
+}
+
+/// What protocol.md reserves and what the governed plane will bring: a type that is one of these, or goes on after it with a dot.
+const RESERVED: [&str; 14] = [
+    "agent", "approval", "context", "handoff", "plan", "policy", "queued", "route", "run", "session", "step", "stream", "task",
+    "tool",
+];
+
+/// Sorts a `type`.
+#[must_use]
+pub fn command_kind(kind: &str) -> Kind {
+    let Some(name) = kind.strip_prefix("rw.") else {
+        return Kind::Application;
+    };
+    Kind::Known(match name {
+        "hello" => CommandKind::Hello,
+        "attach" => CommandKind::Attach,
+        "detach" => CommandKind::Detach,
+        "ping" => CommandKind::Ping,
+        "refresh" => CommandKind::Refresh,
+        "join" => CommandKind::Join,
+        "leave" => CommandKind::Leave,
+        "members" => CommandKind::Members,
+        "watch" => CommandKind::Watch,
+        "presence.set" => CommandKind::PresenceSet,
+        "history" => CommandKind::History,
+        "received" => CommandKind::Received,
+        _ if RESERVED.contains(&name.split('.').next().unwrap_or("")) => return Kind::Reserved,
+        _ => return Kind::Unknown,
+    })
+}
+
+/// A command with its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command<'a> {
+    Hello(Hello<'a>),
+    Attach(Attach<'a>),
+    Detach,
+    Ping,
+    Refresh(Refresh<'a>),
+    Join { room: &'a str },
+    Leave { room: &'a str },
+    Members(Members<'a>),
+    Watch(Watch<'a>),
+    PresenceSet { data: &'a [u8] },
+    History(History<'a>),
+    Received { seq: u64 },
+}
+
+/// `rw.hello` (section 4).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hello<'a> {
+    pub client_id: &'a str,
+    /// At most [`TOKEN_BYTES_MAX`]; not checked further.
+    pub auth_token: &'a str,
+    pub attach: Attach<'a>,
+    /// False turns acks off, never errors. Default true.
+    pub acks: bool,
+    /// What the client can do; unknown ones are for a later version.
+    pub features: Vec<&'a str>,
+}
+
+impl fmt::Debug for Hello<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Hello")
+            .field("client_id", &self.client_id)
+            .field("attach", &self.attach)
+            .field("acks", &self.acks)
+            .field("features", &self.features)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The hello's session keys, and the whole of `rw.attach` (section 4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attach<'a> {
+    /// Goes before `start`.
+    pub resume: Option<Resume<'a>>,
+    pub start: Start,
+    /// At most 128, without duplicates.
+    pub rooms: Vec<&'a str>,
+    /// False refuses an unknown session. Default true.
+    pub create: bool,
+    /// True delivers its own messages too. Default false.
+    pub echo: bool,
+}
+
+/// A position to go on after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume<'a> {
+    pub epoch: &'a str,
+    pub seq: u64,
+}
+
+/// Where a client without `resume` starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// After its last receipt; for a newcomer, the head.
+    #[default]
+    Cursor,
+    Head,
+    Oldest,
+    /// The last so many messages.
+    Last(u64),
+}
+
+/// `rw.refresh` (section 4).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Refresh<'a> {
+    /// At most [`TOKEN_BYTES_MAX`]; not checked further.
+    pub auth_token: &'a str,
+}
+
+impl fmt::Debug for Refresh<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Refresh").finish_non_exhaustive()
+    }
+}
+
+/// `rw.members` (section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Members<'a> {
+    pub room: Option<&'a str>,
+    /// The `next` of the page before.
+    pub after: Option<&'a str>,
+    /// 1 to [`MEMBERS_PAGE_MAX`].
+    pub limit: usize,
+}
+
+/// `rw.watch` (section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch<'a> {
+    /// False ends the watch.
+    pub presence: bool,
+    pub room: Option<&'a str>,
+}
+
+/// `rw.history` (section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct History<'a> {
+    pub from: HistoryFrom,
+    /// 1 to [`HISTORY_PAGE_MAX`].
+    pub limit: usize,
+    pub room: Option<&'a str>,
+}
+
+/// Where a page of history lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HistoryFrom {
+    /// The last messages: neither `before` nor `after` was given.
+    Newest,
+    /// The last ones below this `seq`.
+    Before(u64),
+    /// The first ones above this `seq`.
+    After(u64),
+}
+
+/// Reads commands' payloads. One a shard, beside the [`super::Parser`] whose envelopes it is given.
+#[derive(Default)]
+pub struct CommandParser {
+    document: Document,
+}
+
+impl CommandParser {
+    /// Reads the envelope of a type that [`command_kind`] has sorted. What isn't a command of this version is refused here too, so
+    /// that the texts of these refusals stand in one place; an application's type is refused as one that is none of the gateway's.
+    ///
+    /// # Errors
+    /// The refusal to send. The connection stays open, save where the caller's state says otherwise.
+    pub fn parse<'a>(&'a mut self, envelope: &Envelope<'a>) -> Result<Command<'a>, Box<Refusal>> {
+        let read = match command_kind(envelope.kind) {
+            Kind::Known(kind) => self
+                .document
+                .read(envelope.payload, Numbers::Read, |view| read_command(kind, view))
+                // The envelope's validation let the payload pass, so only a number's range is left to be wrong.
+                .unwrap_or_else(|_| Err(Fault::new("/payload", "a number in the payload is out of range"))),
+            Kind::Reserved => {
+                Err(Fault::new("/type", format!("{} isn't available in this version of the gateway", envelope.kind))
+                    .coded(ErrorCode::EnvelopeUnknownType))
+            }
+            Kind::Unknown | Kind::Application => Err(Fault::new(
+                "/type",
+                format!("{} is no command of the gateway; types of your own don't begin with rw.", envelope.kind),
+            )
+            .coded(ErrorCode::EnvelopeUnknownType)),
+        };
+        read.map_err(|fault| fault.of(envelope.id, envelope.session_id))
+    }
+}
+
+fn read_command<'a>(kind: CommandKind, view: &View<'_, 'a>) -> Result<Command<'a>, Fault> {
+    let fields = Fields { view };
+    Ok(match kind {
+        CommandKind::Hello => Command::Hello(Hello {
+            client_id: fields
+                .string("client_id", is_client_id, "the token's sub, or sub/ and 1 to 64 of A-Z a-z 0-9 _ -")?
+                .ok_or_else(|| absent("client_id"))?,
+            auth_token: fields.token()?,
+            attach: fields.attach()?,
+            acks: fields.boolean("acks")?.unwrap_or(true),
+            features: fields.names("features", FEATURES_MAX)?,
+        }),
+        CommandKind::Attach => Command::Attach(fields.attach()?),
+        CommandKind::Detach => Command::Detach,
+        CommandKind::Ping => Command::Ping,
+        CommandKind::Refresh => Command::Refresh(Refresh { auth_token: fields.token()? }),
+        CommandKind::Join => Command::Join { room: fields.room()?.ok_or_else(|| absent("room"))? },
+        CommandKind::Leave => Command::Leave { room: fields.room()?.ok_or_else(|| absent("room"))? },
+        CommandKind::Members => Command::Members(Members {
+            room: fields.room()?,
+            after: fields.string("after", is_client_id, "a client_id: the next of the page before")?,
+            limit: fields.limit(MEMBERS_PAGE_DEFAULT, MEMBERS_PAGE_MAX)?,
+        }),
+        CommandKind::Watch => {
+            Command::Watch(Watch { presence: fields.boolean("presence")?.unwrap_or(true), room: fields.room()? })
+        }
+        CommandKind::PresenceSet => {
+            let (_, raw) = fields.find("data")?.ok_or_else(|| absent("data"))?;
+            if raw.len() > PRESENCE_DATA_BYTES_MAX {
+                let message = format!("data has {} bytes; {PRESENCE_DATA_BYTES_MAX} are allowed", raw.len());
+                return Err(Fault::new("/payload/data", message));
+            }
+            Command::PresenceSet { data: raw }
+        }
+        CommandKind::History => Command::History(History {
+            from: match (fields.integer("before")?, fields.integer("after")?) {
+                (None, None) => HistoryFrom::Newest,
+                (Some(seq), None) => HistoryFrom::Before(seq),
+                (None, Some(seq)) => HistoryFrom::After(seq),
+                (Some(_), Some(_)) => return Err(Fault::new("/payload/after", "give before or after, not both")),
+            },
+            limit: fields.limit(HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX)?,
+            room: fields.room()?,
+        }),
+        CommandKind::Received => Command::Received { seq: fields.integer("seq")?.ok_or_else(|| absent("seq"))? },
+    })
+}
+
+#[cold]
+fn absent(key: &'static str) -> Fault {
+    Fault::new(format!("/payload/{key}"), format!("{key} is missing from the payload"))
+}
+
+#[cold]
+fn ill_typed(key: &'static str, rule: &str) -> Fault {
+    Fault::new(format!("/payload/{key}"), format!("{key} is {rule}"))
+}
+
+/// The payload by key.
+struct Fields<'v, 't, 'a> {
+    view: &'v View<'t, 'a>,
+}
+
+impl<'t, 'a> Fields<'_, 't, 'a> {
+    /// The value and its raw text. Payloads have few keys that are asked for: a walk a key is cheaper than a map.
+    fn find(&self, key: &'static str) -> Result<Option<(Value<'t, 'a>, &'a [u8])>, Fault> {
+        let mut found = None;
+        for member in self.view.members().into_iter().flatten().filter(|member| member.key == key) {
+            if found.is_some() {
+                return Err(Fault::new(format!("/payload/{key}"), format!("the key {key:?} stands twice; give it once")));
+            }
+            found = Some((member.value, member.raw));
+        }
+        Ok(found)
+    }
+
+    /// The value of an optional key.
+    fn optional(&self, key: &'static str) -> Result<Option<Value<'t, 'a>>, Fault> {
+        Ok(self.find(key)?.map(|(value, _)| value).filter(|value| !value.is_null()))
+    }
+
+    fn string(&self, key: &'static str, is_good: fn(&str) -> bool, rule: &str) -> Result<Option<&'a str>, Fault> {
+        let Some(value) = self.optional(key)? else { return Ok(None) };
+        match value.string() {
+            Some(text) if is_good(text) => Ok(Some(text)),
+            _ => Err(ill_typed(key, rule)),
+        }
+    }
+
+    fn boolean(&self, key: &'static str) -> Result<Option<bool>, Fault> {
+        let Some(value) = self.optional(key)? else { return Ok(None) };
+        value.boolean().map(Some).ok_or_else(|| ill_typed(key, "true or false"))
+    }
+
+    fn integer(&self, key: &'static str) -> Result<Option<u64>, Fault> {
+        let Some(value) = self.optional(key)? else { return Ok(None) };
+        bounded_integer(value).map(Some).ok_or_else(|| ill_typed(key, "an integer from 0 to 9007199254740991"))
+    }
+
+    fn limit(&self, default: usize, max: usize) -> Result<usize, Fault> {
+        let Some(limit) = self.integer("limit")? else { return Ok(default) };
+        match usize::try_from(limit) {
+            Ok(limit) if (1..=max).contains(&limit) => Ok(limit),
+            _ => Err(ill_typed("limit", &format!("an integer from 1 to {max}"))),
+        }
+    }
+
+    fn room(&self) -> Result<Option<&'a str>, Fault> {
+        self.string("room", is_name, "a name: 1 to 128 of A-Z a-z 0-9 _ . : -")
+    }
+
+    fn token(&self) -> Result<&'a str, Fault> {
+        let missing = || absent("auth_token").coded(ErrorCode::AuthMissing);
+        let value = self.optional("auth_token")?.ok_or_else(missing)?;
+        match value.string() {
+            Some("") => Err(missing()),
+            Some(token) if token.len() <= TOKEN_BYTES_MAX => Ok(token),
+            _ => {
+                Err(ill_typed("auth_token", &format!("a JWT of at most {TOKEN_BYTES_MAX} bytes")).coded(ErrorCode::AuthMalformed))
+            }
+        }
+    }
+
+    /// A list of names without duplicates.
+    fn names(&self, key: &'static str, count_max: usize) -> Result<Vec<&'a str>, Fault> {
+        let Some(value) = self.optional(key)? else { return Ok(Vec::new()) };
+        let elements = value
+            .elements()
+            .filter(|elements| elements.len <= count_max)
+            .ok_or_else(|| ill_typed(key, &format!("an array of at most {count_max} names")))?;
+        let mut names = Vec::with_capacity(elements.len);
+        for (index, element) in elements.enumerate() {
+            let name = element.string().filter(|name| is_name(name)).ok_or_else(|| {
+                Fault::new(format!("/payload/{key}/{index}"), "a name is a string of 1 to 128 of A-Z a-z 0-9 _ . : -")
+            })?;
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn attach(&self) -> Result<Attach<'a>, Fault> {
+        Ok(Attach {
+            resume: self.resume()?,
+            start: self.start()?,
+            rooms: self.names("rooms", ROOMS_PER_CLIENT_MAX)?,
+            create: self.boolean("create")?.unwrap_or(true),
+            echo: self.boolean("echo")?.unwrap_or(false),
+        })
+    }
+
+    fn resume(&self) -> Result<Option<Resume<'a>>, Fault> {
+        let Some(value) = self.optional("resume")? else { return Ok(None) };
+        let rule = "an object of epoch (the welcome's) and seq (an integer from 0 to 9007199254740991), each once";
+        let (mut epoch, mut seq) = (None, None);
+        for (key, value) in value.fields().ok_or_else(|| ill_typed("resume", rule))? {
+            match key {
+                "epoch" if epoch.is_none() => {
+                    let text = value.string().filter(|text| is_name(text));
+                    epoch = Some(text.ok_or_else(|| Fault::new("/payload/resume/epoch", "epoch is the welcome's, unchanged"))?);
+                }
+                "seq" if seq.is_none() => {
+                    let refusal = || Fault::new("/payload/resume/seq", "seq is an integer from 0 to 9007199254740991");
+                    seq = Some(bounded_integer(value).ok_or_else(refusal)?);
+                }
+                "epoch" | "seq" => return Err(ill_typed("resume", rule)),
+                _ => {}
+            }
+        }
+        match (epoch, seq) {
+            (Some(epoch), Some(seq)) => Ok(Some(Resume { epoch, seq })),
+            _ => Err(ill_typed("resume", rule)),
+        }
+    }
+
+    fn start(&self) -> Result<Start, Fault> {
+        let Some(value) = self.optional("start")? else { return Ok(Start::Cursor) };
+        let refusal = || ill_typed("start", "\"cursor\", \"head\", \"oldest\" or {\"last\":N} with N from 1 on");
+        if let Some(text) = value.string() {
+            return match text {
+                "cursor" => Ok(Start::Cursor),
+                "head" => Ok(Start::Head),
+                "oldest" => Ok(Start::Oldest),
+                _ => Err(refusal()),
+            };
+        }
+        let mut fields = value.fields().ok_or_else(refusal)?;
+        match (fields.next(), fields.next()) {
+            (Some(("last", count)), None) => {
+                bounded_integer(count).filter(|count| *count > 0).map(Start::Last).ok_or_else(refusal)
+            }
+            _ => Err(refusal()),
+        }
+    }
+}
+
+fn bounded_integer(value: Value<'_, '_>) -> Option<u64> {
+    value.integer().filter(|number| *number <= INTEGER_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Parser;
+
+    /// Reads `payload` as a command and hands what came of it to `check`.
+    fn read<T>(kind: &str, payload: &str, check: impl FnOnce(Result<Command<'_>, Box<Refusal>>) -> T) -> T {
+        let text = format!(r#"{{"type":"{kind}","id":"m-1","session_id":"s-42","payload":{payload}}}"#);
+        let mut parser = Parser::default();
+        let mut commands = CommandParser::default();
+        check(commands.parse(&parser.parse(text.as_bytes()).unwrap()))
+    }
+
+    fn good(kind: &str, payload: &str, expected: &Command<'_>) {
+        read(kind, payload, |outcome| assert_eq!(outcome.as_ref(), Ok(expected), "{kind} {payload}"));
+    }
+
+    fn attach<'a>() -> Attach<'a> {
+        Attach { resume: None, start: Start::Cursor, rooms: Vec::new(), create: true, echo: false }
+    }
+
+    #[test]
+    fn the_contracts_hello_is_read() {
+        let payload = r#"{"client_id":"ana/tab-7","auth_token":"<JWT>",
+            "resume":{"epoch":"9f2c","seq":1041},"rooms":["ops"],"create":true,"echo":false,"acks":true,"features":[]}"#;
+        let resume = Some(Resume { epoch: "9f2c", seq: 1041 });
+        good(
+            "rw.hello",
+            payload,
+            &Command::Hello(Hello {
+                client_id: "ana/tab-7",
+                auth_token: "<JWT>",
+                attach: Attach { resume, rooms: vec!["ops"], ..attach() },
+                acks: true,
+                features: vec![],
+            }),
+        );
+        good(
+            "rw.hello",
+            r#"{"auth_token":"t","client_id":"a","acks":false,"echo":true,"create":false,"resume":null,"new":[1],
+                "start":{"last":50},"features":["x","y"],"rooms":["r","q","r"]}"#,
+            &Command::Hello(Hello {
+                client_id: "a",
+                auth_token: "t",
+                attach: Attach { start: Start::Last(50), rooms: vec!["r", "q"], create: false, echo: true, ..attach() },
+                acks: false,
+                features: vec!["x", "y"],
+            }),
+        );
+    }
+
+    #[test]
+    fn every_command_is_read() {
+        for (start, expected) in
+            [("cursor", Start::Cursor), ("head", Start::Head), ("oldest", Start::Oldest), ("h\\u0065ad", Start::Head)]
+        {
+            good("rw.attach", &format!(r#"{{"start":"{start}"}}"#), &Command::Attach(Attach { start: expected, ..attach() }));
+        }
+        good("rw.attach", "{}", &Command::Attach(attach()));
+        good("rw.detach", "{}", &Command::Detach);
+        good("rw.ping", r#"{"anything":1}"#, &Command::Ping);
+        good("rw.refresh", r#"{"auth_token":"t"}"#, &Command::Refresh(Refresh { auth_token: "t" }));
+        good("rw.join", r#"{"room":"ops"}"#, &Command::Join { room: "ops" });
+        good("rw.leave", r#"{"room":"ops"}"#, &Command::Leave { room: "ops" });
+        good("rw.members", "{}", &Command::Members(Members { room: None, after: None, limit: MEMBERS_PAGE_DEFAULT }));
+        good(
+            "rw.members",
+            r#"{"room":"ops","after":"ana/1","limit":500}"#,
+            &Command::Members(Members { room: Some("ops"), after: Some("ana/1"), limit: 500 }),
+        );
+        good("rw.watch", r#"{"presence":true}"#, &Command::Watch(Watch { presence: true, room: None }));
+        good("rw.watch", r#"{"presence":false,"room":"r"}"#, &Command::Watch(Watch { presence: false, room: Some("r") }));
+        let data = format!(r#"{{ "a":"{}"}}"#, "x".repeat(PRESENCE_DATA_BYTES_MAX - 9));
+        assert_eq!(data.len(), PRESENCE_DATA_BYTES_MAX);
+        good("rw.presence.set", &format!(r#"{{"data": {data} }}"#), &Command::PresenceSet { data: data.as_bytes() });
+        good("rw.presence.set", r#"{"data":null}"#, &Command::PresenceSet { data: b"null" });
+        let history = |from, limit, room| Command::History(History { from, limit, room });
+        good("rw.history", "{}", &history(HistoryFrom::Newest, HISTORY_PAGE_DEFAULT, None));
+        good("rw.history", r#"{"before":7,"limit":1000}"#, &history(HistoryFrom::Before(7), 1000, None));
+        good("rw.history", r#"{"after":0,"before":null,"limit":1,"room":"r"}"#, &history(HistoryFrom::After(0), 1, Some("r")));
+        good("rw.received", r#"{"seq":9007199254740991}"#, &Command::Received { seq: INTEGER_MAX });
+    }
+
+    #[test]
+    fn refusals_name_the_place() {
+        let rooms = |count: usize| format!(r#"{{"rooms":[{}]}}"#, vec![r#""r""#; count].join(","));
+        let token = |bytes: usize| format!(r#"{{"auth_token":"{}"}}"#, "t".repeat(bytes));
+        good("rw.attach", &rooms(ROOMS_PER_CLIENT_MAX), &Command::Attach(Attach { rooms: vec!["r"], ..attach() }));
+        let longest = "t".repeat(TOKEN_BYTES_MAX);
+        good("rw.refresh", &token(TOKEN_BYTES_MAX), &Command::Refresh(Refresh { auth_token: &longest }));
+        for (kind, payload, pointer, code) in [
+            ("rw.hello", r#"{"auth_token":"t"}"#, "/payload/client_id", ErrorCode::EnvelopeInvalid),
+            ("rw.hello", r#"{"client_id":"a b","auth_token":"t"}"#, "/payload/client_id", ErrorCode::EnvelopeInvalid),
+            ("rw.hello", r#"{"client_id":"a"}"#, "/payload/auth_token", ErrorCode::AuthMissing),
+            ("rw.hello", r#"{"client_id":"a","auth_token":""}"#, "/payload/auth_token", ErrorCode::AuthMissing),
+            ("rw.hello", r#"{"client_id":"a","auth_token":7}"#, "/payload/auth_token", ErrorCode::AuthMalformed),
+            ("rw.hello", r#"{"client_id":"a","auth_token":"t","acks":1}"#, "/payload/acks", ErrorCode::EnvelopeInvalid),
+            (
+                "rw.hello",
+                r#"{"client_id":"a","auth_token":"t","features":[1]}"#,
+                "/payload/features/0",
+                ErrorCode::EnvelopeInvalid,
+            ),
+            ("rw.refresh", "{}", "/payload/auth_token", ErrorCode::AuthMissing),
+            ("rw.refresh", &token(TOKEN_BYTES_MAX + 1), "/payload/auth_token", ErrorCode::AuthMalformed),
+            ("rw.attach", &rooms(ROOMS_PER_CLIENT_MAX + 1), "/payload/rooms", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"rooms":["a","b c"]}"#, "/payload/rooms/1", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"rooms":"a"}"#, "/payload/rooms", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"resume":7}"#, "/payload/resume", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"resume":{"epoch":"e"}}"#, "/payload/resume", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"resume":{"epoch":"e","seq":-1}}"#, "/payload/resume/seq", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"resume":{"epoch":"","seq":1}}"#, "/payload/resume/epoch", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"resume":{"seq":1,"epoch":"e","seq":1}}"#, "/payload/resume", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"start":"tail"}"#, "/payload/start", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"start":{"last":0}}"#, "/payload/start", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"start":{"last":1,"last":2}}"#, "/payload/start", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"start":{"first":1}}"#, "/payload/start", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"echo":true,"ech\u006f":true}"#, "/payload/echo", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"create":"yes"}"#, "/payload/create", ErrorCode::EnvelopeInvalid),
+            ("rw.join", "{}", "/payload/room", ErrorCode::EnvelopeInvalid),
+            ("rw.join", r#"{"room":"a b"}"#, "/payload/room", ErrorCode::EnvelopeInvalid),
+            ("rw.leave", r#"{"room":null}"#, "/payload/room", ErrorCode::EnvelopeInvalid),
+            ("rw.members", r#"{"limit":501}"#, "/payload/limit", ErrorCode::EnvelopeInvalid),
+            ("rw.members", r#"{"limit":0}"#, "/payload/limit", ErrorCode::EnvelopeInvalid),
+            ("rw.members", r#"{"limit":1.0}"#, "/payload/limit", ErrorCode::EnvelopeInvalid),
+            ("rw.members", r#"{"after":""}"#, "/payload/after", ErrorCode::EnvelopeInvalid),
+            ("rw.watch", r#"{"presence":"yes"}"#, "/payload/presence", ErrorCode::EnvelopeInvalid),
+            ("rw.presence.set", "{}", "/payload/data", ErrorCode::EnvelopeInvalid),
+            ("rw.history", r#"{"limit":1001}"#, "/payload/limit", ErrorCode::EnvelopeInvalid),
+            ("rw.history", r#"{"before":1,"after":2}"#, "/payload/after", ErrorCode::EnvelopeInvalid),
+            ("rw.history", r#"{"before":"1"}"#, "/payload/before", ErrorCode::EnvelopeInvalid),
+            ("rw.received", "{}", "/payload/seq", ErrorCode::EnvelopeInvalid),
+            ("rw.received", r#"{"seq":9007199254740992}"#, "/payload/seq", ErrorCode::EnvelopeInvalid),
+            ("rw.received", r#"{"seq":18446744073709551616}"#, "/payload", ErrorCode::EnvelopeInvalid),
+            ("rw.received", r#"{"seq":1e400}"#, "/payload", ErrorCode::EnvelopeInvalid),
+            ("rw.agent.register", "{}", "/type", ErrorCode::EnvelopeUnknownType),
+            ("rw.nothing", "{}", "/type", ErrorCode::EnvelopeUnknownType),
+            ("rw.error", "{}", "/type", ErrorCode::EnvelopeUnknownType),
+        ] {
+            let refusal = read(kind, payload, |outcome| outcome.map(|_| ()).unwrap_err());
+            assert_eq!((&*refusal.pointer, refusal.code), (pointer, code), "{kind} {payload}: {}", refusal.message);
+            assert_eq!((&*refusal.id, &*refusal.session_id), ("m-1", "s-42"));
+        }
+        let over = format!(r#"{{"data":"{}"}}"#, "x".repeat(PRESENCE_DATA_BYTES_MAX - 1));
+        let refusal = read("rw.presence.set", &over, |outcome| outcome.map(|_| ()).unwrap_err());
+        assert_eq!(refusal.pointer, "/payload/data");
+    }
+
+    #[test]
+    fn types_are_sorted() {
+        for (kind, expected) in [
+            ("chat.message", Kind::Application),
+            ("rw", Kind::Application),
+            ("rwx.hello", Kind::Application),
+            ("rw.hello", Kind::Known(CommandKind::Hello)),
+            ("rw.presence.set", Kind::Known(CommandKind::PresenceSet)),
+            ("rw.presence", Kind::Unknown),
+            ("rw.hello.x", Kind::Unknown),
+            ("rw.", Kind::Unknown),
+            ("rw.ack", Kind::Unknown),
+            ("rw.stream.open", Kind::Reserved),
+            ("rw.run.cancel", Kind::Reserved),
+            ("rw.task", Kind::Reserved),
+            ("rw.task.ack", Kind::Reserved),
+            ("rw.tasks", Kind::Unknown),
+            ("rw.context.put", Kind::Reserved),
+        ] {
+            assert_eq!(command_kind(kind), expected, "{kind}");
+        }
+    }
+
+    #[test]
+    fn debug_never_prints_a_token() {
+        for (kind, payload) in [
+            ("rw.hello", r#"{"client_id":"ana","auth_token":"SECRET"}"#),
+            ("rw.refresh", r#"{"auth_token":"SECRET"}"#),
+            ("rw.hello", r#"{"client_id":"ana","auth_token":["SECRET"]}"#),
+        ] {
+            let printed = read(kind, payload, |outcome| format!("{outcome:?}"));
+            assert!(!printed.contains("SECRET"), "{printed}");
+        }
+    }
+}

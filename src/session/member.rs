@@ -1,0 +1,54 @@
+//! A member: a client in a session. It outlives its connections, until it leaves or is unseen for too long.
+
+use super::entitlement::Entitlements;
+use super::table::SessionKey;
+use crate::ids::ConnId;
+use crate::slots::Key;
+use std::collections::VecDeque;
+
+/// A member's place on its session's home shard.
+pub type MemberKey = Key<Member>;
+
+/// Where a member's connection is: its shard, the socket there, and the attachment's number on that connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub shard: u16,
+    pub attachment: u16,
+    pub conn: ConnId,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Member {
+    pub session: SessionKey,
+    pub client_id: Box<str>,
+    /// Bytes of `client_id` that are the token's `sub`.
+    pub subject_bytes: u16,
+    /// The names behind `entitlements.roles`, for others to see.
+    pub roles: Box<[Box<str>]>,
+    /// The rooms it is in now, by name; their stays are in `entitlements`.
+    pub rooms: Vec<Box<str>>,
+    pub entitlements: Entitlements,
+    /// Where it is attached, if it is.
+    pub place: Option<Place>,
+    /// Its durable cursor: the last `rw.received`.
+    pub received_seq: u64,
+    /// The ids it used, oldest first, as keys of the shard's [`super::Dedupe`].
+    pub recent: VecDeque<u64>,
+    /// Raw JSON of `rw.presence.set`.
+    pub presence: Option<Box<str>>,
+    /// When it came (Unix ms).
+    pub since_ms: u64,
+    /// Since when it is away, on the monotonic clock; 0 while attached.
+    pub away_since_ms: u64,
+    /// Others have been told that it is gone.
+    pub told_lost: bool,
+}
+
+impl Member {
+    /// The user behind it: the token's `sub`.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        self.client_id.get(..usize::from(self.subject_bytes)).unwrap_or(&self.client_id)
+    }
+}

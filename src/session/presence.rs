@@ -1,0 +1,40 @@
+//! Presence: who is told of comings and goings. A drop within the grace is no event (protocol.md section 6).
+
+use super::member::MemberKey;
+
+/// What a watcher is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PresenceChange {
+    Join,
+    Leave,
+    Lost,
+    Data,
+}
+
+impl PresenceChange {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Join => "join",
+            Self::Leave => "leave",
+            Self::Lost => "lost",
+            Self::Data => "data",
+        }
+    }
+}
+
+/// A member that watches the session, or one room of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watcher {
+    pub member: MemberKey,
+    pub room: Option<Box<str>>,
+}
+
+impl Watcher {
+    /// Whether it is told of a change: of the whole session (`room` is `None`), or in a room.
+    #[must_use]
+    pub fn is_told(&self, room: Option<&str>) -> bool {
+        self.room.as_deref() == room
+    }
+}

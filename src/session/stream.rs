@@ -1,0 +1,50 @@
+//! A session's records as readers on this shard see them: of a session at home here, or the mirror of one whose home is elsewhere.
+
+use crate::ids::ConnId;
+use crate::log::Index;
+use crate::slots::Key;
+
+/// A stream's place on its shard.
+pub type StreamKey = Key<Stream>;
+
+/// One reader: an attachment of a connection on this shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reader {
+    pub conn: ConnId,
+    pub attachment: u16,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Stream {
+    pub session_id: Box<str>,
+    /// Keyed hash of `session_id`.
+    pub hash: u64,
+    /// The home shard, where that is another one.
+    pub home: Option<u16>,
+    pub index: Index,
+    pub readers: Vec<Reader>,
+    /// The first record since the last turn that is for everyone; 0 where none is.
+    pub broadcast_from: u64,
+    /// It stands among the shard's dirty streams.
+    pub dirty: bool,
+    /// A mirror whose first record has not come yet.
+    pub opening: bool,
+}
+
+impl Stream {
+    /// A stream without readers whose next record will be `next`.
+    #[must_use]
+    pub fn new(session_id: &str, hash: u64, home: Option<u16>, next: u64) -> Self {
+        Self {
+            session_id: session_id.into(),
+            hash,
+            home,
+            index: Index::starting_at(next),
+            readers: Vec::new(),
+            broadcast_from: 0,
+            dirty: false,
+            opening: home.is_some(),
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What control asks of a shard, and what it is told.
+
+use super::conn::{Phase, Slot};
+use super::core::Core;
+use super::counters::DropReason;
+use super::port::{
+    CONNECTIONS_PAGE_MAX, ConnectionInfo, ConnectionPage, ConnectionState, PortMessage, Revoke, SESSIONS_SHOWN_MAX, SessionInfo,
+};
+use crate::close::CloseReason;
+use crate::ids::ConnId;
+use crate::io::Io;
+use crate::protocol::Head;
+use crate::time::Tick;
+
+impl Core {
+    pub(super) fn take_port<I: Io>(&mut self, io: &mut I, now: Tick) {
+        while let Some(message) = self.port.pop() {
+            let unwanted = match message {
+                PortMessage::Configure(snapshot) => {
+                    let session = snapshot.settings.session;
+                    self.dedupe.set_window(session.dedupe_ids, session.dedupe_ms);
+                    self.snapshot = snapshot;
+                    self.end_revoked(io, now);
+                    false
+                }
+                PortMessage::Drain { window_ms, restart } => {
+                    self.drain(io, window_ms, restart, now);
+                    false
+                }
+                PortMessage::Stop => {
+                    self.stop(io, now);
+                    false
+                }
+                PortMessage::Probe { reply } => reply.send(()).is_err(),
+                PortMessage::ListConnections { from, limit, reply } => reply.send(self.list(from, limit, now)).is_err(),
+                PortMessage::ShowConnection { connection_id, reply } => reply.send(self.show(&connection_id, now)).is_err(),
+                PortMessage::Revoke { revoke, reply } => reply.send(self.revoke(io, &revoke, now)).is_err(),
+            };
+            if unwanted {
+                self.counters.dropped(DropReason::PortReplyUnwanted, 1);
+            }
+        }
+    }
+
+    fn ids_where(&self, wanted: impl Fn(&super::conn::Conn) -> bool) -> Vec<ConnId> {
+        self.conns.iter().flatten().filter(|conn| wanted(conn)).map(|conn| conn.id).collect()
+    }
+
+    /// Tells everyone to go, and closes each at its own moment of the window.
+    fn drain<I: Io>(&mut self, io: &mut I, window_ms: u64, restart: bool, now: Tick) {
+        self.draining = true;
+        io.accept(false);
+        for id in self.ids_where(|_| true) {
+            let Some(conn) = self.conn_mut(id) else { continue };
+            match conn.phase {
+                Phase::Open if !std::mem::replace(&mut conn.flags.told_to_go, true) => {
+                    let session_id = self.first_session(id);
+                    let event = self.event_id();
+                    let head = Head { id: &event, session_id: &session_id };
+                    self.reply_now(id, |out| crate::protocol::goaway(out, head, window_ms, restart));
+                    let share = self.next_random() % window_ms.max(1);
+                    self.departures.push((now.mono_ms() + share, id));
+                }
+                Phase::Open | Phase::Closing(_) => {}
+                _ => self.close(io, id, CloseReason::Draining, now),
+            }
+        }
+        self.departures.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+    }
+
+    /// Closes those whose moment has come; when the next one's comes.
+    pub(super) fn depart<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
+        while let Some((at_ms, id)) = self.departures.last().copied() {
+            if at_ms > now.mono_ms() {
+                return Some(at_ms);
+            }
+            self.departures.pop();
+            self.close(io, id, CloseReason::Draining, now);
+        }
+        None
+    }
+
+    fn list(&mut self, from: u64, limit: usize, now: Tick) -> ConnectionPage {
+        self.closed.forget_old(now.mono_ms());
+        let limit = limit.clamp(1, CONNECTIONS_PAGE_MAX);
+        let table = self.conns.len() as u64;
+        let mut page = ConnectionPage::default();
+        let mut at = from;
+        while at < table && page.connections.len() < limit {
+            let id = self.conns.get(usize::try_from(at).unwrap_or(usize::MAX)).and_then(Option::as_ref).map(|conn| conn.id);
+            page.connections.extend(id.and_then(|id| self.describe(id, now)));
+            at += 1;
+        }
+        let closed = usize::try_from(at.saturating_sub(table)).unwrap_or(usize::MAX);
+        if at >= table {
+            let room = limit - page.connections.len();
+            page.connections.extend(self.closed.iter(now.mono_ms()).skip(closed).take(room));
+            at = table + (closed + room).min(self.closed.len()) as u64;
+        }
+        page.next = (at < table + self.closed.len() as u64).then_some(at);
+        page
+    }
+
+    fn show(&self, connection_id: &str, now: Tick) -> Option<ConnectionInfo> {
+        let open = self.conns.iter().flatten().find(|conn| self.name_of(conn) == connection_id);
+        open.and_then(|conn| self.describe(conn.id, now)).or_else(|| self.closed.find(connection_id, now.mono_ms()))
+    }
+
+    pub(super) fn describe(&self, id: ConnId, now: Tick) -> Option<ConnectionInfo> {
+        let conn = self.conn(id)?;
+        let sessions = conn.slots.iter().filter_map(Slot::attached).take(SESSIONS_SHOWN_MAX).filter_map(|attachment| {
+            let stream = self.streams.get(attachment.stream)?;
+            Some(SessionInfo {
+                session_id: stream.session_id.to_string(),
+                head_seq: stream.index.head(),
+                cursor_seq: if attachment.idle { stream.index.head() } else { attachment.cursor },
+                mirrored: stream.home.is_some(),
+            })
+        });
+        Some(ConnectionInfo {
+            connection_id: self.name_of(conn),
+            shard: self.shard,
+            peer: conn.peer,
+            client_id: conn.client_id.to_string(),
+            state: match conn.phase {
+                Phase::Proxy(_) | Phase::Head(_) if conn.tls.is_some() && !conn.flags.secured => ConnectionState::Tls,
+                Phase::Proxy(_) | Phase::Head(_) => ConnectionState::Http,
+                Phase::Hello => ConnectionState::Hello,
+                Phase::HandingOver(_) => ConnectionState::Handover,
+                Phase::Open => ConnectionState::Open,
+                Phase::Echo => ConnectionState::Echo,
+                Phase::Closing(_) => ConnectionState::Closing,
+            },
+            sessions: sessions.collect(),
+            buffered_bytes: (conn.queued_bytes() + conn.decoder.buffered_bytes()) as u64,
+            age_ms: now.mono_ms().saturating_sub(conn.accepted_ms),
+            idle_ms: now.mono_ms().saturating_sub(conn.last_heard_ms),
+            messages_in: conn.messages_in,
+            messages_out: conn.messages_out,
+            close_reason: None,
+            close_code: None,
+        })
+    }
+
+    fn revoke<I: Io>(&mut self, io: &mut I, revoke: &Revoke, now: Tick) -> usize {
+        let (ids, reason) = match revoke {
+            Revoke::Connection { connection_id, reason } => {
+                (self.ids_where(|conn| self.name_of(conn) == *connection_id), *reason)
+            }
+            Revoke::Subject { subject, issued_before_s } => (
+                self.ids_where(|conn| {
+                    conn.grant.as_ref().is_some_and(|grant| {
+                        grant.subject() == subject && grant.issued_at_s().is_none_or(|issued| issued < *issued_before_s)
+                    })
+                }),
+                CloseReason::Auth,
+            ),
+            Revoke::Token { token_id } => (
+                self.ids_where(|conn| conn.grant.as_ref().is_some_and(|grant| grant.token_id() == Some(token_id))),
+                CloseReason::Auth,
+            ),
+        };
+        for id in &ids {
+            self.close(io, *id, reason, now);
+        }
+        ids.len()
+    }
+
+    /// Ends connections whose token the new snapshot revokes.
+    fn end_revoked<I: Io>(&mut self, io: &mut I, now: Tick) {
+        if self.snapshot.revocations.is_empty() {
+            return;
+        }
+        for id in self.ids_where(|conn| conn.grant.as_ref().is_some_and(|grant| self.snapshot.revocations.check(grant).is_err()))
+        {
+            self.close(io, id, CloseReason::Auth, now);
+        }
+    }
+}

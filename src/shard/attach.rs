@@ -1,0 +1,655 @@
+//! Into a session and out of it: the home's side (members), and the connection's side (attachments).
+
+use super::conn::{Attachment, Conn, Ordered, Phase, Slot, Waiting};
+use super::core::{Core, Timer};
+use super::counters::LimitReached;
+use super::inbound::RETRY_AFTER_MS;
+use super::lanes::{AttachAnswer, AttachRequest, Class, LaneMessage, RefusalFrame};
+use crate::close::CloseReason;
+use crate::config::HistoryView;
+use crate::ids::ConnId;
+use crate::io::Io;
+use crate::protocol::{ErrorCode, Failure, Head, Refusal, SessionStart, Welcome};
+use crate::session::{
+    Entitlements, Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, start,
+};
+use crate::time::Tick;
+use crate::ws::Opcode;
+use crate::ws::encoder::OpenFrame;
+use std::collections::VecDeque;
+
+/// Batches a mirror may be sent before it has taken the first.
+pub(super) const MIRROR_CREDITS: u8 = 4;
+
+/// How an epoch is written on the wire.
+pub(super) fn epoch_name(epoch: u64) -> String {
+    format!("{epoch:016x}")
+}
+
+impl Core {
+    pub(super) fn session_hash(&self, session_id: &str) -> u64 {
+        self.key.hash64(&[b"session", session_id.as_bytes()])
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "shards are at most 256")]
+    pub(super) const fn shard_number(&self) -> u16 {
+        self.shard as u16
+    }
+
+    /// The session of a request at home here, made where it is new.
+    fn session_for(&mut self, request: &AttachRequest, now: Tick) -> Result<(SessionKey, bool), Refusal> {
+        let refusal = |code, message: String, pointer: &'static str| refusal_of(request, code, message, pointer);
+        if let Some(key) = self.sessions.find(request.session) {
+            let stream = self.sessions.sessions.get(key).and_then(|session| self.streams.get(session.stream));
+            if stream.is_none_or(|stream| stream.session_id != request.session_id) {
+                return Err(refusal(
+                    ErrorCode::InternalUnavailable,
+                    "two session ids share a hash: use another".to_owned(),
+                    "/session_id",
+                ));
+            }
+            return Ok((key, false));
+        }
+        if !request.create {
+            let message = "there is no such session, and create is false: leave create out to make it".to_owned();
+            return Err(refusal(ErrorCode::SessionUnknown, message, "/session_id"));
+        }
+        let sessions_max = self.snapshot.settings.limits.sessions_per_shard;
+        if self.sessions.sessions.len() >= sessions_max {
+            self.counters.limit_reached(LimitReached::SessionsPerShard);
+            let message = format!("this shard holds {sessions_max} sessions already (limits.sessions_per_shard)");
+            return Err(refusal(ErrorCode::LimitSessions, message, "/session_id"));
+        }
+        Ok((self.create_session(&request.session_id, request.session, now), true))
+    }
+
+    pub(super) fn create_session(&mut self, session_id: &str, hash: u64, _now: Tick) -> SessionKey {
+        let stream = self.streams.insert(Stream::new(session_id, hash, None, 1));
+        let epoch = self.next_random().max(1);
+        let key = self.sessions.create(hash, stream, epoch, session_id.starts_with("channel:"));
+        self.counters.sessions.set(self.sessions.sessions.len() as u64);
+        key
+    }
+
+    /// Lets a client into a session at home here. The asker's connection may be on any shard.
+    pub(super) fn attach_home<I: Io>(&mut self, io: &mut I, request: &AttachRequest, now: Tick) -> Result<AttachAnswer, Refusal> {
+        let (session, created) = self.session_for(request, now)?;
+        let (stream, epoch) =
+            self.sessions.sessions.get(session).map_or((StreamKey::unpack(0), 0), |entry| (entry.stream, entry.epoch));
+        self.trim(stream);
+        let (oldest, head) = self.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.index.head()));
+        let client = self.sessions.target(crate::session::Target::Client, &request.client_id);
+        let known = self.sessions.member(session, client);
+        let member = match known {
+            Some(member) => member,
+            None => self.add_member(session, request, head, now)?,
+        };
+        let receipt =
+            known.and_then(|member| self.sessions.members.get(member)).map(|member| member.received_seq).filter(|seq| *seq > 0);
+        let resume = request.resume.as_ref().map(|(epoch, seq)| (&**epoch, *seq));
+        let wanted = StartRequest { resume, wanted: request.wanted };
+        let begin = start(&wanted, receipt, oldest, head, |name| (name == epoch_name(epoch)).then_some(head));
+        self.enter_rooms(request, member, begin.cursor)?;
+        self.sessions.set_roles(member, request.roles.clone());
+        self.take_place(io, member, request.place, now);
+        let mirror_from = self.mirror_for(session, request.place.shard, head);
+        let Some(entry) = self.sessions.members.get_mut(member) else { return Err(gone(request)) };
+        entry.entitlements.echo = request.echo;
+        entry.entitlements.prune(oldest, self.snapshot.settings.limits.rooms_per_client);
+        Ok(AttachAnswer {
+            member,
+            created,
+            epoch,
+            head,
+            cursor: begin.cursor,
+            recovered: begin.recovered,
+            rewound_to: begin.rewound_to,
+            oldest_seq: oldest,
+            rooms: entry.rooms.clone(),
+            entitlements: entry.entitlements.clone(),
+            mirror_from,
+        })
+    }
+
+    fn add_member(&mut self, session: SessionKey, request: &AttachRequest, head: u64, now: Tick) -> Result<MemberKey, Refusal> {
+        let members_max = self.snapshot.settings.limits.members_per_session;
+        let entry = self.sessions.sessions.get(session);
+        // A channel is the way for more readers than a session takes.
+        if entry.is_some_and(|entry| !entry.channel && entry.members.len() >= members_max) {
+            self.counters.limit_reached(LimitReached::MembersPerSession);
+            let message =
+                format!("the session has {members_max} members already (limits.members_per_session): use a channel for more");
+            return Err(refusal_of(request, ErrorCode::LimitMembers, message, "/session_id"));
+        }
+        let hidden_to = if self.snapshot.settings.session.history == HistoryView::FromJoin { head } else { 0 };
+        let subject = request.client_id.get(..usize::from(request.subject_bytes)).unwrap_or(&request.client_id);
+        let entitlements = self.sessions.entitle(&request.client_id, subject, &request.roles, hidden_to);
+        Ok(self.sessions.add_member(Member {
+            session,
+            client_id: request.client_id.clone(),
+            subject_bytes: request.subject_bytes,
+            roles: request.roles.clone(),
+            rooms: Vec::new(),
+            entitlements,
+            place: None,
+            received_seq: 0,
+            recent: VecDeque::new(),
+            presence: None,
+            since_ms: now.wall_ms,
+            away_since_ms: 0,
+            told_lost: true,
+        }))
+    }
+
+    /// Rooms named on attaching are joined before the replay, and count for it.
+    fn enter_rooms(&mut self, request: &AttachRequest, member: MemberKey, cursor: u64) -> Result<(), Refusal> {
+        let rooms_max = self.snapshot.settings.limits.rooms_per_client;
+        for room in &request.rooms {
+            if self
+                .sessions
+                .members
+                .get(member)
+                .is_some_and(|member| member.rooms.len() >= rooms_max && !member.rooms.contains(room))
+            {
+                self.counters.limit_reached(LimitReached::RoomsPerClient);
+                let message = format!("a client may be in {rooms_max} rooms (limits.rooms_per_client)");
+                return Err(refusal_of(request, ErrorCode::LimitRooms, message, "/payload/rooms"));
+            }
+            if self.sessions.enter_room(member, room, cursor + 1) {
+                self.tell_presence(member, PresenceChange::Join, Some(room));
+            }
+        }
+        Ok(())
+    }
+
+    /// A member's connection is now at `place`; an earlier one is replaced.
+    fn take_place<I: Io>(&mut self, io: &mut I, key: MemberKey, place: Place, now: Tick) {
+        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        let before = member.place.replace(place);
+        let returns = member.told_lost;
+        member.told_lost = false;
+        member.away_since_ms = 0;
+        match before {
+            Some(before) if before != place => {
+                if before.shard == self.shard_number() {
+                    self.close(io, before.conn, CloseReason::Replaced, now);
+                } else {
+                    self.send_control(io, before.shard, LaneMessage::Replaced { to: before });
+                }
+            }
+            Some(_) => {}
+            None => self.counters.members_present.add(1),
+        }
+        if returns {
+            self.tell_presence(key, PresenceChange::Join, None);
+        }
+    }
+
+    /// Makes sure that a shard is sent what is appended from now on; the first record that it will be sent.
+    fn mirror_for(&mut self, session: SessionKey, shard: u16, head: u64) -> u64 {
+        if shard == self.shard_number() {
+            return 0;
+        }
+        let Some(entry) = self.sessions.sessions.get_mut(session) else { return 0 };
+        if let Some(mirror) = entry.mirrors.iter().find(|mirror| mirror.shard == shard) {
+            return mirror.next_seq;
+        }
+        entry.mirrors.push(MirrorOut { shard, next_seq: head + 1, credits: MIRROR_CREDITS });
+        head + 1
+    }
+
+    /// The connection's side of an attachment: a reader of the stream, and the welcome.
+    pub(super) fn install<I: Io>(&mut self, io: &mut I, request: &AttachRequest, answer: AttachAnswer, now: Tick) {
+        let place = request.place;
+        let home = self.key.home_shard(&request.session_id, self.mesh.shards());
+        let stream = if home == self.shard {
+            self.sessions.find(request.session).and_then(|key| self.sessions.sessions.get(key)).map(|session| session.stream)
+        } else {
+            self.mirrors.get(&request.session).copied()
+        };
+        let Some(stream) = stream else { return };
+        let Some(entry) = self.streams.get_mut(stream) else { return };
+        if entry.opening {
+            entry.opening = false;
+            entry.index.restart(answer.mirror_from);
+        }
+        let reader = u32::try_from(entry.readers.len()).unwrap_or(u32::MAX);
+        entry.readers.push(Reader { conn: place.conn, attachment: place.attachment });
+        let attachment = Box::new(Attachment {
+            stream,
+            member: answer.member,
+            cursor: answer.cursor,
+            delivered_seq: answer.cursor,
+            idle: false,
+            pulling: false,
+            history_after: 0,
+            reader,
+            entitlements: answer.entitlements.clone(),
+            ordered: VecDeque::new(),
+        });
+        if let Some(slot) = self.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment))) {
+            *slot = Slot::Attached(attachment);
+        }
+        self.greet(request, &answer, now);
+        let head_id = self.event_id();
+        let head = Head { id: &head_id, session_id: &request.session_id };
+        self.reply_after(place.conn, place.attachment, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
+        self.counters.replayed.add(answer.head.saturating_sub(answer.cursor));
+        let _ = io;
+        self.mark(place.conn);
+    }
+
+    fn greet(&mut self, request: &AttachRequest, answer: &AttachAnswer, now: Tick) {
+        let id = request.place.conn;
+        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let settings = &snapshot.settings;
+        let connection_id = self.connection_id(id);
+        let epoch = epoch_name(answer.epoch);
+        let rooms: Vec<&str> = answer.rooms.iter().map(|room| &**room).collect();
+        let Some(grant) = self.conn(id).and_then(|conn| conn.grant.as_deref()) else { return };
+        let expires_in_ms = (grant.expires_at_s() * 1000).saturating_sub(now.wall_ms);
+        let roles: Vec<String> = grant.roles().map(Into::into).collect();
+        let roles: Vec<&str> = roles.iter().map(String::as_str).collect();
+        let session = SessionStart {
+            created: answer.created,
+            epoch: &epoch,
+            seq: answer.head,
+            start_seq: answer.cursor + 1,
+            recovered: answer.recovered,
+            rewound_to: answer.rewound_to,
+            oldest_seq: answer.oldest_seq,
+            rooms: &rooms,
+            roles: &roles,
+        };
+        let head = Head { id: &request.command_id, session_id: &request.session_id };
+        if !request.hello {
+            return self.reply_now(id, |out| crate::protocol::attached(out, head, &session));
+        }
+        let limits = crate::protocol::Limits {
+            max_message_bytes: settings.limits.max_message_bytes as u64,
+            messages_per_second: settings.limits.messages_per_second,
+            dedupe_ids: settings.session.dedupe_ids as u64,
+            max_attached_sessions: settings.limits.max_attached_sessions as u64,
+        };
+        let welcome = Welcome {
+            client_id: &request.client_id,
+            connection_id: &connection_id,
+            node: &settings.server.node.0,
+            session,
+            now_ms: now.wall_ms,
+            token_expires_in_ms: expires_in_ms,
+            heartbeat_ms: settings.session.heartbeat_ms,
+            features: &[],
+            version: env!("CARGO_PKG_VERSION"),
+            limits,
+        };
+        self.reply_now(id, |out| crate::protocol::welcome(out, head, &welcome));
+    }
+
+    /// `rw.attach` on this connection's side: reserves an attachment and asks the home.
+    pub(super) fn ask_to_attach<I: Io>(&mut self, io: &mut I, id: ConnId, mut request: AttachRequest, now: Tick) {
+        let attached_max = self.snapshot.settings.limits.max_attached_sessions;
+        let head = Head { id: &request.command_id.clone(), session_id: &request.session_id.clone() };
+        let Some(conn) = self.conn(id) else { return };
+        let mut used = 0;
+        for slot in &conn.slots {
+            let session = match slot {
+                Slot::Free => continue,
+                Slot::Asked(asked) => Some(asked.session),
+                Slot::Attached(attachment) => self.streams.get(attachment.stream).map(|stream| stream.hash),
+            };
+            used += 1;
+            if session == Some(request.session) {
+                let message = "this connection is attached to the session already: detach first to start anew";
+                return self.refuse_with(id, head, ErrorCode::SessionAlreadyAttached, message, Some("/session_id"));
+            }
+        }
+        if used >= attached_max {
+            self.counters.limit_reached(LimitReached::AttachedSessions);
+            let message = format!("a connection may be in {attached_max} sessions (limits.max_attached_sessions)");
+            return self.refuse_with(id, head, ErrorCode::LimitAttached, &message, Some("/session_id"));
+        }
+        let Some(conn) = self.conn_mut(id) else { return };
+        let number = conn.slots.iter().position(|slot| matches!(slot, Slot::Free)).unwrap_or_else(|| {
+            conn.slots.push(Slot::Free);
+            conn.slots.len() - 1
+        });
+        request.place.attachment = u16::try_from(number).unwrap_or(u16::MAX);
+        let home = self.key.home_shard(&request.session_id, self.mesh.shards());
+        if home == self.shard {
+            return match self.attach_home(io, &request, now) {
+                Ok(answer) => self.install(io, &request, answer, now),
+                Err(refusal) => self.refuse(id, &refusal),
+            };
+        }
+        if !self.mirrors.contains_key(&request.session) {
+            let home = u16::try_from(home).unwrap_or(u16::MAX);
+            let stream = self.streams.insert(Stream::new(&request.session_id, request.session, Some(home), 1));
+            self.mirrors.insert(request.session, stream);
+        }
+        let asked = AttachRequest { rooms: Vec::new(), resume: None, roles: Box::default(), ..copy_of(&request) };
+        if let Some(slot) = self.conn_mut(id).and_then(|conn| conn.slots.get_mut(number)) {
+            *slot = Slot::Asked(Box::new(asked));
+        }
+        self.send_control(io, u16::try_from(home).unwrap_or(u16::MAX), LaneMessage::Attach(Box::new(request)));
+    }
+
+    /// A connection elsewhere asks to be let into a session at home here.
+    pub(super) fn on_attach<I: Io>(&mut self, io: &mut I, request: &AttachRequest, now: Tick) {
+        let outcome = self.attach_home(io, request, now).map_err(|refusal| self.error_frame(&refusal));
+        let message =
+            LaneMessage::Attached { place: request.place, command_id: request.command_id.clone(), outcome: Box::new(outcome) };
+        self.send_control(io, request.place.shard, message);
+    }
+
+    pub(super) fn error_frame(&mut self, refusal: &Refusal) -> RefusalFrame {
+        self.counters.refused.increment();
+        let mut frame = self.buffers.take();
+        let open = OpenFrame::begin(&mut frame);
+        crate::protocol::error(&mut frame, &Failure::of(refusal, None));
+        open.finish(Opcode::Text, &mut frame);
+        frame
+    }
+
+    /// The home's answer to an attach of a connection here.
+    pub(super) fn on_attached<I: Io>(
+        &mut self,
+        io: &mut I,
+        place: Place,
+        outcome: Result<AttachAnswer, RefusalFrame>,
+        now: Tick,
+    ) {
+        let slot = self.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment)));
+        let asked = match slot {
+            Some(slot @ Slot::Asked(_)) => match std::mem::replace(slot, Slot::Free) {
+                Slot::Asked(asked) => Some(asked),
+                Slot::Free | Slot::Attached(_) => None,
+            },
+            _ => None,
+        };
+        match (asked, outcome) {
+            (Some(asked), Ok(answer)) => self.install(io, &asked, answer, now),
+            (Some(asked), Err(frame)) => {
+                self.queue_frame(place.conn, &frame);
+                self.buffers.give(frame);
+                self.release_mirror(io, asked.session);
+            }
+            // The connection is gone; its Detach is on the way or was sent with no member to name. Tell the home now.
+            (None, Ok(answer)) => {
+                let home = self.home_of(&answer);
+                if let Some(home) = home {
+                    self.send_control(io, home, LaneMessage::Detach { member: answer.member, place, clean: false, leave: false });
+                }
+            }
+            (None, Err(frame)) => self.buffers.give(frame),
+        }
+    }
+
+    /// The shard that answered is the one whose lane is being read.
+    const fn home_of(&self, _answer: &AttachAnswer) -> Option<u16> {
+        self.reading_from
+    }
+
+    /// Takes a connection out of all its sessions.
+    pub(super) fn leave_all<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        let Some(conn) = self.conn_mut(id) else { return };
+        let clean = conn.clean;
+        let slots = std::mem::take(&mut conn.slots);
+        conn.ordered_bytes = 0;
+        for (number, slot) in slots.into_iter().enumerate() {
+            let number = u16::try_from(number).unwrap_or(u16::MAX);
+            match slot {
+                Slot::Free => {}
+                Slot::Asked(asked) => self.release_mirror(io, asked.session),
+                Slot::Attached(attachment) => self.leave_one(io, id, number, *attachment, clean, false, now),
+            }
+        }
+    }
+
+    /// Takes an attachment away: from the stream's readers, and from the member at home.
+    #[expect(clippy::too_many_arguments, reason = "what left, how, and when")]
+    pub(super) fn leave_one<I: Io>(
+        &mut self,
+        io: &mut I,
+        id: ConnId,
+        number: u16,
+        attachment: Attachment,
+        clean: bool,
+        leave: bool,
+        now: Tick,
+    ) {
+        let place = Place { shard: self.shard_number(), attachment: number, conn: id };
+        let home = self.remove_reader(attachment.stream, attachment.reader);
+        match home {
+            None => self.member_left(attachment.member, place, clean, leave, now),
+            Some(home) => {
+                let session = self.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
+                self.send_control(io, home, LaneMessage::Detach { member: attachment.member, place, clean, leave });
+                self.release_mirror(io, session);
+            }
+        }
+        for ordered in attachment.ordered {
+            if let Waiting::Frame(frame) | Waiting::Passing(frame) = ordered.what {
+                self.counters.buffer_bytes.subtract(frame.len() as u64);
+                self.buffers.give(frame);
+            }
+        }
+    }
+
+    /// Takes a reader out of a stream; the last one moves to its place. The stream's home, where it is elsewhere.
+    fn remove_reader(&mut self, stream: StreamKey, reader: u32) -> Option<u16> {
+        let entry = self.streams.get_mut(stream)?;
+        let home = entry.home;
+        let place = reader as usize;
+        if place < entry.readers.len() {
+            entry.readers.swap_remove(place);
+            let moved = entry.readers.get(place).copied();
+            if let Some(moved) = moved
+                && let Some(attachment) = self.conn_mut(moved.conn).and_then(|conn| conn.attachment_mut(moved.attachment))
+            {
+                attachment.reader = reader;
+            }
+        }
+        home
+    }
+
+    /// Drops a mirror that nobody reads and nobody waits for.
+    pub(super) fn release_mirror<I: Io>(&mut self, io: &mut I, session: u64) {
+        let Some(key) = self.mirrors.get(&session).copied() else { return };
+        let Some(stream) = self.streams.get(key) else { return };
+        let waited_for = stream.opening
+            && self
+                .conns
+                .iter()
+                .flatten()
+                .any(|conn| conn.slots.iter().any(|slot| matches!(slot, Slot::Asked(asked) if asked.session == session)));
+        if !stream.readers.is_empty() || waited_for {
+            return;
+        }
+        let home = stream.home;
+        self.mirrors.remove(&session);
+        self.streams.remove(key);
+        if let Some(home) = home {
+            self.send_control(io, home, LaneMessage::Unmirror { session, shard: self.shard_number() });
+        }
+    }
+
+    /// A member's connection is gone, or (`leave`) the member itself.
+    pub(super) fn member_left(&mut self, key: MemberKey, place: Place, clean: bool, leave: bool, now: Tick) {
+        let grace_ms = self.snapshot.settings.session.presence_grace_ms;
+        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        if member.place != Some(place) {
+            return;
+        }
+        member.place = None;
+        member.away_since_ms = now.mono_ms().max(1);
+        self.counters.members_present.subtract(1);
+        if leave || clean {
+            member.told_lost = true;
+            self.tell_presence(key, PresenceChange::Leave, None);
+        }
+        self.wheel.schedule(now.mono_ms() + grace_ms, Timer::Member(key));
+    }
+
+    /// The grace, or the time unseen, of a member is over.
+    pub(super) fn on_member_timer<I: Io>(&mut self, _io: &mut I, key: MemberKey, now: Tick) {
+        let settings = self.snapshot.settings.session;
+        let now_ms = now.mono_ms();
+        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        if member.away_since_ms == 0 {
+            return;
+        }
+        let away_ms = now_ms.saturating_sub(member.away_since_ms);
+        let channel = self.sessions.sessions.get(member.session).is_some_and(|session| session.channel);
+        // A channel keeps no presence and addresses no member: a reader that is away for the grace is none.
+        let unseen_ms = if channel { settings.presence_grace_ms } else { settings.member_unseen_ms };
+        if away_ms < settings.presence_grace_ms {
+            return;
+        }
+        if !std::mem::replace(&mut member.told_lost, true) {
+            self.tell_presence(key, PresenceChange::Lost, None);
+        }
+        if away_ms >= unseen_ms {
+            if let Some(mut member) = self.sessions.remove_member(key) {
+                self.dedupe.forget_all(&mut member.recent);
+            }
+            return;
+        }
+        self.wheel.schedule(now_ms + unseen_ms - away_ms, Timer::Member(key));
+    }
+
+    /// Tells the watchers of a session, or of a room of it.
+    pub(super) fn tell_presence(&mut self, key: MemberKey, change: PresenceChange, room: Option<&str>) {
+        let Some(member) = self.sessions.members.get(key) else { return };
+        let Some(session) = self.sessions.sessions.get(member.session) else { return };
+        if session.watchers.is_empty() || session.channel {
+            return;
+        }
+        let stream = session.stream;
+        let told: Vec<Place> = session
+            .watchers
+            .iter()
+            .filter(|watcher| watcher.member != key && watcher.is_told(room))
+            .filter_map(|watcher| self.sessions.members.get(watcher.member)?.place)
+            .collect();
+        let (client_id, data) = (member.client_id.clone(), member.presence.clone());
+        let Some((session_id, after)) = self.streams.get(stream).map(|stream| (stream.session_id.clone(), stream.index.head()))
+        else {
+            return;
+        };
+        let event = match change {
+            PresenceChange::Join => crate::protocol::PresenceEvent::Join,
+            PresenceChange::Leave => crate::protocol::PresenceEvent::Leave,
+            PresenceChange::Lost => crate::protocol::PresenceEvent::Lost,
+            PresenceChange::Data => crate::protocol::PresenceEvent::Data(data.as_deref().unwrap_or("null").as_bytes()),
+        };
+        for place in told {
+            let id = self.event_id();
+            let head = Head { id: &id, session_id: &session_id };
+            self.reply_to(place, after, |out| crate::protocol::presence(out, head, &client_id, event, room));
+        }
+    }
+
+    /// The first session of a connection: what events of the connection as a whole name.
+    pub(super) fn first_session(&self, id: ConnId) -> Box<str> {
+        let stream = self.conn(id).and_then(|conn| conn.attachments().next()).map(|(_, attachment)| attachment.stream);
+        stream.and_then(|stream| self.streams.get(stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
+    }
+
+    /// An id for an event of the gateway's own.
+    pub(super) fn event_id(&mut self) -> String {
+        format!("rw-{:016x}", self.next_random())
+    }
+
+    /// The name under which logs, metrics and the welcome know a connection.
+    pub(super) fn connection_id(&self, id: ConnId) -> String {
+        match self.conn(id) {
+            Some(conn) => self.name_of(conn),
+            None => "c-?".to_owned(),
+        }
+    }
+
+    pub(super) fn name_of(&self, conn: &Conn) -> String {
+        let shard = if conn.origin_shard == usize::MAX { self.shard } else { conn.origin_shard };
+        format!("c-{shard}-{}", conn.serial)
+    }
+
+    /// Gives an attachment the entitlements its member has now, wherever it is.
+    pub(super) fn publish_entitlements<I: Io>(&mut self, io: &mut I, key: MemberKey) {
+        let Some(member) = self.sessions.members.get(key) else { return };
+        let Some(place) = member.place else { return };
+        let entitlements = member.entitlements.clone();
+        if place.shard == self.shard_number() {
+            self.entitle(place, entitlements);
+        } else {
+            self.send_control(io, place.shard, LaneMessage::Entitle { to: place, entitlements: Box::new(entitlements) });
+        }
+    }
+
+    pub(super) fn entitle(&mut self, place: Place, entitlements: Entitlements) {
+        if let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment)) {
+            attachment.entitlements = entitlements;
+        }
+    }
+
+    /// The attachment of a place was taken over by another connection.
+    pub(super) fn on_replaced<I: Io>(&mut self, io: &mut I, place: Place, now: Tick) {
+        if self.conn(place.conn).is_some_and(|conn| matches!(conn.phase, Phase::Open)) {
+            self.close(io, place.conn, CloseReason::Replaced, now);
+        }
+    }
+
+    /// Puts an ordered reply into an attachment, or (where it is caught up) straight into the queue.
+    pub(super) fn put_ordered(&mut self, id: ConnId, number: u16, after: u64, what: Waiting) {
+        let bytes = match &what {
+            Waiting::Frame(frame) | Waiting::Passing(frame) => frame.len(),
+            Waiting::Pong(id) => id.len(),
+        };
+        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(attachment) = conn.attachment_mut(number) else { return };
+        attachment.ordered.push_back(Ordered { after, what });
+        conn.ordered_bytes += u32::try_from(bytes).unwrap_or(u32::MAX);
+        conn.queued_frames += 1;
+        self.counters.buffer_bytes.add(bytes as u64);
+        self.check_budget(id);
+        self.mark(id);
+    }
+
+    /// Sends a lane message that must not be lost.
+    pub(super) fn send_control<I: Io>(&mut self, io: &mut I, shard: u16, message: LaneMessage) {
+        self.send_lane(io, usize::from(shard), Class::Control, message);
+    }
+}
+
+fn copy_of(request: &AttachRequest) -> AttachRequest {
+    AttachRequest {
+        place: request.place,
+        command_id: request.command_id.clone(),
+        session_id: request.session_id.clone(),
+        session: request.session,
+        client_id: request.client_id.clone(),
+        subject_bytes: request.subject_bytes,
+        roles: Box::default(),
+        resume: None,
+        wanted: request.wanted,
+        rooms: Vec::new(),
+        create: request.create,
+        echo: request.echo,
+        hello: request.hello,
+    }
+}
+
+fn refusal_of(request: &AttachRequest, code: ErrorCode, message: String, pointer: &'static str) -> Refusal {
+    Refusal {
+        id: request.command_id.clone(),
+        session_id: request.session_id.clone(),
+        code,
+        message: message.into(),
+        pointer: pointer.into(),
+        retry_after_ms: code.retryable().then_some(RETRY_AFTER_MS),
+    }
+}
+
+fn gone(request: &AttachRequest) -> Refusal {
+    refusal_of(request, ErrorCode::InternalUnavailable, "the member is gone: try again".to_owned(), "")
+}

@@ -1,0 +1,447 @@
+//! The gateway's own commands (protocol.md sections 1, 4 and 6): some are the connection's own, the others are the session home's.
+
+use super::conn::{Slot, Waiting};
+use super::core::Core;
+use super::counters::{DropReason, LimitReached};
+use super::handshake::auth_code;
+use super::inbound::RETRY_AFTER_MS;
+use super::lanes::LaneMessage;
+use crate::ids::ConnId;
+use crate::io::Io;
+use crate::limits::HISTORY_PAGE_BYTES_MAX;
+use crate::log::HEADER_BYTES;
+use crate::protocol::{
+    Command, CommandKind, Envelope, ErrorCode, Head, HistoryFrom, Kind, MemberState, Members, Refusal, Watch, command_kind,
+};
+use crate::session::{MemberKey, Place, PresenceChange, Target, Watcher};
+use crate::time::Tick;
+use crate::ws::Opcode;
+use crate::ws::encoder::OpenFrame;
+
+impl Core {
+    /// An `rw.` message of an open connection.
+    pub(super) fn on_command<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
+        match command_kind(envelope.kind) {
+            Kind::Known(CommandKind::Hello) => {
+                let head = Head { id: envelope.id, session_id: envelope.session_id };
+                let message = "this connection has had its hello: use rw.attach for more sessions, rw.refresh for a new token";
+                self.refuse_with(id, head, ErrorCode::SessionSecondHello, message, Some("/type"));
+            }
+            Kind::Known(CommandKind::Attach) => self.on_attach_command(io, id, envelope, now),
+            Kind::Known(CommandKind::Refresh) => self.on_refresh(io, id, envelope, now),
+            Kind::Known(kind) => {
+                let Some((number, home, member)) = self.attachment_of(id, envelope.session_id) else {
+                    return self.not_attached(id, envelope);
+                };
+                let place = Place { shard: self.shard_number(), attachment: number, conn: id };
+                match (kind, home) {
+                    (CommandKind::Detach, _) => self.on_detach_command(io, id, number, envelope, now),
+                    (_, None) => self.command_at_home(io, place, member, envelope, now),
+                    (_, Some(home)) => self.forward(io, home, member, place, envelope, text),
+                }
+            }
+            Kind::Reserved | Kind::Unknown | Kind::Application => {
+                let Some(mut commands) = self.commands.take() else { return };
+                if let Err(refusal) = commands.parse(envelope) {
+                    self.refuse(id, &refusal);
+                }
+                self.commands = Some(commands);
+            }
+        }
+    }
+
+    fn on_attach_command<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, now: Tick) {
+        let Some(mut commands) = self.commands.take() else { return };
+        match commands.parse(envelope) {
+            Ok(Command::Attach(attach)) => {
+                let request = self.conn(id).and_then(|conn| {
+                    let grant = conn.grant.as_deref()?;
+                    grant.require_session(envelope.session_id).ok()?;
+                    let place = Place { shard: self.shard_number(), attachment: 0, conn: id };
+                    Some(self.attach_request(envelope, &attach, place, &conn.client_id, grant, false))
+                });
+                match request {
+                    Some(request) => self.ask_to_attach(io, id, request, now),
+                    None => {
+                        let head = Head { id: envelope.id, session_id: envelope.session_id };
+                        let message = "the token's sid does not cover this session";
+                        self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, message, Some("/session_id"));
+                    }
+                }
+            }
+            Ok(_) => {}
+            Err(refusal) => self.refuse(id, &refusal),
+        }
+        self.commands = Some(commands);
+    }
+
+    fn on_detach_command<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, envelope: &Envelope<'_>, now: Tick) {
+        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(slot) = conn.slots.get_mut(usize::from(number)) else { return };
+        if let Slot::Attached(attachment) = std::mem::replace(slot, Slot::Free) {
+            let waiting: usize = attachment
+                .ordered
+                .iter()
+                .map(|ordered| match &ordered.what {
+                    Waiting::Frame(frame) | Waiting::Passing(frame) => frame.len(),
+                    Waiting::Pong(id) => id.len(),
+                })
+                .sum();
+            conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
+            self.leave_one(io, id, number, *attachment, true, true, now);
+        }
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        self.reply_now(id, |out| crate::protocol::detached(out, head));
+    }
+
+    fn on_refresh<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, now: Tick) {
+        let Some(mut commands) = self.commands.take() else { return };
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        match commands.parse(envelope) {
+            Ok(Command::Refresh(refresh)) => {
+                let outcome = self.verify_token(refresh.auth_token, now);
+                let subject = self.conn(id).and_then(|conn| conn.grant.as_ref()).map(|grant| grant.subject().to_owned());
+                match outcome {
+                    Ok(grant) if subject.as_deref() == Some(grant.subject()) => self.take_grant(io, id, grant, head, now),
+                    Ok(_) => {
+                        let message = "the new token is another user's: its sub must be the connection's";
+                        self.refuse_with(id, head, ErrorCode::AuthClientId, message, Some("/payload/auth_token"));
+                    }
+                    Err(error) => {
+                        self.counters.auth_refused.increment();
+                        self.refuse_with(id, head, auth_code(&error), &error.to_string(), Some("/payload/auth_token"));
+                    }
+                }
+            }
+            Ok(_) => {}
+            Err(refusal) => self.refuse(id, &refusal),
+        }
+        self.commands = Some(commands);
+    }
+
+    /// A new token is in force at once: its roles, and the sessions it no longer covers.
+    fn take_grant<I: Io>(&mut self, io: &mut I, id: ConnId, grant: crate::auth::Grant, head: Head<'_>, now: Tick) {
+        let expires_in_ms = (grant.expires_at_s() * 1000).saturating_sub(now.wall_ms);
+        let roles: Box<[Box<str>]> = grant.roles().map(Into::into).collect();
+        let Some(conn) = self.conn_mut(id) else { return };
+        conn.flags.expiry_told = false;
+        let attached: Vec<(u16, MemberKey, crate::session::StreamKey)> =
+            conn.attachments().map(|(number, attachment)| (number, attachment.member, attachment.stream)).collect();
+        let mut lost = Vec::new();
+        for (number, member, stream) in attached {
+            let Some(stream) = self.streams.get(stream) else { continue };
+            if !grant.covers(&stream.session_id) {
+                lost.push(number);
+                continue;
+            }
+            let place = Place { shard: self.shard_number(), attachment: number, conn: id };
+            match stream.home {
+                None => {
+                    self.sessions.set_roles(member, roles.clone());
+                    self.publish_entitlements(io, member);
+                }
+                Some(home) => self.send_control(io, home, LaneMessage::Roles { member, place, roles: roles.clone() }),
+            }
+        }
+        if let Some(conn) = self.conn_mut(id) {
+            conn.grant = Some(Box::new(grant));
+        }
+        self.reply_now(id, |out| crate::protocol::refreshed(out, head, expires_in_ms));
+        let all_lost = self.conn(id).is_some_and(|conn| conn.attachments().count() == lost.len());
+        if all_lost {
+            self.doom(id, crate::close::CloseReason::Forbidden);
+        } else {
+            for number in lost {
+                self.lose_session(io, id, number, now);
+            }
+        }
+        self.set_timer(id, now);
+    }
+
+    /// The token covers a session no longer: the connection is taken out of it and told.
+    fn lose_session<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, now: Tick) {
+        let Some(slot) = self.conn_mut(id).and_then(|conn| conn.slots.get_mut(usize::from(number))) else { return };
+        let Slot::Attached(attachment) = std::mem::replace(slot, Slot::Free) else { return };
+        let session_id = self.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
+        self.leave_one(io, id, number, *attachment, true, false, now);
+        let event = self.event_id();
+        let head = Head { id: &event, session_id: &session_id };
+        self.reply_now(id, |out| crate::protocol::detached(out, head));
+    }
+
+    /// A command for a session at home here, of a member wherever its connection is.
+    pub(super) fn command_at_home<I: Io>(
+        &mut self,
+        io: &mut I,
+        place: Place,
+        member: MemberKey,
+        envelope: &Envelope<'_>,
+        now: Tick,
+    ) {
+        if self.sessions.members.get(member).is_none_or(|member| member.place != Some(place)) {
+            return;
+        }
+        let Some(mut commands) = self.commands.take() else { return };
+        match commands.parse(envelope) {
+            Ok(command) => self.run(io, place, member, envelope, &command, now),
+            Err(refusal) => self.refuse_at(place, &refusal),
+        }
+        self.commands = Some(commands);
+    }
+
+    pub(super) fn refuse_at(&mut self, place: Place, refusal: &Refusal) {
+        self.counters.refused.increment();
+        let number = if place.shard == self.shard_number() {
+            self.conn(place.conn).map_or(0, |conn| conn.messages_in)
+        } else {
+            self.forwarded_number
+        };
+        self.reply_to(place, 0, |out| crate::protocol::error(out, &crate::protocol::Failure::of(refusal, Some(number))));
+    }
+
+    /// The head of the session of a member: where an answer that is in order has its place.
+    fn head_of(&self, member: MemberKey) -> u64 {
+        let session = self.sessions.members.get(member).and_then(|member| self.sessions.sessions.get(member.session));
+        session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
+    }
+
+    /// An answer in its place in the order. At the head of an empty session that is at once.
+    fn answer(&mut self, place: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
+        self.reply_to(place, after, write);
+    }
+
+    fn run<I: Io>(
+        &mut self,
+        io: &mut I,
+        place: Place,
+        member: MemberKey,
+        envelope: &Envelope<'_>,
+        command: &Command<'_>,
+        now: Tick,
+    ) {
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        let after = self.head_of(member);
+        match command {
+            Command::Ping => {
+                if place.shard == self.shard_number() {
+                    self.put_ordered(place.conn, place.attachment, after, Waiting::Pong(envelope.id.into()));
+                } else {
+                    self.send_control(io, place.shard, LaneMessage::Pong { to: place, after, id: envelope.id.into() });
+                }
+            }
+            Command::Join { room } => self.join(io, place, member, envelope, room, after),
+            Command::Leave { room } => {
+                if self.sessions.leave_room(member, room, after) {
+                    self.tell_presence(member, PresenceChange::Leave, Some(room));
+                    self.publish_entitlements(io, member);
+                }
+                self.answer(place, after, |out| crate::protocol::left(out, head, room));
+            }
+            Command::Members(members) => self.list_members(place, member, head, members, after),
+            Command::Watch(watch) => self.watch(place, member, head, watch, after),
+            Command::PresenceSet { data } => {
+                if let Some(entry) = self.sessions.members.get_mut(member) {
+                    entry.presence = std::str::from_utf8(data).ok().map(Into::into);
+                }
+                self.tell_presence(member, PresenceChange::Data, None);
+                self.answer(place, after, |out| crate::protocol::presence_ok(out, head));
+            }
+            Command::History(history) => self.history(place, member, envelope, history, after),
+            Command::Received { seq } => {
+                let Some(entry) = self.sessions.members.get_mut(member) else { return };
+                if *seq <= after {
+                    entry.received_seq = entry.received_seq.max(*seq);
+                } else {
+                    self.counters.dropped(DropReason::ReceiptStale, 1);
+                }
+            }
+            Command::Hello(_) | Command::Attach(_) | Command::Detach | Command::Refresh(_) => {}
+        }
+        let _ = now;
+    }
+
+    fn join<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, envelope: &Envelope<'_>, room: &str, after: u64) {
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        let rooms_max = self.snapshot.settings.limits.rooms_per_client;
+        let target = self.sessions.target(Target::Room, room);
+        let Some(entry) = self.sessions.members.get(member) else { return };
+        let stay = entry.entitlements.stays.iter().find(|stay| stay.room == target && stay.to == u64::MAX);
+        // A repeat is answered like the first.
+        let seq = stay.map_or(after, |stay| stay.from - 1);
+        if stay.is_none() && entry.rooms.len() >= rooms_max {
+            self.counters.limit_reached(LimitReached::RoomsPerClient);
+            let message = format!("a client may be in {rooms_max} rooms (limits.rooms_per_client): leave one first");
+            return self.refuse_at(place, &refusal(head, ErrorCode::LimitRooms, message, "/payload/room"));
+        }
+        if self.sessions.enter_room(member, room, after + 1) {
+            self.tell_presence(member, PresenceChange::Join, Some(room));
+            self.publish_entitlements(io, member);
+        }
+        self.answer(place, after, |out| crate::protocol::joined(out, head, room, seq));
+    }
+
+    fn page_of(&self, member: MemberKey, room: Option<&str>, after: Option<&str>, limit: usize) -> (Vec<MemberKey>, bool) {
+        let session = self.sessions.members.get(member).map(|member| member.session);
+        session.map_or((Vec::new(), false), |session| self.sessions.page(session, room, after, limit))
+    }
+
+    fn list_members(&mut self, place: Place, member: MemberKey, head: Head<'_>, wanted: &Members<'_>, after: u64) {
+        let (page, more) = self.page_of(member, wanted.room, wanted.after, wanted.limit);
+        let frame = self.members_frame(|out, members, next| crate::protocol::members(out, head, members, next), &page, more);
+        self.send_frame(place, after, frame);
+    }
+
+    fn watch(&mut self, place: Place, member: MemberKey, head: Head<'_>, watch: &Watch<'_>, after: u64) {
+        let watcher = Watcher { member, room: watch.room.map(Into::into) };
+        let session = self.sessions.members.get(member).map(|member| member.session);
+        if let Some(session) = session.and_then(|session| self.sessions.sessions.get_mut(session)) {
+            session.watchers.retain(|other| *other != watcher);
+            if watch.presence {
+                session.watchers.push(watcher);
+            }
+        }
+        let (page, more) = self.page_of(member, watch.room, None, crate::limits::MEMBERS_PAGE_MAX);
+        let frame =
+            self.members_frame(|out, members, next| crate::protocol::watching(out, head, members, after, next), &page, more);
+        self.send_frame(place, after, frame);
+    }
+
+    fn members_frame(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>, &mut dyn Iterator<Item = crate::protocol::Member<'_, Box<str>>>, Option<&str>),
+        page: &[MemberKey],
+        more: bool,
+    ) -> Vec<u8> {
+        let mut bytes = self.buffers.take();
+        let open = OpenFrame::begin(&mut bytes);
+        let sessions = &self.sessions;
+        let mut members = page.iter().filter_map(|key| sessions.members.get(*key)).map(|member| crate::protocol::Member {
+            client_id: &member.client_id,
+            roles: &member.roles,
+            since_at: member.since_ms,
+            state: match (member.place, member.told_lost) {
+                (Some(_), _) => MemberState::Online,
+                (None, false) => MemberState::Lost,
+                (None, true) => MemberState::Away,
+            },
+            data: member.presence.as_deref().map(str::as_bytes),
+        });
+        let last =
+            if more { page.last().and_then(|key| sessions.members.get(*key)).map(|member| &*member.client_id) } else { None };
+        write(&mut bytes, &mut members, last);
+        open.finish(Opcode::Text, &mut bytes);
+        bytes
+    }
+
+    /// A finished frame in its place in the order, wherever the client is.
+    fn send_frame(&mut self, place: Place, after: u64, frame: Vec<u8>) {
+        if place.shard == self.shard_number() {
+            self.put_ordered(place.conn, place.attachment, after, Waiting::Frame(frame));
+        } else {
+            self.lane_backlog[usize::from(place.shard)].push_back(LaneMessage::Reply { to: place, after, frame });
+        }
+    }
+
+    fn history(
+        &mut self,
+        place: Place,
+        key: MemberKey,
+        envelope: &Envelope<'_>,
+        wanted: &crate::protocol::History<'_>,
+        after: u64,
+    ) {
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        let busy = place.shard == self.shard_number()
+            && self
+                .conn(place.conn)
+                .and_then(|conn| conn.attachment(place.attachment))
+                .is_some_and(|attachment| !attachment.ordered.is_empty());
+        if busy {
+            self.counters.limit_reached(LimitReached::HistoryBusy);
+            let message = "the answer to an earlier request is still on its way: wait for its rw.history_end".to_owned();
+            return self.refuse_at(place, &refusal(head, ErrorCode::LimitHistoryBusy, message, ""));
+        }
+        let Some(member) = self.sessions.members.get(key) else { return };
+        let Some(stream_key) = self.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
+        self.trim(stream_key);
+        let room = wanted.room.map(|room| self.sessions.target(Target::Room, room));
+        let Some((page, more, oldest)) = self.history_page(key, stream_key, wanted, room) else { return };
+        let mut bytes = self.buffers.take();
+        let open = OpenFrame::begin(&mut bytes);
+        crate::protocol::history_begin(&mut bytes, head, page.len() as u64);
+        open.finish(Opcode::Text, &mut bytes);
+        if let Some(stream) = self.streams.get(stream_key) {
+            for seq in page {
+                if let Some(entry) = stream.index.get(seq) {
+                    bytes.extend_from_slice(self.log.bytes(entry.at, entry.frame_at, entry.frame_bytes));
+                }
+            }
+        }
+        let open = OpenFrame::begin(&mut bytes);
+        crate::protocol::history_end(&mut bytes, head, more, oldest);
+        open.finish(Opcode::Text, &mut bytes);
+        self.send_frame(place, after, bytes);
+    }
+
+    /// The sequence numbers of a page in ascending order, whether more lie beyond it, and the oldest there is.
+    fn history_page(
+        &self,
+        key: MemberKey,
+        stream: crate::session::StreamKey,
+        wanted: &crate::protocol::History<'_>,
+        room: Option<u64>,
+    ) -> Option<(Vec<u64>, bool, u64)> {
+        let (member, stream) = (self.sessions.members.get(key)?, self.streams.get(stream)?);
+        let (first, head) = (stream.index.first(), stream.index.head());
+        let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
+        let mut bytes = 0;
+        let mut shows = |seq: u64| -> Option<bool> {
+            let entry = stream.index.get(seq)?;
+            let addresses = || self.log.bytes(entry.at, header, entry.frame_at - header);
+            let in_room = room.is_none_or(|room| match entry.audience {
+                crate::log::Audience::All => false,
+                crate::log::Audience::One(target) => target == room,
+                crate::log::Audience::Many => addresses().chunks_exact(8).any(|target| target == room.to_le_bytes()),
+            });
+            let shown = in_room && member.entitlements.shows(entry, seq, addresses);
+            bytes += if shown { entry.frame_bytes as usize } else { 0 };
+            // None: the page is full by its bytes.
+            if shown && bytes > HISTORY_PAGE_BYTES_MAX { None } else { Some(shown) }
+        };
+        let mut page = Vec::new();
+        let mut more = false;
+        let ascending = matches!(wanted.from, HistoryFrom::After(_));
+        let (low, high) = match wanted.from {
+            HistoryFrom::Newest => (first, head),
+            HistoryFrom::Before(seq) => (first, head.min(seq.saturating_sub(1))),
+            HistoryFrom::After(seq) => (first.max(seq.saturating_add(1)), head),
+        };
+        let mut at = if ascending { low } else { high };
+        while low <= at && at <= high && at > 0 {
+            match shows(at) {
+                Some(false) => {}
+                Some(true) if page.len() < wanted.limit => page.push(at),
+                Some(true) | None => {
+                    more = true;
+                    break;
+                }
+            }
+            at = if ascending { at + 1 } else { at - 1 };
+        }
+        if !ascending {
+            page.reverse();
+        }
+        Some((page, more, first))
+    }
+}
+
+fn refusal(head: Head<'_>, code: ErrorCode, message: String, pointer: &'static str) -> Refusal {
+    Refusal {
+        id: head.id.into(),
+        session_id: head.session_id.into(),
+        code,
+        message: message.into(),
+        pointer: pointer.into(),
+        retry_after_ms: code.retryable().then_some(RETRY_AFTER_MS),
+    }
+}

@@ -1,0 +1,297 @@
+//! One connection, from accept to close, as its shard keeps it.
+
+use super::lanes::AttachRequest;
+use super::rate::Bucket;
+use crate::auth::Grant;
+use crate::close::CloseReason;
+use crate::ids::ConnId;
+use crate::net::http::HeadReader;
+use crate::net::proxy::ProxyReader;
+use crate::net::tls::TlsConnection;
+use crate::session::{Entitlements, MemberKey, StreamKey};
+use crate::ws::decoder::Decoder;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+/// How far a connection is.
+#[derive(Debug)]
+pub enum Phase {
+    /// A PROXY protocol header is awaited.
+    Proxy(Box<ProxyReader>),
+    /// Its HTTP request is awaited.
+    Head(Box<HeadReader>),
+    /// Its hello is awaited.
+    Hello,
+    /// The hello is good; the socket changes shards once the kernel reads it no more.
+    HandingOver(Box<Handover>),
+    /// In its session.
+    Open,
+    /// On `/v1/echo`.
+    Echo,
+    /// The close frame (or the HTTP answer) is on its way; what still comes is dropped.
+    Closing(Closing),
+}
+
+/// The end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Closing {
+    pub reason: CloseReason,
+    pub until_ms: u64,
+    /// The peer has said its last word too, or cannot.
+    pub peer_done: bool,
+    /// Our side of the stream is ended.
+    pub finished: bool,
+}
+
+/// What a reply waits for.
+#[derive(Debug)]
+pub enum Waiting {
+    Frame(Vec<u8>),
+    /// A pong is written when it is known what has been delivered.
+    Pong(Box<str>),
+    /// An ephemeral message: dropped, not sent, where the reader is behind.
+    Passing(Vec<u8>),
+}
+
+/// A reply with a place in the order: it goes out when everything up to `after` has.
+#[derive(Debug)]
+pub struct Ordered {
+    pub after: u64,
+    pub what: Waiting,
+}
+
+/// A connection's part in a session: a cursor over the session's stream, and what it may see there.
+#[derive(Debug)]
+pub struct Attachment {
+    pub stream: StreamKey,
+    pub member: MemberKey,
+    /// The last place that was sent or skipped.
+    pub cursor: u64,
+    /// The last `seq` that was for this client.
+    pub delivered_seq: u64,
+    /// The cursor stands at the head and nothing waits.
+    pub idle: bool,
+    /// A page has been asked of the home.
+    pub pulling: bool,
+    /// A page of history is on its way; its `rw.history_end` clears it.
+    pub history_after: u64,
+    /// This attachment's place among the stream's readers.
+    pub reader: u32,
+    pub entitlements: Entitlements,
+    pub ordered: VecDeque<Ordered>,
+}
+
+/// An attachment, or one that its home has not answered yet.
+#[derive(Debug)]
+pub enum Slot {
+    Free,
+    Asked(Box<AttachRequest>),
+    Attached(Box<Attachment>),
+}
+
+impl Slot {
+    /// The attachment, once there is one.
+    #[must_use]
+    pub fn attached(&self) -> Option<&Attachment> {
+        match self {
+            Self::Attached(attachment) => Some(attachment),
+            Self::Free | Self::Asked(_) => None,
+        }
+    }
+
+    /// The attachment, once there is one.
+    pub fn attached_mut(&mut self) -> Option<&mut Attachment> {
+        match self {
+            Self::Attached(attachment) => Some(attachment),
+            Self::Free | Self::Asked(_) => None,
+        }
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Conn {
+    pub id: ConnId,
+    /// The number in its connection id; unique on its node.
+    pub serial: u64,
+    /// The client's address: the peer's, or what a trusted proxy says.
+    pub peer: IpAddr,
+    pub phase: Phase,
+    pub decoder: Decoder,
+    pub tls: Option<Box<TlsConnection>>,
+    pub grant: Option<Box<Grant>>,
+    pub client_id: Box<str>,
+    pub slots: Vec<Slot>,
+    /// The query's `session_id`, until the hello.
+    pub expected_session: Option<Box<str>>,
+    /// Frames committed to the wire before anything else, from `queue_at` on.
+    pub queue: Vec<u8>,
+    pub queue_at: u32,
+    /// Replies in `queue` and in the attachments.
+    pub queued_frames: u32,
+    /// Bytes waiting in the attachments' ordered replies.
+    pub ordered_bytes: u32,
+    pub messages: Bucket,
+    pub bytes: Bucket,
+    pub controls: Bucket,
+    pub refusals: Bucket,
+    pub accepted_ms: u64,
+    pub last_heard_ms: u64,
+    /// When a ping was sent that nothing has answered yet; 0 where none is.
+    pub pinged_ms: u64,
+    /// When the earliest timer is to fire.
+    pub timer_ms: u64,
+    /// Since when a message is unfinished; 0 where none is.
+    pub unfinished_ms: u64,
+    /// Since when it is above its rate; 0 where it is not, with the time of the last refusal.
+    pub over_rate_ms: u64,
+    pub last_over_rate_ms: u64,
+    /// The stall window: its start (0: not stalled) and the bytes taken in it.
+    pub stalled_ms: u64,
+    pub stalled_taken: u64,
+    /// Since when it is not read for backpressure; 0 where it is.
+    pub paused_ms: u64,
+    pub messages_in: u64,
+    pub messages_out: u64,
+    pub flags: Flags,
+    /// The shard that accepted it; with `serial` its connection id.
+    pub origin_shard: usize,
+    /// The window its client inflates with.
+    pub window_bits: u8,
+    /// The code of the close frame that it sent, to be echoed.
+    pub answer_code: Option<Option<u16>>,
+    /// It closed by its own will.
+    pub clean: bool,
+}
+
+/// Facts of a connection, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state machine")]
+pub struct Flags {
+    /// Counted among the half-open ones.
+    pub half_open: bool,
+    /// Counted among its address's half-open ones.
+    pub address_half_open: bool,
+    /// Counted in the address table.
+    pub admitted: bool,
+    /// Counted in the user table.
+    pub user_counted: bool,
+    /// To be refused when its request is whole.
+    pub over_address_limit: bool,
+    pub over_handshake_rate: bool,
+    pub deflate: bool,
+    pub acks: bool,
+    /// The socket was full; a Writable is awaited.
+    pub blocked: bool,
+    /// It stands among the dirty ones.
+    pub dirty: bool,
+    /// Its end of stream has come.
+    pub ended: bool,
+    /// The token's end was announced.
+    pub expiry_told: bool,
+    /// Goaway was sent.
+    pub told_to_go: bool,
+    /// A pong is in the queue.
+    pub pong_queued: bool,
+    /// TLS's handshake is done.
+    pub secured: bool,
+    /// TLS is to be closed when everything is sent.
+    pub close_notify: bool,
+}
+
+/// A socket on its way to its home shard, with everything that was learned of it.
+#[derive(Debug)]
+pub struct Handover {
+    pub fd: Option<OwnedFd>,
+    pub serial: u64,
+    pub peer: IpAddr,
+    pub accepted_ms: u64,
+    pub deflate: bool,
+    pub acks: bool,
+    pub user_counted: bool,
+    pub admitted: bool,
+    pub messages_in: u64,
+    pub tls: Option<Box<TlsConnection>>,
+    pub grant: Box<Grant>,
+    pub request: AttachRequest,
+    /// Bytes that came after the hello, still masked.
+    pub rest: Vec<u8>,
+    /// Bytes that the socket has not taken yet.
+    pub unsent: Vec<u8>,
+    /// The shard that accepted it: part of its connection id.
+    pub node_shard: usize,
+    pub window_bits: u8,
+}
+
+impl Conn {
+    /// A connection that was just accepted.
+    #[must_use]
+    pub fn new(id: ConnId, serial: u64, peer: IpAddr, phase: Phase, now_ms: u64) -> Self {
+        Self {
+            id,
+            serial,
+            peer,
+            phase,
+            decoder: Decoder::new(),
+            tls: None,
+            grant: None,
+            client_id: Box::default(),
+            slots: Vec::new(),
+            expected_session: None,
+            queue: Vec::new(),
+            queue_at: 0,
+            queued_frames: 0,
+            ordered_bytes: 0,
+            messages: Bucket::default(),
+            bytes: Bucket::default(),
+            controls: Bucket::default(),
+            refusals: Bucket::default(),
+            accepted_ms: now_ms,
+            last_heard_ms: now_ms,
+            pinged_ms: 0,
+            timer_ms: u64::MAX,
+            unfinished_ms: 0,
+            over_rate_ms: 0,
+            last_over_rate_ms: 0,
+            stalled_ms: 0,
+            stalled_taken: 0,
+            paused_ms: 0,
+            messages_in: 0,
+            messages_out: 0,
+            flags: Flags { acks: true, ..Flags::default() },
+            origin_shard: usize::MAX,
+            window_bits: 15,
+            answer_code: None,
+            clean: false,
+        }
+    }
+
+    /// Bytes that wait to be sent to it, apart from what its cursors have still to read.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.queue.len() - self.queue_at as usize + self.ordered_bytes as usize
+    }
+
+    /// Its attachment number `attachment`.
+    #[must_use]
+    pub fn attachment(&self, attachment: u16) -> Option<&Attachment> {
+        self.slots.get(usize::from(attachment)).and_then(Slot::attached)
+    }
+
+    /// Its attachment number `attachment`.
+    pub fn attachment_mut(&mut self, attachment: u16) -> Option<&mut Attachment> {
+        self.slots.get_mut(usize::from(attachment)).and_then(Slot::attached_mut)
+    }
+
+    /// Its attachments with their numbers.
+    pub fn attachments(&self) -> impl Iterator<Item = (u16, &Attachment)> {
+        self.slots.iter().enumerate().filter_map(|(number, slot)| Some((u16::try_from(number).ok()?, slot.attached()?)))
+    }
+
+    /// Whether frames of the protocol may be written to it.
+    #[must_use]
+    pub const fn speaks_frames(&self) -> bool {
+        matches!(self.phase, Phase::Hello | Phase::Open | Phase::Echo)
+    }
+}

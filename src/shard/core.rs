@@ -1,0 +1,375 @@
+//! The shard: all state of one thread, and the order of a turn.
+//!
+//! Events are handled as they come; a turn then drains the lanes and the port, fires timers, and sends. Nothing here waits, reads a
+//! clock or touches a socket but through [`Io`].
+
+use super::admission::Admission;
+use super::conn::{Conn, Phase};
+use super::counters::{LimitReached, SharedCounters};
+use super::lanes::{LaneMessage, Mesh, Spoken};
+use super::outbound::Outbound;
+use super::port::{ClosedConnections, PortReceiver, Snapshot};
+use super::wheel::Wheel;
+use crate::close::CloseReason;
+use crate::ids::{ConnId, HashKey, Map};
+use crate::io::{Event, Io, Next, Read, RingStats, Shard};
+use crate::log::Log;
+use crate::protocol::{CommandParser, Parser};
+use crate::session::{Dedupe, MemberKey, SessionKey, Sessions, Stream, StreamKey};
+use crate::slots::Slots;
+use crate::time::Tick;
+use crate::ws::buffers::Buffers;
+use crate::ws::deflate::{Deflater, Inflater};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Timers that fire in one turn.
+const TIMERS_PER_TURN_MAX: usize = 1024;
+/// Sessions looked at in one turn for what has left the log's memory.
+const SWEEP_PER_TURN: usize = 16;
+/// Buffers the pool keeps, and the largest it keeps.
+const POOL_BUFFERS: usize = 1024;
+const POOL_BUFFER_BYTES: usize = 64 * 1024 + 1024;
+
+/// What fires on the wheel.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Timer {
+    Conn(ConnId),
+    Member(MemberKey),
+}
+
+/// What a shard is given when it is made.
+#[derive(Debug)]
+pub struct CoreOptions {
+    /// This shard's number.
+    pub shard: usize,
+    /// The process's key for names. The same on all shards.
+    pub key: HashKey,
+    pub mesh: Arc<Mesh>,
+    pub admission: Arc<Admission>,
+    pub counters: SharedCounters,
+    pub port: PortReceiver,
+    pub snapshot: Arc<Snapshot>,
+    /// Seeds ids and trace ids.
+    pub seed: u64,
+}
+
+/// See the module's text.
+pub struct Core {
+    pub(super) shard: usize,
+    pub(super) key: HashKey,
+    pub(super) mesh: Arc<Mesh>,
+    pub(super) admission: Arc<Admission>,
+    pub(super) counters: SharedCounters,
+    pub(super) port: PortReceiver,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) conns: Vec<Option<Box<Conn>>>,
+    pub(super) half_open: VecDeque<ConnId>,
+    pub(super) half_open_count: usize,
+    pub(super) conns_count: usize,
+    pub(super) closed: ClosedConnections,
+    /// Connections to end before the turn does: found where no [`Io`] is at hand.
+    pub(super) doomed: Vec<(ConnId, CloseReason)>,
+    pub(super) streams: Slots<Stream>,
+    pub(super) mirrors: Map<u64, StreamKey>,
+    pub(super) sessions: Sessions,
+    pub(super) dedupe: Dedupe,
+    pub(super) log: Log,
+    pub(super) mirror_log: Log,
+    pub(super) parser: Option<Box<Parser>>,
+    pub(super) commands: Option<Box<CommandParser>>,
+    pub(super) buffers: Buffers,
+    pub(super) inflater: Inflater,
+    pub(super) deflater: Deflater,
+    pub(super) inflated: Vec<u8>,
+    pub(super) plain: Vec<u8>,
+    pub(super) wheel: Wheel<Timer>,
+    fired: Vec<Timer>,
+    pub(super) dirty: VecDeque<ConnId>,
+    pub(super) dirty_streams: Vec<StreamKey>,
+    pub(super) out: Outbound,
+    pub(super) lane_backlog: Vec<VecDeque<LaneMessage>>,
+    pub(super) spoken: Spoken,
+    pub(super) mirrored: Vec<SessionKey>,
+    pub(super) shaking: super::rate::Bucket,
+    pub(super) next_serial: u64,
+    random: u64,
+    sweep_at: usize,
+    ring_seen: RingStats,
+    /// Messages taken since the turn began, for the routing histogram.
+    pub(super) routed_in_turn: u64,
+    /// The number of the message that a lane has just brought, on its own connection.
+    pub(super) forwarded_number: u64,
+    /// The shard whose lane is being read.
+    pub(super) reading_from: Option<u16>,
+    /// Readers behind their mirror: where they are, who, and their cursor.
+    pub(super) pulls: Vec<(crate::session::Place, MemberKey, u64)>,
+    /// Connections that opened `/v1/echo` while their head was read.
+    pub(super) echo_opened: Vec<ConnId>,
+    /// Ids that were posted to channels from outside; they share one window.
+    pub(super) posted: VecDeque<u64>,
+    /// When each connection goes in a drain, the next one last.
+    pub(super) departures: Vec<(u64, ConnId)>,
+    pub(super) random_id: u64,
+    pub(super) draining: bool,
+    stopping: bool,
+    bell: bool,
+}
+
+impl Core {
+    /// A shard without connections.
+    #[must_use]
+    pub fn new(options: CoreOptions) -> Self {
+        let settings = &options.snapshot.settings;
+        let shards = options.mesh.shards();
+        Self {
+            shard: options.shard,
+            key: options.key,
+            conns: Vec::new(),
+            half_open: VecDeque::new(),
+            half_open_count: 0,
+            conns_count: 0,
+            closed: ClosedConnections::default(),
+            doomed: Vec::new(),
+            streams: Slots::default(),
+            mirrors: Map::with_hasher(options.key),
+            sessions: Sessions::new(options.key),
+            dedupe: Dedupe::new(settings.session.dedupe_ids, settings.session.dedupe_ms),
+            log: Log::new(settings.log.memory_bytes),
+            mirror_log: Log::new(settings.log.memory_bytes / 4),
+            parser: Some(Box::default()),
+            commands: Some(Box::default()),
+            buffers: Buffers::new(POOL_BUFFERS, POOL_BUFFER_BYTES),
+            inflater: Inflater::new(),
+            deflater: Deflater::new(),
+            inflated: Vec::new(),
+            plain: Vec::new(),
+            wheel: Wheel::default(),
+            fired: Vec::new(),
+            dirty: VecDeque::new(),
+            dirty_streams: Vec::new(),
+            out: Outbound::default(),
+            lane_backlog: (0..shards).map(|_| VecDeque::new()).collect(),
+            spoken: Spoken::default(),
+            mirrored: Vec::new(),
+            shaking: super::rate::Bucket::default(),
+            next_serial: 1,
+            random: options.seed,
+            sweep_at: 0,
+            ring_seen: RingStats::default(),
+            routed_in_turn: 0,
+            forwarded_number: 0,
+            reading_from: None,
+            pulls: Vec::new(),
+            echo_opened: Vec::new(),
+            posted: VecDeque::new(),
+            departures: Vec::new(),
+            random_id: options.seed,
+            draining: false,
+            stopping: false,
+            bell: true,
+            mesh: options.mesh,
+            admission: options.admission,
+            counters: options.counters,
+            port: options.port,
+            snapshot: options.snapshot,
+        }
+    }
+
+    /// A connection, unless its id is stale.
+    pub(super) fn conn(&self, id: ConnId) -> Option<&Conn> {
+        self.conns.get(id.index as usize)?.as_deref().filter(|conn| conn.id == id)
+    }
+
+    /// A connection, unless its id is stale.
+    pub(super) fn conn_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.conns.get_mut(id.index as usize)?.as_deref_mut().filter(|conn| conn.id == id)
+    }
+
+    pub(super) fn put_conn(&mut self, conn: Conn) {
+        let index = conn.id.index as usize;
+        if self.conns.len() <= index {
+            self.conns.resize_with(index + 1, || None);
+        }
+        self.conns[index] = Some(Box::new(conn));
+        self.conns_count += 1;
+    }
+
+    /// Not for secrets: SplitMix64 (Steele, Lea and Flood 2014), seeded by the kernel, for trace ids, jitter and epochs.
+    pub(super) fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Puts a connection among those that have something to send.
+    pub(super) fn mark(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.id == id && !conn.flags.dirty && !conn.flags.blocked {
+            conn.flags.dirty = true;
+            self.dirty.push_back(id);
+        }
+    }
+
+    /// Ends a connection before this turn does.
+    pub(super) fn doom(&mut self, id: ConnId, reason: CloseReason) {
+        self.doomed.push((id, reason));
+    }
+
+    fn end_doomed<I: Io>(&mut self, io: &mut I, now: Tick) {
+        while let Some((id, reason)) = self.doomed.pop() {
+            self.close(io, id, reason, now);
+        }
+    }
+
+    fn fire_timers<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
+        let mut fired = std::mem::take(&mut self.fired);
+        let more = self.wheel.poll(now.mono_ms(), TIMERS_PER_TURN_MAX, &mut fired);
+        self.counters.timers.add(fired.len() as u64);
+        for timer in fired.drain(..) {
+            match timer {
+                Timer::Conn(id) => self.on_conn_timer(io, id, now),
+                Timer::Member(member) => self.on_member_timer(io, member, now),
+            }
+        }
+        self.fired = fired;
+        more
+    }
+
+    /// Looks at a few sessions: what has left the log's memory leaves their index, and one that nothing is left of is forgotten.
+    fn sweep(&mut self) {
+        let places = self.sessions.sessions.places();
+        for _ in 0..SWEEP_PER_TURN.min(places) {
+            self.sweep_at = (self.sweep_at + 1) % places;
+            let Some((key, session)) = self.sessions.sessions.at(self.sweep_at) else { continue };
+            let (stream, empty) = (session.stream, session.members.is_empty() && session.mirrors.is_empty());
+            self.trim(stream);
+            let forgotten =
+                self.streams.get(stream).is_some_and(|stream| empty && stream.index.is_empty() && stream.readers.is_empty());
+            if forgotten && self.sessions.remove(key).is_some() {
+                self.streams.remove(stream);
+                self.counters.sessions.set(self.sessions.sessions.len() as u64);
+            }
+        }
+    }
+
+    fn publish_counters<I: Io>(&mut self, io: &I, started: Tick) {
+        let counters = &self.counters;
+        counters.turns.increment();
+        counters.connections.set(self.conns_count as u64);
+        counters.connections_half_open.set(self.half_open_count as u64);
+        counters.members.set(self.sessions.members.len() as u64);
+        counters.log_chunks.set((self.log.resident_bytes() / crate::limits::CHUNK_BYTES) as u64);
+        counters.log_bytes.set(self.log.resident_bytes() as u64);
+        counters.mirrors.set(self.mirrors.len() as u64);
+        counters.mirror_bytes.set(self.mirror_log.resident_bytes() as u64);
+        let stats = io.stats();
+        if stats != self.ring_seen {
+            counters.ring_no_buffers.set(stats.buffers_exhausted);
+            counters.ring_overflows.set(stats.overflows);
+            counters.ring_rearms.set(stats.rearmed);
+            counters.accept_failures.set(stats.accepts_failed);
+            self.ring_seen = stats;
+        }
+        let took_ns = io.clock().mono_ns.saturating_sub(started.mono_ns);
+        counters.turn_ns.record(took_ns);
+        if self.routed_in_turn > 0 {
+            counters.routing_ns.record_many(took_ns, self.routed_in_turn);
+            self.routed_in_turn = 0;
+        }
+    }
+
+    fn next(&self, busy: bool) -> Next {
+        if busy {
+            return Next::Again;
+        }
+        self.wheel.next_ms().map_or(Next::Idle, |due_ms| Next::At(due_ms * 1_000_000))
+    }
+
+    /// The end of the shard: everyone is told, then the loop returns.
+    pub(super) fn stop<I: Io>(&mut self, io: &mut I, now: Tick) {
+        io.accept(false);
+        let ids: Vec<ConnId> = self.conns.iter().flatten().map(|conn| conn.id).collect();
+        for id in &ids {
+            self.close(io, *id, CloseReason::Shutdown, now);
+        }
+        self.flush(io, now, usize::MAX);
+        for id in ids {
+            self.drop_conn(io, id, now);
+        }
+        self.stopping = true;
+    }
+}
+
+impl Shard for Core {
+    fn event<I: Io>(&mut self, io: &mut I, event: Event<'_>, now: Tick) {
+        match event {
+            Event::Accepted { conn, peer } => self.on_accepted(io, conn, peer, now),
+            Event::AcceptFailed(error) => {
+                if matches!(error.kind(), std::io::ErrorKind::QuotaExceeded) {
+                    self.counters.limit_reached(LimitReached::Connections);
+                } else {
+                    self.counters.limit_reached(LimitReached::OpenFiles);
+                }
+                tracing::warn!(shard = self.shard, %error, "accept failed; see `ringway doctor` on open files and server.max_connections");
+            }
+            Event::Received { conn, bytes } => self.on_received(io, conn, bytes, now),
+            Event::Ended { conn, error } => self.on_ended(io, conn, error.as_ref(), now),
+            Event::Quiet { conn } => self.on_quiet(io, conn, now),
+            Event::Writable { conn } => self.on_writable(conn),
+            Event::Bell => self.bell = true,
+        }
+    }
+
+    fn turn<I: Io>(&mut self, io: &mut I, now: Tick) -> Next {
+        if self.bell {
+            self.bell = false;
+            self.take_port(io, now);
+        }
+        let mut busy = self.drain_lanes(io, now);
+        busy |= self.fire_timers(io, now);
+        self.sweep();
+        while let Some(id) = self.echo_opened.pop() {
+            self.read_on(io, id);
+            self.set_timer(id, now);
+        }
+        let departure_ms = self.depart(io, now);
+        self.end_doomed(io, now);
+        self.push_mirrors(io);
+        busy |= self.flush(io, now, crate::limits::SENDS_PER_TURN_MAX);
+        self.end_doomed(io, now);
+        busy |= self.push_backlog(io);
+        self.publish_counters(io, now);
+        if self.stopping {
+            return Next::Stop;
+        }
+        match self.next(busy || !self.doomed.is_empty()) {
+            Next::At(at_ns) => Next::At(departure_ms.map_or(at_ns, |at_ms| at_ns.min(at_ms * 1_000_000))),
+            Next::Idle => departure_ms.map_or(Next::Idle, |at_ms| Next::At(at_ms * 1_000_000)),
+            next => next,
+        }
+    }
+
+    fn before_sleep(&mut self) -> bool {
+        self.mesh.door(self.shard).sleep()
+    }
+
+    fn after_sleep(&mut self) {
+        self.mesh.door(self.shard).wake();
+    }
+}
+
+impl Core {
+    /// How a connection is to be read, by its phase.
+    pub(super) fn read_on<I: Io>(&self, io: &mut I, id: ConnId) {
+        let Some(conn) = self.conn(id) else { return };
+        let mode = match conn.phase {
+            Phase::Proxy(_) | Phase::Head(_) | Phase::Hello => Read::Once,
+            Phase::Open | Phase::Echo | Phase::Closing(_) => Read::Stream,
+            Phase::HandingOver(_) => return,
+        };
+        io.read(id, mode);
+    }
+}

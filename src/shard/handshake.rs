@@ -1,0 +1,522 @@
+//! From accept to the welcome: admission, the HTTP upgrade, the hello, and the way to the session's home.
+
+use super::conn::{Conn, Handover, Phase, Slot};
+use super::core::{Core, Timer};
+use super::counters::LimitReached;
+use super::lanes::{AttachRequest, Class, LaneMessage};
+use super::rate::Rate;
+use crate::auth::AuthError;
+use crate::close::CloseReason;
+use crate::ids::ConnId;
+use crate::io::{Io, Read};
+use crate::net::http::{HeadReader, Progress, Request};
+use crate::net::proxy::{ProxyProgress, ProxyReader, client_ip};
+use crate::net::refusal::HttpRefusal;
+use crate::net::upgrade::{Endpoint, upgrade};
+use crate::protocol::{Attach, Command, Envelope, ErrorCode, Head, Refusal, Start};
+use crate::session::{Place, Wanted};
+use crate::time::Tick;
+use crate::ws::deflate::negotiate;
+use std::net::{IpAddr, SocketAddr};
+
+impl Core {
+    pub(super) fn on_accepted<I: Io>(&mut self, io: &mut I, id: ConnId, peer: SocketAddr, now: Tick) {
+        self.counters.accepted.increment();
+        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let server = &snapshot.settings.server;
+        let limits = &snapshot.settings.limits;
+        let shake = Rate { per_second: limits.handshakes_per_second, burst: limits.handshakes_per_second.max(1) * 2 };
+        let trusted = server.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
+        let phase = if server.proxy_protocol && trusted {
+            Phase::Proxy(Box::new(ProxyReader::new()))
+        } else {
+            Phase::Head(Box::new(HeadReader::new()))
+        };
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let mut conn = Conn::new(id, serial, peer.ip().to_canonical(), phase, now.mono_ms());
+        conn.flags.over_handshake_rate = self.shaking.take(shake, 1, now.mono_ns).is_err();
+        if conn.flags.over_handshake_rate {
+            self.counters.limit_reached(LimitReached::HandshakesPerShard);
+        }
+        if let Some(tls) = &snapshot.tls {
+            match tls.accept() {
+                Ok(tls) => conn.tls = Some(Box::new(tls)),
+                Err(error) => {
+                    tracing::error!(%error, "TLS can't be set up for a connection");
+                    io.close(id);
+                    return;
+                }
+            }
+        }
+        conn.flags.half_open = true;
+        self.half_open_count += 1;
+        self.half_open.push_back(id);
+        let awaits_proxy = matches!(conn.phase, Phase::Proxy(_));
+        self.put_conn(conn);
+        if !awaits_proxy {
+            self.admit(id, now);
+        }
+        self.evict_half_open(io, now);
+        io.read(id, Read::Once);
+        self.set_timer(id, now);
+    }
+
+    /// Counts the connection for its address, now that the address is known.
+    fn admit(&mut self, id: ConnId, now: Tick) {
+        let limits = self.snapshot.settings.limits;
+        let rate = Rate { per_second: limits.handshakes_per_ip_per_second, burst: limits.handshakes_per_ip_burst };
+        let Some(conn) = self.conn(id) else { return };
+        let peer = conn.peer;
+        let in_rate = self.admission.handshake(peer, rate, now.mono_ns).is_ok();
+        let half_open = self.admission.enter_half_open(peer, limits.half_open_per_ip);
+        let admitted = self.admission.enter_address(peer, limits.connections_per_ip);
+        for (ok, limit) in [
+            (in_rate, LimitReached::HandshakesPerIp),
+            (half_open, LimitReached::HalfOpenPerIp),
+            (admitted, LimitReached::ConnectionsPerIp),
+        ] {
+            if !ok {
+                self.counters.limit_reached(limit);
+            }
+        }
+        let Some(conn) = self.conn_mut(id) else { return };
+        conn.flags.address_half_open = half_open;
+        conn.flags.admitted = admitted;
+        conn.flags.over_address_limit = !admitted || !half_open || !in_rate;
+    }
+
+    /// Above the cap the oldest half-open connection gives way.
+    fn evict_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
+        let settings = &self.snapshot.settings;
+        let share = settings.server.max_connections * settings.limits.half_open_percent as usize / 100;
+        let cap = (share / self.mesh.shards()).max(1);
+        while self.half_open_count > cap {
+            let Some(oldest) = self.half_open.pop_front() else { break };
+            if self.conn(oldest).is_some_and(|conn| conn.flags.half_open) {
+                self.counters.limit_reached(LimitReached::HalfOpen);
+                self.close(io, oldest, CloseReason::Shed, now);
+            }
+        }
+        // Those that got through leave stale ids in front; the queue never outgrows the table by more than the cap.
+        while self.half_open.front().is_some_and(|id| self.conn(*id).is_none_or(|conn| !conn.flags.half_open)) {
+            self.half_open.pop_front();
+        }
+    }
+
+    /// It is no longer half open: it has its welcome, goes to another shard, or ends.
+    pub(super) fn not_half_open(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if std::mem::take(&mut conn.flags.half_open) {
+            self.half_open_count -= 1;
+        }
+        if std::mem::take(&mut conn.flags.address_half_open) {
+            self.admission.leave_half_open(conn.peer);
+        }
+    }
+
+    pub(super) fn leave_admission(&mut self, conn: &mut Conn) {
+        if std::mem::take(&mut conn.flags.half_open) {
+            self.half_open_count -= 1;
+        }
+        if std::mem::take(&mut conn.flags.address_half_open) {
+            self.admission.leave_half_open(conn.peer);
+        }
+        if std::mem::take(&mut conn.flags.admitted) {
+            self.admission.leave_address(conn.peer);
+        }
+        if std::mem::take(&mut conn.flags.user_counted)
+            && let Some(grant) = &conn.grant
+        {
+            self.admission.leave_user(grant.subject());
+        }
+    }
+
+    pub(super) fn on_proxy_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &[u8], now: Tick) -> usize {
+        let Some(conn) = self.conn_mut(id) else { return bytes.len() };
+        let Phase::Proxy(reader) = &mut conn.phase else { return 0 };
+        match reader.push(bytes) {
+            ProxyProgress::More => bytes.len(),
+            ProxyProgress::Done { consumed, source } => {
+                if let Some(source) = source {
+                    conn.peer = source.ip().to_canonical();
+                }
+                conn.phase = Phase::Head(Box::new(HeadReader::new()));
+                self.admit(id, now);
+                consumed
+            }
+            ProxyProgress::Refused(error) => {
+                tracing::info!(connection_id = %self.connection_id(id), %error, "closed without an answer");
+                self.close(io, id, CloseReason::Shed, now);
+                bytes.len()
+            }
+        }
+    }
+
+    pub(super) fn on_head_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &[u8], now: Tick) -> usize {
+        let Some(conn) = self.conn_mut(id) else { return bytes.len() };
+        let Phase::Head(reader) = &mut conn.phase else { return 0 };
+        match reader.push(bytes) {
+            Progress::More => bytes.len(),
+            Progress::Done { consumed } => {
+                let Phase::Head(reader) = std::mem::replace(&mut conn.phase, Phase::Hello) else { return consumed };
+                if let Err(refusal) = self.on_head(id, reader.head(), now) {
+                    if let Some(conn) = self.conn_mut(id) {
+                        conn.phase = Phase::Head(reader);
+                    }
+                    self.answer_http(io, id, &refusal, now);
+                    return bytes.len();
+                }
+                consumed
+            }
+            Progress::Refused(refusal) => {
+                self.answer_http(io, id, &refusal, now);
+                bytes.len()
+            }
+        }
+    }
+
+    fn on_head(&mut self, id: ConnId, head: &[u8], now: Tick) -> Result<(), HttpRefusal> {
+        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let request = Request::parse(head)?;
+        self.learn_address(id, &request, now);
+        let flags = self.conn(id).map(|conn| conn.flags).unwrap_or_default();
+        if self.draining {
+            return Err(HttpRefusal::unavailable("this node is going away; another one takes new connections", 1));
+        }
+        if flags.over_address_limit {
+            let detail = "this address has too many connections, or opens them too fast (limits.connections_per_ip, \
+                 limits.half_open_per_ip, limits.handshakes_per_ip_per_second)";
+            return Err(HttpRefusal::too_many_requests(detail, 1));
+        }
+        if flags.over_handshake_rate {
+            return Err(HttpRefusal::unavailable(
+                "more handshakes than this node takes at once (limits.handshakes_per_second)",
+                1,
+            ));
+        }
+        let upgrade = upgrade(&request, &snapshot.upgrade)?;
+        let agreed = if snapshot.settings.deflate.enabled {
+            negotiate(&upgrade.extensions).map_err(|error| HttpRefusal::bad_request(error.to_string()))?
+        } else {
+            None
+        };
+        let extensions = agreed.map(|agreed| agreed.header_value());
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return Ok(()) };
+        if conn.queue.capacity() == 0 {
+            conn.queue = self.buffers.take();
+        }
+        upgrade.write_accept(extensions.as_deref(), &mut conn.queue);
+        self.counters.buffer_bytes.add(conn.queue.len() as u64);
+        if let Some(agreed) = agreed {
+            conn.flags.deflate = true;
+            conn.window_bits = agreed.server_window_bits;
+        }
+        conn.expected_session = upgrade.session_id.map(Into::into);
+        if upgrade.endpoint == Endpoint::Echo {
+            conn.phase = Phase::Echo;
+            self.not_half_open(id);
+            // Read on until told otherwise: it never changes shards.
+            self.echo_opened.push(id);
+        }
+        self.mark(id);
+        Ok(())
+    }
+
+    /// Takes a trusted proxy's word on who the client is.
+    fn learn_address(&mut self, id: ConnId, request: &Request<'_>, now: Tick) {
+        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let server = &snapshot.settings.server;
+        let Some(conn) = self.conn_mut(id) else { return };
+        let header = &*server.client_ip_header.0;
+        if header.is_empty() {
+            return;
+        }
+        let trusted = |address: IpAddr| server.trusted_proxies.iter().any(|network| network.contains(address));
+        let client = client_ip(conn.peer, request.values(header), trusted);
+        if client == conn.peer {
+            return;
+        }
+        let flags = conn.flags;
+        let proxy = std::mem::replace(&mut conn.peer, client);
+        if flags.admitted {
+            self.admission.leave_address(proxy);
+        }
+        if flags.address_half_open {
+            self.admission.leave_half_open(proxy);
+        }
+        self.admit(id, now);
+    }
+
+    pub(super) fn answer_http<I: Io>(&mut self, io: &mut I, id: ConnId, refusal: &HttpRefusal, now: Tick) {
+        self.counters.http_refused.increment();
+        tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.queue.capacity() == 0 {
+            conn.queue = self.buffers.take();
+        }
+        let before = conn.queue.len();
+        refusal.write(&mut conn.queue);
+        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        self.close(io, id, CloseReason::HttpAnswered, now);
+    }
+
+    /// The first message: it must be a good hello.
+    pub(super) fn on_hello<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, now: Tick) {
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        if envelope.kind != "rw.hello" {
+            self.refuse_with(id, head, ErrorCode::SessionExpectedHello, "the first message must be rw.hello", Some("/type"));
+            return self.close(io, id, CloseReason::HelloExpected, now);
+        }
+        let Some(mut commands) = self.commands.take() else { return };
+        match commands.parse(envelope) {
+            Ok(Command::Hello(hello)) => match self.verify_hello(id, envelope, hello.client_id, hello.auth_token, now) {
+                Ok(grant) => {
+                    let place = Place { shard: self.shard_number(), attachment: 0, conn: id };
+                    let request = self.attach_request(envelope, &hello.attach, place, hello.client_id, &grant, true);
+                    if let Some(conn) = self.conn_mut(id) {
+                        conn.flags.acks = hello.acks;
+                        conn.client_id = hello.client_id.into();
+                        conn.grant = Some(Box::new(grant));
+                    }
+                    self.go_home(io, id, request, now);
+                }
+                Err((refusal, reason)) => {
+                    self.counters.auth_refused.increment();
+                    let code = refusal.code.as_str();
+                    tracing::info!(connection_id = %self.connection_id(id), code, "hello refused: {}", refusal.message);
+                    self.refuse(id, &refusal);
+                    self.close(io, id, reason, now);
+                }
+            },
+            Ok(_) => {}
+            Err(refusal) => {
+                self.refuse(id, &refusal);
+                let reason =
+                    if &*refusal.pointer == "/payload/auth_token" { CloseReason::Auth } else { CloseReason::HelloExpected };
+                self.close(io, id, reason, now);
+            }
+        }
+        self.commands = Some(commands);
+    }
+
+    fn verify_hello(
+        &self,
+        id: ConnId,
+        envelope: &Envelope<'_>,
+        client_id: &str,
+        token: &str,
+        now: Tick,
+    ) -> Result<crate::auth::Grant, (Refusal, CloseReason)> {
+        let refusal = |code: ErrorCode, message: String, pointer: &'static str| Refusal {
+            id: envelope.id.into(),
+            session_id: envelope.session_id.into(),
+            code,
+            message: message.into(),
+            pointer: pointer.into(),
+            retry_after_ms: None,
+        };
+        let refused = |error: AuthError, pointer| (refusal(auth_code(&error), error.to_string(), pointer), error.close_reason());
+        let expected = self.conn(id).and_then(|conn| conn.expected_session.as_deref());
+        if expected.is_some_and(|expected| expected != envelope.session_id) {
+            let message = "the query's session_id is not the hello's: make them equal, or leave the query out".to_owned();
+            return Err((refusal(ErrorCode::SessionQueryMismatch, message, "/session_id"), CloseReason::HelloExpected));
+        }
+        let grant = self.verify_token(token, now).map_err(|error| refused(error, "/payload/auth_token"))?;
+        crate::auth::client_id_allowed(client_id, grant.subject()).map_err(|error| refused(error, "/payload/client_id"))?;
+        grant.require_session(envelope.session_id).map_err(|error| refused(error, "/session_id"))?;
+        Ok(grant)
+    }
+
+    /// Judges a token by the keys, the policy and the revocations in force.
+    pub(super) fn verify_token(&self, token: &str, now: Tick) -> Result<crate::auth::Grant, AuthError> {
+        let grant = self.snapshot.keys.verify(token, &self.snapshot.tokens, now)?;
+        self.snapshot.revocations.check(&grant)?;
+        Ok(grant)
+    }
+
+    /// What a client asks of a session's home.
+    pub(super) fn attach_request(
+        &self,
+        envelope: &Envelope<'_>,
+        attach: &Attach<'_>,
+        place: Place,
+        client_id: &str,
+        grant: &crate::auth::Grant,
+        hello: bool,
+    ) -> AttachRequest {
+        AttachRequest {
+            place,
+            command_id: envelope.id.into(),
+            session_id: envelope.session_id.into(),
+            session: self.session_hash(envelope.session_id),
+            client_id: client_id.into(),
+            subject_bytes: u16::try_from(grant.subject().len()).unwrap_or(u16::MAX),
+            roles: grant.roles().map(Into::into).collect(),
+            resume: attach.resume.map(|resume| (resume.epoch.into(), resume.seq)),
+            wanted: match attach.start {
+                Start::Cursor => Wanted::Cursor,
+                Start::Head => Wanted::Head,
+                Start::Oldest => Wanted::Oldest,
+                Start::Last(count) => Wanted::Last(count),
+            },
+            rooms: attach.rooms.iter().map(|room| (*room).into()).collect(),
+            create: attach.create,
+            echo: attach.echo,
+            hello,
+        }
+    }
+
+    /// Brings a verified connection to its first session: here, or on the shard where that is at home.
+    fn go_home<I: Io>(&mut self, io: &mut I, id: ConnId, request: AttachRequest, now: Tick) {
+        let per_user = self.snapshot.settings.limits.connections_per_user;
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(grant) = &conn.grant else { return };
+        if !self.admission.enter_user(grant.subject(), per_user) {
+            self.counters.limit_reached(LimitReached::ConnectionsPerUser);
+            let head = Head { id: &request.command_id, session_id: &request.session_id };
+            let message = format!("this user has {per_user} connections already (limits.connections_per_user): close one first");
+            self.refuse_with(id, head, ErrorCode::LimitConnections, &message, None);
+            return self.close(io, id, CloseReason::Overloaded, now);
+        }
+        conn.flags.user_counted = true;
+        let home = self.key.home_shard(&request.session_id, self.mesh.shards());
+        if home == self.shard {
+            return self.open(io, id, request, now);
+        }
+        let Some(grant) = conn.grant.take() else { return };
+        conn.phase = Phase::HandingOver(Box::new(Handover {
+            fd: None,
+            serial: conn.serial,
+            peer: conn.peer,
+            accepted_ms: conn.accepted_ms,
+            deflate: conn.flags.deflate,
+            window_bits: conn.window_bits,
+            acks: conn.flags.acks,
+            user_counted: true,
+            admitted: conn.flags.admitted,
+            messages_in: conn.messages_in,
+            tls: None,
+            grant,
+            request,
+            rest: Vec::new(),
+            unsent: Vec::new(),
+            node_shard: self.shard,
+        }));
+        // The 101 goes out in this turn; then nothing of the socket is left here.
+        io.read(id, Read::Off);
+    }
+
+    /// The kernel reads a socket no more: if it is to change shards, now it does.
+    pub(super) fn on_quiet<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        let Some(conn) = self.conn(id) else { return };
+        if !matches!(conn.phase, Phase::HandingOver(_)) || conn.flags.blocked {
+            return;
+        }
+        if conn.flags.ended {
+            return self.close(io, id, CloseReason::Ended, now);
+        }
+        // What is still queued (the 101, if the socket was full) goes with it.
+        self.not_half_open(id);
+        let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
+        self.conns_count -= 1;
+        let Phase::HandingOver(mut handover) = std::mem::replace(&mut conn.phase, Phase::Hello) else { return };
+        handover.tls = conn.tls.take();
+        handover.unsent = conn.queue.split_off(conn.queue_at as usize);
+        self.counters.buffer_bytes.subtract(handover.unsent.len() as u64);
+        let Some(fd) = io.detach(id) else { return };
+        handover.fd = Some(fd);
+        let home = self.key.home_shard(&handover.request.session_id, self.mesh.shards());
+        let user = handover.grant.subject().to_owned();
+        let (peer, admitted) = (handover.peer, handover.admitted);
+        if self.push_now(io, home, Class::Control, LaneMessage::Handover(handover)).is_err() {
+            // The socket goes down with the message: the client comes back.
+            self.counters.limit_reached(LimitReached::Lane);
+            self.counters.closed(CloseReason::HandoverRefused);
+            self.admission.leave_user(&user);
+            if admitted {
+                self.admission.leave_address(peer);
+            }
+            return;
+        }
+        self.counters.handed_over.increment();
+    }
+
+    /// A socket that another shard accepted for a session at home here.
+    pub(super) fn on_handover<I: Io>(&mut self, io: &mut I, mut handover: Box<Handover>, now: Tick) {
+        let Some(fd) = handover.fd.take() else { return };
+        let Ok(id) = io.adopt(fd) else {
+            self.counters.limit_reached(LimitReached::Connections);
+            self.counters.closed(CloseReason::HandoverRefused);
+            self.admission.leave_user(handover.grant.subject());
+            if handover.admitted {
+                self.admission.leave_address(handover.peer);
+            }
+            return;
+        };
+        self.counters.taken_over.increment();
+        let mut conn = Conn::new(id, handover.serial, handover.peer, Phase::Hello, handover.accepted_ms);
+        conn.origin_shard = handover.node_shard;
+        conn.flags.deflate = handover.deflate;
+        conn.window_bits = handover.window_bits;
+        conn.flags.acks = handover.acks;
+        conn.flags.user_counted = handover.user_counted;
+        conn.flags.admitted = handover.admitted;
+        conn.flags.secured = handover.tls.is_some();
+        conn.last_heard_ms = now.mono_ms();
+        conn.messages_in = handover.messages_in;
+        conn.tls = handover.tls.take();
+        conn.client_id = handover.request.client_id.clone();
+        conn.grant = Some(handover.grant);
+        conn.queue = std::mem::take(&mut handover.unsent);
+        self.counters.buffer_bytes.add(conn.queue.len() as u64);
+        self.put_conn(conn);
+        let mut request = handover.request;
+        request.place = Place { shard: self.shard_number(), attachment: 0, conn: id };
+        self.open(io, id, request, now);
+        if !handover.rest.is_empty() {
+            self.on_plain(io, id, &mut handover.rest, now);
+        }
+    }
+
+    /// Attaches a connection to its first session, at home here, and welcomes it.
+    fn open<I: Io>(&mut self, io: &mut I, id: ConnId, request: AttachRequest, now: Tick) {
+        self.not_half_open(id);
+        let outcome = self.attach_home(io, &request, now);
+        match outcome {
+            Ok(answer) => {
+                let Some(conn) = self.conn_mut(id) else { return };
+                conn.phase = Phase::Open;
+                conn.slots = Vec::with_capacity(1);
+                conn.slots.push(Slot::Free);
+                self.counters.welcomed.increment();
+                self.install(io, &request, answer, now);
+                io.read(id, Read::Stream);
+                self.set_timer(id, now);
+            }
+            Err(refusal) => {
+                self.refuse(id, &refusal);
+                let reason = match refusal.code {
+                    ErrorCode::SessionUnknown => CloseReason::Forbidden,
+                    _ => CloseReason::Overloaded,
+                };
+                self.close(io, id, reason, now);
+            }
+        }
+    }
+
+    /// Schedules the connection's earliest deadline, unless an earlier one stands.
+    pub(super) fn set_timer(&mut self, id: ConnId, now: Tick) {
+        let due_ms = self.next_deadline_ms(id, now);
+        let Some(conn) = self.conn_mut(id) else { return };
+        if due_ms < conn.timer_ms {
+            conn.timer_ms = due_ms;
+            self.wheel.schedule(due_ms, Timer::Conn(id));
+        }
+    }
+}
+
+/// The wire code of a token's refusal.
+pub(super) fn auth_code(error: &AuthError) -> ErrorCode {
+    ErrorCode::ALL.iter().copied().find(|code| code.as_str() == error.code()).unwrap_or(ErrorCode::AuthMalformed)
+}

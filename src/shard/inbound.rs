@@ -1,0 +1,499 @@
+//! The way in, one page: bytes, frames, messages; and the end of a connection.
+
+use super::conn::{Closing, Phase};
+use super::core::Core;
+use super::counters::{DropReason, LimitReached};
+use super::rate::Rate;
+use crate::close::CloseReason;
+use crate::config::Limits;
+use crate::ids::ConnId;
+use crate::io::{Io, Read};
+use crate::limits::{ECHO_FRAGMENTS_MAX, ECHO_MESSAGE_BYTES_MAX};
+use crate::protocol::{ErrorCode, Failure, Head, Kind, ParseError, Refusal, command_kind};
+use crate::time::Tick;
+use crate::ws::decoder::{Item, Limits as FrameLimits, Payload};
+use crate::ws::{Opcode, encoder};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Plaintext that one call takes out of TLS before it is handled.
+const PLAIN_BYTES: usize = 64 * 1024;
+
+impl Core {
+    pub(super) fn on_received<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8], now: Tick) {
+        self.counters.bytes_in.add(bytes.len() as u64);
+        let Some(conn) = self.conn_mut(id) else { return };
+        conn.last_heard_ms = now.mono_ms();
+        conn.pinged_ms = 0;
+        if conn.tls.is_some() {
+            self.on_ciphertext(io, id, bytes, now);
+        } else {
+            self.on_plain(io, id, bytes, now);
+        }
+        if self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Proxy(_) | Phase::Head(_) | Phase::Hello)) {
+            io.read(id, Read::Once);
+        }
+    }
+
+    fn on_ciphertext<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8], now: Tick) {
+        let mut rest = bytes;
+        loop {
+            let mut plain = std::mem::take(&mut self.plain);
+            plain.clear();
+            let Some(tls) = self.conn_mut(id).and_then(|conn| conn.tls.as_mut()) else { break };
+            let received = tls.receive(rest, &mut plain, PLAIN_BYTES);
+            let secured = !tls.handshaking();
+            let wants_send = !tls.pending().is_empty();
+            if let Some(conn) = self.conn_mut(id)
+                && secured
+                && !conn.flags.secured
+            {
+                conn.flags.secured = true;
+                conn.accepted_ms = now.mono_ms();
+            }
+            if wants_send {
+                self.mark(id);
+            }
+            match received {
+                Ok(received) => {
+                    self.on_plain(io, id, &mut plain, now);
+                    self.plain = plain;
+                    rest = &mut rest[received.consumed..];
+                    if received.closed {
+                        self.on_ended(io, id, None, now);
+                    }
+                    if !received.more {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(connection_id = %self.connection_id(id), %error, "TLS failed");
+                    self.plain = plain;
+                    self.close(io, id, CloseReason::Tls, now);
+                    break;
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_plain<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8], now: Tick) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let Some(conn) = self.conn_mut(id) else { return };
+            let consumed = match &mut conn.phase {
+                Phase::Proxy(_) => self.on_proxy_bytes(io, id, rest, now),
+                Phase::Head(_) => self.on_head_bytes(io, id, rest, now),
+                Phase::HandingOver(handover) => {
+                    handover.rest.extend_from_slice(rest);
+                    return;
+                }
+                Phase::Closing(_) => return self.on_closing_bytes(io, id, rest),
+                Phase::Hello | Phase::Open | Phase::Echo => return self.on_frames(io, id, rest, now),
+            };
+            rest = &mut rest[consumed..];
+        }
+    }
+
+    /// What an endpoint accepts of frames.
+    fn frame_limits(limits: &Limits, echo: bool, deflate: bool) -> FrameLimits {
+        if echo {
+            let (message_bytes_max, fragments_max) = (ECHO_MESSAGE_BYTES_MAX, ECHO_FRAGMENTS_MAX);
+            return FrameLimits { message_bytes_max, fragments_max, utf8: true, deflate, binary: true };
+        }
+        // The JSON parser checks UTF-8, of the whole message and only once.
+        FrameLimits {
+            message_bytes_max: limits.max_message_bytes,
+            fragments_max: limits.max_fragments,
+            utf8: false,
+            deflate,
+            binary: false,
+        }
+    }
+
+    fn on_frames<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8], now: Tick) {
+        let mut rest = bytes;
+        loop {
+            let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+            if conn.id != id {
+                return;
+            }
+            if !conn.speaks_frames() {
+                return self.on_plain(io, id, rest, now);
+            }
+            let echo = matches!(conn.phase, Phase::Echo);
+            let limits = Self::frame_limits(&self.snapshot.settings.limits, echo, conn.flags.deflate);
+            let (decoder, buffers) = (&mut conn.decoder, &mut self.buffers);
+            // The only place where a panic is contained: these bytes are this connection's alone.
+            let item = contained(|| decoder.next(&mut rest, &limits, buffers));
+            match item {
+                Ok(Ok(Some(item))) => self.on_item(io, id, item, now),
+                Ok(Ok(None)) => break,
+                Ok(Err(reason)) => return self.close(io, id, reason, now),
+                Err(_) => return self.on_decode_panic(io, id, now),
+            }
+        }
+        self.after_frames(io, id, now);
+    }
+
+    fn on_decode_panic<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        self.counters.panics.increment();
+        tracing::error!(connection_id = %self.connection_id(id), "a panic while decoding this connection's bytes closed it");
+        self.close(io, id, CloseReason::Internal, now);
+    }
+
+    /// What one read leaves behind: the clock of an unfinished message, and backpressure.
+    fn after_frames<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        let reply_queue_bytes = self.snapshot.settings.limits.reply_queue_bytes;
+        let Some(conn) = self.conn_mut(id) else { return };
+        let unfinished = conn.decoder.unfinished();
+        let began = unfinished && conn.unfinished_ms == 0;
+        conn.unfinished_ms = match (unfinished, conn.unfinished_ms) {
+            (false, _) => 0,
+            (true, 0) => now.mono_ms().max(1),
+            (true, since) => since,
+        };
+        let pauses =
+            conn.queued_bytes() > reply_queue_bytes && conn.paused_ms == 0 && matches!(conn.phase, Phase::Open | Phase::Echo);
+        if pauses {
+            conn.paused_ms = now.mono_ms().max(1);
+            io.read(id, Read::Off);
+            self.counters.limit_reached(LimitReached::Backpressure);
+        }
+        if began || pauses {
+            self.set_timer(id, now);
+        }
+    }
+
+    fn on_item<I: Io>(&mut self, io: &mut I, id: ConnId, item: Item<'_>, now: Tick) {
+        match item {
+            Item::Message { text, compressed, payload } => self.on_message(io, id, text, compressed, payload, now),
+            Item::Ping(payload) => {
+                if self.control_frame_allowed(io, id, now) {
+                    self.queue_pong(id, &payload);
+                }
+                payload.recycle(&mut self.buffers);
+            }
+            Item::Pong(payload) => {
+                self.control_frame_allowed(io, id, now);
+                payload.recycle(&mut self.buffers);
+            }
+            Item::Close { code, reason } => {
+                reason.recycle(&mut self.buffers);
+                self.on_close_frame(io, id, code, now);
+            }
+        }
+    }
+
+    fn control_frame_allowed<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) -> bool {
+        let limits = self.snapshot.settings.limits;
+        let rate = Rate { per_second: limits.control_frames_per_second, burst: limits.control_frames_burst };
+        let Some(conn) = self.conn_mut(id) else { return false };
+        // Conformance suites send bursts of pings on purpose.
+        if matches!(conn.phase, Phase::Echo) || conn.controls.take(rate, 1, now.mono_ns).is_ok() {
+            return true;
+        }
+        self.counters.limit_reached(LimitReached::ControlFrameRate);
+        self.close(io, id, CloseReason::ControlFlood, now);
+        false
+    }
+
+    fn on_message<I: Io>(&mut self, io: &mut I, id: ConnId, text: bool, compressed: bool, payload: Payload<'_>, now: Tick) {
+        if compressed {
+            let echo = self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Echo));
+            let bytes_max = if echo { ECHO_MESSAGE_BYTES_MAX } else { self.snapshot.settings.limits.max_message_bytes };
+            let mut inflated = std::mem::take(&mut self.inflated);
+            let outcome = self.inflater.inflate(&payload, bytes_max, &mut inflated);
+            match outcome {
+                Ok(()) if echo && text && std::str::from_utf8(&inflated).is_err() => {
+                    self.close(io, id, CloseReason::NotUtf8, now)
+                }
+                Ok(()) => self.on_payload(io, id, text, &inflated, now),
+                Err(reason) => self.close(io, id, reason, now),
+            }
+            inflated.clear();
+            inflated.shrink_to(POOL_INFLATED_BYTES);
+            self.inflated = inflated;
+        } else {
+            self.on_payload(io, id, text, &payload, now);
+        }
+        payload.recycle(&mut self.buffers);
+    }
+
+    fn on_payload<I: Io>(&mut self, io: &mut I, id: ConnId, text: bool, payload: &[u8], now: Tick) {
+        self.counters.messages_in.increment();
+        let Some(conn) = self.conn_mut(id) else { return };
+        conn.messages_in += 1;
+        if matches!(conn.phase, Phase::Echo) {
+            return self.echo(id, text, payload);
+        }
+        if !self.within_rate(io, id, payload.len(), now) {
+            return;
+        }
+        let Some(mut parser) = self.parser.take() else { return };
+        // Contained like the decoder's: the text is this connection's alone.
+        let reader = &mut *parser;
+        let parsed = contained(move || reader.parse(payload));
+        match parsed {
+            Ok(Ok(envelope)) => {
+                let hello = self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Hello));
+                if hello {
+                    self.on_hello(io, id, &envelope, now);
+                } else {
+                    match command_kind(envelope.kind) {
+                        Kind::Application => self.route(io, id, &envelope, payload, now),
+                        _ => self.on_command(io, id, &envelope, payload, now),
+                    }
+                }
+            }
+            Ok(Err(ParseError::Fatal(reason))) => self.close(io, id, reason, now),
+            Ok(Err(ParseError::Refused(refusal))) => self.on_bad_envelope(io, id, &refusal, now),
+            Err(_) => {
+                *parser = crate::protocol::Parser::default();
+                self.on_decode_panic(io, id, now);
+            }
+        }
+        self.parser = Some(parser);
+    }
+
+    fn on_bad_envelope<I: Io>(&mut self, io: &mut I, id: ConnId, refusal: &Refusal, now: Tick) {
+        if self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Hello)) {
+            self.refuse(id, refusal);
+            return self.close(io, id, CloseReason::HelloExpected, now);
+        }
+        self.refuse(id, refusal);
+        let limits = self.snapshot.settings.limits;
+        let window_s = (limits.bad_envelopes_window_ms / 1000).max(1);
+        let (count, now_ns) = (u64::from(limits.bad_envelopes), now.mono_ns);
+        let Some(conn) = self.conn_mut(id) else { return };
+        // `count` in a window: as a bucket of that size which refills over the window. The count itself closes, so one less may stay.
+        let rate = Rate { per_second: count.div_ceil(window_s), burst: count.saturating_sub(1).max(1) };
+        if count > 0 && conn.refusals.take(rate, 1, now_ns).is_err() {
+            self.counters.limit_reached(LimitReached::BadEnvelopes);
+            self.close(io, id, CloseReason::EnvelopeAbuse, now);
+        }
+    }
+
+    /// Whether a message fits the connection's rates; if not it is refused, and a connection that keeps on is closed.
+    fn within_rate<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: usize, now: Tick) -> bool {
+        let limits = self.snapshot.settings.limits;
+        let now_ms = now.mono_ms().max(1);
+        let messages = Rate { per_second: limits.messages_per_second, burst: limits.messages_burst };
+        let byte_rate =
+            Rate { per_second: limits.bytes_per_second, burst: limits.bytes_per_second.max(limits.max_message_bytes as u64) };
+        let Some(conn) = self.conn_mut(id) else { return false };
+        let (limit, wait_ms) = match conn.messages.take(messages, 1, now.mono_ns) {
+            Err(wait_ms) => (LimitReached::MessageRate, wait_ms),
+            Ok(()) => match conn.bytes.take(byte_rate, bytes as u64, now.mono_ns) {
+                Err(wait_ms) => (LimitReached::ByteRate, wait_ms),
+                Ok(()) => return true,
+            },
+        };
+        if conn.over_rate_ms == 0 || now_ms.saturating_sub(conn.last_over_rate_ms) > 1_000 {
+            conn.over_rate_ms = now_ms;
+        }
+        conn.last_over_rate_ms = now_ms;
+        let abusive = limits.rate_abuse_ms > 0 && now_ms - conn.over_rate_ms >= limits.rate_abuse_ms;
+        self.counters.limit_reached(limit);
+        self.refuse(
+            id,
+            &Refusal {
+                id: Box::default(),
+                session_id: Box::default(),
+                code: ErrorCode::LimitRate,
+                message: "this connection sends more than its rate: wait, then send it again (limits.messages_per_second, bytes_per_second)"
+                    .into(),
+                pointer: "".into(),
+                retry_after_ms: Some(wait_ms),
+            },
+        );
+        if abusive {
+            self.counters.limit_reached(LimitReached::RateAbuse);
+            self.close(io, id, CloseReason::Rate, now);
+        }
+        false
+    }
+
+    fn echo(&mut self, id: ConnId, text: bool, payload: &[u8]) {
+        let min_bytes = self.snapshot.settings.deflate.min_bytes;
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.queue.capacity() == 0 {
+            conn.queue = self.buffers.take();
+        }
+        let opcode = if text { Opcode::Text } else { Opcode::Binary };
+        let before = conn.queue.len();
+        let mut done = false;
+        if conn.flags.deflate && payload.len() >= min_bytes {
+            let mut compressed = self.buffers.take();
+            if self.deflater.deflate(payload, conn.window_bits, &mut compressed) {
+                encoder::frame(opcode, true, &compressed, &mut conn.queue);
+                done = true;
+            }
+            self.buffers.give(compressed);
+        }
+        if !done {
+            encoder::frame(opcode, false, payload, &mut conn.queue);
+        }
+        conn.queued_frames += 1;
+        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        self.mark(id);
+    }
+
+    /// Queues an `rw.error` for a message of this connection.
+    pub(super) fn refuse(&mut self, id: ConnId, refusal: &Refusal) {
+        self.counters.refused.increment();
+        let frame = self.conn(id).map(|conn| conn.messages_in);
+        self.reply_now(id, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
+    }
+
+    /// Queues an `rw.error` of a few words.
+    pub(super) fn refuse_with(&mut self, id: ConnId, head: Head<'_>, code: ErrorCode, message: &str, pointer: Option<&str>) {
+        self.counters.refused.increment();
+        let frame = self.conn(id).map(|conn| conn.messages_in);
+        let retry_after_ms = code.retryable().then_some(RETRY_AFTER_MS);
+        self.reply_now(id, |out| {
+            crate::protocol::error(out, &Failure { head, code, message, retry_after_ms, pointer, frame });
+        });
+    }
+
+    fn on_close_frame<I: Io>(&mut self, io: &mut I, id: ConnId, code: Option<u16>, now: Tick) {
+        // RFC 6455 5.5.1: the answer echoes the code.
+        if let Some(conn) = self.conn_mut(id) {
+            conn.answer_code = Some(code);
+            conn.clean = matches!(code, None | Some(1000));
+        }
+        self.close(io, id, CloseReason::ClientClosed, now);
+    }
+
+    /// Ends a connection: its members go, the close frame is queued, and what still comes is dropped until the peer has closed too or
+    /// the time is over.
+    pub(super) fn close<I: Io>(&mut self, io: &mut I, id: ConnId, reason: CloseReason, now: Tick) {
+        let close_ms = self.snapshot.settings.limits.close_ms;
+        let Some(conn) = self.conn_mut(id) else { return };
+        if matches!(conn.phase, Phase::Closing(_)) {
+            return;
+        }
+        let framed = conn.speaks_frames();
+        let answer = conn.answer_code.take();
+        let peer_done = conn.flags.ended || answer.is_some() || !framed;
+        let before = std::mem::replace(
+            &mut conn.phase,
+            Phase::Closing(Closing { reason, until_ms: now.mono_ms() + close_ms, peer_done, finished: false }),
+        );
+        conn.paused_ms = 0;
+        conn.unfinished_ms = 0;
+        tracing::debug!(connection_id = %self.connection_id(id), reason = reason.label(), "closing");
+        self.leave_all(io, id, now);
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let silent = conn.flags.ended || matches!(reason, CloseReason::Shed | CloseReason::SocketError);
+        match before {
+            Phase::HandingOver(_) | Phase::Proxy(_) => {}
+            Phase::Head(_) if reason != CloseReason::HttpAnswered => {}
+            _ if silent => {}
+            Phase::Hello | Phase::Open | Phase::Echo => {
+                let code = match answer {
+                    Some(code) => code,
+                    None => reason.code(),
+                };
+                if conn.queue.capacity() == 0 {
+                    conn.queue = self.buffers.take();
+                }
+                let before = conn.queue.len();
+                encoder::close_frame(code, if answer.is_some() { "" } else { reason.label() }, &mut conn.queue);
+                self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+            }
+            Phase::Head(_) | Phase::Closing(_) => {}
+        }
+        conn.decoder.release(&mut self.buffers);
+        if let Some(tls) = &mut conn.tls {
+            conn.flags.close_notify = !silent;
+            if silent {
+                tls.close();
+            }
+        }
+        if silent
+            || matches!(reason, CloseReason::Tls)
+                && conn.queue.is_empty()
+                && conn.tls.as_ref().is_none_or(|tls| tls.pending().is_empty())
+        {
+            return self.drop_conn(io, id, now);
+        }
+        io.read(id, Read::Stream);
+        self.mark(id);
+        self.set_timer(id, now);
+    }
+
+    /// Bytes after our close frame: only the peer's own close frame matters.
+    fn on_closing_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8]) {
+        self.counters.dropped(DropReason::AfterClose, 1);
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let limits = Self::frame_limits(&self.snapshot.settings.limits, false, conn.flags.deflate);
+        let Phase::Closing(closing) = &mut conn.phase else { return };
+        let (mut rest, decoder, buffers) = (bytes, &mut conn.decoder, &mut self.buffers);
+        let mut done = closing.peer_done;
+        while !done {
+            match contained(|| decoder.next(&mut rest, &limits, buffers)) {
+                Ok(Ok(Some(Item::Message { payload, .. } | Item::Ping(payload) | Item::Pong(payload)))) => {
+                    payload.recycle(buffers)
+                }
+                Ok(Ok(None)) => break,
+                // What it sends is no WebSocket any more, or its close frame: it is done.
+                Ok(Ok(Some(Item::Close { .. })) | Err(_)) | Err(_) => done = true,
+            }
+        }
+        done |= decoder.over();
+        if done && !closing.peer_done {
+            closing.peer_done = true;
+            let flushed = conn.queue.is_empty() && conn.tls.as_ref().is_none_or(|tls| tls.pending().is_empty());
+            if flushed && !closing.finished {
+                closing.finished = true;
+                io.finish(id);
+            }
+        }
+    }
+
+    pub(super) fn on_ended<I: Io>(&mut self, io: &mut I, id: ConnId, error: Option<&std::io::Error>, now: Tick) {
+        let Some(conn) = self.conn_mut(id) else { return };
+        conn.flags.ended = true;
+        match conn.phase {
+            Phase::Closing(_) => self.drop_conn(io, id, now),
+            Phase::HandingOver(_) => {}
+            _ => self.close(io, id, if error.is_some() { CloseReason::SocketError } else { CloseReason::Ended }, now),
+        }
+    }
+
+    /// Forgets a connection and closes its socket.
+    pub(super) fn drop_conn<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        let reason = match self.conn(id) {
+            Some(conn) => match conn.phase {
+                Phase::Closing(closing) => closing.reason,
+                _ => CloseReason::Shutdown,
+            },
+            None => return,
+        };
+        if !matches!(self.conn(id).map(|conn| &conn.phase), Some(Phase::Closing(_))) {
+            self.leave_all(io, id, now);
+        }
+        let info = self.describe(id, now);
+        let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
+        self.conns_count -= 1;
+        self.counters.closed(reason);
+        self.counters.buffer_bytes.subtract(conn.queued_bytes() as u64);
+        if let Some(info) = info {
+            let pushed_out = self.closed.remember(info, reason, now.mono_ms());
+            self.counters.dropped(DropReason::ClosedRecord, pushed_out);
+        }
+        self.leave_admission(&mut conn);
+        self.buffers.give(std::mem::take(&mut conn.queue));
+        conn.decoder.release(&mut self.buffers);
+        io.close(id);
+    }
+}
+
+/// Runs what reads one connection's bytes; a panic in it is that connection's end and no other's.
+fn contained<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+}
+
+/// What a refusal for lack of room tells the client to wait.
+pub(super) const RETRY_AFTER_MS: u64 = 500;
+/// The inflated message's buffer is kept up to this.
+const POOL_INFLATED_BYTES: usize = 128 * 1024;

@@ -1,0 +1,366 @@
+//! What shards say to each other, and how: bounded queues between each ordered pair, and a door that tells who has spoken.
+//!
+//! Two queues a pair, by what a loss costs. On `data` a full queue only delays: records wait in the log, a forwarded message is answered
+//! with `limit.backpressure`. On `control` nothing may be lost: what does not fit waits in the sender's bounded backlog.
+
+use super::conn::Handover;
+use crate::ids::ConnId;
+use crate::session::{Entitlements, MemberKey, Place};
+use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
+use std::sync::Arc;
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Shards at most: one bit each in a door's mask.
+pub const SHARDS_MAX: usize = 256;
+const WORDS: usize = SHARDS_MAX / 64;
+/// Messages all lanes into one shard hold together; each has an equal share.
+const LANE_MESSAGES: usize = 8192;
+const LANE_MESSAGES_MIN: usize = 64;
+
+/// What a client asks for when it attaches; owned, since it may cross shards.
+#[derive(Debug)]
+pub struct AttachRequest {
+    pub place: Place,
+    pub command_id: Box<str>,
+    pub session_id: Box<str>,
+    /// Keyed hash of `session_id`.
+    pub session: u64,
+    pub client_id: Box<str>,
+    pub subject_bytes: u16,
+    pub roles: Box<[Box<str>]>,
+    pub resume: Option<(Box<str>, u64)>,
+    pub wanted: crate::session::Wanted,
+    pub rooms: Vec<Box<str>>,
+    pub create: bool,
+    pub echo: bool,
+    /// It came as a hello: the answer is a welcome.
+    pub hello: bool,
+}
+
+/// What the home answers.
+#[derive(Debug)]
+pub struct AttachAnswer {
+    pub member: MemberKey,
+    pub created: bool,
+    pub epoch: u64,
+    pub head: u64,
+    pub cursor: u64,
+    pub recovered: bool,
+    pub rewound_to: Option<u64>,
+    pub oldest_seq: u64,
+    pub rooms: Vec<Box<str>>,
+    pub entitlements: Entitlements,
+    /// The first record the home will send to the asking shard's mirror.
+    pub mirror_from: u64,
+}
+
+/// A refusal that crosses shards: the finished frame of an `rw.error`.
+pub type RefusalFrame = Vec<u8>;
+
+/// A batch of a mirrored session's records: each its length (u32), the offset of its frame (u32), its bytes.
+#[derive(Debug)]
+pub struct Batch {
+    pub session: u64,
+    pub first_seq: u64,
+    pub count: u32,
+    pub records: Vec<u8>,
+}
+
+/// A page of frames for one reader that its shard's mirror can't serve.
+#[derive(Debug)]
+pub struct Page {
+    pub to: Place,
+    pub session: u64,
+    pub frames: Vec<u8>,
+    pub delivered: u64,
+    /// The last `seq` in it, 0 where it has none.
+    pub delivered_seq: u64,
+    /// The reader's cursor after it.
+    pub cursor: u64,
+    /// What retention dropped before it.
+    pub gap: Option<(u64, u64)>,
+}
+
+/// An ephemeral message on its way to a mirror's readers.
+#[derive(Debug)]
+pub struct Passing {
+    pub session: u64,
+    pub sender: u64,
+    /// Empty: everyone.
+    pub targets: Vec<u64>,
+    pub frame: Vec<u8>,
+}
+
+/// A message for a channel from outside it.
+#[derive(Debug)]
+pub struct ChannelPost {
+    pub from: Place,
+    /// Keyed hash of the channel's session id.
+    pub session: u64,
+    pub session_id: Box<str>,
+    pub client_id: Box<str>,
+    pub acks: bool,
+    pub text: Vec<u8>,
+    pub frame_number: u64,
+}
+
+/// What crosses from one shard to another. Boxed where it is long: a queue's slot is one cache line.
+#[derive(Debug)]
+pub enum LaneMessage {
+    /// A socket whose first session is at home there.
+    Handover(Box<Handover>),
+    /// A connection here wants into a session there.
+    Attach(Box<AttachRequest>),
+    /// The answer: the attachment, or the error to send.
+    Attached { place: Place, command_id: Box<str>, outcome: Box<Result<AttachAnswer, RefusalFrame>> },
+    /// A connection here has left a session there. `clean`: by its own will.
+    Detach { member: MemberKey, place: Place, clean: bool, leave: bool },
+    /// A session is read by nobody here any more.
+    Unmirror { session: u64, shard: u16 },
+    /// A client's message or command for a session there; `number` counts the connection's inbound messages.
+    Forward { member: MemberKey, place: Place, number: u64, text: Vec<u8> },
+    /// A message for a channel there.
+    Post(Box<ChannelPost>),
+    /// A frame for a connection there, in its place in the order or (`after` 0) at once.
+    Reply { to: Place, after: u64, frame: Vec<u8> },
+    /// The answer to a ping: written where the delivered seq is known.
+    Pong { to: Place, after: u64, id: Box<str> },
+    /// A member's entitlements have changed.
+    Entitle { to: Place, entitlements: Box<Entitlements> },
+    /// A member's roles are new (its token was refreshed).
+    Roles { member: MemberKey, place: Place, roles: Box<[Box<str>]> },
+    /// The attachment has been taken over by another connection.
+    Replaced { to: Place },
+    /// Records for a mirror.
+    Records(Box<Batch>),
+    /// A mirror took a batch; its buffer comes back for reuse.
+    Credit { session: u64, shard: u16, buffer: Vec<u8> },
+    /// A reader is behind what the mirror holds.
+    Pull { member: MemberKey, place: Place, after: u64 },
+    /// The answer.
+    Page(Box<Page>),
+    /// An ephemeral message.
+    Passing(Box<Passing>),
+}
+
+const _: () = assert!(size_of::<LaneMessage>() <= 64);
+
+/// The queues of one ordered pair.
+#[derive(Debug)]
+pub struct Lane {
+    pub control: ArrayQueue<LaneMessage>,
+    pub data: ArrayQueue<LaneMessage>,
+}
+
+/// Tells a shard who has spoken, and tells the speakers whether it sleeps.
+#[derive(Debug)]
+pub struct Door {
+    asleep: AtomicBool,
+    spoken: [AtomicU64; WORDS],
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        Self { asleep: AtomicBool::new(false), spoken: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+impl Door {
+    /// Says that `shard` has put something in its lane. True: the door's owner sleeps, ring its bell.
+    ///
+    /// The bit is set before the flag is read and the owner sets its flag before it reads the bits, both sequentially consistent: at
+    /// least one of the two sees the other.
+    #[must_use]
+    pub fn knock(&self, shard: usize) -> bool {
+        self.spoken[shard / 64].fetch_or(1 << (shard % 64), Ordering::SeqCst);
+        self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst)
+    }
+
+    /// Announces sleep; false if somebody has spoken meanwhile.
+    #[must_use]
+    pub fn sleep(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        if self.spoken.iter().any(|word| word.load(Ordering::SeqCst) != 0) {
+            self.wake();
+            return false;
+        }
+        true
+    }
+
+    /// The owner is up.
+    pub fn wake(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// Who has spoken since the last call, added to `mask`.
+    pub fn take(&self, mask: &mut [u64; WORDS]) {
+        for (word, mask) in self.spoken.iter().zip(mask) {
+            if word.load(Ordering::Relaxed) != 0 {
+                *mask |= word.swap(0, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+/// All lanes and doors of a process.
+#[derive(Debug)]
+pub struct Mesh {
+    /// `lanes[from * shards + to]`.
+    lanes: Vec<Lane>,
+    doors: Vec<CachePadded<Door>>,
+    shards: usize,
+}
+
+/// Which queue of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    Control,
+    Data,
+}
+
+impl Mesh {
+    /// The mesh of so many shards, 1 to [`SHARDS_MAX`].
+    #[must_use]
+    pub fn new(shards: usize) -> Arc<Self> {
+        assert!((1..=SHARDS_MAX).contains(&shards), "1 to {SHARDS_MAX} shards");
+        let depth = (LANE_MESSAGES / shards).max(LANE_MESSAGES_MIN);
+        let lanes = (0..shards * shards)
+            .map(|lane| {
+                // Nobody talks to itself.
+                let depth = if lane / shards == lane % shards { 1 } else { depth };
+                Lane { control: ArrayQueue::new(depth), data: ArrayQueue::new(depth) }
+            })
+            .collect();
+        Arc::new(Self { lanes, doors: (0..shards).map(|_| CachePadded::new(Door::default())).collect(), shards })
+    }
+
+    /// How many shards there are.
+    #[must_use]
+    pub const fn shards(&self) -> usize {
+        self.shards
+    }
+
+    /// A shard's door.
+    #[must_use]
+    pub fn door(&self, shard: usize) -> &Door {
+        &self.doors[shard]
+    }
+
+    /// Puts a message in a lane. True: ring the receiver's bell.
+    ///
+    /// # Errors
+    /// The message, where the queue is full.
+    pub fn push(&self, from: usize, to: usize, class: Class, message: LaneMessage) -> Result<bool, LaneMessage> {
+        self.queue(from, to, class).push(message)?;
+        Ok(self.doors[to].knock(from))
+    }
+
+    /// Takes a message out of a lane.
+    #[must_use]
+    pub fn pop(&self, from: usize, to: usize, class: Class) -> Option<LaneMessage> {
+        self.queue(from, to, class).pop()
+    }
+
+    fn queue(&self, from: usize, to: usize, class: Class) -> &ArrayQueue<LaneMessage> {
+        let lane = &self.lanes[from * self.shards + to];
+        match class {
+            Class::Control => &lane.control,
+            Class::Data => &lane.data,
+        }
+    }
+}
+
+/// Shards that have something to read: a copy of a door's mask that its owner works off.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spoken(pub [u64; WORDS]);
+
+impl Spoken {
+    /// Whether none has.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    /// The lowest shard, taken out.
+    pub fn pop(&mut self) -> Option<usize> {
+        let word = self.0.iter().position(|word| *word != 0)?;
+        let bit = self.0[word].trailing_zeros() as usize;
+        self.0[word] &= self.0[word] - 1;
+        Some(word * 64 + bit)
+    }
+
+    /// Puts a shard (back) in.
+    pub fn insert(&mut self, shard: usize) {
+        self.0[shard / 64] |= 1 << (shard % 64);
+    }
+}
+
+/// The conn id of nobody, for places that a message does not need.
+pub const NOBODY: ConnId = ConnId { index: u32::MAX, generation: 0 };
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_knock_rings_a_sleeper_once() {
+        let door = Door::default();
+        assert!(!door.knock(3), "awake");
+        assert!(!door.sleep(), "somebody had spoken");
+        let mut spoken = Spoken::default();
+        door.take(&mut spoken.0);
+        assert_eq!((spoken.pop(), spoken.pop()), (Some(3), None));
+        assert!(door.sleep());
+        assert!(door.knock(255) && !door.knock(255), "one bell is enough");
+        door.take(&mut spoken.0);
+        assert_eq!(spoken.pop(), Some(255));
+    }
+
+    #[test]
+    fn a_full_lane_gives_the_message_back() {
+        let mesh = Mesh::new(2);
+        let message = || LaneMessage::Unmirror { session: 1, shard: 0 };
+        let mut pushed = 0;
+        while mesh.push(0, 1, Class::Data, message()).is_ok() {
+            pushed += 1;
+        }
+        assert_eq!(pushed, LANE_MESSAGES / 2);
+        assert!(mesh.push(0, 1, Class::Control, message()).is_ok(), "control has a queue of its own");
+        assert!(mesh.pop(0, 1, Class::Data).is_some() && mesh.push(0, 1, Class::Data, message()).is_ok());
+        assert!(mesh.pop(1, 0, Class::Data).is_none());
+    }
+}
+
+#[cfg(all(test, loom))]
+mod tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicUsize;
+
+    /// Whatever the interleaving, a message pushed before the owner sleeps is either seen by it or rings.
+    #[test]
+    fn no_message_sleeps_in_a_lane() {
+        loom::model(|| {
+            let door = Arc::new(Door::default());
+            let lane = Arc::new(AtomicUsize::new(0));
+            let speaker = {
+                let (door, lane) = (Arc::clone(&door), Arc::clone(&lane));
+                loom::thread::spawn(move || {
+                    lane.store(1, Ordering::Release);
+                    door.knock(0)
+                })
+            };
+            let slept = door.sleep();
+            let mut spoken = Spoken::default();
+            door.take(&mut spoken.0);
+            let seen = !spoken.is_empty() && lane.load(Ordering::Acquire) == 1;
+            let rang = speaker.join().unwrap();
+            assert!(!slept || seen || rang, "asleep with a message in the lane and no bell");
+        });
+    }
+}

@@ -1,0 +1,383 @@
+//! Across cores: what comes over the lanes, what goes out over them, and the mirrors of sessions that are at home elsewhere.
+
+use super::conn::Waiting;
+use super::core::Core;
+use super::counters::{DropReason, LimitReached};
+use super::lanes::{Batch, Class, LaneMessage, Page};
+use crate::ids::ConnId;
+use crate::io::Io;
+use crate::limits::SEND_BYTES_MAX;
+use crate::log::{Audience, Entry, HEADER_BYTES};
+use crate::session::{MemberKey, Place, SessionKey};
+use crate::time::Tick;
+
+/// Lane messages handled in one turn, of each speaking shard.
+const MESSAGES_PER_TURN_MAX: usize = 1024;
+/// Records of a mirror batch, in bytes.
+const BATCH_BYTES_MAX: usize = 128 * 1024;
+/// Messages that wait for a full control lane; above it the shard reads no more of that shard's data lane.
+const BACKLOG_MAX: usize = 4096;
+
+impl Core {
+    /// Takes what other shards have said; true if some is left.
+    pub(super) fn drain_lanes<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
+        let mut spoken = self.spoken;
+        self.mesh.door(self.shard).take(&mut spoken.0);
+        self.spoken = super::lanes::Spoken::default();
+        while let Some(from) = spoken.pop() {
+            self.reading_from = u16::try_from(from).ok();
+            let mut budget = MESSAGES_PER_TURN_MAX;
+            for class in [Class::Control, Class::Data] {
+                // Who answers slower than it is asked hears no more until its answers are through.
+                while budget > 0 && (class == Class::Control || self.lane_backlog[from].len() < BACKLOG_MAX) {
+                    let Some(message) = self.mesh.pop(from, self.shard, class) else { break };
+                    budget -= 1;
+                    self.counters.lane_in.increment();
+                    self.on_lane(io, message, now);
+                }
+            }
+            if budget == 0 || self.lane_backlog[from].len() >= BACKLOG_MAX {
+                self.spoken.insert(from);
+            }
+        }
+        self.reading_from = None;
+        !self.spoken.is_empty()
+    }
+
+    fn on_lane<I: Io>(&mut self, io: &mut I, message: LaneMessage, now: Tick) {
+        match message {
+            LaneMessage::Handover(handover) => self.on_handover(io, handover, now),
+            LaneMessage::Attach(request) => self.on_attach(io, &request, now),
+            LaneMessage::Attached { place, outcome, .. } => self.on_attached(io, place, *outcome, now),
+            LaneMessage::Detach { member, place, clean, leave } => self.on_detach(member, place, clean, leave, now),
+            LaneMessage::Unmirror { session, shard } => {
+                if let Some(session) = self.sessions.find(session).and_then(|key| self.sessions.sessions.get_mut(key)) {
+                    session.mirrors.retain(|mirror| mirror.shard != shard);
+                }
+            }
+            LaneMessage::Forward { member, place, number, text } => self.on_forward(io, member, place, number, text, now),
+            LaneMessage::Post(post) => self.on_post(io, &post, now),
+            LaneMessage::Reply { to, after, frame } => {
+                if after == 0 {
+                    self.queue_frame(to.conn, &frame);
+                    self.buffers.give(frame);
+                } else {
+                    self.put_ordered(to.conn, to.attachment, after, Waiting::Frame(frame));
+                }
+            }
+            LaneMessage::Pong { to, after, id } => self.put_ordered(to.conn, to.attachment, after, Waiting::Pong(id)),
+            LaneMessage::Entitle { to, entitlements } => self.entitle(to, *entitlements),
+            LaneMessage::Roles { member, place, roles } => {
+                if self.sessions.members.get(member).is_some_and(|member| member.place == Some(place)) {
+                    self.sessions.set_roles(member, roles);
+                    self.publish_entitlements(io, member);
+                }
+            }
+            LaneMessage::Replaced { to } => self.on_replaced(io, to, now),
+            LaneMessage::Records(batch) => self.on_records(io, *batch),
+            LaneMessage::Credit { session, shard, buffer } => {
+                self.buffers.give(buffer);
+                self.on_credit(session, shard);
+            }
+            LaneMessage::Pull { member, place, after } => self.on_pull(io, member, place, after),
+            LaneMessage::Page(page) => self.on_page(*page),
+            LaneMessage::Passing(passing) => {
+                if let Some(stream) = self.mirrors.get(&passing.session).copied() {
+                    self.pass_here(stream, passing.sender, &passing.targets, &passing.frame);
+                }
+            }
+        }
+    }
+
+    fn on_detach(&mut self, member: MemberKey, place: Place, clean: bool, leave: bool, now: Tick) {
+        self.member_left(member, place, clean, leave, now);
+    }
+
+    fn on_forward<I: Io>(&mut self, io: &mut I, member: MemberKey, place: Place, number: u64, text: Vec<u8>, now: Tick) {
+        let Some(mut parser) = self.parser.take() else { return };
+        self.forwarded_number = number;
+        // It was parsed and found good where it arrived.
+        if let Ok(envelope) = parser.parse(&text) {
+            match crate::protocol::command_kind(envelope.kind) {
+                crate::protocol::Kind::Application => self.publish(io, place, member, &envelope, now),
+                _ => self.command_at_home(io, place, member, &envelope, now),
+            }
+        }
+        self.parser = Some(parser);
+        self.buffers.give(text);
+    }
+
+    fn on_post<I: Io>(&mut self, io: &mut I, post: &super::lanes::ChannelPost, now: Tick) {
+        let Some(mut parser) = self.parser.take() else { return };
+        if let Ok(envelope) = parser.parse(&post.text) {
+            self.publish_post(io, post, &envelope, now);
+        }
+        self.parser = Some(parser);
+    }
+
+    /// Sends mirrors what was appended, as far as their credits and the lanes go.
+    pub(super) fn push_mirrors<I: Io>(&mut self, io: &mut I) {
+        let mut sessions = std::mem::take(&mut self.mirrored);
+        sessions.retain(|session| self.push_session(io, *session));
+        self.mirrored = sessions;
+        let mut pulls = std::mem::take(&mut self.pulls);
+        for (place, member, after) in pulls.drain(..) {
+            let Some(stream) =
+                self.conn(place.conn).and_then(|conn| conn.attachment(place.attachment)).map(|attachment| attachment.stream)
+            else {
+                continue;
+            };
+            if let Some(home) = self.streams.get(stream).and_then(|stream| stream.home) {
+                self.send_control(io, home, LaneMessage::Pull { member, place, after });
+            }
+        }
+        self.pulls = pulls;
+    }
+
+    /// Sends one session's mirrors what they lack. False if none lacks anything, or all wait for credit.
+    fn push_session<I: Io>(&mut self, io: &mut I, key: SessionKey) -> bool {
+        let Some(session) = self.sessions.sessions.get(key) else { return false };
+        let (hash, stream_key) = (session.hash, session.stream);
+        let mut again = false;
+        for number in 0..session.mirrors.len() {
+            loop {
+                let Some(mirror) = self.sessions.sessions.get(key).and_then(|session| session.mirrors.get(number)).copied()
+                else {
+                    break;
+                };
+                let Some(stream) = self.streams.get(stream_key) else { return false };
+                let from = mirror.next_seq.max(stream.index.first());
+                if mirror.credits == 0 || from > stream.index.head() {
+                    break;
+                }
+                let batch = self.batch_of(stream_key, hash, from);
+                let count = u64::from(batch.count);
+                if self.push_now(io, usize::from(mirror.shard), Class::Data, LaneMessage::Records(Box::new(batch))).is_err() {
+                    again = true;
+                    break;
+                }
+                if let Some(mirror) = self.sessions.sessions.get_mut(key).and_then(|session| session.mirrors.get_mut(number)) {
+                    mirror.next_seq = from + count;
+                    mirror.credits -= 1;
+                }
+            }
+        }
+        again
+    }
+
+    fn batch_of(&mut self, stream: crate::session::StreamKey, session: u64, from: u64) -> Batch {
+        let mut records = self.buffers.take();
+        let mut count = 0;
+        if let Some(stream) = self.streams.get(stream) {
+            for seq in from..=stream.index.head() {
+                let Some(entry) = stream.index.get(seq) else { break };
+                if count > 0 && records.len() + entry.record_bytes() as usize > BATCH_BYTES_MAX {
+                    break;
+                }
+                records.extend_from_slice(&entry.record_bytes().to_le_bytes());
+                records.extend_from_slice(&entry.frame_at.to_le_bytes());
+                records.extend_from_slice(self.log.bytes(entry.at, 0, entry.record_bytes()));
+                count += 1;
+            }
+        }
+        Batch { session, first_seq: from, count, records }
+    }
+
+    /// Records for a mirror here.
+    fn on_records<I: Io>(&mut self, io: &mut I, batch: Batch) {
+        let Some(key) = self.mirrors.get(&batch.session).copied() else {
+            self.counters.dropped(DropReason::LaneStale, 1);
+            return;
+        };
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        let home = stream.home;
+        if stream.opening || batch.first_seq != stream.index.head() + 1 {
+            // Its first records, or those after a hole: readers behind it ask the home for pages.
+            stream.opening = false;
+            stream.index.restart(batch.first_seq);
+        }
+        let mut rest = &batch.records[..];
+        while let Some((lengths, behind)) = rest.split_first_chunk::<8>() {
+            let word = |at: usize| u32::from_le_bytes([lengths[at], lengths[at + 1], lengths[at + 2], lengths[at + 3]]);
+            let (bytes, frame_at) = (word(0) as usize, word(4) as usize);
+            let Some((record, behind)) = behind.split_at_checked(bytes) else { break };
+            rest = behind;
+            let put = self.mirror_log.append_copy(record, frame_at);
+            stream.index.push(Entry::new(put, audience_of(record, frame_at), sender_of(record)));
+        }
+        self.trim(key);
+        self.note_broadcast(key, batch.first_seq);
+        if let Some(home) = home {
+            let mut buffer = batch.records;
+            buffer.clear();
+            let credit = LaneMessage::Credit { session: batch.session, shard: self.shard_number(), buffer };
+            self.send_control(io, home, credit);
+        }
+    }
+
+    fn on_credit(&mut self, session: u64, shard: u16) {
+        let Some(key) = self.sessions.find(session) else { return };
+        if let Some(mirror) = self
+            .sessions
+            .sessions
+            .get_mut(key)
+            .and_then(|session| session.mirrors.iter_mut().find(|mirror| mirror.shard == shard))
+        {
+            mirror.credits = (mirror.credits + 1).min(super::attach::MIRROR_CREDITS);
+            if !self.mirrored.contains(&key) {
+                self.mirrored.push(key);
+            }
+        }
+    }
+
+    /// A reader elsewhere is behind what its mirror holds: it gets a page of what it may see.
+    fn on_pull<I: Io>(&mut self, io: &mut I, key: MemberKey, place: Place, after: u64) {
+        let Some(member) = self.sessions.members.get(key).filter(|member| member.place == Some(place)) else { return };
+        let Some((hash, stream_key)) = self.sessions.sessions.get(member.session).map(|session| (session.hash, session.stream))
+        else {
+            return;
+        };
+        self.trim(stream_key);
+        let Some(member) = self.sessions.members.get(key) else { return };
+        let Some(stream) = self.streams.get(stream_key) else { return };
+        let mut page =
+            Page { to: place, session: hash, frames: Vec::new(), delivered: 0, delivered_seq: 0, cursor: after, gap: None };
+        if page.cursor + 1 < stream.index.first() {
+            page.gap = Some((page.cursor + 1, stream.index.first() - 1));
+            page.cursor = stream.index.first() - 1;
+        }
+        while page.cursor < stream.index.head() && page.frames.len() < SEND_BYTES_MAX {
+            let seq = page.cursor + 1;
+            let Some(entry) = stream.index.get(seq) else { break };
+            let head = u32::try_from(HEADER_BYTES).unwrap_or(0);
+            if member.entitlements.delivers(entry, seq, || self.log.bytes(entry.at, head, entry.frame_at - head)) {
+                page.frames.extend_from_slice(self.log.bytes(entry.at, entry.frame_at, entry.frame_bytes));
+                page.delivered += 1;
+                page.delivered_seq = seq;
+            }
+            page.cursor = seq;
+        }
+        self.send_control(io, place.shard, LaneMessage::Page(Box::new(page)));
+    }
+
+    fn on_page(&mut self, page: Page) {
+        let session_id = match self.mirrors.get(&page.session).and_then(|key| self.streams.get(*key)) {
+            Some(stream) => stream.session_id.clone(),
+            None => return,
+        };
+        if let Some((from, to)) = page.gap {
+            self.counters.gaps.increment();
+            let id = self.event_id();
+            let head = crate::protocol::Head { id: &id, session_id: &session_id };
+            self.reply_now(page.to.conn, |out| crate::protocol::gap(out, head, from, to));
+        }
+        let Some(conn) = self.conn_mut(page.to.conn) else { return };
+        let Some(attachment) = conn.attachment_mut(page.to.attachment) else { return };
+        attachment.pulling = false;
+        attachment.cursor = page.cursor;
+        if page.delivered_seq > 0 {
+            attachment.delivered_seq = page.delivered_seq;
+        }
+        conn.messages_out += page.delivered;
+        self.counters.delivered.add(page.delivered);
+        if page.frames.is_empty() {
+            self.mark(page.to.conn);
+        } else {
+            self.queue_frame(page.to.conn, &page.frames);
+        }
+    }
+
+    /// Puts a message in a lane now.
+    ///
+    /// # Errors
+    /// Where the lane is full, or messages before it wait; the message is gone.
+    pub(super) fn push_now<I: Io>(&mut self, io: &mut I, to: usize, class: Class, message: LaneMessage) -> Result<(), ()> {
+        if class == Class::Control && self.lane_backlog[to].len() >= BACKLOG_MAX {
+            self.counters.lane_full.increment();
+            return Err(());
+        }
+        if class == Class::Control && !self.lane_backlog[to].is_empty() {
+            self.lane_backlog[to].push_back(message);
+            return Ok(());
+        }
+        match self.mesh.push(self.shard, to, class, message) {
+            Ok(ring) => {
+                self.counters.lane_out.increment();
+                if ring {
+                    self.counters.bells.increment();
+                    io.ring_bell(to);
+                }
+                Ok(())
+            }
+            Err(_) => {
+                self.counters.lane_full.increment();
+                self.counters.limit_reached(LimitReached::Lane);
+                Err(())
+            }
+        }
+    }
+
+    /// Puts a message that must not be lost in a lane, now or later.
+    pub(super) fn send_lane<I: Io>(&mut self, io: &mut I, to: usize, class: Class, message: LaneMessage) {
+        if !self.lane_backlog[to].is_empty() {
+            self.lane_backlog[to].push_back(message);
+            return;
+        }
+        match self.mesh.push(self.shard, to, class, message) {
+            Ok(ring) => {
+                self.counters.lane_out.increment();
+                if ring {
+                    self.counters.bells.increment();
+                    io.ring_bell(to);
+                }
+            }
+            Err(message) => {
+                self.counters.lane_full.increment();
+                self.lane_backlog[to].push_back(message);
+            }
+        }
+    }
+
+    /// Sends what waited for full lanes; true if some still waits.
+    pub(super) fn push_backlog<I: Io>(&mut self, io: &mut I) -> bool {
+        let mut waits = false;
+        for to in 0..self.lane_backlog.len() {
+            while let Some(message) = self.lane_backlog[to].pop_front() {
+                match self.mesh.push(self.shard, to, Class::Control, message) {
+                    Ok(ring) => {
+                        self.counters.lane_out.increment();
+                        if ring {
+                            self.counters.bells.increment();
+                            io.ring_bell(to);
+                        }
+                    }
+                    Err(message) => {
+                        self.lane_backlog[to].push_front(message);
+                        waits = true;
+                        break;
+                    }
+                }
+            }
+        }
+        waits
+    }
+
+    /// The connections that are attached to something, for tests and tools.
+    #[must_use]
+    pub fn connection_ids(&self) -> Vec<ConnId> {
+        self.conns.iter().flatten().map(|conn| conn.id).collect()
+    }
+}
+
+/// A record's audience, from its own addresses.
+fn audience_of(record: &[u8], frame_at: usize) -> Audience {
+    match record.get(HEADER_BYTES..frame_at) {
+        None | Some([]) => Audience::All,
+        Some(list) if list.len() == 8 => Audience::One(u64::from_le_bytes(list.try_into().unwrap_or_default())),
+        Some(_) => Audience::Many,
+    }
+}
+
+fn sender_of(record: &[u8]) -> u64 {
+    record.get(48..56).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
+}

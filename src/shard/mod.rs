@@ -1,0 +1,29 @@
+//! The composer: one pinned thread that runs the pure stages over an engine.
+//!
+//! `inbound` is the whole way in, `outbound` the whole way out, `core` the shard between them. `port` is control's bounded door to
+//! a shard, `counters` what a shard tells of itself. Nothing outside this folder reaches a shard in any other way.
+//!
+//! May import every stage, the vocabulary, `config` and `io` (the interface; `start` alone names an engine).
+//!
+//! Invariants: a session's state is touched by its home shard only; a turn is bounded; every queue is bounded, and what did not fit is
+//! counted with its reason.
+
+mod admin;
+pub mod admission;
+mod attach;
+mod commands;
+pub mod conn;
+pub mod core;
+pub mod counters;
+mod handshake;
+pub mod histogram;
+mod inbound;
+pub mod lanes;
+mod mirrors;
+mod outbound;
+pub mod port;
+mod publish;
+pub mod rate;
+pub mod start;
+mod timers;
+pub mod wheel;

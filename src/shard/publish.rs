@@ -1,0 +1,536 @@
+//! A message from its sender to the log: where it goes, whether it is new, its place in the order, its acknowledgement.
+
+use super::conn::Waiting;
+use super::core::Core;
+use super::counters::{DropReason, LimitReached};
+use super::inbound::RETRY_AFTER_MS;
+use super::lanes::{ChannelPost, Class, LaneMessage, Passing};
+use crate::ids::ConnId;
+use crate::io::Io;
+use crate::log::{Audience, Entry, Header, Kind};
+use crate::protocol::{AddedBuf, Address, Envelope, ErrorCode, Failure, Head, Refusal, To, added, make_traceparent};
+use crate::session::{MemberKey, Place, Seen, SessionKey, StreamKey, Target};
+use crate::time::Tick;
+use crate::ws::Opcode;
+use crate::ws::encoder::frame_head;
+
+/// A resolved list of addresses: hashes, and whether it is everyone.
+#[derive(Default)]
+pub(super) struct Audiences {
+    targets: [u64; crate::limits::ADDRESSES_MAX],
+    len: usize,
+    all: bool,
+}
+
+impl Audiences {
+    fn push(&mut self, target: u64) {
+        if self.len < self.targets.len() && !self.list().contains(&target) {
+            self.targets[self.len] = target;
+            self.len += 1;
+        }
+    }
+
+    fn list(&self) -> &[u64] {
+        &self.targets[..self.len]
+    }
+
+    /// The addresses a record bears: none where it is for everyone.
+    fn recorded(&self) -> &[u64] {
+        if self.all { &[] } else { self.list() }
+    }
+
+    fn audience(&self) -> Audience {
+        match self.recorded() {
+            [] => Audience::All,
+            [one] => Audience::One(*one),
+            _ => Audience::Many,
+        }
+    }
+}
+
+/// Where the sender is and what is told to it.
+#[derive(Clone, Copy)]
+pub(super) struct Origin<'a> {
+    pub place: Place,
+    pub client_id: &'a str,
+    pub client: u64,
+    pub acks: bool,
+    /// The message's number on its connection.
+    pub number: u64,
+}
+
+impl Core {
+    /// An application's message from a connection here.
+    pub(super) fn route<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
+        if let To::One(Address::Channel(name)) = envelope.to {
+            return self.post(io, id, name, envelope, text, now);
+        }
+        let Some((number, home, member)) = self.attachment_of(id, envelope.session_id) else {
+            return self.not_attached(id, envelope);
+        };
+        let place = Place { shard: self.shard_number(), attachment: number, conn: id };
+        match home {
+            None => self.publish(io, place, member, envelope, now),
+            Some(home) => self.forward(io, home, member, place, envelope, text),
+        }
+    }
+
+    pub(super) fn not_attached(&mut self, id: ConnId, envelope: &Envelope<'_>) {
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        let message = "this connection is not attached to the session: send rw.attach first";
+        self.refuse_with(id, head, ErrorCode::SessionNotAttached, message, Some("/session_id"));
+    }
+
+    /// The attachment of a connection to a session: its number, the session's home if elsewhere, the member.
+    pub(super) fn attachment_of(&self, id: ConnId, session_id: &str) -> Option<(u16, Option<u16>, MemberKey)> {
+        self.conn(id)?.attachments().find_map(|(number, attachment)| {
+            let stream = self.streams.get(attachment.stream)?;
+            (&*stream.session_id == session_id).then_some((number, stream.home, attachment.member))
+        })
+    }
+
+    /// Hands a message to the session's home. A full lane is answered at once: the connection has several sessions.
+    pub(super) fn forward<I: Io>(
+        &mut self,
+        io: &mut I,
+        home: u16,
+        member: MemberKey,
+        place: Place,
+        envelope: &Envelope<'_>,
+        text: &[u8],
+    ) {
+        let number = self.conn(place.conn).map_or(0, |conn| conn.messages_in);
+        let message = LaneMessage::Forward { member, place, number, text: text.to_vec() };
+        if self.push_now(io, usize::from(home), Class::Data, message).is_err() {
+            self.busy(place.conn, envelope);
+        }
+    }
+
+    fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
+        self.counters.limit_reached(LimitReached::Lane);
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        self.refuse_with(
+            id,
+            head,
+            ErrorCode::LimitBackpressure,
+            "the session takes no more right now: send it again later",
+            None,
+        );
+    }
+
+    /// A member's message into its session, at home here.
+    pub(super) fn publish<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, envelope: &Envelope<'_>, now: Tick) {
+        let Some(entry) = self.sessions.members.get_mut(member) else { return };
+        if entry.place != Some(place) {
+            return;
+        }
+        let session = entry.session;
+        let client = entry.entitlements.client;
+        let client_id = std::mem::take(&mut entry.client_id);
+        let acks = self.wants_acks(place);
+        let origin = Origin { place, client_id: &client_id, client, acks, number: self.number_of(place) };
+        self.publish_as(io, &origin, session, Some(member), envelope, now);
+        if let Some(entry) = self.sessions.members.get_mut(member) {
+            entry.client_id = client_id;
+        }
+    }
+
+    /// Acks of connections elsewhere are left out there.
+    fn wants_acks(&self, place: Place) -> bool {
+        place.shard != self.shard_number() || self.conn(place.conn).is_none_or(|conn| conn.flags.acks)
+    }
+
+    fn number_of(&self, place: Place) -> u64 {
+        if place.shard == self.shard_number() {
+            self.conn(place.conn).map_or(0, |conn| conn.messages_in)
+        } else {
+            self.forwarded_number
+        }
+    }
+
+    fn publish_as<I: Io>(
+        &mut self,
+        io: &mut I,
+        origin: &Origin<'_>,
+        session: SessionKey,
+        member: Option<MemberKey>,
+        envelope: &Envelope<'_>,
+        now: Tick,
+    ) {
+        let mut audiences = Audiences::default();
+        if let Err(refusal) = self.resolve(session, envelope, &mut audiences) {
+            return self.refuse_place(origin, &refusal);
+        }
+        let Some((hash, stream)) = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.stream)) else { return };
+        if envelope.ephemeral {
+            return self.pass(io, origin, stream, envelope, &audiences, now);
+        }
+        let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
+        let content = self.content_hash(envelope, &audiences);
+        match self.dedupe.look_up(id_hash, content, now.mono_ms()) {
+            Seen::New => {}
+            Seen::Same { seq } => {
+                self.counters.duplicates.increment();
+                return self.acknowledge(origin, envelope, seq, true);
+            }
+            Seen::Different => {
+                let message = "this id was used for another message: give each message an id of its own";
+                return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
+            }
+        }
+        let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
+        if let Some(member) = member.and_then(|member| self.sessions.members.get_mut(member)) {
+            self.dedupe.remember(&mut member.recent, id_hash, content, seq, now.mono_ms());
+        }
+        self.note_appended(session, stream, seq, &audiences);
+        self.acknowledge(origin, envelope, seq, false);
+    }
+
+    fn content_hash(&self, envelope: &Envelope<'_>, audiences: &Audiences) -> u128 {
+        let mut targets = [0_u8; 8 * crate::limits::ADDRESSES_MAX + 1];
+        let mut len = 1;
+        targets[0] = u8::from(audiences.all);
+        for target in audiences.list() {
+            targets[len..len + 8].copy_from_slice(&target.to_le_bytes());
+            len += 8;
+        }
+        self.key.hash128(&[envelope.kind.as_bytes(), &targets[..len], envelope.payload])
+    }
+
+    /// Finds whom a message is for; all of its addresses or none.
+    fn resolve(&self, session: SessionKey, envelope: &Envelope<'_>, audiences: &mut Audiences) -> Result<(), Refusal> {
+        for address in envelope.to.iter() {
+            match address {
+                Address::Session => audiences.all = true,
+                Address::Client(name) => {
+                    let target = self.sessions.target(Target::Client, name);
+                    if self.sessions.member(session, target).is_none() {
+                        return Err(no_such_member(envelope, "client", name));
+                    }
+                    audiences.push(target);
+                }
+                Address::User(name) => {
+                    let target = self.sessions.target(Target::User, name);
+                    if self.sessions.group(session, target).is_empty() {
+                        return Err(no_such_member(envelope, "user", name));
+                    }
+                    audiences.push(target);
+                }
+                Address::Room(name) => audiences.push(self.sessions.target(Target::Room, name)),
+                Address::Role(name) => audiences.push(self.sessions.target(Target::Role, name)),
+                Address::Intent(name) => {
+                    let message = format!("no agent is registered for the intent '{name}'");
+                    return Err(refusal_of(envelope, ErrorCode::RouteNoAgent, message, "/to"));
+                }
+                // Alone by the envelope's rules, and taken care of before.
+                Address::Channel(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a message to the log: its place in the order, and the one copy of its bytes.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
+    fn append(
+        &mut self,
+        stream: StreamKey,
+        session: u64,
+        origin: &Origin<'_>,
+        envelope: &Envelope<'_>,
+        audiences: &Audiences,
+        id: u64,
+        content: u128,
+        now: Tick,
+    ) -> u64 {
+        self.trim(stream);
+        let seq = self.streams.get(stream).map_or(1, |stream| stream.index.head() + 1);
+        let header =
+            Header { kind: Kind::Message, session, seq, epoch: 0, ts_ms: now.wall_ms, sender: origin.client, id, content };
+        let mut tail = AddedBuf::default();
+        self.splice(&mut tail, Some(seq), origin.client_id, envelope, now);
+        let (head, head_bytes) = frame_head(envelope.object.len() + tail.as_bytes().len(), Opcode::Text, true, false);
+        let put = self.log.append(&header, audiences.recorded(), &[&head[..head_bytes], envelope.object, tail.as_bytes()]);
+        if let Some(stream) = self.streams.get_mut(stream) {
+            stream.index.push(Entry::new(put, audiences.audience(), origin.client));
+        }
+        self.counters.log_appends.increment();
+        self.counters.routed.increment();
+        self.routed_in_turn += 1;
+        seq
+    }
+
+    fn splice(&mut self, tail: &mut AddedBuf, seq: Option<u64>, from: &str, envelope: &Envelope<'_>, now: Tick) {
+        if envelope.traceparent.is_some() {
+            return added(tail, seq, from, now.wall_ms, None);
+        }
+        let [first, second, span] = [self.next_random(), self.next_random(), self.next_random()];
+        let mut trace_id = [0; 16];
+        trace_id[..8].copy_from_slice(&first.to_le_bytes());
+        trace_id[8..].copy_from_slice(&second.to_le_bytes());
+        let traceparent = make_traceparent(trace_id, span.to_le_bytes());
+        added(tail, seq, from, now.wall_ms, Some(traceparent.as_str()));
+    }
+
+    /// Marks a new record's audience dirty, and its mirrors.
+    fn note_appended(&mut self, session: SessionKey, stream: StreamKey, seq: u64, audiences: &Audiences) {
+        if let Some(entry) = self.sessions.sessions.get(session)
+            && !entry.mirrors.is_empty()
+            && !self.mirrored.contains(&session)
+        {
+            self.mirrored.push(session);
+        }
+        if audiences.all {
+            return self.note_broadcast(stream, seq);
+        }
+        let shard = self.shard_number();
+        let mut places = std::mem::take(&mut self.out.places);
+        for target in audiences.list() {
+            match self.sessions.member(session, *target) {
+                Some(member) => places.extend(self.place_of(member)),
+                None => places.extend(self.sessions.group(session, *target).iter().filter_map(|member| self.place_of(*member))),
+            }
+        }
+        for place in places.drain(..).filter(|place| place.shard == shard) {
+            self.wake_reader(place, stream, seq);
+        }
+        self.out.places = places;
+    }
+
+    fn place_of(&self, member: MemberKey) -> Option<Place> {
+        self.sessions.members.get(member)?.place
+    }
+
+    /// A record for everyone: the stream's readers are marked when the turn sends.
+    pub(super) fn note_broadcast(&mut self, key: StreamKey, seq: u64) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        if stream.broadcast_from == 0 {
+            stream.broadcast_from = seq;
+        }
+        if !std::mem::replace(&mut stream.dirty, true) {
+            self.dirty_streams.push(key);
+        }
+    }
+
+    /// A record for this reader: a reader at rest goes straight to it, past what was not for it.
+    fn wake_reader(&mut self, place: Place, stream: StreamKey, seq: u64) {
+        let broadcast_from = self.streams.get(stream).map_or(0, |stream| stream.broadcast_from);
+        let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment)) else { return };
+        if std::mem::take(&mut attachment.idle) {
+            let first = if broadcast_from == 0 { seq } else { seq.min(broadcast_from) };
+            attachment.cursor = attachment.cursor.max(first - 1);
+        }
+        self.mark(place.conn);
+    }
+
+    fn acknowledge(&mut self, origin: &Origin<'_>, envelope: &Envelope<'_>, seq: u64, is_duplicate: bool) {
+        if !origin.acks {
+            return;
+        }
+        self.counters.acknowledged.increment();
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        self.reply_to(origin.place, 0, |out| crate::protocol::ack(out, head, seq, is_duplicate));
+    }
+
+    /// An ephemeral message: to who is there and keeps up, with no place in the order.
+    fn pass<I: Io>(
+        &mut self,
+        io: &mut I,
+        origin: &Origin<'_>,
+        stream: StreamKey,
+        envelope: &Envelope<'_>,
+        audiences: &Audiences,
+        now: Tick,
+    ) {
+        self.counters.ephemeral.increment();
+        let mut tail = AddedBuf::default();
+        self.splice(&mut tail, None, origin.client_id, envelope, now);
+        let (head, head_bytes) = frame_head(envelope.object.len() + tail.as_bytes().len(), Opcode::Text, true, false);
+        let mut frame = self.buffers.take();
+        for part in [&head[..head_bytes], envelope.object, tail.as_bytes()] {
+            frame.extend_from_slice(part);
+        }
+        self.pass_here(stream, origin.client, audiences.recorded(), &frame);
+        let hash = self.streams.get(stream).map_or(0, |stream| stream.hash);
+        let shards: Vec<u16> = self
+            .sessions
+            .find(hash)
+            .and_then(|session| self.sessions.sessions.get(session))
+            .map(|session| session.mirrors.iter().map(|mirror| mirror.shard).collect())
+            .unwrap_or_default();
+        for shard in shards {
+            let passing =
+                Passing { session: hash, sender: origin.client, targets: audiences.recorded().to_vec(), frame: frame.clone() };
+            if self.push_now(io, usize::from(shard), Class::Data, LaneMessage::Passing(Box::new(passing))).is_err() {
+                self.counters.dropped(DropReason::EphemeralLaneFull, 1);
+            }
+        }
+        self.buffers.give(frame);
+    }
+
+    /// Gives an ephemeral frame to the readers of a stream on this shard; `targets` empty is everyone.
+    pub(super) fn pass_here(&mut self, stream: StreamKey, sender: u64, targets: &[u64], frame: &[u8]) {
+        let Some(entry) = self.streams.get(stream) else { return };
+        let head = entry.index.head();
+        let readers = std::mem::take(&mut self.out.readers);
+        let mut readers = super::outbound::reuse(readers);
+        readers.extend_from_slice(&entry.readers);
+        for reader in &readers {
+            let Some(conn) = self.conn(reader.conn) else { continue };
+            let Some(attachment) = conn.attachment(reader.attachment) else { continue };
+            let entitlements = &attachment.entitlements;
+            let own = entitlements.client == sender && !entitlements.echo;
+            let meant = if own {
+                targets.contains(&entitlements.client)
+            } else {
+                targets.is_empty() || targets.iter().any(|target| entitlements.named(*target, head + 1))
+            };
+            if !meant {
+                continue;
+            }
+            let behind = conn.flags.blocked || conn.queued_bytes() > self.snapshot.settings.limits.reply_queue_bytes;
+            if behind {
+                self.counters.dropped(DropReason::EphemeralSlow, 1);
+                continue;
+            }
+            let mut copy = self.buffers.take();
+            copy.extend_from_slice(frame);
+            self.put_ordered(reader.conn, reader.attachment, head, Waiting::Passing(copy));
+        }
+        readers.clear();
+        self.out.readers = readers;
+    }
+
+    /// A message for a channel from outside it: it goes into the channel's session, wherever that is at home.
+    fn post<I: Io>(&mut self, io: &mut I, id: ConnId, name: &str, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
+        let session_id = format!("channel:{name}");
+        let Some(conn) = self.conn(id) else { return };
+        if self.attachment_of(id, envelope.session_id).is_none() {
+            return self.not_attached(id, envelope);
+        }
+        if conn.grant.as_ref().is_none_or(|grant| !grant.covers(&session_id)) {
+            let head = Head { id: envelope.id, session_id: envelope.session_id };
+            let message = format!("the token's sid does not cover '{session_id}'");
+            return self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/to"));
+        }
+        let post = ChannelPost {
+            from: Place { shard: self.shard_number(), attachment: u16::MAX, conn: id },
+            session: self.session_hash(&session_id),
+            client_id: conn.client_id.clone(),
+            acks: conn.flags.acks,
+            frame_number: conn.messages_in,
+            session_id: session_id.into(),
+            text: Vec::new(),
+        };
+        let home = self.key.home_shard(&post.session_id, self.mesh.shards());
+        if home == self.shard {
+            return self.publish_post(io, &post, envelope, now);
+        }
+        let message = LaneMessage::Post(Box::new(ChannelPost { text: text.to_vec(), ..post }));
+        if self.push_now(io, home, Class::Data, message).is_err() {
+            self.busy(id, envelope);
+        }
+    }
+
+    /// A post at its channel's home. What is delivered bears the channel's session id.
+    pub(super) fn publish_post<I: Io>(&mut self, io: &mut I, post: &ChannelPost, envelope: &Envelope<'_>, now: Tick) {
+        let client = self.sessions.target(Target::Client, &post.client_id);
+        let origin = Origin { place: post.from, client_id: &post.client_id, client, acks: post.acks, number: post.frame_number };
+        let session = match self.sessions.find(post.session) {
+            Some(session) => session,
+            None if self.sessions.sessions.len() >= self.snapshot.settings.limits.sessions_per_shard => {
+                self.counters.limit_reached(LimitReached::SessionsPerShard);
+                let message = "the channel's shard holds as many sessions as it may (limits.sessions_per_shard)";
+                return self.refuse_place(&origin, &refusal_of(envelope, ErrorCode::LimitSessions, message, "/to"));
+            }
+            None => self.create_session(&post.session_id, post.session, now),
+        };
+        let Some((hash, stream)) = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.stream)) else { return };
+        let mut object = self.buffers.take();
+        rewrite_session(envelope, &post.session_id, &mut object);
+        let moved = Envelope { object: &object, ..*envelope };
+        let audiences = Audiences { all: true, ..Audiences::default() };
+        if envelope.ephemeral {
+            self.pass(io, &origin, stream, &moved, &audiences, now);
+        } else {
+            let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &client.to_le_bytes(), envelope.id.as_bytes()]);
+            let content = self.content_hash(envelope, &audiences);
+            match self.dedupe.look_up(id_hash, content, now.mono_ms()) {
+                Seen::New => {
+                    let seq = self.append(stream, hash, &origin, &moved, &audiences, id_hash, content, now);
+                    let mut posted = std::mem::take(&mut self.posted);
+                    self.dedupe.remember(&mut posted, id_hash, content, seq, now.mono_ms());
+                    self.posted = posted;
+                    self.note_appended(session, stream, seq, &audiences);
+                    self.acknowledge(&origin, envelope, seq, false);
+                }
+                Seen::Same { seq } => {
+                    self.counters.duplicates.increment();
+                    self.acknowledge(&origin, envelope, seq, true);
+                }
+                Seen::Different => {
+                    let message = "this id was used for another message: give each message an id of its own";
+                    self.refuse_place(&origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
+                }
+            }
+        }
+        self.buffers.give(object);
+    }
+
+    /// Sends a refusal to wherever the sender is.
+    pub(super) fn refuse_place(&mut self, origin: &Origin<'_>, refusal: &Refusal) {
+        self.counters.refused.increment();
+        let frame = Some(origin.number).filter(|number| *number > 0);
+        self.reply_to(origin.place, 0, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
+    }
+
+    /// Forgets what left the log's memory, or a session's own bound.
+    pub(super) fn trim(&mut self, key: StreamKey) {
+        let messages_max = self.snapshot.settings.session.history_messages;
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        let oldest = if stream.home.is_some() { self.mirror_log.oldest() } else { self.log.oldest() };
+        let before = stream.index.len();
+        let by_memory = stream.index.trim(oldest, 0);
+        let by_count = stream.index.trim(oldest, messages_max);
+        if before > 0 && stream.home.is_none() && by_memory + by_count > 0 {
+            self.counters.dropped(DropReason::LogMemory, by_memory as u64);
+            self.counters.dropped(DropReason::HistoryMessages, by_count as u64);
+        }
+    }
+}
+
+fn refusal_of(
+    envelope: &Envelope<'_>,
+    code: ErrorCode,
+    message: impl Into<std::borrow::Cow<'static, str>>,
+    pointer: &'static str,
+) -> Refusal {
+    Refusal {
+        id: envelope.id.into(),
+        session_id: envelope.session_id.into(),
+        code,
+        message: message.into(),
+        pointer: pointer.into(),
+        retry_after_ms: code.retryable().then_some(RETRY_AFTER_MS),
+    }
+}
+
+fn no_such_member(envelope: &Envelope<'_>, kind: &str, name: &str) -> Refusal {
+    let message = format!("{kind} '{name}' was never in this session");
+    refusal_of(envelope, ErrorCode::RouteNoSuchMember, message, "/to")
+}
+
+/// Copies an envelope's text with another session id. The id's own text is found by its key: a value can hold the same bytes, a
+/// top-level key stands once.
+fn rewrite_session(envelope: &Envelope<'_>, session_id: &str, out: &mut Vec<u8>) {
+    let object = envelope.object;
+    let start = (envelope.session_id.as_ptr() as usize).wrapping_sub(object.as_ptr() as usize);
+    let end = start.wrapping_add(envelope.session_id.len());
+    if start < end && object.get(start..end) == Some(envelope.session_id.as_bytes()) {
+        out.extend_from_slice(&object[..start]);
+        out.extend_from_slice(session_id.as_bytes());
+        out.extend_from_slice(&object[end..]);
+        return;
+    }
+    // The id was written with escapes: its unescaped text lies elsewhere. Write the envelope anew from its fields.
+    crate::protocol::rewritten(envelope, session_id, out);
+}

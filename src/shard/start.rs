@@ -1,0 +1,163 @@
+//! From settings to running shards: listeners bound, threads pinned, rings made, and nobody let in before all are up.
+
+use super::admission::Admission;
+use super::core::{Core, CoreOptions};
+use super::counters::shared_counters;
+use super::lanes::{Mesh, SHARDS_MAX};
+use super::port::{Bell, Port, PortReceiver, Snapshot, port};
+use crate::ids::HashKey;
+use crate::io::Io;
+use crate::io::ring::{Bells, Options, Ring, listen};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Barrier, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A killed ring frees its port late: binding is tried again for this long.
+const BIND_TRIES: u32 = 50;
+const BIND_WAIT: Duration = Duration::from_millis(100);
+/// Receive buffers of a shard: 4 MiB, of which only what is used becomes resident.
+const BUFFERS: u16 = 512;
+const BUFFER_BYTES: u32 = 8 * 1024;
+
+/// Shards that run.
+#[derive(Debug)]
+pub struct Running {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// In order.
+    pub ports: Vec<Port>,
+    pub threads: Vec<JoinHandle<()>>,
+}
+
+/// Rings a shard from control's thread.
+#[derive(Debug)]
+struct EventBell(Arc<OwnedFd>);
+
+impl Bell for EventBell {
+    fn ring(&self) {
+        // Full (2^64 - 2 rings unheard) is as good as rung.
+        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+struct Seat {
+    number: usize,
+    listener: TcpListener,
+    receiver: PortReceiver,
+    eventfd: Arc<OwnedFd>,
+    core: Option<usize>,
+}
+
+/// Starts `count` shards.
+///
+/// # Errors
+/// One line: what could not be bound or set up.
+pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> {
+    let settings = &snapshot.settings;
+    if !(1..=SHARDS_MAX).contains(&count) {
+        return Err(format!("server.shards: {count} shards; 1 to {SHARDS_MAX} are possible"));
+    }
+    let mut secret = [0; 16 + 8];
+    aws_lc_rs::rand::fill(&mut secret).map_err(|_| "the system gives no random bytes".to_owned())?;
+    let key = HashKey(secret[..16].try_into().unwrap_or_default());
+    let seed = u64::from_le_bytes(secret[16..].try_into().unwrap_or_default());
+    let (mesh, bells) = (Mesh::new(count), Bells::new(count));
+    let admission = Arc::new(Admission::new(key));
+    let cores = if settings.server.pin { own_cores() } else { Vec::new() };
+    let mut address = settings.server.listen;
+    let (mut seats, mut ports) = (Vec::new(), Vec::new());
+    for number in 0..count {
+        let listener = bind(address)?;
+        // With port 0 the first listener's port is all the others'.
+        address = listener.local_addr().map_err(|error| format!("server.listen {address}: {error}"))?;
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| format!("eventfd: {error}"))?;
+        let eventfd = Arc::new(eventfd);
+        let bell = Arc::new(EventBell(Arc::clone(&eventfd)));
+        let counters = shared_counters();
+        let (door, receiver) = port(number, bell, counters);
+        ports.push(door);
+        seats.push(Seat { number, listener, receiver, eventfd, core: cores.get(number % cores.len().max(1)).copied() });
+    }
+    let barrier = Arc::new(Barrier::new(count + 1));
+    let (tell, told) = mpsc::channel::<Result<(), String>>();
+    let mut threads = Vec::new();
+    for seat in seats {
+        let options = Options {
+            shard: seat.number,
+            connections_max: settings.server.max_connections.div_ceil(count) + settings.server.max_connections / 10 + 64,
+            buffers: BUFFERS,
+            buffer_bytes: BUFFER_BYTES,
+            spin_us: settings.server.spin_us,
+        };
+        let counters = Arc::clone(ports[seat.number].counters());
+        let (mesh, bells, admission) = (Arc::clone(&mesh), Arc::clone(&bells), Arc::clone(&admission));
+        let (snapshot, barrier, tell) = (Arc::clone(snapshot), Arc::clone(&barrier), tell.clone());
+        let run = move || {
+            pin(seat.core);
+            let ring = Ring::new(options, Some(seat.listener), bells, seat.eventfd);
+            let outcome = ring.as_ref().map(|_| ()).map_err(|error| format!("io_uring: {error}"));
+            // The starter is gone only if another shard failed first.
+            let _ = tell.send(outcome);
+            // A bell rung for a ring that is not up yet would be lost: all wait for all.
+            barrier.wait();
+            let Ok(mut ring) = ring else { return };
+            let seed = seed ^ (seat.number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let port = seat.receiver;
+            let mut core = Core::new(CoreOptions { shard: seat.number, key, mesh, admission, counters, port, snapshot, seed });
+            ring.accept(true);
+            if let Err(error) = ring.run(&mut core) {
+                tracing::error!(shard = seat.number, %error, "the ring failed for good; the process ends and restarts clean");
+                std::process::abort();
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("shard-{}", seat.number))
+            .spawn(move || {
+                // A panic outside decoding means that the shard's state can't be trusted: crash, restart, let clients resume.
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
+                    std::process::abort();
+                }
+            })
+            .map_err(|error| format!("a thread for shard {}: {error}", threads.len()))?;
+        threads.push(thread);
+    }
+    drop(tell);
+    let outcomes: Vec<Result<(), String>> = told.iter().take(count).collect();
+    barrier.wait();
+    for outcome in outcomes {
+        outcome?;
+    }
+    Ok(Running { address, ports, threads })
+}
+
+#[expect(clippy::disallowed_methods, reason = "before any shard runs")]
+fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    for _ in 0..BIND_TRIES {
+        match listen(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::sleep(BIND_WAIT),
+            Err(error) => return Err(format!("server.listen {address}: {error}")),
+        }
+    }
+    Err(format!("server.listen {address}: the address is in use by another process: stop it, or choose another port"))
+}
+
+/// The cores this process may run on, in order.
+fn own_cores() -> Vec<usize> {
+    sched_getaffinity(None).map_or_else(|_| Vec::new(), |set| (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect())
+}
+
+/// Pins this thread. A core that was taken away meanwhile leaves it unpinned, which is slower and right.
+fn pin(core: Option<usize>) {
+    let Some(core) = core else { return };
+    let mut set = CpuSet::new();
+    set.set(core);
+    if let Err(error) = sched_setaffinity(None, &set) {
+        tracing::warn!(core, %error, "a shard could not be pinned to its core");
+    }
+}

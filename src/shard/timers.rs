@@ -1,0 +1,220 @@
+//! What time does to a connection: one deadline on the wheel, the earliest of all that it has.
+
+use super::conn::{Conn, Phase};
+use super::core::Core;
+use super::counters::LimitReached;
+use crate::close::CloseReason;
+use crate::config::Settings;
+use crate::ids::ConnId;
+use crate::io::Io;
+use crate::net::refusal::HttpRefusal;
+use crate::protocol::Head;
+use crate::time::Tick;
+use crate::ws::encoder;
+
+impl Core {
+    /// The earliest thing that time will do to a connection, in monotonic milliseconds.
+    pub(super) fn next_deadline_ms(&self, id: ConnId, now: Tick) -> u64 {
+        let Some(conn) = self.conn(id) else { return u64::MAX };
+        let settings = &self.snapshot.settings;
+        match &conn.phase {
+            Phase::Closing(closing) => closing.until_ms,
+            Phase::Proxy(_) | Phase::Head(_) | Phase::Hello | Phase::HandingOver(_) => handshake_deadline_ms(conn, settings),
+            Phase::Echo => heartbeat_ms(conn, settings).min(stall_ms(conn, settings)).min(unfinished_ms(conn, settings)),
+            Phase::Open => heartbeat_ms(conn, settings)
+                .min(stall_ms(conn, settings))
+                .min(unfinished_ms(conn, settings))
+                .min(token_ms(conn, settings, now))
+                .min(lifetime_ms(conn, settings)),
+        }
+    }
+
+    pub(super) fn on_conn_timer<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        let now_ms = now.mono_ms();
+        let Some(conn) = self.conn_mut(id) else { return };
+        if conn.timer_ms > now_ms {
+            // An earlier deadline was set after this one, or moved away.
+            return;
+        }
+        conn.timer_ms = u64::MAX;
+        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let settings = &*snapshot.settings;
+        let Some(conn) = self.conn(id) else { return };
+        match &conn.phase {
+            Phase::Closing(closing) => {
+                if closing.until_ms <= now_ms {
+                    self.counters.limit_reached(LimitReached::CloseTime);
+                    return self.drop_conn(io, id, now);
+                }
+            }
+            Phase::Proxy(_) | Phase::Head(_) | Phase::Hello | Phase::HandingOver(_) => {
+                if handshake_deadline_ms(conn, settings) <= now_ms {
+                    return self.handshake_over(io, id, now);
+                }
+            }
+            Phase::Open | Phase::Echo => {
+                if let Some(reason) = self.overdue(id, settings, now) {
+                    return self.close(io, id, reason, now);
+                }
+                self.remind(id, settings, now);
+            }
+        }
+        self.set_timer(id, now);
+    }
+
+    fn handshake_over<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        let limits = self.snapshot.settings.limits;
+        let Some(conn) = self.conn(id) else { return };
+        let securing = conn.tls.is_some() && !conn.flags.secured;
+        let in_head = matches!(conn.phase, Phase::Head(_));
+        if securing {
+            self.counters.limit_reached(LimitReached::TlsHandshakeTime);
+            return self.close(io, id, CloseReason::Shed, now);
+        }
+        self.counters.limit_reached(LimitReached::HandshakeTime);
+        if in_head {
+            return self.answer_http(io, id, &HttpRefusal::timed_out(limits.handshake_ms), now);
+        }
+        self.close(io, id, CloseReason::HandshakeTooLate, now);
+    }
+
+    /// What is overdue on an open connection and ends it.
+    fn overdue(&self, id: ConnId, settings: &Settings, now: Tick) -> Option<CloseReason> {
+        let conn = self.conn(id)?;
+        let now_ms = now.mono_ms();
+        let open = matches!(conn.phase, Phase::Open);
+        if unfinished_ms(conn, settings) <= now_ms {
+            self.counters.limit_reached(LimitReached::UnfinishedMessage);
+            return Some(CloseReason::MessageTooSlow);
+        }
+        if stall_ms(conn, settings) <= now_ms {
+            let wanted = settings.limits.stall_bytes_per_second * settings.limits.stall_ms / 1000;
+            if conn.stalled_taken < wanted {
+                self.counters.limit_reached(LimitReached::Stall);
+                return Some(CloseReason::TooSlow);
+            }
+        }
+        // While it is not read from, its heartbeat waits.
+        if conn.pinged_ms > 0 && conn.paused_ms == 0 && conn.pinged_ms + settings.session.heartbeat_timeout_ms <= now_ms {
+            self.counters.limit_reached(LimitReached::HeartbeatTime);
+            return Some(CloseReason::HeartbeatLost);
+        }
+        if open && token_left_ms(conn, now) <= -ms(settings.session.token_expiry_grace_ms) {
+            return Some(CloseReason::Auth);
+        }
+        if open && lifetime_ms(conn, settings) <= now_ms {
+            self.counters.limit_reached(LimitReached::ConnectionLifetime);
+            return Some(CloseReason::Draining);
+        }
+        None
+    }
+
+    /// Pings, warns of the token's end, and begins the next stall window.
+    fn remind(&mut self, id: ConnId, settings: &Settings, now: Tick) {
+        let now_ms = now.mono_ms();
+        let Some(conn) = self.conn_mut(id) else { return };
+        if conn.stalled_ms > 0 && conn.stalled_ms + settings.limits.stall_ms <= now_ms {
+            conn.stalled_ms = now_ms.max(1);
+            conn.stalled_taken = 0;
+        }
+        if conn.pinged_ms == 0 && heartbeat_ms(conn, settings) <= now_ms {
+            conn.pinged_ms = now_ms.max(1);
+            if !conn.flags.blocked {
+                self.ping(id);
+            }
+        }
+        let Some(conn) = self.conn_mut(id) else { return };
+        if !matches!(conn.phase, Phase::Open) || conn.flags.expiry_told {
+            return;
+        }
+        let left_ms = token_left_ms(conn, now);
+        if left_ms > ms(settings.session.token_expiry_warning_ms) {
+            return;
+        }
+        conn.flags.expiry_told = true;
+        let session_id = self.first_session(id);
+        let event = self.event_id();
+        let head = Head { id: &event, session_id: &session_id };
+        self.reply_now(id, |out| crate::protocol::auth_expiring(out, head, u64::try_from(left_ms).unwrap_or(0)));
+    }
+
+    fn ping(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.queue.capacity() == 0 {
+            conn.queue = self.buffers.take();
+        }
+        let before = conn.queue.len();
+        encoder::ping(&[], &mut conn.queue);
+        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        self.mark(id);
+    }
+}
+
+fn ms(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn handshake_deadline_ms(conn: &Conn, settings: &Settings) -> u64 {
+    let securing = conn.tls.is_some() && !conn.flags.secured;
+    conn.accepted_ms + if securing { settings.limits.tls_handshake_ms } else { settings.limits.handshake_ms }
+}
+
+/// ± 10 %, by the connection's number, so that those accepted together do not ping together.
+const fn jittered(value: u64, serial: u64) -> u64 {
+    let spread = value / 10;
+    value - spread + (serial.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % (2 * spread + 1)
+}
+
+fn heartbeat_ms(conn: &Conn, settings: &Settings) -> u64 {
+    if conn.pinged_ms > 0 {
+        return conn.pinged_ms + settings.session.heartbeat_timeout_ms;
+    }
+    conn.last_heard_ms + jittered(settings.session.heartbeat_ms, conn.serial)
+}
+
+const fn stall_ms(conn: &Conn, settings: &Settings) -> u64 {
+    if conn.stalled_ms == 0 { u64::MAX } else { conn.stalled_ms + settings.limits.stall_ms }
+}
+
+const fn unfinished_ms(conn: &Conn, settings: &Settings) -> u64 {
+    if conn.unfinished_ms == 0 { u64::MAX } else { conn.unfinished_ms + settings.limits.unfinished_message_ms }
+}
+
+const fn lifetime_ms(conn: &Conn, settings: &Settings) -> u64 {
+    match settings.limits.connection_lifetime_s {
+        0 => u64::MAX,
+        lifetime_s => conn.accepted_ms + jittered(lifetime_s * 1000, conn.serial),
+    }
+}
+
+/// Milliseconds until the token's end; negative after it. On the wall clock, so that a clock that was set is noticed.
+fn token_left_ms(conn: &Conn, now: Tick) -> i64 {
+    conn.grant.as_ref().map_or(i64::MAX, |grant| ms(grant.expires_at_s().saturating_mul(1000)) - ms(now.wall_ms))
+}
+
+/// When the token is to be looked at: to warn, then to close.
+fn token_ms(conn: &Conn, settings: &Settings, now: Tick) -> u64 {
+    let left_ms = token_left_ms(conn, now);
+    if left_ms == i64::MAX {
+        return u64::MAX;
+    }
+    let until_ms = if conn.flags.expiry_told {
+        left_ms + ms(settings.session.token_expiry_grace_ms)
+    } else {
+        left_ms - ms(settings.session.token_expiry_warning_ms)
+    };
+    now.mono_ms() + u64::try_from(until_ms).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_stays_within_a_tenth_and_spreads() {
+        let values: Vec<u64> = (0..1000).map(|serial| jittered(25_000, serial)).collect();
+        assert!(values.iter().all(|value| (22_500..=27_500).contains(value)));
+        assert!(values.iter().any(|value| *value < 23_500) && values.iter().any(|value| *value > 26_500));
+        assert_eq!(jittered(5, 3), 5, "too short to spread");
+    }
+}

@@ -1,0 +1,150 @@
+//! A table with stable, generational places: a stale key never finds a newer tenant.
+//!
+//! May import nothing of the crate. Pure.
+
+use std::marker::PhantomData;
+
+/// A place in a [`Slots`] of `T`.
+#[derive(Debug)]
+pub struct Key<T> {
+    index: u32,
+    generation: u32,
+    tenant: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Key<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Key<T> {}
+
+impl<T> PartialEq for Key<T> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.index, self.generation) == (other.index, other.generation)
+    }
+}
+
+impl<T> Eq for Key<T> {}
+
+impl<T> Key<T> {
+    /// The key in 64 bits, for a lane or a timer.
+    #[must_use]
+    pub const fn pack(self) -> u64 {
+        (self.generation as u64) << 32 | self.index as u64
+    }
+
+    /// The reverse of [`Key::pack`].
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves are what pack put there")]
+    pub const fn unpack(packed: u64) -> Self {
+        Self { index: packed as u32, generation: (packed >> 32) as u32, tenant: PhantomData }
+    }
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    generation: u32,
+    tenant: Option<T>,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Slots<T> {
+    slots: Vec<Slot<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slots<T> {
+    /// Puts a tenant in.
+    ///
+    /// # Panics
+    /// Above four billion tenants, which every table's own limit is far below.
+    pub fn insert(&mut self, tenant: T) -> Key<T> {
+        if let Some(index) = self.free.pop() {
+            let slot = &mut self.slots[index as usize];
+            slot.tenant = Some(tenant);
+            return Key { index, generation: slot.generation, tenant: PhantomData };
+        }
+        let index = u32::try_from(self.slots.len()).expect("tables are bounded far below 2^32");
+        self.slots.push(Slot { generation: 0, tenant: Some(tenant) });
+        Key { index, generation: 0, tenant: PhantomData }
+    }
+
+    /// Takes a tenant out.
+    pub fn remove(&mut self, key: Key<T>) -> Option<T> {
+        let slot = self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)?;
+        let tenant = slot.tenant.take()?;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(key.index);
+        Some(tenant)
+    }
+
+    /// The tenant of a place.
+    #[must_use]
+    pub fn get(&self, key: Key<T>) -> Option<&T> {
+        self.slots.get(key.index as usize).filter(|slot| slot.generation == key.generation)?.tenant.as_ref()
+    }
+
+    /// The tenant of a place.
+    pub fn get_mut(&mut self, key: Key<T>) -> Option<&mut T> {
+        self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)?.tenant.as_mut()
+    }
+
+    /// How many tenants there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All tenants, by place.
+    pub fn iter(&self) -> impl Iterator<Item = (Key<T>, &T)> {
+        self.slots.iter().enumerate().filter_map(|(index, slot)| {
+            let key = Key { index: u32::try_from(index).ok()?, generation: slot.generation, tenant: PhantomData };
+            slot.tenant.as_ref().map(|tenant| (key, tenant))
+        })
+    }
+
+    /// The tenant at a position of the table, for a sweep that goes round in small steps; wraps at [`Slots::places`].
+    #[must_use]
+    pub fn at(&self, position: usize) -> Option<(Key<T>, &T)> {
+        let slot = self.slots.get(position)?;
+        let key = Key { index: u32::try_from(position).ok()?, generation: slot.generation, tenant: PhantomData };
+        slot.tenant.as_ref().map(|tenant| (key, tenant))
+    }
+
+    /// Places, free ones included.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.slots.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_key_finds_nothing() {
+        let mut slots = Slots::default();
+        let first = slots.insert("a");
+        assert_eq!(slots.remove(first), Some("a"));
+        let second = slots.insert("b");
+        assert_eq!((slots.get(first), slots.get(second)), (None, Some(&"b")));
+        assert_eq!(Key::unpack(second.pack()), second);
+        assert_eq!((slots.len(), slots.places()), (1, 1));
+    }
+}
