@@ -114,9 +114,10 @@ pub fn measure_idle(label: &str, target: &Target, options: &Options) -> Result<M
 async fn memory(pid: u32, settle_ms: f64) -> Result<(u64, f64), String> {
     pause_ms(300).await;
     let gone = || "the server ended while its memory was read".to_owned();
-    let (before, at_ns) = (measure::process_cpu_ns(pid).ok_or_else(gone)?, now_ns());
+    let (before, at_ns) = (measure::process_cpu(pid).ok_or_else(gone)?, now_ns());
     pause_ms(settle_ms.max(200.0) as u64).await;
-    let cpu = measure::process_cpu_ns(pid).ok_or_else(gone)?.saturating_sub(before) as f64 * 1e9 / (now_ns() - at_ns) as f64;
+    let used = measure::process_cpu(pid).ok_or_else(gone)?.since(before);
+    let cpu = used.on_ns as f64 * 1e9 / (now_ns() - at_ns) as f64;
     Ok((measure::rss_exact_bytes(pid).ok_or_else(gone)?, cpu))
 }
 
