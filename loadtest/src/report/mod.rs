@@ -120,6 +120,8 @@ pub struct Report {
     pub scenario: String,
     pub settings: Vec<(String, String)>,
     pub runs: usize,
+    /// What stands in the rows' `floor`: the floor, or the same load without what the scenario adds.
+    pub beside: String,
     pub rows: Vec<Row>,
     pub curves: Vec<Curve>,
     pub timelines: Vec<NamedTimeline>,
@@ -169,6 +171,7 @@ impl Report {
             scenario: scenario.into(),
             settings,
             runs: main.runs.len(),
+            beside: floor.name.into(),
             rows,
             curves,
             timelines,
