@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_scale_ends_at_a_round_number() {
-        assert_eq!([139_786.0, 2.0, 0.5, 61.0, 97.0].map(round_up), [200_000.0, 2.0, 0.6, 80.0, 100.0]);
+        assert_eq!([139_786.0, 2.0, 5.0, 61.0, 97.0].map(round_up), [200_000.0, 2.0, 6.0, 80.0, 100.0]);
     }
 
     #[test]
