@@ -228,7 +228,12 @@ impl Mesh {
     #[must_use]
     pub fn new(shards: usize) -> Arc<Self> {
         assert!((1..=SHARDS_MAX).contains(&shards), "1 to {SHARDS_MAX} shards");
-        let depth = (LANE_MESSAGES / shards).max(LANE_MESSAGES_MIN);
+        Self::with_depth(shards, (LANE_MESSAGES / shards).max(LANE_MESSAGES_MIN))
+    }
+
+    /// The same with lanes of another depth: what happens when they are full is seen sooner in short ones.
+    #[must_use]
+    pub fn with_depth(shards: usize, depth: usize) -> Arc<Self> {
         let lanes = (0..shards * shards)
             .map(|lane| {
                 // Nobody talks to itself.
