@@ -1,6 +1,6 @@
 //! What must hold of a shard after every turn, for the simulator.
 
-use super::conn::{Conn, Phase, Slot, Waiting};
+use super::conn::{Conn, Phase, Slot};
 use super::core::Core;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
@@ -95,7 +95,7 @@ impl Core {
         let mut ordered = 0;
         for (number, slot) in conn.slots.iter().enumerate() {
             let Slot::Attached(attachment) = slot else { continue };
-            ordered += attachment.ordered.iter().map(|ordered| waiting_bytes(&ordered.what)).sum::<usize>();
+            ordered += attachment.ordered.iter().map(|ordered| ordered.what.bytes()).sum::<usize>();
             let Some(stream) = self.streams.get(attachment.stream) else {
                 return Err(format!("attachment {number} has no stream"));
             };
@@ -142,12 +142,5 @@ impl Core {
         let sendable = !conn.queue.is_empty() && !conn.flags.blocked && !conn.flags.dirty;
         ensure!(!resting || !sendable, "{} bytes wait and nothing sends them", conn.queue.len());
         Ok(())
-    }
-}
-
-fn waiting_bytes(what: &Waiting) -> usize {
-    match what {
-        Waiting::Frame(bytes) | Waiting::Passing(bytes) => bytes.len(),
-        Waiting::Pong(id) => id.len(),
     }
 }

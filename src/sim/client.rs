@@ -10,6 +10,8 @@ pub const ROOMS: [&str; 3] = ["ops", "dev", "lab"];
 pub const ROLES: [&str; 2] = ["agent", "lead"];
 /// Bytes the server's side may have unread.
 const TO_SERVER_MAX: usize = 32 * 1024;
+/// A client that broke its connection comes back no sooner: by then what it had sent is handled or lost.
+const DOUBT_NS: u64 = 150_000_000;
 /// Messages remembered to be sent again.
 const PAST_MAX: usize = 40;
 
@@ -359,11 +361,13 @@ impl World {
 
     /// The connection is over, or (`reset`) the client breaks it.
     pub fn end_link(&mut self, c: usize, reset: bool) {
+        self.leave_in_doubt(c);
         let Some(link) = self.clients[c].link.take() else { return };
         let socket = &mut self.net.sockets[link.socket];
         if reset {
             socket.client_reset = true;
             socket.to_client.clear();
+            socket.to_server.clear();
         } else {
             socket.client_fin = true;
         }
@@ -372,7 +376,22 @@ impl World {
             *self.clients[c].closes.entry(code).or_default() += 1;
         }
         let most = if self.settling { 200_000_000 } else { self.random.pick(&[5_000_000, 100_000_000, 3_000_000_000]) };
-        self.clients[c].away_until = self.now_ns + self.random.below(most);
+        self.clients[c].away_until = self.now_ns + DOUBT_NS + self.random.below(most);
+    }
+
+    /// What was asked and not answered may have been done.
+    fn leave_in_doubt(&mut self, c: usize) {
+        let Some(link) = &self.clients[c].link else { return };
+        let asked = link.sent.iter().filter(|sent| !sent.answered).filter_map(|sent| match &sent.what {
+            What::Attach { asked, .. } => Some((sent.session.clone(), asked.clone())),
+            What::Other("rw.welcome") => Some((sent.session.clone(), link.hello_rooms.clone())),
+            _ => None,
+        });
+        let asked: Vec<(String, Vec<String>)> = asked.collect();
+        let me = self.clients[c].id.clone();
+        for (session, rooms) in asked {
+            rooms.iter().for_each(|room| self.oracle.joining(&me, &session, room, 0));
+        }
     }
 
     fn on_frame(&mut self, c: usize, frame: &ServerFrame) {
@@ -617,15 +636,14 @@ impl World {
     fn on_error(&mut self, c: usize, what: &What, envelope: &Value) {
         let code = envelope["payload"]["code"].as_str().unwrap_or_default();
         *self.clients[c].answers.entry(code.to_owned()).or_default() += 1;
-        let fits = match what {
+        let fits = code == "limit.rate" || match what {
             What::Bad => true,
-            What::Message { .. } => {
+            What::Message { .. } | What::Ephemeral => {
                 matches!(code, "limit.backpressure" | "limit.rate" | "route.no_such_member" | "session.not_attached")
             }
             What::Other("rw.history_end") => matches!(code, "limit.history_busy" | "limit.backpressure" | "session.not_attached"),
-            What::Other("rw.refreshed") => false,
             What::Other("rw.welcome") => code.starts_with("limit."),
-            _ => matches!(code, "limit.backpressure" | "limit.rate" | "session.not_attached" | "session.already_attached"),
+            _ => matches!(code, "limit.backpressure" | "limit.rate" | "session.not_attached" | "session.already_attached" | "limit.attached"),
         };
         if !fits {
             let complaint = format!("{}: {what:?} was refused: {envelope}", self.clients[c].id);
@@ -795,9 +813,11 @@ impl World {
             96 => self.end_link(c, true),
             97 => {
                 // It vanishes: nobody reads, nobody ends the old connection.
-                let gone = self.clients[c].link.take();
-                self.clients[c].away_until = self.now_ns + self.random.below(100_000_000);
-                drop(gone);
+                self.leave_in_doubt(c);
+                if let Some(gone) = self.clients[c].link.take() {
+                    self.net.sockets[gone.socket].to_server.clear();
+                }
+                self.clients[c].away_until = self.now_ns + DOUBT_NS + self.random.below(100_000_000);
             }
             _ => {}
         }

@@ -205,19 +205,28 @@ fn shut_down(world: &mut World) {
     }
 }
 
-fn check(seed: u64) -> Outcome {
-    let outcome = std::panic::catch_unwind(|| run(seed, 3_000, None)).unwrap_or_else(|_| Outcome {
+/// Runs a seed, a panic included in what is wrong with it.
+fn judge(seed: u64) -> Outcome {
+    std::panic::catch_unwind(|| run(seed, 3_000, None)).unwrap_or_else(|_| Outcome {
         trace: 0,
         violations: vec!["panic".to_owned()],
         delivered: 0,
         acked: 0,
-    });
+    })
+}
+
+fn check(seed: u64) -> Outcome {
+    let outcome = judge(seed);
+    complain(seed, &outcome);
+    outcome
+}
+
+fn complain(seed: u64, outcome: &Outcome) {
     assert!(
         outcome.violations.is_empty(),
         "seed {seed:#x}: {:#?}\nRINGWAY_SEED={seed:#x} cargo test --profile sim --lib sim::seed -- --nocapture",
         outcome.violations
     );
-    outcome
 }
 
 #[test]
@@ -246,8 +255,13 @@ fn seed() {
 #[test]
 fn two_hundred_seeds() {
     let (mut delivered, mut acked) = (0, 0);
-    for seed in 0..SEEDS {
-        let outcome = check(seed);
+    let outcomes: Vec<Outcome> = (0..SEEDS).map(judge).collect();
+    let failed: Vec<String> = (0..)
+        .zip(&outcomes)
+        .filter_map(|(seed, outcome)| Some(format!("{seed:#x}: {}", outcome.violations.first()?)))
+        .collect();
+    assert!(failed.is_empty(), "{} of {SEEDS} seeds failed; run one with RINGWAY_SEED:\n{}", failed.len(), failed.join("\n"));
+    for outcome in outcomes {
         delivered += outcome.delivered;
         acked += outcome.acked;
     }

@@ -30,6 +30,8 @@ struct Stay {
     must_from: u64,
     must_to: u64,
     may_to: u64,
+    /// A leave was sent since.
+    leaving: bool,
 }
 
 impl Stay {
@@ -203,7 +205,7 @@ impl Oracle {
                 lost.push(format!("(never joined) {room}"));
             }
             let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
-            stays.push(Stay { may_from: begin.start_seq, must_from, must_to: u64::MAX, may_to: u64::MAX });
+            stays.push(Stay { may_from: begin.start_seq, must_from, must_to: u64::MAX, may_to: u64::MAX, leaving: false });
         }
         for room in lost {
             self.wrong(format!("{} in {}: the welcome's rooms are wrong about {room}", begin.client, begin.session));
@@ -214,14 +216,14 @@ impl Oracle {
     pub fn joining(&mut self, client: &str, session: &str, room: &str, head: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         if !stays.iter().any(Stay::sure) {
-            stays.push(Stay { may_from: head + 1, must_from: u64::MAX, must_to: u64::MAX, may_to: u64::MAX });
+            stays.push(Stay { may_from: head + 1, must_from: u64::MAX, must_to: u64::MAX, may_to: u64::MAX, leaving: false });
         }
     }
 
     /// The join has this place in the order.
     pub fn joined(&mut self, client: &str, session: &str, room: &str, seq: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
-        for stay in stays.iter_mut().filter(|stay| stay.open() && stay.must_from == u64::MAX) {
+        if let Some(stay) = stays.iter_mut().find(|stay| stay.must_from == u64::MAX && stay.may_from <= seq + 1) {
             (stay.may_from, stay.must_from) = (seq + 1, seq + 1);
         }
     }
@@ -231,13 +233,14 @@ impl Oracle {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         for stay in stays.iter_mut().filter(|stay| stay.open()) {
             stay.must_to = stay.must_to.min(head);
+            stay.leaving = true;
         }
     }
 
     /// It is out of the room, at the latest at `head`.
     pub fn left(&mut self, client: &str, session: &str, room: &str, head: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
-        for stay in stays.iter_mut().filter(|stay| stay.open()) {
+        for stay in stays.iter_mut().filter(|stay| stay.open() && stay.leaving) {
             stay.may_to = head;
             stay.must_to = stay.must_to.min(head);
         }
