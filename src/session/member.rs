@@ -9,11 +9,13 @@ use crate::slots::Key;
 /// A member's place on its session's home shard.
 pub type MemberKey = Key<Member>;
 
-/// Where a member's connection is: its shard, the socket there, and the attachment's number on that connection.
+/// Where a member's connection is: its shard, the socket there, and the attachment on that connection. Numbers are used again, tickets
+/// are not: what is still under way to an attachment never reaches the next one of its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub shard: u16,
     pub attachment: u16,
+    pub ticket: u32,
     pub conn: ConnId,
 }
 

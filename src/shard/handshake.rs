@@ -3,7 +3,7 @@
 use super::conn::{Conn, Handover, Phase, Slot};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
-use super::lanes::{AttachRequest, Class, LaneMessage};
+use super::lanes::AttachRequest;
 use super::rate::Rate;
 use crate::auth::AuthError;
 use crate::close::CloseReason;
@@ -281,7 +281,7 @@ impl Core {
         match commands.parse(envelope) {
             Ok(Command::Hello(hello)) => match self.verify_hello(id, envelope, hello.client_id, hello.auth_token, now) {
                 Ok(grant) => {
-                    let place = Place { shard: self.shard_number(), attachment: 0, conn: id };
+                    let place = self.place_here(id, 0);
                     let request = self.attach_request(envelope, &hello.attach, place, hello.client_id, &grant, true);
                     if let Some(conn) = self.conn_mut(id) {
                         conn.flags.acks = hello.acks;
@@ -438,7 +438,7 @@ impl Core {
         let home = self.key.home_shard(&handover.request.session_id, self.mesh.shards());
         let user = handover.grant.subject().to_owned();
         let (peer, admitted) = (handover.peer, handover.admitted);
-        if self.push_now(io, home, Class::Control, LaneMessage::Handover(handover)).is_err() {
+        if self.hand_over(io, home, handover).is_err() {
             // The socket goes down with the message: the client comes back.
             self.counters.limit_reached(LimitReached::Lane);
             self.counters.closed(CloseReason::HandoverRefused);
@@ -483,7 +483,7 @@ impl Core {
         self.counters.buffer_bytes.add(conn.queue.len() as u64);
         self.put_conn(conn);
         let mut request = handover.request;
-        request.place = Place { shard: self.shard_number(), attachment: 0, conn: id };
+        request.place = self.place_here(id, 0);
         self.open(io, id, request, now);
         if !handover.rest.is_empty() {
             self.on_plain(io, id, &mut handover.rest, now);

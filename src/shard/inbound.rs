@@ -385,7 +385,9 @@ impl Core {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         let silent = conn.flags.ended || matches!(reason, CloseReason::Shed | CloseReason::SocketError);
         match before {
-            Phase::HandingOver(_) | Phase::Proxy(_) => {}
+            // The user is counted by the grant.
+            Phase::HandingOver(handover) => conn.grant = Some(handover.grant),
+            Phase::Proxy(_) => {}
             Phase::Head(_) if reason != CloseReason::HttpAnswered => {}
             _ if silent => {}
             Phase::Hello | Phase::Open | Phase::Echo => {

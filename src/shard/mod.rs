@@ -18,6 +18,8 @@ pub mod counters;
 mod handshake;
 pub mod histogram;
 mod inbound;
+#[cfg(test)]
+mod inspect;
 pub mod lanes;
 mod mirrors;
 mod outbound;

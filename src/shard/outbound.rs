@@ -3,7 +3,7 @@
 //! Three passes a block of connections. *Plan* (mutable): moves cursors past what is not for the reader, lets ordered replies out, and
 //! notes pieces. *Send* (shared): turns pieces into slices of the queue and the log. *Settle* (mutable): books what was taken.
 
-use super::conn::{Conn, Phase};
+use super::conn::{Conn, Paging, Phase, Slot};
 use super::core::Core;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
@@ -340,14 +340,14 @@ impl Core {
                 if conn.queue_at as usize == conn.queue.len() {
                     conn.messages_out += u64::from(piece.frames);
                     self.counters.messages_out.add(u64::from(piece.frames));
-                    conn.queued_frames = u32::try_from(
-                        conn.slots
-                            .iter()
-                            .filter_map(|slot| slot.attached())
-                            .map(|attachment| attachment.ordered.len())
-                            .sum::<usize>(),
-                    )
-                    .unwrap_or(u32::MAX);
+                    let mut ordered = 0;
+                    for attachment in conn.slots.iter_mut().filter_map(Slot::attached_mut) {
+                        ordered += attachment.ordered.len();
+                        if attachment.paging == Paging::Leaving {
+                            attachment.paging = Paging::None;
+                        }
+                    }
+                    conn.queued_frames = u32::try_from(ordered).unwrap_or(u32::MAX);
                     conn.queue_at = 0;
                     self.buffers.give(std::mem::take(&mut conn.queue));
                 }

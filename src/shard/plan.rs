@@ -1,6 +1,6 @@
 //! What a connection is to be sent now: its queue, then what its cursors have before them, in the order of each session.
 
-use super::conn::{Conn, Phase, Slot, Waiting};
+use super::conn::{Conn, Paging, Phase, Slot, Waiting};
 use super::core::Core;
 use super::outbound::{Outbound, Piece, Source, has_more};
 use crate::ids::ConnId;
@@ -142,11 +142,14 @@ impl Core {
     fn let_out(&mut self, conn: &mut Conn, number: usize, cursor: u64) {
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return };
         let Some(ordered) = attachment.ordered.pop_front() else { return };
+        if matches!(ordered.what, Waiting::History(_)) {
+            attachment.paging = Paging::Leaving;
+        }
         if conn.queue.capacity() == 0 {
             conn.queue = self.buffers.take();
         }
         let waited = match ordered.what {
-            Waiting::Frame(bytes) | Waiting::Passing(bytes) => {
+            Waiting::Frame(bytes) | Waiting::Passing(bytes) | Waiting::History(bytes) => {
                 conn.queue.extend_from_slice(&bytes);
                 let waited = bytes.len();
                 self.buffers.give(bytes);
@@ -176,7 +179,8 @@ impl Core {
             attachment.cursor = scan.cursor;
             if !std::mem::replace(&mut attachment.pulling, true) {
                 let number = u16::try_from(number).unwrap_or(u16::MAX);
-                self.pulls.push((Place { shard, attachment: number, conn: conn.id }, attachment.member, scan.cursor));
+                let place = Place { shard, attachment: number, ticket: attachment.ticket, conn: conn.id };
+                self.pulls.push((place, attachment.member, scan.cursor));
             }
             return false;
         }

@@ -1,10 +1,11 @@
 //! A message from its sender to the log: where it goes, whether it is new, its place in the order, its acknowledgement.
 
-use super::conn::Waiting;
+use super::conn::{Paging, Waiting};
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::inbound::RETRY_AFTER_MS;
-use super::lanes::{ChannelPost, Class, LaneMessage, Passing};
+use super::lanes::{ChannelPost, LaneMessage, Passing};
+use super::replies::AT_ONCE;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::log::{Audience, Entry, Header, Kind};
@@ -77,7 +78,7 @@ impl Core {
         let Some((number, home, member)) = self.attachment_of(id, envelope.session_id) else {
             return self.not_attached(id, envelope);
         };
-        let place = Place { shard: self.shard_number(), attachment: number, conn: id };
+        let place = self.place_here(id, number);
         match home {
             None => self.publish(io, place, member, envelope, now),
             Some(home) => self.forward(io, home, member, place, envelope, text),
@@ -110,7 +111,14 @@ impl Core {
     ) {
         let number = self.conn(place.conn).map_or(0, |conn| conn.messages_in);
         let message = LaneMessage::Forward { member, place, number, text: text.to_vec() };
-        if self.push_now(io, usize::from(home), Class::Data, message).is_err() {
+        let offered = self.offer(io, usize::from(home), message);
+        if offered.is_err() {
+            if let Some(attachment) = self.attachment_at(place)
+                && attachment.paging == Paging::Asked
+                && envelope.kind == "rw.history"
+            {
+                attachment.paging = Paging::None;
+            }
             self.busy(place.conn, envelope);
         }
     }
@@ -344,7 +352,7 @@ impl Core {
         }
         self.counters.acknowledged.increment();
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        self.reply_to(origin.place, 0, |out| crate::protocol::ack(out, head, seq, is_duplicate));
+        self.reply_to(origin.place, AT_ONCE, |out| crate::protocol::ack(out, head, seq, is_duplicate));
     }
 
     /// An ephemeral message: to who is there and keeps up, with no place in the order.
@@ -376,7 +384,7 @@ impl Core {
         for shard in shards {
             let passing =
                 Passing { session: hash, sender: origin.client, targets: audiences.recorded().to_vec(), frame: frame.clone() };
-            if self.push_now(io, usize::from(shard), Class::Data, LaneMessage::Passing(Box::new(passing))).is_err() {
+            if self.push_data(io, usize::from(shard), LaneMessage::Passing(Box::new(passing))).is_err() {
                 self.counters.dropped(DropReason::EphemeralLaneFull, 1);
             }
         }
@@ -410,7 +418,8 @@ impl Core {
             }
             let mut copy = self.buffers.take();
             copy.extend_from_slice(frame);
-            self.put_ordered(reader.conn, reader.attachment, head, Waiting::Passing(copy));
+            let place = self.place_here(reader.conn, reader.attachment);
+            self.put_ordered(place, head, Waiting::Passing(copy));
         }
         readers.clear();
         self.out.readers = readers;
@@ -429,7 +438,7 @@ impl Core {
             return self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/to"));
         }
         let post = ChannelPost {
-            from: Place { shard: self.shard_number(), attachment: u16::MAX, conn: id },
+            from: Place { shard: self.shard_number(), attachment: u16::MAX, ticket: 0, conn: id },
             session: self.session_hash(&session_id),
             client_id: conn.client_id.clone(),
             acks: conn.flags.acks,
@@ -442,7 +451,7 @@ impl Core {
             return self.publish_post(io, &post, envelope, now);
         }
         let message = LaneMessage::Post(Box::new(ChannelPost { text: text.to_vec(), ..post }));
-        if self.push_now(io, home, Class::Data, message).is_err() {
+        if self.offer(io, home, message).is_err() {
             self.busy(id, envelope);
         }
     }
@@ -495,7 +504,7 @@ impl Core {
     pub(super) fn refuse_place(&mut self, origin: &Origin<'_>, refusal: &Refusal) {
         self.counters.refused.increment();
         let frame = Some(origin.number).filter(|number| *number > 0);
-        self.reply_to(origin.place, 0, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
+        self.reply_to(origin.place, AT_ONCE, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
     }
 
     /// Forgets what left the log's memory, or a session's own bound.

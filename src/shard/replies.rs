@@ -10,6 +10,10 @@ use crate::session::Place;
 use crate::ws::encoder::OpenFrame;
 use crate::ws::{Opcode, encoder};
 
+/// The place of a reply that may overtake everything.
+pub(super) const AT_ONCE: u64 = u64::MAX;
+/// Messages that wait for a lane, above which replies are dropped with their connection.
+const REPLIES_WAITING_MAX: usize = 16_384;
 /// A queue above this many times the reply limit (and a page of history) ends its connection.
 const HARD_QUEUE_FACTOR: usize = 8;
 
@@ -66,27 +70,39 @@ impl Core {
     }
 
     /// A reply in its place in the order of one of a connection's sessions.
-    pub(super) fn reply_after(&mut self, id: ConnId, attachment: u16, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn reply_after(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
         let mut bytes = self.buffers.take();
         let open = OpenFrame::begin(&mut bytes);
         write(&mut bytes);
         open.finish(Opcode::Text, &mut bytes);
-        self.put_ordered(id, attachment, after, Waiting::Frame(bytes));
+        self.put_ordered(to, after, Waiting::Frame(bytes));
     }
 
-    /// A reply to wherever a client is; `after` 0: at once.
+    /// A reply to wherever a client is, in its place in the order or [`AT_ONCE`].
     pub(super) fn reply_to(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
         if to.shard == self.shard_number() {
-            if after == 0 {
+            if after == AT_ONCE {
                 return self.reply_now(to.conn, write);
             }
-            return self.reply_after(to.conn, to.attachment, after, write);
+            return self.reply_after(to, after, write);
         }
         let mut bytes = self.buffers.take();
         let open = OpenFrame::begin(&mut bytes);
         write(&mut bytes);
         open.finish(Opcode::Text, &mut bytes);
-        self.lane_backlog[usize::from(to.shard)].push_back(LaneMessage::Reply { to, after, frame: bytes });
+        self.send_reply(to, LaneMessage::Reply { to, after, frame: bytes });
+    }
+
+    /// Puts a reply to a client elsewhere among what the turn's end sends.
+    pub(super) fn send_reply(&mut self, to: Place, message: LaneMessage) {
+        let waiting = &mut self.lane_backlog[usize::from(to.shard)];
+        if waiting.len() < REPLIES_WAITING_MAX {
+            return waiting.push_back(message);
+        }
+        self.counters.dropped(DropReason::ReplyQueueFull, 1);
+        if !matches!(waiting.back(), Some(LaneMessage::Evict { to: other }) if *other == to) {
+            waiting.push_back(LaneMessage::Evict { to });
+        }
     }
 
     /// Ends a connection that lets too much wait, and holds the shard to its memory.
@@ -109,14 +125,11 @@ impl Core {
     }
 
     /// Puts an ordered reply into an attachment, or (where it is caught up) straight into the queue.
-    pub(super) fn put_ordered(&mut self, id: ConnId, number: u16, after: u64, what: Waiting) {
-        let bytes = match &what {
-            Waiting::Frame(frame) | Waiting::Passing(frame) => frame.len(),
-            Waiting::Pong(id) => id.len(),
-        };
-        let Some(conn) = self.conn_mut(id) else { return };
-        let Some(attachment) = conn.attachment_mut(number) else { return };
+    pub(super) fn put_ordered(&mut self, to: Place, after: u64, what: Waiting) {
+        let (bytes, id) = (what.bytes(), to.conn);
+        let Some(attachment) = self.attachment_at(to) else { return };
         attachment.ordered.push_back(Ordered { after, what });
+        let Some(conn) = self.conn_mut(id) else { return };
         conn.ordered_bytes += u32::try_from(bytes).unwrap_or(u32::MAX);
         conn.queued_frames += 1;
         self.counters.buffer_bytes.add(bytes as u64);
