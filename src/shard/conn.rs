@@ -178,6 +178,7 @@ pub struct Flags {
     /// Counted in the user table.
     pub user_counted: bool,
     /// To be refused when its request is whole.
+    pub over_node_limit: bool,
     pub over_address_limit: bool,
     pub over_handshake_rate: bool,
     pub deflate: bool,

@@ -1,0 +1,150 @@
+//! What is said over the WebSocket: bare frames (the floor, any echo server) or the gateway's envelopes.
+
+use crate::stamp::{self, Stamp, Template};
+use crate::wire;
+
+/// A frame from the server, as far as a load generator cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    Message(Stamp),
+    /// `rw.ack` of a message of ours.
+    Ack(Stamp),
+    /// `rw.error`.
+    Error,
+    /// Any other `rw.` frame.
+    Control,
+    /// Not what this dialect says.
+    Unknown,
+}
+
+const TYPE: &[u8] = b"\"type\":\"";
+const ID: &[u8] = b"\"id\":\"";
+const SEQ: &[u8] = b"\"seq\":";
+
+fn after<'a>(bytes: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    if let Some(rest) = bytes.get(1..).and_then(|rest| rest.strip_prefix(key)) {
+        return Some(rest);
+    }
+    // By hand, from quote to quote: most bytes are no quote, and this runs once or twice a message.
+    let mut rest = bytes;
+    while let Some(at) = rest.iter().position(|byte| *byte == b'"') {
+        rest = &rest[at..];
+        if let Some(found) = rest.strip_prefix(key) {
+            return Some(found);
+        }
+        rest = &rest[1..];
+    }
+    None
+}
+
+/// Reads a frame of the gateway without parsing JSON: what bears the keys was made by the gateway or by this harness, and neither
+/// writes spaces.
+pub fn read_envelope(payload: &[u8]) -> Incoming {
+    let Some(kind) = after(payload, TYPE) else { return Incoming::Unknown };
+    let stamp = || after(payload, ID).and_then(Stamp::read);
+    if let Some(command) = kind.strip_prefix(b"rw.") {
+        if command.starts_with(b"ack\"") {
+            return stamp().map_or(Incoming::Control, Incoming::Ack);
+        }
+        if command.starts_with(b"error\"") {
+            return Incoming::Error;
+        }
+        return Incoming::Control;
+    }
+    stamp().map_or(Incoming::Unknown, Incoming::Message)
+}
+
+/// True for a frame of this type.
+pub fn is_type(payload: &[u8], kind: &[u8]) -> bool {
+    after(payload, TYPE).and_then(|rest| rest.strip_prefix(kind)).is_some_and(|rest| rest.first() == Some(&b'"'))
+}
+
+/// Reads a bare frame: the mark comes first.
+pub fn read_bare(payload: &[u8]) -> Incoming {
+    Stamp::read(payload).map_or(Incoming::Unknown, Incoming::Message)
+}
+
+/// The `seq` of a delivered message.
+pub fn seq_of(payload: &[u8]) -> Option<u64> {
+    let digits = after(payload, SEQ)?;
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+}
+
+/// A bare message: the mark, filled up to `payload_bytes`.
+pub fn bare_message(payload_bytes: usize, mask: [u8; 4]) -> Template {
+    Template::new(wire::TEXT, &bare_payload(payload_bytes), 0, mask)
+}
+
+/// The bytes of a bare message, its mark still zeroes.
+pub fn bare_payload(payload_bytes: usize) -> Vec<u8> {
+    let mut payload = vec![b'0'; stamp::BYTES];
+    payload.extend((0..payload_bytes.saturating_sub(stamp::BYTES)).map(|at| b'a' + (at % 26) as u8));
+    payload
+}
+
+/// An application's message to the gateway; `payload_bytes` counts the JSON value of `payload`. `to` is JSON, or empty.
+pub fn envelope_text(session_id: &str, to: &str, payload_bytes: usize) -> String {
+    let data: String = (0..payload_bytes.saturating_sub(2)).map(|at| char::from(b'a' + (at % 26) as u8)).collect();
+    let to = if to.is_empty() { String::new() } else { format!("\"to\":{to},") };
+    format!(
+        "{{\"type\":\"load.message\",\"id\":\"{}\",\"session_id\":\"{session_id}\",{to}\"payload\":\"{data}\"}}",
+        "0".repeat(stamp::BYTES)
+    )
+}
+
+/// The frame of [`envelope_text`].
+pub fn envelope_message(session_id: &str, to: &str, payload_bytes: usize, mask: [u8; 4]) -> Template {
+    let text = envelope_text(session_id, to, payload_bytes);
+    let stamp_at = text.len() - after(text.as_bytes(), ID).map_or(0, <[u8]>::len);
+    Template::new(wire::TEXT, text.as_bytes(), stamp_at, mask)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAMP: Stamp = Stamp { sender: 3, number: 5, intended_ns: 7 };
+
+    fn id() -> String {
+        String::from_utf8(STAMP.write().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn frames_of_the_gateway_are_told_apart_whatever_the_order_of_keys() {
+        let id = id();
+        let delivered = format!(
+            "{{\"seq\":41,\"from\":\"a\",\"session_id\":\"s\",\"id\":\"{id}\",\"type\":\"load.message\",\"payload\":\"x\"}}"
+        );
+        assert_eq!(read_envelope(delivered.as_bytes()), Incoming::Message(STAMP));
+        assert_eq!(seq_of(delivered.as_bytes()), Some(41));
+        let ack = format!("{{\"type\":\"rw.ack\",\"id\":\"{id}\",\"session_id\":\"s\",\"payload\":{{\"seq\":41}}}}");
+        assert_eq!(read_envelope(ack.as_bytes()), Incoming::Ack(STAMP));
+        assert_eq!(read_envelope(b"{\"type\":\"rw.error\",\"id\":\"\"}"), Incoming::Error);
+        assert_eq!(read_envelope(b"{\"type\":\"rw.goaway\",\"id\":\"g\"}"), Incoming::Control);
+        assert_eq!(read_envelope(b"hello"), Incoming::Unknown);
+        assert!(
+            is_type(b"{\"type\":\"rw.caught_up\"}", b"rw.caught_up") && !is_type(b"{\"type\":\"rw.caught\"}", b"rw.caught_up")
+        );
+    }
+
+    #[test]
+    fn an_envelope_is_json_with_a_payload_of_the_size_asked_for() {
+        let text = envelope_text("load.1", "\"room:r\"", 128);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["payload"].to_string().len(), 128);
+        assert_eq!((value["to"].as_str(), value["id"].as_str().map(str::len)), (Some("room:r"), Some(36)));
+        let mut template = envelope_message("load.1", "", 64, [1, 2, 3, 4]);
+        let mut frame = template.stamped(STAMP).to_vec();
+        let head = wire::parse_head(&frame).unwrap().unwrap();
+        wire::apply_mask(&mut frame[head.head_bytes..], [1, 2, 3, 4]);
+        assert_eq!(read_envelope(&frame[head.head_bytes..]), Incoming::Message(STAMP));
+    }
+
+    #[test]
+    fn a_bare_message_has_its_size_and_its_mark_first() {
+        assert_eq!(bare_payload(128).len(), 128);
+        assert_eq!(read_bare(&bare_payload(36)), Incoming::Message(Stamp { sender: 0, number: 0, intended_ns: 0 }));
+        assert_eq!(read_bare(b"{\"type\""), Incoming::Unknown);
+    }
+}

@@ -1,0 +1,32 @@
+//! The floor: a bare WebSocket echo server and a bare WebSocket fan-out server on raw io_uring, with the gateway's framing and
+//! nothing else: no JSON, no sessions, no limits, no timers. What they cost is what the machine costs; every figure of the
+//! gateway is read against them. One thread, one ring, one `io_uring_enter` a turn.
+//!
+//! They may hold no more than a bare server would, but what they do is correct: short sends are finished, frames cut by a
+//! receive are put together, a peer that goes is let go.
+
+mod buffers;
+mod frames;
+mod ring;
+
+use std::net::SocketAddr;
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// Every data frame goes back to its sender.
+    Echo,
+    /// Every data frame goes to all others.
+    Fanout,
+}
+
+/// Serves until the process is ended; answers only with why it could not.
+pub fn serve(kind: Kind, listen: SocketAddr, buffer_bytes: u32, on_ready: impl FnOnce(SocketAddr)) -> std::io::Error {
+    match ring::Server::new(kind, listen, buffer_bytes) {
+        Ok((mut server, bound)) => {
+            on_ready(bound);
+            server.run()
+        }
+        Err(error) => error,
+    }
+}

@@ -1,0 +1,121 @@
+//! What one receiver has had of one sender: nothing lost, nothing twice, all in order.
+
+use std::collections::BTreeSet;
+
+/// Numbers kept as missing; beyond it they count as lost without being told apart.
+const MISSING_MAX: usize = 1 << 20;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    next: u64,
+    missing: BTreeSet<u64>,
+    pub received: u64,
+    pub duplicates: u64,
+    /// Came after one with a higher number.
+    pub out_of_order: u64,
+}
+
+impl Ledger {
+    /// Books a message of the sender.
+    pub fn receive(&mut self, number: u64) {
+        if number == self.next {
+            self.next += 1;
+        } else if number > self.next {
+            for gap in self.next..number {
+                if self.missing.len() == MISSING_MAX {
+                    break;
+                }
+                self.missing.insert(gap);
+            }
+            self.next = number + 1;
+        } else if self.missing.remove(&number) {
+            self.out_of_order += 1;
+        } else {
+            self.duplicates += 1;
+            return;
+        }
+        self.received += 1;
+    }
+
+    /// Messages of the first `sent` that never came.
+    pub fn lost(&self, sent: u64) -> u64 {
+        self.missing.range(..sent).count() as u64 + sent.saturating_sub(self.next)
+    }
+}
+
+/// Everything a run has to answer for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Loss {
+    pub sent: u64,
+    /// Sent and never answered.
+    pub unanswered: u64,
+    pub delivered: u64,
+    /// Acknowledged and not delivered.
+    pub lost: u64,
+    pub duplicates: u64,
+    pub out_of_order: u64,
+    /// Errors, refusals, connections that ended by themselves, wrong bytes.
+    pub errors: u64,
+}
+
+impl Loss {
+    pub fn add(&mut self, other: &Self) {
+        self.sent += other.sent;
+        self.unanswered += other.unanswered;
+        self.delivered += other.delivered;
+        self.lost += other.lost;
+        self.duplicates += other.duplicates;
+        self.out_of_order += other.out_of_order;
+        self.errors += other.errors;
+    }
+
+    /// Books a receiver who was to have the first `sent` messages.
+    pub fn book(&mut self, ledger: &Ledger, sent: u64) {
+        self.delivered += ledger.received;
+        self.lost += ledger.lost(sent);
+        self.duplicates += ledger.duplicates;
+        self.out_of_order += ledger.out_of_order;
+    }
+
+    /// True where every promise was kept.
+    pub fn clean(&self) -> bool {
+        self.unanswered == 0 && self.lost == 0 && self.duplicates == 0 && self.out_of_order == 0 && self.errors == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(numbers: &[u64]) -> Ledger {
+        let mut ledger = Ledger::default();
+        for number in numbers {
+            ledger.receive(*number);
+        }
+        ledger
+    }
+
+    #[test]
+    fn in_order_is_clean() {
+        let ledger = ledger(&[0, 1, 2]);
+        assert_eq!((ledger.received, ledger.lost(3), ledger.duplicates, ledger.out_of_order), (3, 0, 0, 0));
+        assert_eq!(ledger.lost(5), 2, "a tail that never came is lost");
+    }
+
+    #[test]
+    fn holes_repeats_and_swaps_are_told_apart() {
+        let ledger = ledger(&[0, 3, 1, 3, 0, 4]);
+        assert_eq!((ledger.received, ledger.lost(5), ledger.duplicates, ledger.out_of_order), (4, 1, 2, 1));
+        let mut loss = Loss { sent: 5, ..Loss::default() };
+        loss.book(&ledger, 5);
+        assert!(!loss.clean());
+        assert_eq!((loss.lost, loss.duplicates), (1, 2));
+    }
+
+    #[test]
+    fn what_was_never_sent_is_no_loss() {
+        let ledger = ledger(&[2]);
+        assert_eq!((ledger.lost(0), ledger.lost(2), ledger.lost(3)), (0, 2, 2));
+        assert!(Loss::default().clean());
+    }
+}

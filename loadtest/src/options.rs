@@ -1,0 +1,156 @@
+//! The command line.
+
+use crate::floor;
+use clap::{Args, Parser, Subcommand};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Load harness for Ringway and any other WebSocket echo server.
+#[derive(Parser)]
+#[command(version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// A storm of connections: how many handshakes a second, at what cost.
+    Connect(Options),
+    /// Memory of idle connections, at several sizes.
+    Idle(Options),
+    /// Every message comes back to its sender.
+    Echo(Options),
+    /// Sessions of two: one receive, one delivery, one ack a message.
+    Relay(Options),
+    /// One sender, many readers in one session.
+    Fanout(Options),
+    /// One session, many rooms: each member sends to its room.
+    Rooms(Options),
+    /// One sender outside, many readers of a channel.
+    Channel(Options),
+    /// Fan-out with a hundredth of the readers stalled: what it does to the others.
+    Slow(Options),
+    /// Everyone loses the connection at once and resumes: nothing may be lost or come twice.
+    Reconnect(Options),
+    /// Relay for long, with connections that come and go: memory must not grow.
+    Soak(Options),
+    /// About five seconds of echo, relay, fanout and reconnect, small: for continuous integration.
+    Smoke(Options),
+    /// The bare servers: the machine's limit.
+    Floor(FloorOptions),
+    /// Two results side by side.
+    Compare {
+        /// A result written with --json.
+        before: PathBuf,
+        /// Another one.
+        after: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub struct FloorOptions {
+    #[arg(value_enum)]
+    pub kind: floor::Kind,
+    /// Only serve, here, until ended; without it the floor is measured.
+    #[arg(long, value_name = "ADDRESS")]
+    pub serve: Option<SocketAddr>,
+    /// With --serve: bytes of a receive buffer.
+    #[arg(long, default_value_t = 2048)]
+    pub buffer_bytes: u32,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+#[derive(Args, Clone)]
+pub struct Options {
+    /// Start this `ringway` with a configuration of the harness's own, and stop it afterwards.
+    #[arg(long, value_name = "PATH", conflicts_with = "url")]
+    pub spawn: Option<PathBuf>,
+    /// A server that runs already, e.g. ws://127.0.0.1:8080/v1/ws; for `echo` any echo server.
+    #[arg(long)]
+    pub url: Option<String>,
+    /// Its process, for CPU and memory.
+    #[arg(long)]
+    pub pid: Option<u32>,
+    /// With --url: the gateway's HS256 key as a JWK file.
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// With --key: the issuer the gateway expects.
+    #[arg(long, default_value = "ringway-loadtest")]
+    pub issuer: String,
+    /// With --key: the audience the gateway expects.
+    #[arg(long, default_value = "ringway")]
+    pub audience: String,
+    /// The core of a started server.
+    #[arg(long, default_value_t = 0)]
+    pub server_core: usize,
+    /// The cores of the workers.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pub load_core: Vec<usize>,
+    /// Threads that make load, spread over the load cores.
+    #[arg(long, default_value_t = 1)]
+    pub workers: usize,
+    /// Pin nothing.
+    #[arg(long)]
+    pub no_pin: bool,
+    /// Connections in all (relay, reconnect, soak: two a session; fanout, channel, slow: readers). Each scenario has its default.
+    #[arg(long, short = 'c')]
+    pub connections: Option<usize>,
+    /// The payload: a bare message's bytes, or the JSON value of an envelope's `payload`.
+    #[arg(long, default_value_t = 128)]
+    pub payload_bytes: usize,
+    /// Closed loop: messages (fanout: bursts) on their way a sender.
+    #[arg(long, default_value_t = 1)]
+    pub in_flight: usize,
+    /// Messages a sender sends at once.
+    #[arg(long, default_value_t = 1)]
+    pub burst: usize,
+    /// Messages a second in all, on a fixed schedule; without it a closed loop.
+    #[arg(long)]
+    pub rate: Option<f64>,
+    /// With --rate: the least sleep of the schedule, in microseconds.
+    #[arg(long, default_value_t = 20)]
+    pub quantum_us: u64,
+    #[arg(long, default_value_t = 2.0)]
+    pub warmup_s: f64,
+    #[arg(long, short = 'd', default_value_t = 5.0)]
+    pub duration_s: f64,
+    /// Runs; with --with-floor each is a pair, gateway and floor in turns, and the ratio is the median of the pairs'.
+    #[arg(long, default_value_t = 1)]
+    pub pairs: usize,
+    /// Measure the floor in the same run, and print ratios to it.
+    #[arg(long)]
+    pub with_floor: bool,
+    /// Bytes of the floor's messages; default: --payload-bytes for echo and relay, the size of a delivered envelope for fanout
+    /// and channel.
+    #[arg(long)]
+    pub floor_bytes: Option<usize>,
+    /// idle: connections at which memory is read.
+    #[arg(long, value_delimiter = ',')]
+    pub sizes: Vec<usize>,
+    /// rooms: members of a room.
+    #[arg(long, default_value_t = 10)]
+    pub room_size: usize,
+    /// connect: handshakes under way at once.
+    #[arg(long, default_value_t = 64)]
+    pub concurrency: usize,
+    /// reconnect: how often everyone is cut off.
+    #[arg(long, default_value_t = 3)]
+    pub storms: usize,
+    /// soak: connections cut off a second.
+    #[arg(long, default_value_t = 10.0)]
+    pub churn_per_s: f64,
+    /// slow: percent of the readers that are stalled.
+    #[arg(long, default_value_t = 1.0)]
+    pub stalled_percent: f64,
+    /// Write the result as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the result as one HTML page.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// No progress bar.
+    #[arg(long)]
+    pub quiet: bool,
+}

@@ -1,0 +1,255 @@
+//! From a command line to a result: which runs, in which order, against what.
+
+use crate::floor;
+use crate::options::Options;
+use crate::report::{Figure, Report, Runs};
+use crate::scenario::deliver::{self, Shape};
+use crate::scenario::{Measured, connect, echo, reconnect};
+use crate::target::Target;
+use std::path::Path;
+
+/// A scenario with a single target.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scenario {
+    Connect,
+    Idle,
+    Echo,
+    Relay,
+    Fanout,
+    Rooms,
+    Channel,
+    Slow,
+    Reconnect,
+    Soak,
+}
+
+impl Scenario {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Idle => "idle",
+            Self::Echo => "echo",
+            Self::Relay => "relay",
+            Self::Fanout => "fanout",
+            Self::Rooms => "rooms",
+            Self::Channel => "channel",
+            Self::Slow => "slow",
+            Self::Reconnect => "reconnect",
+            Self::Soak => "soak",
+        }
+    }
+
+    /// The bare server that bounds it, where one does.
+    fn floor(self) -> Option<floor::Kind> {
+        match self {
+            Self::Connect | Self::Idle | Self::Echo | Self::Relay => Some(floor::Kind::Echo),
+            Self::Fanout | Self::Channel => Some(floor::Kind::Fanout),
+            Self::Rooms | Self::Slow | Self::Reconnect | Self::Soak => None,
+        }
+    }
+
+    fn measure(self, label: &str, target: &Target, options: &Options, payload_bytes: usize) -> Result<Measured, String> {
+        match self {
+            Self::Connect => connect::measure_connect(label, target, options),
+            Self::Idle => connect::measure_idle(label, target, options),
+            Self::Echo => echo::measure(label, target, options, payload_bytes),
+            Self::Relay => deliver::measure(Shape::Relay, label, target, options, payload_bytes, 0),
+            Self::Fanout | Self::Slow => deliver::measure(Shape::Fanout, label, target, options, payload_bytes, 0),
+            Self::Rooms => deliver::measure(Shape::Rooms, label, target, options, payload_bytes, 0),
+            Self::Channel => deliver::measure(Shape::Channel, label, target, options, payload_bytes, 0),
+            Self::Reconnect => reconnect::measure(reconnect::Cuts::Storms(options.storms), label, target, options),
+            Self::Soak => reconnect::measure(reconnect::Cuts::Churn(options.churn_per_s), label, target, options),
+        }
+    }
+
+    /// The same load on the floor: a relay's message is one echo there, in as many connections as there are senders.
+    fn measure_floor(self, kind: floor::Kind, options: &Options, payload_bytes: usize) -> Result<Measured, String> {
+        let label = format!("{} floor", self.name());
+        let mut options = options.clone();
+        if self == Self::Relay {
+            options.connections = Some(options.connections.unwrap_or(2000) / 2);
+        }
+        let target = Target::floor(kind, payload_bytes, &options)?;
+        match self {
+            Self::Relay => echo::measure(&label, &target, &options, payload_bytes),
+            Self::Channel => Self::Fanout.measure(&label, &target, &options, payload_bytes),
+            _ => self.measure(&label, &target, &options, payload_bytes),
+        }
+    }
+}
+
+/// Runs a scenario as often as asked, in pairs with the floor where wanted.
+pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String> {
+    if scenario == Scenario::Slow {
+        return slow(options);
+    }
+    let floor = scenario.floor().filter(|_| options.with_floor);
+    let (mut main, mut beside) = (Vec::new(), Vec::new());
+    for pair in 0..options.pairs.max(1) {
+        // The first one tells how large a delivered envelope is, which the floor then sends; after that they take turns at
+        // going first, so that a drift hits both alike.
+        let floor_first = pair % 2 == 1;
+        for turn in [!floor_first, floor_first] {
+            if turn {
+                let label = format!("{} {}/{}", scenario.name(), pair + 1, options.pairs.max(1));
+                main.push(scenario.measure(&label, &Target::of(options)?, options, options.payload_bytes)?);
+            } else if let Some(kind) = floor {
+                beside.push(scenario.measure_floor(kind, options, floor_bytes(kind, options, &main))?);
+            }
+        }
+    }
+    let mut report = Report::new(
+        scenario.name(),
+        settings(scenario, options),
+        &Runs { name: target_name(options), runs: &main },
+        &Runs { name: "floor", runs: &beside },
+    );
+    if options.with_floor {
+        report.notes.push(match scenario.floor() {
+            Some(kind) => {
+                format!("the floor is the bare {kind:?} server with messages of {} bytes", floor_bytes(kind, options, &main))
+            }
+            None => format!("{} has no floor", scenario.name()),
+        });
+    }
+    Ok(report)
+}
+
+fn floor_bytes(kind: floor::Kind, options: &Options, main: &[Measured]) -> usize {
+    let delivered = main.first().and_then(|run| run.delivered_bytes).filter(|_| kind == floor::Kind::Fanout);
+    options.floor_bytes.or(delivered).unwrap_or(options.payload_bytes)
+}
+
+/// The floor by itself.
+pub fn floor(kind: floor::Kind, options: &Options) -> Result<Report, String> {
+    let scenario = if kind == floor::Kind::Echo { Scenario::Echo } else { Scenario::Fanout };
+    let bytes = options.floor_bytes.unwrap_or(options.payload_bytes);
+    let runs: Result<Vec<_>, String> = (0..options.pairs.max(1)).map(|_| scenario.measure_floor(kind, options, bytes)).collect();
+    let name = format!("floor {}", scenario.name());
+    Ok(Report::new(&name, settings(scenario, options), &Runs { name: "floor", runs: &runs? }, &Runs { name: "floor", runs: &[] }))
+}
+
+/// Fan-out without and with stalled readers, in turns.
+fn slow(options: &Options) -> Result<Report, String> {
+    let mut options = options.clone();
+    options.rate = Some(options.rate.unwrap_or(50.0));
+    let readers = options.connections.unwrap_or(1000);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the readers, bounded here")]
+    let stalled = (readers as f64 * options.stalled_percent.clamp(0.0, 50.0) / 100.0).ceil() as usize;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for pair in 0..options.pairs.max(1) {
+        for turn in [pair % 2 == 0, pair % 2 == 1] {
+            let target = Target::of(&options)?;
+            if turn {
+                let label = format!("{stalled} stalled");
+                with.push(deliver::measure(Shape::Fanout, &label, &target, &options, options.payload_bytes, stalled)?);
+            } else {
+                // As many that read, in both.
+                let same = Options { connections: Some(readers - stalled), ..options.clone() };
+                without.push(deliver::measure(Shape::Fanout, "none stalled", &target, &same, options.payload_bytes, 0)?);
+            }
+        }
+    }
+    for (with, without) in with.iter_mut().zip(&without) {
+        let value = |run: &Measured, name: &str| {
+            run.figures.iter().find(|figure| figure.name == name).map(|figure| (figure.value, figure.void))
+        };
+        let mut more = Vec::new();
+        if let (Some((with, a)), Some((without, b))) = (value(with, "latency p99"), value(without, "latency p99")) {
+            more.push(Figure::lower("others' p99, change".into(), "%", (with - without) * 100.0 / without).void_if(a || b));
+        }
+        if let (Some((with, _)), Some((without, _))) = (value(with, "server RSS"), value(without, "server RSS")) {
+            more.push(Figure::lower("server RSS, more".into(), "MiB", with - without));
+        }
+        with.figures.extend(more);
+    }
+    let mut settings = settings(Scenario::Slow, &options);
+    settings.push(("stalled readers".into(), stalled.to_string()));
+    let mut report =
+        Report::new("slow", settings, &Runs { name: "with stalled", runs: &with }, &Runs { name: "without", runs: &without });
+    report.notes.push("the column \"floor\" is the same load without the stalled readers".into());
+    Ok(report)
+}
+
+/// Small and short, everything that must not lose: for continuous integration.
+pub fn smoke(options: &Options) -> Result<Vec<Report>, String> {
+    let small = |connections: usize, duration_s: f64, rate: Option<f64>, burst: usize| Options {
+        connections: Some(connections),
+        duration_s,
+        warmup_s: 0.1,
+        rate,
+        burst,
+        pairs: 1,
+        with_floor: false,
+        no_pin: true,
+        storms: 2,
+        ..options.clone()
+    };
+    [
+        (Scenario::Echo, small(50, 0.5, None, 1)),
+        (Scenario::Relay, small(50, 0.5, None, 1)),
+        (Scenario::Fanout, small(50, 0.5, None, 4)),
+        (Scenario::Reconnect, small(50, 1.5, Some(500.0), 1)),
+    ]
+    .iter()
+    .map(|(which, options)| scenario(*which, options))
+    .collect()
+}
+
+fn target_name(options: &Options) -> &'static str {
+    if options.spawn.is_some() || options.key.is_some() { "gateway" } else { "server" }
+}
+
+fn settings(scenario: Scenario, options: &Options) -> Vec<(String, String)> {
+    let mut settings = Vec::new();
+    let mut set = |name: &str, value: String| settings.push((name.to_owned(), value));
+    if let Some(connections) = options.connections {
+        set("connections", connections.to_string());
+    }
+    set("payload", format!("{} B", options.payload_bytes));
+    match options.rate {
+        Some(rate) => set("rate", format!("{rate}/s")),
+        None => set("in flight", options.in_flight.to_string()),
+    }
+    if options.burst > 1 {
+        set("burst", options.burst.to_string());
+    }
+    match scenario {
+        Scenario::Rooms => set("room size", options.room_size.to_string()),
+        Scenario::Connect => set("concurrency", options.concurrency.to_string()),
+        Scenario::Reconnect => set("storms", options.storms.to_string()),
+        Scenario::Soak => set("cut", format!("{}/s", options.churn_per_s)),
+        _ => {}
+    }
+    set("duration", format!("{} s", options.duration_s));
+    set("warm-up", format!("{} s", options.warmup_s));
+    let cores: Vec<String> = options.load_core.iter().map(ToString::to_string).collect();
+    let pinned = if options.no_pin {
+        "nothing pinned".into()
+    } else {
+        format!("server core {}, load core {}", options.server_core, cores.join(","))
+    };
+    set("workers", format!("{} ({pinned})", options.workers));
+    settings
+}
+
+/// Writes what the options ask for.
+pub fn write_files(report: &Report, options: &Options) -> Result<(), String> {
+    let write = |path: &Path, text: String| {
+        std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    };
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(report).map_err(|error| format!("the result does not fit JSON: {error}"))?;
+        write(path, text)?;
+    }
+    if let Some(path) = &options.html {
+        write(path, crate::report::html::render(report))?;
+    }
+    Ok(())
+}
+
+/// Reads a result that `--json` wrote.
+pub fn read(path: &Path) -> Result<Report, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    serde_json::from_str(&text).map_err(|error| format!("{} is no result of this harness: {error}", path.display()))
+}

@@ -1,0 +1,289 @@
+//! What is under load: a gateway or a floor server that the harness starts, pins and stops, or anything at a URL.
+
+use crate::clock::{now_ns, sleep_ms};
+use crate::engine::affinity;
+use crate::engine::connection::Endpoint;
+use crate::floor;
+use crate::options::Options;
+use crate::token::Minter;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// How long a server may take to listen, and to end.
+const PATIENCE_MS: u64 = 10_000;
+
+/// A server under load.
+pub struct Target {
+    pub address: SocketAddr,
+    host: String,
+    /// The path of the URL given, if any.
+    path: Option<String>,
+    pub pid: Option<u32>,
+    /// Signs for the gateway; `None`: a bare server.
+    pub minter: Option<Minter>,
+    _process: Option<Process>,
+}
+
+impl Target {
+    /// The server that the options name.
+    pub fn of(options: &Options) -> Result<Self, String> {
+        match (&options.spawn, &options.url) {
+            (Some(program), _) => Self::gateway(program, options),
+            (None, Some(url)) => Self::at(url, options),
+            (None, None) => Err("nothing to load: give --spawn PATH_TO_RINGWAY or --url ws://HOST:PORT/PATH".into()),
+        }
+    }
+
+    fn at(url: &str, options: &Options) -> Result<Self, String> {
+        let rest = url.strip_prefix("ws://").ok_or_else(|| format!("{url:?} is no ws:// URL; TLS is not spoken here"))?;
+        let (host, path) = rest.find('/').map_or((rest, None), |at| (&rest[..at], Some(rest[at..].to_owned())));
+        let address = host.to_socket_addrs().map_err(|error| format!("{host:?} does not name a HOST:PORT: {error}"))?.next();
+        let address = address.ok_or_else(|| format!("{host:?} has no address"))?;
+        let minter = match &options.key {
+            None => None,
+            Some(file) => {
+                let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+                Some(Minter::from_jwk(&text, &options.issuer, &options.audience)?)
+            }
+        };
+        Ok(Self { address, host: host.into(), path, pid: options.pid, minter, _process: None })
+    }
+
+    /// A bare server of this harness, in a process of its own.
+    pub fn floor(kind: floor::Kind, payload_bytes: usize, options: &Options) -> Result<Self, String> {
+        let address = free_address()?;
+        let buffer_bytes = (payload_bytes * options.burst.max(1) + 256).clamp(2048, 64 << 10);
+        let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+        let mut command = Command::new(program);
+        let kind = if kind == floor::Kind::Echo { "echo" } else { "fanout" };
+        command.args(["floor", kind, "--serve", &address.to_string(), "--buffer-bytes", &buffer_bytes.to_string()]);
+        let process = Process::start(command, options, None)?;
+        process.wait_listening(address)?;
+        Ok(Self {
+            address,
+            host: address.to_string(),
+            path: None,
+            pid: Some(process.child.id()),
+            minter: None,
+            _process: Some(process),
+        })
+    }
+
+    fn gateway(program: &Path, options: &Options) -> Result<Self, String> {
+        let minter = Minter::random()?;
+        let (address, admin) = (free_address()?, free_address()?);
+        let files = TemporaryFiles::new(&minter, address, admin)?;
+        let mut command = Command::new(program);
+        command.arg("serve").arg("--config").arg(&files.config);
+        let process = Process::start(command, options, Some(files))?;
+        process.wait_listening(address)?;
+        Ok(Self {
+            address,
+            host: address.to_string(),
+            path: None,
+            pid: Some(process.child.id()),
+            minter: Some(minter),
+            _process: Some(process),
+        })
+    }
+
+    /// True for the gateway: envelopes, sessions, tokens.
+    pub fn speaks_envelopes(&self) -> bool {
+        self.minter.is_some()
+    }
+
+    /// Where bare frames are echoed.
+    pub fn echo_endpoint(&self) -> Endpoint {
+        let path = self.path.clone().unwrap_or_else(|| if self.minter.is_some() { "/v1/echo" } else { "/" }.into());
+        Endpoint { address: self.address, host: self.host.clone(), path, subprotocol: None }
+    }
+
+    /// Where sessions are joined; on a bare server, just where to connect.
+    pub fn session_endpoint(&self) -> Endpoint {
+        if !self.speaks_envelopes() {
+            return self.echo_endpoint();
+        }
+        let path = self.path.clone().unwrap_or_else(|| "/v1/ws".into());
+        Endpoint { address: self.address, host: self.host.clone(), path, subprotocol: Some("ringway.v1".into()) }
+    }
+}
+
+fn free_address() -> Result<SocketAddr, String> {
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| format!("no free port: {error}"))?;
+    listener.local_addr().map_err(|error| format!("no free port: {error}"))
+}
+
+/// The gateway's configuration and key, gone when the run is.
+struct TemporaryFiles {
+    folder: PathBuf,
+    config: PathBuf,
+}
+
+impl TemporaryFiles {
+    fn new(minter: &Minter, listen: SocketAddr, admin: SocketAddr) -> Result<Self, String> {
+        let folder = std::env::temp_dir().join(format!("ringway-loadtest-{}-{}", std::process::id(), now_ns()));
+        let files = Self { config: folder.join("ringway.toml"), folder };
+        let key = files.folder.join("load.jwk");
+        let write = || -> std::io::Result<()> {
+            std::fs::create_dir(&files.folder)?;
+            write_private(&key, &minter.jwk())?;
+            std::fs::write(&files.config, gateway_config(minter, &key, listen, admin))
+        };
+        write().map_err(|error| format!("cannot write the gateway's configuration below {}: {error}", files.folder.display()))?;
+        Ok(files)
+    }
+}
+
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}
+
+/// One shard, no limits that a single generating host would meet.
+fn gateway_config(minter: &Minter, key: &Path, listen: SocketAddr, admin: SocketAddr) -> String {
+    format!(
+        r#"[server]
+listen = "{listen}"
+shards = 1
+pin = true
+max_connections = 19000
+
+[admin]
+listen = "{admin}"
+
+[auth]
+issuer = "{issuer}"
+audience = "{audience}"
+leeway_s = 5
+
+[[auth.keys]]
+kid = "{kid}"
+alg = "HS256"
+file = "{file}"
+
+[limits]
+messages_per_second = 0
+bytes_per_second = 0
+connections_per_ip = 0
+connections_per_user = 0
+half_open_per_ip = 0
+half_open_percent = 100
+handshakes_per_ip_per_second = 0
+
+[diagnostics]
+echo = true
+"#,
+        issuer = minter.issuer,
+        audience = minter.audience,
+        kid = minter.kid,
+        file = key.display(),
+    )
+}
+
+impl Drop for TemporaryFiles {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A server process, ended with SIGTERM when dropped.
+struct Process {
+    child: Child,
+    name: String,
+    /// The last lines it wrote, for when it fails.
+    output: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+    _files: Option<TemporaryFiles>,
+}
+
+impl Process {
+    fn start(mut command: Command, options: &Options, files: Option<TemporaryFiles>) -> Result<Self, String> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A child inherits its parent's core.
+        if !options.no_pin {
+            affinity::pin_this_thread(options.server_core).map_err(|error| error.to_string())?;
+        }
+        let child = command.spawn();
+        if !options.no_pin
+            && let Some(core) = options.load_core.first()
+        {
+            affinity::pin_this_thread(*core).map_err(|error| error.to_string())?;
+        }
+        let mut child = child.map_err(|error| format!("cannot start {name}: {error}"))?;
+        let output = std::sync::Arc::default();
+        if let Some(stdout) = child.stdout.take() {
+            keep_last_lines(stdout, &output);
+        }
+        if let Some(stderr) = child.stderr.take() {
+            keep_last_lines(stderr, &output);
+        }
+        Ok(Self { child, name, output, _files: files })
+    }
+
+    fn wait_listening(&self, address: SocketAddr) -> Result<(), String> {
+        let deadline_ns = now_ns() + PATIENCE_MS * 1_000_000;
+        while TcpStream::connect(address).is_err() {
+            let ended =
+                std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).map_or(true, |stat| stat.contains(") Z "));
+            if ended || now_ns() > deadline_ns {
+                sleep_ms(50);
+                let said = self.output.lock().map(|lines| lines.join("\n")).unwrap_or_default();
+                let what = if ended { "ended before it listened" } else { "did not listen within 10 s" };
+                return Err(format!("{} {what} on {address}; it said:\n{said}", self.name));
+            }
+            sleep_ms(5);
+        }
+        Ok(())
+    }
+}
+
+fn keep_last_lines(from: impl Read + Send + 'static, into: &std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
+    let into = std::sync::Arc::clone(into);
+    // A pipe nobody reads would stop the server; the thread ends with the pipe.
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if let Ok(mut lines) = into.lock() {
+                if lines.len() == 30 {
+                    lines.remove(0);
+                }
+                lines.push(line);
+            }
+        }
+    });
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        affinity::terminate(self.child.id());
+        let deadline_ns = now_ns() + PATIENCE_MS * 1_000_000;
+        while now_ns() < deadline_ns {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            sleep_ms(5);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_file_is_private_and_goes_with_the_run() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let minter = Minter::random().unwrap();
+        let files = TemporaryFiles::new(&minter, "127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()).unwrap();
+        let key = files.folder.join("load.jwk");
+        assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+        let config = std::fs::read_to_string(&files.config).unwrap();
+        assert!(config.contains("listen = \"127.0.0.1:1\"") && config.contains(&key.display().to_string()));
+        drop(files);
+        assert!(!key.exists());
+    }
+}
