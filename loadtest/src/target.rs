@@ -172,6 +172,7 @@ connections_per_user = 0
 half_open_per_ip = 0
 half_open_percent = 100
 handshakes_per_ip_per_second = 0
+handshakes_per_second = 0
 
 [diagnostics]
 echo = true

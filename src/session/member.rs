@@ -1,10 +1,10 @@
 //! A member: a client in a session. It outlives its connections, until it leaves or is unseen for too long.
 
+use super::dedupe::Dedupe;
 use super::entitlement::Entitlements;
 use super::table::SessionKey;
 use crate::ids::ConnId;
 use crate::slots::Key;
-use std::collections::VecDeque;
 
 /// A member's place on its session's home shard.
 pub type MemberKey = Key<Member>;
@@ -33,8 +33,8 @@ pub struct Member {
     pub place: Option<Place>,
     /// Its durable cursor: the last `rw.received`.
     pub received_seq: u64,
-    /// The ids it used, oldest first, as keys of the shard's [`super::Dedupe`].
-    pub recent: VecDeque<u64>,
+    /// The ids it used lately.
+    pub used: Dedupe,
     /// Raw JSON of `rw.presence.set`.
     pub presence: Option<Box<str>>,
     /// When it came (Unix ms).

@@ -1,6 +1,6 @@
 //! Into a session and out of it: the home's side (members), and the connection's side (attachments).
 
-use super::conn::{Attachment, Conn, Ordered, Phase, Slot, Waiting};
+use super::conn::{Attachment, Conn, Phase, Slot, Waiting};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
 use super::inbound::RETRY_AFTER_MS;
@@ -11,7 +11,8 @@ use crate::ids::ConnId;
 use crate::io::Io;
 use crate::protocol::{ErrorCode, Failure, Head, Refusal, SessionStart, Welcome};
 use crate::session::{
-    Entitlements, Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, start,
+    Dedupe, Entitlements, Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream,
+    StreamKey, start,
 };
 use crate::time::Tick;
 use crate::ws::Opcode;
@@ -133,7 +134,7 @@ impl Core {
             entitlements,
             place: None,
             received_seq: 0,
-            recent: VecDeque::new(),
+            used: Dedupe::default(),
             presence: None,
             since_ms: now.wall_ms,
             away_since_ms: 0,
@@ -510,9 +511,7 @@ impl Core {
             self.tell_presence(key, PresenceChange::Lost, None);
         }
         if away_ms >= unseen_ms {
-            if let Some(mut member) = self.sessions.remove_member(key) {
-                self.dedupe.forget_all(&mut member.recent);
-            }
+            self.sessions.remove_member(key);
             return;
         }
         self.wheel.schedule(now_ms + unseen_ms - away_ms, Timer::Member(key));
@@ -597,22 +596,6 @@ impl Core {
         if self.conn(place.conn).is_some_and(|conn| matches!(conn.phase, Phase::Open)) {
             self.close(io, place.conn, CloseReason::Replaced, now);
         }
-    }
-
-    /// Puts an ordered reply into an attachment, or (where it is caught up) straight into the queue.
-    pub(super) fn put_ordered(&mut self, id: ConnId, number: u16, after: u64, what: Waiting) {
-        let bytes = match &what {
-            Waiting::Frame(frame) | Waiting::Passing(frame) => frame.len(),
-            Waiting::Pong(id) => id.len(),
-        };
-        let Some(conn) = self.conn_mut(id) else { return };
-        let Some(attachment) = conn.attachment_mut(number) else { return };
-        attachment.ordered.push_back(Ordered { after, what });
-        conn.ordered_bytes += u32::try_from(bytes).unwrap_or(u32::MAX);
-        conn.queued_frames += 1;
-        self.counters.buffer_bytes.add(bytes as u64);
-        self.check_budget(id);
-        self.mark(id);
     }
 
     /// Sends a lane message that must not be lost.

@@ -73,7 +73,6 @@ pub struct Core {
     pub(super) streams: Slots<Stream>,
     pub(super) mirrors: Map<u64, StreamKey>,
     pub(super) sessions: Sessions,
-    pub(super) dedupe: Dedupe,
     pub(super) log: Log,
     pub(super) mirror_log: Log,
     pub(super) parser: Option<Box<Parser>>,
@@ -107,7 +106,7 @@ pub struct Core {
     /// Connections that opened `/v1/echo` while their head was read.
     pub(super) echo_opened: Vec<ConnId>,
     /// Ids that were posted to channels from outside; they share one window.
-    pub(super) posted: VecDeque<u64>,
+    pub(super) posted: Dedupe,
     /// When each connection goes in a drain, the next one last.
     pub(super) departures: Vec<(u64, ConnId)>,
     pub(super) random_id: u64,
@@ -134,7 +133,6 @@ impl Core {
             streams: Slots::default(),
             mirrors: Map::with_hasher(options.key),
             sessions: Sessions::new(options.key),
-            dedupe: Dedupe::new(settings.session.dedupe_ids, settings.session.dedupe_ms),
             log: Log::new(settings.log.memory_bytes),
             mirror_log: Log::new(settings.log.memory_bytes / 4),
             parser: Some(Box::default()),
@@ -162,7 +160,7 @@ impl Core {
             reading_from: None,
             pulls: Vec::new(),
             echo_opened: Vec::new(),
-            posted: VecDeque::new(),
+            posted: Dedupe::default(),
             departures: Vec::new(),
             random_id: options.seed,
             draining: false,

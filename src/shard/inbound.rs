@@ -204,7 +204,7 @@ impl Core {
             let outcome = self.inflater.inflate(&payload, bytes_max, &mut inflated);
             match outcome {
                 Ok(()) if echo && text && std::str::from_utf8(&inflated).is_err() => {
-                    self.close(io, id, CloseReason::NotUtf8, now)
+                    self.close(io, id, CloseReason::NotUtf8, now);
                 }
                 Ok(()) => self.on_payload(io, id, text, &inflated, now),
                 Err(reason) => self.close(io, id, reason, now),
@@ -432,7 +432,7 @@ impl Core {
         while !done {
             match contained(|| decoder.next(&mut rest, &limits, buffers)) {
                 Ok(Ok(Some(Item::Message { payload, .. } | Item::Ping(payload) | Item::Pong(payload)))) => {
-                    payload.recycle(buffers)
+                    payload.recycle(buffers);
                 }
                 Ok(Ok(None)) => break,
                 // What it sends is no WebSocket any more, or its close frame: it is done.

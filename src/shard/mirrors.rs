@@ -140,11 +140,7 @@ impl Core {
         let (hash, stream_key) = (session.hash, session.stream);
         let mut again = false;
         for number in 0..session.mirrors.len() {
-            loop {
-                let Some(mirror) = self.sessions.sessions.get(key).and_then(|session| session.mirrors.get(number)).copied()
-                else {
-                    break;
-                };
+            while let Some(mirror) = self.sessions.sessions.get(key).and_then(|session| session.mirrors.get(number)).copied() {
                 let Some(stream) = self.streams.get(stream_key) else { return false };
                 let from = mirror.next_seq.max(stream.index.first());
                 if mirror.credits == 0 || from > stream.index.head() {

@@ -9,10 +9,19 @@ use crate::ids::ConnId;
 use crate::io::Io;
 use crate::log::{Audience, Entry, Header, Kind};
 use crate::protocol::{AddedBuf, Address, Envelope, ErrorCode, Failure, Head, Refusal, To, added, make_traceparent};
-use crate::session::{MemberKey, Place, Seen, SessionKey, StreamKey, Target};
+use crate::session::{DedupeLimits, MemberKey, Place, Seen, SessionKey, StreamKey, Target};
 use crate::time::Tick;
 use crate::ws::Opcode;
 use crate::ws::encoder::frame_head;
+
+/// Ids of posts to channels at home here that are remembered against repeats.
+const POSTED_IDS_MAX: usize = 65_536;
+
+/// The half of a content hash that the window compares; the record holds the whole.
+#[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+const fn low(content: u128) -> u64 {
+    content as u64
+}
 
 /// A resolved list of addresses: hashes, and whether it is everyone.
 #[derive(Default)]
@@ -167,7 +176,9 @@ impl Core {
         }
         let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
         let content = self.content_hash(envelope, &audiences);
-        match self.dedupe.look_up(id_hash, content, now.mono_ms()) {
+        let limits = self.dedupe_limits();
+        let used = member.and_then(|member| self.sessions.members.get(member)).map(|member| &member.used);
+        match used.map_or(Seen::New, |used| used.look_up(id_hash, low(content), now.mono_ms(), limits)) {
             Seen::New => {}
             Seen::Same { seq } => {
                 self.counters.duplicates.increment();
@@ -180,10 +191,15 @@ impl Core {
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
         if let Some(member) = member.and_then(|member| self.sessions.members.get_mut(member)) {
-            self.dedupe.remember(&mut member.recent, id_hash, content, seq, now.mono_ms());
+            member.used.remember(id_hash, low(content), seq, now.mono_ms(), limits);
         }
         self.note_appended(session, stream, seq, &audiences);
         self.acknowledge(origin, envelope, seq, false);
+    }
+
+    fn dedupe_limits(&self) -> DedupeLimits {
+        let session = &self.snapshot.settings.session;
+        DedupeLimits { ids_max: session.dedupe_ids, window_ms: session.dedupe_ms }
     }
 
     fn content_hash(&self, envelope: &Envelope<'_>, audiences: &Audiences) -> u128 {
@@ -454,12 +470,11 @@ impl Core {
         } else {
             let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &client.to_le_bytes(), envelope.id.as_bytes()]);
             let content = self.content_hash(envelope, &audiences);
-            match self.dedupe.look_up(id_hash, content, now.mono_ms()) {
+            let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
+            match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
                 Seen::New => {
                     let seq = self.append(stream, hash, &origin, &moved, &audiences, id_hash, content, now);
-                    let mut posted = std::mem::take(&mut self.posted);
-                    self.dedupe.remember(&mut posted, id_hash, content, seq, now.mono_ms());
-                    self.posted = posted;
+                    self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
                     self.note_appended(session, stream, seq, &audiences);
                     self.acknowledge(&origin, envelope, seq, false);
                 }
