@@ -570,7 +570,7 @@ impl Core {
     }
 
     pub(super) fn name_of(&self, conn: &Conn) -> String {
-        let shard = if conn.origin_shard == usize::MAX { self.shard } else { conn.origin_shard };
+        let shard = if conn.origin_shard == u16::MAX { self.shard_number() } else { conn.origin_shard };
         format!("c-{shard}-{}", conn.serial)
     }
 

@@ -214,7 +214,7 @@ pub struct Conn {
     /// The ticket of its next attachment.
     pub next_ticket: u32,
     /// The query's `session_id`, until the hello.
-    pub expected_session: Option<Box<str>>,
+    pub expected_session: Option<Box<Box<str>>>,
     /// Frames committed to the wire before anything else, from `queue_at` on.
     pub queue: Vec<u8>,
     pub queue_at: u32,
@@ -225,7 +225,8 @@ pub struct Conn {
     pub messages: Bucket,
     pub bytes: Bucket,
     pub controls: Bucket,
-    pub refusals: Bucket,
+    /// What it did wrong lately; most never do.
+    pub abuse: Option<Box<Abuse>>,
     pub accepted_ms: u64,
     pub last_heard_ms: u64,
     /// When a ping was sent that nothing has answered yet; 0 where none is.
@@ -234,9 +235,6 @@ pub struct Conn {
     pub timer_ms: u64,
     /// Since when a message is unfinished; 0 where none is.
     pub unfinished_ms: u64,
-    /// Since when it is above its rate; 0 where it is not, with the time of the last refusal.
-    pub over_rate_ms: u64,
-    pub last_over_rate_ms: u64,
     /// The stall window: its start (0: not stalled) and the bytes taken in it.
     pub stalled_ms: u64,
     pub stalled_taken: u64,
@@ -246,7 +244,7 @@ pub struct Conn {
     pub messages_out: u64,
     pub flags: Flags,
     /// The shard that accepted it; with `serial` its connection id.
-    pub origin_shard: usize,
+    pub origin_shard: u16,
     /// The window its client inflates with.
     pub window_bits: u8,
     /// The code of the close frame that it sent, to be echoed.
@@ -254,6 +252,19 @@ pub struct Conn {
     /// It closed by its own will.
     pub clean: bool,
 }
+
+/// The marks against a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Abuse {
+    pub refusals: Bucket,
+    /// Since when it is above its rate; 0 where it is not.
+    pub over_rate_ms: u64,
+    /// When it was last refused for that.
+    pub last_over_rate_ms: u64,
+}
+
+// mimalloc's next size class is 640: an idle connection is held to 2 KiB in all.
+const _: () = assert!(size_of::<Conn>() <= 512);
 
 /// Facts of a connection, one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -311,7 +322,7 @@ pub struct Handover {
     /// Bytes that the socket has not taken yet.
     pub unsent: Vec<u8>,
     /// The shard that accepted it: part of its connection id.
-    pub node_shard: usize,
+    pub node_shard: u16,
     pub window_bits: u8,
 }
 
@@ -338,21 +349,19 @@ impl Conn {
             messages: Bucket::default(),
             bytes: Bucket::default(),
             controls: Bucket::default(),
-            refusals: Bucket::default(),
+            abuse: None,
             accepted_ms: now_ms,
             last_heard_ms: now_ms,
             pinged_ms: 0,
             timer_ms: u64::MAX,
             unfinished_ms: 0,
-            over_rate_ms: 0,
-            last_over_rate_ms: 0,
             stalled_ms: 0,
             stalled_taken: 0,
             paused_ms: 0,
             messages_in: 0,
             messages_out: 0,
             flags: Flags { acks: true, ..Flags::default() },
-            origin_shard: usize::MAX,
+            origin_shard: u16::MAX,
             window_bits: 15,
             answer_code: None,
             clean: false,
