@@ -184,8 +184,15 @@ impl Core {
         }
         let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
         let content = self.content_hash(envelope, &audiences);
-        let limits = self.dedupe_limits();
-        let used = member.and_then(|member| self.sessions.members.get(member)).map(|member| &member.used);
+        // A channel's readers come and go as members; its window is the shard's, which posts from outside share.
+        let channel = self.sessions.sessions.get(session).is_some_and(|entry| entry.channel);
+        let member = member.filter(|_| !channel);
+        let own = self.dedupe_limits();
+        let limits = if channel { DedupeLimits { ids_max: POSTED_IDS_MAX, ..own } } else { own };
+        let used = match member {
+            Some(member) => self.sessions.members.get(member).map(|member| &member.used),
+            None => Some(&self.posted),
+        };
         match used.map_or(Seen::New, |used| used.look_up(id_hash, low(content), now.mono_ms(), limits)) {
             Seen::New => {}
             Seen::Same { seq } => {
@@ -198,8 +205,12 @@ impl Core {
             }
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
-        if let Some(member) = member.and_then(|member| self.sessions.members.get_mut(member)) {
-            member.used.remember(id_hash, low(content), seq, now.mono_ms(), limits);
+        let used = match member {
+            Some(member) => self.sessions.members.get_mut(member).map(|member| &mut member.used),
+            None => Some(&mut self.posted),
+        };
+        if let Some(used) = used {
+            used.remember(id_hash, low(content), seq, now.mono_ms(), limits);
         }
         self.note_appended(session, stream, seq, &audiences);
         self.acknowledge(origin, envelope, seq, false);
