@@ -81,7 +81,9 @@ impl Core {
         let place = self.place_here(id, number);
         match home {
             None => self.publish(io, place, member, envelope, now),
-            Some(home) => self.forward(io, home, member, place, envelope, text),
+            Some(home) => {
+                self.forward(io, home, member, place, envelope, text);
+            }
         }
     }
 
@@ -93,7 +95,7 @@ impl Core {
 
     /// The attachment of a connection to a session: its number, the session's home if elsewhere, the member.
     pub(super) fn attachment_of(&self, id: ConnId, session_id: &str) -> Option<(u16, Option<u16>, MemberKey)> {
-        self.conn(id)?.attachments().find_map(|(number, attachment)| {
+        self.conn(id)?.attachments().filter(|(_, attachment)| !attachment.detaching).find_map(|(number, attachment)| {
             let stream = self.streams.get(attachment.stream)?;
             (&*stream.session_id == session_id).then_some((number, stream.home, attachment.member))
         })
@@ -108,7 +110,7 @@ impl Core {
         place: Place,
         envelope: &Envelope<'_>,
         text: &[u8],
-    ) {
+    ) -> bool {
         let number = self.conn(place.conn).map_or(0, |conn| conn.messages_in);
         let message = LaneMessage::Forward { member, place, number, text: text.to_vec() };
         let offered = self.offer(io, usize::from(home), message);
@@ -121,6 +123,7 @@ impl Core {
             }
             self.busy(place.conn, envelope);
         }
+        offered.is_ok()
     }
 
     fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
