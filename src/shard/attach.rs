@@ -1,6 +1,6 @@
 //! Into a session and out of it: the home's side (members), and the connection's side (attachments).
 
-use super::conn::{Attachment, Conn, Paging, Phase, Slot, Waiting};
+use super::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot, Waiting};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
 use super::inbound::RETRY_AFTER_MS;
@@ -223,6 +223,7 @@ impl Core {
             idle: false,
             pulling: false,
             paging: Paging::None,
+            detaching: false,
             ticket: place.ticket,
             reader,
             entitlements: answer.entitlements.clone(),
@@ -436,11 +437,36 @@ impl Core {
                 self.release_mirror(io, session);
             }
         }
-        for ordered in attachment.ordered {
+        self.forget_ordered(attachment.ordered);
+    }
+
+    fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
+        for ordered in ordered {
             self.counters.buffer_bytes.subtract(ordered.what.bytes() as u64);
-            if let Waiting::Frame(frame) | Waiting::Passing(frame) | Waiting::History(frame) = ordered.what {
+            if let Waiting::Frame(frame) | Waiting::Passing(frame) | Waiting::History(frame) | Waiting::Detached(frame) =
+                ordered.what
+            {
                 self.buffers.give(frame);
             }
+        }
+    }
+
+    /// Frees the attachments whose last reply is out; their homes let them go before.
+    pub(super) fn free_left<I: Io>(&mut self, io: &mut I) {
+        while let Some(place) = self.left.pop() {
+            if self.attachment_at(place).is_none() {
+                continue;
+            }
+            let Some(conn) = self.conn_mut(place.conn) else { continue };
+            let slot = conn.slots.get_mut(usize::from(place.attachment)).map(std::mem::take);
+            let Some(Slot::Attached(attachment)) = slot else { continue };
+            let waiting: usize = attachment.ordered.iter().map(|ordered| ordered.what.bytes()).sum();
+            conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
+            let session = self.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
+            if self.remove_reader(attachment.stream, attachment.reader).is_some() {
+                self.release_mirror(io, session);
+            }
+            self.forget_ordered(attachment.ordered);
         }
     }
 

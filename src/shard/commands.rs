@@ -35,13 +35,25 @@ impl Core {
                     return self.not_attached(id, envelope);
                 };
                 let place = self.place_here(id, number);
+                // Both change the attachment here, so that what is wrong with them must be found here.
+                if matches!(kind, CommandKind::History | CommandKind::Detach) && !self.well_formed(id, envelope) {
+                    return;
+                }
                 if kind == CommandKind::History && !self.may_page(place, envelope) {
                     return;
                 }
-                match (kind, home) {
-                    (CommandKind::Detach, _) => self.on_detach_command(io, id, number, envelope, now),
-                    (_, None) => self.command_at_home(io, place, member, envelope, now),
-                    (_, Some(home)) => self.forward(io, home, member, place, envelope, text),
+                let taken = match home {
+                    None => {
+                        self.command_at_home(io, place, member, envelope, now);
+                        true
+                    }
+                    Some(home) => self.forward(io, home, member, place, envelope, text),
+                };
+                if kind == CommandKind::Detach
+                    && taken
+                    && let Some(attachment) = self.attachment_at(place)
+                {
+                    attachment.detaching = true;
                 }
             }
             Kind::Reserved | Kind::Unknown | Kind::Application => {
@@ -77,18 +89,6 @@ impl Core {
             Err(refusal) => self.refuse(id, &refusal),
         }
         self.commands = Some(commands);
-    }
-
-    fn on_detach_command<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, envelope: &Envelope<'_>, now: Tick) {
-        let Some(conn) = self.conn_mut(id) else { return };
-        let Some(slot) = conn.slots.get_mut(usize::from(number)) else { return };
-        if let Slot::Attached(attachment) = std::mem::replace(slot, Slot::Free) {
-            let waiting: usize = attachment.ordered.iter().map(|ordered| ordered.what.bytes()).sum();
-            conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
-            self.leave_one(io, id, number, attachment, true, true, now);
-        }
-        let head = Head { id: envelope.id, session_id: envelope.session_id };
-        self.reply_now(id, |out| crate::protocol::detached(out, head));
     }
 
     fn on_refresh<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, now: Tick) {
@@ -253,9 +253,20 @@ impl Core {
                     self.counters.dropped(DropReason::ReceiptStale, 1);
                 }
             }
-            Command::Hello(_) | Command::Attach(_) | Command::Detach | Command::Refresh(_) => {}
+            Command::Detach => {
+                self.member_left(member, place, true, true, now);
+                let mut frame = self.buffers.take();
+                let open = OpenFrame::begin(&mut frame);
+                crate::protocol::detached(&mut frame, head);
+                open.finish(Opcode::Text, &mut frame);
+                if place.shard == self.shard_number() {
+                    self.put_ordered(place, after, Waiting::Detached(frame));
+                } else {
+                    self.send_reply(place, LaneMessage::Detached { to: place, after, frame });
+                }
+            }
+            Command::Hello(_) | Command::Attach(_) | Command::Refresh(_) => {}
         }
-        let _ = now;
     }
 
     fn join<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, envelope: &Envelope<'_>, room: &str, after: u64) {
@@ -375,16 +386,19 @@ impl Core {
         }
     }
 
-    /// Whether an attachment may ask for a page of history: it is well asked for, and no earlier one is on its way. Judged where the
-    /// connection is, since only there it is known when a page has left.
-    fn may_page(&mut self, place: Place, envelope: &Envelope<'_>) -> bool {
+    fn well_formed(&mut self, id: ConnId, envelope: &Envelope<'_>) -> bool {
         let Some(mut commands) = self.commands.take() else { return false };
         let refused = commands.parse(envelope).err();
         self.commands = Some(commands);
-        if let Some(refused) = refused {
-            self.refuse(place.conn, &refused);
-            return false;
+        if let Some(refused) = &refused {
+            self.refuse(id, refused);
         }
+        refused.is_none()
+    }
+
+    /// Whether an attachment may ask for a page of history: no earlier one is on its way. Judged where the connection is, since only
+    /// there it is known when a page has left.
+    fn may_page(&mut self, place: Place, envelope: &Envelope<'_>) -> bool {
         let Some(attachment) = self.attachment_at(place) else { return false };
         if attachment.paging == Paging::None {
             attachment.paging = Paging::Asked;

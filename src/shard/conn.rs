@@ -54,6 +54,8 @@ pub enum Waiting {
     Passing(Vec<u8>),
     /// A page of history.
     History(Vec<u8>),
+    /// The end of the attachment.
+    Detached(Vec<u8>),
 }
 
 /// How far a page of history is; there is one at a time.
@@ -72,7 +74,7 @@ impl Waiting {
     #[must_use]
     pub const fn bytes(&self) -> usize {
         match self {
-            Self::Frame(frame) | Self::Passing(frame) | Self::History(frame) => frame.len(),
+            Self::Frame(frame) | Self::Passing(frame) | Self::History(frame) | Self::Detached(frame) => frame.len(),
             Self::Pong(id) => id.len(),
         }
     }
@@ -99,6 +101,8 @@ pub struct Attachment {
     /// A page has been asked of the home.
     pub pulling: bool,
     pub paging: Paging,
+    /// It asked to be detached: what it asked before is still answered, in order, and then it ends.
+    pub detaching: bool,
     /// See [`crate::session::Place`].
     pub ticket: u32,
     /// This attachment's place among the stream's readers.
@@ -108,8 +112,9 @@ pub struct Attachment {
 }
 
 /// An attachment, or one that its home has not answered yet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Slot {
+    #[default]
     Free,
     Asked(Box<AttachRequest>),
     Attached(Attachment),

@@ -103,6 +103,8 @@ pub struct Core {
     pub(super) reading_from: Option<u16>,
     /// Readers behind their mirror: where they are, who, and their cursor.
     pub(super) pulls: Vec<(Place, MemberKey, u64)>,
+    /// Attachments whose last reply is out.
+    pub(super) left: Vec<Place>,
     /// Connections that opened `/v1/echo` while their head was read.
     pub(super) echo_opened: Vec<ConnId>,
     /// Ids that were posted to channels from outside; they share one window.
@@ -159,6 +161,7 @@ impl Core {
             forwarded_number: 0,
             reading_from: None,
             pulls: Vec::new(),
+            left: Vec::new(),
             echo_opened: Vec::new(),
             posted: Dedupe::default(),
             departures: Vec::new(),
@@ -351,6 +354,7 @@ impl Shard for Core {
         busy |= self.push_mirrors(io);
         busy |= self.flush(io, now, crate::limits::SENDS_PER_TURN_MAX);
         self.end_doomed(io, now);
+        self.free_left(io);
         self.send_pulls(io);
         busy |= self.push_backlog(io);
         self.publish_counters(io, now);

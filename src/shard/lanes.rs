@@ -134,6 +134,8 @@ pub enum LaneMessage {
     Reply { to: Place, after: u64, frame: Vec<u8> },
     /// A page of history, in its place in the order.
     History { to: Place, after: u64, frame: Vec<u8> },
+    /// The last reply of an attachment.
+    Detached { to: Place, after: u64, frame: Vec<u8> },
     /// Answers to this connection had no room: it goes.
     Evict { to: Place },
     /// The answer to a ping: written where the delivered seq is known.

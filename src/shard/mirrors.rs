@@ -79,6 +79,7 @@ impl Core {
                 }
             }
             LaneMessage::History { to, after, frame } => self.put_ordered(to, after, Waiting::History(frame)),
+            LaneMessage::Detached { to, after, frame } => self.put_ordered(to, after, Waiting::Detached(frame)),
             LaneMessage::Pong { to, after, id } => self.put_ordered(to, after, Waiting::Pong(id)),
             LaneMessage::Entitle { to, entitlements } => self.entitle(to, *entitlements),
             LaneMessage::Roles { member, place, roles } => {

@@ -108,7 +108,11 @@ impl Core {
                     break;
                 }
                 let_out += 1;
+                let last = attachment.ordered.front().is_some_and(|ordered| matches!(ordered.what, Waiting::Detached(_)));
                 self.let_out(conn, number, scan.cursor);
+                if last {
+                    break;
+                }
                 continue;
             }
             let Some((oldest, head)) = self.streams.get(stream).map(|stream| (stream.index.first(), stream.index.head())) else {
@@ -140,16 +144,21 @@ impl Core {
 
     /// Lets the next ordered reply of an attachment out into the queue, which goes before any frame.
     fn let_out(&mut self, conn: &mut Conn, number: usize, cursor: u64) {
+        let shard = self.shard_number();
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return };
         let Some(ordered) = attachment.ordered.pop_front() else { return };
         if matches!(ordered.what, Waiting::History(_)) {
             attachment.paging = Paging::Leaving;
         }
+        if matches!(ordered.what, Waiting::Detached(_)) {
+            let attachment_number = u16::try_from(number).unwrap_or(u16::MAX);
+            self.left.push(Place { shard, attachment: attachment_number, ticket: attachment.ticket, conn: conn.id });
+        }
         if conn.queue.capacity() == 0 {
             conn.queue = self.buffers.take();
         }
         let waited = match ordered.what {
-            Waiting::Frame(bytes) | Waiting::Passing(bytes) | Waiting::History(bytes) => {
+            Waiting::Frame(bytes) | Waiting::Passing(bytes) | Waiting::History(bytes) | Waiting::Detached(bytes) => {
                 conn.queue.extend_from_slice(&bytes);
                 let waited = bytes.len();
                 self.buffers.give(bytes);

@@ -81,7 +81,9 @@ impl Core {
         let place = self.place_here(id, number);
         match home {
             None => self.publish(io, place, member, envelope, now),
-            Some(home) => self.forward(io, home, member, place, envelope, text),
+            Some(home) => {
+                self.forward(io, home, member, place, envelope, text);
+            }
         }
     }
 
@@ -93,7 +95,7 @@ impl Core {
 
     /// The attachment of a connection to a session: its number, the session's home if elsewhere, the member.
     pub(super) fn attachment_of(&self, id: ConnId, session_id: &str) -> Option<(u16, Option<u16>, MemberKey)> {
-        self.conn(id)?.attachments().find_map(|(number, attachment)| {
+        self.conn(id)?.attachments().filter(|(_, attachment)| !attachment.detaching).find_map(|(number, attachment)| {
             let stream = self.streams.get(attachment.stream)?;
             (&*stream.session_id == session_id).then_some((number, stream.home, attachment.member))
         })
@@ -108,7 +110,7 @@ impl Core {
         place: Place,
         envelope: &Envelope<'_>,
         text: &[u8],
-    ) {
+    ) -> bool {
         let number = self.conn(place.conn).map_or(0, |conn| conn.messages_in);
         let message = LaneMessage::Forward { member, place, number, text: text.to_vec() };
         let offered = self.offer(io, usize::from(home), message);
@@ -121,6 +123,7 @@ impl Core {
             }
             self.busy(place.conn, envelope);
         }
+        offered.is_ok()
     }
 
     fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
@@ -184,8 +187,15 @@ impl Core {
         }
         let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
         let content = self.content_hash(envelope, &audiences);
-        let limits = self.dedupe_limits();
-        let used = member.and_then(|member| self.sessions.members.get(member)).and_then(|member| member.used.as_deref());
+        // A channel's readers come and go as members; its window is the shard's, which posts from outside share.
+        let channel = self.sessions.sessions.get(session).is_some_and(|entry| entry.channel);
+        let member = member.filter(|_| !channel);
+        let own = self.dedupe_limits();
+        let limits = if channel { DedupeLimits { ids_max: POSTED_IDS_MAX, ..own } } else { own };
+        let used = match member {
+            Some(member) => self.sessions.members.get(member).and_then(|member| member.used.as_deref()),
+            None => Some(&self.posted),
+        };
         match used.map_or(Seen::New, |used| used.look_up(id_hash, low(content), now.mono_ms(), limits)) {
             Seen::New => {}
             Seen::Same { seq } => {
@@ -198,8 +208,12 @@ impl Core {
             }
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
-        if let Some(member) = member.and_then(|member| self.sessions.members.get_mut(member)) {
-            member.used.get_or_insert_default().remember(id_hash, low(content), seq, now.mono_ms(), limits);
+        let used = match member {
+            Some(member) => self.sessions.members.get_mut(member).map(|member| &mut **member.used.get_or_insert_default()),
+            None => Some(&mut self.posted),
+        };
+        if let Some(used) = used {
+            used.remember(id_hash, low(content), seq, now.mono_ms(), limits);
         }
         self.note_appended(session, stream, seq, &audiences);
         self.acknowledge(origin, envelope, seq, false);

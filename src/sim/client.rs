@@ -68,6 +68,8 @@ pub enum Phase {
     Hello,
     Open,
     Closing,
+    /// By an HTTP answer.
+    Refused,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,7 @@ pub struct Client {
     pub link: Option<Link>,
     away_until: u64,
     counter: u64,
+    last_text: String,
     pub closes: BTreeMap<u16, u64>,
     pub answers: BTreeMap<String, u64>,
 }
@@ -173,6 +176,7 @@ impl World {
             link: None,
             away_until,
             counter: 0,
+            last_text: String::new(),
             closes: BTreeMap::new(),
             answers: BTreeMap::new(),
         });
@@ -348,17 +352,19 @@ impl World {
                 if !busy && !self.clients[c].hostile {
                     self.oracle.wrong(format!("{}: the upgrade was answered {head}", self.clients[c].id));
                 }
-                self.link(c).rx.clear();
-                self.link(c).phase = Phase::Closing;
+                self.link(c).phase = Phase::Refused;
                 return true;
             }
         }
-        while let Some(link) = &mut self.clients[c].link {
+        while let Some(link) = &mut self.clients[c].link
+            && link.phase != Phase::Refused
+        {
             match wire::next_frame(&mut link.rx) {
                 Ok(Some(frame)) => self.on_frame(c, &frame),
                 Ok(None) => break,
                 Err(what) => {
-                    let complaint = format!("{}: {what}", self.clients[c].id);
+                    let rx = String::from_utf8_lossy(&link.rx[..link.rx.len().min(700)]).into_owned();
+                    let complaint = format!("{}: {what}; after {:?}: {rx}", self.clients[c].id, self.clients[c].last_text);
                     self.oracle.wrong(complaint);
                     break;
                 }
@@ -404,6 +410,7 @@ impl World {
 
     fn on_frame(&mut self, c: usize, frame: &ServerFrame) {
         self.trace(&[8, c as u64, frame.opcode.into(), frame.payload.len() as u64]);
+        self.clients[c].last_text = String::from_utf8_lossy(&frame.payload).chars().take(300).collect();
         match frame.opcode {
             1 => match serde_json::from_slice::<Value>(&frame.payload) {
                 Ok(envelope) => self.on_text(c, &envelope, &frame.payload),

@@ -32,6 +32,8 @@ struct Stay {
     may_to: u64,
     /// A leave was sent since.
     leaving: bool,
+    /// A room named on attaching counts for the replay, not for what earlier attachments saw: the first view it is sure for.
+    since: usize,
 }
 
 impl Stay {
@@ -205,7 +207,8 @@ impl Oracle {
                 lost.push(format!("(never joined) {room}"));
             }
             let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
-            stays.push(Stay { may_from: begin.start_seq, must_from, must_to: u64::MAX, may_to: u64::MAX, leaving: false });
+            let since = self.views.len();
+            stays.push(Stay { may_from: begin.start_seq, must_from, must_to: u64::MAX, may_to: u64::MAX, leaving: false, since });
         }
         for room in lost {
             self.wrong(format!("{} in {}: the welcome's rooms are wrong about {room}", begin.client, begin.session));
@@ -216,14 +219,21 @@ impl Oracle {
     pub fn joining(&mut self, client: &str, session: &str, room: &str, head: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         if !stays.iter().any(Stay::sure) {
-            stays.push(Stay { may_from: head + 1, must_from: u64::MAX, must_to: u64::MAX, may_to: u64::MAX, leaving: false });
+            stays.push(Stay {
+                may_from: head + 1,
+                must_from: u64::MAX,
+                must_to: u64::MAX,
+                may_to: u64::MAX,
+                leaving: false,
+                since: 0,
+            });
         }
     }
 
     /// The join has this place in the order.
     pub fn joined(&mut self, client: &str, session: &str, room: &str, seq: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
-        if let Some(stay) = stays.iter_mut().find(|stay| stay.must_from == u64::MAX && stay.may_from <= seq + 1) {
+        if let Some(stay) = stays.iter_mut().find(|stay| stay.open() && stay.must_from == u64::MAX && stay.may_from <= seq + 1) {
             (stay.may_from, stay.must_from) = (seq + 1, seq + 1);
         }
     }
@@ -247,9 +257,12 @@ impl Oracle {
     }
 
     /// Whether a client is sure to see a record, and whether it may.
-    fn entitled(&self, client: &str, session: &str, echo: bool, seq: u64, record: &Record, history: bool) -> (bool, bool) {
+    fn entitled(&self, view: usize, seq: u64, record: &Record, history: bool) -> (bool, bool) {
+        let View { client, session, echo, .. } = &self.views[view];
+        // A page of history holds its own messages as with echo.
+        let echo = *echo || history;
         let Some(person) = self.people.get(client) else { return (false, false) };
-        let own = record.from == client;
+        let own = record.from == *client;
         if own && history {
             return (true, true);
         }
@@ -257,7 +270,7 @@ impl Oracle {
         for address in &record.to {
             let (kind, name) = address.split_once(':').unwrap_or((address, ""));
             let named = match kind {
-                "client" => name == client,
+                "client" => name == *client,
                 _ if own && !echo => false,
                 "session" | "channel" => true,
                 "user" => name == person.sub,
@@ -266,9 +279,9 @@ impl Oracle {
             };
             (must, may) = (must || named, may || named);
             if kind == "room" && (!own || echo) {
-                let stays = self.stays.get(&(client.to_owned(), session.to_owned())).and_then(|rooms| rooms.get(name));
+                let stays = self.stays.get(&(client.clone(), session.clone())).and_then(|rooms| rooms.get(name));
                 for stay in stays.into_iter().flatten() {
-                    must |= stay.must_from <= seq && seq <= stay.must_to;
+                    must |= stay.since <= view && stay.must_from <= seq && seq <= stay.must_to;
                     may |= stay.may_from <= seq && seq <= stay.may_to;
                 }
             }
@@ -279,14 +292,15 @@ impl Oracle {
     /// A logged message came live or in the replay.
     pub fn message(&mut self, view: usize, envelope: &Value, text: &[u8]) {
         self.delivered += 1;
-        let (client, session, last, echo) = {
+        let (client, session, last) = {
             let view = &self.views[view];
-            (view.client.clone(), view.session.clone(), view.last, view.echo)
+            (view.client.clone(), view.session.clone(), view.last)
         };
         let Some(seq) = self.check_text(&session, envelope, text) else { return };
         if seq <= last {
             self.wrong(format!("{client} in {session}: {seq} after {last}"));
         }
+        let number = view;
         let view = &mut self.views[view];
         view.delivered.insert(seq);
         view.last = view.last.max(seq);
@@ -294,7 +308,7 @@ impl Oracle {
         if !view.caught_up && seq > view.welcome_seq {
             self.wrong(format!("{client} in {session}: {seq} is new, before rw.caught_up"));
         }
-        self.check_entitled(&client, &session, echo, seq, false);
+        self.check_entitled(number, seq, false);
     }
 
     fn check_text(&mut self, session: &str, envelope: &Value, text: &[u8]) -> Option<u64> {
@@ -310,12 +324,14 @@ impl Oracle {
         Some(seq)
     }
 
-    fn check_entitled(&mut self, client: &str, session: &str, echo: bool, seq: u64, history: bool) {
+    fn check_entitled(&mut self, view: usize, seq: u64, history: bool) {
+        let View { client, session, .. } = &self.views[view];
         let Some(record) = self.sessions.get(session).and_then(|log| log.records.get(&seq)) else { return };
-        let (_, may) = self.entitled(client, session, echo, seq, record, history);
+        let (_, may) = self.entitled(view, seq, record, history);
         if !may {
             let (from, to) = (record.from.clone(), record.to.clone());
-            let stays = self.stays.get(&(client.to_owned(), session.to_owned())).cloned();
+            let stays = self.stays.get(&(client.clone(), session.clone())).cloned();
+            let (client, session) = (client.clone(), session.clone());
             self.wrong(format!("{client} in {session}: {seq} of {from} to {to:?} was not for it; stays {stays:?}"));
         }
     }
@@ -329,7 +345,7 @@ impl Oracle {
             if seqs.last().is_some_and(|last| *last >= seq) {
                 self.wrong(format!("{client} in {session}: history is not in order at {seq}"));
             }
-            self.check_entitled(&client, &session, true, seq, true);
+            self.check_entitled(view, seq, true);
             seqs.push(seq);
         }
         let (Some(first), Some(last)) = (seqs.first().copied(), seqs.last().copied()) else { return };
@@ -337,7 +353,7 @@ impl Oracle {
         let missing: Vec<u64> = log
             .records
             .range(first.max(oldest)..=last)
-            .filter(|(seq, record)| !seqs.contains(seq) && self.entitled(&client, &session, true, **seq, record, true).0)
+            .filter(|(seq, record)| !seqs.contains(seq) && self.entitled(view, **seq, record, true).0)
             .map(|(seq, _)| *seq)
             .collect();
         if !missing.is_empty() {
@@ -347,6 +363,7 @@ impl Oracle {
 
     /// An ephemeral message came.
     pub fn passing(&mut self, view: usize, envelope: &Value, head: u64) {
+        let number = view;
         let view = &self.views[view];
         let record = Record {
             from: envelope["from"].as_str().unwrap_or_default().to_owned(),
@@ -355,7 +372,7 @@ impl Oracle {
             text: None,
         };
         // Its place is somewhere up to the head.
-        let may = (view.start..=head + 1).any(|seq| self.entitled(&view.client, &view.session, view.echo, seq, &record, false).1);
+        let may = (view.start..=head + 1).any(|seq| self.entitled(number, seq, &record, false).1);
         if !may {
             let complaint = format!("{} in {}: an ephemeral message was not for it: {envelope}", view.client, view.session);
             self.wrong(complaint);
@@ -382,7 +399,9 @@ impl Oracle {
 
     pub fn caught_up(&mut self, view: usize, seq: u64) {
         let view = &mut self.views[view];
-        let complaint = (view.caught_up || seq != view.welcome_seq || view.last > seq.max(view.start - 1)).then(|| {
+        // A gap may reach beyond it.
+        let beyond = view.delivered.last().is_some_and(|last| *last > seq);
+        let complaint = (view.caught_up || seq != view.welcome_seq || beyond).then(|| {
             format!("{} in {}: caught_up {seq}, welcome {}, last {}", view.client, view.session, view.welcome_seq, view.last)
         });
         view.caught_up = true;
@@ -419,18 +438,26 @@ impl Oracle {
     /// Judges what is only known at the end: nothing that was to be seen is missing.
     pub fn finish(&mut self) {
         let mut complaints = Vec::new();
-        for view in &self.views {
+        for (number, view) in self.views.iter().enumerate() {
             let Some(log) = self.sessions.get(&view.session) else { continue };
             if view.start > view.position {
                 continue;
             }
             for (seq, record) in log.records.range(view.start..=view.position) {
                 let excused = view.gaps.iter().any(|(from, to)| from <= seq && seq <= to);
-                let (must, _) = self.entitled(&view.client, &view.session, view.echo, *seq, record, false);
+                let (must, _) = self.entitled(number, *seq, record, false);
                 if must && !excused && !view.delivered.contains(seq) {
                     complaints.push(format!(
-                        "{} in {}: {seq} of {} ({}) to {:?} is missing; it has {:?} from {} to {}",
-                        view.client, view.session, record.from, record.id, record.to, view.delivered, view.start, view.position
+                        "{} in {}: {seq} of {} ({}) to {:?} is missing; it has {:?} from {} to {}; stays {:?}",
+                        view.client,
+                        view.session,
+                        record.from,
+                        record.id,
+                        record.to,
+                        view.delivered,
+                        view.start,
+                        view.position,
+                        self.stays.get(&(view.client.clone(), view.session.clone()))
                     ));
                 }
             }
