@@ -24,6 +24,8 @@ pub mod net;
 pub mod protocol;
 pub mod session;
 pub mod shard;
+#[cfg(test)]
+mod sim;
 pub mod slots;
 pub mod time;
 pub mod ws;

@@ -139,7 +139,7 @@ sections! {
         spin_us: u64 = 0, "us", Allowed::Range(0, 10_000), restart;
         /// Origins of browser pages that may connect. Empty: pages of the request's own host; "*": any page.
         allowed_origins: Vec<Origin> = Vec::new(), "", Allowed::Any, live;
-        /// Connections of the whole node. The process needs 1.1 times as many open files and 512 more.
+        /// Connections of the whole node. The process needs as many open files and 512 more.
         max_connections: usize = 10_000, "", Allowed::Range(1, 10_000_000), restart;
         /// Peers whose word on the client's address is believed (client_ip_header, proxy_protocol).
         trusted_proxies: Vec<Network> = Vec::new(), "", Allowed::Any, live;
@@ -323,11 +323,10 @@ impl Tls {
 }
 
 impl Settings {
-    /// Open files the process needs for `shards` shards: connections and those half open above them, and a reserve for
-    /// rings, bells, listeners, logs and the admin listener.
+    /// Open files the process needs for `shards` shards: connections, and a reserve for rings, bells, listeners, logs, the admin
+    /// listener and connections that are being refused.
     #[must_use]
     pub fn files_needed(&self, shards: usize) -> u64 {
-        let connections = self.server.max_connections as u64;
-        connections + connections / 10 + 512 + 8 * shards as u64
+        self.server.max_connections as u64 + 512 + 8 * shards as u64
     }
 }

@@ -1,16 +1,24 @@
 //! Idempotency: which ids a client has used in a session, and for what (protocol.md section 5).
 //!
-//! One table a shard, keyed by a 64-bit keyed hash of (session, client, id), which nobody outside can steer into collisions; content is
-//! compared by 128 bits. Each member holds its own keys in order, so that the window is the client's own.
+//! A window each member of its own, so that no client's ids push out another's and growing one window moves no other: the uses in
+//! order, and a table of their places. Ids are known by a 64-bit keyed hash, which nobody outside can steer into collisions, and by 64
+//! bits of what they were used for.
 
 use hashbrown::HashTable;
 use std::collections::VecDeque;
 
+/// The bounds of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DedupeLimits {
+    pub ids_max: usize,
+    pub window_ms: u64,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Used {
     key: u64,
+    content: u64,
     seq: u64,
-    content: u128,
     at_ms: u64,
 }
 
@@ -25,117 +33,135 @@ pub enum Seen {
     Different,
 }
 
-/// See the module's text.
-#[derive(Debug)]
+/// See the module's text. Empty, it owns no memory.
+#[derive(Debug, Default)]
 pub struct Dedupe {
-    used: HashTable<Used>,
-    ids_max: usize,
-    window_ms: u64,
+    uses: VecDeque<Used>,
+    /// Places in the order of use, counted from the window's beginning of time (wrapping), by their ids' keys.
+    places: HashTable<u32>,
+    /// The place of the oldest use.
+    first: u32,
 }
 
 impl Dedupe {
-    /// A window of `ids_max` ids a member and `window_ms`.
-    #[must_use]
-    pub const fn new(ids_max: usize, window_ms: u64) -> Self {
-        Self { used: HashTable::new(), ids_max, window_ms }
-    }
-
-    /// Sets the window anew; ids already held leave by the new one.
-    pub const fn set_window(&mut self, ids_max: usize, window_ms: u64) {
-        self.ids_max = ids_max;
-        self.window_ms = window_ms;
-    }
-
     /// Ids held.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.used.len()
+        self.uses.len()
     }
 
     /// Whether none is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.used.is_empty()
+        self.uses.is_empty()
+    }
+
+    fn find(&self, key: u64) -> Option<&Used> {
+        let (uses, first) = (&self.uses, self.first);
+        let place = self.places.find(key, |place| use_at(uses, first, *place).is_some_and(|used| used.key == key))?;
+        use_at(uses, first, *place)
     }
 
     /// What is known of an id at `now_ms` (monotonic).
     #[must_use]
-    pub fn look_up(&self, key: u64, content: u128, now_ms: u64) -> Seen {
-        match self.used.find(key, |used| used.key == key) {
-            Some(used) if now_ms.saturating_sub(used.at_ms) >= self.window_ms => Seen::New,
+    pub fn look_up(&self, key: u64, content: u64, now_ms: u64, limits: DedupeLimits) -> Seen {
+        match self.find(key) {
+            Some(used) if now_ms.saturating_sub(used.at_ms) >= limits.window_ms => Seen::New,
             Some(used) if used.content == content => Seen::Same { seq: used.seq },
             Some(_) => Seen::Different,
             None => Seen::New,
         }
     }
 
-    /// Remembers an id; the member's oldest ones leave.
-    pub fn remember(&mut self, recent: &mut VecDeque<u64>, key: u64, content: u128, seq: u64, now_ms: u64) {
-        if self.ids_max == 0 {
+    /// Remembers an id that [`Dedupe::look_up`] called new; the oldest ones leave.
+    pub fn remember(&mut self, key: u64, content: u64, seq: u64, now_ms: u64, limits: DedupeLimits) {
+        if limits.ids_max == 0 {
             return;
         }
-        while recent.len() >= self.ids_max || recent.front().is_some_and(|oldest| self.expired(*oldest, now_ms)) {
-            let Some(oldest) = recent.pop_front() else { break };
-            self.forget(oldest);
+        while self.uses.len() >= limits.ids_max
+            || self.uses.front().is_some_and(|oldest| now_ms.saturating_sub(oldest.at_ms) >= limits.window_ms)
+        {
+            self.forget_oldest();
         }
-        self.forget(key);
-        self.used.insert_unique(key, Used { key, seq, content, at_ms: now_ms }, |used| used.key);
-        recent.push_back(key);
+        let place = self.first.wrapping_add(u32::try_from(self.uses.len()).unwrap_or(u32::MAX));
+        self.uses.push_back(Used { key, content, seq, at_ms: now_ms });
+        let (uses, first) = (&self.uses, self.first);
+        self.places.insert_unique(key, place, |place| use_at(uses, first, *place).map_or(0, |used| used.key));
     }
 
-    /// Forgets all ids of a member that is let go.
-    pub fn forget_all(&mut self, recent: &mut VecDeque<u64>) {
-        for key in recent.drain(..) {
-            self.forget(key);
-        }
-    }
-
-    fn expired(&self, key: u64, now_ms: u64) -> bool {
-        self.used.find(key, |used| used.key == key).is_none_or(|used| now_ms.saturating_sub(used.at_ms) >= self.window_ms)
-    }
-
-    fn forget(&mut self, key: u64) {
-        if let Ok(entry) = self.used.find_entry(key, |used| used.key == key) {
+    fn forget_oldest(&mut self) {
+        let Some(oldest) = self.uses.front().map(|oldest| oldest.key) else { return };
+        let place = self.first;
+        if let Ok(entry) = self.places.find_entry(oldest, |other| *other == place) {
             entry.remove();
         }
+        self.uses.pop_front();
+        self.first = self.first.wrapping_add(1);
     }
+}
+
+fn use_at(uses: &VecDeque<Used>, first: u32, place: u32) -> Option<&Used> {
+    uses.get(place.wrapping_sub(first) as usize)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: DedupeLimits = DedupeLimits { ids_max: 10, window_ms: 1000 };
 
     #[test]
     fn the_same_is_known_the_different_is_told() {
-        let (mut dedupe, mut recent) = (Dedupe::new(10, 1000), VecDeque::new());
-        assert_eq!(dedupe.look_up(1, 7, 0), Seen::New);
-        dedupe.remember(&mut recent, 1, 7, 42, 0);
-        assert_eq!(dedupe.look_up(1, 7, 999), Seen::Same { seq: 42 });
-        assert_eq!(dedupe.look_up(1, 8, 999), Seen::Different);
-        assert_eq!(dedupe.look_up(1, 7, 1000), Seen::New, "the window is over");
+        let mut dedupe = Dedupe::default();
+        assert_eq!(dedupe.look_up(1, 7, 0, LIMITS), Seen::New);
+        dedupe.remember(1, 7, 42, 0, LIMITS);
+        assert_eq!(dedupe.look_up(1, 7, 999, LIMITS), Seen::Same { seq: 42 });
+        assert_eq!(dedupe.look_up(1, 8, 999, LIMITS), Seen::Different);
+        assert_eq!(dedupe.look_up(1, 7, 1000, LIMITS), Seen::New, "the window is over");
     }
 
     #[test]
     fn the_window_is_bounded_by_count_and_by_time() {
-        let (mut dedupe, mut recent) = (Dedupe::new(3, 1000), VecDeque::new());
-        for key in 1..=5 {
-            dedupe.remember(&mut recent, key, 0, key, 0);
-        }
-        assert_eq!((dedupe.len(), recent.len()), (3, 3));
-        assert_eq!(dedupe.look_up(2, 0, 0), Seen::New);
-        assert_eq!(dedupe.look_up(3, 0, 0), Seen::Same { seq: 3 });
-        dedupe.remember(&mut recent, 6, 0, 6, 2000);
-        assert_eq!((dedupe.len(), recent.len()), (1, 1), "all others were too old");
-        dedupe.forget_all(&mut recent);
-        assert!(dedupe.is_empty() && recent.is_empty());
+        let mut dedupe = Dedupe::default();
+        let three = DedupeLimits { ids_max: 3, ..LIMITS };
+        (1..=5).for_each(|key| dedupe.remember(key, 0, key, 0, three));
+        assert_eq!(dedupe.len(), 3);
+        assert_eq!(dedupe.look_up(2, 0, 0, three), Seen::New);
+        assert_eq!(dedupe.look_up(3, 0, 0, three), Seen::Same { seq: 3 });
+        dedupe.remember(6, 0, 6, 2000, three);
+        assert_eq!(dedupe.len(), 1, "all others were too old");
+        assert_eq!(dedupe.places.len(), 1);
     }
 
     #[test]
-    fn an_id_reused_after_its_window_is_one_entry() {
-        let (mut dedupe, mut recent) = (Dedupe::new(10, 1000), VecDeque::new());
-        dedupe.remember(&mut recent, 1, 7, 1, 0);
-        dedupe.remember(&mut recent, 1, 9, 2, 5000);
-        assert_eq!((dedupe.len(), recent.len()), (1, 1));
-        assert_eq!(dedupe.look_up(1, 9, 5000), Seen::Same { seq: 2 });
+    fn an_id_reused_after_its_window_is_the_newer_one() {
+        let mut dedupe = Dedupe::default();
+        dedupe.remember(1, 7, 1, 0, LIMITS);
+        dedupe.remember(1, 9, 2, 5000, LIMITS);
+        assert_eq!(dedupe.len(), 1);
+        assert_eq!(dedupe.look_up(1, 9, 5000, LIMITS), Seen::Same { seq: 2 });
+    }
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_a_list(keys in proptest::collection::vec(0u64..40, 0..400), start in any::<u32>()) {
+            let mut dedupe = Dedupe { first: start, ..Dedupe::default() };
+            let mut list: Vec<(u64, u64)> = Vec::new();
+            for (seq, key) in keys.iter().enumerate() {
+                let seq = seq as u64;
+                let known = list.iter().find(|(other, _)| other == key).map(|(_, seq)| *seq);
+                let expected = known.map_or(Seen::New, |seq| Seen::Same { seq });
+                prop_assert_eq!(dedupe.look_up(*key, 5, seq, LIMITS), expected);
+                if known.is_none() {
+                    dedupe.remember(*key, 5, seq, seq, LIMITS);
+                    list.push((*key, seq));
+                    if list.len() > LIMITS.ids_max {
+                        list.remove(0);
+                    }
+                }
+                prop_assert_eq!(dedupe.len(), dedupe.places.len());
+            }
+        }
     }
 }

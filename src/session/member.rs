@@ -1,19 +1,21 @@
 //! A member: a client in a session. It outlives its connections, until it leaves or is unseen for too long.
 
+use super::dedupe::Dedupe;
 use super::entitlement::Entitlements;
 use super::table::SessionKey;
 use crate::ids::ConnId;
 use crate::slots::Key;
-use std::collections::VecDeque;
 
 /// A member's place on its session's home shard.
 pub type MemberKey = Key<Member>;
 
-/// Where a member's connection is: its shard, the socket there, and the attachment's number on that connection.
+/// Where a member's connection is: its shard, the socket there, and the attachment on that connection. Numbers are used again, tickets
+/// are not: what is still under way to an attachment never reaches the next one of its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub shard: u16,
     pub attachment: u16,
+    pub ticket: u32,
     pub conn: ConnId,
 }
 
@@ -33,8 +35,8 @@ pub struct Member {
     pub place: Option<Place>,
     /// Its durable cursor: the last `rw.received`.
     pub received_seq: u64,
-    /// The ids it used, oldest first, as keys of the shard's [`super::Dedupe`].
-    pub recent: VecDeque<u64>,
+    /// The ids it used lately.
+    pub used: Dedupe,
     /// Raw JSON of `rw.presence.set`.
     pub presence: Option<Box<str>>,
     /// When it came (Unix ms).

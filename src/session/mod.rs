@@ -13,7 +13,7 @@ mod resume;
 mod stream;
 mod table;
 
-pub use dedupe::{Dedupe, Seen};
+pub use dedupe::{Dedupe, DedupeLimits, Seen};
 pub use entitlement::{Entitlements, Stay, Target};
 pub use member::{Member, MemberKey, Place};
 pub use presence::{PresenceChange, Watcher};

@@ -30,6 +30,8 @@ pub struct Stream {
     pub dirty: bool,
     /// A mirror whose first record has not come yet.
     pub opening: bool,
+    /// Attachments here that a mirror's home has not answered yet.
+    pub asked: u32,
 }
 
 impl Stream {
@@ -45,6 +47,7 @@ impl Stream {
             broadcast_from: 0,
             dirty: false,
             opening: home.is_some(),
+            asked: 0,
         }
     }
 }

@@ -264,7 +264,6 @@ const fn scoped(session: u64, target: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::VecDeque;
 
     fn table() -> (Sessions, SessionKey) {
         let mut sessions = Sessions::new(HashKey([1; 16]));
@@ -285,7 +284,7 @@ mod tests {
             entitlements,
             place: None,
             received_seq: 0,
-            recent: VecDeque::new(),
+            used: crate::session::Dedupe::default(),
             presence: None,
             since_ms: 0,
             away_since_ms: 0,

@@ -17,8 +17,6 @@ impl Core {
         while let Some(message) = self.port.pop() {
             let unwanted = match message {
                 PortMessage::Configure(snapshot) => {
-                    let session = snapshot.settings.session;
-                    self.dedupe.set_window(session.dedupe_ids, session.dedupe_ms);
                     self.snapshot = snapshot;
                     self.end_revoked(io, now);
                     false
@@ -65,7 +63,7 @@ impl Core {
                 _ => self.close(io, id, CloseReason::Draining, now),
             }
         }
-        self.departures.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        self.departures.sort_unstable_by_key(|(at_ms, _)| std::cmp::Reverse(*at_ms));
     }
 
     /// Closes those whose moment has come; when the next one's comes.

@@ -7,7 +7,7 @@
 use super::rate::{Bucket, Rate};
 use crate::ids::HashKey;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 const CELLS: usize = 1 << 15;
 
@@ -59,13 +59,21 @@ pub struct Admission {
     half_open: Counts,
     by_user: Counts,
     handshakes: Box<[AtomicU64]>,
+    connections: AtomicUsize,
 }
 
 impl Admission {
     /// Empty tables.
     #[must_use]
     pub fn new(key: HashKey) -> Self {
-        Self { key, by_address: Counts::new(), half_open: Counts::new(), by_user: Counts::new(), handshakes: zeroed() }
+        Self {
+            key,
+            by_address: Counts::new(),
+            half_open: Counts::new(),
+            by_user: Counts::new(),
+            handshakes: zeroed(),
+            connections: AtomicUsize::new(0),
+        }
     }
 
     fn address(&self, address: IpAddr) -> u64 {
@@ -74,6 +82,17 @@ impl Admission {
             // One customer has a /64 at least (RFC 6177).
             IpAddr::V6(address) => self.key.hash64(&[b"v6", &address.octets()[..8]]),
         }
+    }
+
+    /// A connection of the node; false where it has `limit` already. Counted either way, until it leaves.
+    #[must_use]
+    pub fn enter_node(&self, limit: usize) -> bool {
+        self.connections.fetch_add(1, Ordering::Relaxed) < limit
+    }
+
+    /// The end of a connection.
+    pub fn leave_node(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// A connection of an address; false where it has `limit` already.

@@ -1,17 +1,18 @@
 //! Into a session and out of it: the home's side (members), and the connection's side (attachments).
 
-use super::conn::{Attachment, Conn, Ordered, Phase, Slot, Waiting};
+use super::conn::{Attachment, Conn, Paging, Phase, Slot, Waiting};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
 use super::inbound::RETRY_AFTER_MS;
-use super::lanes::{AttachAnswer, AttachRequest, Class, LaneMessage, RefusalFrame};
+use super::lanes::{AttachAnswer, AttachRequest, LaneMessage, RefusalFrame};
 use crate::close::CloseReason;
 use crate::config::HistoryView;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::protocol::{ErrorCode, Failure, Head, Refusal, SessionStart, Welcome};
 use crate::session::{
-    Entitlements, Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, start,
+    Dedupe, Entitlements, Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream,
+    StreamKey, start,
 };
 use crate::time::Tick;
 use crate::ws::Opcode;
@@ -133,7 +134,7 @@ impl Core {
             entitlements,
             place: None,
             received_seq: 0,
-            recent: VecDeque::new(),
+            used: Dedupe::default(),
             presence: None,
             since_ms: now.wall_ms,
             away_since_ms: 0,
@@ -222,7 +223,8 @@ impl Core {
             delivered_seq: answer.cursor,
             idle: false,
             pulling: false,
-            history_after: 0,
+            paging: Paging::None,
+            ticket: place.ticket,
             reader,
             entitlements: answer.entitlements.clone(),
             ordered: VecDeque::new(),
@@ -233,7 +235,7 @@ impl Core {
         self.greet(request, &answer, now);
         let head_id = self.event_id();
         let head = Head { id: &head_id, session_id: &request.session_id };
-        self.reply_after(place.conn, place.attachment, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
+        self.reply_after(place, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
         self.counters.replayed.add(answer.head.saturating_sub(answer.cursor));
         let _ = io;
         self.mark(place.conn);
@@ -315,6 +317,8 @@ impl Core {
             conn.slots.len() - 1
         });
         request.place.attachment = u16::try_from(number).unwrap_or(u16::MAX);
+        request.place.ticket = conn.next_ticket;
+        conn.next_ticket = conn.next_ticket.wrapping_add(1);
         let home = self.key.home_shard(&request.session_id, self.mesh.shards());
         if home == self.shard {
             return match self.attach_home(io, &request, now) {
@@ -327,6 +331,9 @@ impl Core {
             let stream = self.streams.insert(Stream::new(&request.session_id, request.session, Some(home), 1));
             self.mirrors.insert(request.session, stream);
         }
+        if let Some(stream) = self.mirrors.get(&request.session).and_then(|key| self.streams.get_mut(*key)) {
+            stream.asked += 1;
+        }
         let asked = AttachRequest { rooms: Vec::new(), resume: None, roles: Box::default(), ..copy_of(&request) };
         if let Some(slot) = self.conn_mut(id).and_then(|conn| conn.slots.get_mut(number)) {
             *slot = Slot::Asked(Box::new(asked));
@@ -338,7 +345,7 @@ impl Core {
     pub(super) fn on_attach<I: Io>(&mut self, io: &mut I, request: &AttachRequest, now: Tick) {
         let outcome = self.attach_home(io, request, now).map_err(|refusal| self.error_frame(&refusal));
         let message =
-            LaneMessage::Attached { place: request.place, command_id: request.command_id.clone(), outcome: Box::new(outcome) };
+            LaneMessage::Attached { place: request.place, session: request.session, outcome: Box::new(outcome) };
         self.send_control(io, request.place.shard, message);
     }
 
@@ -356,9 +363,13 @@ impl Core {
         &mut self,
         io: &mut I,
         place: Place,
+        session: u64,
         outcome: Result<AttachAnswer, RefusalFrame>,
         now: Tick,
     ) {
+        if let Some(stream) = self.mirrors.get(&session).and_then(|key| self.streams.get_mut(*key)) {
+            stream.asked = stream.asked.saturating_sub(1);
+        }
         let slot = self.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment)));
         let asked = match slot {
             Some(slot @ Slot::Asked(_)) => match std::mem::replace(slot, Slot::Free) {
@@ -372,7 +383,7 @@ impl Core {
             (Some(asked), Err(frame)) => {
                 self.queue_frame(place.conn, &frame);
                 self.buffers.give(frame);
-                self.release_mirror(io, asked.session);
+                drop(asked);
             }
             // The connection is gone; its Detach is on the way or was sent with no member to name. Tell the home now.
             (None, Ok(answer)) => {
@@ -383,6 +394,7 @@ impl Core {
             }
             (None, Err(frame)) => self.buffers.give(frame),
         }
+        self.release_mirror(io, session);
     }
 
     /// The shard that answered is the one whose lane is being read.
@@ -399,8 +411,8 @@ impl Core {
         for (number, slot) in slots.into_iter().enumerate() {
             let number = u16::try_from(number).unwrap_or(u16::MAX);
             match slot {
-                Slot::Free => {}
-                Slot::Asked(asked) => self.release_mirror(io, asked.session),
+                // The answer to what was asked still comes, and lets the mirror go.
+                Slot::Free | Slot::Asked(_) => {}
                 Slot::Attached(attachment) => self.leave_one(io, id, number, *attachment, clean, false, now),
             }
         }
@@ -418,7 +430,7 @@ impl Core {
         leave: bool,
         now: Tick,
     ) {
-        let place = Place { shard: self.shard_number(), attachment: number, conn: id };
+        let place = Place { shard: self.shard_number(), attachment: number, ticket: attachment.ticket, conn: id };
         let home = self.remove_reader(attachment.stream, attachment.reader);
         match home {
             None => self.member_left(attachment.member, place, clean, leave, now),
@@ -429,8 +441,8 @@ impl Core {
             }
         }
         for ordered in attachment.ordered {
-            if let Waiting::Frame(frame) | Waiting::Passing(frame) = ordered.what {
-                self.counters.buffer_bytes.subtract(frame.len() as u64);
+            self.counters.buffer_bytes.subtract(ordered.what.bytes() as u64);
+            if let Waiting::Frame(frame) | Waiting::Passing(frame) | Waiting::History(frame) = ordered.what {
                 self.buffers.give(frame);
             }
         }
@@ -457,13 +469,7 @@ impl Core {
     pub(super) fn release_mirror<I: Io>(&mut self, io: &mut I, session: u64) {
         let Some(key) = self.mirrors.get(&session).copied() else { return };
         let Some(stream) = self.streams.get(key) else { return };
-        let waited_for = stream.opening
-            && self
-                .conns
-                .iter()
-                .flatten()
-                .any(|conn| conn.slots.iter().any(|slot| matches!(slot, Slot::Asked(asked) if asked.session == session)));
-        if !stream.readers.is_empty() || waited_for {
+        if !stream.readers.is_empty() || stream.asked > 0 {
             return;
         }
         let home = stream.home;
@@ -510,9 +516,7 @@ impl Core {
             self.tell_presence(key, PresenceChange::Lost, None);
         }
         if away_ms >= unseen_ms {
-            if let Some(mut member) = self.sessions.remove_member(key) {
-                self.dedupe.forget_all(&mut member.recent);
-            }
+            self.sessions.remove_member(key);
             return;
         }
         self.wheel.schedule(now_ms + unseen_ms - away_ms, Timer::Member(key));
@@ -587,37 +591,22 @@ impl Core {
     }
 
     pub(super) fn entitle(&mut self, place: Place, entitlements: Entitlements) {
-        if let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment)) {
+        if let Some(attachment) = self.attachment_at(place) {
             attachment.entitlements = entitlements;
         }
     }
 
     /// The attachment of a place was taken over by another connection.
     pub(super) fn on_replaced<I: Io>(&mut self, io: &mut I, place: Place, now: Tick) {
-        if self.conn(place.conn).is_some_and(|conn| matches!(conn.phase, Phase::Open)) {
+        let open = self.conn(place.conn).is_some_and(|conn| matches!(conn.phase, Phase::Open));
+        if open && self.attachment_at(place).is_some() {
             self.close(io, place.conn, CloseReason::Replaced, now);
         }
     }
 
-    /// Puts an ordered reply into an attachment, or (where it is caught up) straight into the queue.
-    pub(super) fn put_ordered(&mut self, id: ConnId, number: u16, after: u64, what: Waiting) {
-        let bytes = match &what {
-            Waiting::Frame(frame) | Waiting::Passing(frame) => frame.len(),
-            Waiting::Pong(id) => id.len(),
-        };
-        let Some(conn) = self.conn_mut(id) else { return };
-        let Some(attachment) = conn.attachment_mut(number) else { return };
-        attachment.ordered.push_back(Ordered { after, what });
-        conn.ordered_bytes += u32::try_from(bytes).unwrap_or(u32::MAX);
-        conn.queued_frames += 1;
-        self.counters.buffer_bytes.add(bytes as u64);
-        self.check_budget(id);
-        self.mark(id);
-    }
-
     /// Sends a lane message that must not be lost.
     pub(super) fn send_control<I: Io>(&mut self, io: &mut I, shard: u16, message: LaneMessage) {
-        self.send_lane(io, usize::from(shard), Class::Control, message);
+        self.send_lane(io, usize::from(shard), message);
     }
 }
 

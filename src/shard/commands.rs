@@ -1,11 +1,12 @@
 //! The gateway's own commands (protocol.md sections 1, 4 and 6): some are the connection's own, the others are the session home's.
 
-use super::conn::{Slot, Waiting};
+use super::conn::{Paging, Slot, Waiting};
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::handshake::auth_code;
 use super::inbound::RETRY_AFTER_MS;
 use super::lanes::LaneMessage;
+use super::replies::AT_ONCE;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::limits::HISTORY_PAGE_BYTES_MAX;
@@ -33,7 +34,10 @@ impl Core {
                 let Some((number, home, member)) = self.attachment_of(id, envelope.session_id) else {
                     return self.not_attached(id, envelope);
                 };
-                let place = Place { shard: self.shard_number(), attachment: number, conn: id };
+                let place = self.place_here(id, number);
+                if kind == CommandKind::History && !self.may_page(place, envelope) {
+                    return;
+                }
                 match (kind, home) {
                     (CommandKind::Detach, _) => self.on_detach_command(io, id, number, envelope, now),
                     (_, None) => self.command_at_home(io, place, member, envelope, now),
@@ -57,7 +61,7 @@ impl Core {
                 let request = self.conn(id).and_then(|conn| {
                     let grant = conn.grant.as_deref()?;
                     grant.require_session(envelope.session_id).ok()?;
-                    let place = Place { shard: self.shard_number(), attachment: 0, conn: id };
+                    let place = self.place_here(id, 0);
                     Some(self.attach_request(envelope, &attach, place, &conn.client_id, grant, false))
                 });
                 match request {
@@ -79,14 +83,7 @@ impl Core {
         let Some(conn) = self.conn_mut(id) else { return };
         let Some(slot) = conn.slots.get_mut(usize::from(number)) else { return };
         if let Slot::Attached(attachment) = std::mem::replace(slot, Slot::Free) {
-            let waiting: usize = attachment
-                .ordered
-                .iter()
-                .map(|ordered| match &ordered.what {
-                    Waiting::Frame(frame) | Waiting::Passing(frame) => frame.len(),
-                    Waiting::Pong(id) => id.len(),
-                })
-                .sum();
+            let waiting: usize = attachment.ordered.iter().map(|ordered| ordered.what.bytes()).sum();
             conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
             self.leave_one(io, id, number, *attachment, true, true, now);
         }
@@ -134,8 +131,9 @@ impl Core {
                 lost.push(number);
                 continue;
             }
-            let place = Place { shard: self.shard_number(), attachment: number, conn: id };
-            match stream.home {
+            let home = stream.home;
+            let place = self.place_here(id, number);
+            match home {
                 None => {
                     self.sessions.set_roles(member, roles.clone());
                     self.publish_entitlements(io, member);
@@ -196,7 +194,7 @@ impl Core {
         } else {
             self.forwarded_number
         };
-        self.reply_to(place, 0, |out| crate::protocol::error(out, &crate::protocol::Failure::of(refusal, Some(number))));
+        self.reply_to(place, AT_ONCE, |out| crate::protocol::error(out, &crate::protocol::Failure::of(refusal, Some(number))));
     }
 
     /// The head of the session of a member: where an answer that is in order has its place.
@@ -224,9 +222,9 @@ impl Core {
         match command {
             Command::Ping => {
                 if place.shard == self.shard_number() {
-                    self.put_ordered(place.conn, place.attachment, after, Waiting::Pong(envelope.id.into()));
+                    self.put_ordered(place, after, Waiting::Pong(envelope.id.into()));
                 } else {
-                    self.send_control(io, place.shard, LaneMessage::Pong { to: place, after, id: envelope.id.into() });
+                    self.send_reply(place, LaneMessage::Pong { to: place, after, id: envelope.id.into() });
                 }
             }
             Command::Join { room } => self.join(io, place, member, envelope, room, after),
@@ -336,9 +334,9 @@ impl Core {
     /// A finished frame in its place in the order, wherever the client is.
     fn send_frame(&mut self, place: Place, after: u64, frame: Vec<u8>) {
         if place.shard == self.shard_number() {
-            self.put_ordered(place.conn, place.attachment, after, Waiting::Frame(frame));
+            self.put_ordered(place, after, Waiting::Frame(frame));
         } else {
-            self.lane_backlog[usize::from(place.shard)].push_back(LaneMessage::Reply { to: place, after, frame });
+            self.send_reply(place, LaneMessage::Reply { to: place, after, frame });
         }
     }
 
@@ -351,16 +349,6 @@ impl Core {
         after: u64,
     ) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        let busy = place.shard == self.shard_number()
-            && self
-                .conn(place.conn)
-                .and_then(|conn| conn.attachment(place.attachment))
-                .is_some_and(|attachment| !attachment.ordered.is_empty());
-        if busy {
-            self.counters.limit_reached(LimitReached::HistoryBusy);
-            let message = "the answer to an earlier request is still on its way: wait for its rw.history_end".to_owned();
-            return self.refuse_at(place, &refusal(head, ErrorCode::LimitHistoryBusy, message, ""));
-        }
         let Some(member) = self.sessions.members.get(key) else { return };
         let Some(stream_key) = self.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
         self.trim(stream_key);
@@ -380,7 +368,33 @@ impl Core {
         let open = OpenFrame::begin(&mut bytes);
         crate::protocol::history_end(&mut bytes, head, more, oldest);
         open.finish(Opcode::Text, &mut bytes);
-        self.send_frame(place, after, bytes);
+        if place.shard == self.shard_number() {
+            self.put_ordered(place, after, Waiting::History(bytes));
+        } else {
+            self.send_reply(place, LaneMessage::History { to: place, after, frame: bytes });
+        }
+    }
+
+    /// Whether an attachment may ask for a page of history: it is well asked for, and no earlier one is on its way. Judged where the
+    /// connection is, since only there it is known when a page has left.
+    fn may_page(&mut self, place: Place, envelope: &Envelope<'_>) -> bool {
+        let Some(mut commands) = self.commands.take() else { return false };
+        let refused = commands.parse(envelope).err();
+        self.commands = Some(commands);
+        if let Some(refused) = refused {
+            self.refuse(place.conn, &refused);
+            return false;
+        }
+        let Some(attachment) = self.attachment_at(place) else { return false };
+        if attachment.paging == Paging::None {
+            attachment.paging = Paging::Asked;
+            return true;
+        }
+        self.counters.limit_reached(LimitReached::HistoryBusy);
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        let message = "the answer to an earlier request is still on its way: wait for its rw.history_end";
+        self.refuse_with(place.conn, head, ErrorCode::LimitHistoryBusy, message, None);
+        false
     }
 
     /// The sequence numbers of a page in ascending order, whether more lie beyond it, and the oldest there is.

@@ -52,6 +52,30 @@ pub enum Waiting {
     Pong(Box<str>),
     /// An ephemeral message: dropped, not sent, where the reader is behind.
     Passing(Vec<u8>),
+    /// A page of history.
+    History(Vec<u8>),
+}
+
+/// How far a page of history is; there is one at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Paging {
+    #[default]
+    None,
+    /// Asked for, or waiting for its place.
+    Asked,
+    /// In the queue.
+    Leaving,
+}
+
+impl Waiting {
+    /// Bytes it is counted with until it goes out.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        match self {
+            Self::Frame(frame) | Self::Passing(frame) | Self::History(frame) => frame.len(),
+            Self::Pong(id) => id.len(),
+        }
+    }
 }
 
 /// A reply with a place in the order: it goes out when everything up to `after` has.
@@ -74,8 +98,9 @@ pub struct Attachment {
     pub idle: bool,
     /// A page has been asked of the home.
     pub pulling: bool,
-    /// A page of history is on its way; its `rw.history_end` clears it.
-    pub history_after: u64,
+    pub paging: Paging,
+    /// See [`crate::session::Place`].
+    pub ticket: u32,
     /// This attachment's place among the stream's readers.
     pub reader: u32,
     pub entitlements: Entitlements,
@@ -123,6 +148,8 @@ pub struct Conn {
     pub grant: Option<Box<Grant>>,
     pub client_id: Box<str>,
     pub slots: Vec<Slot>,
+    /// The ticket of its next attachment.
+    pub next_ticket: u32,
     /// The query's `session_id`, until the hello.
     pub expected_session: Option<Box<str>>,
     /// Frames committed to the wire before anything else, from `queue_at` on.
@@ -178,6 +205,7 @@ pub struct Flags {
     /// Counted in the user table.
     pub user_counted: bool,
     /// To be refused when its request is whole.
+    pub over_node_limit: bool,
     pub over_address_limit: bool,
     pub over_handshake_rate: bool,
     pub deflate: bool,
@@ -238,6 +266,7 @@ impl Conn {
             grant: None,
             client_id: Box::default(),
             slots: Vec::new(),
+            next_ticket: 1,
             expected_session: None,
             queue: Vec::new(),
             queue_at: 0,

@@ -4,7 +4,7 @@
 //! clock or touches a socket but through [`Io`].
 
 use super::admission::Admission;
-use super::conn::{Conn, Phase};
+use super::conn::{Attachment, Conn, Phase};
 use super::counters::{LimitReached, SharedCounters};
 use super::lanes::{LaneMessage, Mesh, Spoken};
 use super::outbound::Outbound;
@@ -15,7 +15,7 @@ use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
 use crate::log::Log;
 use crate::protocol::{CommandParser, Parser};
-use crate::session::{Dedupe, MemberKey, SessionKey, Sessions, Stream, StreamKey};
+use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
 use crate::time::Tick;
 use crate::ws::buffers::Buffers;
@@ -73,7 +73,6 @@ pub struct Core {
     pub(super) streams: Slots<Stream>,
     pub(super) mirrors: Map<u64, StreamKey>,
     pub(super) sessions: Sessions,
-    pub(super) dedupe: Dedupe,
     pub(super) log: Log,
     pub(super) mirror_log: Log,
     pub(super) parser: Option<Box<Parser>>,
@@ -103,11 +102,11 @@ pub struct Core {
     /// The shard whose lane is being read.
     pub(super) reading_from: Option<u16>,
     /// Readers behind their mirror: where they are, who, and their cursor.
-    pub(super) pulls: Vec<(crate::session::Place, MemberKey, u64)>,
+    pub(super) pulls: Vec<(Place, MemberKey, u64)>,
     /// Connections that opened `/v1/echo` while their head was read.
     pub(super) echo_opened: Vec<ConnId>,
     /// Ids that were posted to channels from outside; they share one window.
-    pub(super) posted: VecDeque<u64>,
+    pub(super) posted: Dedupe,
     /// When each connection goes in a drain, the next one last.
     pub(super) departures: Vec<(u64, ConnId)>,
     pub(super) random_id: u64,
@@ -134,7 +133,6 @@ impl Core {
             streams: Slots::default(),
             mirrors: Map::with_hasher(options.key),
             sessions: Sessions::new(options.key),
-            dedupe: Dedupe::new(settings.session.dedupe_ids, settings.session.dedupe_ms),
             log: Log::new(settings.log.memory_bytes),
             mirror_log: Log::new(settings.log.memory_bytes / 4),
             parser: Some(Box::default()),
@@ -162,7 +160,7 @@ impl Core {
             reading_from: None,
             pulls: Vec::new(),
             echo_opened: Vec::new(),
-            posted: VecDeque::new(),
+            posted: Dedupe::default(),
             departures: Vec::new(),
             random_id: options.seed,
             draining: false,
@@ -184,6 +182,17 @@ impl Core {
     /// A connection, unless its id is stale.
     pub(super) fn conn_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
         self.conns.get_mut(id.index as usize)?.as_deref_mut().filter(|conn| conn.id == id)
+    }
+
+    /// An attachment, unless its place is taken by another one or by none.
+    pub(super) fn attachment_at(&mut self, place: Place) -> Option<&mut Attachment> {
+        self.conn_mut(place.conn)?.attachment_mut(place.attachment).filter(|attachment| attachment.ticket == place.ticket)
+    }
+
+    /// The place of an attachment here.
+    pub(super) fn place_here(&self, conn: ConnId, attachment: u16) -> Place {
+        let ticket = self.conn(conn).and_then(|conn| conn.attachment(attachment)).map_or(0, |attachment| attachment.ticket);
+        Place { shard: self.shard_number(), attachment, ticket, conn }
     }
 
     pub(super) fn put_conn(&mut self, conn: Conn) {
@@ -337,9 +346,12 @@ impl Shard for Core {
         }
         let departure_ms = self.depart(io, now);
         self.end_doomed(io, now);
-        self.push_mirrors(io);
+        // Replies first: they come before the records that follow their places.
+        busy |= self.push_backlog(io);
+        busy |= self.push_mirrors(io);
         busy |= self.flush(io, now, crate::limits::SENDS_PER_TURN_MAX);
         self.end_doomed(io, now);
+        self.send_pulls(io);
         busy |= self.push_backlog(io);
         self.publish_counters(io, now);
         if self.stopping {

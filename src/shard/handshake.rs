@@ -3,7 +3,7 @@
 use super::conn::{Conn, Handover, Phase, Slot};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
-use super::lanes::{AttachRequest, Class, LaneMessage};
+use super::lanes::AttachRequest;
 use super::rate::Rate;
 use crate::auth::AuthError;
 use crate::close::CloseReason;
@@ -35,6 +35,10 @@ impl Core {
         let serial = self.next_serial;
         self.next_serial += 1;
         let mut conn = Conn::new(id, serial, peer.ip().to_canonical(), phase, now.mono_ms());
+        conn.flags.over_node_limit = !self.admission.enter_node(server.max_connections);
+        if conn.flags.over_node_limit {
+            self.counters.limit_reached(LimitReached::Connections);
+        }
         conn.flags.over_handshake_rate = self.shaking.take(shake, 1, now.mono_ns).is_err();
         if conn.flags.over_handshake_rate {
             self.counters.limit_reached(LimitReached::HandshakesPerShard);
@@ -44,6 +48,7 @@ impl Core {
                 Ok(tls) => conn.tls = Some(Box::new(tls)),
                 Err(error) => {
                     tracing::error!(%error, "TLS can't be set up for a connection");
+                    self.admission.leave_node();
                     io.close(id);
                     return;
                 }
@@ -116,6 +121,7 @@ impl Core {
     }
 
     pub(super) fn leave_admission(&mut self, conn: &mut Conn) {
+        self.admission.leave_node();
         if std::mem::take(&mut conn.flags.half_open) {
             self.half_open_count -= 1;
         }
@@ -183,6 +189,9 @@ impl Core {
         let flags = self.conn(id).map(|conn| conn.flags).unwrap_or_default();
         if self.draining {
             return Err(HttpRefusal::unavailable("this node is going away; another one takes new connections", 1));
+        }
+        if flags.over_node_limit {
+            return Err(HttpRefusal::unavailable("this node has as many connections as it takes (server.max_connections)", 5));
         }
         if flags.over_address_limit {
             let detail = "this address has too many connections, or opens them too fast (limits.connections_per_ip, \
@@ -272,7 +281,7 @@ impl Core {
         match commands.parse(envelope) {
             Ok(Command::Hello(hello)) => match self.verify_hello(id, envelope, hello.client_id, hello.auth_token, now) {
                 Ok(grant) => {
-                    let place = Place { shard: self.shard_number(), attachment: 0, conn: id };
+                    let place = self.place_here(id, 0);
                     let request = self.attach_request(envelope, &hello.attach, place, hello.client_id, &grant, true);
                     if let Some(conn) = self.conn_mut(id) {
                         conn.flags.acks = hello.acks;
@@ -429,10 +438,11 @@ impl Core {
         let home = self.key.home_shard(&handover.request.session_id, self.mesh.shards());
         let user = handover.grant.subject().to_owned();
         let (peer, admitted) = (handover.peer, handover.admitted);
-        if self.push_now(io, home, Class::Control, LaneMessage::Handover(handover)).is_err() {
+        if self.hand_over(io, home, handover).is_err() {
             // The socket goes down with the message: the client comes back.
             self.counters.limit_reached(LimitReached::Lane);
             self.counters.closed(CloseReason::HandoverRefused);
+            self.admission.leave_node();
             self.admission.leave_user(&user);
             if admitted {
                 self.admission.leave_address(peer);
@@ -448,6 +458,7 @@ impl Core {
         let Ok(id) = io.adopt(fd) else {
             self.counters.limit_reached(LimitReached::Connections);
             self.counters.closed(CloseReason::HandoverRefused);
+            self.admission.leave_node();
             self.admission.leave_user(handover.grant.subject());
             if handover.admitted {
                 self.admission.leave_address(handover.peer);
@@ -472,7 +483,7 @@ impl Core {
         self.counters.buffer_bytes.add(conn.queue.len() as u64);
         self.put_conn(conn);
         let mut request = handover.request;
-        request.place = Place { shard: self.shard_number(), attachment: 0, conn: id };
+        request.place = self.place_here(id, 0);
         self.open(io, id, request, now);
         if !handover.rest.is_empty() {
             self.on_plain(io, id, &mut handover.rest, now);

@@ -204,7 +204,7 @@ impl Core {
             let outcome = self.inflater.inflate(&payload, bytes_max, &mut inflated);
             match outcome {
                 Ok(()) if echo && text && std::str::from_utf8(&inflated).is_err() => {
-                    self.close(io, id, CloseReason::NotUtf8, now)
+                    self.close(io, id, CloseReason::NotUtf8, now);
                 }
                 Ok(()) => self.on_payload(io, id, text, true, &inflated, now),
                 Err(reason) => self.close(io, id, reason, now),
@@ -394,7 +394,9 @@ impl Core {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         let silent = conn.flags.ended || matches!(reason, CloseReason::Shed | CloseReason::SocketError);
         match before {
-            Phase::HandingOver(_) | Phase::Proxy(_) => {}
+            // The user is counted by the grant.
+            Phase::HandingOver(handover) => conn.grant = Some(handover.grant),
+            Phase::Proxy(_) => {}
             Phase::Head(_) if reason != CloseReason::HttpAnswered => {}
             _ if silent => {}
             Phase::Hello | Phase::Open | Phase::Echo => {
@@ -441,7 +443,7 @@ impl Core {
         while !done {
             match contained(|| decoder.next(&mut rest, &limits, buffers)) {
                 Ok(Ok(Some(Item::Message { payload, .. } | Item::Ping(payload) | Item::Pong(payload)))) => {
-                    payload.recycle(buffers)
+                    payload.recycle(buffers);
                 }
                 Ok(Ok(None)) => break,
                 // What it sends is no WebSocket any more, or its close frame: it is done.

@@ -1,7 +1,10 @@
 //! What shards say to each other, and how: bounded queues between each ordered pair, and a door that tells who has spoken.
 //!
-//! Two queues a pair, by what a loss costs. On `data` a full queue only delays: records wait in the log, a forwarded message is answered
-//! with `limit.backpressure`. On `control` nothing may be lost: what does not fit waits in the sender's bounded backlog.
+//! Two queues a pair, by what a loss costs. On `data` a full queue only delays: records wait in the log. On `control` nothing may be
+//! lost: what does not fit waits in the sender's bounded backlog. Clients' own messages go on `control` too, in order with their
+//! connection's coming and going, while that is less than half full; else they are answered with `limit.backpressure`.
+//!
+//! What was put on `control` before something on `data` is handled before it: a reply comes before the records that follow its place.
 
 use super::conn::Handover;
 use crate::ids::ConnId;
@@ -19,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub const SHARDS_MAX: usize = 256;
 const WORDS: usize = SHARDS_MAX / 64;
 /// Messages all lanes into one shard hold together; each has an equal share.
-const LANE_MESSAGES: usize = 8192;
+pub const LANE_MESSAGES: usize = 8192;
 const LANE_MESSAGES_MIN: usize = 64;
 
 /// What a client asks for when it attaches; owned, since it may cross shards.
@@ -76,10 +79,11 @@ pub struct Batch {
 pub struct Page {
     pub to: Place,
     pub session: u64,
+    /// The cursor it was asked for.
+    pub after: u64,
     pub frames: Vec<u8>,
-    pub delivered: u64,
-    /// The last `seq` in it, 0 where it has none.
-    pub delivered_seq: u64,
+    /// Each frame's `seq`, and where it ends.
+    pub ends: Vec<(u64, u32)>,
     /// The reader's cursor after it.
     pub cursor: u64,
     /// What retention dropped before it.
@@ -117,7 +121,7 @@ pub enum LaneMessage {
     /// A connection here wants into a session there.
     Attach(Box<AttachRequest>),
     /// The answer: the attachment, or the error to send.
-    Attached { place: Place, command_id: Box<str>, outcome: Box<Result<AttachAnswer, RefusalFrame>> },
+    Attached { place: Place, session: u64, outcome: Box<Result<AttachAnswer, RefusalFrame>> },
     /// A connection here has left a session there. `clean`: by its own will.
     Detach { member: MemberKey, place: Place, clean: bool, leave: bool },
     /// A session is read by nobody here any more.
@@ -126,8 +130,12 @@ pub enum LaneMessage {
     Forward { member: MemberKey, place: Place, number: u64, text: Vec<u8> },
     /// A message for a channel there.
     Post(Box<ChannelPost>),
-    /// A frame for a connection there, in its place in the order or (`after` 0) at once.
+    /// A frame for a connection there, in its place in the order or at once.
     Reply { to: Place, after: u64, frame: Vec<u8> },
+    /// A page of history, in its place in the order.
+    History { to: Place, after: u64, frame: Vec<u8> },
+    /// Answers to this connection had no room: it goes.
+    Evict { to: Place },
     /// The answer to a ping: written where the delivered seq is known.
     Pong { to: Place, after: u64, id: Box<str> },
     /// A member's entitlements have changed.
@@ -228,7 +236,12 @@ impl Mesh {
     #[must_use]
     pub fn new(shards: usize) -> Arc<Self> {
         assert!((1..=SHARDS_MAX).contains(&shards), "1 to {SHARDS_MAX} shards");
-        let depth = (LANE_MESSAGES / shards).max(LANE_MESSAGES_MIN);
+        Self::with_depth(shards, (LANE_MESSAGES / shards).max(LANE_MESSAGES_MIN))
+    }
+
+    /// The same with lanes of another depth: what happens when they are full is seen sooner in short ones.
+    #[must_use]
+    pub fn with_depth(shards: usize, depth: usize) -> Arc<Self> {
         let lanes = (0..shards * shards)
             .map(|lane| {
                 // Nobody talks to itself.
@@ -258,6 +271,16 @@ impl Mesh {
     pub fn push(&self, from: usize, to: usize, class: Class, message: LaneMessage) -> Result<bool, LaneMessage> {
         self.queue(from, to, class).push(message)?;
         Ok(self.doors[to].knock(from))
+    }
+
+    /// Whether a lane has room: for requests less than half of `control` is theirs.
+    #[must_use]
+    pub fn has_room(&self, from: usize, to: usize, class: Class) -> bool {
+        let queue = self.queue(from, to, class);
+        match class {
+            Class::Control => queue.len() * 2 < queue.capacity(),
+            Class::Data => !queue.is_full(),
+        }
     }
 
     /// Takes a message out of a lane.

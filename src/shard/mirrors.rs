@@ -1,9 +1,12 @@
 //! Across cores: what comes over the lanes, what goes out over them, and the mirrors of sessions that are at home elsewhere.
 
 use super::conn::Waiting;
+use super::replies::AT_ONCE;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
-use super::lanes::{Batch, Class, LaneMessage, Page};
+use super::conn::Handover;
+use super::lanes::{Batch, Class, LANE_MESSAGES, LaneMessage, Page};
+use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::limits::SEND_BYTES_MAX;
@@ -15,7 +18,7 @@ use crate::time::Tick;
 const MESSAGES_PER_TURN_MAX: usize = 1024;
 /// Records of a mirror batch, in bytes.
 const BATCH_BYTES_MAX: usize = 128 * 1024;
-/// Messages that wait for a full control lane; above it the shard reads no more of that shard's data lane.
+/// Messages that wait for a full control lane; above it no socket is handed to that shard.
 const BACKLOG_MAX: usize = 4096;
 
 impl Core {
@@ -27,16 +30,17 @@ impl Core {
         while let Some(from) = spoken.pop() {
             self.reading_from = u16::try_from(from).ok();
             let mut budget = MESSAGES_PER_TURN_MAX;
-            for class in [Class::Control, Class::Data] {
-                // Who answers slower than it is asked hears no more until its answers are through.
-                while budget > 0 && (class == Class::Control || self.lane_backlog[from].len() < BACKLOG_MAX) {
-                    let Some(message) = self.mesh.pop(from, self.shard, class) else { break };
-                    budget -= 1;
-                    self.counters.lane_in.increment();
-                    self.on_lane(io, message, now);
-                }
+            self.drain_control(io, from, &mut budget, now);
+            while budget > 0 {
+                let Some(message) = self.mesh.pop(from, self.shard, Class::Data) else { break };
+                budget -= 1;
+                self.counters.lane_in.increment();
+                // Whatever was said before these records is heard before them, over the budget too.
+                let mut all = LANE_MESSAGES;
+                self.drain_control(io, from, &mut all, now);
+                self.on_lane(io, message, now);
             }
-            if budget == 0 || self.lane_backlog[from].len() >= BACKLOG_MAX {
+            if budget == 0 {
                 self.spoken.insert(from);
             }
         }
@@ -44,11 +48,20 @@ impl Core {
         !self.spoken.is_empty()
     }
 
+    fn drain_control<I: Io>(&mut self, io: &mut I, from: usize, budget: &mut usize, now: Tick) {
+        while *budget > 0 {
+            let Some(message) = self.mesh.pop(from, self.shard, Class::Control) else { break };
+            *budget -= 1;
+            self.counters.lane_in.increment();
+            self.on_lane(io, message, now);
+        }
+    }
+
     fn on_lane<I: Io>(&mut self, io: &mut I, message: LaneMessage, now: Tick) {
         match message {
             LaneMessage::Handover(handover) => self.on_handover(io, handover, now),
             LaneMessage::Attach(request) => self.on_attach(io, &request, now),
-            LaneMessage::Attached { place, outcome, .. } => self.on_attached(io, place, *outcome, now),
+            LaneMessage::Attached { place, session, outcome } => self.on_attached(io, place, session, *outcome, now),
             LaneMessage::Detach { member, place, clean, leave } => self.on_detach(member, place, clean, leave, now),
             LaneMessage::Unmirror { session, shard } => {
                 if let Some(session) = self.sessions.find(session).and_then(|key| self.sessions.sessions.get_mut(key)) {
@@ -58,14 +71,15 @@ impl Core {
             LaneMessage::Forward { member, place, number, text } => self.on_forward(io, member, place, number, text, now),
             LaneMessage::Post(post) => self.on_post(io, &post, now),
             LaneMessage::Reply { to, after, frame } => {
-                if after == 0 {
+                if after == AT_ONCE {
                     self.queue_frame(to.conn, &frame);
                     self.buffers.give(frame);
                 } else {
-                    self.put_ordered(to.conn, to.attachment, after, Waiting::Frame(frame));
+                    self.put_ordered(to, after, Waiting::Frame(frame));
                 }
             }
-            LaneMessage::Pong { to, after, id } => self.put_ordered(to.conn, to.attachment, after, Waiting::Pong(id)),
+            LaneMessage::History { to, after, frame } => self.put_ordered(to, after, Waiting::History(frame)),
+            LaneMessage::Pong { to, after, id } => self.put_ordered(to, after, Waiting::Pong(id)),
             LaneMessage::Entitle { to, entitlements } => self.entitle(to, *entitlements),
             LaneMessage::Roles { member, place, roles } => {
                 if self.sessions.members.get(member).is_some_and(|member| member.place == Some(place)) {
@@ -73,6 +87,7 @@ impl Core {
                     self.publish_entitlements(io, member);
                 }
             }
+            LaneMessage::Evict { to } => self.doom(to.conn, CloseReason::TooSlow),
             LaneMessage::Replaced { to } => self.on_replaced(io, to, now),
             LaneMessage::Records(batch) => self.on_records(io, *batch),
             LaneMessage::Credit { session, shard, buffer } => {
@@ -115,18 +130,19 @@ impl Core {
         self.parser = Some(parser);
     }
 
-    /// Sends mirrors what was appended, as far as their credits and the lanes go.
-    pub(super) fn push_mirrors<I: Io>(&mut self, io: &mut I) {
+    /// Sends mirrors what was appended, as far as their credits and the lanes go; true if a full lane holds some back.
+    pub(super) fn push_mirrors<I: Io>(&mut self, io: &mut I) -> bool {
         let mut sessions = std::mem::take(&mut self.mirrored);
         sessions.retain(|session| self.push_session(io, *session));
         self.mirrored = sessions;
+        !self.mirrored.is_empty()
+    }
+
+    /// Asks homes for what readers lack.
+    pub(super) fn send_pulls<I: Io>(&mut self, io: &mut I) {
         let mut pulls = std::mem::take(&mut self.pulls);
         for (place, member, after) in pulls.drain(..) {
-            let Some(stream) =
-                self.conn(place.conn).and_then(|conn| conn.attachment(place.attachment)).map(|attachment| attachment.stream)
-            else {
-                continue;
-            };
+            let Some(stream) = self.attachment_at(place).map(|attachment| attachment.stream) else { continue };
             if let Some(home) = self.streams.get(stream).and_then(|stream| stream.home) {
                 self.send_control(io, home, LaneMessage::Pull { member, place, after });
             }
@@ -140,19 +156,19 @@ impl Core {
         let (hash, stream_key) = (session.hash, session.stream);
         let mut again = false;
         for number in 0..session.mirrors.len() {
-            loop {
-                let Some(mirror) = self.sessions.sessions.get(key).and_then(|session| session.mirrors.get(number)).copied()
-                else {
-                    break;
-                };
+            while let Some(mirror) = self.sessions.sessions.get(key).and_then(|session| session.mirrors.get(number)).copied() {
                 let Some(stream) = self.streams.get(stream_key) else { return false };
                 let from = mirror.next_seq.max(stream.index.first());
                 if mirror.credits == 0 || from > stream.index.head() {
                     break;
                 }
+                if !self.mesh.has_room(self.shard, usize::from(mirror.shard), Class::Data) {
+                    again = true;
+                    break;
+                }
                 let batch = self.batch_of(stream_key, hash, from);
                 let count = u64::from(batch.count);
-                if self.push_now(io, usize::from(mirror.shard), Class::Data, LaneMessage::Records(Box::new(batch))).is_err() {
+                if self.push_data(io, usize::from(mirror.shard), LaneMessage::Records(Box::new(batch))).is_err() {
                     again = true;
                     break;
                 }
@@ -241,7 +257,7 @@ impl Core {
         let Some(member) = self.sessions.members.get(key) else { return };
         let Some(stream) = self.streams.get(stream_key) else { return };
         let mut page =
-            Page { to: place, session: hash, frames: Vec::new(), delivered: 0, delivered_seq: 0, cursor: after, gap: None };
+            Page { to: place, session: hash, after, frames: Vec::new(), ends: Vec::new(), cursor: after, gap: None };
         if page.cursor + 1 < stream.index.first() {
             page.gap = Some((page.cursor + 1, stream.index.first() - 1));
             page.cursor = stream.index.first() - 1;
@@ -252,8 +268,7 @@ impl Core {
             let head = u32::try_from(HEADER_BYTES).unwrap_or(0);
             if member.entitlements.delivers(entry, seq, || self.log.bytes(entry.at, head, entry.frame_at - head)) {
                 page.frames.extend_from_slice(self.log.bytes(entry.at, entry.frame_at, entry.frame_bytes));
-                page.delivered += 1;
-                page.delivered_seq = seq;
+                page.ends.push((seq, u32::try_from(page.frames.len()).unwrap_or(u32::MAX)));
             }
             page.cursor = seq;
         }
@@ -265,41 +280,85 @@ impl Core {
             Some(stream) => stream.session_id.clone(),
             None => return,
         };
+        let Some(attachment) = self.attachment_at(page.to) else { return };
+        if !attachment.pulling || attachment.cursor != page.after {
+            return;
+        }
+        attachment.pulling = false;
+        // A reply that waits for a place within the page goes out there; what lies behind it is asked for again.
+        let waits_at = attachment.ordered.front().map_or(u64::MAX, |ordered| ordered.after.max(page.after));
+        let gap_to = page.gap.map_or(0, |(_, to)| to);
+        let cut = waits_at.max(gap_to);
+        let count = page.ends.iter().take_while(|(seq, _)| *seq <= cut).count();
+        attachment.cursor = page.cursor.min(cut);
+        let mut bytes = 0;
+        if let Some((seq, end)) = count.checked_sub(1).and_then(|last| page.ends.get(last)) {
+            attachment.delivered_seq = *seq;
+            bytes = *end as usize;
+        }
         if let Some((from, to)) = page.gap {
             self.counters.gaps.increment();
             let id = self.event_id();
             let head = crate::protocol::Head { id: &id, session_id: &session_id };
             self.reply_now(page.to.conn, |out| crate::protocol::gap(out, head, from, to));
         }
-        let Some(conn) = self.conn_mut(page.to.conn) else { return };
-        let Some(attachment) = conn.attachment_mut(page.to.attachment) else { return };
-        attachment.pulling = false;
-        attachment.cursor = page.cursor;
-        if page.delivered_seq > 0 {
-            attachment.delivered_seq = page.delivered_seq;
+        self.counters.delivered.add(count as u64);
+        if let Some(conn) = self.conn_mut(page.to.conn) {
+            conn.messages_out += count as u64;
         }
-        conn.messages_out += page.delivered;
-        self.counters.delivered.add(page.delivered);
-        if page.frames.is_empty() {
+        if bytes == 0 {
             self.mark(page.to.conn);
         } else {
-            self.queue_frame(page.to.conn, &page.frames);
+            self.queue_frame(page.to.conn, &page.frames[..bytes]);
         }
     }
 
-    /// Puts a message in a lane now.
+    /// Puts a client's message in the control lane, where it stays in order with what its connection does.
     ///
     /// # Errors
-    /// Where the lane is full, or messages before it wait; the message is gone.
-    pub(super) fn push_now<I: Io>(&mut self, io: &mut I, to: usize, class: Class, message: LaneMessage) -> Result<(), ()> {
-        if class == Class::Control && self.lane_backlog[to].len() >= BACKLOG_MAX {
+    /// Where the lane is half full, or messages before it wait; the message is gone.
+    pub(super) fn offer<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) -> Result<(), ()> {
+        if !self.lane_backlog[to].is_empty() || !self.mesh.has_room(self.shard, to, Class::Control) {
             self.counters.lane_full.increment();
+            self.counters.limit_reached(LimitReached::Lane);
             return Err(());
         }
-        if class == Class::Control && !self.lane_backlog[to].is_empty() {
-            self.lane_backlog[to].push_back(message);
-            return Ok(());
+        self.push_lane(io, to, Class::Control, message).map_err(|_| ())
+    }
+
+    /// Puts records, or an ephemeral message, in the data lane. Replies that wait go first: they come before the records that follow.
+    ///
+    /// # Errors
+    /// Where the lane is full, or replies wait; the message is gone.
+    pub(super) fn push_data<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) -> Result<(), ()> {
+        if !self.lane_backlog[to].is_empty() {
+            return Err(());
         }
+        self.push_lane(io, to, Class::Data, message).map_err(|_| ())
+    }
+
+    /// Sends a socket to its home.
+    ///
+    /// # Errors
+    /// Where too much waits for that shard already; the socket is closed.
+    pub(super) fn hand_over<I: Io>(&mut self, io: &mut I, to: usize, handover: Box<Handover>) -> Result<(), ()> {
+        if self.lane_backlog[to].len() >= BACKLOG_MAX {
+            return Err(());
+        }
+        self.send_lane(io, to, LaneMessage::Handover(handover));
+        Ok(())
+    }
+
+    /// Puts a message that must not be lost in a lane, now or later.
+    pub(super) fn send_lane<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) {
+        if !self.lane_backlog[to].is_empty() {
+            self.lane_backlog[to].push_back(message);
+        } else if let Err(message) = self.push_lane(io, to, Class::Control, message) {
+            self.lane_backlog[to].push_back(message);
+        }
+    }
+
+    fn push_lane<I: Io>(&self, io: &mut I, to: usize, class: Class, message: LaneMessage) -> Result<(), LaneMessage> {
         match self.mesh.push(self.shard, to, class, message) {
             Ok(ring) => {
                 self.counters.lane_out.increment();
@@ -309,31 +368,9 @@ impl Core {
                 }
                 Ok(())
             }
-            Err(_) => {
-                self.counters.lane_full.increment();
-                self.counters.limit_reached(LimitReached::Lane);
-                Err(())
-            }
-        }
-    }
-
-    /// Puts a message that must not be lost in a lane, now or later.
-    pub(super) fn send_lane<I: Io>(&mut self, io: &mut I, to: usize, class: Class, message: LaneMessage) {
-        if !self.lane_backlog[to].is_empty() {
-            self.lane_backlog[to].push_back(message);
-            return;
-        }
-        match self.mesh.push(self.shard, to, class, message) {
-            Ok(ring) => {
-                self.counters.lane_out.increment();
-                if ring {
-                    self.counters.bells.increment();
-                    io.ring_bell(to);
-                }
-            }
             Err(message) => {
                 self.counters.lane_full.increment();
-                self.lane_backlog[to].push_back(message);
+                Err(message)
             }
         }
     }
@@ -343,19 +380,10 @@ impl Core {
         let mut waits = false;
         for to in 0..self.lane_backlog.len() {
             while let Some(message) = self.lane_backlog[to].pop_front() {
-                match self.mesh.push(self.shard, to, Class::Control, message) {
-                    Ok(ring) => {
-                        self.counters.lane_out.increment();
-                        if ring {
-                            self.counters.bells.increment();
-                            io.ring_bell(to);
-                        }
-                    }
-                    Err(message) => {
-                        self.lane_backlog[to].push_front(message);
-                        waits = true;
-                        break;
-                    }
+                if let Err(message) = self.push_lane(io, to, Class::Control, message) {
+                    self.lane_backlog[to].push_front(message);
+                    waits = true;
+                    break;
                 }
             }
         }

@@ -18,12 +18,16 @@ pub mod counters;
 mod handshake;
 pub mod histogram;
 mod inbound;
+#[cfg(test)]
+mod inspect;
 pub mod lanes;
 mod mirrors;
 mod outbound;
+mod plan;
 pub mod port;
 mod publish;
 pub mod rate;
+mod replies;
 pub mod start;
 mod timers;
 pub mod wheel;

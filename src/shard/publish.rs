@@ -1,18 +1,28 @@
 //! A message from its sender to the log: where it goes, whether it is new, its place in the order, its acknowledgement.
 
-use super::conn::Waiting;
+use super::conn::{Paging, Waiting};
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::inbound::RETRY_AFTER_MS;
-use super::lanes::{ChannelPost, Class, LaneMessage, Passing};
+use super::lanes::{ChannelPost, LaneMessage, Passing};
+use super::replies::AT_ONCE;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::log::{Audience, Entry, Header, Kind};
 use crate::protocol::{AddedBuf, Address, Envelope, ErrorCode, Failure, Head, Refusal, To, added, make_traceparent};
-use crate::session::{MemberKey, Place, Seen, SessionKey, StreamKey, Target};
+use crate::session::{DedupeLimits, MemberKey, Place, Seen, SessionKey, StreamKey, Target};
 use crate::time::Tick;
 use crate::ws::Opcode;
 use crate::ws::encoder::frame_head;
+
+/// Ids of posts to channels at home here that are remembered against repeats.
+const POSTED_IDS_MAX: usize = 65_536;
+
+/// The half of a content hash that the window compares; the record holds the whole.
+#[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+const fn low(content: u128) -> u64 {
+    content as u64
+}
 
 /// A resolved list of addresses: hashes, and whether it is everyone.
 #[derive(Default)]
@@ -68,7 +78,7 @@ impl Core {
         let Some((number, home, member)) = self.attachment_of(id, envelope.session_id) else {
             return self.not_attached(id, envelope);
         };
-        let place = Place { shard: self.shard_number(), attachment: number, conn: id };
+        let place = self.place_here(id, number);
         match home {
             None => self.publish(io, place, member, envelope, now),
             Some(home) => self.forward(io, home, member, place, envelope, text),
@@ -101,7 +111,14 @@ impl Core {
     ) {
         let number = self.conn(place.conn).map_or(0, |conn| conn.messages_in);
         let message = LaneMessage::Forward { member, place, number, text: text.to_vec() };
-        if self.push_now(io, usize::from(home), Class::Data, message).is_err() {
+        let offered = self.offer(io, usize::from(home), message);
+        if offered.is_err() {
+            if let Some(attachment) = self.attachment_at(place)
+                && attachment.paging == Paging::Asked
+                && envelope.kind == "rw.history"
+            {
+                attachment.paging = Paging::None;
+            }
             self.busy(place.conn, envelope);
         }
     }
@@ -167,7 +184,9 @@ impl Core {
         }
         let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
         let content = self.content_hash(envelope, &audiences);
-        match self.dedupe.look_up(id_hash, content, now.mono_ms()) {
+        let limits = self.dedupe_limits();
+        let used = member.and_then(|member| self.sessions.members.get(member)).map(|member| &member.used);
+        match used.map_or(Seen::New, |used| used.look_up(id_hash, low(content), now.mono_ms(), limits)) {
             Seen::New => {}
             Seen::Same { seq } => {
                 self.counters.duplicates.increment();
@@ -180,10 +199,15 @@ impl Core {
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
         if let Some(member) = member.and_then(|member| self.sessions.members.get_mut(member)) {
-            self.dedupe.remember(&mut member.recent, id_hash, content, seq, now.mono_ms());
+            member.used.remember(id_hash, low(content), seq, now.mono_ms(), limits);
         }
         self.note_appended(session, stream, seq, &audiences);
         self.acknowledge(origin, envelope, seq, false);
+    }
+
+    fn dedupe_limits(&self) -> DedupeLimits {
+        let session = &self.snapshot.settings.session;
+        DedupeLimits { ids_max: session.dedupe_ids, window_ms: session.dedupe_ms }
     }
 
     fn content_hash(&self, envelope: &Envelope<'_>, audiences: &Audiences) -> u128 {
@@ -328,7 +352,7 @@ impl Core {
         }
         self.counters.acknowledged.increment();
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        self.reply_to(origin.place, 0, |out| crate::protocol::ack(out, head, seq, is_duplicate));
+        self.reply_to(origin.place, AT_ONCE, |out| crate::protocol::ack(out, head, seq, is_duplicate));
     }
 
     /// An ephemeral message: to who is there and keeps up, with no place in the order.
@@ -360,7 +384,7 @@ impl Core {
         for shard in shards {
             let passing =
                 Passing { session: hash, sender: origin.client, targets: audiences.recorded().to_vec(), frame: frame.clone() };
-            if self.push_now(io, usize::from(shard), Class::Data, LaneMessage::Passing(Box::new(passing))).is_err() {
+            if self.push_data(io, usize::from(shard), LaneMessage::Passing(Box::new(passing))).is_err() {
                 self.counters.dropped(DropReason::EphemeralLaneFull, 1);
             }
         }
@@ -394,7 +418,8 @@ impl Core {
             }
             let mut copy = self.buffers.take();
             copy.extend_from_slice(frame);
-            self.put_ordered(reader.conn, reader.attachment, head, Waiting::Passing(copy));
+            let place = self.place_here(reader.conn, reader.attachment);
+            self.put_ordered(place, head, Waiting::Passing(copy));
         }
         readers.clear();
         self.out.readers = readers;
@@ -413,7 +438,7 @@ impl Core {
             return self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/to"));
         }
         let post = ChannelPost {
-            from: Place { shard: self.shard_number(), attachment: u16::MAX, conn: id },
+            from: Place { shard: self.shard_number(), attachment: u16::MAX, ticket: 0, conn: id },
             session: self.session_hash(&session_id),
             client_id: conn.client_id.clone(),
             acks: conn.flags.acks,
@@ -426,7 +451,7 @@ impl Core {
             return self.publish_post(io, &post, envelope, now);
         }
         let message = LaneMessage::Post(Box::new(ChannelPost { text: text.to_vec(), ..post }));
-        if self.push_now(io, home, Class::Data, message).is_err() {
+        if self.offer(io, home, message).is_err() {
             self.busy(id, envelope);
         }
     }
@@ -454,12 +479,11 @@ impl Core {
         } else {
             let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &client.to_le_bytes(), envelope.id.as_bytes()]);
             let content = self.content_hash(envelope, &audiences);
-            match self.dedupe.look_up(id_hash, content, now.mono_ms()) {
+            let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
+            match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
                 Seen::New => {
                     let seq = self.append(stream, hash, &origin, &moved, &audiences, id_hash, content, now);
-                    let mut posted = std::mem::take(&mut self.posted);
-                    self.dedupe.remember(&mut posted, id_hash, content, seq, now.mono_ms());
-                    self.posted = posted;
+                    self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
                     self.note_appended(session, stream, seq, &audiences);
                     self.acknowledge(&origin, envelope, seq, false);
                 }
@@ -480,7 +504,7 @@ impl Core {
     pub(super) fn refuse_place(&mut self, origin: &Origin<'_>, refusal: &Refusal) {
         self.counters.refused.increment();
         let frame = Some(origin.number).filter(|number| *number > 0);
-        self.reply_to(origin.place, 0, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
+        self.reply_to(origin.place, AT_ONCE, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
     }
 
     /// Forgets what left the log's memory, or a session's own bound.

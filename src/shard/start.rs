@@ -20,6 +20,8 @@ use std::time::Duration;
 /// A killed ring frees its port late: binding is tried again for this long.
 const BIND_TRIES: u32 = 50;
 const BIND_WAIT: Duration = Duration::from_millis(100);
+/// Connections above the node's limit that are being told so.
+const REFUSED_MAX: usize = 256;
 /// Receive buffers of a shard: 4 MiB, of which only what is used becomes resident.
 const BUFFERS: u16 = 512;
 const BUFFER_BYTES: u32 = 8 * 1024;
@@ -89,7 +91,8 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
     for seat in seats {
         let options = Options {
             shard: seat.number,
-            connections_max: settings.server.max_connections.div_ceil(count) + settings.server.max_connections / 10 + 64,
+            // The node's limit is counted by `admission`; a shard may hold all of it, and those that are told so.
+            connections_max: settings.server.max_connections + REFUSED_MAX,
             buffers: BUFFERS,
             buffer_bytes: BUFFER_BYTES,
             spin_us: settings.server.spin_us,

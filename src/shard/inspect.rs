@@ -1,0 +1,146 @@
+//! What must hold of a shard after every turn, for the simulator.
+
+use super::conn::{Conn, Phase, Slot};
+use super::core::Core;
+use crate::close::CloseReason;
+use crate::ids::ConnId;
+use std::collections::{BTreeMap, BTreeSet};
+
+macro_rules! ensure {
+    ($holds:expr, $($text:tt)+) => {
+        if !$holds {
+            return Err(format!($($text)+));
+        }
+    };
+}
+
+impl Core {
+    /// The oldest and the newest `seq` of a session at home here.
+    pub fn session_bounds(&self, session_id: &str) -> Option<(u64, u64)> {
+        let session = self.sessions.sessions.get(self.sessions.find(self.session_hash(session_id))?)?;
+        let index = &self.streams.get(session.stream)?.index;
+        Some((index.first(), index.head()))
+    }
+
+    /// Connections in the table.
+    pub const fn open_connections(&self) -> usize {
+        self.conns_count
+    }
+
+    /// Connections that ended here.
+    pub fn ended_connections(&self) -> u64 {
+        CloseReason::ALL.iter().map(|reason| self.counters.closed_count(*reason)).sum()
+    }
+
+    /// Sessions that this shard mirrors, and the mirrors that it feeds, as (session, shard that mirrors).
+    pub fn mirror_pairs(&self) -> (BTreeSet<(u64, u16)>, BTreeSet<(u64, u16)>) {
+        let here = self.shard_number();
+        let mirrored = self.streams.iter().filter(|(_, stream)| stream.home.is_some()).map(|(_, stream)| (stream.hash, here));
+        let fed = self.sessions.sessions.iter().flat_map(|(_, session)| {
+            session.mirrors.iter().map(|mirror| (session.hash, mirror.shard)).collect::<Vec<_>>()
+        });
+        (mirrored.collect(), fed.collect())
+    }
+
+    /// Members that are attached, as their home has it, and attachments here: (shard, connection, attachment).
+    pub fn places(&self) -> (BTreeSet<(u16, ConnId, u16)>, BTreeSet<(u16, ConnId, u16)>) {
+        let members = self.sessions.members.iter().filter_map(|(_, member)| member.place);
+        let here = self.shard_number();
+        let attached = self.conns.iter().flatten().flat_map(|conn| {
+            conn.attachments().map(|(number, _)| (here, conn.id, number)).collect::<Vec<_>>()
+        });
+        (members.map(|place| (place.shard, place.conn, place.attachment)).collect(), attached.collect())
+    }
+
+    /// Checks the shard's invariants. `resting`: it has asked for no further turn.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub fn inspect(&self, resting: bool) -> Result<(), String> {
+        let count = self.conns.iter().flatten().count();
+        ensure!(count == self.conns_count, "{count} connections, counted {}", self.conns_count);
+        let half_open = self.conns.iter().flatten().filter(|conn| conn.flags.half_open).count();
+        ensure!(half_open == self.half_open_count, "{half_open} half-open connections, counted {}", self.half_open_count);
+        let mut dirty: BTreeMap<ConnId, usize> = BTreeMap::new();
+        self.dirty.iter().for_each(|id| *dirty.entry(*id).or_default() += 1);
+        let mut queued = 0;
+        for conn in self.conns.iter().flatten() {
+            queued += conn.queued_bytes() as u64;
+            self.inspect_conn(conn, dirty.get(&conn.id).copied().unwrap_or_default(), resting)
+                .map_err(|what| format!("{} ({}, {:?}): {what}", self.name_of(conn), conn.client_id, conn.flags))?;
+        }
+        let counted = self.counters.buffer_bytes.get();
+        ensure!(counted == queued, "{queued} bytes wait for connections, counted {counted}");
+        for (key, stream) in self.streams.iter() {
+            for (place, reader) in stream.readers.iter().enumerate() {
+                let attachment = self.conn(reader.conn).and_then(|conn| conn.attachment(reader.attachment));
+                ensure!(
+                    attachment.is_some_and(|attachment| attachment.stream == key && attachment.reader as usize == place),
+                    "reader {place} of {} is not attached: {reader:?}",
+                    stream.session_id
+                );
+            }
+            ensure!(
+                stream.home.is_none() || self.mirrors.get(&stream.hash) == Some(&key),
+                "the mirror of {} is not to be found",
+                stream.session_id
+            );
+        }
+        Ok(())
+    }
+
+    fn inspect_conn(&self, conn: &Conn, dirty: usize, resting: bool) -> Result<(), String> {
+        ensure!(dirty == usize::from(conn.flags.dirty), "{dirty} times among the dirty ones");
+        ensure!(!(conn.flags.dirty && conn.flags.blocked), "dirty and blocked");
+        let mut ordered = 0;
+        for (number, slot) in conn.slots.iter().enumerate() {
+            let Slot::Attached(attachment) = slot else { continue };
+            ordered += attachment.ordered.iter().map(|ordered| ordered.what.bytes()).sum::<usize>();
+            let Some(stream) = self.streams.get(attachment.stream) else {
+                return Err(format!("attachment {number} has no stream"));
+            };
+            ensure!(
+                stream.readers.get(attachment.reader as usize).is_some_and(|reader| reader.conn == conn.id),
+                "attachment {number} is not among the readers of {}",
+                stream.session_id
+            );
+            let rests = resting && matches!(conn.phase, Phase::Open) && !conn.flags.blocked && !conn.flags.dirty;
+            if !rests || attachment.pulling {
+                continue;
+            }
+            let log = if stream.home.is_some() { &self.mirror_log } else { &self.log };
+            let from = (attachment.cursor + 1).max(stream.index.first());
+            let missed = (from..=stream.index.head()).find(|seq| {
+                stream.index.get(*seq).is_some_and(|entry| {
+                    attachment.entitlements.delivers(entry, *seq, || {
+                        let head = crate::log::HEADER_BYTES as u32;
+                        log.bytes(entry.at, head, entry.frame_at - head)
+                    })
+                })
+            });
+            if let Some(seq) = missed {
+                return Err(format!(
+                    "at rest at {} (idle {}) before {seq} of {}",
+                    attachment.cursor, attachment.idle, stream.session_id
+                ));
+            }
+            if let Some(first) = attachment.ordered.front() {
+                ensure!(
+                    stream.home.is_some() && first.after > stream.index.head(),
+                    "a reply waits for {} at {} of {}, head {}",
+                    first.after,
+                    attachment.cursor,
+                    stream.session_id,
+                    stream.index.head()
+                );
+            }
+        }
+        ensure!(ordered == conn.ordered_bytes as usize, "{ordered} ordered bytes, counted {}", conn.ordered_bytes);
+        let limits = &self.snapshot.settings.limits;
+        let most = limits.reply_queue_bytes * 8 + 2 * crate::limits::HISTORY_PAGE_BYTES_MAX + 2 * crate::limits::MESSAGE_BYTES_MAX;
+        ensure!(conn.queued_bytes() <= most, "{} bytes wait, above {most}", conn.queued_bytes());
+        let sendable = !conn.queue.is_empty() && !conn.flags.blocked && !conn.flags.dirty;
+        ensure!(!resting || !sendable, "{} bytes wait and nothing sends them", conn.queue.len());
+        Ok(())
+    }
+}

@@ -1,0 +1,309 @@
+//! What a connection is to be sent now: its queue, then what its cursors have before them, in the order of each session.
+
+use super::conn::{Conn, Paging, Phase, Slot, Waiting};
+use super::core::Core;
+use super::outbound::{Outbound, Piece, Source, has_more};
+use crate::ids::ConnId;
+use crate::io::Io;
+use crate::limits::{SEND_BYTES_MAX, SEND_PARTS_MAX};
+use crate::log::{Entry, HEADER_BYTES, Position};
+use crate::protocol::Head;
+use crate::session::{Place, StreamKey};
+use crate::time::Tick;
+use crate::ws::Opcode;
+use crate::ws::deflate::Deflater;
+use crate::ws::encoder::{OpenFrame, frame};
+
+/// Records a reader may skip in one plan: the rest next time.
+const SCAN_MAX: usize = 4096;
+/// Ordered replies let out in one plan.
+const ORDERED_PER_PLAN_MAX: usize = 64;
+
+/// How far the planning of one attachment is.
+struct Scan {
+    /// The last place looked at.
+    cursor: u64,
+    /// The place it must not pass: the head, or where a reply waits.
+    limit: u64,
+    /// Frames were noted: their places are left to be booked.
+    collected: bool,
+    bytes: usize,
+    seen: usize,
+}
+
+impl Core {
+    /// Notes what a connection is to be sent now.
+    pub(super) fn plan<I: Io>(&mut self, io: &mut I, id: ConnId, out: &mut Outbound, now: Tick) {
+        let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
+        conn.flags.dirty &= conn.id != id;
+        if conn.id != id || conn.flags.blocked {
+            self.conns[id.index as usize] = Some(conn);
+            return;
+        }
+        let first = out.pieces.len();
+        if matches!(conn.phase, Phase::Open) {
+            for number in 0..conn.slots.len() {
+                self.plan_attachment(&mut conn, number, out, first);
+            }
+        }
+        let queued = conn.queue.len() - conn.queue_at as usize;
+        if queued > 0 {
+            // Planned last, sent first: letting ordered replies out has grown it.
+            let bytes = u32::try_from(queued).unwrap_or(u32::MAX);
+            let piece = Piece { source: Source::Queue, bytes, attachment: 0, seq: 0, upto: 0, frames: conn.queued_frames };
+            out.pieces.insert(first, piece);
+        }
+        let left = conn.tls.is_some() && self.encrypt(&mut conn, out, first);
+        let more = left || (out.pieces.len() == first && has_more(&conn, self));
+        self.conns[id.index as usize] = Some(conn);
+        if more {
+            // TLS or the scan's budget is used up; the rest comes after the others.
+            self.mark(id);
+        } else if out.pieces.len() == first {
+            self.after_flush(io, id, now);
+        }
+    }
+
+    /// Replaces the pieces of a TLS connection by their ciphertext; cursors move when encrypted. True if plaintext is left.
+    fn encrypt(&mut self, conn: &mut Conn, out: &mut Outbound, first: usize) -> bool {
+        let pieces: Vec<Piece> = out.pieces.drain(first..).collect();
+        let mut left = false;
+        for piece in &pieces {
+            let taken = match (piece.source, &mut conn.tls) {
+                (Source::Queue, Some(tls)) => tls.encrypt(&[&conn.queue[conn.queue_at as usize..]]),
+                (_, Some(tls)) => tls.encrypt(&[self.slice_of(conn.id, piece, out)]),
+                (_, None) => break,
+            };
+            self.book(conn, piece, taken, out);
+            if taken < piece.bytes as usize {
+                left = true;
+                break;
+            }
+        }
+        let done = !left && conn.queue.is_empty();
+        let Some(tls) = &mut conn.tls else { return left };
+        if done && std::mem::take(&mut conn.flags.close_notify) {
+            tls.close();
+        }
+        let bytes = u32::try_from(tls.pending().len()).unwrap_or(u32::MAX);
+        if bytes > 0 {
+            out.pieces.push(Piece { source: Source::Tls, bytes, attachment: 0, seq: 0, upto: 0, frames: 0 });
+        }
+        // Until the handshake is done nothing is taken, and nothing is waited for here.
+        left && bytes > 0 && !tls.handshaking()
+    }
+
+    /// Notes what one of a connection's sessions has for it.
+    fn plan_attachment(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize) {
+        let Some(attachment) = conn.slots.get(number).and_then(Slot::attached) else { return };
+        let (stream, mut let_out) = (attachment.stream, 0);
+        let mut scan = Scan { cursor: attachment.cursor, limit: 0, collected: false, bytes: 0, seen: 0 };
+        self.trim(stream);
+        loop {
+            let Some(attachment) = conn.slots.get(number).and_then(Slot::attached) else { return };
+            let waits_at = attachment.ordered.front().map(|ordered| ordered.after);
+            if waits_at.is_some_and(|after| after <= scan.cursor) {
+                // Everything before this reply has gone once the frames noted so far have.
+                if scan.collected || let_out >= ORDERED_PER_PLAN_MAX {
+                    break;
+                }
+                let_out += 1;
+                self.let_out(conn, number, scan.cursor);
+                continue;
+            }
+            let Some((oldest, head)) = self.streams.get(stream).map(|stream| (stream.index.first(), stream.index.head())) else {
+                return;
+            };
+            scan.limit = waits_at.map_or(head, |after| after.min(head));
+            if scan.cursor >= scan.limit {
+                break;
+            }
+            if scan.cursor + 1 < oldest {
+                if scan.collected || !self.skip_dropped(conn, number, oldest, &mut scan) {
+                    break;
+                }
+                continue;
+            }
+            if !self.collect(conn, number, out, first, &mut scan) {
+                break;
+            }
+        }
+        let head = self.streams.get(stream).map_or(0, |stream| stream.index.head());
+        if let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) {
+            if !scan.collected {
+                attachment.cursor = attachment.cursor.max(scan.cursor);
+            }
+            attachment.idle =
+                !scan.collected && attachment.ordered.is_empty() && attachment.cursor >= head && !attachment.pulling;
+        }
+    }
+
+    /// Lets the next ordered reply of an attachment out into the queue, which goes before any frame.
+    fn let_out(&mut self, conn: &mut Conn, number: usize, cursor: u64) {
+        let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return };
+        let Some(ordered) = attachment.ordered.pop_front() else { return };
+        if matches!(ordered.what, Waiting::History(_)) {
+            attachment.paging = Paging::Leaving;
+        }
+        if conn.queue.capacity() == 0 {
+            conn.queue = self.buffers.take();
+        }
+        let waited = match ordered.what {
+            Waiting::Frame(bytes) | Waiting::Passing(bytes) | Waiting::History(bytes) => {
+                conn.queue.extend_from_slice(&bytes);
+                let waited = bytes.len();
+                self.buffers.give(bytes);
+                waited
+            }
+            Waiting::Pong(id) => {
+                let Some(stream) = self.streams.get(attachment.stream) else { return };
+                let head = Head { id: &id, session_id: &stream.session_id };
+                let before = conn.queue.len();
+                let open = OpenFrame::begin(&mut conn.queue);
+                crate::protocol::pong(&mut conn.queue, head, ordered.after.max(cursor), attachment.delivered_seq);
+                open.finish(Opcode::Text, &mut conn.queue);
+                self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+                self.counters.buffer_bytes.subtract(id.len() as u64);
+                id.len()
+            }
+        };
+        conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waited).unwrap_or(u32::MAX));
+    }
+
+    /// A reader behind the oldest record held: a mirror's asks the home for a page (false: wait for it), a home's is told of the gap.
+    fn skip_dropped(&mut self, conn: &mut Conn, number: usize, oldest: u64, scan: &mut Scan) -> bool {
+        let shard = self.shard_number();
+        let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return false };
+        let Some(stream) = self.streams.get(attachment.stream) else { return false };
+        if stream.home.is_some() {
+            attachment.cursor = scan.cursor;
+            if !std::mem::replace(&mut attachment.pulling, true) {
+                let number = u16::try_from(number).unwrap_or(u16::MAX);
+                let place = Place { shard, attachment: number, ticket: attachment.ticket, conn: conn.id };
+                self.pulls.push((place, attachment.member, scan.cursor));
+            }
+            return false;
+        }
+        let (from, to) = (scan.cursor + 1, oldest - 1);
+        attachment.cursor = to;
+        scan.cursor = to;
+        self.random_id = self.random_id.wrapping_add(1);
+        let id = format!("rw-gap-{:x}", self.random_id);
+        if conn.queue.capacity() == 0 {
+            conn.queue = self.buffers.take();
+        }
+        let before = conn.queue.len();
+        let open = OpenFrame::begin(&mut conn.queue);
+        crate::protocol::gap(&mut conn.queue, Head { id: &id, session_id: &stream.session_id }, from, to);
+        open.finish(Opcode::Text, &mut conn.queue);
+        conn.queued_frames += 1;
+        self.counters.gaps.increment();
+        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        true
+    }
+
+    /// Notes frames up to the scan's limit; false where this plan takes no more.
+    fn collect(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize, scan: &mut Scan) -> bool {
+        let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return false };
+        let Some(stream) = self.streams.get(attachment.stream) else { return false };
+        let mirror = stream.home.is_some();
+        let log = if mirror { &self.mirror_log } else { &self.log };
+        let number = u16::try_from(number).unwrap_or(u16::MAX);
+        let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
+        while scan.cursor < scan.limit {
+            if out.pieces.len() - first + 1 >= SEND_PARTS_MAX || scan.seen >= SCAN_MAX || scan.bytes >= SEND_BYTES_MAX {
+                return false;
+            }
+            let next = scan.cursor + 1;
+            if !conn.flags.deflate
+                && attachment.entitlements.hidden_to < next
+                && let Some(batch) = batch_for(out, attachment.stream, next, scan.limit, attachment.entitlements.client)
+            {
+                let found = &out.batches[batch];
+                let (to, bytes) = (found.to, found.bytes);
+                let frames = u32::try_from(to - found.from + 1).unwrap_or(u32::MAX);
+                let source = Source::Shared { batch: u32::try_from(batch).unwrap_or(u32::MAX) };
+                out.pieces.push(Piece { source, bytes, attachment: number, seq: to, upto: to, frames });
+                scan.cursor = to;
+                scan.bytes += bytes as usize;
+                scan.collected = true;
+                continue;
+            }
+            let Some(entry) = stream.index.get(next).copied() else { return false };
+            scan.seen += 1;
+            if attachment.entitlements.delivers(&entry, next, || log.bytes(entry.at, header, entry.frame_at - header)) {
+                let mut piece = frame_piece(mirror, entry, number, next);
+                if conn.flags.deflate {
+                    let plain = log.bytes(entry.at, entry.frame_at, entry.frame_bytes);
+                    let min_bytes = self.snapshot.settings.deflate.min_bytes;
+                    let key = deflate_key(entry.at, conn.window_bits, mirror);
+                    if let Some((start, bytes)) = deflated(out, &mut self.deflater, key, plain, conn.window_bits, min_bytes) {
+                        piece.source = Source::Deflated { start };
+                        piece.bytes = bytes;
+                    }
+                }
+                scan.bytes += piece.bytes as usize;
+                scan.collected = true;
+                out.pieces.push(piece);
+            } else if scan.collected
+                && let Some(last) = out.pieces.last_mut()
+            {
+                last.upto = next;
+            }
+            scan.cursor = next;
+        }
+        true
+    }
+}
+
+fn frame_piece(mirror: bool, entry: Entry, attachment: u16, seq: u64) -> Piece {
+    Piece { source: Source::Frame { mirror, entry }, bytes: entry.frame_bytes, attachment, seq, upto: seq, frames: 1 }
+}
+
+/// The shared batch that begins with a reader's next record, if it may have all of it.
+fn batch_for(out: &Outbound, stream: StreamKey, next: u64, limit: u64, client: u64) -> Option<usize> {
+    out.batches.iter().position(|batch| {
+        batch.stream == stream
+            && batch.from == next
+            && batch.to <= limit
+            && !batch.senders.list[..batch.senders.len].contains(&client)
+    })
+}
+
+/// What names a deflated frame within a flush.
+const fn deflate_key(at: Position, window_bits: u8, mirror: bool) -> u64 {
+    at.0 << 9 | (window_bits as u64) << 1 | mirror as u64
+}
+
+/// A frame's deflated form, made once a flush; `None` where it is not worth it.
+fn deflated(
+    out: &mut Outbound,
+    deflater: &mut Deflater,
+    key: u64,
+    plain: &[u8],
+    window_bits: u8,
+    min_bytes: usize,
+) -> Option<(u32, u32)> {
+    // A server frame's head is 2, 4 or 10 bytes, by its second byte.
+    let head_bytes = match plain.get(1)? {
+        126 => 4,
+        127 => 10,
+        _ => 2,
+    };
+    let payload = plain.get(head_bytes..)?;
+    if payload.len() < min_bytes {
+        return None;
+    }
+    if let Some((_, start, bytes)) = out.deflated_at.find(key, |(other, _, _)| *other == key) {
+        return (*bytes > 0).then_some((*start, *bytes));
+    }
+    let start = out.deflated.len();
+    let mut compressed = Vec::new();
+    if deflater.deflate(payload, window_bits, &mut compressed) {
+        frame(Opcode::Text, true, &compressed, &mut out.deflated);
+    }
+    let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+    let found = (place(start), place(out.deflated.len() - start));
+    out.deflated_at.insert_unique(key, (key, found.0, found.1), |(key, _, _)| *key);
+    (found.1 > 0).then_some(found)
+}

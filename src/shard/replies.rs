@@ -1,0 +1,139 @@
+//! Replies on their way into a connection's queue, at once or in their place in the order, and what bounds them.
+
+use super::conn::{Ordered, Phase, Waiting};
+use super::core::Core;
+use super::counters::{DropReason, LimitReached};
+use super::lanes::LaneMessage;
+use crate::close::CloseReason;
+use crate::ids::ConnId;
+use crate::session::Place;
+use crate::ws::encoder::OpenFrame;
+use crate::ws::{Opcode, encoder};
+
+/// The place of a reply that may overtake everything.
+pub(super) const AT_ONCE: u64 = u64::MAX;
+/// Messages that wait for a lane, above which replies are dropped with their connection.
+const REPLIES_WAITING_MAX: usize = 16_384;
+/// A queue above this many times the reply limit (and a page of history) ends its connection.
+const HARD_QUEUE_FACTOR: usize = 8;
+
+impl Core {
+    /// Queues a text for a connection at once, before anything that waits for its place.
+    pub(super) fn reply_now(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
+            return;
+        }
+        if conn.queue.capacity() == 0 {
+            conn.queue = self.buffers.take();
+        }
+        let before = conn.queue.len();
+        let open = OpenFrame::begin(&mut conn.queue);
+        write(&mut conn.queue);
+        open.finish(Opcode::Text, &mut conn.queue);
+        conn.queued_frames += 1;
+        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        self.check_budget(id);
+        self.mark(id);
+    }
+
+    /// Queues a finished frame.
+    pub(super) fn queue_frame(&mut self, id: ConnId, frame: &[u8]) {
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
+            return;
+        }
+        if conn.queue.capacity() == 0 {
+            conn.queue = self.buffers.take();
+        }
+        conn.queue.extend_from_slice(frame);
+        conn.queued_frames += 1;
+        self.counters.buffer_bytes.add(frame.len() as u64);
+        self.check_budget(id);
+        self.mark(id);
+    }
+
+    pub(super) fn queue_pong(&mut self, id: ConnId, payload: &[u8]) {
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        // RFC 6455 5.5.3: one answer, to the newest, is enough where several wait; for a peer that does not read there is only one.
+        if conn.flags.blocked && std::mem::replace(&mut conn.flags.pong_queued, true) {
+            self.counters.dropped(DropReason::PongPending, 1);
+            return;
+        }
+        if conn.queue.capacity() == 0 {
+            conn.queue = self.buffers.take();
+        }
+        let before = conn.queue.len();
+        encoder::pong(payload, &mut conn.queue);
+        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        self.mark(id);
+    }
+
+    /// A reply in its place in the order of one of a connection's sessions.
+    pub(super) fn reply_after(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = self.buffers.take();
+        let open = OpenFrame::begin(&mut bytes);
+        write(&mut bytes);
+        open.finish(Opcode::Text, &mut bytes);
+        self.put_ordered(to, after, Waiting::Frame(bytes));
+    }
+
+    /// A reply to wherever a client is, in its place in the order or [`AT_ONCE`].
+    pub(super) fn reply_to(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
+        if to.shard == self.shard_number() {
+            if after == AT_ONCE {
+                return self.reply_now(to.conn, write);
+            }
+            return self.reply_after(to, after, write);
+        }
+        let mut bytes = self.buffers.take();
+        let open = OpenFrame::begin(&mut bytes);
+        write(&mut bytes);
+        open.finish(Opcode::Text, &mut bytes);
+        self.send_reply(to, LaneMessage::Reply { to, after, frame: bytes });
+    }
+
+    /// Puts a reply to a client elsewhere among what the turn's end sends.
+    pub(super) fn send_reply(&mut self, to: Place, message: LaneMessage) {
+        let waiting = &mut self.lane_backlog[usize::from(to.shard)];
+        if waiting.len() < REPLIES_WAITING_MAX {
+            return waiting.push_back(message);
+        }
+        self.counters.dropped(DropReason::ReplyQueueFull, 1);
+        if !matches!(waiting.back(), Some(LaneMessage::Evict { to: other }) if *other == to) {
+            waiting.push_back(LaneMessage::Evict { to });
+        }
+    }
+
+    /// Ends a connection that lets too much wait, and holds the shard to its memory.
+    pub(super) fn check_budget(&mut self, id: ConnId) {
+        let limits = &self.snapshot.settings.limits;
+        let hard = limits.reply_queue_bytes * HARD_QUEUE_FACTOR + crate::limits::HISTORY_PAGE_BYTES_MAX;
+        let (memory, frames_max) = (limits.shard_memory_bytes, limits.reply_queue_frames * HARD_QUEUE_FACTOR);
+        let Some(conn) = self.conn(id) else { return };
+        if matches!(conn.phase, Phase::Echo) {
+            return;
+        }
+        if conn.queued_bytes() > hard || conn.queued_frames as usize > frames_max {
+            self.counters.limit_reached(LimitReached::ReplyQueue);
+            self.counters.dropped(DropReason::ReplyQueueFull, 1);
+            self.doom(id, CloseReason::TooSlow);
+        } else if self.counters.buffer_bytes.get() > memory as u64 {
+            self.counters.limit_reached(LimitReached::ShardMemory);
+            self.doom(id, CloseReason::TooSlow);
+        }
+    }
+
+    /// Puts an ordered reply into an attachment, or (where it is caught up) straight into the queue.
+    pub(super) fn put_ordered(&mut self, to: Place, after: u64, what: Waiting) {
+        let (bytes, id) = (what.bytes(), to.conn);
+        let Some(attachment) = self.attachment_at(to) else { return };
+        attachment.ordered.push_back(Ordered { after, what });
+        let Some(conn) = self.conn_mut(id) else { return };
+        conn.ordered_bytes += u32::try_from(bytes).unwrap_or(u32::MAX);
+        conn.queued_frames += 1;
+        self.counters.buffer_bytes.add(bytes as u64);
+        self.check_budget(id);
+        self.mark(id);
+    }
+}

@@ -1,0 +1,284 @@
+//! The simulator: the third engine. Real shards, clients and a network of queues, one thread, virtual time, one seed.
+//!
+//! May import everything; nothing imports it. Invariant: the same seed gives the same trace, twice. `oracle` and `wire` share no code
+//! with the gateway.
+//!
+//! A failing seed prints the line that runs it alone: `RINGWAY_SEED=0x.. cargo test --profile sim --lib sim::seed -- --nocapture`.
+//! `RINGWAY_SIM_SECONDS=N cargo test --profile sim --lib sim::seed -- --nocapture` runs new seeds for so long.
+
+mod client;
+mod net;
+mod oracle;
+mod random;
+mod scenarios;
+mod wire;
+mod world;
+
+use crate::config::Settings;
+use crate::shard::port::PortMessage;
+use client::{Casting, ROLES, Sabotage};
+use net::Faults;
+use random::Random;
+use std::collections::BTreeSet;
+use world::{Plan, World};
+
+/// Seeds of every test run.
+const SEEDS: u64 = 200;
+/// The longest time, of the world's, that it may take to come to rest without faults.
+const SETTLE_MS: u64 = 120_000;
+
+/// What a seed makes of the world.
+fn plan(random: &mut Random) -> Plan {
+    let mut settings = Settings::default();
+    settings.log.memory_bytes = 0;
+    settings.limits.messages_per_second = random.pick(&[0, 0, 0, 20]);
+    settings.limits.messages_burst = 20;
+    settings.limits.rate_abuse_ms = 0;
+    settings.limits.connections_per_user = 0;
+    settings.limits.handshakes_per_second = 0;
+    settings.limits.reply_queue_bytes = random.pick(&[65_536, 65_536, 8_192]);
+    settings.limits.max_attached_sessions = random.pick(&[64, 2]);
+    settings.limits.stall_bytes_per_second = 16;
+    settings.session.history_messages = random.pick(&[10_000, 10_000, 60, 12]);
+    settings.session.presence_grace_ms = random.pick(&[15_000, 200]);
+    settings.server.max_connections = random.pick(&[10_000, 10_000, 8]);
+    let faults = Faults {
+        short_sends: random.pick(&[0, 5, 40]),
+        spurious: random.pick(&[0, 0, 20]),
+        delay_us: random.pick(&[0, 500, 5_000]),
+        pauses: random.pick(&[0, 0, 2]),
+    };
+    Plan {
+        shards: usize::try_from(random.between(1, 3)).unwrap(),
+        lane_depth: random.pick(&[2, 8, 64, 1024]),
+        faults,
+        settings,
+    }
+}
+
+fn populate(world: &mut World, random: &mut Random) {
+    for user in 0..random.between(2, 4) {
+        for tab in 0..random.between(1, 2) {
+            let roles: Vec<&str> = ROLES.iter().copied().filter(|_| random.percent(50)).collect();
+            let home = random.pick(&["s.0", "s.1", "s.2", "s.0", "channel:c.0"]);
+            let sub = format!("u{user}");
+            let tab = if tab == 0 { String::new() } else { format!("t{tab}") };
+            world.cast(&Casting {
+                sub: &sub,
+                tab: &tab,
+                roles: &roles,
+                home,
+                echo: random.percent(20),
+                acks: random.percent(90),
+                hostile: false,
+                slow: random.percent(25),
+            });
+        }
+    }
+    if random.percent(40) {
+        let casting =
+            Casting { sub: "eve", tab: "", roles: &[], home: "s.0", echo: false, acks: true, hostile: true, slow: false };
+        world.cast(&casting);
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    trace: u64,
+    violations: Vec<String>,
+    delivered: u64,
+    acked: u64,
+}
+
+fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
+    let mut random = Random::new(seed);
+    let plan = plan(&mut random);
+    let mut world = World::new(random.next(), &plan);
+    world.sabotage = sabotage;
+    populate(&mut world, &mut random);
+    let step_ms = active_ms / 4;
+    for quarter in 0..4 {
+        world.run_for(step_ms);
+        match random.below(4) {
+            0 => world.wall_shift_ms += random.pick(&[0, 5_000, 40_000]),
+            1 => {
+                let snapshot = world.snapshot.clone();
+                (0..plan.shards).for_each(|shard| world.tell(shard, PortMessage::Configure(snapshot.clone())));
+            }
+            2 if quarter == 1 => world.now_ns += 30_000_000_000,
+            _ => {}
+        }
+    }
+    settle(&mut world);
+    if world.oracle.violations.is_empty() {
+        world.oracle.finish();
+    }
+    if world.oracle.violations.is_empty() {
+        shut_down(&mut world);
+    }
+    Outcome {
+        trace: world.trace,
+        violations: std::mem::take(&mut world.oracle.violations),
+        delivered: world.oracle.delivered,
+        acked: world.oracle.acked,
+    }
+}
+
+/// Faults stop; all must come to rest, and everybody must have everything.
+fn settle(world: &mut World) {
+    world.settling = true;
+    world.faults = Faults::NONE;
+    for client in 0..world.clients.len() {
+        if world.clients[client].hostile() {
+            world.end_link(client, true);
+        } else if let Some(link) = &world.clients[client].link {
+            world.net.sockets[link.socket].capacity = 1 << 20;
+        }
+    }
+    let rested = world.run_until(SETTLE_MS, |world| {
+        world.clients.iter().all(|client| client.hostile() || client.is_open() && client.waiting().is_empty())
+            && world.caught_up()
+    });
+    if !rested && world.oracle.violations.is_empty() {
+        let waiting: Vec<String> = world
+            .clients
+            .iter()
+            .filter(|client| !client.hostile() && (!client.is_open() || !client.waiting().is_empty()))
+            .map(|client| format!("{} open {} waits {:?}", client.id, client.is_open(), client.waiting()))
+            .collect();
+        world.oracle.wrong(format!("no rest after {SETTLE_MS} ms: {waiting:?}"));
+        return;
+    }
+    // Pings in every session: what comes before their answers is all there was.
+    for client in 0..world.clients.len() {
+        let Some(link) = &world.clients[client].link else { continue };
+        let sessions: Vec<String> = link.views.keys().cloned().collect();
+        for session in sessions {
+            let acked_max = 0;
+            world.command(client, "rw.ping", &session, serde_json::json!({}), client::What::Ping { acked_max });
+        }
+    }
+    // Long enough for abandoned connections to be missed.
+    world.run_for(60_000);
+    world.claim_heads();
+    check_rest(world);
+}
+
+/// What must hold across shards when nothing is under way.
+fn check_rest(world: &mut World) {
+    let (mut mirrored, mut fed, mut placed, mut attached) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut open, mut ended, mut accepted) = (0, 0, 0);
+    for seat in &world.seats {
+        let (here, there) = seat.core.mirror_pairs();
+        mirrored.extend(here);
+        fed.extend(there);
+        let (members, attachments) = seat.core.places();
+        placed.extend(members);
+        attached.extend(attachments);
+        open += seat.core.open_connections() as u64;
+        ended += seat.core.ended_connections();
+        accepted += seat.counters.accepted.get();
+    }
+    let mut complaints = Vec::new();
+    if mirrored != fed {
+        complaints.push(format!("mirrors {mirrored:?}, fed {fed:?}"));
+    }
+    if placed != attached {
+        complaints.push(format!("members are at {placed:?}, attachments {attached:?}"));
+    }
+    if open + ended != accepted {
+        complaints.push(format!("{accepted} accepted, {open} open, {ended} ended"));
+    }
+    complaints.into_iter().for_each(|complaint| world.oracle.wrong(complaint));
+}
+
+fn shut_down(world: &mut World) {
+    for shard in 0..world.seats.len() {
+        world.tell(shard, PortMessage::Stop);
+    }
+    world.run_until(20_000, |world| world.seats.iter().all(|seat| seat.stopped));
+    let left: Vec<usize> = world.seats.iter().map(|seat| seat.engine.open()).collect();
+    if world.seats.iter().any(|seat| !seat.stopped) || left.iter().any(|open| *open > 0) {
+        world.oracle.wrong(format!("after the stop sockets are left: {left:?}"));
+    }
+}
+
+/// Runs a seed, a panic included in what is wrong with it.
+fn judge(seed: u64) -> Outcome {
+    std::panic::catch_unwind(|| run(seed, 3_000, None)).unwrap_or_else(|_| Outcome {
+        trace: 0,
+        violations: vec!["panic".to_owned()],
+        delivered: 0,
+        acked: 0,
+    })
+}
+
+fn check(seed: u64) -> Outcome {
+    let outcome = judge(seed);
+    complain(seed, &outcome);
+    outcome
+}
+
+fn complain(seed: u64, outcome: &Outcome) {
+    assert!(
+        outcome.violations.is_empty(),
+        "seed {seed:#x}: {:#?}\nRINGWAY_SEED={seed:#x} cargo test --profile sim --lib sim::seed -- --nocapture",
+        outcome.violations
+    );
+}
+
+#[test]
+fn seed() {
+    if let Ok(text) = std::env::var("RINGWAY_SEED") {
+        let digits = text.trim_start_matches("0x");
+        let seed = u64::from_str_radix(digits, if digits.len() < text.len() { 16 } else { 10 }).unwrap();
+        check(seed);
+        return;
+    }
+    let Some(seconds) = std::env::var("RINGWAY_SIM_SECONDS").ok().and_then(|text| text.parse::<u64>().ok()) else { return };
+    #[expect(clippy::disallowed_methods, reason = "how long to run is the caller's time, not the world's")]
+    let (started, mut seed) = (std::time::Instant::now(), std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
+    let (mut seeds, mut delivered, mut failed) = (0, 0, 0);
+    while started.elapsed().as_secs() < seconds {
+        let outcome = std::panic::catch_unwind(|| check(seed));
+        failed += u64::from(outcome.is_err());
+        delivered += outcome.map_or(0, |outcome| outcome.delivered);
+        seeds += 1;
+        seed = seed.wrapping_add(1);
+    }
+    eprintln!("{seeds} seeds, {failed} failed, {delivered} messages delivered");
+    assert_eq!(failed, 0);
+}
+
+#[test]
+fn two_hundred_seeds() {
+    let (mut delivered, mut acked) = (0, 0);
+    let outcomes: Vec<Outcome> = (0..SEEDS).map(judge).collect();
+    let failed: Vec<String> = (0..)
+        .zip(&outcomes)
+        .filter_map(|(seed, outcome)| Some(format!("{seed:#x}: {}", outcome.violations.first()?)))
+        .collect();
+    assert!(failed.is_empty(), "{} of {SEEDS} seeds failed; run one with RINGWAY_SEED:\n{}", failed.len(), failed.join("\n"));
+    for outcome in outcomes {
+        delivered += outcome.delivered;
+        acked += outcome.acked;
+    }
+    assert!(delivered > 10 * SEEDS && acked > 10 * SEEDS, "{delivered} delivered, {acked} acknowledged: a world without life");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in [1, 7, 42] {
+        assert_eq!(run(seed, 1_500, None), run(seed, 1_500, None));
+    }
+}
+
+#[test]
+fn the_oracle_objects_to_a_planted_fault() {
+    for sabotage in [Sabotage::Drop(40), Sabotage::Repeat(40), Sabotage::Change(40)] {
+        let objected = (0..4).filter(|seed| !run(*seed, 1_500, Some(sabotage)).violations.is_empty()).count();
+        assert!(objected >= 3, "{sabotage:?}: {objected} of 4");
+    }
+}

@@ -1,0 +1,267 @@
+//! Sockets that are two queues of bytes, and the engine of one shard over them.
+//!
+//! Each socket has a real descriptor (one end of a pair), so that what the shard drops is seen to be dropped.
+
+use super::random::Random;
+use crate::ids::ConnId;
+use crate::io::{Io, Read, RingStats, Send, Sent};
+use crate::time::Tick;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+/// What the world does to sockets, bells and lanes while faults are on.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    /// Percent of sends that take less than there is room for.
+    pub short_sends: u64,
+    /// Percent of shard runs without a cause.
+    pub spurious: u64,
+    /// The longest delay of a bell, a Quiet or a Writable, in microseconds.
+    pub delay_us: u64,
+    /// Percent of steps in which a shard stands still for a while.
+    pub pauses: u64,
+}
+
+impl Faults {
+    pub const NONE: Self = Self { short_sends: 0, spurious: 0, delay_us: 0, pauses: 0 };
+}
+
+/// One TCP connection.
+#[derive(Debug)]
+pub struct Socket {
+    pub to_server: VecDeque<u8>,
+    pub to_client: VecDeque<u8>,
+    /// Bytes that the server's side holds for a client that does not read.
+    pub capacity: usize,
+    /// The client has ended its direction.
+    pub client_fin: bool,
+    /// The client has reset the connection.
+    pub client_reset: bool,
+    /// The server has ended its direction.
+    pub server_fin: bool,
+    /// The server's descriptor is closed.
+    pub server_closed: bool,
+    peer: UnixStream,
+}
+
+/// All sockets of a world.
+#[derive(Debug, Default)]
+pub struct Net {
+    pub sockets: Vec<Socket>,
+    by_fd: BTreeMap<RawFd, usize>,
+}
+
+impl Net {
+    /// A new connection: the socket and the server's end.
+    pub fn connect(&mut self, capacity: usize) -> (usize, OwnedFd) {
+        let (server, peer) = UnixStream::pair().unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let fd = OwnedFd::from(server);
+        let socket = self.sockets.len();
+        self.by_fd.insert(fd.as_raw_fd(), socket);
+        self.sockets.push(Socket {
+            to_server: VecDeque::new(),
+            to_client: VecDeque::new(),
+            capacity,
+            client_fin: false,
+            client_reset: false,
+            server_fin: false,
+            server_closed: false,
+            peer,
+        });
+        (socket, fd)
+    }
+
+    /// Sees which descriptors were dropped outside the engines (a handover that was refused).
+    pub fn notice_dropped(&mut self) {
+        for socket in self.sockets.iter_mut().filter(|socket| !socket.server_closed) {
+            if matches!(socket.peer.read(&mut [0; 8]), Ok(0)) {
+                socket.server_closed = true;
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Slot {
+    pub generation: u32,
+    pub socket: usize,
+    pub fd: Option<OwnedFd>,
+    pub mode: Read,
+    /// When the shard is told that its socket is quiet.
+    pub quiet_ns: Option<u64>,
+    /// When it may be told that the socket takes bytes, if asked.
+    pub writable_ns: Option<u64>,
+    pub ended_told: bool,
+}
+
+/// The engine of one shard.
+#[derive(Debug)]
+pub struct Engine {
+    pub slots: Vec<Slot>,
+    free: Vec<usize>,
+    pub backlog: VecDeque<(OwnedFd, SocketAddr)>,
+    pub accepting: bool,
+    connections_max: usize,
+}
+
+impl Engine {
+    pub const fn new(connections_max: usize) -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), backlog: VecDeque::new(), accepting: true, connections_max }
+    }
+
+    pub fn id(&self, index: usize) -> ConnId {
+        ConnId { index: u32::try_from(index).unwrap(), generation: self.slots[index].generation }
+    }
+
+    fn slot(&mut self, conn: ConnId) -> Option<&mut Slot> {
+        self.slots.get_mut(conn.index as usize).filter(|slot| slot.generation == conn.generation && slot.fd.is_some())
+    }
+
+    fn release(&mut self, conn: ConnId) -> Option<OwnedFd> {
+        let slot = self.slot(conn)?;
+        let fd = slot.fd.take()?;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(conn.index as usize);
+        Some(fd)
+    }
+
+    pub fn open(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.fd.is_some()).count()
+    }
+}
+
+/// The engine while its shard runs.
+pub struct SimIo<'a> {
+    pub engine: &'a mut Engine,
+    pub net: &'a mut Net,
+    pub random: &'a mut Random,
+    pub bells: &'a mut [Option<u64>],
+    pub faults: Faults,
+    pub now: Tick,
+    /// Contract violations of the shard towards its engine.
+    pub wrong: &'a mut Vec<String>,
+}
+
+impl SimIo<'_> {
+    fn later(&mut self) -> u64 {
+        self.now.mono_ns + self.random.below(self.faults.delay_us * 1000 + 1)
+    }
+
+    fn send(&mut self, send: &Send<'_>) -> Sent {
+        let Some(socket) = self.engine.slot(send.conn).map(|slot| slot.socket) else { return Sent::Failed(libc::EBADF) };
+        let total: usize = send.parts.iter().map(|part| part.len()).sum();
+        if send.parts.len() > crate::limits::SEND_PARTS_MAX {
+            self.wrong.push(format!("a send of {} parts", send.parts.len()));
+        }
+        if total == 0 {
+            self.wrong.push("an empty send".to_owned());
+        }
+        let short = self.random.percent(self.faults.short_sends);
+        let state = &mut self.net.sockets[socket];
+        if state.client_reset || state.server_fin {
+            if state.server_fin {
+                self.wrong.push("a send after finish".to_owned());
+            }
+            return Sent::Failed(libc::ECONNRESET);
+        }
+        let room = state.capacity.saturating_sub(state.to_client.len());
+        let mut left = total.min(room);
+        if short {
+            left = self.random.index(left + 1);
+        }
+        let taken = left;
+        for part in send.parts {
+            let count = left.min(part.len());
+            state.to_client.extend(&part[..count]);
+            left -= count;
+        }
+        Sent::Bytes(taken)
+    }
+}
+
+impl Io for SimIo<'_> {
+    fn accept(&mut self, on: bool) {
+        self.engine.accepting = on;
+    }
+
+    fn adopt(&mut self, fd: OwnedFd) -> Result<ConnId, OwnedFd> {
+        if self.engine.open() >= self.engine.connections_max {
+            return Err(fd);
+        }
+        let socket = self.net.by_fd[&fd.as_raw_fd()];
+        let index = self.engine.free.pop().unwrap_or(self.engine.slots.len());
+        let generation = self.engine.slots.get(index).map_or(1, |slot| slot.generation);
+        let slot =
+            Slot { generation, socket, fd: Some(fd), mode: Read::Off, quiet_ns: None, writable_ns: None, ended_told: false };
+        if index == self.engine.slots.len() {
+            self.engine.slots.push(slot);
+        } else {
+            self.engine.slots[index] = slot;
+        }
+        Ok(self.engine.id(index))
+    }
+
+    fn read(&mut self, conn: ConnId, mode: Read) {
+        let at = self.later();
+        let Some(slot) = self.engine.slot(conn) else { return };
+        slot.mode = mode;
+        slot.quiet_ns = (mode == Read::Off).then_some(at);
+    }
+
+    fn detach(&mut self, conn: ConnId) -> Option<OwnedFd> {
+        let slot = self.engine.slot(conn)?;
+        if slot.mode != Read::Off || slot.quiet_ns.is_some() || slot.writable_ns.is_some() {
+            self.wrong.push("detach of a socket that the engine still works on".to_owned());
+        }
+        self.engine.release(conn)
+    }
+
+    fn finish(&mut self, conn: ConnId) {
+        if let Some(socket) = self.engine.slot(conn).map(|slot| slot.socket) {
+            self.net.sockets[socket].server_fin = true;
+        }
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        let Some(socket) = self.engine.slot(conn).map(|slot| slot.socket) else { return };
+        drop(self.engine.release(conn));
+        let state = &mut self.net.sockets[socket];
+        state.server_closed = true;
+        // Unread input makes the kernel reset the connection, which may cost the client what was on its way.
+        if !state.to_server.is_empty() && self.random.percent(50) {
+            state.to_client.clear();
+        }
+    }
+
+    fn send_batch(&mut self, batch: &[Send<'_>], out: &mut Vec<Sent>) {
+        out.clear();
+        for send in batch {
+            let sent = self.send(send);
+            out.push(sent);
+        }
+    }
+
+    fn want_write(&mut self, conn: ConnId) {
+        let at = self.later();
+        if let Some(slot) = self.engine.slot(conn) {
+            slot.writable_ns.get_or_insert(at);
+        }
+    }
+
+    fn ring_bell(&mut self, shard: usize) {
+        let at = self.later();
+        self.bells[shard].get_or_insert(at);
+    }
+
+    fn clock(&self) -> Tick {
+        self.now
+    }
+
+    fn stats(&self) -> RingStats {
+        RingStats::default()
+    }
+}

@@ -1,0 +1,442 @@
+//! What each client must have seen: a model of the contract that shares no code with the gateway.
+//!
+//! It knows what clients sent and what they were told. A record exists once it was acknowledged or delivered to anybody; who was to see
+//! it follows from its addresses, from roles, and from the times in rooms, which are known up to what a client can know of them.
+
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One place of a session's order.
+#[derive(Debug)]
+struct Record {
+    from: String,
+    id: String,
+    to: Vec<String>,
+    /// The frame's text, once anybody was given it.
+    text: Option<Vec<u8>>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    epoch: String,
+    records: BTreeMap<u64, Record>,
+    ids: BTreeMap<(String, String), u64>,
+}
+
+/// A time in a room. What is sure lies within what is possible.
+#[derive(Clone, Copy, Debug)]
+struct Stay {
+    may_from: u64,
+    must_from: u64,
+    must_to: u64,
+    may_to: u64,
+    /// A leave was sent since.
+    leaving: bool,
+}
+
+impl Stay {
+    const fn open(&self) -> bool {
+        self.may_to == u64::MAX
+    }
+
+    const fn sure(&self) -> bool {
+        self.open() && self.must_to == u64::MAX && self.must_from != u64::MAX
+    }
+}
+
+/// One attachment of a client to a session, from its welcome to its end.
+#[derive(Debug)]
+pub struct View {
+    client: String,
+    session: String,
+    echo: bool,
+    start: u64,
+    /// Everything up to here must have been delivered.
+    pub position: u64,
+    last: u64,
+    delivered: BTreeSet<u64>,
+    gaps: Vec<(u64, u64)>,
+    pub caught_up: bool,
+    welcome_seq: u64,
+}
+
+/// What a welcome or an attach said.
+#[derive(Debug)]
+pub struct Begin<'a> {
+    pub client: &'a str,
+    pub session: &'a str,
+    pub echo: bool,
+    pub start_seq: u64,
+    pub seq: u64,
+    pub epoch: &'a str,
+    pub rooms: Vec<String>,
+    /// The rooms that the client asked for.
+    pub asked: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Person {
+    sub: String,
+    roles: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+pub struct Oracle {
+    sessions: BTreeMap<String, Log>,
+    views: Vec<View>,
+    stays: BTreeMap<(String, String), BTreeMap<String, Vec<Stay>>>,
+    people: BTreeMap<String, Person>,
+    pub violations: Vec<String>,
+    pub delivered: u64,
+    pub acked: u64,
+}
+
+/// The addresses an envelope bears.
+pub fn addresses(envelope: &Value) -> Vec<String> {
+    match &envelope["to"] {
+        Value::String(one) => vec![one.clone()],
+        Value::Array(many) => many.iter().filter_map(|one| one.as_str().map(str::to_owned)).collect(),
+        _ => vec!["session".to_owned()],
+    }
+}
+
+impl Oracle {
+    pub fn person(&mut self, client: &str, sub: &str, roles: Vec<String>) {
+        self.people.insert(client.to_owned(), Person { sub: sub.to_owned(), roles });
+    }
+
+    pub fn wrong(&mut self, what: String) {
+        if self.violations.len() < 20 {
+            self.violations.push(what);
+        }
+    }
+
+    pub fn view(&mut self, view: usize) -> &mut View {
+        &mut self.views[view]
+    }
+
+    pub fn is_caught_up(&self, view: usize) -> bool {
+        self.views[view].caught_up
+    }
+
+    fn note(&mut self, session: &str, seq: u64, from: &str, id: &str, to: Vec<String>, text: Option<&[u8]>) {
+        let log = self.sessions.entry(session.to_owned()).or_default();
+        let mut complaint = None;
+        if let Some(other) = log.ids.insert((from.to_owned(), id.to_owned()), seq)
+            && other != seq
+        {
+            complaint = Some(format!("{session}: {from}'s {id} stands at {other} and at {seq}"));
+        }
+        let record = log.records.entry(seq).or_insert_with(|| Record { from: from.into(), id: id.into(), to, text: None });
+        if record.from != from || record.id != id {
+            complaint = Some(format!("{session}: seq {seq} is {} of {} and {id} of {from}", record.id, record.from));
+        }
+        match (&record.text, text) {
+            (Some(known), Some(text)) if known != text => {
+                complaint = Some(format!("{session}: seq {seq} has different bytes for different receivers"));
+            }
+            (None, Some(text)) => record.text = Some(text.to_vec()),
+            _ => {}
+        }
+        if let Some(complaint) = complaint {
+            self.wrong(complaint);
+        }
+    }
+
+    /// A message of this client was acknowledged.
+    pub fn ack(&mut self, client: &str, session: &str, id: &str, to: &[String], seq: u64) {
+        self.acked += 1;
+        self.note(session, seq, client, id, to.to_vec(), None);
+    }
+
+    /// A client is in a session now.
+    pub fn begin(&mut self, begin: &Begin<'_>, head: u64) -> usize {
+        let log = self.sessions.entry(begin.session.to_owned()).or_default();
+        if log.epoch.is_empty() {
+            begin.epoch.clone_into(&mut log.epoch);
+        }
+        if log.epoch != begin.epoch {
+            let complaint = format!("{}: its epoch changed from {} to {}", begin.session, log.epoch, begin.epoch);
+            self.wrong(complaint);
+        }
+        if begin.start_seq > begin.seq + 1 {
+            self.wrong(format!("{} in {}: starts at {} of {}", begin.client, begin.session, begin.start_seq, begin.seq));
+        }
+        self.rooms_told(begin, head);
+        self.views.push(View {
+            client: begin.client.to_owned(),
+            session: begin.session.to_owned(),
+            echo: begin.echo,
+            start: begin.start_seq,
+            position: begin.start_seq - 1,
+            last: begin.start_seq - 1,
+            delivered: BTreeSet::new(),
+            gaps: Vec::new(),
+            caught_up: false,
+            welcome_seq: begin.seq,
+        });
+        self.views.len() - 1
+    }
+
+    /// A welcome's list of rooms settles what was in doubt.
+    fn rooms_told(&mut self, begin: &Begin<'_>, head: u64) {
+        let rooms = self.stays.entry((begin.client.to_owned(), begin.session.to_owned())).or_default();
+        let mut lost = Vec::new();
+        for (room, stays) in rooms.iter_mut() {
+            let listed = begin.rooms.contains(room);
+            for stay in stays.iter_mut().filter(|stay| stay.open()) {
+                if !listed {
+                    if stay.sure() {
+                        lost.push(room.clone());
+                    }
+                    stay.may_to = head;
+                    stay.must_to = stay.must_to.min(head);
+                }
+            }
+        }
+        for room in &begin.rooms {
+            let stays = rooms.entry(room.clone()).or_default();
+            if stays.iter().any(Stay::sure) {
+                continue;
+            }
+            let doubtful = stays.iter().any(Stay::open);
+            let asked = begin.asked.contains(room);
+            if !doubtful && !asked {
+                lost.push(format!("(never joined) {room}"));
+            }
+            let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
+            stays.push(Stay { may_from: begin.start_seq, must_from, must_to: u64::MAX, may_to: u64::MAX, leaving: false });
+        }
+        for room in lost {
+            self.wrong(format!("{} in {}: the welcome's rooms are wrong about {room}", begin.client, begin.session));
+        }
+    }
+
+    /// A join was sent when the session's head was `head`.
+    pub fn joining(&mut self, client: &str, session: &str, room: &str, head: u64) {
+        let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
+        if !stays.iter().any(Stay::sure) {
+            stays.push(Stay { may_from: head + 1, must_from: u64::MAX, must_to: u64::MAX, may_to: u64::MAX, leaving: false });
+        }
+    }
+
+    /// The join has this place in the order.
+    pub fn joined(&mut self, client: &str, session: &str, room: &str, seq: u64) {
+        let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
+        if let Some(stay) = stays.iter_mut().find(|stay| stay.must_from == u64::MAX && stay.may_from <= seq + 1) {
+            (stay.may_from, stay.must_from) = (seq + 1, seq + 1);
+        }
+    }
+
+    /// A leave was sent when the session's head was `head`.
+    pub fn leaving(&mut self, client: &str, session: &str, room: &str, head: u64) {
+        let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
+        for stay in stays.iter_mut().filter(|stay| stay.open()) {
+            stay.must_to = stay.must_to.min(head);
+            stay.leaving = true;
+        }
+    }
+
+    /// It is out of the room, at the latest at `head`.
+    pub fn left(&mut self, client: &str, session: &str, room: &str, head: u64) {
+        let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
+        for stay in stays.iter_mut().filter(|stay| stay.open() && stay.leaving) {
+            stay.may_to = head;
+            stay.must_to = stay.must_to.min(head);
+        }
+    }
+
+    /// Whether a client is sure to see a record, and whether it may.
+    fn entitled(&self, client: &str, session: &str, echo: bool, seq: u64, record: &Record, history: bool) -> (bool, bool) {
+        let Some(person) = self.people.get(client) else { return (false, false) };
+        let own = record.from == client;
+        if own && history {
+            return (true, true);
+        }
+        let (mut must, mut may) = (false, false);
+        for address in &record.to {
+            let (kind, name) = address.split_once(':').unwrap_or((address, ""));
+            let named = match kind {
+                "client" => name == client,
+                _ if own && !echo => false,
+                "session" | "channel" => true,
+                "user" => name == person.sub,
+                "role" => person.roles.iter().any(|role| role == name),
+                _ => false,
+            };
+            (must, may) = (must || named, may || named);
+            if kind == "room" && (!own || echo) {
+                let stays = self.stays.get(&(client.to_owned(), session.to_owned())).and_then(|rooms| rooms.get(name));
+                for stay in stays.into_iter().flatten() {
+                    must |= stay.must_from <= seq && seq <= stay.must_to;
+                    may |= stay.may_from <= seq && seq <= stay.may_to;
+                }
+            }
+        }
+        (must, may)
+    }
+
+    /// A logged message came live or in the replay.
+    pub fn message(&mut self, view: usize, envelope: &Value, text: &[u8]) {
+        self.delivered += 1;
+        let (client, session, last, echo) = {
+            let view = &self.views[view];
+            (view.client.clone(), view.session.clone(), view.last, view.echo)
+        };
+        let Some(seq) = self.check_text(&session, envelope, text) else { return };
+        if seq <= last {
+            self.wrong(format!("{client} in {session}: {seq} after {last}"));
+        }
+        let view = &mut self.views[view];
+        view.delivered.insert(seq);
+        view.last = view.last.max(seq);
+        view.position = view.position.max(seq);
+        if !view.caught_up && seq > view.welcome_seq {
+            self.wrong(format!("{client} in {session}: {seq} is new, before rw.caught_up"));
+        }
+        self.check_entitled(&client, &session, echo, seq, false);
+    }
+
+    fn check_text(&mut self, session: &str, envelope: &Value, text: &[u8]) -> Option<u64> {
+        let (seq, from, id) = (envelope["seq"].as_u64(), envelope["from"].as_str(), envelope["id"].as_str());
+        let (Some(seq), Some(from), Some(id)) = (seq, from, id) else {
+            self.wrong(format!("{session}: a message without seq, from or id: {envelope}"));
+            return None;
+        };
+        if !envelope["ts"].is_u64() || !envelope["traceparent"].is_string() {
+            self.wrong(format!("{session}: {seq} has no ts or traceparent"));
+        }
+        self.note(session, seq, from, id, addresses(envelope), Some(text));
+        Some(seq)
+    }
+
+    fn check_entitled(&mut self, client: &str, session: &str, echo: bool, seq: u64, history: bool) {
+        let Some(record) = self.sessions.get(session).and_then(|log| log.records.get(&seq)) else { return };
+        let (_, may) = self.entitled(client, session, echo, seq, record, history);
+        if !may {
+            let (from, to) = (record.from.clone(), record.to.clone());
+            let stays = self.stays.get(&(client.to_owned(), session.to_owned())).cloned();
+            self.wrong(format!("{client} in {session}: {seq} of {from} to {to:?} was not for it; stays {stays:?}"));
+        }
+    }
+
+    /// A page of history, with its frames.
+    pub fn history(&mut self, view: usize, page: &[(Value, Vec<u8>)], oldest: u64) {
+        let (client, session) = (self.views[view].client.clone(), self.views[view].session.clone());
+        let mut seqs = Vec::new();
+        for (envelope, text) in page {
+            let Some(seq) = self.check_text(&session, envelope, text) else { continue };
+            if seqs.last().is_some_and(|last| *last >= seq) {
+                self.wrong(format!("{client} in {session}: history is not in order at {seq}"));
+            }
+            self.check_entitled(&client, &session, true, seq, true);
+            seqs.push(seq);
+        }
+        let (Some(first), Some(last)) = (seqs.first().copied(), seqs.last().copied()) else { return };
+        let log = &self.sessions[&session];
+        let missing: Vec<u64> = log
+            .records
+            .range(first.max(oldest)..=last)
+            .filter(|(seq, record)| {
+                !seqs.contains(seq) && self.entitled(&client, &session, true, **seq, record, true).0
+            })
+            .map(|(seq, _)| *seq)
+            .collect();
+        if !missing.is_empty() {
+            self.wrong(format!("{client} in {session}: history {seqs:?} lacks {missing:?}"));
+        }
+    }
+
+    /// An ephemeral message came.
+    pub fn passing(&mut self, view: usize, envelope: &Value, head: u64) {
+        let view = &self.views[view];
+        let record = Record {
+            from: envelope["from"].as_str().unwrap_or_default().to_owned(),
+            id: String::new(),
+            to: addresses(envelope),
+            text: None,
+        };
+        // Its place is somewhere up to the head.
+        let may = (view.start..=head + 1)
+            .any(|seq| self.entitled(&view.client, &view.session, view.echo, seq, &record, false).1);
+        if !may {
+            let complaint = format!("{} in {}: an ephemeral message was not for it: {envelope}", view.client, view.session);
+            self.wrong(complaint);
+        }
+    }
+
+    /// `rw.gap`: retention dropped `from..=to`; the home's oldest is `first`.
+    pub fn gap(&mut self, view: usize, from: u64, to: u64, first: u64) {
+        let view = &mut self.views[view];
+        let told = (view.client.clone(), view.session.clone(), view.last);
+        view.gaps.push((from, to));
+        view.last = view.last.max(to);
+        view.position = view.position.max(to);
+        if from > to || from <= told.2 || to >= first {
+            self.wrong(format!("{} in {}: a gap {from} to {to} after {}, oldest {first}", told.0, told.1, told.2));
+        }
+    }
+
+    /// Everything up to `seq` was said to have been delivered.
+    pub fn reached(&mut self, view: usize, seq: u64) {
+        let view = &mut self.views[view];
+        view.position = view.position.max(seq);
+    }
+
+    pub fn caught_up(&mut self, view: usize, seq: u64) {
+        let view = &mut self.views[view];
+        let complaint = (view.caught_up || seq != view.welcome_seq || view.last > seq.max(view.start - 1))
+            .then(|| format!("{} in {}: caught_up {seq}, welcome {}, last {}", view.client, view.session, view.welcome_seq, view.last));
+        view.caught_up = true;
+        view.position = view.position.max(seq);
+        if let Some(complaint) = complaint {
+            self.wrong(complaint);
+        }
+    }
+
+    pub fn pong(&mut self, view: usize, seq: u64, delivered_seq: u64, acked_max: u64) {
+        let view = &mut self.views[view];
+        let last = view.delivered.last().copied().unwrap_or(view.start - 1);
+        let complaint = (delivered_seq != last || seq < delivered_seq || seq < acked_max).then(|| {
+            let who = (&view.client, &view.session);
+            format!("{who:?}: pong {seq}, delivered {delivered_seq}; it has {last}, was acked {acked_max}")
+        });
+        view.position = view.position.max(acked_max).max(delivered_seq);
+        if let Some(complaint) = complaint {
+            self.wrong(complaint);
+        }
+    }
+
+    /// A reply in its place in the order: everything up to `seq` came before it, nothing after `seq`.
+    pub fn placed(&mut self, view: usize, seq: u64, what: &str) {
+        let view = &mut self.views[view];
+        let complaint = (view.delivered.last().is_some_and(|last| *last > seq))
+            .then(|| format!("{} in {}: {what} at {seq} after {:?}", view.client, view.session, view.delivered.last()));
+        view.position = view.position.max(seq);
+        if let Some(complaint) = complaint {
+            self.wrong(complaint);
+        }
+    }
+
+    /// Judges what is only known at the end: nothing that was to be seen is missing.
+    pub fn finish(&mut self) {
+        let mut complaints = Vec::new();
+        for view in &self.views {
+            let Some(log) = self.sessions.get(&view.session) else { continue };
+            if view.start > view.position {
+                continue;
+            }
+            for (seq, record) in log.records.range(view.start..=view.position) {
+                let excused = view.gaps.iter().any(|(from, to)| from <= seq && seq <= to);
+                let (must, _) = self.entitled(&view.client, &view.session, view.echo, *seq, record, false);
+                if must && !excused && !view.delivered.contains(seq) {
+                    complaints.push(format!(
+                        "{} in {}: {seq} of {} ({}) to {:?} is missing; it has {:?} from {} to {}",
+                        view.client, view.session, record.from, record.id, record.to, view.delivered, view.start, view.position
+                    ));
+                }
+            }
+        }
+        complaints.into_iter().for_each(|complaint| self.wrong(complaint));
+    }
+}

@@ -1,0 +1,1 @@
+//! Situations that chance finds seldom, one test each.

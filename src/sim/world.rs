@@ -1,0 +1,422 @@
+//! A process of several shards, its clients and the network between them, on one thread and in virtual time.
+
+use super::client::Client;
+use super::net::{Engine, Faults, Net, SimIo};
+use super::oracle::Oracle;
+use super::random::Random;
+use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet};
+use crate::config::Settings;
+use crate::ids::HashKey;
+use crate::io::{Event, Io, Next, Read, Shard};
+use crate::shard::admission::Admission;
+use crate::shard::core::{Core, CoreOptions};
+use crate::shard::counters::{SharedCounters, shared_counters};
+use crate::shard::lanes::Mesh;
+use crate::shard::port::{Bell, Port, PortMessage, Snapshot, port};
+use crate::time::Tick;
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub const SECRET: &[u8] = b"a secret of thirty-two bytes, ok";
+const EPOCH_WALL_MS: u64 = 1_790_000_000_000;
+/// Turns a shard may ask for at once, without anything new, before that is a livelock.
+const AGAIN_MAX: u32 = 3_000;
+
+#[derive(Debug, Default)]
+struct PortBell(AtomicBool);
+
+impl Bell for PortBell {
+    fn ring(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+pub struct Seat {
+    pub core: Core,
+    pub engine: Engine,
+    pub counters: SharedCounters,
+    next: Next,
+    asleep: bool,
+    again: u32,
+    paused_until: u64,
+    port: Port,
+    port_bell: Arc<PortBell>,
+    pub stopped: bool,
+}
+
+/// What a world is made of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub shards: usize,
+    pub lane_depth: usize,
+    pub faults: Faults,
+    pub settings: Settings,
+}
+
+pub struct World {
+    pub random: Random,
+    pub now_ns: u64,
+    pub wall_shift_ms: u64,
+    pub key: HashKey,
+    pub seats: Vec<Seat>,
+    pub net: Net,
+    bells: Vec<Option<u64>>,
+    pub clients: Vec<Client>,
+    pub oracle: Oracle,
+    pub faults: Faults,
+    pub trace: u64,
+    pub snapshot: Arc<Snapshot>,
+    /// Clients only finish what they have begun.
+    pub settling: bool,
+    /// Spoils what a client tells the oracle, to see the oracle object.
+    pub sabotage: Option<super::client::Sabotage>,
+    pub connections: u64,
+}
+
+/// An HS256 token (RFC 7519).
+pub fn token(sub: &str, sessions: &[&str], roles: &[String], now_s: u64, lifetime_s: u64) -> String {
+    let header = serde_json::json!({ "alg": "HS256", "typ": "JWT", "kid": "k" });
+    let claims =
+        serde_json::json!({ "sub": sub, "sid": sessions, "roles": roles, "iat": now_s, "exp": now_s + lifetime_s });
+    let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), signed.as_bytes());
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag))
+}
+
+impl World {
+    pub fn new(seed: u64, plan: &Plan) -> Self {
+        let mut random = Random::new(seed);
+        let key = HashKey(std::array::from_fn(|at| u8::try_from(at).unwrap() ^ 0x5A));
+        let mesh = Mesh::with_depth(plan.shards, plan.lane_depth);
+        let admission = Arc::new(Admission::new(key));
+        let material = KeyMaterial { key_id: "k".to_owned(), algorithm: KeyAlgorithm::Hs256, bytes: SECRET.to_vec() };
+        let snapshot = Arc::new(Snapshot {
+            settings: Arc::new(plan.settings.clone()),
+            keys: Arc::new(KeySet::new(&[material]).unwrap()),
+            ..Snapshot::default()
+        });
+        let seats = (0..plan.shards)
+            .map(|shard| {
+                let (port_bell, counters) = (Arc::new(PortBell::default()), shared_counters());
+                let (port, receiver) = port(shard, Arc::clone(&port_bell) as Arc<dyn Bell>, Arc::clone(&counters));
+                let core = Core::new(CoreOptions {
+                    shard,
+                    key,
+                    mesh: Arc::clone(&mesh),
+                    admission: Arc::clone(&admission),
+                    counters: Arc::clone(&counters),
+                    port: receiver,
+                    snapshot: Arc::clone(&snapshot),
+                    seed: random.next(),
+                });
+                Seat {
+                    core,
+                    engine: Engine::new(plan.settings.server.max_connections),
+                    counters,
+                    next: Next::Again,
+                    asleep: false,
+                    again: 0,
+                    paused_until: 0,
+                    port,
+                    port_bell,
+                    stopped: false,
+                }
+            })
+            .collect();
+        Self {
+            random,
+            now_ns: 1_000_000,
+            wall_shift_ms: 0,
+            key,
+            seats,
+            net: Net::default(),
+            bells: vec![None; plan.shards],
+            clients: Vec::new(),
+            oracle: Oracle::default(),
+            faults: plan.faults,
+            trace: 0xCBF2_9CE4_8422_2325,
+            snapshot,
+            settling: false,
+            sabotage: None,
+            connections: 0,
+        }
+    }
+
+    pub const fn now(&self) -> Tick {
+        Tick { mono_ns: self.now_ns, wall_ms: EPOCH_WALL_MS + self.wall_shift_ms + self.now_ns / 1_000_000 }
+    }
+
+    /// FNV-1a over what happened.
+    pub fn trace(&mut self, words: &[u64]) {
+        for word in words {
+            self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01B3);
+        }
+    }
+
+    pub fn tell(&mut self, shard: usize, message: PortMessage) {
+        self.seats[shard].port.send(message).unwrap();
+    }
+
+    pub fn home(&self, session: &str) -> usize {
+        self.key.home_shard(session, self.seats.len())
+    }
+
+    /// The oldest and the newest `seq` of a session, as its home has them.
+    pub fn bounds(&self, session: &str) -> (u64, u64) {
+        self.seats[self.home(session)].core.session_bounds(session).unwrap_or((1, 0))
+    }
+
+    /// A client's new connection, to some shard.
+    pub fn connect(&mut self, capacity: usize, shard: usize) -> usize {
+        self.connections += 1;
+        let (socket, fd) = self.net.connect(capacity);
+        let peer = format!("10.0.{}.{}:4000", self.connections / 250 % 250, self.connections % 250 + 1).parse().unwrap();
+        self.seats[shard].engine.backlog.push_back((fd, peer));
+        socket
+    }
+
+    /// The next thing to tell a shard about one of its sockets.
+    fn due(&self, shard: usize, index: usize) -> Option<Due> {
+        let slot = &self.seats[shard].engine.slots[index];
+        slot.fd.as_ref()?;
+        let socket = &self.net.sockets[slot.socket];
+        // A cancelled read may still bring what had arrived.
+        if slot.mode != Read::Off && !socket.to_server.is_empty() {
+            return Some(Due::Bytes);
+        }
+        if slot.mode != Read::Off && !slot.ended_told && (socket.client_fin || socket.client_reset) {
+            return Some(Due::End);
+        }
+        if slot.quiet_ns.is_some_and(|at| at <= self.now_ns) {
+            return Some(Due::Quiet);
+        }
+        let room = socket.to_client.len() * 2 < socket.capacity.max(1) || socket.client_reset;
+        if room && slot.writable_ns.is_some_and(|at| at <= self.now_ns) {
+            return Some(Due::Writable);
+        }
+        None
+    }
+
+    fn has_work(&self, shard: usize) -> bool {
+        let seat = &self.seats[shard];
+        let timer = match seat.next {
+            Next::Again => true,
+            Next::At(at) => at <= self.now_ns,
+            Next::Idle | Next::Stop => false,
+        };
+        timer
+            || self.bells[shard].is_some_and(|at| at <= self.now_ns)
+            || seat.port_bell.0.load(Ordering::SeqCst)
+            || seat.engine.accepting && !seat.engine.backlog.is_empty()
+            || (0..seat.engine.slots.len()).any(|index| self.due(shard, index).is_some())
+    }
+
+    fn with_io<T>(&mut self, shard: usize, work: impl FnOnce(&mut Core, &mut SimIo<'_>, Tick) -> T) -> T {
+        let now = self.now();
+        let seat = &mut self.seats[shard];
+        let mut wrong = Vec::new();
+        let mut io = SimIo {
+            engine: &mut seat.engine,
+            net: &mut self.net,
+            random: &mut self.random,
+            bells: &mut self.bells,
+            faults: self.faults,
+            now,
+            wrong: &mut wrong,
+        };
+        let outcome = work(&mut seat.core, &mut io, now);
+        wrong.into_iter().for_each(|what| self.oracle.wrong(format!("shard {shard}: {what}")));
+        outcome
+    }
+
+    fn tell_due(&mut self, shard: usize, index: usize, due: Due) {
+        let conn = self.seats[shard].engine.id(index);
+        let word = conn.pack();
+        let random = self.random.next();
+        let slot = &mut self.seats[shard].engine.slots[index];
+        let socket = &mut self.net.sockets[slot.socket];
+        match due {
+            Due::Bytes => {
+                let most = socket.to_server.len().min(8192);
+                let count = if random % 8 == 0 { 1 } else { most.min(1 + usize::try_from(random >> 8).unwrap() % most) };
+                let count = if random % 8 > 4 { most } else { count };
+                let mut bytes: Vec<u8> = socket.to_server.drain(..count).collect();
+                if slot.mode == Read::Once {
+                    slot.mode = Read::Off;
+                }
+                self.trace(&[1, shard as u64, word, count as u64]);
+                self.with_io(shard, |core, io, now| core.event(io, Event::Received { conn, bytes: &mut bytes }, now));
+            }
+            Due::End => {
+                slot.ended_told = true;
+                slot.mode = Read::Off;
+                let error = socket.client_reset.then(|| std::io::Error::from_raw_os_error(libc::ECONNRESET));
+                self.trace(&[2, shard as u64, word]);
+                self.with_io(shard, |core, io, now| core.event(io, Event::Ended { conn, error }, now));
+            }
+            Due::Quiet => {
+                slot.quiet_ns = None;
+                self.trace(&[3, shard as u64, word]);
+                self.with_io(shard, |core, io, now| core.event(io, Event::Quiet { conn }, now));
+            }
+            Due::Writable => {
+                slot.writable_ns = None;
+                self.trace(&[4, shard as u64, word]);
+                self.with_io(shard, |core, io, now| core.event(io, Event::Writable { conn }, now));
+            }
+        }
+    }
+
+    fn run_shard(&mut self, shard: usize) {
+        let mut news = false;
+        if self.seats[shard].asleep {
+            self.seats[shard].core.after_sleep();
+            self.seats[shard].asleep = false;
+        }
+        while self.seats[shard].engine.accepting
+            && let Some((fd, peer)) = self.seats[shard].engine.backlog.pop_front()
+        {
+            news = true;
+            self.with_io(shard, |core, io, now| match io.adopt(fd) {
+                Ok(conn) => core.event(io, Event::Accepted { conn, peer }, now),
+                Err(_) => core.event(io, Event::AcceptFailed(std::io::Error::from(std::io::ErrorKind::QuotaExceeded)), now),
+            });
+        }
+        let slots = self.seats[shard].engine.slots.len();
+        let first = self.random.index(slots.max(1));
+        for step in 0..slots {
+            let index = (first + step) % slots;
+            for _ in 0..self.random.between(1, 3) {
+                let Some(due) = self.due(shard, index) else { break };
+                news = true;
+                self.tell_due(shard, index, due);
+            }
+        }
+        let rung = self.bells[shard].is_some_and(|at| at <= self.now_ns);
+        if rung || self.seats[shard].port_bell.0.swap(false, Ordering::SeqCst) {
+            news = true;
+            if rung {
+                self.bells[shard] = None;
+            }
+            self.with_io(shard, |core, io, now| core.event(io, Event::Bell, now));
+        }
+        let next = self.with_io(shard, |core, io, now| core.turn(io, now));
+        self.trace(&[5, shard as u64, self.now_ns, matches!(next, Next::Again).into()]);
+        let seat = &mut self.seats[shard];
+        seat.next = next;
+        seat.again = if news || next != Next::Again { 0 } else { seat.again + 1 };
+        if seat.again > AGAIN_MAX {
+            let what = seat.core.inspect(true).err().unwrap_or_default();
+            self.oracle.wrong(format!("shard {shard} asks for its turn again and again and has nothing to do; {what}"));
+            seat.again = 0;
+            return;
+        }
+        if let Err(what) = seat.core.inspect(next != Next::Again) {
+            self.oracle.wrong(format!("shard {shard} at {} us: {what}", self.now_ns / 1000));
+        }
+        match next {
+            Next::Again => {}
+            Next::Stop => seat.stopped = true,
+            Next::At(_) | Next::Idle => {
+                if seat.core.before_sleep() {
+                    seat.asleep = true;
+                } else {
+                    seat.core.after_sleep();
+                    seat.next = Next::Again;
+                }
+            }
+        }
+    }
+
+    /// One step: some shards run, clients act, time goes on. False where nothing is left to happen.
+    pub fn step(&mut self) -> bool {
+        let mut ran = false;
+        let first = self.random.index(self.seats.len());
+        for step in 0..self.seats.len() {
+            let shard = (first + step) % self.seats.len();
+            if self.seats[shard].stopped || self.seats[shard].paused_until > self.now_ns {
+                continue;
+            }
+            if self.random.percent(self.faults.pauses) {
+                self.seats[shard].paused_until = self.now_ns + self.random.below(20_000_000);
+                continue;
+            }
+            if self.has_work(shard) || self.random.percent(self.faults.spurious) {
+                ran = true;
+                self.run_shard(shard);
+            }
+        }
+        for client in 0..self.clients.len() {
+            ran |= self.client_step(client);
+        }
+        self.net.notice_dropped();
+        if ran {
+            self.now_ns += self.random.between(5_000, 400_000);
+            return true;
+        }
+        let Some(at) = self.next_due() else { return false };
+        self.now_ns = at.max(self.now_ns + 1_000);
+        true
+    }
+
+    fn next_due(&self) -> Option<u64> {
+        let seats = self.seats.iter().filter(|seat| !seat.stopped).filter_map(|seat| match seat.next {
+            Next::At(at) => Some(at),
+            _ => None,
+        });
+        let paused = self.seats.iter().map(|seat| seat.paused_until).filter(|at| *at > self.now_ns);
+        let slots = self.seats.iter().flat_map(|seat| &seat.engine.slots).filter(|slot| slot.fd.is_some());
+        let slots = slots.flat_map(|slot| [slot.quiet_ns, slot.writable_ns.filter(|at| *at > self.now_ns)]).flatten();
+        let bells = self.bells.iter().flatten().copied();
+        let clients = self.clients.iter().filter_map(|client| self.client_due(client));
+        seats.chain(paused).chain(slots).chain(bells).chain(clients).min()
+    }
+
+    /// Whether every replay is over.
+    pub fn caught_up(&self) -> bool {
+        let views = self.clients.iter().filter_map(|client| client.link.as_ref()).flat_map(|link| link.views.values());
+        views.copied().all(|view| self.oracle.is_caught_up(view))
+    }
+
+    /// Everybody attached claims to have all up to the head of its session: the oracle judges that.
+    pub fn claim_heads(&mut self) {
+        let links = self.clients.iter().filter_map(|client| client.link.as_ref());
+        let heads: Vec<(usize, u64)> =
+            links.flat_map(|link| &link.views).map(|(session, view)| (*view, self.bounds(session).1)).collect();
+        heads.into_iter().for_each(|(view, head)| self.oracle.reached(view, head));
+    }
+
+    pub fn run_for(&mut self, ms: u64) {
+        let until = self.now_ns + ms * 1_000_000;
+        while self.now_ns < until && self.oracle.violations.is_empty() {
+            if !self.step() {
+                self.now_ns = until;
+            }
+        }
+    }
+
+    /// Runs until `done`, at most so long; whether it came to that.
+    pub fn run_until(&mut self, ms: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let until = self.now_ns + ms * 1_000_000;
+        while self.now_ns < until && self.oracle.violations.is_empty() {
+            if done(self) {
+                return true;
+            }
+            if !self.step() {
+                return done(self);
+            }
+        }
+        done(self)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Due {
+    Bytes,
+    End,
+    Quiet,
+    Writable,
+}
