@@ -551,7 +551,7 @@ impl Ring {
         // SAFETY: the slot owns the descriptor, which is open.
         let fd = unsafe { BorrowedFd::borrow_raw(slot.fd) };
         // A socket that takes no options any more is reset already.
-        let _ = rustix::net::sockopt::set_socket_linger(fd, Some(std::time::Duration::ZERO));
+        let _ = rustix::net::sockopt::set_socket_linger(fd, Some(Duration::ZERO));
     }
 
     fn finish_close(&mut self, conn: ConnId) {

@@ -390,6 +390,26 @@ mod tests {
         out.split_off(4)
     }
 
+    /// Whatever room the output begins with, and wherever in the stream it is full.
+    #[test]
+    fn the_flush_is_never_lost() {
+        let mut noise = 1_u64;
+        let payload: Vec<u8> = std::iter::repeat_with(|| {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (noise >> 56) as u8
+        })
+        .take(100_000)
+        .collect();
+        let mut deflater = Deflater::new();
+        for bytes in (1_000..100_000).step_by(997) {
+            for room in [0, 300, bytes, bytes + 20, bytes + 40] {
+                let mut out = Vec::with_capacity(room);
+                assert!(deflater.deflate_whatever(&payload[..bytes], 15, &mut out), "{bytes} bytes into {room}");
+                assert_eq!(inflated(&out, bytes).as_deref(), Ok(&payload[..bytes]));
+            }
+        }
+    }
+
     fn inflated(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, CloseReason> {
         let mut out = b"left over".to_vec();
         Inflater::new().inflate(compressed, bytes_max, &mut out).map(|()| out)
