@@ -106,7 +106,9 @@ fn http_attacks() -> Vec<Attack> {
     add("H8", "two Hosts", get(&["Host: localhost", "Host: evil.example"]), Http(400));
     add("H8", "a Host that is none", get(&["Host: a b/c"]), Http(400));
     add("H8", "another host in the target", request("GET http://evil.example/v1/ws HTTP/1.1", &[]), Http(400));
-    for (what, line) in [("12", "Sec-WebSocket-Version: 12"), ("missing", "-Sec-WebSocket-Version"), ("13, 8", "Sec-WebSocket-Version: 13, 8")] {
+    for (what, line) in
+        [("12", "Sec-WebSocket-Version: 12"), ("missing", "-Sec-WebSocket-Version"), ("13, 8", "Sec-WebSocket-Version: 13, 8")]
+    {
         add("H10", what, get(&[line]), Http(426));
     }
     add("H10", "no Upgrade", get(&["-Upgrade"]), Http(426));
@@ -155,11 +157,23 @@ fn http_attacks() -> Vec<Attack> {
     add("H19", "a token in the query is of no use and no harm", request("GET /v1/ws?token=abc HTTP/1.1", &[]), Accepted);
     add("H21", "the HTTP/2 preface in clear", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), Http(400));
     add("H22", "TLS on a plain port", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), Http(400));
-    add("H23", "a PROXY header from a peer that is not trusted", [b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2\r\n".to_vec(), get(&[])].concat(), Http(400));
+    add(
+        "H23",
+        "a PROXY header from a peer that is not trusted",
+        [b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2\r\n".to_vec(), get(&[])].concat(),
+        Http(400),
+    );
     let slow = UPGRADE.bytes().take(40).map(|byte| (100, vec![byte])).collect();
     rows.push(Attack { id: "H3", what: "a byte each 100 ms".into(), stage: Stage::Tcp, pieces: slow, expect: Http(408) });
-    let single = [UPGRADE.trim_end().as_bytes(), b"\r\nX: ", &[b'x'; 17_000]].concat().into_iter().map(|byte| (0, vec![byte])).collect();
-    rows.push(Attack { id: "H2", what: "17 KB in pieces of one byte".into(), stage: Stage::Tcp, pieces: single, expect: Http(400) });
+    let single =
+        [UPGRADE.trim_end().as_bytes(), b"\r\nX: ", &[b'x'; 17_000]].concat().into_iter().map(|byte| (0, vec![byte])).collect();
+    rows.push(Attack {
+        id: "H2",
+        what: "17 KB in pieces of one byte".into(),
+        stage: Stage::Tcp,
+        pieces: single,
+        expect: Http(400),
+    });
     rows.push(attack("H3", "not a byte", Stage::Tcp, "", Http(408)));
     rows.push(attack("H3", "an upgrade and no hello", Stage::Upgraded, "", Expect::Close(4408)));
     rows
@@ -213,7 +227,13 @@ fn frame_attacks() -> Vec<Attack> {
         add("F3", format!("length {what}"), Open, long_head(0x81, length), Close(code));
     }
     add("F3", "5 in 16 bits".into(), Open, b"\x81\xfe\x00\x05\x01\x02\x03\x04".to_vec(), Close(1002));
-    add("F3", "2^63 - 1 in a continuation".into(), Open, [frame(0x01, b"{"), long_head(0x80, u64::MAX >> 1)].concat(), Close(1009));
+    add(
+        "F3",
+        "2^63 - 1 in a continuation".into(),
+        Open,
+        [frame(0x01, b"{"), long_head(0x80, u64::MAX >> 1)].concat(),
+        Close(1009),
+    );
     add("F5", "a ping of 126 bytes".into(), Open, frame(0x89, &[0; 126]), Close(1002));
     add("F5", "a close of 126 bytes".into(), Open, frame(0x88, &[0; 126]), Close(1002));
     add("F5", "a fragmented ping".into(), Open, frame(0x09, b""), Close(1002));
@@ -225,16 +245,9 @@ fn frame_attacks() -> Vec<Attack> {
     add("F9", "empty messages".into(), Open, text("").repeat(1_000), Close(1007));
     add("F10", "a flood of pings".into(), Open, frame(0x89, b"x").repeat(1_000), Close(1008));
     add("F10", "a flood of pongs".into(), Open, frame(0x8a, b"x").repeat(1_000), Close(1008));
-    for bad in [
-        &b"\x80"[..],
-        b"\xc0\xaf",
-        b"\xed\xa0\x80",
-        b"\xf4\x90\x80\x80",
-        b"\xf5\x80\x80\x80",
-        b"\xe0\x80\xaf",
-        b"\xff",
-        b"\xc3",
-    ] {
+    for bad in
+        [&b"\x80"[..], b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xe0\x80\xaf", b"\xff", b"\xc3"]
+    {
         let message = [&br#"{"type":"chat","id":"m","session_id":"attack","payload":""#[..], bad, b"\"}"].concat();
         add("F12", format!("{} in a string", bad.escape_ascii()), Open, frame(0x81, &message), Close(1007));
         add("F12", format!("{} in fragments", bad.escape_ascii()), Open, in_pieces(&message, 40), Close(1007));
@@ -332,7 +345,8 @@ fn envelope_attacks() -> Vec<Attack> {
 }
 
 fn hello(client_id: &str, token: &str) -> String {
-    json!({"type": "rw.hello", "id": "h", "session_id": "attack", "payload": {"client_id": client_id, "auth_token": token}}).to_string()
+    json!({"type": "rw.hello", "id": "h", "session_id": "attack", "payload": {"client_id": client_id, "auth_token": token}})
+        .to_string()
 }
 
 fn token_attacks() -> Vec<Attack> {
@@ -356,7 +370,13 @@ fn token_attacks() -> Vec<Attack> {
     }
     add("W1", "no alg".into(), forged(r#"{"kid":"test"}"#, &good, SECRET), "auth.", 4401);
     add("W1", "alg twice".into(), forged(r#"{"alg":"HS256","alg":"none","kid":"test"}"#, &good, SECRET), "auth.malformed", 4401);
-    add("W3", "another secret".into(), forged(&header().to_string(), &good, b"another secret of forty characters......"), "auth.signature", 4401);
+    add(
+        "W3",
+        "another secret".into(),
+        forged(&header().to_string(), &good, b"another secret of forty characters......"),
+        "auth.signature",
+        4401,
+    );
     let now = now_s();
     for (id, what, changes, error) in [
         ("W4", "expired 30 s ago", json!({"exp": now - 30}), "auth.expired"),
@@ -642,7 +662,13 @@ fn tls_handshakes() {
         run(&gateway, number, row).unwrap();
     }
     // What is no TLS is answered with an alert at most, never with HTTP, and ended.
-    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x00\x00\x02\x01\x00", b"\x15\x03\x03\x00\x02\x01\x00", b"\x17\x03\x03\xff\xff", &[0; 4_000]] {
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"\x16\x03\x00\x00\x02\x01\x00",
+        b"\x15\x03\x03\x00\x02\x01\x00",
+        b"\x17\x03\x03\xff\xff",
+        &[0; 4_000],
+    ] {
         let mut raw = Raw::connect(gateway.address);
         let began = Instant::now();
         raw.send(bytes);

@@ -51,7 +51,15 @@ const CRATES: [(&str, &[&str]); 31] = [
     ("rustls", &["net/tls.rs"]),
     (
         "serde",
-        &["auth/claims.rs", "auth/keys.rs", "cli/conn.rs", "control/http.rs", "net/refusal.rs", "protocol/model.rs", "shard/port.rs"],
+        &[
+            "auth/claims.rs",
+            "auth/keys.rs",
+            "cli/conn.rs",
+            "control/http.rs",
+            "net/refusal.rs",
+            "protocol/model.rs",
+            "shard/port.rs",
+        ],
     ),
     (
         "serde_json",
@@ -203,7 +211,9 @@ fn check(problems: &[String]) {
 
 #[test]
 fn the_reader_reads() {
-    let code = code_of("use crate::ids::Map; // use crate::io\nuse crate::{close, ws::{a, b}};\n#[cfg(test)]\nmod tests {\nuse crate::cli;\n}");
+    let code = code_of(
+        "use crate::ids::Map; // use crate::io\nuse crate::{close, ws::{a, b}};\n#[cfg(test)]\nmod tests {\nuse crate::cli;\n}",
+    );
     assert_eq!(named_after(&code, "crate::"), ["close", "ids", "ws"].map(str::to_owned).into());
 }
 
@@ -223,7 +233,8 @@ fn folders_import_what_they_may() {
         }
         for name in named {
             if name != folder && !VOCABULARY.contains(&&*name) && !may.contains(&&*name) {
-                problems.push(format!("src/{}: imports crate::{name}; {folder} may import the vocabulary and {may:?}", source.name));
+                problems
+                    .push(format!("src/{}: imports crate::{name}; {folder} may import the vocabulary and {may:?}", source.name));
             }
         }
         if folder != "shard" && source.code.contains("super::super::") {
@@ -304,7 +315,9 @@ fn stages_are_pure() {
     // The shard's core as well, but for what starts its thread and what other threads call.
     let impure_files = ["shard/start.rs", "shard/port.rs", "shard/lanes.rs", "shard/counters.rs"];
     for source in sources().iter().filter(|source| source.folder() == "shard" && !impure_files.contains(&&*source.name)) {
-        for impure in ["Instant::now", "SystemTime", "std::thread::s", "std::env", "std::fs", "HashSet<", "async ", ".await", "monoio"] {
+        for impure in
+            ["Instant::now", "SystemTime", "std::thread::s", "std::env", "std::fs", "HashSet<", "async ", ".await", "monoio"]
+        {
             if source.code.contains(impure) {
                 problems.push(format!("src/{}: names {impure:?}; the shard's core is pure", source.name));
             }
@@ -346,7 +359,8 @@ fn files_are_short_and_folders_explain_themselves() {
             problems.push(format!("src/{}: {} lines: it needs no exception any more", source.name, source.lines));
         }
         if source.name.ends_with("mod.rs") && !source.text.starts_with("//! ") {
-            problems.push(format!("src/{}: begins without //!: what the folder is, what it may import, its invariants", source.name));
+            problems
+                .push(format!("src/{}: begins without //!: what the folder is, what it may import, its invariants", source.name));
         }
     }
     check(&problems);

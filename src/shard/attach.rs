@@ -344,8 +344,7 @@ impl Core {
     /// A connection elsewhere asks to be let into a session at home here.
     pub(super) fn on_attach<I: Io>(&mut self, io: &mut I, request: &AttachRequest, now: Tick) {
         let outcome = self.attach_home(io, request, now).map_err(|refusal| self.error_frame(&refusal));
-        let message =
-            LaneMessage::Attached { place: request.place, session: request.session, outcome: Box::new(outcome) };
+        let message = LaneMessage::Attached { place: request.place, session: request.session, outcome: Box::new(outcome) };
         self.send_control(io, request.place.shard, message);
     }
 

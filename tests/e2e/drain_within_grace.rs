@@ -12,7 +12,9 @@ fn lets_in(address: SocketAddr) -> bool {
     let Ok(mut stream) = TcpStream::connect(address) else { return false };
     stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let mut answer = [0; 12];
-    stream.write_all(crate::raw::UPGRADE.as_bytes()).is_ok() && stream.read_exact(&mut answer).is_ok() && answer == *b"HTTP/1.1 101"
+    stream.write_all(crate::raw::UPGRADE.as_bytes()).is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+        && answer == *b"HTTP/1.1 101"
 }
 
 #[tokio::test]
