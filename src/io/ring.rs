@@ -300,6 +300,8 @@ impl Ring {
                 // SAFETY: the completion has just given us this id; it is put back below, after the slice's last use.
                 let bytes = unsafe { self.buffers.bytes(id, len) };
                 shard.event(self, Event::Received { conn, bytes }, now);
+            } else if len > 0 {
+                self.reset_on_close(conn);
             }
             self.buffers.put_back(id);
         }
@@ -542,6 +544,16 @@ impl Ring {
     }
 
     /// Closes the socket if nothing of it is in the kernel any more.
+    /// The peer goes on sending to a socket that is given up. Without a reset it could be left behind a closed window, probing for
+    /// as long as the kernel keeps the half-closed socket.
+    fn reset_on_close(&mut self, conn: ConnId) {
+        let Some(slot) = self.slot(conn) else { return };
+        // SAFETY: the slot owns the descriptor, which is open.
+        let fd = unsafe { BorrowedFd::borrow_raw(slot.fd) };
+        // A socket that takes no options any more is reset already.
+        let _ = rustix::net::sockopt::set_socket_linger(fd, Some(Duration::ZERO));
+    }
+
     fn finish_close(&mut self, conn: ConnId) {
         let Some(slot) = self.slot_mut(conn) else { return };
         if slot.receiving || slot.polling {

@@ -206,34 +206,40 @@ impl Core {
                 Ok(()) if echo && text && std::str::from_utf8(&inflated).is_err() => {
                     self.close(io, id, CloseReason::NotUtf8, now);
                 }
-                Ok(()) => self.on_payload(io, id, text, &inflated, now),
+                Ok(()) => self.on_payload(io, id, text, true, &inflated, now),
                 Err(reason) => self.close(io, id, reason, now),
             }
             inflated.clear();
             inflated.shrink_to(POOL_INFLATED_BYTES);
             self.inflated = inflated;
         } else {
-            self.on_payload(io, id, text, &payload, now);
+            self.on_payload(io, id, text, false, &payload, now);
         }
         payload.recycle(&mut self.buffers);
     }
 
-    fn on_payload<I: Io>(&mut self, io: &mut I, id: ConnId, text: bool, payload: &[u8], now: Tick) {
+    fn on_payload<I: Io>(&mut self, io: &mut I, id: ConnId, text: bool, compressed: bool, payload: &[u8], now: Tick) {
         self.counters.messages_in.increment();
         let Some(conn) = self.conn_mut(id) else { return };
         conn.messages_in += 1;
         if matches!(conn.phase, Phase::Echo) {
-            return self.echo(id, text, payload);
+            return self.echo(id, text, compressed, payload);
         }
-        if !self.within_rate(io, id, payload.len(), now) {
-            return;
-        }
+        let over_rate = self.over_rate(id, payload.len(), now);
         let Some(mut parser) = self.parser.take() else { return };
         // Contained like the decoder's: the text is this connection's alone.
         let reader = &mut *parser;
         let parsed = contained(move || reader.parse(payload));
-        match parsed {
-            Ok(Ok(envelope)) => {
+        match (parsed, over_rate) {
+            (Ok(Ok(envelope)), Some(wait_ms)) => {
+                let head = Head { id: envelope.id, session_id: envelope.session_id };
+                self.refuse_rate(io, id, head, wait_ms, now);
+            }
+            (Ok(Err(ParseError::Refused(refusal))), Some(wait_ms)) => {
+                let head = Head { id: &refusal.id, session_id: &refusal.session_id };
+                self.refuse_rate(io, id, head, wait_ms, now);
+            }
+            (Ok(Ok(envelope)), None) => {
                 let hello = self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Hello));
                 if hello {
                     self.on_hello(io, id, &envelope, now);
@@ -244,9 +250,9 @@ impl Core {
                     }
                 }
             }
-            Ok(Err(ParseError::Fatal(reason))) => self.close(io, id, reason, now),
-            Ok(Err(ParseError::Refused(refusal))) => self.on_bad_envelope(io, id, &refusal, now),
-            Err(_) => {
+            (Ok(Err(ParseError::Fatal(reason))), _) => self.close(io, id, reason, now),
+            (Ok(Err(ParseError::Refused(refusal))), None) => self.on_bad_envelope(io, id, &refusal, now),
+            (Err(_), _) => {
                 *parser = crate::protocol::Parser::default();
                 self.on_decode_panic(io, id, now);
             }
@@ -272,49 +278,57 @@ impl Core {
         }
     }
 
-    /// Whether a message fits the connection's rates; if not it is refused, and a connection that keeps on is closed.
-    fn within_rate<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: usize, now: Tick) -> bool {
+    /// Counts a message against the connection's rates. Where it is over one of them: the milliseconds until there is room.
+    fn over_rate(&mut self, id: ConnId, bytes: usize, now: Tick) -> Option<u64> {
         let limits = self.snapshot.settings.limits;
         let now_ms = now.mono_ms().max(1);
         let messages = Rate { per_second: limits.messages_per_second, burst: limits.messages_burst };
         let byte_rate =
             Rate { per_second: limits.bytes_per_second, burst: limits.bytes_per_second.max(limits.max_message_bytes as u64) };
-        let Some(conn) = self.conn_mut(id) else { return false };
+        let conn = self.conn_mut(id)?;
         let (limit, wait_ms) = match conn.messages.take(messages, 1, now.mono_ns) {
             Err(wait_ms) => (LimitReached::MessageRate, wait_ms),
-            Ok(()) => match conn.bytes.take(byte_rate, bytes as u64, now.mono_ns) {
-                Err(wait_ms) => (LimitReached::ByteRate, wait_ms),
-                Ok(()) => return true,
-            },
+            Ok(()) => (LimitReached::ByteRate, conn.bytes.take(byte_rate, bytes as u64, now.mono_ns).err()?),
         };
         let abuse = conn.abuse.get_or_insert_default();
         if abuse.over_rate_ms == 0 || now_ms.saturating_sub(abuse.last_over_rate_ms) > 1_000 {
             abuse.over_rate_ms = now_ms;
         }
+<<<<<<< HEAD
         abuse.last_over_rate_ms = now_ms;
         let abusive = limits.rate_abuse_ms > 0 && now_ms - abuse.over_rate_ms >= limits.rate_abuse_ms;
+=======
+        conn.last_over_rate_ms = now_ms;
+>>>>>>> e2e
         self.counters.limit_reached(limit);
+        Some(wait_ms)
+    }
+
+    /// Answers a message over its rate; a connection that keeps on is closed.
+    fn refuse_rate<I: Io>(&mut self, io: &mut I, id: ConnId, head: Head<'_>, wait_ms: u64, now: Tick) {
+        let abuse_ms = self.snapshot.settings.limits.rate_abuse_ms;
+        let message =
+            "this connection sends more than its rate: wait, then send it again (limits.messages_per_second, bytes_per_second)";
         self.refuse(
             id,
             &Refusal {
-                id: Box::default(),
-                session_id: Box::default(),
+                id: head.id.into(),
+                session_id: head.session_id.into(),
                 code: ErrorCode::LimitRate,
-                message: "this connection sends more than its rate: wait, then send it again (limits.messages_per_second, bytes_per_second)"
-                    .into(),
+                message: message.into(),
                 pointer: "".into(),
                 retry_after_ms: Some(wait_ms),
             },
         );
-        if abusive {
+        let over_ms = self.conn(id).map_or(0, |conn| now.mono_ms().max(1).saturating_sub(conn.over_rate_ms));
+        if abuse_ms > 0 && over_ms >= abuse_ms {
             self.counters.limit_reached(LimitReached::RateAbuse);
             self.close(io, id, CloseReason::Rate, now);
         }
-        false
     }
 
-    fn echo(&mut self, id: ConnId, text: bool, payload: &[u8]) {
-        let min_bytes = self.snapshot.settings.deflate.min_bytes;
+    /// What came compressed goes back compressed, whatever its size and gain: conformance suites look at both ways.
+    fn echo(&mut self, id: ConnId, text: bool, compressed: bool, payload: &[u8]) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         if conn.queue.capacity() == 0 {
             conn.queue = self.buffers.take();
@@ -322,13 +336,13 @@ impl Core {
         let opcode = if text { Opcode::Text } else { Opcode::Binary };
         let before = conn.queue.len();
         let mut done = false;
-        if conn.flags.deflate && payload.len() >= min_bytes {
-            let mut compressed = self.buffers.take();
-            if self.deflater.deflate(payload, conn.window_bits, &mut compressed) {
-                encoder::frame(opcode, true, &compressed, &mut conn.queue);
+        if compressed {
+            let mut smaller = self.buffers.take();
+            if self.deflater.deflate_whatever(payload, conn.window_bits, &mut smaller) {
+                encoder::frame(opcode, true, &smaller, &mut conn.queue);
                 done = true;
             }
-            self.buffers.give(compressed);
+            self.buffers.give(smaller);
         }
         if !done {
             encoder::frame(opcode, false, payload, &mut conn.queue);

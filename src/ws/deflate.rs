@@ -261,25 +261,29 @@ impl Deflater {
     #[must_use]
     pub fn deflate(&mut self, payload: &[u8], window_bits: u8, out: &mut Vec<u8>) -> bool {
         let start = out.len();
-        // The codec's window is fixed at 32 KiB. A stream flushed and begun anew every 2^n bytes refers back no further.
-        let piece_bytes = if window_bits < WINDOW_BITS_MAX { 1 << window_bits.max(WINDOW_BITS_MIN) } else { usize::MAX };
-        for piece in payload.chunks(piece_bytes) {
-            if !self.deflate_piece(piece, out) || out.len() - start >= payload.len() + FLUSH.len() {
-                out.truncate(start);
-                return false;
-            }
-        }
-        let flushed = out[start..].ends_with(&FLUSH);
-        if flushed {
-            out.truncate(out.len() - FLUSH.len());
-        } else {
+        let smaller = self.deflate_whatever(payload, window_bits, out) && out.len() - start < payload.len();
+        if !smaller {
             out.truncate(start);
         }
+        smaller
+    }
+
+    /// The same, larger than the message or not. `false`, and nothing appended: it is empty.
+    #[must_use]
+    pub fn deflate_whatever(&mut self, payload: &[u8], window_bits: u8, out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        // The codec's window is fixed at 32 KiB. A stream flushed and begun anew every 2^n bytes refers back no further.
+        let piece_bytes = if window_bits < WINDOW_BITS_MAX { 1 << window_bits.max(WINDOW_BITS_MIN) } else { usize::MAX };
+        let done = payload.chunks(piece_bytes).all(|piece| self.deflate_piece(piece, out));
+        let flushed = done && out[start..].ends_with(&FLUSH);
+        out.truncate(if flushed { out.len() - FLUSH.len() } else { start });
         flushed
     }
 
     fn deflate_piece(&mut self, mut piece: &[u8], out: &mut Vec<u8>) -> bool {
         self.codec.reset();
+        // A call that begins with output still inside the codec gives that out and no more: the flush is the next call's.
+        let mut drained = true;
         loop {
             if out.capacity() - out.len() < 64 {
                 out.reserve(piece.len() / 2 + 256);
@@ -291,10 +295,11 @@ impl Deflater {
             let taken = usize::try_from(self.codec.total_in() - taken_before).unwrap_or(usize::MAX);
             let Some(rest) = piece.get(taken..) else { return false };
             piece = rest;
-            // As with zlib: the flush is complete once it left room in the output.
-            if piece.is_empty() && out.len() < out.capacity() {
+            let room_left = out.len() < out.capacity();
+            if piece.is_empty() && room_left && drained {
                 return true;
             }
+            drained = room_left;
         }
     }
 }
@@ -383,6 +388,26 @@ mod tests {
         let mut out = b"head".to_vec();
         assert!(Deflater::new().deflate(payload, window_bits, &mut out));
         out.split_off(4)
+    }
+
+    /// Whatever room the output begins with, and wherever in the stream it is full.
+    #[test]
+    fn the_flush_is_never_lost() {
+        let mut noise = 1_u64;
+        let payload: Vec<u8> = std::iter::repeat_with(|| {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (noise >> 56) as u8
+        })
+        .take(100_000)
+        .collect();
+        let mut deflater = Deflater::new();
+        for bytes in (1_000..100_000).step_by(997) {
+            for room in [0, 300, bytes, bytes + 20, bytes + 40] {
+                let mut out = Vec::with_capacity(room);
+                assert!(deflater.deflate_whatever(&payload[..bytes], 15, &mut out), "{bytes} bytes into {room}");
+                assert_eq!(inflated(&out, bytes).as_deref(), Ok(&payload[..bytes]));
+            }
+        }
     }
 
     fn inflated(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, CloseReason> {

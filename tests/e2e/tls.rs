@@ -53,11 +53,11 @@ async fn join(gateway: &Gateway, connector: &TlsConnector, session: &str, client
 #[tokio::test]
 async fn messages_cross_tls_on_both_versions_and_both_shards() {
     let gateway = start("2", &[("limits.messages_per_second", "0"), ("limits.bytes_per_second", "0")]);
-    for version in ALL {
+    for (round, version) in ALL.into_iter().enumerate() {
         let connector = client(&[version], &["http/1.1"]);
         // Several sessions, so that some connections change shards with their TLS state.
         for number in 0..6 {
-            let session = format!("s-{number}");
+            let session = format!("s-{round}-{number}");
             let mut ana = join(&gateway, &connector, &session, "ana").await;
             let mut ben = join(&gateway, &connector, &session, "ben").await;
             for size in [1, 1_000, 20_000, 60_000] {

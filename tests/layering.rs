@@ -1,0 +1,367 @@
+//! The rules of the layout (docs/ARCHITECTURE.md), read off the sources: who may import whom, which outside crate lives where, what
+//! pure code may not touch, where `unsafe` may stand, and how long a file may be.
+#![allow(clippy::unwrap_used, reason = "a test process of its own, not the gateway")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+const VOCABULARY: [&str; 5] = ["ids", "limits", "time", "close", "slots"];
+/// The pure stages, and what each may import besides the vocabulary.
+const STAGES: [(&str, &[&str]); 6] = [
+    ("net", &[]),
+    ("ws", &[]),
+    ("protocol", &[]),
+    // What a member may see is told of the log's entries.
+    ("session", &["log"]),
+    ("auth", &[]),
+    ("log", &[]),
+];
+/// Folders that are no stages, and what each may import besides the vocabulary.
+const OTHERS: [(&str, &[&str]); 5] = [
+    ("config", &[]),
+    ("io", &[]),
+    ("control", &["config", "shard"]),
+    ("shard", &["auth", "config", "io", "log", "net", "protocol", "session", "ws"]),
+    ("cli", &["auth", "config", "control", "io", "net", "shard"]),
+];
+/// Files that exist for tests alone, whatever their name.
+const TEST_FILES: [&str; 5] =
+    ["auth/vectors.rs", "control/tests.rs", "net/tls_tests.rs", "protocol/attacks.rs", "ws/decoder_tests.rs"];
+/// Every dependency and the files that may name it.
+const CRATES: [(&str, &[&str]); 31] = [
+    ("arc_swap", &[]),
+    ("aws_lc_rs", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs", "shard/start.rs"]),
+    ("axum", &["control/http.rs", "control/listener.rs", "control/run.rs"]),
+    ("base64", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs"]),
+    ("clap", &["cli/mod.rs"]),
+    ("crc32c", &["log/record.rs"]),
+    ("crossbeam", &["shard/counters.rs", "shard/lanes.rs", "shard/port.rs"]),
+    ("fastwebsockets", &["ws/decoder.rs"]),
+    ("flate2", &["ws/deflate.rs"]),
+    ("hashbrown", &["ids.rs", "session/dedupe.rs", "session/table.rs", "shard/outbound.rs", "shard/plan.rs"]),
+    ("hdrhistogram", &[]),
+    ("httparse", &["cli/admin_client.rs", "net/http.rs"]),
+    ("io_uring", &["io/buffers.rs", "io/probe.rs", "io/ring.rs"]),
+    ("itoa", &["protocol/splice.rs", "protocol/write.rs"]),
+    ("jsonwebtoken", &["auth/keys.rs"]),
+    ("libc", &["cli/doctor.rs", "io/probe.rs", "io/ring.rs"]),
+    ("loom", &["shard/lanes.rs"]),
+    ("mimalloc", &["main.rs"]),
+    ("rustix", &["cli/dev.rs", "cli/doctor.rs", "cli/serve.rs", "io/ring.rs", "shard/start.rs"]),
+    ("rustls", &["net/tls.rs"]),
+    (
+        "serde",
+        &[
+            "auth/claims.rs",
+            "auth/keys.rs",
+            "cli/conn.rs",
+            "control/http.rs",
+            "net/refusal.rs",
+            "protocol/model.rs",
+            "shard/port.rs",
+        ],
+    ),
+    (
+        "serde_json",
+        &[
+            "auth/claims.rs",
+            "auth/keys.rs",
+            "cli/conn.rs",
+            "cli/dev.rs",
+            "cli/keys.rs",
+            "control/http.rs",
+            "net/refusal.rs",
+            "protocol/model.rs",
+        ],
+    ),
+    ("simd_json", &["protocol/scan.rs"]),
+    ("siphasher", &["ids.rs"]),
+    ("socket2", &["io/ring.rs"]),
+    ("strsim", &["config/parse.rs"]),
+    // An error type is wherever there are errors.
+    ("thiserror", &["*"]),
+    ("tokio", &["control/http.rs", "control/listener.rs", "control/mod.rs", "control/run.rs", "shard/port.rs"]),
+    ("toml", &["config/parse.rs"]),
+    (
+        "tracing",
+        &[
+            "cli/serve.rs",
+            "control/run.rs",
+            "shard/core.rs",
+            "shard/handshake.rs",
+            "shard/inbound.rs",
+            "shard/outbound.rs",
+            "shard/start.rs",
+        ],
+    ),
+    ("tracing_subscriber", &["control/logging.rs"]),
+];
+/// What pure code may not name: clocks, threads, the environment, hash order, tasks.
+const IMPURE: [&str; 14] = [
+    "Instant::now",
+    "SystemTime",
+    "UNIX_EPOCH",
+    "std::thread",
+    "std::env",
+    "std::fs",
+    "std::net::Tcp",
+    "std::io::",
+    "HashMap",
+    "HashSet",
+    "async ",
+    ".await",
+    "tokio",
+    "monoio",
+];
+/// In stages, though each looks impure: a name, the file, and why.
+const NO_IMPURITY: [(&str, &str, &str); 1] =
+    [("std::io::", "net/tls.rs", "rustls reads and writes through std's traits; the bytes are in memory")];
+const LINES_MAX: usize = 650;
+/// Longer ones, with the most lines each may have, until they are split.
+const LONG_FILES: [(&str, usize); 2] = [("io/ring.rs", 860), ("sim/client.rs", 880)];
+
+struct Source {
+    /// Under `src/`.
+    name: String,
+    lines: usize,
+    text: String,
+    /// Without comments and unit tests.
+    code: String,
+}
+
+impl Source {
+    fn folder(&self) -> &str {
+        self.name.split_once('/').map_or("", |(folder, _)| folder)
+    }
+
+    fn is_test(&self) -> bool {
+        self.folder() == "sim" || TEST_FILES.contains(&&*self.name)
+    }
+}
+
+/// The code without `//` comments and without what is behind `#[cfg(test)]` or the like at the end of a file.
+fn code_of(text: &str) -> String {
+    let tests = text.match_indices("#[cfg(").find(|(at, _)| {
+        let mut lines = text[*at..].lines();
+        let condition = lines.next().unwrap_or("");
+        condition.contains("test") && lines.next().is_some_and(|line| line.starts_with("mod ") && line.ends_with('{'))
+    });
+    let text = tests.map_or(text, |(at, _)| &text[..at]);
+    text.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code)).collect::<Vec<_>>().join("\n")
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(folder: &Path, root: &Path, found: &mut Vec<Source>) {
+        let mut entries: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        entries.sort();
+        for path in entries {
+            if path.is_dir() {
+                walk(&path, root, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                found.push(Source { name, lines: text.lines().count(), code: code_of(&text), text });
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    walk(&root, &root, &mut found);
+    assert!(found.len() > 50, "the sources are not where they were");
+    found
+}
+
+/// The words that follow `prefix` in code, grouped imports included.
+fn named_after(code: &str, prefix: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for (at, _) in code.match_indices(prefix) {
+        if code[..at].ends_with(|letter: char| letter.is_alphanumeric() || letter == '_') {
+            continue;
+        }
+        let rest = &code[at + prefix.len()..];
+        let word = |text: &str| text.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect::<String>();
+        match rest.strip_prefix('{') {
+            Some(group) => {
+                let (mut depth, mut start) = (0_usize, true);
+                for (place, letter) in group.char_indices() {
+                    match letter {
+                        '{' => depth += 1,
+                        '}' if depth == 0 => break,
+                        '}' => depth -= 1,
+                        ',' if depth == 0 => start = true,
+                        _ if start && !letter.is_whitespace() => {
+                            names.insert(word(&group[place..]));
+                            start = false;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            None => {
+                names.insert(word(rest));
+            }
+        }
+    }
+    names
+}
+
+fn check(problems: &[String]) {
+    assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
+#[test]
+fn the_reader_reads() {
+    let code = code_of(
+        "use crate::ids::Map; // use crate::io\nuse crate::{close, ws::{a, b}};\n#[cfg(test)]\nmod tests {\nuse crate::cli;\n}",
+    );
+    assert_eq!(named_after(&code, "crate::"), ["close", "ids", "ws"].map(str::to_owned).into());
+}
+
+#[test]
+fn folders_import_what_they_may() {
+    let allowed: BTreeMap<&str, &[&str]> = STAGES.iter().chain(&OTHERS).copied().collect();
+    let mut problems = Vec::new();
+    for source in sources().iter().filter(|source| !source.is_test() && !source.folder().is_empty()) {
+        let folder = source.folder();
+        let Some(may) = allowed.get(folder) else {
+            problems.push(format!("src/{folder}/ has no rule: say in this test what it may import"));
+            continue;
+        };
+        let mut named = named_after(&source.code, "crate::");
+        if source.name.ends_with("/mod.rs") {
+            named.extend(named_after(&source.code, "use super::"));
+        }
+        for name in named {
+            if name != folder && !VOCABULARY.contains(&&*name) && !may.contains(&&*name) {
+                problems
+                    .push(format!("src/{}: imports crate::{name}; {folder} may import the vocabulary and {may:?}", source.name));
+            }
+        }
+        if folder != "shard" && source.code.contains("super::super::") {
+            problems.push(format!("src/{}: super::super:: goes round the rule of imports", source.name));
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn the_vocabulary_imports_nothing_but_itself() {
+    let mut problems = Vec::new();
+    for source in sources() {
+        let Some(name) = source.name.strip_suffix(".rs").filter(|name| VOCABULARY.contains(name)) else { continue };
+        for import in named_after(&source.code, "crate::") {
+            if !VOCABULARY.contains(&&*import) {
+                problems.push(format!("src/{name}.rs: imports crate::{import}"));
+            }
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn control_sees_shards_through_their_port_and_counters() {
+    let mut problems = Vec::new();
+    for source in sources().iter().filter(|source| source.folder() == "control" && !source.is_test()) {
+        for name in named_after(&source.code, "crate::shard::") {
+            // The histograms are counters too.
+            if !["port", "counters", "histogram"].contains(&&*name) {
+                problems.push(format!("src/{}: imports crate::shard::{name}", source.name));
+            }
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn outside_crates_live_in_few_named_files() {
+    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let mut problems = Vec::new();
+    let dependencies = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+    for line in dependencies.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let name = line.split(' ').next().unwrap().replace('-', "_");
+        if !CRATES.iter().any(|(known, _)| *known == name) {
+            problems.push(format!("Cargo.toml: {name} is not in this test's table: say where it may be used"));
+        }
+    }
+    let sources = sources();
+    for (name, files) in CRATES {
+        for source in sources.iter().filter(|source| !source.is_test()) {
+            let used = source.code.match_indices(name).any(|(at, _)| {
+                let before = source.code[..at].chars().next_back();
+                let after = &source.code[at + name.len()..];
+                !before.is_some_and(|letter| letter.is_alphanumeric() || letter == '_' || letter == ':')
+                    && (after.starts_with("::") || (source.code[..at].ends_with("use ") && after.starts_with([';', ' '])))
+            });
+            if used && !files.contains(&"*") && !files.contains(&&*source.name) {
+                problems.push(format!("src/{}: uses {name}, which lives in {files:?}", source.name));
+            }
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn stages_are_pure() {
+    let stages: Vec<&str> = STAGES.iter().map(|(stage, _)| *stage).collect();
+    let mut problems = Vec::new();
+    for source in sources().iter().filter(|source| stages.contains(&source.folder()) && !source.is_test()) {
+        for impure in IMPURE {
+            let excused = NO_IMPURITY.iter().any(|(name, file, _)| *name == impure && *file == source.name);
+            if source.code.contains(impure) && !excused {
+                problems.push(format!("src/{}: names {impure:?}; a stage is pure", source.name));
+            }
+        }
+    }
+    // The shard's core as well, but for what starts its thread and what other threads call.
+    let impure_files = ["shard/start.rs", "shard/port.rs", "shard/lanes.rs", "shard/counters.rs"];
+    for source in sources().iter().filter(|source| source.folder() == "shard" && !impure_files.contains(&&*source.name)) {
+        for impure in
+            ["Instant::now", "SystemTime", "std::thread::s", "std::env", "std::fs", "HashSet<", "async ", ".await", "monoio"]
+        {
+            if source.code.contains(impure) {
+                problems.push(format!("src/{}: names {impure:?}; the shard's core is pure", source.name));
+            }
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn unsafe_stands_in_io_only() {
+    let mut problems = Vec::new();
+    for source in sources() {
+        if source.folder() != "io" && (!named_after(&source.code, "unsafe ").is_empty() || source.code.contains("unsafe_code")) {
+            problems.push(format!("src/{}: unsafe", source.name));
+        }
+        if source.folder() == "io" {
+            for (number, line) in source.text.lines().enumerate() {
+                let unsafe_block = line.contains("unsafe {") || line.contains("unsafe impl");
+                let above: Vec<&str> = source.text.lines().take(number + 1).collect();
+                let explained = above.iter().rev().take(8).any(|line| line.contains("// SAFETY:"));
+                if unsafe_block && !explained {
+                    problems.push(format!("src/{}:{}: no SAFETY comment", source.name, number + 1));
+                }
+            }
+        }
+    }
+    check(&problems);
+}
+
+#[test]
+fn files_are_short_and_folders_explain_themselves() {
+    let mut problems = Vec::new();
+    for source in sources() {
+        let most = LONG_FILES.iter().find(|(name, _)| *name == source.name).map_or(LINES_MAX, |(_, most)| *most);
+        if source.lines > most {
+            problems.push(format!("src/{}: {} lines, at most {most}", source.name, source.lines));
+        }
+        if most != LINES_MAX && source.lines <= LINES_MAX {
+            problems.push(format!("src/{}: {} lines: it needs no exception any more", source.name, source.lines));
+        }
+        if source.name.ends_with("mod.rs") && !source.text.starts_with("//! ") {
+            problems
+                .push(format!("src/{}: begins without //!: what the folder is, what it may import, its invariants", source.name));
+        }
+    }
+    check(&problems);
+}
