@@ -337,9 +337,7 @@ impl Oracle {
         let missing: Vec<u64> = log
             .records
             .range(first.max(oldest)..=last)
-            .filter(|(seq, record)| {
-                !seqs.contains(seq) && self.entitled(&client, &session, true, **seq, record, true).0
-            })
+            .filter(|(seq, record)| !seqs.contains(seq) && self.entitled(&client, &session, true, **seq, record, true).0)
             .map(|(seq, _)| *seq)
             .collect();
         if !missing.is_empty() {
@@ -357,8 +355,7 @@ impl Oracle {
             text: None,
         };
         // Its place is somewhere up to the head.
-        let may = (view.start..=head + 1)
-            .any(|seq| self.entitled(&view.client, &view.session, view.echo, seq, &record, false).1);
+        let may = (view.start..=head + 1).any(|seq| self.entitled(&view.client, &view.session, view.echo, seq, &record, false).1);
         if !may {
             let complaint = format!("{} in {}: an ephemeral message was not for it: {envelope}", view.client, view.session);
             self.wrong(complaint);
@@ -385,8 +382,9 @@ impl Oracle {
 
     pub fn caught_up(&mut self, view: usize, seq: u64) {
         let view = &mut self.views[view];
-        let complaint = (view.caught_up || seq != view.welcome_seq || view.last > seq.max(view.start - 1))
-            .then(|| format!("{} in {}: caught_up {seq}, welcome {}, last {}", view.client, view.session, view.welcome_seq, view.last));
+        let complaint = (view.caught_up || seq != view.welcome_seq || view.last > seq.max(view.start - 1)).then(|| {
+            format!("{} in {}: caught_up {seq}, welcome {}, last {}", view.client, view.session, view.welcome_seq, view.last)
+        });
         view.caught_up = true;
         view.position = view.position.max(seq);
         if let Some(complaint) = complaint {

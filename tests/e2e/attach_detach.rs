@@ -57,7 +57,8 @@ async fn a_connection_is_in_sessions_of_both_shards_until_it_detaches() {
     assert_eq!(ana.heard().await, (0..10).collect::<Vec<_>>());
 
     let members = agent.command_in(&far, "rw.members", json!({})).await;
-    let names: Vec<&Value> = members["payload"]["members"].as_array().unwrap().iter().map(|member| &member["client_id"]).collect();
+    let names: Vec<&Value> =
+        members["payload"]["members"].as_array().unwrap().iter().map(|member| &member["client_id"]).collect();
     assert!(names.contains(&&json!("agent")) && names.contains(&&json!("ana")), "{members}");
     let pong = agent.command_in(&far, "rw.ping", json!({})).await;
     assert_eq!((&pong["payload"]["seq"], &pong["payload"]["delivered_seq"]), (&json!(13), &json!(3)), "{pong}");

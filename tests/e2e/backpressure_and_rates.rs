@@ -33,11 +33,8 @@ async fn bytes_have_a_rate_too() {
 
 #[tokio::test]
 async fn who_goes_on_is_closed_with_4429() {
-    let gateway = Gateway::start(&[
-        ("limits.messages_per_second", "5"),
-        ("limits.messages_burst", "5"),
-        ("limits.rate_abuse_ms", "500"),
-    ]);
+    let gateway =
+        Gateway::start(&[("limits.messages_per_second", "5"), ("limits.messages_burst", "5"), ("limits.rate_abuse_ms", "500")]);
     let mut ana = Client::join(&gateway, "s", "ana").await;
     let flood = async {
         // Until it is closed: sending fails then.
@@ -89,7 +86,8 @@ async fn a_sender_that_never_reads_its_answers_is_not_read_from_and_stays_bounde
     raw.upgrade(crate::raw::UPGRADE);
     let token = crate::token::token("ana");
     raw.send(&crate::raw::text(
-        &json!({"type": "rw.hello", "id": "1", "session_id": "s", "payload": {"client_id": "ana", "auth_token": token}}).to_string(),
+        &json!({"type": "rw.hello", "id": "1", "session_id": "s", "payload": {"client_id": "ana", "auth_token": token}})
+            .to_string(),
     ));
     raw.json();
     let before = gateway.rss_bytes();
@@ -98,7 +96,9 @@ async fn a_sender_that_never_reads_its_answers_is_not_read_from_and_stays_bounde
     let burst: Vec<u8> = (0..1_000)
         .flat_map(|number| {
             let (id, long) = (format!("m-{number}"), "x".repeat(100));
-            crate::raw::text(&json!({"type": "chat", "id": id, "session_id": "s", "to": format!("client:{long}"), "payload": 1}).to_string())
+            crate::raw::text(
+                &json!({"type": "chat", "id": id, "session_id": "s", "to": format!("client:{long}"), "payload": 1}).to_string(),
+            )
         })
         .collect();
     let mut refused = false;

@@ -64,14 +64,27 @@ fn keys_sign_tokens_that_the_gateway_takes() {
     for algorithm in ["eddsa", "es256", "rs256", "hs256"] {
         let place = folder.join(algorithm);
         std::fs::create_dir_all(&place).unwrap();
-        let (exit, stdout, stderr) = run(&["key", "new", "--alg", algorithm, "--kid", algorithm, "--out", place.to_str().unwrap()]);
+        let (exit, stdout, stderr) =
+            run(&["key", "new", "--alg", algorithm, "--kid", algorithm, "--out", place.to_str().unwrap()]);
         assert_eq!(exit, 0, "{algorithm}: {stdout}{stderr}");
         let files: Vec<_> = std::fs::read_dir(&place).unwrap().map(|file| file.unwrap().path()).collect();
         let private = files.iter().find(|file| !file.to_str().unwrap().contains("pub")).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(private).unwrap().permissions());
         assert_eq!(mode & 0o077, 0, "{algorithm}: a private key is its owner's");
-        let (exit, token, stderr) =
-            run(&["token", "new", "--key", private.to_str().unwrap(), "--sub", "ana", "--sid", "s", "--role", "agent", "--ttl", "15m"]);
+        let (exit, token, stderr) = run(&[
+            "token",
+            "new",
+            "--key",
+            private.to_str().unwrap(),
+            "--sub",
+            "ana",
+            "--sid",
+            "s",
+            "--role",
+            "agent",
+            "--ttl",
+            "15m",
+        ]);
         assert_eq!(exit, 0, "{algorithm}: {stderr}");
         let token = token.trim();
         assert_eq!(token.matches('.').count(), 2, "{algorithm}");

@@ -222,7 +222,8 @@ impl Client {
     /// Waits for the gateway's answer to this id; what comes before it is set aside.
     pub async fn answer(&mut self, id: &str) -> Value {
         let is_answer = |message: &Value| {
-            message["id"] == id && message["type"].as_str().is_some_and(|kind| kind.starts_with("rw.") && kind != "rw.history_begin")
+            message["id"] == id
+                && message["type"].as_str().is_some_and(|kind| kind.starts_with("rw.") && kind != "rw.history_begin")
         };
         self.pick(&format!("an answer to {id}"), is_answer).await
     }

@@ -47,7 +47,10 @@ async fn the_metrics_parse_and_count() {
         }
         let (name, value) = line.rsplit_once(' ').unwrap();
         let metric = name.split('{').next().unwrap();
-        assert!(metric.starts_with("ringway_") && text.contains(&format!("# HELP {metric}")) || metric.contains("_seconds"), "{line}");
+        assert!(
+            metric.starts_with("ringway_") && text.contains(&format!("# HELP {metric}")) || metric.contains("_seconds"),
+            "{line}"
+        );
         assert!(value.parse::<f64>().is_ok_and(|value| value >= 0.0) || value == "+Inf", "{line}");
         samples += 1;
     }

@@ -11,11 +11,8 @@ const ON: [(&str, &str); 2] = [("deflate.enabled", "true"), ("deflate.min_bytes"
 
 fn upgrade(gateway: &Gateway, offer: bool) -> (Raw, String) {
     let mut raw = Raw::connect(gateway.address);
-    let request = if offer {
-        crate::raw::UPGRADE.strip_suffix("\r\n").unwrap().to_owned() + OFFER
-    } else {
-        crate::raw::UPGRADE.to_owned()
-    };
+    let request =
+        if offer { crate::raw::UPGRADE.strip_suffix("\r\n").unwrap().to_owned() + OFFER } else { crate::raw::UPGRADE.to_owned() };
     let head = raw.upgrade(&request);
     (raw, head)
 }
@@ -90,11 +87,9 @@ fn it_is_off_by_default_and_not_forced_on_anybody() {
 fn a_bomb_ends_at_the_limit_and_rubbish_at_once() {
     let gateway = Gateway::start(&ON);
     let before = gateway.rss_bytes();
-    for (bytes, code) in [
-        (deflate(&vec![b' '; 50 << 20]), 1009),
-        (b"\xff\xff\xff\xff rubbish".to_vec(), 1007),
-        (deflate(b"\xff\xfe"), 1007),
-    ] {
+    for (bytes, code) in
+        [(deflate(&vec![b' '; 50 << 20]), 1009), (b"\xff\xff\xff\xff rubbish".to_vec(), 1007), (deflate(b"\xff\xfe"), 1007)]
+    {
         let (mut raw, _) = upgrade(&gateway, true);
         raw.send(&frame(0xc1, &bytes[..bytes.len().min(60_000)]));
         assert_eq!(raw.end().0, Some(code), "{} bytes", bytes.len());

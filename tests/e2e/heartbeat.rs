@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 const FAST: [(&str, &str); 2] = [("session.heartbeat_ms", "200"), ("session.heartbeat_timeout_ms", "300")];
 
 fn hello() -> String {
-    json!({"type": "rw.hello", "id": "1", "session_id": "s", "payload": {"client_id": "ana", "auth_token": token("ana")}}).to_string()
+    json!({"type": "rw.hello", "id": "1", "session_id": "s", "payload": {"client_id": "ana", "auth_token": token("ana")}})
+        .to_string()
 }
 
 #[test]

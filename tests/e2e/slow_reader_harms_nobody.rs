@@ -70,7 +70,8 @@ async fn a_reader_behind_retention_gets_a_gap_and_goes_on() {
     let stream = socket.connect(gateway.address).await.unwrap();
     let (mut slow, status, _) = upgrade(Box::new(stream), "/v1/ws", "").await;
     assert_eq!(status, 101);
-    let hello = json!({"type": "rw.hello", "id": "1", "session_id": "s", "payload": {"client_id": "slow", "auth_token": token("slow")}});
+    let hello =
+        json!({"type": "rw.hello", "id": "1", "session_id": "s", "payload": {"client_id": "slow", "auth_token": token("slow")}});
     tokio::io::AsyncWriteExt::write_all(&mut slow, &crate::raw::text(&hello.to_string())).await.unwrap();
     gateway.until_metric("ringway_welcomed_total", "", |welcomed| welcomed == 1);
     let mut ana = Client::join(&gateway, "s", "ana").await;

@@ -93,7 +93,8 @@ fn a_key_of_another_certificate_does_not_start() {
     let folder = crate::gateway::folder();
     std::fs::write(folder.join("secret"), crate::gateway::SECRET).unwrap();
     let (certificate, key) = (format!("{:?}", data("localhost.cert.pem")), format!("{:?}", data("other.key.pem")));
-    std::fs::write(folder.join("ringway.toml"), crate::gateway::config(&[("tls.certificate", &certificate), ("tls.key", &key)])).unwrap();
+    std::fs::write(folder.join("ringway.toml"), crate::gateway::config(&[("tls.certificate", &certificate), ("tls.key", &key)]))
+        .unwrap();
     let (exit, _, stderr) = crate::gateway::run(&["serve", "--config", folder.join("ringway.toml").to_str().unwrap()]);
     std::fs::remove_dir_all(folder).unwrap();
     assert_eq!((exit, stderr.lines().count()), (1, 1), "{stderr}");
