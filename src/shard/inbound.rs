@@ -294,12 +294,8 @@ impl Core {
         if abuse.over_rate_ms == 0 || now_ms.saturating_sub(abuse.last_over_rate_ms) > 1_000 {
             abuse.over_rate_ms = now_ms;
         }
-<<<<<<< HEAD
         abuse.last_over_rate_ms = now_ms;
         let abusive = limits.rate_abuse_ms > 0 && now_ms - abuse.over_rate_ms >= limits.rate_abuse_ms;
-=======
-        conn.last_over_rate_ms = now_ms;
->>>>>>> e2e
         self.counters.limit_reached(limit);
         Some(wait_ms)
     }

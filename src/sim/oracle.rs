@@ -353,11 +353,7 @@ impl Oracle {
         let missing: Vec<u64> = log
             .records
             .range(first.max(oldest)..=last)
-<<<<<<< HEAD
             .filter(|(seq, record)| !seqs.contains(seq) && self.entitled(view, **seq, record, true).0)
-=======
-            .filter(|(seq, record)| !seqs.contains(seq) && self.entitled(&client, &session, true, **seq, record, true).0)
->>>>>>> e2e
             .map(|(seq, _)| *seq)
             .collect();
         if !missing.is_empty() {
@@ -376,11 +372,7 @@ impl Oracle {
             text: None,
         };
         // Its place is somewhere up to the head.
-<<<<<<< HEAD
         let may = (view.start..=head + 1).any(|seq| self.entitled(number, seq, &record, false).1);
-=======
-        let may = (view.start..=head + 1).any(|seq| self.entitled(&view.client, &view.session, view.echo, seq, &record, false).1);
->>>>>>> e2e
         if !may {
             let complaint = format!("{} in {}: an ephemeral message was not for it: {envelope}", view.client, view.session);
             self.wrong(complaint);
@@ -407,13 +399,9 @@ impl Oracle {
 
     pub fn caught_up(&mut self, view: usize, seq: u64) {
         let view = &mut self.views[view];
-<<<<<<< HEAD
         // A gap may reach beyond it.
         let beyond = view.delivered.last().is_some_and(|last| *last > seq);
         let complaint = (view.caught_up || seq != view.welcome_seq || beyond).then(|| {
-=======
-        let complaint = (view.caught_up || seq != view.welcome_seq || view.last > seq.max(view.start - 1)).then(|| {
->>>>>>> e2e
             format!("{} in {}: caught_up {seq}, welcome {}, last {}", view.client, view.session, view.welcome_seq, view.last)
         });
         view.caught_up = true;
