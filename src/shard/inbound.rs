@@ -295,7 +295,6 @@ impl Core {
             abuse.over_rate_ms = now_ms;
         }
         abuse.last_over_rate_ms = now_ms;
-        let abusive = limits.rate_abuse_ms > 0 && now_ms - abuse.over_rate_ms >= limits.rate_abuse_ms;
         self.counters.limit_reached(limit);
         Some(wait_ms)
     }
@@ -316,7 +315,8 @@ impl Core {
                 retry_after_ms: Some(wait_ms),
             },
         );
-        let over_ms = self.conn(id).map_or(0, |conn| now.mono_ms().max(1).saturating_sub(conn.over_rate_ms));
+        let since_ms = self.conn(id).and_then(|conn| conn.abuse.as_ref()).map_or(u64::MAX, |abuse| abuse.over_rate_ms);
+        let over_ms = now.mono_ms().saturating_sub(since_ms);
         if abuse_ms > 0 && over_ms >= abuse_ms {
             self.counters.limit_reached(LimitReached::RateAbuse);
             self.close(io, id, CloseReason::Rate, now);
