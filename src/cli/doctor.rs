@@ -247,7 +247,7 @@ mod tests {
             (Facts { ring_refused: Some(1), ring_disabled: Some(1), ..good() }, Weight::Blocking, "io_uring_group"),
             (Facts { ring_refused: Some(1), ..good() }, Weight::Blocking, "seccomp"),
             (Facts { ring_refused: Some(38), ring_disabled: None, ..good() }, Weight::Blocking, "CONFIG_IO_URING"),
-            (Facts { files_hard: Some(4_096), ..good() }, Weight::Blocking, "LimitNOFILE=11544"),
+            (Facts { files_hard: Some(4_096), ..good() }, Weight::Blocking, "LimitNOFILE=10544"),
             (Facts { memlock_bytes: Some(65_536), ..good() }, Weight::Better, "LimitMEMLOCK"),
             (Facts { cores: 2, ..good() }, Weight::Better, "server.shards"),
             (Facts { accept_queue: Some(128), ..good() }, Weight::Better, "somaxconn=4096"),

@@ -211,7 +211,7 @@ sections! {
         control_frames_burst: u64 = 20, "", Allowed::Range(1, RATE_MAX), live;
         /// Connections from one address (IPv6: one /64).
         connections_per_ip: usize = 200, "", COUNT, live;
-        /// Connections of one user (a token's `sub`); the oldest gives way.
+        /// Connections of one user (a token's `sub`).
         connections_per_user: usize = 10, "", COUNT, live;
         /// New connections from one address a second.
         handshakes_per_ip_per_second: u64 = 20, "/s", RATE, live;
@@ -249,8 +249,6 @@ sections! {
         stall_ms: u64 = 10_000, "ms", TIME_MS, live;
         /// See stall_ms.
         stall_bytes_per_second: u64 = 1_024, "bytes/s", Allowed::Range(1, RATE_MAX), live;
-        /// How long a sender whose session can take no more is not read from, before it gets limit.backpressure.
-        backpressure_ms: u64 = 2_000, "ms", Allowed::Range(0, 60_000), live;
     }
 
     /// How sessions behave.

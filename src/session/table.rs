@@ -33,6 +33,8 @@ pub struct Session {
     pub members: Vec<MemberKey>,
     pub watchers: Vec<Watcher>,
     pub mirrors: Vec<MirrorOut>,
+    /// Since when it has no members, on the monotonic clock; 0 while it has.
+    pub empty_since_ms: u64,
     /// Presence is not kept for channels.
     pub channel: bool,
 }
@@ -78,7 +80,7 @@ impl Sessions {
     /// Adds a session.
     pub fn create(&mut self, hash: u64, stream: StreamKey, epoch: u64, channel: bool) -> SessionKey {
         let (members, watchers, mirrors) = (Vec::with_capacity(1), Vec::new(), Vec::new());
-        let key = self.sessions.insert(Session { hash, stream, epoch, members, watchers, mirrors, channel });
+        let key = self.sessions.insert(Session { hash, stream, epoch, members, watchers, mirrors, empty_since_ms: 0, channel });
         self.by_hash.insert_unique(hash, (hash, key), |(hash, _)| *hash);
         key
     }

@@ -192,7 +192,7 @@ impl Core {
         let number = if place.shard == self.shard_number() {
             self.conn(place.conn).map_or(0, |conn| conn.messages_in)
         } else {
-            self.forwarded_number
+            self.forwarded.0
         };
         self.reply_to(place, AT_ONCE, |out| crate::protocol::error(out, &crate::protocol::Failure::of(refusal, Some(number))));
     }

@@ -25,8 +25,9 @@ use std::sync::Arc;
 
 /// Timers that fire in one turn.
 const TIMERS_PER_TURN_MAX: usize = 1024;
-/// Sessions looked at in one turn for what has left the log's memory.
-const SWEEP_PER_TURN: usize = 16;
+/// How many sessions are looked at, how often, for what has left the log's memory and for who is left.
+const SWEEP_SESSIONS: usize = 256;
+const SWEEP_EVERY_MS: u64 = 20;
 /// Buffers the pool keeps, and the largest it keeps.
 const POOL_BUFFERS: usize = 256;
 const POOL_BUFFER_BYTES: usize = 64 * 1024 + 1024;
@@ -94,11 +95,12 @@ pub struct Core {
     pub(super) next_serial: u64,
     random: u64,
     sweep_at: usize,
+    sweep_due_ms: u64,
     ring_seen: RingStats,
     /// Messages taken since the turn began, for the routing histogram.
     pub(super) routed_in_turn: u64,
-    /// The number of the message that a lane has just brought, on its own connection.
-    pub(super) forwarded_number: u64,
+    /// Of the message that a lane has just brought: its number on its own connection, and whether that wants acks.
+    pub(super) forwarded: (u64, bool),
     /// The shard whose lane is being read.
     pub(super) reading_from: Option<u16>,
     /// Readers behind their mirror: where they are, who, and their cursor.
@@ -156,9 +158,10 @@ impl Core {
             next_serial: 1,
             random: options.seed,
             sweep_at: 0,
+            sweep_due_ms: 0,
             ring_seen: RingStats::default(),
             routed_in_turn: 0,
-            forwarded_number: 0,
+            forwarded: (0, true),
             reading_from: None,
             pulls: Vec::new(),
             left: Vec::new(),
@@ -251,16 +254,29 @@ impl Core {
     }
 
     /// Looks at a few sessions: what has left the log's memory leaves their index, and one that nothing is left of is forgotten.
-    fn sweep(&mut self) {
+    fn sweep(&mut self, now: Tick) {
+        if now.mono_ms() < self.sweep_due_ms {
+            return;
+        }
+        self.sweep_due_ms = now.mono_ms() + SWEEP_EVERY_MS;
+        let idle_ms = self.snapshot.settings.session.idle_ms;
         let places = self.sessions.sessions.places();
-        for _ in 0..SWEEP_PER_TURN.min(places) {
+        for _ in 0..SWEEP_SESSIONS.min(places) {
             self.sweep_at = (self.sweep_at + 1) % places;
             let Some((key, session)) = self.sessions.sessions.at(self.sweep_at) else { continue };
             let (stream, empty) = (session.stream, session.members.is_empty() && session.mirrors.is_empty());
             self.trim(stream);
-            let forgotten =
-                self.streams.get(stream).is_some_and(|stream| empty && stream.index.is_empty() && stream.readers.is_empty());
-            if forgotten && self.sessions.remove(key).is_some() {
+            let Some(session) = self.sessions.sessions.get_mut(key) else { continue };
+            if !empty {
+                session.empty_since_ms = 0;
+                continue;
+            }
+            if session.empty_since_ms == 0 {
+                session.empty_since_ms = now.mono_ms().max(1);
+            }
+            let idle = now.mono_ms() - session.empty_since_ms >= idle_ms;
+            let bare = self.streams.get(stream).is_some_and(|stream| stream.index.is_empty());
+            if (idle || bare) && self.sessions.remove(key).is_some() {
                 self.streams.remove(stream);
                 self.counters.sessions.set(self.sessions.sessions.len() as u64);
             }
@@ -342,7 +358,7 @@ impl Shard for Core {
         }
         let mut busy = self.drain_lanes(io, now);
         busy |= self.fire_timers(io, now);
-        self.sweep();
+        self.sweep(now);
         while let Some(id) = self.echo_opened.pop() {
             self.read_on(io, id);
             self.set_timer(id, now);

@@ -76,14 +76,10 @@ reasons! {
     DropReason {
         /// An ephemeral message for a reader that is behind.
         EphemeralSlow = "ephemeral_slow",
-        /// An ephemeral message older than the log keeps.
-        EphemeralEvicted = "ephemeral_evicted",
         /// An ephemeral message for a shard whose lane is full.
         EphemeralLaneFull = "ephemeral_lane_full",
         /// A reply for a client whose reply queue is full; the connection is closed.
         ReplyQueueFull = "reply_queue_full",
-        /// A presence event for a watcher whose reply queue is full.
-        PresenceQueueFull = "presence_queue_full",
         /// A WebSocket pong while one was still waiting to be sent.
         PongPending = "pong_pending",
         /// Bytes that came after a connection's end.
@@ -170,7 +166,7 @@ reasons! {
         ConnectionLifetime = "connection_lifetime",
         /// limits.stall_bytes_per_second over limits.stall_ms.
         Stall = "stall",
-        /// limits.backpressure_ms.
+        /// limits.reply_queue_bytes, by which a connection is not read from until it has taken its replies.
         Backpressure = "backpressure",
         /// session.heartbeat_timeout_ms.
         HeartbeatTime = "heartbeat_time",

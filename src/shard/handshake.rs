@@ -3,7 +3,7 @@
 use super::conn::{Conn, Handover, Phase};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
-use super::lanes::AttachRequest;
+use super::lanes::{AttachRequest, LaneMessage};
 use super::rate::Rate;
 use crate::auth::AuthError;
 use crate::close::CloseReason;
@@ -426,6 +426,12 @@ impl Core {
         if conn.flags.ended {
             return self.close(io, id, CloseReason::Ended, now);
         }
+        let Phase::HandingOver(handover) = &conn.phase else { return };
+        let home = self.key.home_shard(&handover.request.session_id, self.mesh.shards());
+        if self.hears_no_more(home) {
+            self.counters.limit_reached(LimitReached::Lane);
+            return self.refuse_handover(io, id, now);
+        }
         // What is still queued (the 101, if the socket was full) goes with it.
         self.not_half_open(id);
         let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
@@ -436,21 +442,17 @@ impl Core {
         self.counters.buffer_bytes.subtract(handover.unsent.len() as u64);
         let Some(fd) = io.detach(id) else { return };
         handover.fd = Some(fd);
-        let home = self.key.home_shard(&handover.request.session_id, self.mesh.shards());
-        let user = handover.grant.subject().to_owned();
-        let (peer, admitted) = (handover.peer, handover.admitted);
-        if self.hand_over(io, home, handover).is_err() {
-            // The socket goes down with the message: the client comes back.
-            self.counters.limit_reached(LimitReached::Lane);
-            self.counters.closed(CloseReason::HandoverRefused);
-            self.admission.leave_node();
-            self.admission.leave_user(&user);
-            if admitted {
-                self.admission.leave_address(peer);
-            }
-            return;
-        }
+        self.send_lane(io, home, LaneMessage::Handover(handover));
         self.counters.handed_over.increment();
+    }
+
+    /// The home takes no more sockets now: the client is told to come back (1013).
+    fn refuse_handover<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        let Some(conn) = self.conn_mut(id) else { return };
+        if let Phase::HandingOver(handover) = std::mem::replace(&mut conn.phase, Phase::Hello) {
+            conn.grant = Some(handover.grant);
+        }
+        self.close(io, id, CloseReason::HandoverRefused, now);
     }
 
     /// A socket that another shard accepted for a session at home here.

@@ -127,7 +127,7 @@ pub enum LaneMessage {
     /// A session is read by nobody here any more.
     Unmirror { session: u64, shard: u16 },
     /// A client's message or command for a session there; `number` counts the connection's inbound messages.
-    Forward { member: MemberKey, place: Place, number: u64, text: Vec<u8> },
+    Forward { member: MemberKey, place: Place, number: u64, acks: bool, text: Vec<u8> },
     /// A message for a channel there.
     Post(Box<ChannelPost>),
     /// A frame for a connection there, in its place in the order or at once.

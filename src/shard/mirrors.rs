@@ -1,6 +1,5 @@
 //! Across cores: what comes over the lanes, what goes out over them, and the mirrors of sessions that are at home elsewhere.
 
-use super::conn::Handover;
 use super::conn::Waiting;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
@@ -68,7 +67,10 @@ impl Core {
                     session.mirrors.retain(|mirror| mirror.shard != shard);
                 }
             }
-            LaneMessage::Forward { member, place, number, text } => self.on_forward(io, member, place, number, text, now),
+            LaneMessage::Forward { member, place, number, acks, text } => {
+                self.forwarded = (number, acks);
+                self.on_forward(io, member, place, text, now);
+            }
             LaneMessage::Post(post) => self.on_post(io, &post, now),
             LaneMessage::Reply { to, after, frame } => {
                 if after == AT_ONCE {
@@ -109,9 +111,8 @@ impl Core {
         self.member_left(member, place, clean, leave, now);
     }
 
-    fn on_forward<I: Io>(&mut self, io: &mut I, member: MemberKey, place: Place, number: u64, text: Vec<u8>, now: Tick) {
+    fn on_forward<I: Io>(&mut self, io: &mut I, member: MemberKey, place: Place, text: Vec<u8>, now: Tick) {
         let Some(mut parser) = self.parser.take() else { return };
-        self.forwarded_number = number;
         // It was parsed and found good where it arrived.
         if let Ok(envelope) = parser.parse(&text) {
             match crate::protocol::command_kind(envelope.kind) {
@@ -337,16 +338,9 @@ impl Core {
         self.push_lane(io, to, Class::Data, message).map_err(|_| ())
     }
 
-    /// Sends a socket to its home.
-    ///
-    /// # Errors
-    /// Where too much waits for that shard already; the socket is closed.
-    pub(super) fn hand_over<I: Io>(&mut self, io: &mut I, to: usize, handover: Box<Handover>) -> Result<(), ()> {
-        if self.lane_backlog[to].len() >= BACKLOG_MAX {
-            return Err(());
-        }
-        self.send_lane(io, to, LaneMessage::Handover(handover));
-        Ok(())
+    /// Whether too much waits for a shard already for a socket to be sent there.
+    pub(super) fn hears_no_more(&self, shard: usize) -> bool {
+        self.lane_backlog[shard].len() >= BACKLOG_MAX
     }
 
     /// Puts a message that must not be lost in a lane, now or later.

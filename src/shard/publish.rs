@@ -112,7 +112,8 @@ impl Core {
         text: &[u8],
     ) -> bool {
         let number = self.conn(place.conn).map_or(0, |conn| conn.messages_in);
-        let message = LaneMessage::Forward { member, place, number, text: text.to_vec() };
+        let acks = self.conn(place.conn).is_none_or(|conn| conn.flags.acks);
+        let message = LaneMessage::Forward { member, place, number, acks, text: text.to_vec() };
         let offered = self.offer(io, usize::from(home), message);
         if offered.is_err() {
             if let Some(attachment) = self.attachment_at(place)
@@ -155,16 +156,20 @@ impl Core {
         }
     }
 
-    /// Acks of connections elsewhere are left out there.
+    /// Whether the sender of the message at hand wants acks.
     fn wants_acks(&self, place: Place) -> bool {
-        place.shard != self.shard_number() || self.conn(place.conn).is_none_or(|conn| conn.flags.acks)
+        if place.shard == self.shard_number() {
+            self.conn(place.conn).is_none_or(|conn| conn.flags.acks)
+        } else {
+            self.forwarded.1
+        }
     }
 
     fn number_of(&self, place: Place) -> u64 {
         if place.shard == self.shard_number() {
             self.conn(place.conn).map_or(0, |conn| conn.messages_in)
         } else {
-            self.forwarded_number
+            self.forwarded.0
         }
     }
 
