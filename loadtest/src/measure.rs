@@ -2,26 +2,42 @@
 
 use std::fs;
 
-/// Nanoseconds a task's schedstat says it was on a CPU.
-fn on_cpu_ns(schedstat: &str) -> Option<u64> {
-    schedstat.split_ascii_whitespace().next()?.parse().ok()
+/// What schedstat says of a task, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cpu {
+    pub on_ns: u64,
+    /// Ready to run while others had the core.
+    pub waiting_ns: u64,
 }
 
-/// On-CPU time of all threads of a process, kernel workers of its ring included, in nanoseconds.
-pub fn process_cpu_ns(pid: u32) -> Option<u64> {
-    let mut sum = 0;
+impl Cpu {
+    fn read(schedstat: &str) -> Option<Self> {
+        let mut fields = schedstat.split_ascii_whitespace().map(str::parse);
+        Some(Self { on_ns: fields.next()?.ok()?, waiting_ns: fields.next()?.ok()? })
+    }
+
+    /// What was added since.
+    pub fn since(self, before: Self) -> Self {
+        Self { on_ns: self.on_ns.saturating_sub(before.on_ns), waiting_ns: self.waiting_ns.saturating_sub(before.waiting_ns) }
+    }
+}
+
+/// All threads of a process, kernel workers of its ring included.
+pub fn process_cpu(pid: u32) -> Option<Cpu> {
+    let mut sum = Cpu::default();
     for task in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
         // A thread may end between the listing and the reading.
         if let Ok(text) = fs::read_to_string(task.ok()?.path().join("schedstat")) {
-            sum += on_cpu_ns(&text)?;
+            let cpu = Cpu::read(&text)?;
+            sum = Cpu { on_ns: sum.on_ns + cpu.on_ns, waiting_ns: sum.waiting_ns + cpu.waiting_ns };
         }
     }
     Some(sum)
 }
 
-/// On-CPU time of one of our own threads, in nanoseconds.
-pub fn thread_cpu_ns(thread: i32) -> Option<u64> {
-    on_cpu_ns(&fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?)
+/// One of our own threads.
+pub fn thread_cpu(thread: i32) -> Option<Cpu> {
+    Cpu::read(&fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?)
 }
 
 /// Resident memory of a process, in bytes: cheap, and off by what each core has not yet reported.
@@ -56,10 +72,10 @@ mod tests {
     #[test]
     fn our_own_process_has_time_and_memory() {
         let pid = std::process::id();
-        assert!(process_cpu_ns(pid).unwrap() > 0);
+        assert!(process_cpu(pid).unwrap().on_ns > 0);
         let (cheap, exact) = (rss_bytes(pid).unwrap(), rss_exact_bytes(pid).unwrap());
         assert!(cheap.abs_diff(exact) < 16 << 20 && exact > 100_000, "{cheap} and {exact}");
-        assert_eq!(process_cpu_ns(0), None);
-        assert_eq!(on_cpu_ns("123 456 7\n"), Some(123));
+        assert_eq!(process_cpu(0), None);
+        assert_eq!(Cpu::read("123 456 7\n"), Some(Cpu { on_ns: 123, waiting_ns: 456 }));
     }
 }

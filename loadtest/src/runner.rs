@@ -165,10 +165,8 @@ fn slow(options: &Options) -> Result<Report, String> {
     }
     let mut settings = settings(Scenario::Slow, &options);
     settings.push(("stalled readers".into(), stalled.to_string()));
-    let mut report =
-        Report::new("slow", settings, &Runs { name: "with stalled", runs: &with }, &Runs { name: "without", runs: &without });
-    report.notes.push("the column \"floor\" is the same load without the stalled readers".into());
-    Ok(report)
+    let (with, without) = (Runs { name: "with stalled", runs: &with }, Runs { name: "without", runs: &without });
+    Ok(Report::new("slow", settings, &with, &without))
 }
 
 /// Small and short, everything that must not lose: for continuous integration.

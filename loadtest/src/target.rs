@@ -142,14 +142,16 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
 }
 
-/// One shard, no limits that a single generating host would meet.
+/// One shard, no limits that a single generating host would meet. A gateway refuses to start where its connections and its own
+/// files might not fit the process's limit, so it gets most of that and not all.
 fn gateway_config(minter: &Minter, key: &Path, listen: SocketAddr, admin: SocketAddr) -> String {
+    let max_connections = (affinity::raise_open_files() * 17 / 20).clamp(100, 100_000);
     format!(
         r#"[server]
 listen = "{listen}"
 shards = 1
 pin = true
-max_connections = 19000
+max_connections = {max_connections}
 
 [admin]
 listen = "{admin}"
@@ -168,14 +170,14 @@ file = "{file}"
 messages_per_second = 0
 bytes_per_second = 0
 connections_per_ip = 0
-connections_per_user = 0
-half_open_per_ip = 0
-half_open_percent = 100
 handshakes_per_ip_per_second = 0
 handshakes_per_second = 0
+half_open_percent = 100
+half_open_per_ip = 0
 
 [diagnostics]
 echo = true
+log_level = "warn"
 "#,
         issuer = minter.issuer,
         audience = minter.audience,

@@ -24,8 +24,7 @@ pub(super) fn dev(arguments: &DevArgs) -> Result<(), CliError> {
     let token = token(&secret, now_s());
     let keys = vec![KeyMaterial { key_id: KEY_ID.to_owned(), algorithm: KeyAlgorithm::Hs256, bytes: secret.to_vec() }];
     let log = logging::start(settings.diagnostics.log_format, settings.diagnostics.log_level)?;
-    let admin = settings.admin.listen;
-    let ended = run(Node { settings, keys, tls: None, dev: true, reload: None }, START_SHARDS, |address| {
+    let ended = run(Node { settings, keys, tls: None, dev: true, reload: None }, START_SHARDS, |address, admin| {
         // Where stdout is gone there is nobody to read it; the node runs all the same.
         drop(print(&welcome(address, admin, &token)));
     });

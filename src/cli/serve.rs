@@ -110,7 +110,9 @@ pub(super) fn serve(file: &Path) -> Result<(), CliError> {
     let log = logging::start(settings.diagnostics.log_format, settings.diagnostics.log_level)?;
     let reload = reloader(file.to_owned(), settings.clone(), keys.clone(), tls.clone());
     let node = Node { settings, keys, tls, dev: false, reload: Some(reload) };
-    let ended = run(node, START_SHARDS, |address| tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving"));
+    let ended = run(node, START_SHARDS, |address, admin| {
+        tracing::info!(%address, %admin, version = env!("CARGO_PKG_VERSION"), "serving");
+    });
     log.flush();
     ended
 }
@@ -174,11 +176,11 @@ fn raise_open_files(needed: u64) -> Result<(), String> {
         .map_err(|error| format!("open files: the limit cannot be raised to {needed}: {error}"))
 }
 
-/// Runs a node until it has ended: by a signal, drained or not.
+/// Runs a node until it has ended: by a signal, drained or not. Announces where clients connect, and the admin listener.
 ///
 /// # Errors
 /// One line: what could not be started, or which shards did not stop.
-pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr)) -> Result<(), CliError> {
+pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), CliError> {
     let count = shard_count(&node.settings);
     raise_open_files(node.settings.files_needed(count))?;
     let snapshot = snapshot(Arc::new(node.settings), &node.keys, node.tls, node.dev)?;
@@ -192,7 +194,7 @@ pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr)) ->
     .map_err(|error| CliError(error.to_string()))?;
     let shards = start(count, &snapshot)?;
     let handle = control.spawn(shards.ports.clone());
-    announce(shards.address);
+    announce(shards.address, handle.address());
     let outcome = handle.wait();
     let stopped = join(shards);
     match &outcome {
@@ -276,7 +278,7 @@ mod tests {
     fn a_node_whose_shards_do_not_start_says_so() {
         let settings = Settings::parse("[admin]\nlisten = \"127.0.0.1:0\"\n[server]\nmax_connections = 10", []).unwrap();
         let node = Node { settings, keys: Vec::new(), tls: None, dev: true, reload: None };
-        let error = run(node, |_, _| Err("no ring".to_owned()), |_| panic!("announced")).unwrap_err();
+        let error = run(node, |_, _| Err("no ring".to_owned()), |_, _| panic!("announced")).unwrap_err();
         assert_eq!(error.0, "no ring");
     }
 
@@ -318,6 +320,6 @@ mod tests {
             Err("told to".to_owned())
         });
         let node = Node { settings, keys: Vec::new(), tls: None, dev: false, reload: Some(reload) };
-        assert_eq!(run(node, one_shard, |_| signal(Signal::HUP)), Ok(()));
+        assert_eq!(run(node, one_shard, |_, _| signal(Signal::HUP)), Ok(()));
     }
 }

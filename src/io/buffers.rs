@@ -37,6 +37,10 @@ impl BufferRing {
         let (entries, memory) = unsafe { (alloc_zeroed(entries_layout), alloc_zeroed(memory_layout)) };
         let entries = NonNull::new(entries.cast()).unwrap_or_else(|| handle_alloc_error(entries_layout));
         let memory = NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(memory_layout));
+        for page in (0..memory_layout.size()).step_by(4096) {
+            // SAFETY: within the allocation. A volatile write makes the page resident now instead of in the first receive that gets it.
+            unsafe { memory.as_ptr().add(page).write_volatile(0) };
+        }
         let mut ring = Self { entries, entries_layout, memory, memory_layout, count, buffer_bytes, tail: 0 };
         // SAFETY: the ring's memory is page-aligned, holds `count` entries and lives until `release` has unregistered it.
         unsafe { submitter.register_buf_ring_with_flags(entries.as_ptr() as u64, count, GROUP, 0)? };

@@ -161,7 +161,7 @@ impl Core {
         let Some(slot) = self.conn_mut(id).and_then(|conn| conn.slots.get_mut(usize::from(number))) else { return };
         let Slot::Attached(attachment) = std::mem::replace(slot, Slot::Free) else { return };
         let session_id = self.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
-        self.leave_one(io, id, number, *attachment, true, false, now);
+        self.leave_one(io, id, number, attachment, true, false, now);
         let event = self.event_id();
         let head = Head { id: &event, session_id: &session_id };
         self.reply_now(id, |out| crate::protocol::detached(out, head));

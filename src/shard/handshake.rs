@@ -1,6 +1,6 @@
 //! From accept to the welcome: admission, the HTTP upgrade, the hello, and the way to the session's home.
 
-use super::conn::{Conn, Handover, Phase, Slot};
+use super::conn::{Conn, Handover, Phase};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
 use super::lanes::AttachRequest;
@@ -221,7 +221,7 @@ impl Core {
             conn.flags.deflate = true;
             conn.window_bits = agreed.server_window_bits;
         }
-        conn.expected_session = upgrade.session_id.map(Into::into);
+        conn.expected_session = upgrade.session_id.map(|session_id| Box::new(session_id.into()));
         if upgrade.endpoint == Endpoint::Echo {
             conn.phase = Phase::Echo;
             self.not_half_open(id);
@@ -326,7 +326,7 @@ impl Core {
             retry_after_ms: None,
         };
         let refused = |error: AuthError, pointer| (refusal(auth_code(&error), error.to_string(), pointer), error.close_reason());
-        let expected = self.conn(id).and_then(|conn| conn.expected_session.as_deref());
+        let expected = self.conn(id).and_then(|conn| conn.expected_session.as_ref()).map(|expected| &***expected);
         if expected.is_some_and(|expected| expected != envelope.session_id) {
             let message = "the query's session_id is not the hello's: make them equal, or leave the query out".to_owned();
             return Err((refusal(ErrorCode::SessionQueryMismatch, message, "/session_id"), CloseReason::HelloExpected));
@@ -393,6 +393,7 @@ impl Core {
         if home == self.shard {
             return self.open(io, id, request, now);
         }
+        let accepted_by = u16::try_from(self.shard).unwrap_or(u16::MAX);
         let Some(grant) = conn.grant.take() else { return };
         conn.phase = Phase::HandingOver(Box::new(Handover {
             fd: None,
@@ -410,7 +411,7 @@ impl Core {
             request,
             rest: Vec::new(),
             unsent: Vec::new(),
-            node_shard: self.shard,
+            node_shard: accepted_by,
         }));
         // The 101 goes out in this turn; then nothing of the socket is left here.
         io.read(id, Read::Off);
@@ -498,8 +499,6 @@ impl Core {
             Ok(answer) => {
                 let Some(conn) = self.conn_mut(id) else { return };
                 conn.phase = Phase::Open;
-                conn.slots = Vec::with_capacity(1);
-                conn.slots.push(Slot::Free);
                 self.counters.welcomed.increment();
                 self.install(io, &request, answer, now);
                 io.read(id, Read::Stream);

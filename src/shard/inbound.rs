@@ -266,7 +266,7 @@ impl Core {
         let Some(conn) = self.conn_mut(id) else { return };
         // `count` in a window: as a bucket of that size which refills over the window. The count itself closes, so one less may stay.
         let rate = Rate { per_second: count.div_ceil(window_s), burst: count.saturating_sub(1).max(1) };
-        if count > 0 && conn.refusals.take(rate, 1, now_ns).is_err() {
+        if count > 0 && conn.abuse.get_or_insert_default().refusals.take(rate, 1, now_ns).is_err() {
             self.counters.limit_reached(LimitReached::BadEnvelopes);
             self.close(io, id, CloseReason::EnvelopeAbuse, now);
         }
@@ -287,11 +287,12 @@ impl Core {
                 Ok(()) => return true,
             },
         };
-        if conn.over_rate_ms == 0 || now_ms.saturating_sub(conn.last_over_rate_ms) > 1_000 {
-            conn.over_rate_ms = now_ms;
+        let abuse = conn.abuse.get_or_insert_default();
+        if abuse.over_rate_ms == 0 || now_ms.saturating_sub(abuse.last_over_rate_ms) > 1_000 {
+            abuse.over_rate_ms = now_ms;
         }
-        conn.last_over_rate_ms = now_ms;
-        let abusive = limits.rate_abuse_ms > 0 && now_ms - conn.over_rate_ms >= limits.rate_abuse_ms;
+        abuse.last_over_rate_ms = now_ms;
+        let abusive = limits.rate_abuse_ms > 0 && now_ms - abuse.over_rate_ms >= limits.rate_abuse_ms;
         self.counters.limit_reached(limit);
         self.refuse(
             id,

@@ -36,9 +36,11 @@ impl Core {
     pub fn mirror_pairs(&self) -> (BTreeSet<(u64, u16)>, BTreeSet<(u64, u16)>) {
         let here = self.shard_number();
         let mirrored = self.streams.iter().filter(|(_, stream)| stream.home.is_some()).map(|(_, stream)| (stream.hash, here));
-        let fed = self.sessions.sessions.iter().flat_map(|(_, session)| {
-            session.mirrors.iter().map(|mirror| (session.hash, mirror.shard)).collect::<Vec<_>>()
-        });
+        let fed = self
+            .sessions
+            .sessions
+            .iter()
+            .flat_map(|(_, session)| session.mirrors.iter().map(|mirror| (session.hash, mirror.shard)).collect::<Vec<_>>());
         (mirrored.collect(), fed.collect())
     }
 
@@ -46,9 +48,11 @@ impl Core {
     pub fn places(&self) -> (BTreeSet<(u16, ConnId, u16)>, BTreeSet<(u16, ConnId, u16)>) {
         let members = self.sessions.members.iter().filter_map(|(_, member)| member.place);
         let here = self.shard_number();
-        let attached = self.conns.iter().flatten().flat_map(|conn| {
-            conn.attachments().map(|(number, _)| (here, conn.id, number)).collect::<Vec<_>>()
-        });
+        let attached = self
+            .conns
+            .iter()
+            .flatten()
+            .flat_map(|conn| conn.attachments().map(|(number, _)| (here, conn.id, number)).collect::<Vec<_>>());
         (members.map(|place| (place.shard, place.conn, place.attachment)).collect(), attached.collect())
     }
 
@@ -137,7 +141,8 @@ impl Core {
         }
         ensure!(ordered == conn.ordered_bytes as usize, "{ordered} ordered bytes, counted {}", conn.ordered_bytes);
         let limits = &self.snapshot.settings.limits;
-        let most = limits.reply_queue_bytes * 8 + 2 * crate::limits::HISTORY_PAGE_BYTES_MAX + 2 * crate::limits::MESSAGE_BYTES_MAX;
+        let most =
+            limits.reply_queue_bytes * 8 + 2 * crate::limits::HISTORY_PAGE_BYTES_MAX + 2 * crate::limits::MESSAGE_BYTES_MAX;
         ensure!(conn.queued_bytes() <= most, "{} bytes wait, above {most}", conn.queued_bytes());
         let sendable = !conn.queue.is_empty() && !conn.flags.blocked && !conn.flags.dirty;
         ensure!(!resting || !sendable, "{} bytes wait and nothing sends them", conn.queue.len());

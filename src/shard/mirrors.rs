@@ -1,11 +1,11 @@
 //! Across cores: what comes over the lanes, what goes out over them, and the mirrors of sessions that are at home elsewhere.
 
+use super::conn::Handover;
 use super::conn::Waiting;
-use super::replies::AT_ONCE;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
-use super::conn::Handover;
 use super::lanes::{Batch, Class, LANE_MESSAGES, LaneMessage, Page};
+use super::replies::AT_ONCE;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::Io;
@@ -279,8 +279,7 @@ impl Core {
         self.trim(stream_key);
         let Some(member) = self.sessions.members.get(key) else { return };
         let Some(stream) = self.streams.get(stream_key) else { return };
-        let mut page =
-            Page { to: place, session: hash, after, frames: Vec::new(), ends: Vec::new(), cursor: after, gap: None };
+        let mut page = Page { to: place, session: hash, after, frames: Vec::new(), ends: Vec::new(), cursor: after, gap: None };
         if page.cursor + 1 < stream.index.first() {
             page.gap = Some((page.cursor + 1, stream.index.first() - 1));
             page.cursor = stream.index.first() - 1;

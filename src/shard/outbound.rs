@@ -16,6 +16,8 @@ use hashbrown::HashTable;
 
 /// Readers of a stream from which on a turn's frames are gathered once for all of them.
 const SHARED_READERS_MIN: usize = 8;
+/// Gathered frames that may wait for readers of a later turn.
+const SHARED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Connections planned before the block is sent.
 const BLOCK: usize = 128;
 
@@ -113,12 +115,14 @@ impl Core {
             left -= block;
             self.send_block(io, now, block);
         }
-        // Those left over read the log itself next time.
-        self.out.batches.clear();
+        // Those left over find the batches again, unless these have grown too much meanwhile.
+        if self.dirty.is_empty() || self.out.shared.len() > SHARED_BYTES_MAX {
+            self.out.batches.clear();
+            self.out.shared.clear();
+            self.out.ends.clear();
+        }
         self.out.deflated.clear();
         self.out.deflated_at.clear();
-        self.out.shared.clear();
-        self.out.ends.clear();
         !self.dirty.is_empty()
     }
 
@@ -314,7 +318,7 @@ impl Core {
     /// Everything is sent: cursors at their heads are at rest.
     fn rest(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        for slot in &mut conn.slots {
+        for slot in conn.slots.iter_mut() {
             if let Some(attachment) = slot.attached_mut() {
                 attachment.idle = attachment.ordered.is_empty()
                     && !attachment.pulling

@@ -193,7 +193,7 @@ impl Core {
         let own = self.dedupe_limits();
         let limits = if channel { DedupeLimits { ids_max: POSTED_IDS_MAX, ..own } } else { own };
         let used = match member {
-            Some(member) => self.sessions.members.get(member).map(|member| &member.used),
+            Some(member) => self.sessions.members.get(member).and_then(|member| member.used.as_deref()),
             None => Some(&self.posted),
         };
         match used.map_or(Seen::New, |used| used.look_up(id_hash, low(content), now.mono_ms(), limits)) {
@@ -209,7 +209,9 @@ impl Core {
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
         let used = match member {
-            Some(member) => self.sessions.members.get_mut(member).map(|member| &mut member.used),
+            Some(member) => {
+                self.sessions.members.get_mut(member).map(|member| &mut **member.used.get_or_insert_default())
+            }
             None => Some(&mut self.posted),
         };
         if let Some(used) = used {

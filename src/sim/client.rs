@@ -33,12 +33,20 @@ pub struct Past {
 
 #[derive(Clone, Debug)]
 pub enum What {
-    Message { target: String, to: Vec<String> },
+    Message {
+        target: String,
+        to: Vec<String>,
+    },
     Ephemeral,
     Join(String),
     Leave(String),
-    Ping { acked_max: u64 },
-    Attach { asked: Vec<String>, resume: Option<u64> },
+    Ping {
+        acked_max: u64,
+    },
+    Attach {
+        asked: Vec<String>,
+        resume: Option<u64>,
+    },
     Other(&'static str),
     /// Not answered, or only by an error.
     Silent,
@@ -480,8 +488,7 @@ impl World {
         {
             self.oracle.wrong(format!("{id} resumes after {held} and starts at {start_seq}: {payload}"));
         }
-        let begin =
-            Begin { client: &id, session, echo, start_seq, seq, epoch, rooms: names("rooms"), asked };
+        let begin = Begin { client: &id, session, echo, start_seq, seq, epoch, rooms: names("rooms"), asked };
         let head = self.bounds(session).1;
         let view = self.oracle.begin(&begin, head);
         self.clients[c].epochs.insert(session.to_owned(), epoch.to_owned());
@@ -643,15 +650,21 @@ impl World {
     fn on_error(&mut self, c: usize, what: &What, envelope: &Value) {
         let code = envelope["payload"]["code"].as_str().unwrap_or_default();
         *self.clients[c].answers.entry(code.to_owned()).or_default() += 1;
-        let fits = code == "limit.rate" || match what {
-            What::Bad => true,
-            What::Message { .. } | What::Ephemeral => {
-                matches!(code, "limit.backpressure" | "limit.rate" | "route.no_such_member" | "session.not_attached")
-            }
-            What::Other("rw.history_end") => matches!(code, "limit.history_busy" | "limit.backpressure" | "session.not_attached"),
-            What::Other("rw.welcome") => code.starts_with("limit."),
-            _ => matches!(code, "limit.backpressure" | "limit.rate" | "session.not_attached" | "session.already_attached" | "limit.attached"),
-        };
+        let fits = code == "limit.rate"
+            || match what {
+                What::Bad => true,
+                What::Message { .. } | What::Ephemeral => {
+                    matches!(code, "limit.backpressure" | "limit.rate" | "route.no_such_member" | "session.not_attached")
+                }
+                What::Other("rw.history_end") => {
+                    matches!(code, "limit.history_busy" | "limit.backpressure" | "session.not_attached")
+                }
+                What::Other("rw.welcome") => code.starts_with("limit."),
+                _ => matches!(
+                    code,
+                    "limit.backpressure" | "limit.rate" | "session.not_attached" | "session.already_attached" | "limit.attached"
+                ),
+            };
         if !fits {
             let complaint = format!("{}: {what:?} was refused: {envelope}", self.clients[c].id);
             self.oracle.wrong(complaint);
@@ -853,7 +866,12 @@ impl World {
             6 => wire::message(&mut out, 2, b"binary", &mut self.random),
             7 => out.extend((0..200).map(|_| self.random.next().to_le_bytes()[0])),
             8 => wire::message(&mut out, 8, &[3], &mut self.random),
-            9 => wire::message(&mut out, 1, b"{\"type\":\"chat\",\"id\":\"1\",\"session_id\":\"s.0\",\"payload\":1}", &mut self.random),
+            9 => wire::message(
+                &mut out,
+                1,
+                b"{\"type\":\"chat\",\"id\":\"1\",\"session_id\":\"s.0\",\"payload\":1}",
+                &mut self.random,
+            ),
             10 => out.extend([0x01, 0x80, 0, 0, 0, 0]),
             11 => (0..30).for_each(|_| wire::message(&mut out, 1, b"{}", &mut self.random)),
             12 => return self.end_link(c, true),

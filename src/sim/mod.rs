@@ -50,12 +50,7 @@ fn plan(random: &mut Random) -> Plan {
         delay_us: random.pick(&[0, 500, 5_000]),
         pauses: random.pick(&[0, 0, 2]),
     };
-    Plan {
-        shards: usize::try_from(random.between(1, 3)).unwrap(),
-        lane_depth: random.pick(&[2, 8, 64, 1024]),
-        faults,
-        settings,
-    }
+    Plan { shards: usize::try_from(random.between(1, 3)).unwrap(), lane_depth: random.pick(&[2, 8, 64, 1024]), faults, settings }
 }
 
 fn populate(world: &mut World, random: &mut Random) {
@@ -169,8 +164,7 @@ fn settle(world: &mut World) {
 
 /// What must hold across shards when nothing is under way.
 fn check_rest(world: &mut World) {
-    let (mut mirrored, mut fed, mut placed, mut attached) =
-        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut mirrored, mut fed, mut placed, mut attached) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let (mut open, mut ended, mut accepted) = (0, 0, 0);
     for seat in &world.seats {
         let (here, there) = seat.core.mirror_pairs();
@@ -258,10 +252,8 @@ fn seed() {
 fn two_hundred_seeds() {
     let (mut delivered, mut acked) = (0, 0);
     let outcomes: Vec<Outcome> = (0..SEEDS).map(judge).collect();
-    let failed: Vec<String> = (0..)
-        .zip(&outcomes)
-        .filter_map(|(seed, outcome)| Some(format!("{seed:#x}: {}", outcome.violations.first()?)))
-        .collect();
+    let failed: Vec<String> =
+        (0..).zip(&outcomes).filter_map(|(seed, outcome)| Some(format!("{seed:#x}: {}", outcome.violations.first()?))).collect();
     assert!(failed.is_empty(), "{} of {SEEDS} seeds failed; run one with RINGWAY_SEED:\n{}", failed.len(), failed.join("\n"));
     for outcome in outcomes {
         delivered += outcome.delivered;

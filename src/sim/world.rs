@@ -79,8 +79,7 @@ pub struct World {
 /// An HS256 token (RFC 7519).
 pub fn token(sub: &str, sessions: &[&str], roles: &[String], now_s: u64, lifetime_s: u64) -> String {
     let header = serde_json::json!({ "alg": "HS256", "typ": "JWT", "kid": "k" });
-    let claims =
-        serde_json::json!({ "sub": sub, "sid": sessions, "roles": roles, "iat": now_s, "exp": now_s + lifetime_s });
+    let claims = serde_json::json!({ "sub": sub, "sid": sessions, "roles": roles, "iat": now_s, "exp": now_s + lifetime_s });
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), signed.as_bytes());
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag))

@@ -4,7 +4,7 @@
 use super::affinity;
 use super::stats::{Counters, Series, Stats, Timing, Window};
 use crate::clock::{now_ns, sleep_ms};
-use crate::measure;
+use crate::measure::{self, Cpu};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -99,9 +99,9 @@ pub struct Sample {
     pub bytes_out: u64,
     pub failed: u64,
     pub open: u64,
-    pub server_cpu_ns: Option<u64>,
+    pub server_cpu: Option<Cpu>,
     pub server_rss_bytes: Option<u64>,
-    pub worker_cpu_ns: Vec<u64>,
+    pub worker_cpu: Vec<Cpu>,
 }
 
 /// What came out.
@@ -144,15 +144,28 @@ impl<T> Run<T> {
     }
 
     /// The server's time on the CPU in the window.
-    pub fn server_cpu_ns(&self) -> Option<u64> {
-        Some(self.end().server_cpu_ns?.saturating_sub(self.start().server_cpu_ns?))
+    pub fn server_cpu(&self) -> Option<Cpu> {
+        Some(self.end().server_cpu?.since(self.start().server_cpu?))
     }
 
     /// The busiest worker's share of its core.
     pub fn generator_busy(&self) -> f64 {
-        let wall_ns = (self.end().at_ns - self.start().at_ns).max(1) as f64;
-        let used = self.end().worker_cpu_ns.iter().zip(&self.start().worker_cpu_ns);
-        used.map(|(end, start)| end.saturating_sub(*start) as f64 / wall_ns).fold(0.0, f64::max)
+        self.shares().map(|cpu| cpu.on_ns as f64).fold(0.0, f64::max) / self.wall_ns()
+    }
+
+    /// The share of the window in which a worker or the server was ready to run and others had its core.
+    pub fn held_up(&self) -> f64 {
+        let server = self.server_cpu().map_or(0, |cpu| cpu.waiting_ns) as f64;
+        self.shares().map(|cpu| cpu.waiting_ns as f64).fold(server, f64::max) / self.wall_ns()
+    }
+
+    fn wall_ns(&self) -> f64 {
+        (self.end().at_ns - self.start().at_ns).max(1) as f64
+    }
+
+    fn shares(&self) -> impl Iterator<Item = Cpu> {
+        let pairs = self.end().worker_cpu.iter().zip(&self.start().worker_cpu);
+        pairs.map(|(end, start)| end.since(*start))
     }
 
     /// A worker's series, merged.
@@ -299,9 +312,9 @@ fn sample(plan: &Plan, counters: &[Arc<Counters>], threads: &[AtomicI32], memory
         bytes_out: sum(&|c| c.bytes_out.get()),
         failed: sum(&|c| c.failed.get()),
         open: sum(&|c| c.open.get()),
-        server_cpu_ns: plan.pid.filter(|_| memory).and_then(measure::process_cpu_ns),
+        server_cpu: plan.pid.filter(|_| memory).and_then(measure::process_cpu),
         server_rss_bytes: plan.pid.filter(|_| memory).and_then(measure::rss_bytes),
-        worker_cpu_ns: threads.iter().map(|thread| measure::thread_cpu_ns(thread.load(Ordering::SeqCst)).unwrap_or(0)).collect(),
+        worker_cpu: threads.iter().map(|thread| measure::thread_cpu(thread.load(Ordering::SeqCst)).unwrap_or_default()).collect(),
     }
 }
 

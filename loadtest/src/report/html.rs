@@ -85,9 +85,21 @@ impl Chart {
     }
 }
 
-fn legend<'a>(names: impl Iterator<Item = &'a str>) -> String {
+/// What stands beside has the second colour in every chart.
+fn colors<'a>(report: &'a Report, names: impl Iterator<Item = &'a str>) -> Vec<(usize, &'a str)> {
+    let mut own = [0, 2, 3].into_iter().cycle();
+    names.map(|name| (if name.starts_with(&report.beside) { 1 } else { own.next().unwrap_or(0) }, name)).collect()
+}
+
+/// The next round number, so that quarters of it read well.
+fn round_up(value: f64) -> f64 {
+    let magnitude = 10_f64.powf(value.log10().floor());
+    [1.0, 2.0, 4.0, 6.0, 8.0].map(|step| step * magnitude).into_iter().find(|round| *round >= value).unwrap_or(10.0 * magnitude)
+}
+
+fn legend(names: &[(usize, &str)]) -> String {
     let keys: Vec<String> =
-        names.enumerate().map(|(at, name)| format!("<span class=\"key k{}\"></span>{}", at % 4, escape(name))).collect();
+        names.iter().map(|(color, name)| format!("<span class=\"key k{color}\"></span>{}", escape(name))).collect();
     format!("<p class=\"dim\">{}</p>", keys.join(""))
 }
 
@@ -136,14 +148,11 @@ fn percentiles(report: &Report) -> Option<String> {
         }
         mark *= 10.0;
     }
-    for (at, curve) in report.curves.iter().enumerate() {
-        chart.curve(at, curve.points.iter().map(|(quantile, us)| (stretched(*quantile), *us)));
+    let names = colors(report, report.curves.iter().map(|curve| curve.name.as_str()));
+    for (curve, (color, _)) in report.curves.iter().zip(&names) {
+        chart.curve(*color, curve.points.iter().map(|(quantile, us)| (stretched(*quantile), *us)));
     }
-    Some(format!(
-        "<h2>Latency by percentile</h2>{}{}",
-        legend(report.curves.iter().map(|curve| curve.name.as_str())),
-        chart.end()
-    ))
+    Some(format!("<h2>Latency by percentile</h2>{}{}", legend(&names), chart.end()))
 }
 
 fn timeline(report: &Report, title: &str, value: impl Fn(&Step) -> Option<f64>, label: impl Fn(f64) -> String) -> Option<String> {
@@ -160,21 +169,20 @@ fn timeline(report: &Report, title: &str, value: impl Fn(&Step) -> Option<f64>, 
     if high <= 0.0 {
         return None;
     }
+    let high = round_up(high);
     let last = all().map(|(at, _)| *at).fold(0.0, f64::max);
-    let mut chart = Chart::new(
-        title,
-        Scale { low: 0.0, high: last, logarithmic: false },
-        Scale { low: 0.0, high: high * 1.05, logarithmic: false },
-    );
+    let mut chart =
+        Chart::new(title, Scale { low: 0.0, high: last, logarithmic: false }, Scale { low: 0.0, high, logarithmic: false });
     for part in 0..=4 {
         let (x, y) = (last * f64::from(part) / 4.0, high * f64::from(part) / 4.0);
         chart.mark_x(x, &format!("{} s", number(x)));
         chart.mark_y(y, &label(y));
     }
-    for (at, (_, points)) in lines.iter().enumerate() {
-        chart.curve(at, points.iter().copied());
+    let names = colors(report, lines.iter().map(|(name, _)| *name));
+    for ((_, points), (color, _)) in lines.iter().zip(&names) {
+        chart.curve(*color, points.iter().copied());
     }
-    Some(format!("<h2>{}</h2>{}{}", escape(title), legend(lines.iter().map(|(name, _)| *name)), chart.end()))
+    Some(format!("<h2>{}</h2>{}{}", escape(title), legend(&names), chart.end()))
 }
 
 fn cell(spread: Option<&Spread>, unit: &str, runs: usize) -> String {
@@ -199,7 +207,7 @@ fn row(row: &Row, runs: usize, with_floor: bool) -> String {
 pub fn render(report: &Report) -> String {
     let settings: Vec<String> = report.settings.iter().map(|(name, value)| format!("{name} {value}")).collect();
     let with_floor = report.rows.iter().any(|row| row.floor.is_some());
-    let head = if with_floor { "<th>floor</th><th>ratio</th>" } else { "" };
+    let head = if with_floor { format!("<th>{}</th><th>ratio</th>", escape(&report.beside)) } else { String::new() };
     let rows: String = report.rows.iter().map(|one| row(one, report.runs, with_floor)).collect();
     let loss = &report.loss;
     let verdict = if report.passed { "Nothing lost, nothing twice." } else { "<span class=\"bad\">Failed.</span>" };
@@ -254,6 +262,11 @@ mod tests {
     fn what_a_user_typed_is_escaped() {
         let page = render(&report());
         assert!(page.contains("&lt;b&gt;&amp;") && !page.contains("<b>&"));
+    }
+
+    #[test]
+    fn a_scale_ends_at_a_round_number() {
+        assert_eq!([139_786.0, 2.0, 5.0, 61.0, 97.0].map(round_up), [200_000.0, 2.0, 6.0, 80.0, 100.0]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ pub mod table;
 
 use crate::engine::stats::Series;
 use crate::ledger::Loss;
-use crate::scenario::Measured;
+use crate::scenario::{HELD_UP, Measured};
 use serde::{Deserialize, Serialize};
 
 /// A figure of one run.
@@ -120,6 +120,8 @@ pub struct Report {
     pub scenario: String,
     pub settings: Vec<(String, String)>,
     pub runs: usize,
+    /// What stands in the rows' `floor`: the floor, or the same load without what the scenario adds.
+    pub beside: String,
     pub rows: Vec<Row>,
     pub curves: Vec<Curve>,
     pub timelines: Vec<NamedTimeline>,
@@ -145,6 +147,15 @@ impl Report {
             problems.extend(run.problems.iter().map(|problem| format!("{name}: {problem}")));
         }
         problems.truncate(40);
+        let mut notes = Vec::new();
+        let rows = rows(main.runs, floor.runs);
+        let held_up = rows.iter().filter(|row| row.name == HELD_UP).flat_map(|row| [Some(row.value), row.floor]).flatten();
+        if held_up.map(|held_up| held_up.high).fold(0.0, f64::max) > 3.0 {
+            notes.push(
+                "other load held these cores up: rates and latencies are that load's too, and CPU figures suffer in the caches"
+                    .into(),
+            );
+        }
         let mut curves = Vec::new();
         let mut timelines = Vec::new();
         for runs in [main, floor] {
@@ -160,13 +171,14 @@ impl Report {
             scenario: scenario.into(),
             settings,
             runs: main.runs.len(),
-            rows: rows(main.runs, floor.runs),
+            beside: floor.name.into(),
+            rows,
             curves,
             timelines,
             passed: loss.clean(),
             loss,
             problems,
-            notes: Vec::new(),
+            notes,
         }
     }
 }

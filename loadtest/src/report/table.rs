@@ -83,7 +83,7 @@ pub fn render(report: &Report) -> String {
     let with_floor = report.rows.iter().any(|row| row.floor.is_some());
     let mut head = vec!["".to_owned(), "measured".into()];
     if with_floor {
-        head.extend(["floor".into(), "ratio".into()]);
+        head.extend([report.beside.clone(), "ratio".into()]);
     }
     let rows: Vec<Vec<String>> =
         std::iter::once(head).chain(report.rows.iter().map(|row| cells(row, report.runs, with_floor))).collect();

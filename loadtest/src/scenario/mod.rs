@@ -20,6 +20,9 @@ use tokio::task::JoinHandle;
 /// How long messages may take after the window's end before they count as lost.
 pub const DRAIN_MS: u64 = 5_000;
 
+/// The figure that tells of other load on the machine.
+pub const HELD_UP: &str = "held up by others";
+
 /// One run of a scenario.
 #[derive(Default)]
 pub struct Measured {
@@ -129,7 +132,7 @@ pub fn common_figures<T>(run: Run<T>, noun: &str, plural: &str, loss: Loss) -> M
     let void = busy > BUSY_MAX;
     let completed = run.over(|sample| sample.completed);
     let mut figures = vec![Figure::higher(format!("{plural} a second"), "/s", completed as f64 / run.seconds()).void_if(void)];
-    if let Some(cpu_ns) = run.server_cpu_ns()
+    if let Some(cpu_ns) = run.server_cpu().map(|cpu| cpu.on_ns)
         && completed > 0
     {
         figures.push(Figure::lower(format!("server CPU a {noun}"), "ns", cpu_ns as f64 / completed as f64));
@@ -151,6 +154,7 @@ pub fn common_figures<T>(run: Run<T>, noun: &str, plural: &str, loss: Loss) -> M
         }
     }
     figures.push(Figure::neutral("generator busy", "%", busy * 100.0));
+    figures.push(Figure::neutral(HELD_UP, "%", run.held_up() * 100.0));
     let delivered = run.last.delivered_bytes.checked_div(run.last.completed);
     let mut loss = loss;
     loss.errors += run.last.failed;
@@ -177,9 +181,9 @@ fn timeline<T>(run: &Run<T>) -> Timeline {
             p99_us: latency.map(|latency| latency.value_at_quantile(0.99) as f64 / 1e3),
             rss_mib: pair[1].server_rss_bytes.map(|bytes| bytes as f64 / f64::from(1 << 20)),
             cpu_percent: pair[1]
-                .server_cpu_ns
-                .zip(pair[0].server_cpu_ns)
-                .map(|(end, start)| end.saturating_sub(start) as f64 / seconds / 1e7),
+                .server_cpu
+                .zip(pair[0].server_cpu)
+                .map(|(end, start)| end.since(start).on_ns as f64 / seconds / 1e7),
         }
     });
     Timeline { steps: steps.collect() }

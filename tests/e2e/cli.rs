@@ -1,0 +1,163 @@
+//! The command line: what it prints, how it ends, and what it says of mistakes.
+
+use crate::gateway::{Gateway, PATIENCE, SECRET, config, folder, run, run_command};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+#[test]
+fn a_wrong_configuration_is_one_line_for_each_mistake() {
+    let folder = folder();
+    let file = folder.join("ringway.toml");
+    let path = file.to_str().unwrap();
+    std::fs::write(folder.join("secret"), SECRET).unwrap();
+    std::fs::write(&file, config(&[])).unwrap();
+    assert_eq!(run(&["config", "check", path]), (0, "OK\n".to_owned(), String::new()));
+    for (text, parts) in [
+        ("[server]\nlissten = \"127.0.0.1:1\"\n", &["line 2", "server.lissten", "listen"][..]),
+        ("[limits]\nmax_message_bytes = 10\nmessages_burst = \"a\"\n", &["line 2", "line 3", "1024"][..]),
+        ("[server\n", &["line 1"][..]),
+        ("", &["auth.keys"][..]),
+        ("[[auth.keys]]\nkid = \"a\"\nalg = \"HS256\"\nfile = \"nowhere\"\n", &["nowhere"][..]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        for command in [&["config", "check", path][..], &["serve", "--config", path]] {
+            let (exit, stdout, stderr) = run(command);
+            assert_eq!((exit, &*stdout), (1, ""), "{text}: {stderr}");
+            assert!(parts.iter().all(|part| stderr.contains(part)), "{text}: {stderr}");
+            assert!(stderr.lines().all(|line| line.starts_with("ringway: ")), "{stderr}");
+        }
+    }
+    let (exit, _, stderr) = run(&["serve", "--config", "/nowhere/ringway.toml"]);
+    assert!(exit == 1 && stderr.contains("/nowhere/ringway.toml") && stderr.lines().count() == 1, "{stderr}");
+    std::fs::write(&file, config(&[])).unwrap();
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_ringway"));
+    let (exit, _, stderr) = run_command(serve.args(["serve", "--config", path]).env("RINGWAY_LIMITS__MESSAGES_BURST", "many"));
+    assert!(exit == 1 && stderr.contains("RINGWAY_LIMITS__MESSAGES_BURST"), "{stderr}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn defaults_are_a_configuration_and_docs_are_markdown() {
+    let (exit, defaults, _) = run(&["config", "defaults"]);
+    assert!(exit == 0 && defaults.contains("[limits]") && defaults.contains("max_message_bytes = 65536"), "{defaults}");
+    let (exit, docs, _) = run(&["config", "docs"]);
+    assert!(exit == 0 && docs.contains("| `max_message_bytes` |"), "{docs}");
+    assert_eq!(run(&["nonsense"]).0, 2);
+}
+
+#[test]
+fn an_occupied_port_is_one_line() {
+    let gateway = Gateway::start(&[]);
+    let folder = folder();
+    std::fs::write(folder.join("secret"), SECRET).unwrap();
+    std::fs::write(folder.join("ringway.toml"), config(&[("admin.listen", &format!("\"{}\"", gateway.admin))])).unwrap();
+    let (exit, _, stderr) = run(&["serve", "--config", folder.join("ringway.toml").to_str().unwrap()]);
+    std::fs::remove_dir_all(folder).unwrap();
+    assert_eq!(exit, 1);
+    assert!(stderr.lines().count() == 1 && stderr.contains(&gateway.admin.to_string()), "{stderr}");
+}
+
+#[test]
+fn keys_sign_tokens_that_the_gateway_takes() {
+    let folder = folder();
+    for algorithm in ["eddsa", "es256", "rs256", "hs256"] {
+        let place = folder.join(algorithm);
+        std::fs::create_dir_all(&place).unwrap();
+        let (exit, stdout, stderr) =
+            run(&["key", "new", "--alg", algorithm, "--kid", algorithm, "--out", place.to_str().unwrap()]);
+        assert_eq!(exit, 0, "{algorithm}: {stdout}{stderr}");
+        let files: Vec<_> = std::fs::read_dir(&place).unwrap().map(|file| file.unwrap().path()).collect();
+        let private = files.iter().find(|file| !file.to_str().unwrap().contains("pub")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(private).unwrap().permissions());
+        assert_eq!(mode & 0o077, 0, "{algorithm}: a private key is its owner's");
+        let (exit, token, stderr) = run(&[
+            "token",
+            "new",
+            "--key",
+            private.to_str().unwrap(),
+            "--sub",
+            "ana",
+            "--sid",
+            "s",
+            "--role",
+            "agent",
+            "--ttl",
+            "15m",
+        ]);
+        assert_eq!(exit, 0, "{algorithm}: {stderr}");
+        let token = token.trim();
+        assert_eq!(token.matches('.').count(), 2, "{algorithm}");
+        for key in &files {
+            let (exit, granted, stderr) = run(&["token", "verify", "--key", key.to_str().unwrap(), token]);
+            assert_eq!(exit, 0, "{algorithm} {key:?}: {stderr}");
+            assert!(granted.contains("ana") && granted.contains("agent"), "{granted}");
+        }
+        let mut forged = token.to_owned();
+        forged.replace_range(forged.len() - 6..forged.len() - 2, "AAAA");
+        let (exit, _, stderr) = run(&["token", "verify", "--key", private.to_str().unwrap(), &forged]);
+        assert!(exit == 1 && !stderr.contains(&forged), "{algorithm}: {stderr}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn the_doctor_says_whether_it_can_run() {
+    let (exit, stdout, stderr) = run(&["doctor"]);
+    assert!(stdout.contains("io_uring") && stdout.contains("kernel"), "{stdout}{stderr}");
+    assert_eq!(exit == 1, stdout.contains("BLOCKING"), "{stdout}");
+    let folder = folder();
+    std::fs::write(folder.join("ringway.toml"), config(&[("server.max_connections", "10000000")])).unwrap();
+    let (exit, stdout, _) = run(&["doctor", "--config", folder.join("ringway.toml").to_str().unwrap()]);
+    std::fs::remove_dir_all(folder).unwrap();
+    assert!(exit == 1 && stdout.contains("BLOCKING") && stdout.contains("max_connections"), "{stdout}");
+}
+
+#[test]
+fn dev_prints_a_url_a_token_and_lines_to_paste_that_work() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ringway"))
+        .args(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (sink, lines) = std::sync::mpsc::channel();
+    let stdout = child.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            sink.send(line).unwrap();
+        }
+    });
+    let mut text = Vec::new();
+    while !text.iter().any(|line: &String| line.contains("Ctrl-C")) {
+        text.push(lines.recv_timeout(PATIENCE).unwrap());
+    }
+    let url = text.iter().find_map(|line| line.trim().strip_prefix("url")).unwrap().trim().to_owned();
+    assert!(text.iter().any(|line| line.contains("NOT for the Internet")), "{text:#?}");
+    let address = url.strip_prefix("ws://").unwrap().strip_suffix("/v1/ws").unwrap().parse().unwrap();
+    let admin = text.iter().find_map(|line| line.trim().strip_prefix("admin")).unwrap().trim();
+    assert!(!admin.contains(":0/"), "{admin}");
+    // The two hellos to paste are let in, and their clients hear each other.
+    let hellos: Vec<&str> =
+        text.iter().filter_map(|line| Some(&line[line.find(r#"{"type":"rw.hello""#)?..=line.rfind('}')?])).collect();
+    assert_eq!(hellos.len(), 2, "{text:#?}");
+    let mut clients: Vec<crate::raw::Raw> = hellos
+        .iter()
+        .map(|hello| {
+            let mut raw = crate::raw::Raw::connect(address);
+            raw.upgrade(crate::raw::UPGRADE);
+            raw.send(&crate::raw::text(hello));
+            assert_eq!(raw.json()["type"], "rw.welcome");
+            assert_eq!(raw.json()["type"], "rw.caught_up");
+            raw
+        })
+        .collect();
+    clients[0].send(&crate::raw::text(r#"{"type":"chat","id":"m-1","session_id":"s-42","payload":"hello from ana"}"#));
+    assert_eq!(clients[0].json()["type"], "rw.ack");
+    let heard: Value = clients[1].json();
+    assert_eq!((&heard["payload"], &heard["from"]), (&"hello from ana".into(), &"dev/ana".into()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    reader.join().unwrap();
+}

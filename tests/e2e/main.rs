@@ -1,0 +1,42 @@
+//! What the gateway promises to its clients and operators, a file for each promise, against the real binary with an
+//! independent client: nothing of the gateway's code is linked into these tests.
+//!
+//! A contained panic (a decoder that panics closes its own connection, 1011) can't be provoked from outside: no known bytes do
+//! it, which is what the fuzz targets look for.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test process of its own, not the gateway")]
+#![allow(dead_code, reason = "the support files serve several test binaries")]
+
+#[path = "../support/gateway.rs"]
+mod gateway;
+#[path = "../support/raw.rs"]
+mod raw;
+#[path = "../support/token.rs"]
+mod token;
+
+mod client;
+
+mod acks_and_idempotency;
+mod attach_detach;
+mod backpressure_and_rates;
+mod channels_across_shards;
+mod cli;
+mod client_addresses;
+mod control_thread;
+mod deflate;
+mod drain_within_grace;
+mod ephemeral;
+mod heartbeat;
+mod hello_and_welcome;
+mod history;
+mod members_and_watch;
+mod origins;
+mod presence_grace;
+mod receipts;
+mod refresh_expiry_replacement;
+mod reload;
+mod resume_after_reconnect;
+mod rooms;
+mod routing;
+mod slow_reader_harms_nobody;
+mod tls;
+mod without_io_uring;

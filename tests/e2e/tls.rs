@@ -1,0 +1,102 @@
+//! wss: TLS 1.2 and 1.3 with ALPN http/1.1, over the same port and the same code.
+
+use crate::client::{Client, Hello, Stream, code, upgrade};
+use crate::gateway::Gateway;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::json;
+use std::sync::Arc;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+fn data(name: &str) -> String {
+    format!("{}/tests/data/tls/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn start(shards: &str, more: &[(&str, &str)]) -> Gateway {
+    let (certificate, key) = (format!("{:?}", data("localhost.cert.pem")), format!("{:?}", data("localhost.key.pem")));
+    let mut settings = vec![("server.shards", shards), ("tls.certificate", &certificate), ("tls.key", &key)];
+    settings.extend(more);
+    Gateway::start(&settings)
+}
+
+fn client(versions: &[&'static rustls::SupportedProtocolVersion], alpn: &[&str]) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(data("localhost.cert.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
+}
+
+async fn connect(gateway: &Gateway, connector: &TlsConnector) -> std::io::Result<(Box<dyn Stream>, Option<Vec<u8>>)> {
+    let stream = TcpStream::connect(gateway.address).await.unwrap();
+    let stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await?;
+    let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+    Ok((Box::new(stream), alpn))
+}
+
+const ALL: [&rustls::SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
+
+async fn join(gateway: &Gateway, connector: &TlsConnector, session: &str, client_id: &str) -> Client {
+    let (stream, _) = connect(gateway, connector).await.unwrap();
+    let (stream, status, head) = upgrade(stream, "/v1/ws", "").await;
+    assert_eq!(status, 101, "{head}");
+    Client::over(stream).greet(Hello::new(session, client_id)).await
+}
+
+#[tokio::test]
+async fn messages_cross_tls_on_both_versions_and_both_shards() {
+    let gateway = start("2", &[("limits.messages_per_second", "0"), ("limits.bytes_per_second", "0")]);
+    for version in ALL {
+        let connector = client(&[version], &["http/1.1"]);
+        // Several sessions, so that some connections change shards with their TLS state.
+        for number in 0..6 {
+            let session = format!("s-{number}");
+            let mut ana = join(&gateway, &connector, &session, "ana").await;
+            let mut ben = join(&gateway, &connector, &session, "ben").await;
+            for size in [1, 1_000, 20_000, 60_000] {
+                ana.publish("session", "x".repeat(size)).await;
+            }
+            let heard = ben.heard().await;
+            assert_eq!(heard.iter().map(|text| text.as_str().unwrap().len()).collect::<Vec<_>>(), [1, 1_000, 20_000, 60_000]);
+            assert_eq!(code(&ana.command("rw.history", json!({"limit": 0})).await), "envelope.invalid");
+            ana.close().await;
+            ben.vanish().await;
+        }
+    }
+    gateway.until_metric("ringway_connections", "", |connections| connections == 0);
+    assert!(gateway.metric("ringway_handed_over_total", "") >= 1);
+}
+
+#[tokio::test]
+async fn alpn_is_http_1_1_or_nothing() {
+    let gateway = start("1", &[]);
+    let (_, alpn) = connect(&gateway, &client(&ALL, &["h2", "http/1.1"])).await.unwrap();
+    assert_eq!(alpn.as_deref(), Some(&b"http/1.1"[..]));
+    let (_, alpn) = connect(&gateway, &client(&ALL, &[])).await.unwrap();
+    assert_eq!(alpn, None);
+    let error = connect(&gateway, &client(&ALL, &["h2"])).await.map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("NoApplicationProtocol"), "{error}");
+    let mut clear = crate::raw::Raw::connect(gateway.address);
+    clear.send(crate::raw::UPGRADE.as_bytes());
+    assert!(!clear.rest().starts_with(b"HTTP"), "clear text on a TLS port is no HTTP");
+}
+
+#[test]
+fn a_key_of_another_certificate_does_not_start() {
+    let folder = crate::gateway::folder();
+    std::fs::write(folder.join("secret"), crate::gateway::SECRET).unwrap();
+    let (certificate, key) = (format!("{:?}", data("localhost.cert.pem")), format!("{:?}", data("other.key.pem")));
+    std::fs::write(folder.join("ringway.toml"), crate::gateway::config(&[("tls.certificate", &certificate), ("tls.key", &key)]))
+        .unwrap();
+    let (exit, _, stderr) = crate::gateway::run(&["serve", "--config", folder.join("ringway.toml").to_str().unwrap()]);
+    std::fs::remove_dir_all(folder).unwrap();
+    assert_eq!((exit, stderr.lines().count()), (1, 1), "{stderr}");
+    assert!(stderr.contains("[tls]"), "{stderr}");
+}
