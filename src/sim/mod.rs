@@ -107,7 +107,11 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
             _ => {}
         }
     }
+    let busy = world.steps;
     settle(&mut world);
+    if std::env::var("RINGWAY_SEED").is_ok() {
+        eprintln!("{busy} steps, {} to rest, {} ms of its time", world.steps - busy, world.now_ns / 1_000_000);
+    }
     if world.oracle.violations.is_empty() {
         world.oracle.finish();
     }
