@@ -444,7 +444,8 @@ impl Core {
         for ordered in ordered {
             self.counters.buffer_bytes.subtract(ordered.what.bytes() as u64);
             if let Waiting::Frame(frame) | Waiting::Passing(frame) | Waiting::History(frame) | Waiting::Detached(frame) =
-                ordered.what {
+                ordered.what
+            {
                 self.buffers.give(frame);
             }
         }

@@ -209,9 +209,7 @@ impl Core {
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
         let used = match member {
-            Some(member) => {
-                self.sessions.members.get_mut(member).map(|member| &mut **member.used.get_or_insert_default())
-            }
+            Some(member) => self.sessions.members.get_mut(member).map(|member| &mut **member.used.get_or_insert_default()),
             None => Some(&mut self.posted),
         };
         if let Some(used) = used {

@@ -3,6 +3,7 @@
 use super::oracle::{Begin, addresses};
 use super::wire::{self, ServerFrame};
 use super::world::{World, token};
+use crate::time::Tick;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -133,6 +134,11 @@ impl Client {
 
     pub fn is_open(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.phase == Phase::Open)
+    }
+
+    /// Comes back no sooner than that.
+    pub const fn stay_away_ms(&mut self, now: &Tick, ms: u64) {
+        self.away_until = now.mono_ns + ms * 1_000_000;
     }
 
     /// What it waits for an answer to.

@@ -208,14 +208,7 @@ impl Oracle {
             }
             let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
             let since = self.views.len();
-            stays.push(Stay {
-                may_from: begin.start_seq,
-                must_from,
-                must_to: u64::MAX,
-                may_to: u64::MAX,
-                leaving: 0,
-                since,
-            });
+            stays.push(Stay { may_from: begin.start_seq, must_from, must_to: u64::MAX, may_to: u64::MAX, leaving: 0, since });
         }
         for room in lost {
             self.wrong(format!("{} in {}: the welcome's rooms are wrong about {room}", begin.client, begin.session));
@@ -226,7 +219,14 @@ impl Oracle {
     pub fn joining(&mut self, client: &str, session: &str, room: &str, head: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         if !stays.iter().any(Stay::sure) {
-            stays.push(Stay { may_from: head + 1, must_from: u64::MAX, must_to: u64::MAX, may_to: u64::MAX, leaving: 0, since: 0 });
+            stays.push(Stay {
+                may_from: head + 1,
+                must_from: u64::MAX,
+                must_to: u64::MAX,
+                may_to: u64::MAX,
+                leaving: 0,
+                since: 0,
+            });
         }
     }
 
@@ -355,9 +355,7 @@ impl Oracle {
         let missing: Vec<u64> = log
             .records
             .range(first.max(oldest)..=last)
-            .filter(|(seq, record)| {
-                !seqs.contains(seq) && self.entitled(view, **seq, record, true).0
-            })
+            .filter(|(seq, record)| !seqs.contains(seq) && self.entitled(view, **seq, record, true).0)
             .map(|(seq, _)| *seq)
             .collect();
         if !missing.is_empty() {
@@ -376,8 +374,7 @@ impl Oracle {
             text: None,
         };
         // Its place is somewhere up to the head.
-        let may = (view.start..=head + 1)
-            .any(|seq| self.entitled(number, seq, &record, false).1);
+        let may = (view.start..=head + 1).any(|seq| self.entitled(number, seq, &record, false).1);
         if !may {
             let complaint = format!("{} in {}: an ephemeral message was not for it: {envelope}", view.client, view.session);
             self.wrong(complaint);
@@ -406,8 +403,9 @@ impl Oracle {
         let view = &mut self.views[view];
         // A gap may reach beyond it.
         let beyond = view.delivered.last().is_some_and(|last| *last > seq);
-        let complaint = (view.caught_up || seq != view.welcome_seq || beyond)
-            .then(|| format!("{} in {}: caught_up {seq}, welcome {}, last {}", view.client, view.session, view.welcome_seq, view.last));
+        let complaint = (view.caught_up || seq != view.welcome_seq || beyond).then(|| {
+            format!("{} in {}: caught_up {seq}, welcome {}, last {}", view.client, view.session, view.welcome_seq, view.last)
+        });
         view.caught_up = true;
         view.position = view.position.max(seq);
         if let Some(complaint) = complaint {
