@@ -10,7 +10,7 @@ use crate::ids::ConnId;
 use crate::io::Io;
 use crate::limits::SEND_BYTES_MAX;
 use crate::log::{Audience, Entry, HEADER_BYTES};
-use crate::session::{MemberKey, Place, SessionKey};
+use crate::session::{MemberKey, Place, SessionKey, StreamKey};
 use crate::time::Tick;
 
 /// Lane messages handled in one turn, of each speaking shard.
@@ -90,7 +90,11 @@ impl Core {
                     self.publish_entitlements(io, member);
                 }
             }
-            LaneMessage::Evict { to } => self.doom(to.conn, CloseReason::TooSlow),
+            LaneMessage::Evict { to } => {
+                if self.attachment_at(to).is_some() {
+                    self.doom(to.conn, CloseReason::TooSlow);
+                }
+            }
             LaneMessage::Replaced { to } => self.on_replaced(io, to, now),
             LaneMessage::Records(batch) => self.on_records(io, *batch),
             LaneMessage::Credit { session, shard, buffer } => {
@@ -183,7 +187,7 @@ impl Core {
         again
     }
 
-    fn batch_of(&mut self, stream: crate::session::StreamKey, session: u64, from: u64) -> Batch {
+    fn batch_of(&mut self, stream: StreamKey, session: u64, from: u64) -> Batch {
         let mut records = self.buffers.take();
         let mut count = 0;
         if let Some(stream) = self.streams.get(stream) {
@@ -212,8 +216,11 @@ impl Core {
         if stream.opening || batch.first_seq != stream.index.head() + 1 {
             // Its first records, or those after a hole: readers behind it ask the home for pages.
             stream.opening = false;
+            let old_head = stream.index.head();
             stream.index.restart(batch.first_seq);
+            self.unrest_readers(key, old_head);
         }
+        let Some(stream) = self.streams.get_mut(key) else { return };
         let mut rest = &batch.records[..];
         while let Some((lengths, behind)) = rest.split_first_chunk::<8>() {
             let word = |at: usize| u32::from_le_bytes([lengths[at], lengths[at + 1], lengths[at + 2], lengths[at + 3]]);
@@ -230,6 +237,18 @@ impl Core {
             buffer.clear();
             let credit = LaneMessage::Credit { session: batch.session, shard: self.shard_number(), buffer };
             self.send_control(io, home, credit);
+        }
+    }
+
+    /// A hole has opened before readers at rest: they look at it from where they were instead of going straight to what is new.
+    fn unrest_readers(&mut self, key: StreamKey, old_head: u64) {
+        let readers = self.streams.get(key).map(|stream| stream.readers.clone()).unwrap_or_default();
+        for reader in readers {
+            if let Some(attachment) = self.conn_mut(reader.conn).and_then(|conn| conn.attachment_mut(reader.attachment))
+                && std::mem::take(&mut attachment.idle)
+            {
+                attachment.cursor = attachment.cursor.max(old_head);
+            }
         }
     }
 
@@ -250,7 +269,10 @@ impl Core {
 
     /// A reader elsewhere is behind what its mirror holds: it gets a page of what it may see.
     fn on_pull<I: Io>(&mut self, io: &mut I, key: MemberKey, place: Place, after: u64) {
-        let Some(member) = self.sessions.members.get(key).filter(|member| member.place == Some(place)) else { return };
+        // Also for one that was detached meanwhile: it reads up to the place of its last reply.
+        let Some(member) = self.sessions.members.get(key) else {
+            return self.send_reply(place, LaneMessage::Evict { to: place });
+        };
         let Some((hash, stream_key)) = self.sessions.sessions.get(member.session).map(|session| (session.hash, session.stream))
         else {
             return;

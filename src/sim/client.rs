@@ -3,6 +3,7 @@
 use super::oracle::{Begin, addresses};
 use super::wire::{self, ServerFrame};
 use super::world::{World, token};
+use crate::time::Tick;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -39,7 +40,7 @@ pub enum What {
     },
     Ephemeral,
     Join(String),
-    Leave(String),
+    Leave(String, u64),
     Ping {
         acked_max: u64,
     },
@@ -133,6 +134,11 @@ impl Client {
 
     pub fn is_open(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.phase == Phase::Open)
+    }
+
+    /// Comes back no sooner than that.
+    pub const fn stay_away_ms(&mut self, now: &Tick, ms: u64) {
+        self.away_until = now.mono_ns + ms * 1_000_000;
     }
 
     /// What it waits for an answer to.
@@ -598,7 +604,7 @@ impl World {
         let fits = match &what {
             What::Message { .. } => kind == "rw.ack",
             What::Join(_) => kind == "rw.joined",
-            What::Leave(_) => kind == "rw.left",
+            What::Leave(..) => kind == "rw.left",
             What::Ping { .. } => kind == "rw.pong",
             What::Attach { .. } => kind == "rw.attached",
             What::Other(expected) => kind == *expected,
@@ -619,9 +625,9 @@ impl World {
             What::Join(room) => {
                 self.oracle.joined(&me, session, &room, seq);
             }
-            What::Leave(room) => {
+            What::Leave(room, number) => {
                 let head = self.bounds(session).1;
-                self.oracle.left(&me, session, &room, head);
+                self.oracle.left(&me, session, &room, head, number);
             }
             What::Ping { acked_max } => {
                 if let Some(view) = self.view(c, session, kind) {
@@ -783,8 +789,9 @@ impl World {
             }
             59..=62 if plain => {
                 let (room, head) = (self.random.pick(&ROOMS), self.bounds(&session).1);
-                self.oracle.leaving(&me, &session, room, head);
-                self.command(c, "rw.leave", &session, json!({"room": room}), What::Leave(room.to_owned()));
+                let number = self.clients[c].counter + 1;
+                self.oracle.leaving(&me, &session, room, head, number);
+                self.command(c, "rw.leave", &session, json!({"room": room}), What::Leave(room.to_owned(), number));
             }
             63..=68 => {
                 let session = self.random.pick(&["s.0", "s.1", "s.2", "channel:c.0"]).to_owned();

@@ -24,6 +24,8 @@ use world::{Plan, World};
 
 /// Seeds of every test run.
 const SEEDS: u64 = 200;
+/// How long clients are busy.
+const ACTIVE_MS: u64 = 2_000;
 /// The longest time, of the world's, that it may take to come to rest without faults.
 const SETTLE_MS: u64 = 120_000;
 
@@ -105,7 +107,11 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
             _ => {}
         }
     }
+    let busy = world.steps;
     settle(&mut world);
+    if std::env::var("RINGWAY_SEED").is_ok() {
+        eprintln!("{busy} steps, {} to rest, {} ms of its time", world.steps - busy, world.now_ns / 1_000_000);
+    }
     if world.oracle.violations.is_empty() {
         world.oracle.finish();
     }
@@ -201,7 +207,7 @@ fn shut_down(world: &mut World) {
 
 /// Runs a seed, a panic included in what is wrong with it.
 fn judge(seed: u64) -> Outcome {
-    std::panic::catch_unwind(|| run(seed, 3_000, None)).unwrap_or_else(|_| Outcome {
+    std::panic::catch_unwind(|| run(seed, ACTIVE_MS, None)).unwrap_or_else(|_| Outcome {
         trace: 0,
         violations: vec!["panic".to_owned()],
         delivered: 0,

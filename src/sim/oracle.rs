@@ -30,8 +30,8 @@ struct Stay {
     must_from: u64,
     must_to: u64,
     may_to: u64,
-    /// A leave was sent since.
-    leaving: bool,
+    /// The number of the leave that was sent since; 0: none.
+    leaving: u64,
     /// A room named on attaching counts for the replay, not for what earlier attachments saw: the first view it is sure for.
     since: usize,
 }
@@ -208,7 +208,7 @@ impl Oracle {
             }
             let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
             let since = self.views.len();
-            stays.push(Stay { may_from: begin.start_seq, must_from, must_to: u64::MAX, may_to: u64::MAX, leaving: false, since });
+            stays.push(Stay { may_from: begin.start_seq, must_from, must_to: u64::MAX, may_to: u64::MAX, leaving: 0, since });
         }
         for room in lost {
             self.wrong(format!("{} in {}: the welcome's rooms are wrong about {room}", begin.client, begin.session));
@@ -224,7 +224,7 @@ impl Oracle {
                 must_from: u64::MAX,
                 must_to: u64::MAX,
                 may_to: u64::MAX,
-                leaving: false,
+                leaving: 0,
                 since: 0,
             });
         }
@@ -239,18 +239,20 @@ impl Oracle {
     }
 
     /// A leave was sent when the session's head was `head`.
-    pub fn leaving(&mut self, client: &str, session: &str, room: &str, head: u64) {
+    pub fn leaving(&mut self, client: &str, session: &str, room: &str, head: u64, number: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         for stay in stays.iter_mut().filter(|stay| stay.open()) {
             stay.must_to = stay.must_to.min(head);
-            stay.leaving = true;
+            if stay.leaving == 0 {
+                stay.leaving = number;
+            }
         }
     }
 
     /// It is out of the room, at the latest at `head`.
-    pub fn left(&mut self, client: &str, session: &str, room: &str, head: u64) {
+    pub fn left(&mut self, client: &str, session: &str, room: &str, head: u64, number: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
-        for stay in stays.iter_mut().filter(|stay| stay.open() && stay.leaving) {
+        for stay in stays.iter_mut().filter(|stay| stay.open() && (1..=number).contains(&stay.leaving)) {
             stay.may_to = head;
             stay.must_to = stay.must_to.min(head);
         }

@@ -74,6 +74,7 @@ pub struct World {
     /// Spoils what a client tells the oracle, to see the oracle object.
     pub sabotage: Option<super::client::Sabotage>,
     pub connections: u64,
+    pub steps: u64,
 }
 
 /// An HS256 token (RFC 7519).
@@ -141,6 +142,7 @@ impl World {
             settling: false,
             sabotage: None,
             connections: 0,
+            steps: 0,
         }
     }
 
@@ -332,6 +334,7 @@ impl World {
 
     /// One step: some shards run, clients act, time goes on. False where nothing is left to happen.
     pub fn step(&mut self) -> bool {
+        self.steps += 1;
         let mut ran = false;
         let first = self.random.index(self.seats.len());
         for step in 0..self.seats.len() {
@@ -371,7 +374,8 @@ impl World {
         let slots = slots.flat_map(|slot| [slot.quiet_ns, slot.writable_ns.filter(|at| *at > self.now_ns)]).flatten();
         let bells = self.bells.iter().flatten().copied();
         let clients = self.clients.iter().filter_map(|client| self.client_due(client));
-        seats.chain(paused).chain(slots).chain(bells).chain(clients).min()
+        // What is due and was not done waits for a shard that stands still.
+        seats.chain(paused).chain(slots).chain(bells).chain(clients).filter(|at| *at > self.now_ns).min()
     }
 
     /// Whether every replay is over.
