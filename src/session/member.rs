@@ -36,7 +36,7 @@ pub struct Member {
     /// Its durable cursor: the last `rw.received`.
     pub received_seq: u64,
     /// The ids it used lately.
-    pub used: Dedupe,
+    pub used: Option<Box<Dedupe>>,
     /// Raw JSON of `rw.presence.set`.
     pub presence: Option<Box<str>>,
     /// When it came (Unix ms).

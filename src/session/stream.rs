@@ -43,7 +43,7 @@ impl Stream {
             hash,
             home,
             index: Index::starting_at(next),
-            readers: Vec::new(),
+            readers: Vec::with_capacity(1),
             broadcast_from: 0,
             dirty: false,
             opening: home.is_some(),

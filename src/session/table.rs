@@ -77,7 +77,7 @@ impl Sessions {
 
     /// Adds a session.
     pub fn create(&mut self, hash: u64, stream: StreamKey, epoch: u64, channel: bool) -> SessionKey {
-        let (members, watchers, mirrors) = (Vec::new(), Vec::new(), Vec::new());
+        let (members, watchers, mirrors) = (Vec::with_capacity(1), Vec::new(), Vec::new());
         let key = self.sessions.insert(Session { hash, stream, epoch, members, watchers, mirrors, channel });
         self.by_hash.insert_unique(hash, (hash, key), |(hash, _)| *hash);
         key
@@ -284,7 +284,7 @@ mod tests {
             entitlements,
             place: None,
             received_seq: 0,
-            used: crate::session::Dedupe::default(),
+            used: None,
             presence: None,
             since_ms: 0,
             away_since_ms: 0,

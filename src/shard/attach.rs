@@ -11,8 +11,7 @@ use crate::ids::ConnId;
 use crate::io::Io;
 use crate::protocol::{ErrorCode, Failure, Head, Refusal, SessionStart, Welcome};
 use crate::session::{
-    Dedupe, Entitlements, Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream,
-    StreamKey, start,
+    Entitlements, Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, start,
 };
 use crate::time::Tick;
 use crate::ws::Opcode;
@@ -134,7 +133,7 @@ impl Core {
             entitlements,
             place: None,
             received_seq: 0,
-            used: Dedupe::default(),
+            used: None,
             presence: None,
             since_ms: now.wall_ms,
             away_since_ms: 0,
@@ -216,7 +215,7 @@ impl Core {
         }
         let reader = u32::try_from(entry.readers.len()).unwrap_or(u32::MAX);
         entry.readers.push(Reader { conn: place.conn, attachment: place.attachment });
-        let attachment = Box::new(Attachment {
+        let attachment = Attachment {
             stream,
             member: answer.member,
             cursor: answer.cursor,
@@ -228,7 +227,7 @@ impl Core {
             reader,
             entitlements: answer.entitlements.clone(),
             ordered: VecDeque::new(),
-        });
+        };
         if let Some(slot) = self.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment))) {
             *slot = Slot::Attached(attachment);
         }
@@ -293,18 +292,19 @@ impl Core {
         let attached_max = self.snapshot.settings.limits.max_attached_sessions;
         let head = Head { id: &request.command_id.clone(), session_id: &request.session_id.clone() };
         let Some(conn) = self.conn(id) else { return };
-        let mut used = 0;
-        for slot in &conn.slots {
-            let session = match slot {
-                Slot::Free => continue,
-                Slot::Asked(asked) => Some(asked.session),
-                Slot::Attached(attachment) => self.streams.get(attachment.stream).map(|stream| stream.hash),
-            };
+        let sessions = conn.slots.iter().filter_map(|slot| match slot {
+            Slot::Free => None,
+            Slot::Asked(asked) => Some(asked.session),
+            Slot::Attached(attachment) => self.streams.get(attachment.stream).map(|stream| stream.hash),
+        });
+        let (mut used, mut again) = (0, false);
+        for session in sessions {
             used += 1;
-            if session == Some(request.session) {
-                let message = "this connection is attached to the session already: detach first to start anew";
-                return self.refuse_with(id, head, ErrorCode::SessionAlreadyAttached, message, Some("/session_id"));
-            }
+            again |= session == request.session;
+        }
+        if again {
+            let message = "this connection is attached to the session already: detach first to start anew";
+            return self.refuse_with(id, head, ErrorCode::SessionAlreadyAttached, message, Some("/session_id"));
         }
         if used >= attached_max {
             self.counters.limit_reached(LimitReached::AttachedSessions);
@@ -312,10 +312,7 @@ impl Core {
             return self.refuse_with(id, head, ErrorCode::LimitAttached, &message, Some("/session_id"));
         }
         let Some(conn) = self.conn_mut(id) else { return };
-        let number = conn.slots.iter().position(|slot| matches!(slot, Slot::Free)).unwrap_or_else(|| {
-            conn.slots.push(Slot::Free);
-            conn.slots.len() - 1
-        });
+        let number = conn.slots.free();
         request.place.attachment = u16::try_from(number).unwrap_or(u16::MAX);
         request.place.ticket = conn.next_ticket;
         conn.next_ticket = conn.next_ticket.wrapping_add(1);
@@ -405,14 +402,14 @@ impl Core {
     pub(super) fn leave_all<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let Some(conn) = self.conn_mut(id) else { return };
         let clean = conn.clean;
-        let slots = std::mem::take(&mut conn.slots);
+        let slots = conn.slots.drain();
         conn.ordered_bytes = 0;
-        for (number, slot) in slots.into_iter().enumerate() {
+        for (number, slot) in slots.enumerate() {
             let number = u16::try_from(number).unwrap_or(u16::MAX);
             match slot {
                 // The answer to what was asked still comes, and lets the mirror go.
                 Slot::Free | Slot::Asked(_) => {}
-                Slot::Attached(attachment) => self.leave_one(io, id, number, *attachment, clean, false, now),
+                Slot::Attached(attachment) => self.leave_one(io, id, number, attachment, clean, false, now),
             }
         }
     }

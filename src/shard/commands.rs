@@ -85,7 +85,7 @@ impl Core {
         if let Slot::Attached(attachment) = std::mem::replace(slot, Slot::Free) {
             let waiting: usize = attachment.ordered.iter().map(|ordered| ordered.what.bytes()).sum();
             conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
-            self.leave_one(io, id, number, *attachment, true, true, now);
+            self.leave_one(io, id, number, attachment, true, true, now);
         }
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         self.reply_now(id, |out| crate::protocol::detached(out, head));
@@ -161,7 +161,7 @@ impl Core {
         let Some(slot) = self.conn_mut(id).and_then(|conn| conn.slots.get_mut(usize::from(number))) else { return };
         let Slot::Attached(attachment) = std::mem::replace(slot, Slot::Free) else { return };
         let session_id = self.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
-        self.leave_one(io, id, number, *attachment, true, false, now);
+        self.leave_one(io, id, number, attachment, true, false, now);
         let event = self.event_id();
         let head = Head { id: &event, session_id: &session_id };
         self.reply_now(id, |out| crate::protocol::detached(out, head));

@@ -112,7 +112,7 @@ pub struct Attachment {
 pub enum Slot {
     Free,
     Asked(Box<AttachRequest>),
-    Attached(Box<Attachment>),
+    Attached(Attachment),
 }
 
 impl Slot {
@@ -134,6 +134,69 @@ impl Slot {
     }
 }
 
+/// A connection's slots by number. The first, which is all that most connections have, lies in the connection itself.
+#[derive(Debug)]
+pub struct Slots {
+    first: Slot,
+    more: Vec<Slot>,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { first: Slot::Free, more: Vec::new() }
+    }
+}
+
+impl Slots {
+    /// The slot of a number.
+    #[must_use]
+    pub fn get(&self, number: usize) -> Option<&Slot> {
+        if number == 0 { Some(&self.first) } else { self.more.get(number - 1) }
+    }
+
+    /// The slot of a number.
+    pub fn get_mut(&mut self, number: usize) -> Option<&mut Slot> {
+        if number == 0 { Some(&mut self.first) } else { self.more.get_mut(number - 1) }
+    }
+
+    /// How many there are, free ones included.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        1 + self.more.len()
+    }
+
+    /// Never: the first slot is always there.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// All, by number.
+    pub fn iter(&self) -> impl Iterator<Item = &Slot> {
+        std::iter::once(&self.first).chain(&self.more)
+    }
+
+    /// All, by number.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        std::iter::once(&mut self.first).chain(&mut self.more)
+    }
+
+    /// A free slot's number; a new one where all are taken.
+    pub fn free(&mut self) -> usize {
+        if let Some(number) = self.iter().position(|slot| matches!(slot, Slot::Free)) {
+            return number;
+        }
+        self.more.push(Slot::Free);
+        self.more.len()
+    }
+
+    /// Takes all out, by number.
+    pub fn drain(&mut self) -> impl Iterator<Item = Slot> + use<> {
+        let Self { first, more } = std::mem::take(self);
+        std::iter::once(first).chain(more)
+    }
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Conn {
@@ -147,7 +210,7 @@ pub struct Conn {
     pub tls: Option<Box<TlsConnection>>,
     pub grant: Option<Box<Grant>>,
     pub client_id: Box<str>,
-    pub slots: Vec<Slot>,
+    pub slots: Slots,
     /// The ticket of its next attachment.
     pub next_ticket: u32,
     /// The query's `session_id`, until the hello.
@@ -265,7 +328,7 @@ impl Conn {
             tls: None,
             grant: None,
             client_id: Box::default(),
-            slots: Vec::new(),
+            slots: Slots::default(),
             next_ticket: 1,
             expected_session: None,
             queue: Vec::new(),

@@ -28,7 +28,7 @@ const TIMERS_PER_TURN_MAX: usize = 1024;
 /// Sessions looked at in one turn for what has left the log's memory.
 const SWEEP_PER_TURN: usize = 16;
 /// Buffers the pool keeps, and the largest it keeps.
-const POOL_BUFFERS: usize = 1024;
+const POOL_BUFFERS: usize = 256;
 const POOL_BUFFER_BYTES: usize = 64 * 1024 + 1024;
 
 /// What fires on the wheel.

@@ -1,6 +1,6 @@
 //! From accept to the welcome: admission, the HTTP upgrade, the hello, and the way to the session's home.
 
-use super::conn::{Conn, Handover, Phase, Slot};
+use super::conn::{Conn, Handover, Phase};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
 use super::lanes::AttachRequest;
@@ -498,8 +498,6 @@ impl Core {
             Ok(answer) => {
                 let Some(conn) = self.conn_mut(id) else { return };
                 conn.phase = Phase::Open;
-                conn.slots = Vec::with_capacity(1);
-                conn.slots.push(Slot::Free);
                 self.counters.welcomed.increment();
                 self.install(io, &request, answer, now);
                 io.read(id, Read::Stream);

@@ -318,7 +318,7 @@ impl Core {
     /// Everything is sent: cursors at their heads are at rest.
     fn rest(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        for slot in &mut conn.slots {
+        for slot in conn.slots.iter_mut() {
             if let Some(attachment) = slot.attached_mut() {
                 attachment.idle = attachment.ordered.is_empty()
                     && !attachment.pulling

@@ -185,7 +185,7 @@ impl Core {
         let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
         let content = self.content_hash(envelope, &audiences);
         let limits = self.dedupe_limits();
-        let used = member.and_then(|member| self.sessions.members.get(member)).map(|member| &member.used);
+        let used = member.and_then(|member| self.sessions.members.get(member)).and_then(|member| member.used.as_deref());
         match used.map_or(Seen::New, |used| used.look_up(id_hash, low(content), now.mono_ms(), limits)) {
             Seen::New => {}
             Seen::Same { seq } => {
@@ -199,7 +199,7 @@ impl Core {
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
         if let Some(member) = member.and_then(|member| self.sessions.members.get_mut(member)) {
-            member.used.remember(id_hash, low(content), seq, now.mono_ms(), limits);
+            member.used.get_or_insert_default().remember(id_hash, low(content), seq, now.mono_ms(), limits);
         }
         self.note_appended(session, stream, seq, &audiences);
         self.acknowledge(origin, envelope, seq, false);

@@ -22,9 +22,9 @@ const BIND_TRIES: u32 = 50;
 const BIND_WAIT: Duration = Duration::from_millis(100);
 /// Connections above the node's limit that are being told so.
 const REFUSED_MAX: usize = 256;
-/// Receive buffers of a shard: 4 MiB, of which only what is used becomes resident.
-const BUFFERS: u16 = 512;
-const BUFFER_BYTES: u32 = 8 * 1024;
+/// Receive buffers of a shard, 4 MiB. Each read takes one, so their number bounds the reads of a turn; a long message takes several.
+const BUFFERS: u16 = 1024;
+const BUFFER_BYTES: u32 = 4 * 1024;
 
 /// Shards that run.
 #[derive(Debug)]
