@@ -27,7 +27,7 @@ pub struct TokenPolicy {
 
 impl Default for TokenPolicy {
     fn default() -> Self {
-        Self { issuer: None, audience: None, leeway_s: 10, lifetime_s_max: TOKEN_LIFETIME_S_MAX }
+        Self { issuer: None, audience: None, leeway_s: 30, lifetime_s_max: TOKEN_LIFETIME_S_MAX }
     }
 }
 
