@@ -154,7 +154,8 @@ impl Oracle {
     /// A client is in a session now.
     pub fn begin(&mut self, begin: &Begin<'_>, head: u64) -> usize {
         let log = self.sessions.entry(begin.session.to_owned()).or_default();
-        if log.epoch.is_empty() {
+        // A session in which nothing was ever said may be forgotten, and begin anew.
+        if log.records.is_empty() {
             begin.epoch.clone_into(&mut log.epoch);
         }
         if log.epoch != begin.epoch {
