@@ -155,7 +155,7 @@ impl Oracle {
     pub fn begin(&mut self, begin: &Begin<'_>, head: u64) -> usize {
         let log = self.sessions.entry(begin.session.to_owned()).or_default();
         // A session in which nothing was ever said may be forgotten, and begin anew.
-        if log.records.is_empty() {
+        if log.epoch.is_empty() || log.records.is_empty() {
             begin.epoch.clone_into(&mut log.epoch);
         }
         if log.epoch != begin.epoch {
