@@ -19,6 +19,8 @@ struct Record {
 #[derive(Debug, Default)]
 struct Log {
     epoch: String,
+    /// Somebody attached was given a message of this epoch.
+    spoken: bool,
     records: BTreeMap<u64, Record>,
     ids: BTreeMap<(String, String), u64>,
 }
@@ -155,7 +157,7 @@ impl Oracle {
     pub fn begin(&mut self, begin: &Begin<'_>, head: u64) -> usize {
         let log = self.sessions.entry(begin.session.to_owned()).or_default();
         // A session in which nothing was ever said may be forgotten, and begin anew.
-        if log.epoch.is_empty() || log.records.is_empty() {
+        if !log.spoken {
             begin.epoch.clone_into(&mut log.epoch);
         }
         if log.epoch != begin.epoch {
@@ -304,6 +306,9 @@ impl Oracle {
             self.wrong(format!("{client} in {session}: {seq} after {last}"));
         }
         let number = view;
+        if let Some(log) = self.sessions.get_mut(&session) {
+            log.spoken = true;
+        }
         let view = &mut self.views[view];
         view.delivered.insert(seq);
         view.last = view.last.max(seq);
