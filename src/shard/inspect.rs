@@ -14,6 +14,11 @@ macro_rules! ensure {
     };
 }
 
+/// Sessions with a shard.
+type Pairs = BTreeSet<(u64, u16)>;
+/// Shard, connection, attachment.
+type Spots = BTreeSet<(u16, ConnId, u16)>;
+
 impl Core {
     /// The oldest and the newest `seq` of a session at home here.
     pub fn session_bounds(&self, session_id: &str) -> Option<(u64, u64)> {
@@ -33,7 +38,7 @@ impl Core {
     }
 
     /// Sessions that this shard mirrors, and the mirrors that it feeds, as (session, shard that mirrors).
-    pub fn mirror_pairs(&self) -> (BTreeSet<(u64, u16)>, BTreeSet<(u64, u16)>) {
+    pub fn mirror_pairs(&self) -> (Pairs, Pairs) {
         let here = self.shard_number();
         let mirrored = self.streams.iter().filter(|(_, stream)| stream.home.is_some()).map(|(_, stream)| (stream.hash, here));
         let fed = self
@@ -45,7 +50,7 @@ impl Core {
     }
 
     /// Members that are attached, as their home has it, and attachments here: (shard, connection, attachment).
-    pub fn places(&self) -> (BTreeSet<(u16, ConnId, u16)>, BTreeSet<(u16, ConnId, u16)>) {
+    pub fn places(&self) -> (Spots, Spots) {
         let members = self.sessions.members.iter().filter_map(|(_, member)| member.place);
         let here = self.shard_number();
         let attached = self

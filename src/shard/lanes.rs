@@ -13,9 +13,9 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use std::sync::Arc;
 
-#[cfg(loom)]
+#[cfg(feature = "loom")]
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-#[cfg(not(loom))]
+#[cfg(not(feature = "loom"))]
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Shards at most: one bit each in a door's mask.
@@ -180,6 +180,13 @@ impl Default for Door {
     }
 }
 
+/// loom takes a sequentially consistent access for an acquiring and releasing one; under it a fence says what is more.
+#[inline]
+fn in_total_order() {
+    #[cfg(feature = "loom")]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+}
+
 impl Door {
     /// Says that `shard` has put something in its lane. True: the door's owner sleeps, ring its bell.
     ///
@@ -188,6 +195,7 @@ impl Door {
     #[must_use]
     pub fn knock(&self, shard: usize) -> bool {
         self.spoken[shard / 64].fetch_or(1 << (shard % 64), Ordering::SeqCst);
+        in_total_order();
         self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst)
     }
 
@@ -195,6 +203,7 @@ impl Door {
     #[must_use]
     pub fn sleep(&self) -> bool {
         self.asleep.store(true, Ordering::SeqCst);
+        in_total_order();
         if self.spoken.iter().any(|word| word.load(Ordering::SeqCst) != 0) {
             self.wake();
             return false;
@@ -328,7 +337,7 @@ impl Spoken {
 /// The conn id of nobody, for places that a message does not need.
 pub const NOBODY: ConnId = ConnId { index: u32::MAX, generation: 0 };
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use super::*;
 
@@ -361,7 +370,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, feature = "loom"))]
 mod tests {
     use super::*;
     use loom::sync::Arc;

@@ -16,6 +16,9 @@ const DOUBT_NS: u64 = 150_000_000;
 /// Messages remembered to be sent again.
 const PAST_MAX: usize = 40;
 
+/// Frames of history, read and as they came.
+type Page = Vec<(Value, Vec<u8>)>;
+
 /// How a client's account is spoilt on purpose, at its n-th delivered message.
 #[derive(Clone, Copy, Debug)]
 pub enum Sabotage {
@@ -82,7 +85,7 @@ pub struct Link {
     /// In the order of the connection's inbound messages, the first is number 1.
     sent: Vec<Sent>,
     pub views: BTreeMap<String, usize>,
-    pages: BTreeMap<String, (u64, Vec<(Value, Vec<u8>)>)>,
+    pages: BTreeMap<String, (u64, Page)>,
     acked: BTreeMap<String, u64>,
     hello_rooms: Vec<String>,
     hello_resume: Option<u64>,
@@ -461,11 +464,8 @@ impl World {
             "rw.caught_up" | "rw.gap" | "rw.presence" | "rw.history_begin" | "rw.history_end" => {
                 self.on_event(c, &kind, &session, envelope);
             }
-            "rw.auth.expiring" => {
-                if self.random.percent(80) {
-                    self.refresh(c);
-                }
-            }
+            "rw.auth.expiring" if self.random.percent(80) => self.refresh(c),
+            "rw.auth.expiring" => {}
             "rw.goaway" => {}
             "rw.error" if envelope["id"] == "" => self.on_answer(c, &kind, &session, envelope),
             _ if envelope["id"].as_str().is_some_and(|id| id.starts_with("rw-")) => {}
@@ -560,9 +560,8 @@ impl World {
                 self.oracle.gap(view, number("from"), number("to"), first);
             }
             "rw.history_begin" => {
-                if self.link(c).pages.insert(session.to_owned(), (number("count"), Vec::new())).is_some() {
-                    self.oracle.wrong(format!("{}: two pages of history at once", self.clients[c].id));
-                }
+                let before = self.link(c).pages.insert(session.to_owned(), (number("count"), Vec::new()));
+                before.into_iter().for_each(|_| self.oracle.wrong("two pages of history at once".to_owned()));
             }
             "rw.history_end" => {
                 match self.link(c).pages.remove(session) {

@@ -19,6 +19,8 @@ struct Record {
 #[derive(Debug, Default)]
 struct Log {
     epoch: String,
+    /// Somebody attached was given a message of this epoch.
+    spoken: bool,
     records: BTreeMap<u64, Record>,
     ids: BTreeMap<(String, String), u64>,
 }
@@ -154,7 +156,8 @@ impl Oracle {
     /// A client is in a session now.
     pub fn begin(&mut self, begin: &Begin<'_>, head: u64) -> usize {
         let log = self.sessions.entry(begin.session.to_owned()).or_default();
-        if log.epoch.is_empty() {
+        // A session in which nothing was ever said may be forgotten, and begin anew.
+        if !log.spoken {
             begin.epoch.clone_into(&mut log.epoch);
         }
         if log.epoch != begin.epoch {
@@ -303,6 +306,9 @@ impl Oracle {
             self.wrong(format!("{client} in {session}: {seq} after {last}"));
         }
         let number = view;
+        if let Some(log) = self.sessions.get_mut(&session) {
+            log.spoken = true;
+        }
         let view = &mut self.views[view];
         view.delivered.insert(seq);
         view.last = view.last.max(seq);

@@ -18,7 +18,7 @@ fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
         let casting = Casting { sub, tab: "", roles, home: "s.0", echo: false, acks: true, hostile: false, slow: false };
         world.cast(&casting);
     }
-    assert!(world.run_until(5_000, |world| all_in(world)));
+    assert!(world.run_until(5_000, all_in));
     world
 }
 

@@ -242,7 +242,7 @@ impl World {
         match due {
             Due::Bytes => {
                 let most = socket.to_server.len().min(8192);
-                let count = if random % 8 == 0 { 1 } else { most.min(1 + usize::try_from(random >> 8).unwrap() % most) };
+                let count = if random.is_multiple_of(8) { 1 } else { most.min(1 + usize::try_from(random >> 8).unwrap() % most) };
                 let count = if random % 8 > 4 { most } else { count };
                 let mut bytes: Vec<u8> = socket.to_server.drain(..count).collect();
                 if slot.mode == Read::Once {

@@ -124,6 +124,8 @@ def main():
     if given.child:
         run_cases(given.child[0], given.cases, given.child[1])
 
+    # Told to end, it ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("conformance: told to end"))
     with tempfile.TemporaryDirectory(prefix="ringway-conformance-") as name:
         folder = pathlib.Path(name)
         gateway, port = start_gateway(given.binary, folder)
