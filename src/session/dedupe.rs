@@ -83,10 +83,21 @@ impl Dedupe {
         {
             self.forget_oldest();
         }
+        self.make_room();
         let place = self.first.wrapping_add(u32::try_from(self.uses.len()).unwrap_or(u32::MAX));
         self.uses.push_back(Used { key, content, seq, at_ms: now_ms });
         let (uses, first) = (&self.uses, self.first);
         self.places.insert_unique(key, place, |place| use_at(uses, first, *place).map_or(0, |used| used.key));
+    }
+
+    /// Keeps the table at most half full: then what removals leave behind is cleared in place, and a full window never moves again.
+    fn make_room(&mut self) {
+        let (len, holds) = (self.places.len(), self.places.num_buckets() / 8 * 7);
+        if (len + 1) * 2 > holds {
+            let (uses, first) = (&self.uses, self.first);
+            let more = self.places.capacity() - len + 1;
+            self.places.reserve(more, |place| use_at(uses, first, *place).map_or(0, |used| used.key));
+        }
     }
 
     fn forget_oldest(&mut self) {
@@ -141,6 +152,24 @@ mod tests {
         dedupe.remember(1, 9, 2, 5000, LIMITS);
         assert_eq!(dedupe.len(), 1);
         assert_eq!(dedupe.look_up(1, 9, 5000, LIMITS), Seen::Same { seq: 2 });
+    }
+
+    #[test]
+    fn a_full_window_keeps_its_table() {
+        for ids_max in [1, 10, 400, 448, 500, 896, 1000] {
+            let mut dedupe = Dedupe::default();
+            let limits = DedupeLimits { ids_max, ..LIMITS };
+            // Spread as hashes are.
+            let mut remember = |dedupe: &mut Dedupe, key: u64| {
+                dedupe.remember(key.wrapping_mul(0x9E37_79B9_7F4A_7C15), 0, key, 0, limits);
+            };
+            (0..ids_max as u64).for_each(|key| remember(&mut dedupe, key));
+            let buckets = dedupe.places.num_buckets();
+            for key in ids_max as u64..20 * ids_max as u64 + 1_000 {
+                remember(&mut dedupe, key);
+                assert_eq!((dedupe.places.num_buckets(), dedupe.len()), (buckets, ids_max), "after {key} of {ids_max}");
+            }
+        }
     }
 
     proptest! {
