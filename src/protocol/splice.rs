@@ -1,7 +1,7 @@
 //! What the gateway adds to a forwarded envelope (protocol.md section 2), without touching the sender's bytes.
 
 use super::envelope::{Envelope, To};
-use super::write::string;
+use super::write::{inside, string};
 use crate::limits::ENVELOPE_ADDED_BYTES_MAX;
 
 /// A fixed buffer for [`added`]: on the stack, so that the frame's length is known before the one copy into the log.
@@ -58,8 +58,7 @@ pub fn added(scratch: &mut AddedBuf, seq: Option<u64>, from: &str, ts_ms: u64, t
 }
 
 /// Writes an envelope anew from its fields, with another session id, up to but excluding the final `}`: for a message that goes into
-/// another session and whose own id was written with escapes, so that it can't be replaced in place.
-#[cold]
+/// another session.
 pub fn rewritten(envelope: &Envelope<'_>, session_id: &str, out: &mut Vec<u8>) {
     let mut member = |key: &str, write: &dyn Fn(&mut Vec<u8>)| {
         out.extend_from_slice(if out.is_empty() { b"{" } else { b"," });
@@ -73,7 +72,13 @@ pub fn rewritten(envelope: &Envelope<'_>, session_id: &str, out: &mut Vec<u8>) {
     member("payload", &|out| out.extend_from_slice(envelope.payload));
     if let To::One(address) = envelope.to {
         let (kind, name) = address.parts();
-        member("to", &|out| string(out, &format!("{kind}:{name}")));
+        member("to", &|out| {
+            out.push(b'"');
+            for part in [kind, ":", name] {
+                inside(out, part);
+            }
+            out.push(b'"');
+        });
     }
     for (key, value) in [("reply_to", envelope.reply_to), ("traceparent", envelope.traceparent)] {
         if let Some(value) = value {

@@ -18,6 +18,12 @@ const fn escaped() -> [bool; 256] {
 /// A JSON string with its quotes.
 pub(super) fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
+    inside(out, text);
+    out.push(b'"');
+}
+
+/// The inside of a JSON string.
+pub(super) fn inside(out: &mut Vec<u8>, text: &str) {
     let mut rest = text.as_bytes();
     while let Some(at) = rest.iter().position(|byte| ESCAPED[usize::from(*byte)]) {
         out.extend_from_slice(&rest[..at]);
@@ -34,7 +40,6 @@ pub(super) fn string(out: &mut Vec<u8>, text: &str) {
         rest = &rest[at + 1..];
     }
     out.extend_from_slice(rest);
-    out.push(b'"');
 }
 
 /// A message of the gateway under construction: `{"type":..,"id":..,"session_id":..,"payload":{` is written, members follow.

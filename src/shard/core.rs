@@ -111,6 +111,8 @@ pub struct Core {
     pub(super) echo_opened: Vec<ConnId>,
     /// Ids that were posted to channels from outside; they share one window.
     pub(super) posted: Dedupe,
+    /// The session id of the channel that is being posted to.
+    pub(super) channel_id: String,
     /// When each connection goes in a drain, the next one last.
     pub(super) departures: Vec<(u64, ConnId)>,
     pub(super) random_id: u64,
@@ -167,6 +169,7 @@ impl Core {
             left: Vec::new(),
             echo_opened: Vec::new(),
             posted: Dedupe::default(),
+            channel_id: String::new(),
             departures: Vec::new(),
             random_id: options.seed,
             draining: false,

@@ -4,13 +4,14 @@ use super::conn::Waiting;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::lanes::{Batch, Class, LANE_MESSAGES, LaneMessage, Page};
+use super::publish::Origin;
 use super::replies::AT_ONCE;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::limits::SEND_BYTES_MAX;
 use crate::log::{Audience, Entry, HEADER_BYTES};
-use crate::session::{MemberKey, Place, SessionKey, StreamKey};
+use crate::session::{MemberKey, Place, SessionKey, StreamKey, Target};
 use crate::time::Tick;
 
 /// Lane messages handled in one turn, of each speaking shard.
@@ -131,7 +132,10 @@ impl Core {
     fn on_post<I: Io>(&mut self, io: &mut I, post: &super::lanes::ChannelPost, now: Tick) {
         let Some(mut parser) = self.parser.take() else { return };
         if let Ok(envelope) = parser.parse(&post.text) {
-            self.publish_post(io, post, &envelope, now);
+            let client = self.sessions.target(Target::Client, &post.client_id);
+            let (place, client_id, number) = (post.from, &*post.client_id, post.frame_number);
+            let origin = Origin { place, client_id, client, acks: post.acks, number };
+            self.publish_post(io, &origin, post.session, &post.session_id, &envelope, now);
         }
         self.parser = Some(parser);
     }

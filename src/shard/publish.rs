@@ -9,7 +9,7 @@ use super::replies::AT_ONCE;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::log::{Audience, Entry, Header, Kind};
-use crate::protocol::{AddedBuf, Address, Envelope, ErrorCode, Failure, Head, Refusal, To, added, make_traceparent};
+use crate::protocol::{AddedBuf, Address, Envelope, ErrorCode, Failure, Head, Refusal, To, added, make_traceparent, rewritten};
 use crate::session::{DedupeLimits, MemberKey, Place, Seen, SessionKey, StreamKey, Target};
 use crate::time::Tick;
 use crate::ws::Opcode;
@@ -446,73 +446,91 @@ impl Core {
 
     /// A message for a channel from outside it: it goes into the channel's session, wherever that is at home.
     fn post<I: Io>(&mut self, io: &mut I, id: ConnId, name: &str, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
-        let session_id = format!("channel:{name}");
-        let Some(conn) = self.conn(id) else { return };
+        let mut session_id = std::mem::take(&mut self.channel_id);
+        session_id.clear();
+        session_id.push_str("channel:");
+        session_id.push_str(name);
+        self.post_into(io, id, &session_id, envelope, text, now);
+        self.channel_id = session_id;
+    }
+
+    fn post_into<I: Io>(&mut self, io: &mut I, id: ConnId, session_id: &str, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
         if self.attachment_of(id, envelope.session_id).is_none() {
             return self.not_attached(id, envelope);
         }
-        if conn.grant.as_ref().is_none_or(|grant| !grant.covers(&session_id)) {
+        let Some(conn) = self.conn(id) else { return };
+        if conn.grant.as_ref().is_none_or(|grant| !grant.covers(session_id)) {
             let head = Head { id: envelope.id, session_id: envelope.session_id };
             let message = format!("the token's sid does not cover '{session_id}'");
             return self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/to"));
         }
-        let post = ChannelPost {
-            from: Place { shard: self.shard_number(), attachment: u16::MAX, ticket: 0, conn: id },
-            session: self.session_hash(&session_id),
-            client_id: conn.client_id.clone(),
-            acks: conn.flags.acks,
-            frame_number: conn.messages_in,
-            session_id: session_id.into(),
-            text: Vec::new(),
-        };
-        let home = self.key.home_shard(&post.session_id, self.mesh.shards());
-        if home == self.shard {
-            return self.publish_post(io, &post, envelope, now);
+        let (acks, number) = (conn.flags.acks, conn.messages_in);
+        let from = Place { shard: self.shard_number(), attachment: u16::MAX, ticket: 0, conn: id };
+        let session = self.session_hash(session_id);
+        let home = self.key.home_shard(session_id, self.mesh.shards());
+        let here = home == self.shard;
+        let Some(conn) = self.conn_mut(id) else { return };
+        if !here {
+            let (session_id, client_id, text) = (session_id.into(), conn.client_id.clone(), text.to_vec());
+            let post = ChannelPost { from, session, session_id, client_id, acks, text, frame_number: number };
+            if self.offer(io, home, LaneMessage::Post(Box::new(post))).is_err() {
+                self.busy(id, envelope);
+            }
+            return;
         }
-        let message = LaneMessage::Post(Box::new(ChannelPost { text: text.to_vec(), ..post }));
-        if self.offer(io, home, message).is_err() {
-            self.busy(id, envelope);
+        let client_id = std::mem::take(&mut conn.client_id);
+        let client = self.sessions.target(Target::Client, &client_id);
+        let origin = Origin { place: from, client_id: &client_id, client, acks, number };
+        self.publish_post(io, &origin, session, session_id, envelope, now);
+        if let Some(conn) = self.conn_mut(id) {
+            conn.client_id = client_id;
         }
     }
 
     /// A post at its channel's home. What is delivered bears the channel's session id.
-    pub(super) fn publish_post<I: Io>(&mut self, io: &mut I, post: &ChannelPost, envelope: &Envelope<'_>, now: Tick) {
-        let client = self.sessions.target(Target::Client, &post.client_id);
-        let origin = Origin { place: post.from, client_id: &post.client_id, client, acks: post.acks, number: post.frame_number };
-        let session = match self.sessions.find(post.session) {
+    pub(super) fn publish_post<I: Io>(
+        &mut self,
+        io: &mut I,
+        origin: &Origin<'_>,
+        hash: u64,
+        session_id: &str,
+        envelope: &Envelope<'_>,
+        now: Tick,
+    ) {
+        let session = match self.sessions.find(hash) {
             Some(session) => session,
             None if self.sessions.sessions.len() >= self.snapshot.settings.limits.sessions_per_shard => {
                 self.counters.limit_reached(LimitReached::SessionsPerShard);
                 let message = "the channel's shard holds as many sessions as it may (limits.sessions_per_shard)";
-                return self.refuse_place(&origin, &refusal_of(envelope, ErrorCode::LimitSessions, message, "/to"));
+                return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitSessions, message, "/to"));
             }
-            None => self.create_session(&post.session_id, post.session, now),
+            None => self.create_session(session_id, hash, now),
         };
         let Some((hash, stream)) = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.stream)) else { return };
         let mut object = self.buffers.take();
-        rewrite_session(envelope, &post.session_id, &mut object);
+        rewritten(envelope, session_id, &mut object);
         let moved = Envelope { object: &object, ..*envelope };
         let audiences = Audiences { all: true, ..Audiences::default() };
         if envelope.ephemeral {
-            self.pass(io, &origin, stream, &moved, &audiences, now);
+            self.pass(io, origin, stream, &moved, &audiences, now);
         } else {
-            let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &client.to_le_bytes(), envelope.id.as_bytes()]);
+            let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
             let content = self.content_hash(envelope, &audiences);
             let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
             match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
                 Seen::New => {
-                    let seq = self.append(stream, hash, &origin, &moved, &audiences, id_hash, content, now);
+                    let seq = self.append(stream, hash, origin, &moved, &audiences, id_hash, content, now);
                     self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
                     self.note_appended(session, stream, seq, &audiences);
-                    self.acknowledge(&origin, envelope, seq, false);
+                    self.acknowledge(origin, envelope, seq, false);
                 }
                 Seen::Same { seq } => {
                     self.counters.duplicates.increment();
-                    self.acknowledge(&origin, envelope, seq, true);
+                    self.acknowledge(origin, envelope, seq, true);
                 }
                 Seen::Different => {
                     let message = "this id was used for another message: give each message an id of its own";
-                    self.refuse_place(&origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
+                    self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
                 }
             }
         }
@@ -560,20 +578,4 @@ fn refusal_of(
 fn no_such_member(envelope: &Envelope<'_>, kind: &str, name: &str) -> Refusal {
     let message = format!("{kind} '{name}' was never in this session");
     refusal_of(envelope, ErrorCode::RouteNoSuchMember, message, "/to")
-}
-
-/// Copies an envelope's text with another session id. The id's own text is found by its key: a value can hold the same bytes, a
-/// top-level key stands once.
-fn rewrite_session(envelope: &Envelope<'_>, session_id: &str, out: &mut Vec<u8>) {
-    let object = envelope.object;
-    let start = (envelope.session_id.as_ptr() as usize).wrapping_sub(object.as_ptr() as usize);
-    let end = start.wrapping_add(envelope.session_id.len());
-    if start < end && object.get(start..end) == Some(envelope.session_id.as_bytes()) {
-        out.extend_from_slice(&object[..start]);
-        out.extend_from_slice(session_id.as_bytes());
-        out.extend_from_slice(&object[end..]);
-        return;
-    }
-    // The id was written with escapes: its unescaped text lies elsewhere. Write the envelope anew from its fields.
-    crate::protocol::rewritten(envelope, session_id, out);
 }
