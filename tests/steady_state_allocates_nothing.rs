@@ -100,3 +100,74 @@ fn a_reader_that_falls_behind_and_catches_up() {
     assert_eq!(stage.counters.gaps.get() + stage.closed() as u64, 0);
     assert_eq!(count, 0);
 }
+
+#[test]
+fn receipts() {
+    let mut stage = Stage::new(small);
+    let sender = stage.join("sender", "s-42", &[]);
+    let reader = stage.join("reader", "s-42", &[]);
+    let mut message = Message::new("s-42", r#""session""#, TEXT_BYTES);
+    let receipt = |seq| {
+        support::masked(format!(r#"{{"type":"rw.received","id":"r","session_id":"s-42","payload":{{"seq":{seq}}}}}"#).as_bytes())
+    };
+    let mut receipts: Vec<Vec<u8>> = (1..=WARM_MESSAGES + MESSAGES).map(receipt).collect();
+    let mut round = |stage: &mut Stage, receipts: &mut [Vec<u8>]| {
+        for receipt in receipts {
+            stage.publish(sender, &mut message, 1);
+            stage.settle();
+            stage.receive(reader, receipt);
+            stage.settle();
+        }
+    };
+    let (warm, counted) = receipts.split_at_mut(usize::try_from(WARM_MESSAGES).expect("few"));
+    round(&mut stage, warm);
+    let out = stage.counters.messages_out.get();
+    let count = allocations(|| round(&mut stage, counted));
+    assert_eq!(stage.counters.messages_out.get(), out + 2 * MESSAGES, "an ack and a delivery each");
+    assert_eq!((count, stage.counters.refused.get()), (0, 0));
+}
+
+/// A message of another kind, or one that comes in two reads, to a reader in `session`.
+fn check_kind(message: &mut Message, session: &str, split: bool) {
+    let mut stage = Stage::new(|settings| {
+        small(settings);
+        // A channel's window is bounded by time long before it is by number.
+        settings.session.dedupe_ms = 1_000;
+    });
+    stage.step_ns = 1_000_000;
+    let sender = stage.join("sender", "s-42", &[]);
+    let reader = stage.join("reader", session, &[]);
+    let mut bytes = Vec::with_capacity(4096);
+    let mut round = |stage: &mut Stage, count: u64| {
+        for _ in 0..count {
+            bytes.clear();
+            message.write(&mut bytes);
+            let cut = if split { bytes.len() / 3 } else { 0 };
+            let (first, rest) = bytes.split_at_mut(cut);
+            stage.receive(sender, first);
+            stage.settle();
+            stage.receive(sender, rest);
+            stage.settle();
+        }
+    };
+    round(&mut stage, WARM_MESSAGES);
+    let sent = stage.sent_bytes(reader);
+    let count = allocations(|| round(&mut stage, MESSAGES));
+    assert!(stage.sent_bytes(reader) - sent > MESSAGES * TEXT_BYTES as u64, "the reader has all");
+    assert_eq!((count, stage.closed()), (0, 0));
+}
+
+#[test]
+fn a_message_in_two_reads() {
+    check_kind(&mut Message::new("s-42", r#""session""#, TEXT_BYTES), "s-42", true);
+}
+
+#[test]
+fn ephemeral() {
+    check_kind(&mut Message::new("s-42", r#""session","ephemeral":true"#, TEXT_BYTES), "s-42", false);
+}
+
+#[test]
+fn channel() {
+    check_kind(&mut Message::new("s-42", r#""channel:news""#, TEXT_BYTES), "channel:news", false);
+}
