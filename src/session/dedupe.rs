@@ -92,7 +92,9 @@ impl Dedupe {
 
     /// Keeps the table at most half full: then what removals leave behind is cleared in place, and a full window never moves again.
     fn make_room(&mut self) {
-        let (len, holds) = (self.places.len(), self.places.num_buckets() / 8 * 7);
+        let (len, buckets) = (self.places.len(), self.places.num_buckets());
+        // What hashbrown fills of its buckets before it moves or clears.
+        let holds = if buckets < 8 { buckets.saturating_sub(1) } else { buckets / 8 * 7 };
         if (len + 1) * 2 > holds {
             let (uses, first) = (&self.uses, self.first);
             let more = self.places.capacity() - len + 1;
@@ -160,7 +162,7 @@ mod tests {
             let mut dedupe = Dedupe::default();
             let limits = DedupeLimits { ids_max, ..LIMITS };
             // Spread as hashes are.
-            let mut remember = |dedupe: &mut Dedupe, key: u64| {
+            let remember = |dedupe: &mut Dedupe, key: u64| {
                 dedupe.remember(key.wrapping_mul(0x9E37_79B9_7F4A_7C15), 0, key, 0, limits);
             };
             (0..ids_max as u64).for_each(|key| remember(&mut dedupe, key));
