@@ -163,7 +163,9 @@ mod tests {
             let limits = DedupeLimits { ids_max, ..LIMITS };
             // Spread as hashes are.
             let remember = |dedupe: &mut Dedupe, key: u64| {
-                dedupe.remember(key.wrapping_mul(0x9E37_79B9_7F4A_7C15), 0, key, 0, limits);
+                let mixed = (key ^ (key >> 3)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+                let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+                dedupe.remember(mixed ^ (mixed >> 31), 0, key, 0, limits);
             };
             (0..ids_max as u64).for_each(|key| remember(&mut dedupe, key));
             let buckets = dedupe.places.num_buckets();
