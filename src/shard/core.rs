@@ -147,7 +147,7 @@ impl Core {
             inflated: Vec::new(),
             plain: Vec::new(),
             wheel: Wheel::default(),
-            fired: Vec::new(),
+            fired: Vec::with_capacity(TIMERS_PER_TURN_MAX),
             dirty: VecDeque::new(),
             dirty_streams: Vec::new(),
             out: Outbound::default(),
