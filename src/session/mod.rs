@@ -7,6 +7,7 @@
 
 mod dedupe;
 mod entitlement;
+mod few;
 mod member;
 mod presence;
 mod resume;

@@ -1,6 +1,7 @@
 //! A shard's sessions and members, and the ways to find them.
 
 use super::entitlement::{Entitlements, Target};
+use super::few::Few;
 use super::member::{Member, MemberKey};
 use super::presence::Watcher;
 use super::stream::StreamKey;
@@ -31,8 +32,8 @@ pub struct Session {
     /// The current epoch's name on the wire, in hexadecimal.
     pub epoch: u64,
     pub members: Vec<MemberKey>,
-    pub watchers: Vec<Watcher>,
-    pub mirrors: Vec<MirrorOut>,
+    pub watchers: Few<Watcher>,
+    pub mirrors: Few<MirrorOut>,
     /// Since when it has no members, on the monotonic clock; 0 while it has.
     pub empty_since_ms: u64,
     /// Presence is not kept for channels.
@@ -79,7 +80,7 @@ impl Sessions {
 
     /// Adds a session.
     pub fn create(&mut self, hash: u64, stream: StreamKey, epoch: u64, channel: bool) -> SessionKey {
-        let (members, watchers, mirrors) = (Vec::with_capacity(1), Vec::new(), Vec::new());
+        let (members, watchers, mirrors) = (Vec::with_capacity(1), Few::default(), Few::default());
         let key = self.sessions.insert(Session { hash, stream, epoch, members, watchers, mirrors, empty_since_ms: 0, channel });
         self.by_hash.insert_unique(hash, (hash, key), |(hash, _)| *hash);
         key
