@@ -21,6 +21,7 @@ mod inbound;
 #[cfg(test)]
 mod inspect;
 pub mod lanes;
+mod members;
 mod mirrors;
 mod outbound;
 mod plan;
