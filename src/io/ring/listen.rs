@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// How long accepting rests after EMFILE, ENFILE, ENOBUFS or ENOMEM.
+/// How long accepting rests after a failure that is not one connection's own: EMFILE, ENFILE, ENOBUFS, ENOMEM and others.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 impl Ring {
@@ -22,7 +22,8 @@ impl Ring {
             let errno = -completion.result;
             if errno != libc::ECANCELED {
                 self.stats.accepts_failed += 1;
-                if matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) {
+                // A connection that went before it was taken is no reason to wait; anything else would come again at once.
+                if !matches!(errno, libc::ECONNABORTED | libc::EPROTO | libc::EINTR | libc::EAGAIN) {
                     self.accept_rests_until_ns = now.mono_ns + u64::try_from(ACCEPT_REST.as_nanos()).unwrap_or(u64::MAX);
                 }
                 shard.event(self, Event::AcceptFailed(io::Error::from_raw_os_error(errno)), now);

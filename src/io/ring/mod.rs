@@ -31,6 +31,12 @@ const EVENTS_PER_TURN_MAX: usize = 4096;
 /// Tries of one enter that the kernel answers with EBUSY, EAGAIN or EINTR.
 const ENTER_TRIES_MAX: usize = 10_000;
 
+/// How long a bell that failed rests before it is rung again.
+const BELL_REST_NS: u64 = 1_000_000;
+/// In place of a ring's descriptor among [`Bells`].
+const NOT_YET: i32 = -1;
+const GONE: i32 = -2;
+
 const OP_SHIFT: u32 = 60;
 const GENERATION_MASK: u32 = (1 << 28) - 1;
 
@@ -91,7 +97,7 @@ impl Bells {
     /// For so many shards.
     #[must_use]
     pub fn new(shards: usize) -> Arc<Self> {
-        Arc::new(Self { rings: (0..shards).map(|_| AtomicI32::new(-1)).collect() })
+        Arc::new(Self { rings: (0..shards).map(|_| AtomicI32::new(NOT_YET)).collect() })
     }
 }
 
@@ -112,7 +118,8 @@ pub struct Options {
 
 /// The engine. See the module's text.
 pub struct Ring {
-    // Declared first: dropped before the buffers the kernel may still write to.
+    // Declared first: dropped before the buffers and the eventfd's value. With DEFER_TASKRUN the kernel writes to either only while
+    // this thread is in an enter, and there is none after this.
     ring: IoUring,
     buffers: BufferRing,
     options: Options,
@@ -128,6 +135,7 @@ pub struct Ring {
     backlog: VecDeque<Completion>,
     bells: Arc<Bells>,
     bells_failed: Vec<usize>,
+    bells_rest_until_ns: u64,
     eventfd: Arc<OwnedFd>,
     eventfd_value: Box<u64>,
     messages: Vec<libc::msghdr>,
@@ -167,6 +175,7 @@ impl Ring {
             backlog: VecDeque::with_capacity(1024),
             bells,
             bells_failed: Vec::new(),
+            bells_rest_until_ns: 0,
             eventfd,
             eventfd_value: Box::new(0),
             messages: Vec::with_capacity(crate::limits::SENDS_PER_TURN_MAX),
@@ -222,7 +231,8 @@ impl Ring {
             self.dispatch(shard, completion, now);
         }
         while let Some(conn) = self.quiet.pop_front() {
-            if self.slot(conn).is_some_and(|slot| slot.quiet_owed && !slot.closing) {
+            // It may have been armed again since it was put here: then its own end says Quiet.
+            if self.slot(conn).is_some_and(|slot| slot.quiet_owed && !slot.closing && !slot.receiving) {
                 self.slots[conn.index as usize].quiet_owed = false;
                 shard.event(self, Event::Quiet { conn }, now);
             }
@@ -251,7 +261,7 @@ impl Ring {
             Some(Op::BellIn) => shard.event(self, Event::Bell, now),
             Some(Op::BellOut) => {
                 if completion.result < 0 {
-                    self.bells_failed.push(conn.index as usize);
+                    self.ring_later(conn.index as usize);
                 }
             }
             // A cancel's own answer says nothing that the cancelled receive's does not; sends are reaped in send_batch.
@@ -273,9 +283,11 @@ impl Ring {
         if self.accept_wanted && !self.accepting && now.mono_ns >= self.accept_rests_until_ns {
             self.arm_accept();
         }
-        while let Some(shard) = self.bells_failed.pop() {
-            self.stats.bells_retried += 1;
-            self.ring_bell(shard);
+        if !self.bells_failed.is_empty() && now.mono_ns >= self.bells_rest_until_ns {
+            for shard in std::mem::take(&mut self.bells_failed) {
+                self.stats.bells_retried += 1;
+                self.ring_bell(shard);
+            }
         }
         if self.ring.submission().cq_overflow() {
             self.stats.overflows += 1;
@@ -292,7 +304,8 @@ impl Ring {
         }
         let now_ns = self.now().mono_ns;
         let rests = (self.accept_wanted && !self.accepting).then_some(self.accept_rests_until_ns);
-        let until = [at_ns, rests].into_iter().flatten().min();
+        let bells = (!self.bells_failed.is_empty()).then_some(self.bells_rest_until_ns);
+        let until = [at_ns, rests, bells].into_iter().flatten().min();
         let result = match until {
             Some(until) if until <= now_ns => self.enter(0),
             Some(until) => {
@@ -354,6 +367,16 @@ impl Ring {
     fn reap(&mut self) {
         for entry in self.ring.completion() {
             self.backlog.push_back(Completion { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() });
+        }
+    }
+
+    /// A bell that could not be rung is rung again, not at once: its target may take a while to come up or to end.
+    fn ring_later(&mut self, shard: usize) {
+        if self.bells_failed.is_empty() {
+            self.bells_rest_until_ns = self.now().mono_ns + BELL_REST_NS;
+        }
+        if !self.bells_failed.contains(&shard) {
+            self.bells_failed.push(shard);
         }
     }
 
@@ -427,9 +450,10 @@ impl Io for Ring {
         let Some(target) = self.bells.rings.get(shard) else { return };
         let fd = target.load(Ordering::Acquire);
         let Ok(number) = u32::try_from(shard) else { return };
-        if fd < 0 {
-            self.bells_failed.push(shard);
-            return;
+        match fd {
+            GONE => return,
+            NOT_YET => return self.ring_later(shard),
+            _ => {}
         }
         let entry = opcode::MsgRingData::new(types::Fd(fd), 0, plain(Op::BellIn, 0), None).build();
         self.push(&entry.user_data(plain(Op::BellOut, number)));
@@ -446,7 +470,21 @@ impl Io for Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        self.bells.rings[self.options.shard].store(-1, Ordering::Release);
+        self.bells.rings[self.options.shard].store(GONE, Ordering::Release);
+        // Ends what is in the kernel, so that the port and the sockets are free at once and not when the kernel gets to it. After a
+        // panic nothing is entered any more: the queue may name memory that is gone.
+        if !std::thread::panicking() {
+            let timeout = types::Timespec::from(Duration::from_millis(100));
+            let _ = self.ring.submitter().register_sync_cancel(Some(timeout), types::CancelBuilder::any());
+            let _ = self.enter(0);
+        }
+        self.reap();
+        for completion in self.backlog.drain(..) {
+            if untag(completion.user_data).0 == Some(Op::Accept) && completion.result >= 0 {
+                // SAFETY: a successful accept handed us this descriptor; it was told to nobody.
+                drop(unsafe { OwnedFd::from_raw_fd(completion.result) });
+            }
+        }
         for slot in self.slots.drain(..) {
             if slot.fd != FREE {
                 // SAFETY: the slot owns the descriptor. Operations still in the kernel hold their own reference to the file and name

@@ -34,6 +34,10 @@ impl Ring {
                 self.charge(conn, len);
                 if mode == Read::Once {
                     self.slots[conn.index as usize].mode = Read::Off;
+                    if more {
+                        // A stream's receive that Once came upon.
+                        self.cancel_receive(conn);
+                    }
                 }
                 // SAFETY: the completion has just given us this id; it is put back below, after the slice's last use.
                 let bytes = unsafe { self.buffers.bytes(id, len) };
@@ -98,9 +102,9 @@ impl Ring {
     pub(super) fn arm_receive(&mut self, conn: ConnId) {
         let Some(slot) = self.slot_mut(conn) else { return };
         slot.receiving = true;
+        slot.multishot = slot.mode != Read::Once && !slot.single;
         let fd = types::Fd(slot.fd);
-        let once = slot.mode == Read::Once || slot.single;
-        let entry = if once {
+        let entry = if !slot.multishot {
             opcode::Recv::new(fd, std::ptr::null_mut(), 0).buf_group(buffers::GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
         } else {
             opcode::RecvMulti::new(fd, buffers::GROUP).build()
@@ -135,8 +139,11 @@ impl Ring {
             }
             Read::Once | Read::Stream => {
                 slot.quiet_owed = false;
+                let multishot = slot.multishot;
                 if !receiving {
                     self.arm_receive(conn);
+                } else if mode == Read::Once && multishot {
+                    self.cancel_receive(conn);
                 }
             }
         }

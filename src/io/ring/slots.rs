@@ -16,6 +16,8 @@ pub(super) struct Slot {
     pub(super) receiving: bool,
     /// That receive is being cancelled.
     pub(super) cancelling: bool,
+    /// It is a multishot receive.
+    pub(super) multishot: bool,
     /// A poll for POLLOUT is in the kernel.
     pub(super) polling: bool,
     /// The shard has let go; the socket is closed when nothing of it is in the kernel.
@@ -80,6 +82,7 @@ impl Ring {
                     mode: Read::Off,
                     receiving: false,
                     cancelling: false,
+                    multishot: false,
                     polling: false,
                     closing: false,
                     quiet_owed: false,
@@ -97,6 +100,7 @@ impl Ring {
             mode: Read::Off,
             receiving: false,
             cancelling: false,
+            multishot: false,
             polling: false,
             closing: false,
             quiet_owed: false,
@@ -107,7 +111,7 @@ impl Ring {
     }
 
     pub(super) fn give_up(&mut self, conn: ConnId) -> Option<OwnedFd> {
-        let slot = self.slot_mut(conn)?;
+        let slot = self.slot_mut(conn).filter(|slot| !slot.closing)?;
         assert!(!slot.receiving && !slot.polling, "detach of a socket that the kernel still works on");
         let fd = slot.fd;
         slot.fd = FREE;
