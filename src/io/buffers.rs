@@ -91,8 +91,8 @@ impl BufferRing {
 
 impl Drop for BufferRing {
     fn drop(&mut self) {
-        // SAFETY: allocated in `register` with these layouts; the owner drops the io_uring first, after which the kernel holds no
-        // reference to either.
+        // SAFETY: allocated in `register` with these layouts. The owner drops the io_uring first; with DEFER_TASKRUN the kernel fills
+        // buffers only while the owner's thread is in an enter, so that none is being filled now or later.
         unsafe {
             dealloc(self.entries.as_ptr().cast(), self.entries_layout);
             dealloc(self.memory.as_ptr(), self.memory_layout);

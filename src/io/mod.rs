@@ -41,7 +41,8 @@ pub enum Event<'a> {
 pub enum Read {
     /// Not at all; answered by [`Event::Quiet`] once the kernel holds no read of it (at once, where there was none).
     Off,
-    /// One receive, then [`Read::Off`] without a Quiet. Used until the welcome, so that a socket can change shards.
+    /// One receive, then [`Read::Off`] without a Quiet. Used until the welcome, so that a socket can change shards. Straight after
+    /// `Stream`, what the kernel had received already is told as well.
     Once,
     /// Until told otherwise.
     Stream,

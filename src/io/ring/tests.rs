@@ -1,0 +1,405 @@
+//! The engine on the real kernel, over loopback.
+#![allow(clippy::disallowed_methods, reason = "peers that block, and clocks that bound the tests")]
+
+use super::{Bells, FREE, Options, Ring, listen};
+use crate::io::{ConnId, Event, Io, Next, Read, Send, Sent, Shard};
+use crate::time::Tick;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, mpsc};
+use std::thread::{JoinHandle, spawn};
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A shard that is one function: called with every event, and with none for a turn.
+struct Play<F> {
+    step: F,
+    until: Instant,
+}
+
+impl<F: FnMut(&mut dyn Io, Option<Event<'_>>, Tick) -> Next> Shard for Play<F> {
+    fn event<I: Io>(&mut self, io: &mut I, event: Event<'_>, now: Tick) {
+        (self.step)(io, Some(event), now);
+    }
+
+    fn turn<I: Io>(&mut self, io: &mut I, now: Tick) -> Next {
+        assert!(Instant::now() < self.until, "the test's time is over");
+        match (self.step)(io, None, now) {
+            // So that the deadline is seen.
+            Next::Idle => Next::At(now.mono_ns + 100_000_000),
+            next => next,
+        }
+    }
+}
+
+fn engine(buffers: u16, buffer_bytes: u32) -> (Ring, SocketAddr) {
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let options = Options { shard: 0, connections_max: 256, buffers, buffer_bytes, spin_us: 0 };
+    (Ring::new(options, Some(listener), Bells::new(1), eventfd()).unwrap(), address)
+}
+
+fn eventfd() -> Arc<OwnedFd> {
+    Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap())
+}
+
+fn play(ring: &mut Ring, step: impl FnMut(&mut dyn Io, Option<Event<'_>>, Tick) -> Next) {
+    ring.accept(true);
+    ring.run(&mut Play { step, until: Instant::now() + DEADLINE }).unwrap();
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+fn pattern(from: usize, len: usize) -> Vec<u8> {
+    (from..from + len).map(|at| u8::try_from(at % 251).unwrap()).collect()
+}
+
+/// Writes so many bytes of the pattern and ends its side.
+fn writer(address: SocketAddr, bytes: usize, piece: usize) -> JoinHandle<()> {
+    spawn(move || {
+        let mut stream = connect(address);
+        for chunk in pattern(0, bytes).chunks(piece) {
+            stream.write_all(chunk).unwrap();
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+    })
+}
+
+fn send_all(io: &mut dyn Io, conn: ConnId, bytes: &[u8]) -> Sent {
+    let mut out = Vec::new();
+    io.send_batch(&[Send { conn, parts: &[bytes] }], &mut out);
+    out[0]
+}
+
+#[test]
+fn many_connections_are_echoed() {
+    let (mut ring, address) = engine(256, 2048);
+    let peers: Vec<_> = (0..4)
+        .map(|_| {
+            spawn(move || {
+                let mut streams: Vec<_> = (0..16).map(|_| connect(address)).collect();
+                for round in 0..50 {
+                    let sent = pattern(round, 1 + round * 60);
+                    streams.iter_mut().for_each(|stream| stream.write_all(&sent).unwrap());
+                    for stream in &mut streams {
+                        let mut got = vec![0; sent.len()];
+                        stream.read_exact(&mut got).unwrap();
+                        assert_eq!(got, sent);
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut ended = 0;
+    play(&mut ring, |io, event, _| {
+        match event {
+            Some(Event::Accepted { conn, .. }) => io.read(conn, Read::Stream),
+            Some(Event::Received { conn, bytes }) => assert_eq!(send_all(io, conn, bytes), Sent::Bytes(bytes.len())),
+            Some(Event::Ended { conn, .. }) => {
+                io.close(conn);
+                ended += 1;
+            }
+            _ => {}
+        }
+        if ended == 64 { Next::Stop } else { Next::Idle }
+    });
+    peers.into_iter().for_each(|peer| peer.join().unwrap());
+}
+
+/// Reads one writer's stream to its end with what `each` does on every receive; the bytes must be the pattern, whole.
+fn takes_all(ring: &mut Ring, address: SocketAddr, bytes: usize, mut each: impl FnMut(&mut dyn Io, ConnId, Option<Event<'_>>)) {
+    let peer = writer(address, bytes, 10_000);
+    let mut got = Vec::new();
+    let mut over = false;
+    play(ring, |io, event, _| {
+        match event {
+            Some(Event::Accepted { conn, .. }) => io.read(conn, Read::Stream),
+            Some(Event::Received { conn, bytes }) => {
+                got.extend_from_slice(bytes);
+                each(io, conn, None);
+            }
+            Some(Event::Quiet { conn }) => each(io, conn, Some(Event::Quiet { conn })),
+            Some(Event::Ended { conn, error }) => {
+                assert!(error.is_none(), "{error:?}");
+                io.close(conn);
+                over = true;
+            }
+            _ => {}
+        }
+        if over { Next::Stop } else { Next::Idle }
+    });
+    assert!(got == pattern(0, bytes), "{} of {bytes} bytes, or not in order", got.len());
+    peer.join().unwrap();
+}
+
+#[test]
+fn a_flood_is_read_singly_and_loses_nothing() {
+    let (mut ring, address) = engine(256, 512);
+    takes_all(&mut ring, address, 4_000_000, |_, _, _| {});
+    assert!(ring.stats.flooding > 0);
+}
+
+#[test]
+fn exhausted_buffers_lose_nothing() {
+    let (mut ring, address) = engine(2, 64);
+    takes_all(&mut ring, address, 300_000, |_, _, _| {});
+    assert!(ring.stats.buffers_exhausted > 0 && ring.stats.rearmed > 0);
+}
+
+#[test]
+fn reading_off_and_on_again_loses_nothing() {
+    let (mut ring, address) = engine(64, 256);
+    let (mut rounds, mut off) = (0, false);
+    takes_all(&mut ring, address, 2_000_000, |io, conn, event| match event {
+        Some(_) => {
+            assert!(off, "Quiet without Off");
+            (rounds, off) = (rounds + 1, false);
+            io.read(conn, Read::Stream);
+        }
+        None if !off => {
+            off = true;
+            // Off and on and off again within one event: one Quiet, and only once the kernel holds no read.
+            io.read(conn, Read::Off);
+            io.read(conn, Read::Stream);
+            io.read(conn, Read::Off);
+        }
+        None => {}
+    });
+    assert!(rounds >= 200, "{rounds} rounds");
+}
+
+#[test]
+fn a_quiet_waits_for_a_read_that_was_armed_since() {
+    let (mut ring, address) = engine(16, 256);
+    let peer = connect(address);
+    let mut handed = None;
+    play(&mut ring, |io, event, _| {
+        match event {
+            Some(Event::Accepted { conn, .. }) => {
+                io.read(conn, Read::Off);
+                io.read(conn, Read::Stream);
+                io.read(conn, Read::Off);
+            }
+            Some(Event::Quiet { conn }) => handed = io.detach(conn),
+            _ => {}
+        }
+        if handed.is_some() { Next::Stop } else { Next::Idle }
+    });
+    drop(peer);
+}
+
+#[test]
+fn once_reads_once() {
+    let (mut ring, address) = engine(16, 100);
+    let mut peer = connect(address);
+    peer.write_all(&pattern(0, 250)).unwrap();
+    let (mut received, mut asked, mut until) = (Vec::new(), 0, None);
+    play(&mut ring, |io, event, now| {
+        match event {
+            Some(Event::Accepted { conn, .. }) => {
+                asked += 1;
+                io.read(conn, Read::Once);
+            }
+            Some(Event::Received { conn, bytes }) => {
+                received.extend_from_slice(bytes);
+                assert_eq!(received.len(), (asked * 100).min(250), "more than was asked for");
+                if asked == 1 {
+                    asked += 1;
+                    io.read(conn, Read::Once);
+                } else {
+                    until = Some(now.mono_ns + 30_000_000);
+                }
+            }
+            _ => {}
+        }
+        match until {
+            Some(at) if now.mono_ns >= at => Next::Stop,
+            Some(at) => Next::At(at),
+            None => Next::Idle,
+        }
+    });
+    assert_eq!(received, pattern(0, 200));
+}
+
+#[test]
+fn short_sends_are_exact_and_a_dead_socket_fails() {
+    const TOTAL: usize = 16 << 20;
+    let (mut ring, address) = engine(16, 256);
+    let (go, wait) = mpsc::channel();
+    let peer = spawn(move || {
+        let mut stream = connect(address);
+        wait.recv().unwrap();
+        let mut got = vec![0; TOTAL];
+        stream.read_exact(&mut got).unwrap();
+        assert!(got == pattern(0, TOTAL));
+    });
+    let data = pattern(0, TOTAL);
+    let (mut at, mut short, mut failed) = (0, 0, false);
+    play(&mut ring, |io, event, _| {
+        match event {
+            Some(Event::Accepted { conn, .. } | Event::Writable { conn }) => loop {
+                // Sixteen parts that leave as one.
+                let piece = &data[at..data.len().min(at + 160_000)];
+                let parts: Vec<&[u8]> = piece.chunks(10_000).collect();
+                let mut out = Vec::new();
+                io.send_batch(&[Send { conn, parts: &parts }], &mut out);
+                match out[0] {
+                    Sent::Bytes(taken) => {
+                        at += taken;
+                        if taken < piece.len() {
+                            short += 1;
+                            go.send(()).unwrap_or(());
+                            io.want_write(conn);
+                            break;
+                        }
+                        if at == TOTAL {
+                            io.read(conn, Read::Stream);
+                            break;
+                        }
+                    }
+                    Sent::Failed(errno) => panic!("errno {errno}"),
+                }
+            },
+            Some(Event::Ended { conn, .. }) => {
+                // The peer is gone: the first send may still be taken, a later one is answered by its reset.
+                let until = Instant::now() + Duration::from_secs(2);
+                while !failed && Instant::now() < until {
+                    failed = matches!(send_all(io, conn, b"x"), Sent::Failed(_));
+                }
+                io.close(conn);
+                assert_eq!(send_all(io, conn, b"x"), Sent::Failed(libc::EBADF));
+            }
+            _ => {}
+        }
+        if failed { Next::Stop } else { Next::Idle }
+    });
+    assert!(short > 0 && at == TOTAL);
+    peer.join().unwrap();
+}
+
+#[test]
+fn closes_with_operations_in_flight_free_their_slots() {
+    const ALL: usize = 1_000;
+    let (mut ring, address) = engine(64, 256);
+    let peer = spawn(move || {
+        for _ in 0..ALL {
+            let mut stream = connect(address);
+            // Either way it ends: with an end of stream, or reset.
+            let _ = stream.write_all(b"hello");
+            let _ = stream.read(&mut [0; 8]);
+        }
+    });
+    let (mut accepted, mut idle_since) = (0, None);
+    play(&mut ring, |io, event, now| {
+        if let Some(Event::Accepted { conn, .. }) = event {
+            accepted += 1;
+            io.read(conn, Read::Stream);
+            io.want_write(conn);
+            io.close(conn);
+        }
+        if accepted == ALL {
+            let since = *idle_since.get_or_insert(now.mono_ns);
+            if now.mono_ns >= since + 200_000_000 { Next::Stop } else { Next::At(since + 200_000_000) }
+        } else {
+            Next::Idle
+        }
+    });
+    peer.join().unwrap();
+    assert!(ring.slots.iter().all(|slot| slot.fd == FREE), "a closed socket is kept");
+    assert_eq!(ring.free.len(), ring.slots.len());
+}
+
+#[test]
+fn bells_reach_a_ring_that_comes_late_and_eventfds_ring() {
+    let (bells, bell) = (Bells::new(3), eventfd());
+    let options = |shard| Options { shard, connections_max: 8, buffers: 8, buffer_bytes: 64, spin_us: 0 };
+    let (theirs, late) = (Arc::clone(&bells), Arc::clone(&bell));
+    let (heard, hears) = mpsc::channel();
+    let target = spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        let mut ring = Ring::new(options(1), None, theirs, eventfd()).unwrap();
+        let mut rung = false;
+        play(&mut ring, |_, event, _| {
+            rung |= matches!(event, Some(Event::Bell));
+            if rung { Next::Stop } else { Next::Idle }
+        });
+        drop(ring);
+        heard.send(()).unwrap();
+        rustix::io::write(&late, &1_u64.to_ne_bytes()).unwrap();
+    });
+    let mut ring = Ring::new(options(0), None, bells, bell).unwrap();
+    let (mut first, mut rung) = (true, false);
+    play(&mut ring, |io, event, _| {
+        if std::mem::take(&mut first) {
+            io.ring_bell(1);
+        }
+        rung |= matches!(event, Some(Event::Bell));
+        if rung { Next::Stop } else { Next::Idle }
+    });
+    hears.try_recv().unwrap();
+    assert!(ring.stats.bells_retried > 0);
+    // One that has ended is not rung for ever.
+    ring.ring_bell(1);
+    assert!(ring.bells_failed.is_empty());
+    target.join().unwrap();
+}
+
+#[test]
+fn a_socket_changes_rings_with_bytes_in_flight() {
+    const TOTAL: usize = 1_000_000;
+    let (mut ring, address) = engine(64, 256);
+    let peer = writer(address, TOTAL, 3_000);
+    let (mut got, mut handed, mut off) = (Vec::new(), None, false);
+    play(&mut ring, |io, event, _| {
+        match event {
+            Some(Event::Accepted { conn, .. }) => io.read(conn, Read::Stream),
+            Some(Event::Received { conn, bytes }) => {
+                got.extend_from_slice(bytes);
+                if got.len() > 20_000 && !std::mem::replace(&mut off, true) {
+                    io.read(conn, Read::Off);
+                }
+            }
+            Some(Event::Quiet { conn }) => handed = io.detach(conn),
+            _ => {}
+        }
+        if handed.is_some() { Next::Stop } else { Next::Idle }
+    });
+    let other = spawn(move || {
+        let (mut ring, _) = engine(64, 256);
+        let conn = ring.adopt(handed.unwrap()).unwrap();
+        ring.read(conn, Read::Stream);
+        let mut over = false;
+        play(&mut ring, |_, event, _| {
+            match event {
+                Some(Event::Received { bytes, .. }) => got.extend_from_slice(bytes),
+                Some(Event::Ended { .. }) => over = true,
+                _ => {}
+            }
+            if over { Next::Stop } else { Next::Idle }
+        });
+        got
+    });
+    assert!(other.join().unwrap() == pattern(0, TOTAL));
+    peer.join().unwrap();
+}
+
+#[test]
+fn turns_come_at_their_time() {
+    let (mut ring, _) = engine(8, 64);
+    let (mut at, mut turns) = (0, 0);
+    play(&mut ring, |_, event, now| {
+        assert!(event.is_none() && now.mono_ns >= at, "a turn before its time with no event");
+        turns += 1;
+        at = now.mono_ns + 5_000_000;
+        if turns == 5 { Next::Stop } else { Next::At(at) }
+    });
+    assert_eq!(turns, 5);
+}
