@@ -431,3 +431,43 @@ fn turns_come_at_their_time() {
     });
     assert_eq!(turns, 5);
 }
+
+/// In a process of its own: the limit is the process's.
+#[test]
+fn accepting_rests_without_descriptors_and_recovers() {
+    const CHILD: &str = "RINGWAY_TEST_DESCRIPTORS_CHILD";
+    if std::env::var_os(CHILD).is_none() {
+        let name = "io::ring::tests::accepting_rests_without_descriptors_and_recovers";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", name]).env(CHILD, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let (mut ring, address) = engine(8, 64);
+    let peer = connect(address);
+    let before = getrlimit(Resource::Nofile);
+    let mut none = before.clone();
+    none.current = Some(3);
+    setrlimit(Resource::Nofile, none).unwrap();
+    let (mut failed_ns, mut accepted_ns) = (Vec::new(), None);
+    play(&mut ring, |_, event, now| {
+        match event {
+            Some(Event::AcceptFailed(error)) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+                failed_ns.push(now.mono_ns);
+                if failed_ns.len() == 2 {
+                    setrlimit(Resource::Nofile, before.clone()).unwrap();
+                }
+            }
+            Some(Event::Accepted { .. }) => accepted_ns = Some(now.mono_ns),
+            _ => {}
+        }
+        if accepted_ns.is_some() { Next::Stop } else { Next::Idle }
+    });
+    assert_eq!(failed_ns.len(), 2, "each failure is followed by a rest");
+    assert!(failed_ns[1] - failed_ns[0] >= 100_000_000 && accepted_ns.unwrap() - failed_ns[1] >= 100_000_000);
+    assert_eq!(ring.stats.accepts_failed, 2);
+    drop(peer);
+}
