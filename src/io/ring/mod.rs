@@ -13,8 +13,8 @@ mod tests;
 
 pub use listen::listen;
 
-use super::buffers::BufferRing;
-use super::{ConnId, Event, Io, Next, Read, RingStats, Send, Sent, Shard};
+use crate::io::buffers::BufferRing;
+use crate::io::{ConnId, Event, Io, Next, Read, RingStats, Send, Sent, Shard};
 use crate::time::Tick;
 use io_uring::{IoUring, opcode, squeue, types};
 use slots::{FREE, Slot};
