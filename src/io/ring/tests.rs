@@ -448,7 +448,7 @@ fn accepting_rests_without_descriptors_and_recovers() {
     let (mut ring, address) = engine(8, 64);
     let peer = connect(address);
     let before = getrlimit(Resource::Nofile);
-    let mut none = before.clone();
+    let mut none = before;
     none.current = Some(3);
     setrlimit(Resource::Nofile, none).unwrap();
     let (mut failed_ns, mut accepted_ns) = (Vec::new(), None);
@@ -458,7 +458,7 @@ fn accepting_rests_without_descriptors_and_recovers() {
                 assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
                 failed_ns.push(now.mono_ns);
                 if failed_ns.len() == 2 {
-                    setrlimit(Resource::Nofile, before.clone()).unwrap();
+                    setrlimit(Resource::Nofile, before).unwrap();
                 }
             }
             Some(Event::Accepted { .. }) => accepted_ns = Some(now.mono_ns),
