@@ -141,10 +141,38 @@ fn takes_all(ring: &mut Ring, address: SocketAddr, bytes: usize, mut each: impl 
 }
 
 #[test]
-fn a_flood_is_read_singly_and_loses_nothing() {
+fn a_flood_is_read_singly_and_others_get_through() {
+    const TOTAL: usize = 4_000_000;
     let (mut ring, address) = engine(256, 512);
-    takes_all(&mut ring, address, 4_000_000, |_, _, _| {});
+    let flooder = writer(address, TOTAL, 100_000);
+    let pinger = spawn(move || {
+        let mut stream = connect(address);
+        for _ in 0..100 {
+            stream.write_all(&[255]).unwrap();
+            stream.read_exact(&mut [0; 1]).unwrap();
+        }
+    });
+    let (mut got, mut ended, mut out) = (Vec::new(), 0, Vec::new());
+    play(&mut ring, |io, event, _| {
+        match event {
+            Some(Event::Accepted { conn, .. }) => io.read(conn, Read::Stream),
+            // The pattern has no 255.
+            Some(Event::Received { conn, bytes: bytes @ [255] }) => assert_eq!(send_all(io, conn, bytes), Sent::Bytes(1)),
+            Some(Event::Received { bytes, .. }) => got.extend_from_slice(bytes),
+            Some(Event::Ended { conn, .. }) => {
+                io.close(conn);
+                ended += 1;
+            }
+            // A turn with sends enters more than once, and each enter may fill 33 buffers for one connection.
+            None => (0..3).for_each(|_| io.send_batch(&[], &mut out)),
+            _ => {}
+        }
+        if ended == 2 { Next::Stop } else { Next::Idle }
+    });
+    assert!(got == pattern(0, TOTAL), "{} of {TOTAL} bytes, or not in order", got.len());
     assert!(ring.stats.flooding > 0);
+    flooder.join().unwrap();
+    pinger.join().unwrap();
 }
 
 #[test]
@@ -402,4 +430,44 @@ fn turns_come_at_their_time() {
         if turns == 5 { Next::Stop } else { Next::At(at) }
     });
     assert_eq!(turns, 5);
+}
+
+/// In a process of its own: the limit is the process's.
+#[test]
+fn accepting_rests_without_descriptors_and_recovers() {
+    const CHILD: &str = "RINGWAY_TEST_DESCRIPTORS_CHILD";
+    if std::env::var_os(CHILD).is_none() {
+        let name = "io::ring::tests::accepting_rests_without_descriptors_and_recovers";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", name]).env(CHILD, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let (mut ring, address) = engine(8, 64);
+    let peer = connect(address);
+    let before = getrlimit(Resource::Nofile);
+    let mut none = before;
+    none.current = Some(3);
+    setrlimit(Resource::Nofile, none).unwrap();
+    let (mut failed_ns, mut accepted_ns) = (Vec::new(), None);
+    play(&mut ring, |_, event, now| {
+        match event {
+            Some(Event::AcceptFailed(error)) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+                failed_ns.push(now.mono_ns);
+                if failed_ns.len() == 2 {
+                    setrlimit(Resource::Nofile, before).unwrap();
+                }
+            }
+            Some(Event::Accepted { .. }) => accepted_ns = Some(now.mono_ns),
+            _ => {}
+        }
+        if accepted_ns.is_some() { Next::Stop } else { Next::Idle }
+    });
+    assert_eq!(failed_ns.len(), 2, "each failure is followed by a rest");
+    assert!(failed_ns[1] - failed_ns[0] >= 100_000_000 && accepted_ns.unwrap() - failed_ns[1] >= 100_000_000);
+    assert_eq!(ring.stats.accepts_failed, 2);
+    drop(peer);
 }
