@@ -53,7 +53,7 @@ impl Target {
 
     /// A bare server of this harness, in a process of its own.
     pub fn floor(kind: floor::Kind, payload_bytes: usize, options: &Options) -> Result<Self, String> {
-        let address = free_address()?;
+        let [address] = free_addresses()?;
         let buffer_bytes = (payload_bytes * options.burst.max(1) + 256).clamp(2048, 64 << 10);
         let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
         let mut command = Command::new(program);
@@ -73,7 +73,7 @@ impl Target {
 
     fn gateway(program: &Path, options: &Options) -> Result<Self, String> {
         let minter = Minter::random()?;
-        let (address, admin) = (free_address()?, free_address()?);
+        let [address, admin] = free_addresses()?;
         let files = TemporaryFiles::new(&minter, address, admin)?;
         let mut command = Command::new(program);
         command.arg("serve").arg("--config").arg(&files.config);
@@ -110,9 +110,14 @@ impl Target {
     }
 }
 
-fn free_address() -> Result<SocketAddr, String> {
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| format!("no free port: {error}"))?;
-    listener.local_addr().map_err(|error| format!("no free port: {error}"))
+/// Addresses that nobody listens on now, each another: the listeners that find them live until all are found.
+fn free_addresses<const N: usize>() -> Result<[SocketAddr; N], String> {
+    let find = || TcpListener::bind("127.0.0.1:0").and_then(|listener| Ok((listener.local_addr()?, listener)));
+    let mut found = Vec::with_capacity(N);
+    for _ in 0..N {
+        found.push(find().map_err(|error| format!("no free port: {error}"))?);
+    }
+    Ok(std::array::from_fn(|number| found[number].0))
 }
 
 /// The gateway's configuration and key, gone when the run is.
