@@ -26,6 +26,8 @@ pub struct Stream {
     pub readers: Vec<Reader>,
     /// The first record since the last turn that is for everyone; 0 where none is.
     pub broadcast_from: u64,
+    /// The first record for which its readers are being woken; 0 where they are not.
+    pub waking_from: u64,
     /// It stands among the shard's dirty streams.
     pub dirty: bool,
     /// A mirror whose first record has not come yet.
@@ -45,6 +47,7 @@ impl Stream {
             index: Index::starting_at(next),
             readers: Vec::with_capacity(1),
             broadcast_from: 0,
+            waking_from: 0,
             dirty: false,
             opening: home.is_some(),
             asked: 0,

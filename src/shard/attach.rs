@@ -477,7 +477,13 @@ impl Core {
         let place = reader as usize;
         if place < entry.readers.len() {
             entry.readers.swap_remove(place);
-            let moved = entry.readers.get(place).copied();
+            let (moved, waking_from) = (entry.readers.get(place).copied(), entry.waking_from);
+            if let Some(moved) = moved
+                && waking_from > 0
+            {
+                // It may have moved to where the waking has passed already.
+                self.wake(moved, waking_from);
+            }
             if let Some(moved) = moved
                 && let Some(attachment) = self.conn_mut(moved.conn).and_then(|conn| conn.attachment_mut(moved.attachment))
             {

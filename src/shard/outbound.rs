@@ -13,13 +13,14 @@ use crate::log::{Audience, Entry, Log};
 use crate::session::{Place, Reader, StreamKey};
 use crate::time::Tick;
 use hashbrown::HashTable;
+use std::collections::VecDeque;
 
 /// Readers of a stream from which on a turn's frames are gathered once for all of them.
 const SHARED_READERS_MIN: usize = 8;
 /// Gathered frames that may wait for readers of a later turn.
 const SHARED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Connections planned before the block is sent.
-const BLOCK: usize = 128;
+const BLOCK: usize = 32;
 
 /// What one part of a send is.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +75,14 @@ pub(super) struct Senders {
     pub(super) len: usize,
 }
 
+/// A stream whose readers are being woken, a few before each block of sends.
+#[derive(Clone, Copy, Debug)]
+struct Waking {
+    stream: StreamKey,
+    /// The next among its readers.
+    next: usize,
+}
+
 /// The buffers of the way out, kept between turns.
 #[derive(Default)]
 pub(super) struct Outbound {
@@ -87,6 +96,7 @@ pub(super) struct Outbound {
     pub(super) batches: Vec<Batch>,
     pub(super) deflated: Vec<u8>,
     pub(super) deflated_at: HashTable<(u64, u32, u32)>,
+    waking: VecDeque<Waking>,
     pub(super) readers: Vec<Reader>,
     pub(super) places: Vec<Place>,
 }
@@ -108,52 +118,100 @@ impl Core {
 
     /// Sends to up to `sends_max` dirty connections; true if some are left.
     pub(super) fn flush<I: Io>(&mut self, io: &mut I, now: Tick, sends_max: usize) -> bool {
-        self.gather_batches();
-        let mut left = sends_max.min(self.dirty.len());
+        self.begin_waking();
+        // At least one round, in which streams without readers are done with.
+        let mut left = sends_max.min(self.dirty.len() + self.asleep()).max(1);
         while left > 0 {
-            let block = left.min(BLOCK);
+            // Woken right before they are planned, so that a connection is fetched from memory once and not twice.
+            self.wake_some(BLOCK.saturating_sub(self.dirty.len()));
+            let block = left.min(BLOCK).min(self.dirty.len());
+            if block == 0 {
+                break;
+            }
             left -= block;
             self.send_block(io, now, block);
         }
+        let more = !self.dirty.is_empty() || !self.out.waking.is_empty();
         // Those left over find the batches again, unless these have grown too much meanwhile.
-        if self.dirty.is_empty() || self.out.shared.len() > SHARED_BYTES_MAX {
+        if !more || self.out.shared.len() > SHARED_BYTES_MAX {
             self.out.batches.clear();
             self.out.shared.clear();
             self.out.ends.clear();
         }
         self.out.deflated.clear();
         self.out.deflated_at.clear();
-        !self.dirty.is_empty()
+        more
     }
 
-    /// Marks the readers of streams with new records for everyone, and gathers frames where many will read the same ones.
-    fn gather_batches(&mut self) {
+    /// Queues streams with new records for everyone for waking, and gathers frames where many will read the same ones.
+    fn begin_waking(&mut self) {
         while let Some(key) = self.dirty_streams.pop() {
             let Some(stream) = self.streams.get_mut(key) else { continue };
             stream.dirty = false;
             let from = std::mem::take(&mut stream.broadcast_from);
-            let readers = std::mem::take(&mut self.out.readers);
-            let mut readers = reuse(readers);
-            readers.extend_from_slice(&stream.readers);
-            if readers.len() >= SHARED_READERS_MIN && stream.index.head() > from {
+            let many = stream.readers.len() >= SHARED_READERS_MIN && stream.index.head() > from;
+            if stream.waking_from == 0 {
+                stream.waking_from = from;
+                self.out.waking.push_back(Waking { stream: key, next: 0 });
+            } else if let Some(waking) = self.out.waking.iter_mut().find(|waking| waking.stream == key) {
+                // Some were woken for an earlier record: once more from the first reader on, for all since that record.
+                waking.next = 0;
+            }
+            if many {
                 self.gather(key, from);
             }
+        }
+    }
+
+    /// Readers still to be woken.
+    fn asleep(&self) -> usize {
+        let left = |waking: &Waking| {
+            self.streams.get(waking.stream).map_or(0, |stream| stream.readers.len().saturating_sub(waking.next))
+        };
+        self.out.waking.iter().map(left).sum()
+    }
+
+    /// Marks the next `count` readers dirty.
+    fn wake_some(&mut self, count: usize) {
+        let mut left = count;
+        while left > 0 {
+            let Some(Waking { stream: key, next }) = self.out.waking.front().copied() else { return };
+            let Some(stream) = self.streams.get_mut(key) else {
+                self.out.waking.pop_front();
+                continue;
+            };
+            let from = stream.waking_from;
+            let end = stream.readers.len().min(next + left);
+            let mut readers: Vec<Reader> = reuse(std::mem::take(&mut self.out.readers));
+            readers.extend_from_slice(stream.readers.get(next..end).unwrap_or_default());
+            if end >= stream.readers.len() {
+                stream.waking_from = 0;
+                self.out.waking.pop_front();
+            } else if let Some(waking) = self.out.waking.front_mut() {
+                waking.next = end;
+            }
+            left -= readers.len();
             for reader in readers.drain(..) {
-                let Some(conn) = self.conns.get_mut(reader.conn.index as usize).and_then(Option::as_deref_mut) else { continue };
-                if conn.id != reader.conn {
-                    continue;
-                }
-                if let Some(attachment) = conn.attachment_mut(reader.attachment)
-                    && std::mem::take(&mut attachment.idle)
-                {
-                    attachment.cursor = attachment.cursor.max(from - 1);
-                }
-                if !conn.flags.dirty && !conn.flags.blocked {
-                    conn.flags.dirty = true;
-                    self.dirty.push_back(reader.conn);
-                }
+                self.wake(reader, from);
             }
             self.out.readers = readers;
+        }
+    }
+
+    /// Marks a reader dirty for the records from `from` on; one at rest goes straight there, past what was not for it.
+    pub(super) fn wake(&mut self, reader: Reader, from: u64) {
+        let Some(conn) = self.conns.get_mut(reader.conn.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.id != reader.conn {
+            return;
+        }
+        if let Some(attachment) = conn.attachment_mut(reader.attachment)
+            && std::mem::take(&mut attachment.idle)
+        {
+            attachment.cursor = attachment.cursor.max(from - 1);
+        }
+        if !conn.flags.dirty && !conn.flags.blocked {
+            conn.flags.dirty = true;
+            self.dirty.push_back(reader.conn);
         }
     }
 

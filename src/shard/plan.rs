@@ -96,6 +96,10 @@ impl Core {
     /// Notes what one of a connection's sessions has for it.
     fn plan_attachment(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize) {
         let Some(attachment) = conn.slots.get(number).and_then(Slot::attached) else { return };
+        // Its last reply is out: what comes now is no longer for it.
+        if self.left.iter().any(|place| place.conn == conn.id && usize::from(place.attachment) == number) {
+            return;
+        }
         let (stream, mut let_out) = (attachment.stream, 0);
         let mut scan = Scan { cursor: attachment.cursor, limit: 0, collected: false, bytes: 0, seen: 0 };
         self.trim(stream);

@@ -356,10 +356,10 @@ impl Core {
 
     /// A record for this reader: a reader at rest goes straight to it, past what was not for it.
     fn wake_reader(&mut self, place: Place, stream: StreamKey, seq: u64) {
-        let broadcast_from = self.streams.get(stream).map_or(0, |stream| stream.broadcast_from);
+        let firsts = self.streams.get(stream).map_or([0; 2], |stream| [stream.broadcast_from, stream.waking_from]);
         let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment)) else { return };
         if std::mem::take(&mut attachment.idle) {
-            let first = if broadcast_from == 0 { seq } else { seq.min(broadcast_from) };
+            let first = firsts.into_iter().filter(|first| *first > 0).fold(seq, u64::min);
             attachment.cursor = attachment.cursor.max(first - 1);
         }
         self.mark(place.conn);
