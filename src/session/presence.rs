@@ -11,19 +11,6 @@ pub enum PresenceChange {
     Data,
 }
 
-impl PresenceChange {
-    /// The word on the wire.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Join => "join",
-            Self::Leave => "leave",
-            Self::Lost => "lost",
-            Self::Data => "data",
-        }
-    }
-}
-
 /// A member that watches the session, or one room of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watcher {

@@ -7,7 +7,6 @@
 //! What was put on `control` before something on `data` is handled before it: a reply comes before the records that follow its place.
 
 use super::conn::Handover;
-use crate::ids::ConnId;
 use crate::session::{Entitlements, MemberKey, Place};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
@@ -333,9 +332,6 @@ impl Spoken {
         self.0[shard / 64] |= 1 << (shard % 64);
     }
 }
-
-/// The conn id of nobody, for places that a message does not need.
-pub const NOBODY: ConnId = ConnId { index: u32::MAX, generation: 0 };
 
 #[cfg(all(test, not(feature = "loom")))]
 mod tests {

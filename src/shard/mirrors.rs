@@ -7,7 +7,6 @@ use super::lanes::{Batch, Class, LANE_MESSAGES, LaneMessage, Page};
 use super::publish::Origin;
 use super::replies::AT_ONCE;
 use crate::close::CloseReason;
-use crate::ids::ConnId;
 use crate::io::Io;
 use crate::limits::SEND_BYTES_MAX;
 use crate::log::{Audience, Entry, HEADER_BYTES};
@@ -408,12 +407,6 @@ impl Core {
             }
         }
         waits
-    }
-
-    /// The connections that are attached to something, for tests and tools.
-    #[must_use]
-    pub fn connection_ids(&self) -> Vec<ConnId> {
-        self.conns.iter().flatten().map(|conn| conn.id).collect()
     }
 }
 

@@ -32,6 +32,25 @@ pub(super) struct Slot {
 
 pub(super) const FREE: RawFd = -1;
 
+impl Slot {
+    /// A socket with nothing of it in the kernel.
+    const fn holding(fd: RawFd, generation: u32, buffers: u8) -> Self {
+        Self {
+            fd,
+            generation,
+            mode: Read::Off,
+            receiving: false,
+            cancelling: false,
+            multishot: false,
+            polling: false,
+            closing: false,
+            quiet_owed: false,
+            single: false,
+            buffers,
+        }
+    }
+}
+
 impl Ring {
     #[inline]
     pub(super) fn slot(&self, conn: ConnId) -> Option<&Slot> {
@@ -76,37 +95,13 @@ impl Ring {
             Some(index) => index,
             None if self.slots.len() < self.options.connections_max => {
                 let Ok(index) = u32::try_from(self.slots.len()) else { return Err(fd) };
-                self.slots.push(Slot {
-                    fd: FREE,
-                    generation: 1,
-                    mode: Read::Off,
-                    receiving: false,
-                    cancelling: false,
-                    multishot: false,
-                    polling: false,
-                    closing: false,
-                    quiet_owed: false,
-                    single: false,
-                    buffers: 0,
-                });
+                self.slots.push(Slot::holding(FREE, 1, 0));
                 index
             }
             None => return Err(fd),
         };
         let slot = &mut self.slots[index as usize];
-        *slot = Slot {
-            fd: fd.into_raw_fd(),
-            generation: slot.generation,
-            mode: Read::Off,
-            receiving: false,
-            cancelling: false,
-            multishot: false,
-            polling: false,
-            closing: false,
-            quiet_owed: false,
-            single: false,
-            buffers: slot.buffers,
-        };
+        *slot = Slot::holding(fd.into_raw_fd(), slot.generation, slot.buffers);
         Ok(ConnId { index, generation: slot.generation })
     }
 
