@@ -89,7 +89,7 @@ pub const EPOCHS_PER_SESSION_MAX: usize = 16;
 /// A chunk of the log in memory. A record never spans two.
 pub const CHUNK_BYTES: usize = 1024 * 1024;
 /// Sends a turn makes before it lets events in again (architecture.md section 6).
-pub const SENDS_PER_TURN_MAX: usize = 512;
+pub const SENDS_PER_TURN_MAX: usize = 1024;
 /// Frames one send may take from the log, in bytes.
 pub const SEND_BYTES_MAX: usize = 128 * 1024;
 /// Slices one scattered send may name.

@@ -43,6 +43,8 @@ impl Entry {
 #[derive(Debug)]
 pub struct Index {
     first: u64,
+    /// Where the oldest entry's record is, here so that most calls of [`Index::trim`] touch nothing else.
+    oldest: Position,
     entries: VecDeque<Entry>,
 }
 
@@ -50,7 +52,7 @@ impl Index {
     /// An index whose next entry will have the sequence number `next` (a session's first is 1).
     #[must_use]
     pub const fn starting_at(next: u64) -> Self {
-        Self { first: next, entries: VecDeque::new() }
+        Self { first: next, oldest: Position(0), entries: VecDeque::new() }
     }
 
     /// The oldest sequence number held; `head + 1` where none is.
@@ -79,6 +81,9 @@ impl Index {
 
     /// Appends the entry of `head + 1`.
     pub fn push(&mut self, entry: Entry) {
+        if self.entries.is_empty() {
+            self.oldest = entry.at;
+        }
         self.entries.push_back(entry);
     }
 
@@ -91,17 +96,16 @@ impl Index {
     /// Forgets entries before `oldest` in the log, and all but the newest `messages_max` (0: no limit). Returns how many went.
     pub fn trim(&mut self, oldest: Position, messages_max: usize) -> usize {
         let before = self.entries.len();
-        while self
-            .entries
-            .front()
-            .is_some_and(|entry| entry.at < oldest || (messages_max > 0 && self.entries.len() > messages_max))
+        while !self.entries.is_empty()
+            && (self.oldest < oldest || (messages_max > 0 && self.entries.len() > messages_max))
         {
             self.entries.pop_front();
             self.first += 1;
-        }
-        if self.entries.is_empty() {
-            // A session that fell quiet gives its memory back.
-            self.entries.shrink_to(0);
+            match self.entries.front() {
+                Some(entry) => self.oldest = entry.at,
+                // A session that fell quiet gives its memory back.
+                None => self.entries.shrink_to(0),
+            }
         }
         before - self.entries.len()
     }

@@ -41,6 +41,8 @@ pub struct Dedupe {
     places: HashTable<u32>,
     /// The place of the oldest use.
     first: u32,
+    /// When that was, here so that remembering touches only the newest use.
+    oldest_ms: u64,
 }
 
 impl Dedupe {
@@ -78,10 +80,13 @@ impl Dedupe {
         if limits.ids_max == 0 {
             return;
         }
-        while self.uses.len() >= limits.ids_max
-            || self.uses.front().is_some_and(|oldest| now_ms.saturating_sub(oldest.at_ms) >= limits.window_ms)
+        while !self.uses.is_empty()
+            && (self.uses.len() >= limits.ids_max || now_ms.saturating_sub(self.oldest_ms) >= limits.window_ms)
         {
             self.forget_oldest();
+        }
+        if self.uses.is_empty() {
+            self.oldest_ms = now_ms;
         }
         self.make_room();
         let place = self.first.wrapping_add(u32::try_from(self.uses.len()).unwrap_or(u32::MAX));
@@ -110,6 +115,7 @@ impl Dedupe {
         }
         self.uses.pop_front();
         self.first = self.first.wrapping_add(1);
+        self.oldest_ms = self.uses.front().map_or(0, |oldest| oldest.at_ms);
     }
 }
 

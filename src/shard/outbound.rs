@@ -1,6 +1,7 @@
 //! The way out, one page: what each dirty connection is to be sent, one send for it, and what the socket took of that.
 //!
-//! Three passes a block of connections. *Plan* (mutable): moves cursors past what is not for the reader, lets ordered replies out, and
+//! Three passes, with one enter of the kernel for all of a turn's sends: sends in small blocks with work in between wake a reader that
+//! has drained its sockets again and again. *Plan* (mutable): moves cursors past what is not for the reader, lets ordered replies out, and
 //! notes pieces. *Send* (shared): turns pieces into slices of the queue and the log. *Settle* (mutable): books what was taken.
 
 use super::conn::{Conn, Paging, Phase, Slot};
@@ -8,7 +9,7 @@ use super::core::Core;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::{Io, Read, Send, Sent};
-use crate::limits::SEND_BYTES_MAX;
+use crate::limits::{SEND_BYTES_MAX, SENDS_PER_TURN_MAX};
 use crate::log::{Audience, Entry, Log};
 use crate::session::{Place, Reader, StreamKey};
 use crate::time::Tick;
@@ -19,8 +20,6 @@ use std::collections::VecDeque;
 const SHARED_READERS_MIN: usize = 8;
 /// Gathered frames that may wait for readers of a later turn.
 const SHARED_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Connections planned before the block is sent.
-const BLOCK: usize = 32;
 
 /// What one part of a send is.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +74,7 @@ pub(super) struct Senders {
     pub(super) len: usize,
 }
 
-/// A stream whose readers are being woken, a few before each block of sends.
+/// A stream whose readers are being woken, as many as a turn may send to.
 #[derive(Clone, Copy, Debug)]
 struct Waking {
     stream: StreamKey,
@@ -122,9 +121,9 @@ impl Core {
         // At least one round, in which streams without readers are done with.
         let mut left = sends_max.min(self.dirty.len() + self.asleep()).max(1);
         while left > 0 {
-            // Woken right before they are planned, so that a connection is fetched from memory once and not twice.
-            self.wake_some(BLOCK.saturating_sub(self.dirty.len()));
-            let block = left.min(BLOCK).min(self.dirty.len());
+            let most = left.min(SENDS_PER_TURN_MAX);
+            self.wake_some(most.saturating_sub(self.dirty.len()));
+            let block = most.min(self.dirty.len());
             if block == 0 {
                 break;
             }

@@ -28,6 +28,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Completions handled before the shard gets its turn.
 const EVENTS_PER_TURN_MAX: usize = 4096;
+/// Places of the submission queue: a turn's sends and what it arms fit in, or leave in two enters.
+const SUBMISSIONS: u32 = 2048;
 /// Tries of one enter that the kernel answers with EBUSY, EAGAIN or EINTR.
 const ENTER_TRIES_MAX: usize = 10_000;
 
@@ -156,7 +158,7 @@ impl Ring {
         if options.spin_us > 0 {
             builder.setup_taskrun_flag();
         }
-        let ring: IoUring = builder.build(1024)?;
+        let ring: IoUring = builder.build(SUBMISSIONS)?;
         let buffers = BufferRing::register(&ring.submitter(), options.buffers, options.buffer_bytes)?;
         bells.rings[options.shard].store(ring.as_raw_fd(), Ordering::Release);
         let mut engine = Self {
