@@ -44,7 +44,7 @@ impl Settings {
             },
             tls: old.tls.clone(),
             admin: old.admin,
-            log: old.log,
+            log: old.log.clone(),
             diagnostics: old.diagnostics,
             ..self.clone()
         }

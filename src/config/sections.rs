@@ -1,7 +1,7 @@
 //! Every setting, once: its section, name, type, default, unit, range, whether a reload takes it, and what it does.
 
 use super::value::{Allowed, HeaderName, NodeName, Origin, Raw, Value};
-use super::{HistoryView, KeyAlgorithm, LogFormat, LogLevel, Network};
+use super::{Durability, HistoryView, KeyAlgorithm, LogFormat, LogLevel, Network};
 use crate::limits::{FRAGMENTS_MAX, MEMBERS_PER_SESSION_MAX, MESSAGE_BYTES_MAX, MESSAGE_UNFINISHED_MS_MAX, ROOMS_PER_CLIENT_MAX};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -277,10 +277,23 @@ sections! {
         token_expiry_grace_ms: u64 = 25_000, "ms", Allowed::Range(0, DAY_MS), live;
     }
 
-    /// The message log, in memory.
-    [log] Log: Clone Copy {
-        /// Messages a shard holds; the oldest go first.
+    /// The message log: in memory, and where `dir` is set on disk.
+    [log] Log: Clone {
+        /// Bytes of messages a shard holds in memory. Without `dir` the oldest go first; with it they are read back from disk.
         memory_bytes: usize = 67_108_864, "bytes", Allowed::Range(8_388_608, 1_099_511_627_776), restart;
+        /// Where the log is kept on disk; not set: in memory alone, and gone with the process.
+        dir: Option<PathBuf> = None, "", Allowed::Any, restart;
+        /// What an acknowledgement promises, where there is a `dir`: nothing beyond memory, that the message survives the process
+        /// (written), or a power cut too (synced).
+        durability: Durability = Durability::Written, "", Allowed::Any, restart;
+        /// Delivers messages before they are durable; acknowledgements still wait.
+        early_delivery: bool = false, "", Allowed::Any, live;
+        /// Bytes of one file of the log, a multiple of 1 MiB.
+        segment_bytes: u64 = 67_108_864, "bytes", Allowed::Range(2_097_152, 4_294_967_296), restart;
+        /// How long messages are retained on disk; they go by whole files.
+        retention_age_s: u64 = 604_800, "s", Allowed::OffOr(60, 3_153_600_000), live;
+        /// Bytes of the directory, above which durable messages are refused.
+        max_bytes: u64 = 0, "bytes", Allowed::OffOr(134_217_728, 1_125_899_906_842_624), live;
     }
 
     /// permessage-deflate (RFC 7692), without context takeover.

@@ -395,6 +395,18 @@ choice! {
 }
 
 choice! {
+    /// What an acknowledged message survives (protocol.md section 5).
+    Durability {
+        /// Nothing: it is in memory.
+        Memory = "memory",
+        /// The process's death.
+        Written = "written",
+        /// A power cut.
+        Synced = "synced",
+    }
+}
+
+choice! {
     /// What of a session a newcomer may read (protocol.md section 6).
     HistoryView {
         /// All that is retained.

@@ -9,13 +9,17 @@
 //! and reaped, or its socket shut down); an idle connection owns no buffer here.
 
 mod buffers;
+mod chunk;
 pub mod probe;
 pub mod ring;
 
 pub use crate::ids::ConnId;
+pub use chunk::Chunk;
 use crate::time::Tick;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 /// What the engine tells a shard.
 #[derive(Debug)]
@@ -34,6 +38,16 @@ pub enum Event<'a> {
     Writable { conn: ConnId },
     /// Somebody rang: a lane or the port has something.
     Bell,
+    /// The answer to [`Io::write`]: all of it is in the file, or an errno.
+    Written { tag: u64, result: Result<(), i32> },
+    /// The answer to [`Io::sync`], or an errno.
+    Synced { tag: u64, result: Result<(), i32> },
+    /// The answer to [`Io::read_back`]: bytes lent for the call, fewer than asked for at the end of the file; or an errno.
+    ReadBack { tag: u64, result: Result<&'a [u8], i32> },
+    /// The answer to [`Io::prepare_segment`], or an errno.
+    SegmentReady { number: u64, result: Result<(), i32> },
+    /// The answer to [`Io::delete_segment`], or an errno.
+    SegmentGone { number: u64, result: Result<(), i32> },
 }
 
 /// How a connection is read.
@@ -85,6 +99,16 @@ pub trait Io {
     fn send_batch(&mut self, batch: &[Send<'_>], out: &mut Vec<Sent>);
     /// Asks for one [`Event::Writable`].
     fn want_write(&mut self, conn: ConnId);
+    /// Writes a part of a chunk to a segment at `at` bytes, whole; answered by [`Event::Written`].
+    fn write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64);
+    /// fdatasync of a segment; answered by [`Event::Synced`].
+    fn sync(&mut self, segment: u64, tag: u64);
+    /// Reads up to `len` bytes of a segment from `at` on; answered by [`Event::ReadBack`].
+    fn read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64);
+    /// Makes a segment, preallocated and durable in its directory; answered by [`Event::SegmentReady`].
+    fn prepare_segment(&mut self, number: u64);
+    /// Deletes a segment; answered by [`Event::SegmentGone`].
+    fn delete_segment(&mut self, number: u64);
     /// Wakes another shard.
     fn ring_bell(&mut self, shard: usize);
     /// The clocks now, for measuring how long a turn took; what a turn decides by is the tick it was given.

@@ -1,8 +1,12 @@
 //! The log in memory: a queue of chunks, appended at the tail, dropped at the head.
 
 use super::record::{HEADER_BYTES, Header};
+use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::io::Chunk;
 use crate::limits::CHUNK_BYTES;
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::rc::Rc;
 
 /// A place in a log: bytes since its beginning. A chunk's records keep theirs as long as they live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -19,30 +23,96 @@ pub struct Appended {
     pub frame_bytes: u32,
 }
 
-/// An append-only sequence of records, of which the newest `bytes_max` stay.
+/// Where a log stands on disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Geometry {
+    /// Bytes of a segment, a multiple of [`CHUNK_BYTES`].
+    pub segment_bytes: u64,
+    /// What its segments' headers say.
+    pub shard: u16,
+    pub generation: u32,
+}
+
+/// A part of the log that is to be written next.
+#[derive(Clone, Debug)]
+pub struct Unwritten {
+    /// The number of its segment.
+    pub segment: u64,
+    /// Its place in the segment's file, in bytes.
+    pub at: u64,
+    pub chunk: Rc<Chunk>,
+    /// Its place in the chunk.
+    pub part: Range<usize>,
+    /// The position behind it.
+    pub end: Position,
+}
+
+#[derive(Debug)]
+struct OnDisk {
+    geometry: Geometry,
+    /// Everything before is in the file.
+    written: Position,
+    /// Everything before is no longer retained.
+    retained: Position,
+    now_ms: u64,
+}
+
+/// An append-only sequence of records. In memory alone the newest `bytes_max` stay; of a log on disk these stay in memory, and the rest is
+/// read back.
 #[derive(Debug)]
 pub struct Log {
-    chunks: VecDeque<Vec<u8>>,
+    chunks: VecDeque<Rc<Chunk>>,
     /// The number of the first chunk in `chunks`.
     first: u64,
     chunks_max: usize,
-    spare: Option<Vec<u8>>,
+    spare: Option<Rc<Chunk>>,
     chain: u32,
     dropped: u64,
+    disk: Option<OnDisk>,
 }
 
 impl Log {
-    /// A log that keeps up to `bytes_max` (rounded up to whole chunks, at least two).
+    /// A log in memory that keeps up to `bytes_max` (rounded up to whole chunks, at least two).
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
         let chunks_max = bytes_max.div_ceil(CHUNK_BYTES).max(2);
-        Self { chunks: VecDeque::new(), first: 0, chunks_max, spare: None, chain: 0, dropped: 0 }
+        Self { chunks: VecDeque::new(), first: 0, chunks_max, spare: None, chain: 0, dropped: 0, disk: None }
     }
 
-    /// The oldest position that is still held; what lies before is gone.
+    /// A log on disk. It begins with the segment `next`, behind the `chain` of what was recovered; records from `oldest` on are in
+    /// segments before it.
+    #[must_use]
+    pub fn on_disk(bytes_max: usize, geometry: Geometry, next: u64, chain: u32, oldest: Position) -> Self {
+        let begin = Position(next * geometry.segment_bytes);
+        let retained = oldest.min(begin);
+        Self {
+            first: begin.0 / CHUNK_BYTES as u64,
+            chain,
+            disk: Some(OnDisk { geometry, written: begin, retained, now_ms: 0 }),
+            ..Self::new(bytes_max)
+        }
+    }
+
+    /// The oldest position that is still held, in memory or on disk; what lies before is gone.
     #[must_use]
     pub fn oldest(&self) -> Position {
+        self.disk.as_ref().map_or_else(|| self.resident(), |disk| disk.retained)
+    }
+
+    /// The oldest position that is in memory.
+    #[must_use]
+    pub fn resident(&self) -> Position {
         Position(self.first * CHUNK_BYTES as u64)
+    }
+
+    /// The position behind the newest record.
+    #[must_use]
+    pub fn end(&self) -> Position {
+        let last = self.chunks.len() as u64;
+        match self.chunks.back() {
+            Some(chunk) => Position((self.first + last - 1) * CHUNK_BYTES as u64 + chunk.len() as u64),
+            None => self.resident(),
+        }
     }
 
     /// Bytes of memory that chunks take now.
@@ -57,49 +127,134 @@ impl Log {
         self.dropped
     }
 
+    /// How it stands on disk, if it does.
+    #[must_use]
+    pub fn geometry(&self) -> Option<Geometry> {
+        self.disk.as_ref().map(|disk| disk.geometry)
+    }
+
+    /// Everything before this position is in its file.
+    #[must_use]
+    pub fn written(&self) -> Position {
+        self.disk.as_ref().map_or(Position(u64::MAX), |disk| disk.written)
+    }
+
+    /// Says what time it is, for the headers of segments that begin.
+    pub fn tick(&mut self, now_ms: u64) {
+        if let Some(disk) = &mut self.disk {
+            disk.now_ms = now_ms;
+        }
+    }
+
+    /// What is to be written next: the oldest part that is in no file yet, within one chunk.
+    #[must_use]
+    pub fn unwritten(&self) -> Option<Unwritten> {
+        let disk = self.disk.as_ref()?;
+        let (mut number, mut offset) = self.place(disk.written);
+        if self.chunks.get(number).is_some_and(|chunk| offset >= chunk.len()) && number + 1 < self.chunks.len() {
+            (number, offset) = (number + 1, 0);
+        }
+        let chunk = self.chunks.get(number).filter(|chunk| offset < chunk.len())?;
+        let start = (self.first + number as u64) * CHUNK_BYTES as u64;
+        let at = start + offset as u64;
+        Some(Unwritten {
+            segment: at / disk.geometry.segment_bytes,
+            at: at % disk.geometry.segment_bytes,
+            chunk: Rc::clone(chunk),
+            part: offset..chunk.len(),
+            end: Position(start + chunk.len() as u64),
+        })
+    }
+
+    /// Everything before `end` has come into its file.
+    pub fn wrote(&mut self, end: Position) {
+        if let Some(disk) = &mut self.disk {
+            disk.written = disk.written.max(end);
+        }
+        self.shrink();
+    }
+
+    /// Everything before `oldest` is no longer retained.
+    pub fn retain_from(&mut self, oldest: Position) {
+        if let Some(disk) = &mut self.disk {
+            disk.retained = disk.retained.max(oldest);
+        }
+    }
+
     /// Appends one record whose frame is the concatenation of `frame`. The only copy of a message that the gateway makes.
     pub fn append(&mut self, header: &Header, addresses: &[u64], frame: &[&[u8]]) -> Appended {
         let frame_bytes: usize = frame.iter().map(|part| part.len()).sum();
         let frame_at = HEADER_BYTES + 8 * addresses.len();
-        let previous = self.chain;
         let (at, chunk) = self.tail(frame_at + frame_bytes);
-        let start = chunk.len();
-        chunk.resize(start + frame_at, 0);
-        for part in frame {
-            chunk.extend_from_slice(part);
-        }
-        self.chain = header.seal(&mut chunk[start..], addresses, previous);
+        let chunk = Rc::clone(chunk);
+        let previous = self.chain;
+        self.chain = chunk.extend_with(frame_at + frame_bytes, |record| {
+            let mut place = frame_at;
+            for part in frame {
+                record[place..place + part.len()].copy_from_slice(part);
+                place += part.len();
+            }
+            header.seal(record, addresses, previous)
+        });
         appended(at, frame_at, frame_bytes)
     }
 
     /// Appends a record as another log wrote it (a mirror's copy).
-    ///
     pub fn append_copy(&mut self, record: &[u8], frame_at: usize) -> Appended {
         let (at, chunk) = self.tail(record.len());
-        chunk.extend_from_slice(record);
+        chunk.append(record);
         appended(at, frame_at, record.len() - frame_at)
     }
 
     /// The tail chunk with room for `len` bytes more, so that nothing moves, and the position they will have.
-    fn tail(&mut self, len: usize) -> (Position, &mut Vec<u8>) {
-        assert!(len <= CHUNK_BYTES, "a record of {len} bytes is longer than a chunk");
+    fn tail(&mut self, len: usize) -> (Position, &Rc<Chunk>) {
+        assert!(len <= CHUNK_BYTES - SEGMENT_HEADER_BYTES, "a record of {len} bytes is longer than a chunk");
         if self.chunks.back().is_none_or(|chunk| chunk.len() + len > CHUNK_BYTES) {
             self.roll();
         }
         let number = self.first + self.chunks.len() as u64 - 1;
-        let Some(chunk) = self.chunks.back_mut() else { unreachable!("roll pushed a chunk") };
+        let Some(chunk) = self.chunks.back() else { unreachable!("roll pushed a chunk") };
         (Position(number * CHUNK_BYTES as u64 + chunk.len() as u64), chunk)
     }
 
     fn roll(&mut self) {
-        if self.chunks.len() >= self.chunks_max {
+        self.shrink_to(self.chunks_max - 1);
+        let spare = self.spare.take().and_then(|mut chunk| {
+            // Read or written still: it is dropped when that is over.
+            Rc::get_mut(&mut chunk)?.clear();
+            Some(chunk)
+        });
+        self.chunks.push_back(spare.unwrap_or_else(|| Chunk::new(CHUNK_BYTES)));
+        let start = (self.first + self.chunks.len() as u64 - 1) * CHUNK_BYTES as u64;
+        let Some(disk) = &self.disk else { return };
+        if start.is_multiple_of(disk.geometry.segment_bytes) {
+            let header = SegmentHeader {
+                shard: disk.geometry.shard,
+                generation: disk.geometry.generation,
+                number: start / disk.geometry.segment_bytes,
+                segment_bytes: disk.geometry.segment_bytes,
+                created_ms: disk.now_ms,
+                chain_before: self.chain,
+            };
+            self.chain = header.chain_start();
+            if let Some(chunk) = self.chunks.back() {
+                chunk.append(&header.encode());
+            }
+        }
+    }
+
+    fn shrink(&mut self) {
+        self.shrink_to(self.chunks_max);
+    }
+
+    /// Lets the oldest chunks go until so many are left, but none that is not in its file yet.
+    fn shrink_to(&mut self, count: usize) {
+        while self.chunks.len() > count && self.disk.as_ref().is_none_or(|disk| disk.written.0 >= (self.first + 1) * CHUNK_BYTES as u64)
+        {
             self.spare = self.chunks.pop_front();
             self.first += 1;
             self.dropped += 1;
         }
-        let mut chunk = self.spare.take().unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES));
-        chunk.clear();
-        self.chunks.push_back(chunk);
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a chunk's number among those held, an offset in it")]
@@ -107,15 +262,15 @@ impl Log {
         ((at.0 / CHUNK_BYTES as u64 - self.first) as usize, (at.0 % CHUNK_BYTES as u64) as usize)
     }
 
-    /// `len` bytes from `skip` bytes behind `at`; empty where they are no longer held.
+    /// `len` bytes from `skip` bytes behind `at`; empty where they are not in memory.
     #[must_use]
     pub fn bytes(&self, at: Position, skip: u32, len: u32) -> &[u8] {
-        if at < self.oldest() {
+        if at < self.resident() {
             return &[];
         }
         let (chunk, offset) = self.place(at);
         let start = offset + skip as usize;
-        self.chunks.get(chunk).and_then(|chunk| chunk.get(start..start + len as usize)).unwrap_or_default()
+        self.chunks.get(chunk).and_then(|chunk| chunk.bytes().get(start..start + len as usize)).unwrap_or_default()
     }
 }
 

@@ -67,6 +67,12 @@ impl Index {
         self.first + self.entries.len() as u64 - 1
     }
 
+    /// Where the oldest entry's record is.
+    #[must_use]
+    pub fn oldest_at(&self) -> Option<Position> {
+        (!self.entries.is_empty()).then_some(self.oldest)
+    }
+
     /// How many are held.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -12,7 +12,11 @@
 mod chunks;
 mod index;
 mod record;
+mod segment;
+mod state;
 
-pub use chunks::{Appended, Log, Position};
+pub use chunks::{Appended, Geometry, Log, Position, Unwritten};
 pub use index::{Audience, Entry, Index};
-pub use record::{HEADER_BYTES, Header, Kind, RecordError, VERSION, read_record};
+pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, read_record};
+pub use segment::{SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentError, SegmentHeader, segment_name, segment_number};
+pub use state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState};

@@ -23,6 +23,8 @@ pub struct Stream {
     /// The home shard, where that is another one.
     pub home: Option<u16>,
     pub index: Index,
+    /// Records from here on are not as durable as the session asks: nobody sees them yet. `u64::MAX` where nothing is waited for.
+    pub hidden_from: u64,
     pub readers: Vec<Reader>,
     /// The first record since the last turn that is for everyone; 0 where none is.
     pub broadcast_from: u64,
@@ -45,6 +47,7 @@ impl Stream {
             hash,
             home,
             index: Index::starting_at(next),
+            hidden_from: u64::MAX,
             readers: Vec::with_capacity(1),
             broadcast_from: 0,
             waking_from: 0,
@@ -52,5 +55,11 @@ impl Stream {
             opening: home.is_some(),
             asked: 0,
         }
+    }
+
+    /// The newest record that readers may see.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        self.index.head().min(self.hidden_from - 1)
     }
 }

@@ -6,6 +6,7 @@ use super::member::{Member, MemberKey};
 use super::presence::Watcher;
 use super::stream::StreamKey;
 use crate::ids::HashKey;
+use crate::log::Position;
 use crate::slots::{Key, Slots};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as TableEntry;
@@ -31,6 +32,10 @@ pub struct Session {
     pub stream: StreamKey,
     /// The current epoch's name on the wire, in hexadecimal.
     pub epoch: u64,
+    /// Those before it, with the last record that survived of each.
+    pub past_epochs: Vec<(u64, u64)>,
+    /// Where the log last kept its state whole.
+    pub kept_at: Position,
     pub members: Vec<MemberKey>,
     pub watchers: Few<Watcher>,
     pub mirrors: Few<MirrorOut>,
@@ -81,7 +86,18 @@ impl Sessions {
     /// Adds a session.
     pub fn create(&mut self, hash: u64, stream: StreamKey, epoch: u64, channel: bool) -> SessionKey {
         let (members, watchers, mirrors) = (Vec::with_capacity(1), Few::default(), Few::default());
-        let key = self.sessions.insert(Session { hash, stream, epoch, members, watchers, mirrors, empty_since_ms: 0, channel });
+        let key = self.sessions.insert(Session {
+            hash,
+            stream,
+            epoch,
+            past_epochs: Vec::new(),
+            kept_at: Position::default(),
+            members,
+            watchers,
+            mirrors,
+            empty_since_ms: 0,
+            channel,
+        });
         self.by_hash.insert_unique(hash, (hash, key), |(hash, _)| *hash);
         key
     }

@@ -110,8 +110,8 @@ impl Core {
             let stream = self.streams.get(attachment.stream)?;
             Some(SessionInfo {
                 session_id: stream.session_id.to_string(),
-                head_seq: stream.index.head(),
-                cursor_seq: if attachment.idle { stream.index.head() } else { attachment.cursor },
+                head_seq: stream.head(),
+                cursor_seq: if attachment.idle { stream.head() } else { attachment.cursor },
                 mirrored: stream.home.is_some(),
             })
         });

@@ -63,11 +63,12 @@ impl Core {
         Ok((self.create_session(&request.session_id, request.session, now), true))
     }
 
-    pub(super) fn create_session(&mut self, session_id: &str, hash: u64, _now: Tick) -> SessionKey {
+    pub(super) fn create_session(&mut self, session_id: &str, hash: u64, now: Tick) -> SessionKey {
         let stream = self.streams.insert(Stream::new(session_id, hash, None, 1));
         let epoch = self.next_random().max(1);
         let key = self.sessions.create(hash, stream, epoch, session_id.starts_with("channel:"));
         self.counters.sessions.set(self.sessions.sessions.len() as u64);
+        self.keep_session(key, now);
         key
     }
 
@@ -77,7 +78,7 @@ impl Core {
         let (stream, epoch) =
             self.sessions.sessions.get(session).map_or((StreamKey::unpack(0), 0), |entry| (entry.stream, entry.epoch));
         self.trim(stream);
-        let (oldest, head) = self.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.index.head()));
+        let (oldest, head) = self.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.head()));
         let client = self.sessions.target(crate::session::Target::Client, &request.client_id);
         let known = self.sessions.member(session, client);
         let member = match known {
@@ -88,7 +89,11 @@ impl Core {
             known.and_then(|member| self.sessions.members.get(member)).map(|member| member.received_seq).filter(|seq| *seq > 0);
         let resume = request.resume.as_ref().map(|(epoch, seq)| (&**epoch, *seq));
         let wanted = StartRequest { resume, wanted: request.wanted };
-        let begin = start(&wanted, receipt, oldest, head, |name| (name == epoch_name(epoch)).then_some(head));
+        let past = self.sessions.sessions.get(session).map_or(&[][..], |session| &session.past_epochs);
+        let begin = start(&wanted, receipt, oldest, head, |name| {
+            let past = past.iter().find(|(epoch, _)| name == epoch_name(*epoch)).map(|(_, last)| *last);
+            if name == epoch_name(epoch) { Some(head) } else { past }
+        });
         self.enter_rooms(request, member, begin.cursor)?;
         self.sessions.set_roles(member, request.roles.clone());
         self.take_place(io, member, request.place, now);
@@ -96,6 +101,8 @@ impl Core {
         let Some(entry) = self.sessions.members.get_mut(member) else { return Err(gone(request)) };
         entry.entitlements.echo = request.echo;
         entry.entitlements.prune(oldest, self.snapshot.settings.limits.rooms_per_client);
+        self.keep_member(member, now);
+        let Some(entry) = self.sessions.members.get(member) else { return Err(gone(request)) };
         Ok(AttachAnswer {
             member,
             created,

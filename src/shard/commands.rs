@@ -6,6 +6,7 @@ use super::counters::{DropReason, LimitReached};
 use super::handshake::auth_code;
 use super::inbound::RETRY_AFTER_MS;
 use super::lanes::LaneMessage;
+use super::reading::HistoryPage;
 use super::replies::AT_ONCE;
 use crate::ids::ConnId;
 use crate::io::Io;
@@ -137,6 +138,7 @@ impl Core {
                 None => {
                     self.sessions.set_roles(member, roles.clone());
                     self.publish_entitlements(io, member);
+                    self.keep_member(member, now);
                 }
                 Some(home) => self.send_control(io, home, LaneMessage::Roles { member, place, roles: roles.clone() }),
             }
@@ -200,7 +202,7 @@ impl Core {
     /// The head of the session of a member: where an answer that is in order has its place.
     fn head_of(&self, member: MemberKey) -> u64 {
         let session = self.sessions.members.get(member).and_then(|member| self.sessions.sessions.get(member.session));
-        session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
+        session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.head())
     }
 
     /// An answer in its place in the order. At the head of an empty session that is at once.
@@ -227,11 +229,12 @@ impl Core {
                     self.send_reply(place, LaneMessage::Pong { to: place, after, id: envelope.id.into() });
                 }
             }
-            Command::Join { room } => self.join(io, place, member, envelope, room, after),
+            Command::Join { room } => self.join(io, place, member, envelope, room, after, now),
             Command::Leave { room } => {
                 if self.sessions.leave_room(member, room, after) {
                     self.tell_presence(member, PresenceChange::Leave, Some(room));
                     self.publish_entitlements(io, member);
+                    self.keep_member(member, now);
                 }
                 self.answer(place, after, |out| crate::protocol::left(out, head, room));
             }
@@ -242,13 +245,17 @@ impl Core {
                     entry.presence = std::str::from_utf8(data).ok().map(Into::into);
                 }
                 self.tell_presence(member, PresenceChange::Data, None);
+                self.keep_member(member, now);
                 self.answer(place, after, |out| crate::protocol::presence_ok(out, head));
             }
-            Command::History(history) => self.history(place, member, envelope, history, after),
+            Command::History(history) => self.history(io, place, member, envelope, history, after),
             Command::Received { seq } => {
                 let Some(entry) = self.sessions.members.get_mut(member) else { return };
                 if *seq <= after {
-                    entry.received_seq = entry.received_seq.max(*seq);
+                    if *seq > entry.received_seq {
+                        entry.received_seq = *seq;
+                        self.keep_receipt(member, now);
+                    }
                 } else {
                     self.counters.dropped(DropReason::ReceiptStale, 1);
                 }
@@ -269,7 +276,17 @@ impl Core {
         }
     }
 
-    fn join<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, envelope: &Envelope<'_>, room: &str, after: u64) {
+    #[expect(clippy::too_many_arguments, reason = "who joins what, where, and when")]
+    fn join<I: Io>(
+        &mut self,
+        io: &mut I,
+        place: Place,
+        member: MemberKey,
+        envelope: &Envelope<'_>,
+        room: &str,
+        after: u64,
+        now: Tick,
+    ) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         let rooms_max = self.snapshot.settings.limits.rooms_per_client;
         let target = self.sessions.target(Target::Room, room);
@@ -285,6 +302,7 @@ impl Core {
         if self.sessions.enter_room(member, room, after + 1) {
             self.tell_presence(member, PresenceChange::Join, Some(room));
             self.publish_entitlements(io, member);
+            self.keep_member(member, now);
         }
         self.answer(place, after, |out| crate::protocol::joined(out, head, room, seq));
     }
@@ -351,39 +369,24 @@ impl Core {
         }
     }
 
-    fn history(
+    fn history<I: Io>(
         &mut self,
+        io: &mut I,
         place: Place,
         key: MemberKey,
         envelope: &Envelope<'_>,
         wanted: &crate::protocol::History<'_>,
         after: u64,
     ) {
-        let head = Head { id: envelope.id, session_id: envelope.session_id };
         let Some(member) = self.sessions.members.get(key) else { return };
-        let Some(stream_key) = self.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
-        self.trim(stream_key);
+        let Some(stream) = self.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
+        self.trim(stream);
         let room = wanted.room.map(|room| self.sessions.target(Target::Room, room));
-        let Some((page, more, oldest)) = self.history_page(key, stream_key, wanted, room) else { return };
-        let mut bytes = self.buffers.take();
-        let open = OpenFrame::begin(&mut bytes);
-        crate::protocol::history_begin(&mut bytes, head, page.len() as u64);
-        open.finish(Opcode::Text, &mut bytes);
-        if let Some(stream) = self.streams.get(stream_key) {
-            for seq in page {
-                if let Some(entry) = stream.index.get(seq) {
-                    bytes.extend_from_slice(self.log.bytes(entry.at, entry.frame_at, entry.frame_bytes));
-                }
-            }
-        }
-        let open = OpenFrame::begin(&mut bytes);
-        crate::protocol::history_end(&mut bytes, head, more, oldest);
-        open.finish(Opcode::Text, &mut bytes);
-        if place.shard == self.shard_number() {
-            self.put_ordered(place, after, Waiting::History(bytes));
-        } else {
-            self.send_reply(place, LaneMessage::History { to: place, after, frame: bytes });
-        }
+        let Some((mut left, more, oldest)) = self.history_page(key, stream, wanted, room) else { return };
+        left.reverse();
+        let (id, frames) = (envelope.id.into(), Vec::new());
+        let page = HistoryPage { place, member: key, stream, id, room, more, oldest, after, left, frames, count: 0 };
+        self.history_for(io, Box::new(page));
     }
 
     fn well_formed(&mut self, id: ConnId, envelope: &Envelope<'_>) -> bool {
@@ -420,7 +423,7 @@ impl Core {
         room: Option<u64>,
     ) -> Option<(Vec<u64>, bool, u64)> {
         let (member, stream) = (self.sessions.members.get(key)?, self.streams.get(stream)?);
-        let (first, head) = (stream.index.first(), stream.index.head());
+        let (first, head) = (stream.index.first(), stream.head());
         let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
         let mut bytes = 0;
         let mut shows = |seq: u64| -> Option<bool> {
@@ -431,7 +434,9 @@ impl Core {
                 crate::log::Audience::One(target) => target == room,
                 crate::log::Audience::Many => addresses().chunks_exact(8).any(|target| target == room.to_le_bytes()),
             });
-            let shown = in_room && member.entitlements.shows(entry, seq, addresses);
+            // Whom a list names is known when it has been read.
+            let unknown = entry.audience == crate::log::Audience::Many && entry.at < self.log.resident();
+            let shown = unknown || in_room && member.entitlements.shows(entry, seq, addresses);
             bytes += if shown { entry.frame_bytes as usize } else { 0 };
             // None: the page is full by its bytes.
             if shown && bytes > HISTORY_PAGE_BYTES_MAX { None } else { Some(shown) }

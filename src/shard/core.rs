@@ -5,15 +5,17 @@
 
 use super::admission::Admission;
 use super::conn::{Attachment, Conn, Phase};
+use super::durable::{Disk, READ_TAGS};
 use super::counters::{LimitReached, SharedCounters};
 use super::lanes::{LaneMessage, Mesh, Spoken};
 use super::outbound::Outbound;
+use super::reading::Job;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
 use super::wheel::Wheel;
 use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
-use crate::log::Log;
+use crate::log::{Log, Position};
 use crate::protocol::{CommandParser, Parser};
 use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
@@ -23,6 +25,8 @@ use crate::ws::deflate::{Deflater, Inflater};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+/// How long a stop waits for the disk to take what was appended.
+const STOP_DISK_MS: u64 = 5000;
 /// Timers that fire in one turn.
 const TIMERS_PER_TURN_MAX: usize = 1024;
 /// How many sessions are looked at, how often, for what has left the log's memory and for who is left.
@@ -116,8 +120,17 @@ pub struct Core {
     /// When each connection goes in a drain, the next one last.
     pub(super) departures: Vec<(u64, ConnId)>,
     pub(super) random_id: u64,
+    /// The log's disk, where it has one.
+    pub(super) disk: Option<Disk>,
+    /// What was asked of the disk, by the tags of the reads.
+    pub(super) jobs: Map<u64, (Position, Job)>,
+    pub(super) next_read: u64,
+    /// Scratch for a record's addresses.
+    pub(super) targets: Vec<u64>,
     pub(super) draining: bool,
-    stopping: bool,
+    pub(super) stopping: bool,
+    /// When a stop no longer waits for the disk.
+    stop_until_ms: u64,
     bell: bool,
 }
 
@@ -172,8 +185,13 @@ impl Core {
             channel_id: String::new(),
             departures: Vec::new(),
             random_id: options.seed,
+            disk: None,
+            jobs: Map::with_hasher(options.key),
+            next_read: READ_TAGS,
+            targets: Vec::new(),
             draining: false,
             stopping: false,
+            stop_until_ms: 0,
             bell: true,
             mesh: options.mesh,
             admission: options.admission,
@@ -279,8 +297,11 @@ impl Core {
             }
             let idle = now.mono_ms() - session.empty_since_ms >= idle_ms;
             let bare = self.streams.get(stream).is_some_and(|stream| stream.index.is_empty());
-            if (idle || bare) && self.sessions.remove(key).is_some() {
+            if (idle || bare)
+                && let Some(session) = self.sessions.remove(key)
+            {
                 self.streams.remove(stream);
+                self.keep_session_gone(session.hash, now);
                 self.counters.sessions.set(self.sessions.sessions.len() as u64);
             }
         }
@@ -331,6 +352,7 @@ impl Core {
             self.drop_conn(io, id, now);
         }
         self.stopping = true;
+        self.stop_until_ms = now.mono_ms() + STOP_DISK_MS;
     }
 }
 
@@ -351,6 +373,11 @@ impl Shard for Core {
             Event::Quiet { conn } => self.on_quiet(io, conn, now),
             Event::Writable { conn } => self.on_writable(conn),
             Event::Bell => self.bell = true,
+            Event::Written { result, .. } => self.on_written(io, result, now),
+            Event::Synced { result, .. } => self.on_synced(io, result, now),
+            Event::ReadBack { tag, result } => self.on_read_back(io, tag, result),
+            Event::SegmentReady { number, result } => self.on_segment_ready(number, result, now),
+            Event::SegmentGone { number, result } => self.on_segment_gone(number, result),
         }
     }
 
@@ -371,15 +398,19 @@ impl Shard for Core {
         // Replies first: they come before the records that follow their places.
         busy |= self.push_backlog(io);
         busy |= self.push_mirrors(io);
+        self.let_files_go(io, now);
+        self.write_log(io, now);
         busy |= self.flush(io, now, crate::limits::SENDS_PER_TURN_MAX);
         self.end_doomed(io, now);
         self.free_left(io);
         self.send_pulls(io);
         busy |= self.push_backlog(io);
         self.publish_counters(io, now);
-        if self.stopping {
+        if self.stopping && (self.log_settled() || now.mono_ms() >= self.stop_until_ms) {
             return Next::Stop;
         }
+        let disk_due_ms = self.disk_due_ms().map(|due_ms| if self.stopping { due_ms.min(now.mono_ms() + 1) } else { due_ms });
+        let departure_ms = departure_ms.into_iter().chain(disk_due_ms).min();
         match self.next(busy || !self.doomed.is_empty()) {
             Next::At(at_ns) => Next::At(departure_ms.map_or(at_ns, |at_ms| at_ns.min(at_ms * 1_000_000))),
             Next::Idle => departure_ms.map_or(Next::Idle, |at_ms| Next::At(at_ms * 1_000_000)),

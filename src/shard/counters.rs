@@ -98,6 +98,10 @@ reasons! {
         HistoryMessages = "history_messages",
         /// Messages cut from a session's history since the log's memory was full.
         LogMemory = "log_memory",
+        /// Messages cut from sessions' histories since their file of the log was older than log.retention_age_s.
+        LogAge = "log_age",
+        /// A record of the log that did not read back whole from disk; its readers were told of the gap.
+        LogDamaged = "log_damaged",
         /// The record of a closed connection, pushed out before its ten minutes.
         ClosedRecord = "closed_record",
     }
@@ -106,6 +110,12 @@ reasons! {
 reasons! {
     /// A bound that was reached and refused, delayed or closed something. Every bound has one.
     LimitReached {
+        /// Bytes that wait for the log's disk.
+        LogPending = "log_pending",
+        /// The log's disk is full, or has log.max_bytes.
+        Disk = "disk",
+        /// Reads of the log that wait for the disk.
+        LogReads = "log_reads",
         /// limits.max_message_bytes.
         MessageBytes = "message_bytes",
         /// limits.max_fragments.
@@ -319,6 +329,20 @@ counters! {
     log_bytes: Gauge, "At log.memory_bytes the oldest messages go first.";
     /// Records appended to the log.
     log_appends: Counter, "Follows routed.";
+    /// Records of the gateway's own in the log: sessions, members, receipts.
+    log_state_records: Counter, "Many against log_appends: clients come and go, or send receipts, a lot.";
+    /// Writes of the log: each takes what a turn has appended.
+    log_writes: Counter, "log_appends over this is how many records share a write.";
+    /// Bytes written to the log's files.
+    log_written_bytes: Counter, "Against log.max_bytes and the disk's life.";
+    /// Syncs of the log's files.
+    log_syncs: Counter, "Messages over this is how many share a sync.";
+    /// Reads of the log's files, for readers behind what is in memory.
+    log_reads: Counter, "Many: raise log.memory_bytes.";
+    /// Files of the log.
+    log_segments: Gauge, "Against log.max_bytes over log.segment_bytes.";
+    /// 1 after a write or sync of the log failed for good.
+    log_failed: Gauge, "Look at the disk and restart: recovery keeps what was acknowledged.";
     /// Bytes of connections' buffers: partial messages, replies, ephemeral messages.
     buffer_bytes: Gauge, "Compare with limits.shard_memory_bytes.";
     /// Sessions at home elsewhere that are mirrored here.

@@ -23,8 +23,8 @@ impl Core {
     /// The oldest and the newest `seq` of a session at home here.
     pub fn session_bounds(&self, session_id: &str) -> Option<(u64, u64)> {
         let session = self.sessions.sessions.get(self.sessions.find(self.session_hash(session_id))?)?;
-        let index = &self.streams.get(session.stream)?.index;
-        Some((index.first(), index.head()))
+        let stream = self.streams.get(session.stream)?;
+        Some((stream.index.first(), stream.head()))
     }
 
     /// Connections in the table.
@@ -119,7 +119,7 @@ impl Core {
             }
             let log = if stream.home.is_some() { &self.mirror_log } else { &self.log };
             let from = (attachment.cursor + 1).max(stream.index.first());
-            let missed = (from..=stream.index.head()).find(|seq| {
+            let missed = (from..=stream.head()).find(|seq| {
                 stream.index.get(*seq).is_some_and(|entry| {
                     attachment.entitlements.delivers(entry, *seq, || {
                         let head = crate::log::HEADER_BYTES as u32;
@@ -135,12 +135,12 @@ impl Core {
             }
             if let Some(first) = attachment.ordered.front() {
                 ensure!(
-                    stream.home.is_some() && first.after > stream.index.head(),
+                    stream.home.is_some() && first.after > stream.head(),
                     "a reply waits for {} at {} of {}, head {}",
                     first.after,
                     attachment.cursor,
                     stream.session_id,
-                    stream.index.head()
+                    stream.head()
                 );
             }
         }

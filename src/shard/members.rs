@@ -22,6 +22,7 @@ impl Core {
             member.told_lost = true;
             self.tell_presence(key, PresenceChange::Leave, None);
         }
+        self.keep_member(key, now);
         self.wheel.schedule(now.mono_ms() + grace_ms, Timer::Member(key));
     }
 
@@ -42,9 +43,14 @@ impl Core {
         }
         if !std::mem::replace(&mut member.told_lost, true) {
             self.tell_presence(key, PresenceChange::Lost, None);
+            self.keep_member(key, now);
         }
         if away_ms >= unseen_ms {
-            self.sessions.remove_member(key);
+            let gone = self.sessions.remove_member(key);
+            let session = gone.as_ref().and_then(|gone| self.sessions.sessions.get(gone.session)).map(|session| session.hash);
+            if let (Some(gone), Some(session)) = (gone, session) {
+                self.keep_member_gone(session, gone.entitlements.client, now);
+            }
             return;
         }
         self.wheel.schedule(now_ms + unseen_ms - away_ms, Timer::Member(key));
@@ -65,7 +71,7 @@ impl Core {
             .filter_map(|watcher| self.sessions.members.get(watcher.member)?.place)
             .collect();
         let (client_id, data) = (member.client_id.clone(), member.presence.clone());
-        let Some((session_id, after)) = self.streams.get(stream).map(|stream| (stream.session_id.clone(), stream.index.head()))
+        let Some((session_id, after)) = self.streams.get(stream).map(|stream| (stream.session_id.clone(), stream.head()))
         else {
             return;
         };

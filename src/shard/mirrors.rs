@@ -88,6 +88,7 @@ impl Core {
                 if self.sessions.members.get(member).is_some_and(|member| member.place == Some(place)) {
                     self.sessions.set_roles(member, roles);
                     self.publish_entitlements(io, member);
+                    self.keep_member(member, now);
                 }
             }
             LaneMessage::Evict { to } => {
@@ -101,7 +102,7 @@ impl Core {
                 self.buffers.give(buffer);
                 self.on_credit(session, shard);
             }
-            LaneMessage::Pull { member, place, after } => self.on_pull(io, member, place, after),
+            LaneMessage::Pull { member, place, after } => self.page_for(io, place, member, after),
             LaneMessage::Page(page) => self.on_page(*page),
             LaneMessage::Passing(passing) => {
                 if let Some(stream) = self.mirrors.get(&passing.session).copied() {
@@ -152,8 +153,10 @@ impl Core {
         let mut pulls = std::mem::take(&mut self.pulls);
         for (place, member, after) in pulls.drain(..) {
             let Some(stream) = self.attachment_at(place).map(|attachment| attachment.stream) else { continue };
-            if let Some(home) = self.streams.get(stream).and_then(|stream| stream.home) {
-                self.send_control(io, home, LaneMessage::Pull { member, place, after });
+            match self.streams.get(stream).map(|stream| stream.home) {
+                Some(Some(home)) => self.send_control(io, home, LaneMessage::Pull { member, place, after }),
+                Some(None) => self.page_for(io, place, member, after),
+                None => {}
             }
         }
         self.pulls = pulls;
@@ -167,8 +170,12 @@ impl Core {
         for number in 0..session.mirrors.len() {
             while let Some(mirror) = self.sessions.sessions.get(key).and_then(|session| session.mirrors.get(number)).copied() {
                 let Some(stream) = self.streams.get(stream_key) else { return false };
-                let from = mirror.next_seq.max(stream.index.first());
-                if mirror.credits == 0 || from > stream.index.head() {
+                let mut from = mirror.next_seq.max(stream.index.first());
+                // What has left memory is not sent: readers there ask for pages.
+                while stream.index.get(from).is_some_and(|entry| entry.at < self.log.resident()) {
+                    from += 1;
+                }
+                if mirror.credits == 0 || from > stream.head() {
                     break;
                 }
                 if !self.mesh.has_room(self.shard, usize::from(mirror.shard), Class::Data) {
@@ -194,7 +201,7 @@ impl Core {
         let mut records = self.buffers.take();
         let mut count = 0;
         if let Some(stream) = self.streams.get(stream) {
-            for seq in from..=stream.index.head() {
+            for seq in from..=stream.head() {
                 let Some(entry) = stream.index.get(seq) else { break };
                 if count > 0 && records.len() + entry.record_bytes() as usize > BATCH_BYTES_MAX {
                     break;
@@ -216,10 +223,10 @@ impl Core {
         };
         let Some(stream) = self.streams.get_mut(key) else { return };
         let home = stream.home;
-        if stream.opening || batch.first_seq != stream.index.head() + 1 {
+        if stream.opening || batch.first_seq != stream.head() + 1 {
             // Its first records, or those after a hole: readers behind it ask the home for pages.
             stream.opening = false;
-            let old_head = stream.index.head();
+            let old_head = stream.head();
             stream.index.restart(batch.first_seq);
             self.unrest_readers(key, old_head);
         }
@@ -270,41 +277,10 @@ impl Core {
         }
     }
 
-    /// A reader elsewhere is behind what its mirror holds: it gets a page of what it may see.
-    fn on_pull<I: Io>(&mut self, io: &mut I, key: MemberKey, place: Place, after: u64) {
-        // Also for one that was detached meanwhile: it reads up to the place of its last reply.
-        let Some(member) = self.sessions.members.get(key) else {
-            return self.send_reply(place, LaneMessage::Evict { to: place });
-        };
-        let Some((hash, stream_key)) = self.sessions.sessions.get(member.session).map(|session| (session.hash, session.stream))
-        else {
+    pub(super) fn on_page(&mut self, page: Page) {
+        let stream = self.attachment_at(page.to).map(|attachment| attachment.stream);
+        let Some(session_id) = stream.and_then(|stream| self.streams.get(stream)).map(|stream| stream.session_id.clone()) else {
             return;
-        };
-        self.trim(stream_key);
-        let Some(member) = self.sessions.members.get(key) else { return };
-        let Some(stream) = self.streams.get(stream_key) else { return };
-        let mut page = Page { to: place, session: hash, after, frames: Vec::new(), ends: Vec::new(), cursor: after, gap: None };
-        if page.cursor + 1 < stream.index.first() {
-            page.gap = Some((page.cursor + 1, stream.index.first() - 1));
-            page.cursor = stream.index.first() - 1;
-        }
-        while page.cursor < stream.index.head() && page.frames.len() < SEND_BYTES_MAX {
-            let seq = page.cursor + 1;
-            let Some(entry) = stream.index.get(seq) else { break };
-            let head = u32::try_from(HEADER_BYTES).unwrap_or(0);
-            if member.entitlements.delivers(entry, seq, || self.log.bytes(entry.at, head, entry.frame_at - head)) {
-                page.frames.extend_from_slice(self.log.bytes(entry.at, entry.frame_at, entry.frame_bytes));
-                page.ends.push((seq, u32::try_from(page.frames.len()).unwrap_or(u32::MAX)));
-            }
-            page.cursor = seq;
-        }
-        self.send_control(io, place.shard, LaneMessage::Page(Box::new(page)));
-    }
-
-    fn on_page(&mut self, page: Page) {
-        let session_id = match self.mirrors.get(&page.session).and_then(|key| self.streams.get(*key)) {
-            Some(stream) => stream.session_id.clone(),
-            None => return,
         };
         let Some(attachment) = self.attachment_at(page.to) else { return };
         if !attachment.pulling || attachment.cursor != page.after {

@@ -148,7 +148,7 @@ impl Core {
             let Some(stream) = self.streams.get_mut(key) else { continue };
             stream.dirty = false;
             let from = std::mem::take(&mut stream.broadcast_from);
-            let many = stream.readers.len() >= SHARED_READERS_MIN && stream.index.head() > from;
+            let many = stream.readers.len() >= SHARED_READERS_MIN && stream.head() > from;
             if stream.waking_from == 0 {
                 stream.waking_from = from;
                 self.out.waking.push_back(Waking { stream: key, next: 0 });
@@ -221,8 +221,11 @@ impl Core {
         let (start, first_end) = (out.shared.len(), out.ends.len());
         let mut senders = Senders::default();
         let mut to = from - 1;
-        for seq in from..=stream.index.head() {
+        for seq in from..=stream.head() {
             let Some(entry) = stream.index.get(seq) else { break };
+            if entry.at < log.resident() {
+                break;
+            }
             let known = senders.list[..senders.len].contains(&entry.sender);
             let room = out.shared.len() - start + entry.frame_bytes as usize <= SEND_BYTES_MAX;
             if entry.audience != Audience::All || !room || (!known && senders.len == senders.list.len()) {
@@ -379,7 +382,7 @@ impl Core {
             if let Some(attachment) = slot.attached_mut() {
                 attachment.idle = attachment.ordered.is_empty()
                     && !attachment.pulling
-                    && self.streams.get(attachment.stream).is_some_and(|stream| attachment.cursor >= stream.index.head());
+                    && self.streams.get(attachment.stream).is_some_and(|stream| attachment.cursor >= stream.head());
             }
         }
     }
@@ -504,7 +507,7 @@ pub(super) fn has_more(conn: &Conn, core: &Core) -> bool {
         return false;
     }
     conn.attachments().any(|(_, attachment)| {
-        let head = core.streams.get(attachment.stream).map_or(0, |stream| stream.index.head());
+        let head = core.streams.get(attachment.stream).map_or(0, |stream| stream.head());
         // A reply whose place a mirror has not reached yet waits for the mirror.
         let let_out = attachment.ordered.front().is_some_and(|ordered| ordered.after <= attachment.cursor);
         !attachment.pulling && (let_out || attachment.cursor < head)

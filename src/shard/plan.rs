@@ -6,7 +6,7 @@ use super::outbound::{Outbound, Piece, Source, has_more};
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::limits::{SEND_BYTES_MAX, SEND_PARTS_MAX};
-use crate::log::{Entry, HEADER_BYTES, Position};
+use crate::log::{Audience, Entry, HEADER_BYTES, Position};
 use crate::protocol::Head;
 use crate::session::{Place, StreamKey};
 use crate::time::Tick;
@@ -119,7 +119,7 @@ impl Core {
                 }
                 continue;
             }
-            let Some((oldest, head)) = self.streams.get(stream).map(|stream| (stream.index.first(), stream.index.head())) else {
+            let Some((oldest, head)) = self.streams.get(stream).map(|stream| (stream.index.first(), stream.head())) else {
                 return;
             };
             scan.limit = waits_at.map_or(head, |after| after.min(head));
@@ -136,7 +136,7 @@ impl Core {
                 break;
             }
         }
-        let head = self.streams.get(stream).map_or(0, |stream| stream.index.head());
+        let head = self.streams.get(stream).map_or(0, |stream| stream.head());
         if let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) {
             if !scan.collected {
                 attachment.cursor = attachment.cursor.max(scan.cursor);
@@ -219,7 +219,7 @@ impl Core {
     fn collect(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize, scan: &mut Scan) -> bool {
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return false };
         let Some(stream) = self.streams.get(attachment.stream) else { return false };
-        let mirror = stream.home.is_some();
+        let (mirror, shard) = (stream.home.is_some(), self.shard_number());
         let log = if mirror { &self.mirror_log } else { &self.log };
         let number = u16::try_from(number).unwrap_or(u16::MAX);
         let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
@@ -244,6 +244,24 @@ impl Core {
             }
             let Some(entry) = stream.index.get(next).copied() else { return false };
             scan.seen += 1;
+            if entry.at < log.resident() {
+                // On disk alone. What is not for the reader is passed all the same, but a list has to be read.
+                if entry.audience == Audience::Many || attachment.entitlements.delivers(&entry, next, || &[]) {
+                    if !scan.collected && !std::mem::replace(&mut attachment.pulling, true) {
+                        attachment.cursor = scan.cursor;
+                        let place = Place { shard, attachment: number, ticket: attachment.ticket, conn: conn.id };
+                        self.pulls.push((place, attachment.member, scan.cursor));
+                    }
+                    return false;
+                }
+                if scan.collected
+                    && let Some(last) = out.pieces.last_mut()
+                {
+                    last.upto = next;
+                }
+                scan.cursor = next;
+                continue;
+            }
             if attachment.entitlements.delivers(&entry, next, || log.bytes(entry.at, header, entry.frame_at - header)) {
                 let mut piece = frame_piece(mirror, entry, number, next);
                 if conn.flags.deflate {

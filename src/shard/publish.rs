@@ -6,6 +6,7 @@ use super::counters::{DropReason, LimitReached};
 use super::inbound::RETRY_AFTER_MS;
 use super::lanes::{ChannelPost, LaneMessage, Passing};
 use super::replies::AT_ONCE;
+use crate::config::Durability;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::log::{Audience, Entry, Header, Kind};
@@ -16,7 +17,7 @@ use crate::ws::Opcode;
 use crate::ws::encoder::frame_head;
 
 /// Ids of posts to channels at home here that are remembered against repeats.
-const POSTED_IDS_MAX: usize = 65_536;
+pub(super) const POSTED_IDS_MAX: usize = 65_536;
 
 /// The half of a content hash that the window compares; the record holds the whole.
 #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
@@ -205,12 +206,15 @@ impl Core {
             Seen::New => {}
             Seen::Same { seq } => {
                 self.counters.duplicates.increment();
-                return self.acknowledge(origin, envelope, seq, true);
+                return self.acknowledge_again(origin, (session, stream), envelope, seq);
             }
             Seen::Different => {
                 let message = "this id was used for another message: give each message an id of its own";
                 return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
             }
+        }
+        if let Some((code, message)) = self.log_refuses() {
+            return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
         let used = match member {
@@ -220,8 +224,41 @@ impl Core {
         if let Some(used) = used {
             used.remember(id_hash, low(content), seq, now.mono_ms(), limits);
         }
-        self.note_appended(session, stream, seq, &audiences);
-        self.acknowledge(origin, envelope, seq, false);
+        self.conclude(origin, (session, stream), envelope, seq, &audiences);
+    }
+
+    /// Shows a new record to its audience and acknowledges it: at once, or when it is as durable as its session asks.
+    fn conclude(
+        &mut self,
+        origin: &Origin<'_>,
+        (session, stream): (SessionKey, StreamKey),
+        envelope: &Envelope<'_>,
+        seq: u64,
+        audiences: &Audiences,
+    ) {
+        if self.durability() == Durability::Memory {
+            self.note_appended(session, stream, seq, audiences.recorded());
+            return self.acknowledge(origin, envelope, seq, false);
+        }
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        self.await_durable((session, stream, seq), origin.place, origin.acks.then_some((head, false)), seq);
+    }
+
+    /// Acknowledges a repeat, not before the first is durable.
+    fn acknowledge_again(
+        &mut self,
+        origin: &Origin<'_>,
+        (session, stream): (SessionKey, StreamKey),
+        envelope: &Envelope<'_>,
+        seq: u64,
+    ) {
+        if !self.is_pending(stream, seq) {
+            return self.acknowledge(origin, envelope, seq, true);
+        }
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        if origin.acks {
+            self.await_durable((session, stream, 0), origin.place, Some((head, true)), seq);
+        }
     }
 
     fn dedupe_limits(&self) -> DedupeLimits {
@@ -314,20 +351,20 @@ impl Core {
         added(tail, seq, from, now.wall_ms, Some(traceparent.as_str()));
     }
 
-    /// Marks a new record's audience dirty, and its mirrors.
-    fn note_appended(&mut self, session: SessionKey, stream: StreamKey, seq: u64, audiences: &Audiences) {
+    /// Marks a new record's audience dirty (all, where `targets` is empty), and its mirrors.
+    pub(super) fn note_appended(&mut self, session: SessionKey, stream: StreamKey, seq: u64, targets: &[u64]) {
         if let Some(entry) = self.sessions.sessions.get(session)
             && !entry.mirrors.is_empty()
             && !self.mirrored.contains(&session)
         {
             self.mirrored.push(session);
         }
-        if audiences.all {
+        if targets.is_empty() {
             return self.note_broadcast(stream, seq);
         }
         let shard = self.shard_number();
         let mut places = std::mem::take(&mut self.out.places);
-        for target in audiences.list() {
+        for target in targets {
             match self.sessions.member(session, *target) {
                 Some(member) => places.extend(self.place_of(member)),
                 None => places.extend(self.sessions.group(session, *target).iter().filter_map(|member| self.place_of(*member))),
@@ -413,7 +450,7 @@ impl Core {
     /// Gives an ephemeral frame to the readers of a stream on this shard; `targets` empty is everyone.
     pub(super) fn pass_here(&mut self, stream: StreamKey, sender: u64, targets: &[u64], frame: &[u8]) {
         let Some(entry) = self.streams.get(stream) else { return };
-        let head = entry.index.head();
+        let head = entry.head();
         let readers = std::mem::take(&mut self.out.readers);
         let mut readers = super::outbound::reuse(readers);
         readers.extend_from_slice(&entry.readers);
@@ -518,15 +555,17 @@ impl Core {
             let content = self.content_hash(envelope, &audiences);
             let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
             match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
-                Seen::New => {
-                    let seq = self.append(stream, hash, origin, &moved, &audiences, id_hash, content, now);
-                    self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
-                    self.note_appended(session, stream, seq, &audiences);
-                    self.acknowledge(origin, envelope, seq, false);
-                }
+                Seen::New => match self.log_refuses() {
+                    Some((code, message)) => self.refuse_place(origin, &refusal_of(envelope, code, message, "")),
+                    None => {
+                        let seq = self.append(stream, hash, origin, &moved, &audiences, id_hash, content, now);
+                        self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
+                        self.conclude(origin, (session, stream), envelope, seq, &audiences);
+                    }
+                },
                 Seen::Same { seq } => {
                     self.counters.duplicates.increment();
-                    self.acknowledge(origin, envelope, seq, true);
+                    self.acknowledge_again(origin, (session, stream), envelope, seq);
                 }
                 Seen::Different => {
                     let message = "this id was used for another message: give each message an id of its own";

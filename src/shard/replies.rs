@@ -93,6 +93,16 @@ impl Core {
         self.send_reply(to, LaneMessage::Reply { to, after, frame: bytes });
     }
 
+    /// A finished frame to wherever a client is, at once.
+    pub(super) fn send_finished(&mut self, to: Place, frame: &[u8]) {
+        if to.shard == self.shard_number() {
+            return self.queue_frame(to.conn, frame);
+        }
+        let mut bytes = self.buffers.take();
+        bytes.extend_from_slice(frame);
+        self.send_reply(to, LaneMessage::Reply { to, after: AT_ONCE, frame: bytes });
+    }
+
     /// Puts a reply to a client elsewhere among what the turn's end sends.
     pub(super) fn send_reply(&mut self, to: Place, message: LaneMessage) {
         let waiting = &mut self.lane_backlog[usize::from(to.shard)];

@@ -1,0 +1,91 @@
+//! A stretch of the log in memory: appended by the log, read by sockets' sends, and by the kernel while it is written to disk.
+#![allow(unsafe_code)] // memory that is shared while it grows; the SAFETY comments carry the argument
+
+use std::cell::Cell;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+/// An append-only buffer of fixed capacity. What was appended never moves and never changes, so that it may be lent out, and read by the
+/// kernel, while more is appended behind it.
+#[derive(Debug)]
+pub struct Chunk {
+    memory: NonNull<u8>,
+    capacity: usize,
+    len: Cell<usize>,
+    /// Its end is being written; left set by a panic there, so that nobody builds on it.
+    filling: Cell<bool>,
+}
+
+impl Chunk {
+    /// An empty chunk of `capacity` bytes.
+    #[must_use]
+    pub fn new(capacity: usize) -> Rc<Self> {
+        // Zeroed pages come from the kernel untouched: an empty chunk takes no memory yet.
+        let memory = Box::into_raw(vec![0_u8; capacity].into_boxed_slice());
+        // SAFETY: a box is never null.
+        let memory = unsafe { NonNull::new_unchecked(memory.cast::<u8>()) };
+        Rc::new(Self { memory, capacity, len: Cell::new(0), filling: Cell::new(false) })
+    }
+
+    /// Bytes appended.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len.get()
+    }
+
+    /// Whether nothing was appended.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len.get() == 0
+    }
+
+    /// Bytes it takes in all.
+    #[must_use]
+    pub const fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// What was appended.
+    #[must_use]
+    pub const fn bytes(&self) -> &[u8] {
+        // SAFETY: within the allocation, initialised (zeroed, then written), and not written again while `self` is shared: appending
+        // writes behind `len` only, and `clear` needs the chunk for itself alone.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len.get()) }
+    }
+
+    /// Appends a copy of `part`.
+    ///
+    /// # Panics
+    /// Where it does not fit; the caller looks before.
+    pub fn append(&self, part: &[u8]) {
+        self.extend_with(part.len(), |room| room.copy_from_slice(part));
+    }
+
+    /// Appends `len` bytes that `fill` writes.
+    ///
+    /// # Panics
+    /// Where they do not fit, or `fill` appends to the chunk itself.
+    pub fn extend_with<R>(&self, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        let start = self.len.get();
+        assert!(len <= self.capacity - start, "{len} bytes do not fit in a chunk of {} that holds {start}", self.capacity);
+        assert!(!self.filling.replace(true), "a chunk was appended to while it was being appended to");
+        // SAFETY: within the allocation by the first assertion. Nobody else holds these bytes: `bytes` lends out what lies before `len`
+        // only, the kernel is given parts of that, and by the second assertion no other call is filling the room behind it.
+        let filled = fill(unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr().add(start), len) });
+        self.filling.set(false);
+        self.len.set(start + len);
+        filled
+    }
+
+    /// Empties it for another use; only who holds it alone can.
+    pub fn clear(&mut self) {
+        self.len.set(0);
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: made from a box of this length in `new`, and given back once.
+        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.memory.as_ptr(), self.capacity)) });
+    }
+}

@@ -1,0 +1,406 @@
+//! The log's way to the disk: one write in flight, syncs shared by all that wait, and what is let go when they are done.
+//!
+//! A message is acknowledged, and delivered, once it is as durable as its session asks. Until then its ack waits here, rendered, and
+//! its stream hides it from readers. Both go in the order of the log, so that two queues are enough, one for each level.
+
+use super::core::Core;
+use super::counters::LimitReached;
+use super::keeping::Kept;
+use crate::config::Durability;
+use crate::io::Io;
+use crate::log::{Audience, HEADER_BYTES, Header, Kind, Mark, Position};
+use crate::protocol::{Head, ack};
+use crate::session::{Place, SessionKey, StreamKey};
+use crate::time::Tick;
+use crate::ws::Opcode;
+use crate::ws::encoder::OpenFrame;
+use std::collections::VecDeque;
+
+/// Bytes that may wait for the disk, above which senders are told to wait.
+pub(super) const PENDING_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// How often what nobody waits for is synced all the same: it bounds what a power cut takes, and marks it for recovery.
+const SYNC_EVERY_MS: u64 = 1000;
+/// How long the disk rests after it was full, or a segment could not be made.
+const RETRY_MS: u64 = 1000;
+/// What the answers of the engine are told apart by; reads count on from here.
+pub(super) const WRITE_TAG: u64 = 0;
+pub(super) const SYNC_TAG: u64 = 1;
+pub(super) const READ_TAGS: u64 = 16;
+
+/// One thing that waits for the log to be durable up to `end`.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    end: Position,
+    session: SessionKey,
+    stream: StreamKey,
+    /// The record that is shown when it is durable; 0 for an ack alone.
+    seq: u64,
+    to: Place,
+    ack_bytes: u32,
+}
+
+/// What waits for one level of durability, in the order of the log.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    acks: Vec<u8>,
+    /// Where the first ack stands.
+    at: usize,
+}
+
+impl Queue {
+    fn last_end(&self) -> Option<Position> {
+        self.waiting.back().map(|waiting| waiting.end)
+    }
+
+    /// The next that `limit` lets go, and its ack's place.
+    fn next(&mut self, limit: Position) -> Option<(Waiting, std::ops::Range<usize>)> {
+        let waiting = *self.waiting.front().filter(|waiting| waiting.end <= limit)?;
+        self.waiting.pop_front();
+        let ack = self.at..self.at + waiting.ack_bytes as usize;
+        self.at = ack.end;
+        Some((waiting, ack))
+    }
+
+    /// Gives back the room of acks that are gone.
+    fn tidy(&mut self) {
+        if self.at == self.acks.len() {
+            self.acks.clear();
+            self.at = 0;
+        } else if self.at > self.acks.len() / 2 {
+            self.acks.drain(..self.at);
+            self.at = 0;
+        }
+    }
+}
+
+/// A log's disk as its shard sees it.
+#[derive(Debug)]
+pub(super) struct Disk {
+    written: Queue,
+    synced: Queue,
+    /// Where the write in flight ends.
+    writing: Option<Position>,
+    /// Up to where the sync in flight covers.
+    syncing: Option<Position>,
+    /// Everything before has been synced.
+    pub(super) synced_to: Position,
+    /// What the last mark in the log says was synced.
+    marked_to: Position,
+    sync_due_ms: u64,
+    /// The newest segment that is ready to be written, and the one that is being made.
+    ready: Option<u64>,
+    preparing: Option<u64>,
+    /// The files that are there, the one being written last.
+    pub(super) kept: VecDeque<Kept>,
+    /// When the oldest file is looked at again.
+    pub(super) look_due_ms: u64,
+    /// The disk is left alone until then.
+    rests_until_ms: u64,
+    /// A write failed in a way that no retry mends; the errno.
+    pub(super) failed: Option<i32>,
+    /// A sync failed: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
+    pub(super) sync_failed: Option<i32>,
+    /// No segment could be made: the disk is full, or may not be written.
+    pub(super) full: Option<i32>,
+}
+
+impl Disk {
+    /// A disk whose log goes on at `begin`, the start of a segment that does not exist yet.
+    pub(super) fn new(begin: Position) -> Self {
+        Self {
+            written: Queue::default(),
+            synced: Queue::default(),
+            writing: None,
+            syncing: None,
+            synced_to: begin,
+            marked_to: begin,
+            sync_due_ms: 0,
+            ready: None,
+            preparing: None,
+            kept: VecDeque::new(),
+            look_due_ms: 0,
+            rests_until_ms: 0,
+            failed: None,
+            sync_failed: None,
+            full: None,
+        }
+    }
+
+    /// Whether everything that was appended before `end` is as safe as it can be made, or never will be.
+    fn settled(&self, end: Position) -> bool {
+        self.failed.is_some() || self.sync_failed.is_some() || self.synced_to >= end
+    }
+}
+
+impl Core {
+    /// How durable a message must be before it is acknowledged.
+    pub(super) fn durability(&self) -> Durability {
+        if self.disk.is_some() { self.snapshot.settings.log.durability } else { Durability::Memory }
+    }
+
+    /// Why the log takes no more messages now, if it does not: what to tell the sender.
+    pub(super) fn log_refuses(&self) -> Option<(crate::protocol::ErrorCode, &'static str)> {
+        use crate::protocol::ErrorCode;
+        let disk = self.disk.as_ref()?;
+        let level = self.durability();
+        if level == Durability::Memory {
+            return None;
+        }
+        if disk.failed.is_some() || (level == Durability::Synced && disk.sync_failed.is_some()) {
+            return Some((ErrorCode::LimitDisk, "the log's disk has failed: the operator must look at it and restart the gateway"));
+        }
+        let pending = self.log.end().0 - self.log.written().0.min(self.log.end().0);
+        if pending < PENDING_BYTES_MAX {
+            return None;
+        }
+        if disk.full.is_some() {
+            return Some((ErrorCode::LimitDisk, "the log's disk is full: what needs no log goes on, this message was not taken"));
+        }
+        self.counters.limit_reached(LimitReached::LogPending);
+        Some((ErrorCode::LimitBackpressure, "the log's disk is behind: send it again after retry_after_ms"))
+    }
+
+    /// Hides a record from readers until it is durable, and keeps its ack until then.
+    pub(super) fn await_durable(
+        &mut self,
+        (session, stream, seq): (SessionKey, StreamKey, u64),
+        to: Place,
+        ack_of: Option<(Head<'_>, bool)>,
+        ack_seq: u64,
+    ) {
+        let level = self.durability();
+        let end = self.log.end();
+        let early = self.snapshot.settings.log.early_delivery;
+        let Some(disk) = &mut self.disk else { return };
+        let queue = if level == Durability::Synced { &mut disk.synced } else { &mut disk.written };
+        let before = queue.acks.len();
+        if let Some((head, is_duplicate)) = ack_of {
+            let open = OpenFrame::begin(&mut queue.acks);
+            ack(&mut queue.acks, head, ack_seq, is_duplicate);
+            open.finish(Opcode::Text, &mut queue.acks);
+        }
+        let ack_bytes = u32::try_from(queue.acks.len() - before).unwrap_or(u32::MAX);
+        // A duplicate's first may be anywhere among those that wait: behind the last of them it is right in any case.
+        let end = if seq > 0 { end } else { queue.last_end().unwrap_or(end) };
+        queue.waiting.push_back(Waiting { end, session, stream, seq: if early { 0 } else { seq }, to, ack_bytes });
+        if seq == 0 {
+            return;
+        }
+        if early {
+            self.note_durable(session, stream, seq);
+        } else if let Some(stream) = self.streams.get_mut(stream) {
+            stream.hidden_from = stream.hidden_from.min(seq);
+        }
+    }
+
+    /// Whether a record is still waiting to be durable: its repeat is not acknowledged before.
+    pub(super) fn is_pending(&self, stream: StreamKey, seq: u64) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        let limit = if self.durability() == Durability::Synced { disk.synced_to } else { self.log.written() };
+        self.streams.get(stream).and_then(|stream| stream.index.get(seq)).is_some_and(|entry| entry.at >= limit)
+    }
+
+    /// Wakes those that a record is for.
+    fn note_durable(&mut self, session: SessionKey, stream: StreamKey, seq: u64) {
+        let Some(entry) = self.streams.get(stream).and_then(|stream| stream.index.get(seq)).copied() else { return };
+        let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
+        let mut targets = std::mem::take(&mut self.targets);
+        targets.clear();
+        match entry.audience {
+            Audience::All => {}
+            Audience::One(target) => targets.push(target),
+            Audience::Many => {
+                let list = self.log.bytes(entry.at, header, entry.frame_at - header).chunks_exact(8);
+                targets.extend(list.filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)));
+            }
+        }
+        // A list that has left memory: all look.
+        self.note_appended(session, stream, seq, &targets);
+        self.targets = targets;
+    }
+
+    /// Lets go what is durable up to `limit`.
+    fn release(&mut self, level: Durability, limit: Position) {
+        let Some(disk) = &mut self.disk else { return };
+        let mut queue = std::mem::take(if level == Durability::Synced { &mut disk.synced } else { &mut disk.written });
+        while let Some((waiting, ack)) = queue.next(limit) {
+            if waiting.seq > 0 {
+                if let Some(stream) = self.streams.get_mut(waiting.stream) {
+                    stream.hidden_from = if stream.index.head() > waiting.seq { waiting.seq + 1 } else { u64::MAX };
+                }
+                self.note_durable(waiting.session, waiting.stream, waiting.seq);
+            }
+            if !ack.is_empty() {
+                self.counters.acknowledged.increment();
+                self.send_finished(waiting.to, &queue.acks[ack]);
+            }
+        }
+        queue.tidy();
+        if let Some(disk) = &mut self.disk {
+            *(if level == Durability::Synced { &mut disk.synced } else { &mut disk.written }) = queue;
+        }
+    }
+
+    /// Hands the engine what the turn has appended, and the sync that is due; true if the disk must be looked at again soon.
+    pub(super) fn write_log<I: Io>(&mut self, io: &mut I, now: Tick) {
+        self.log.tick(now.wall_ms);
+        self.make_segment(io, now);
+        let Some(disk) = &mut self.disk else { return };
+        if disk.failed.is_some() || now.mono_ms() < disk.rests_until_ms {
+            return;
+        }
+        if disk.writing.is_none() {
+            if disk.synced_to > disk.marked_to && self.log.unwritten().is_some() {
+                disk.marked_to = disk.synced_to;
+                let header = Header { kind: Kind::Mark, session: 0, seq: 0, epoch: 0, ts_ms: now.wall_ms, sender: 0, id: 0, content: 0 };
+                let mut body = Vec::new();
+                Mark { synced_to: disk.synced_to.0 }.encode(&mut body);
+                self.log.append(&header, &[], &[&body]);
+            }
+            if let Some(part) = self.log.unwritten()
+                && disk.ready.is_some_and(|ready| part.segment <= ready)
+            {
+                disk.writing = Some(part.end);
+                self.counters.log_writes.increment();
+                self.counters.log_written_bytes.add(part.part.len() as u64);
+                io.write(part.segment, part.at, part.chunk, part.part, WRITE_TAG);
+            }
+        }
+        self.sync_log(io, now);
+    }
+
+    fn sync_log<I: Io>(&mut self, io: &mut I, now: Tick) {
+        let (written, Some(geometry)) = (self.log.written(), self.log.geometry()) else { return };
+        let Some(disk) = &mut self.disk else { return };
+        if disk.syncing.is_some() || disk.sync_failed.is_some() || disk.synced_to >= written {
+            return;
+        }
+        let wanted = disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
+        if !wanted && now.mono_ms() < disk.sync_due_ms && !self.stopping {
+            return;
+        }
+        // One file at a time: a segment that is full is synced before the next one.
+        let segment = disk.synced_to.0 / geometry.segment_bytes;
+        disk.syncing = Some(written.min(Position((segment + 1) * geometry.segment_bytes)));
+        disk.sync_due_ms = now.mono_ms() + SYNC_EVERY_MS;
+        self.counters.log_syncs.increment();
+        io.sync(segment, SYNC_TAG);
+    }
+
+    /// Has the next segment made before it is needed.
+    fn make_segment<I: Io>(&mut self, io: &mut I, now: Tick) {
+        let (end, Some(geometry)) = (self.log.end(), self.log.geometry()) else { return };
+        let Some(disk) = &mut self.disk else { return };
+        if disk.preparing.is_some() || now.mono_ms() < disk.rests_until_ms || disk.failed.is_some() {
+            return;
+        }
+        let tail = end.0 / geometry.segment_bytes;
+        let next = match disk.ready {
+            None => self.log.written().0 / geometry.segment_bytes,
+            // Behind its middle the next one is asked for.
+            Some(ready) if tail > ready || (tail == ready && end.0 % geometry.segment_bytes > geometry.segment_bytes / 2) => ready + 1,
+            Some(_) => return,
+        };
+        let max_bytes = self.snapshot.settings.log.max_bytes / self.mesh.shards() as u64;
+        if max_bytes > 0 && (disk.kept.len() as u64 + 1) * geometry.segment_bytes > max_bytes {
+            if disk.full.replace(libc_errno::ENOSPC).is_none() {
+                tracing::error!(shard = self.shard, "the log has its share of log.max_bytes: durable messages are refused until retention lets files go");
+            }
+            disk.rests_until_ms = now.mono_ms() + RETRY_MS;
+            self.counters.limit_reached(LimitReached::Disk);
+            return;
+        }
+        disk.preparing = Some(next);
+        io.prepare_segment(next);
+    }
+
+    pub(super) fn on_segment_ready(&mut self, number: u64, result: Result<(), i32>, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
+        disk.preparing = None;
+        match result {
+            Ok(()) => {
+                disk.ready = Some(number);
+                disk.kept.push_back(Kept { number, created_ms: now.wall_ms });
+                disk.full = None;
+                self.counters.log_segments.add(1);
+            }
+            Err(errno) => {
+                if disk.full.replace(errno).is_none() {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    tracing::error!(shard = self.shard, segment = number, %error, "a segment of the log could not be made; trying again each second");
+                }
+                disk.rests_until_ms = now.mono_ms() + RETRY_MS;
+                self.counters.limit_reached(LimitReached::Disk);
+            }
+        }
+    }
+
+    pub(super) fn on_written<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
+        let Some(end) = disk.writing.take() else { return };
+        match result {
+            Ok(()) => {
+                disk.full = None;
+                self.log.wrote(end);
+                self.release(Durability::Written, end);
+                self.write_log(io, now);
+            }
+            Err(errno) if matches!(errno, libc_errno::ENOSPC | libc_errno::EDQUOT) => {
+                // Written again from the same place when there is room.
+                if disk.full.replace(errno).is_none() {
+                    tracing::error!(shard = self.shard, errno, "the log's disk is full; trying again each second");
+                }
+                disk.rests_until_ms = now.mono_ms() + RETRY_MS;
+                self.counters.limit_reached(LimitReached::Disk);
+            }
+            Err(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                disk.failed = Some(errno);
+                self.counters.log_failed.set(1);
+                tracing::error!(shard = self.shard, %error, "the log could not be written: it takes no more messages; look at the disk, then restart");
+            }
+        }
+    }
+
+    pub(super) fn on_synced<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
+        let Some(end) = disk.syncing.take() else { return };
+        match result {
+            Ok(()) => {
+                disk.synced_to = end;
+                self.release(Durability::Synced, end);
+                self.write_log(io, now);
+            }
+            Err(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                disk.sync_failed = Some(errno);
+                self.counters.log_failed.set(1);
+                tracing::error!(shard = self.shard, %error, "the log could not be synced: nothing is acknowledged as synced any more; restart to recover");
+            }
+        }
+    }
+
+    /// When the disk wants to be looked at again, on the monotonic clock.
+    pub(super) fn disk_due_ms(&self) -> Option<u64> {
+        let disk = self.disk.as_ref()?;
+        if disk.failed.is_some() {
+            return None;
+        }
+        if disk.rests_until_ms > 0 && disk.full.is_some() {
+            return Some(disk.rests_until_ms);
+        }
+        (disk.synced_to < self.log.written() && disk.syncing.is_none() && disk.sync_failed.is_none()).then_some(disk.sync_due_ms)
+    }
+
+    /// Whether the log has come to rest: everything appended is synced, or cannot be.
+    pub(super) fn log_settled(&self) -> bool {
+        self.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.log.end()))
+    }
+}
+
+/// The errors that room on the disk mends.
+mod libc_errno {
+    pub(super) const ENOSPC: i32 = 28;
+    pub(super) const EDQUOT: i32 = 122;
+}

@@ -1,0 +1,207 @@
+//! What the log keeps besides messages: sessions, members, receipts. Each record is the whole state of one of them, so that the newest
+//! one is enough; before a file of the log goes, what only it holds is written again at the tail.
+
+use super::core::Core;
+use crate::io::Io;
+use crate::log::{EpochState, Header, Kind, MemberState, Position, Receipt, SessionState, StateError, StayState};
+use crate::session::{MemberKey, SessionKey};
+use crate::time::Tick;
+
+/// Sessions whose state is written again in one look at the oldest file.
+const REWRITTEN_PER_LOOK: usize = 256;
+/// How often the oldest file is looked at.
+const LOOK_EVERY_MS: u64 = 1000;
+
+/// One file of the log that is still there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    pub(super) number: u64,
+    /// When it was begun (Unix ms).
+    pub(super) created_ms: u64,
+}
+
+impl Core {
+    /// Appends a record of the gateway's own. Nobody waits for it: it goes with the next write.
+    fn keep(&mut self, kind: Kind, session: u64, seq: u64, sender: u64, ts_ms: u64, body: &[u8]) -> Position {
+        let header = Header { kind, session, seq, epoch: 0, ts_ms, sender, id: 0, content: 0 };
+        self.counters.log_state_records.increment();
+        self.log.append(&header, &[], &[body]).at
+    }
+
+    /// Appends a state that was encoded; one that cannot be is a bug of the limits, told and not kept.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
+    fn keep_encoded(
+        &mut self,
+        encoded: Result<(), StateError>,
+        kind: Kind,
+        session: u64,
+        seq: u64,
+        sender: u64,
+        ts_ms: u64,
+        body: Vec<u8>,
+    ) -> Option<Position> {
+        let at = match encoded {
+            Ok(()) => Some(self.keep(kind, session, seq, sender, ts_ms, &body)),
+            Err(error) => {
+                tracing::error!(shard = self.shard, ?kind, %error, "a state could not be kept in the log");
+                None
+            }
+        };
+        self.buffers.give(body);
+        at
+    }
+
+    /// Keeps a session's own state, without its members.
+    pub(super) fn keep_session(&mut self, key: SessionKey, now: Tick) {
+        if self.disk.is_none() {
+            return;
+        }
+        let Some(session) = self.sessions.sessions.get(key) else { return };
+        let Some(stream) = self.streams.get(session.stream) else { return };
+        let (hash, head) = (session.hash, stream.index.head());
+        let past = session.past_epochs.iter().map(|(name, last_seq)| EpochState { name: *name, last_seq: Some(*last_seq) });
+        let current = EpochState { name: session.epoch, last_seq: None };
+        let epochs: Vec<EpochState> = past.chain([current]).collect();
+        let state = SessionState { session_id: &stream.session_id, head, oldest: stream.index.first(), epochs };
+        let mut body = self.buffers.take();
+        let encoded = state.encode(&mut body);
+        let at = self.keep_encoded(encoded, Kind::Session, hash, head, 0, now.wall_ms, body);
+        if let Some(at) = at
+            && let Some(session) = self.sessions.sessions.get_mut(key) {
+            session.kept_at = at;
+        }
+    }
+
+    /// Keeps a member's state.
+    pub(super) fn keep_member(&mut self, key: MemberKey, now: Tick) {
+        if self.disk.is_none() {
+            return;
+        }
+        let Some(member) = self.sessions.members.get(key) else { return };
+        let Some(session) = self.sessions.sessions.get(member.session) else { return };
+        let head = self.streams.get(session.stream).map_or(0, |stream| stream.index.head());
+        let roles: Vec<&str> = member.roles.iter().map(|role| &**role).collect();
+        let names: Vec<(u64, &str)> =
+            member.rooms.iter().map(|room| (self.sessions.target(crate::session::Target::Room, room), &**room)).collect();
+        let name_of = |room: u64| names.iter().find(|(hash, _)| *hash == room).map_or("", |(_, name)| *name);
+        let stays: Vec<StayState<'_>> = member
+            .entitlements
+            .stays
+            .iter()
+            .map(|stay| StayState {
+                room: if stay.to == u64::MAX { name_of(stay.room) } else { "" },
+                hash: stay.room,
+                from: stay.from,
+                to: stay.to,
+            })
+            .collect();
+        let away_ms = if member.away_since_ms == 0 { 0 } else { now.mono_ms().saturating_sub(member.away_since_ms).max(1) };
+        let state = MemberState {
+            client_id: &member.client_id,
+            subject_bytes: member.subject_bytes,
+            user: member.entitlements.user,
+            present: member.place.is_some(),
+            told_lost: member.told_lost,
+            since_ms: member.since_ms,
+            received_seq: member.received_seq,
+            hidden_to: member.entitlements.hidden_to,
+            away_since_ms: if away_ms == 0 { 0 } else { now.wall_ms.saturating_sub(away_ms).max(1) },
+            roles,
+            stays,
+            presence: member.presence.as_deref(),
+        };
+        let (hash, client) = (session.hash, member.entitlements.client);
+        let mut body = self.buffers.take();
+        let encoded = state.encode(&mut body);
+        self.keep_encoded(encoded, Kind::Member, hash, head, client, now.wall_ms, body);
+    }
+
+    /// Keeps a receipt.
+    pub(super) fn keep_receipt(&mut self, key: MemberKey, now: Tick) {
+        let Some(member) = self.sessions.members.get(key).filter(|_| self.disk.is_some()) else { return };
+        let Some(hash) = self.sessions.sessions.get(member.session).map(|session| session.hash) else { return };
+        let (client, received_seq) = (member.entitlements.client, member.received_seq);
+        let mut body = self.buffers.take();
+        Receipt { received_seq }.encode(&mut body);
+        self.keep(Kind::Receipt, hash, received_seq, client, now.wall_ms, &body);
+        self.buffers.give(body);
+    }
+
+    /// Keeps that a member is no more.
+    pub(super) fn keep_member_gone(&mut self, session: u64, client: u64, now: Tick) {
+        if self.disk.is_some() {
+            self.keep(Kind::MemberGone, session, 0, client, now.wall_ms, &[]);
+        }
+    }
+
+    /// Keeps that a session is no more.
+    pub(super) fn keep_session_gone(&mut self, session: u64, now: Tick) {
+        if self.disk.is_some() {
+            self.keep(Kind::SessionGone, session, 0, 0, now.wall_ms, &[]);
+        }
+    }
+
+    /// Lets the oldest file of the log go once nothing in it is retained; what of sessions and members only it holds is written again.
+    pub(super) fn let_files_go<I: Io>(&mut self, io: &mut I, now: Tick) {
+        let Some(geometry) = self.log.geometry() else { return };
+        let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
+        let Some(disk) = &mut self.disk else { return };
+        if now.mono_ms() < disk.look_due_ms || disk.failed.is_some() {
+            return;
+        }
+        disk.look_due_ms = now.mono_ms() + LOOK_EVERY_MS;
+        let [oldest, next, ..] = *disk.kept.make_contiguous() else { return };
+        let end = Position((oldest.number + 1) * geometry.segment_bytes);
+        // What stands in a file is older than the next one's beginning.
+        let aged = age_ms > 0 && next.created_ms + age_ms <= now.wall_ms;
+        let safe = disk.synced_to >= end;
+        if !safe {
+            return;
+        }
+        if aged {
+            self.log.retain_from(end);
+        }
+        let mut rewrite = Vec::new();
+        for (key, session) in self.sessions.sessions.iter() {
+            let Some(stream) = self.streams.get_mut(session.stream) else { continue };
+            let cut = stream.index.trim(self.log.oldest(), 0);
+            self.counters.dropped(super::counters::DropReason::LogAge, cut as u64);
+            if stream.index.oldest_at().is_some_and(|at| at < end) {
+                return;
+            }
+            if session.kept_at < end && rewrite.len() < REWRITTEN_PER_LOOK {
+                rewrite.push(key);
+            }
+        }
+        if rewrite.is_empty() {
+            self.log.retain_from(end);
+            if let Some(disk) = &mut self.disk {
+                disk.kept.pop_front();
+            }
+            io.delete_segment(oldest.number);
+            return;
+        }
+        for session in rewrite {
+            self.keep_whole(session, now);
+        }
+    }
+
+    /// Keeps a session and all its members once more.
+    fn keep_whole(&mut self, key: SessionKey, now: Tick) {
+        self.keep_session(key, now);
+        let members = self.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
+        for member in members {
+            self.keep_member(member, now);
+        }
+    }
+
+    pub(super) fn on_segment_gone(&mut self, number: u64, result: Result<(), i32>) {
+        match result {
+            Ok(()) => self.counters.log_segments.subtract(1),
+            Err(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::warn!(shard = self.shard, segment = number, %error, "a file of the log that is no longer needed could not be deleted");
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! From a log to a shard's state: every record once, in the order of the log, then what a new start means for it.
+
+use super::core::{Core, Timer};
+use super::durable::Disk;
+use super::keeping::Kept;
+use crate::log::{
+    Appended, Audience, Entry, Geometry, HEADER_BYTES, Kind, Log, MemberState, Position, Receipt, Record, SessionState,
+};
+use crate::session::{Dedupe, DedupeLimits, Member, MemberKey, SessionKey, Stay, Stream};
+use crate::time::Tick;
+
+/// What was found of a shard's log on disk.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The segments, in order, with when each was begun (Unix ms).
+    pub segments: Vec<(u64, u64)>,
+    /// The chain value of the last record.
+    pub chain: u32,
+    /// The end was whole: the process stopped in good order.
+    pub clean: bool,
+}
+
+/// What recovery came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    pub sessions: usize,
+    pub members: usize,
+    pub messages: u64,
+    /// Records of sessions that the log does not name: their state was lost.
+    pub orphans: u64,
+}
+
+impl Core {
+    /// Gives this shard a log on disk, which goes on in a new segment behind what was found.
+    pub fn take_disk(&mut self, geometry: Geometry, found: &Found) {
+        let next = found.segments.last().map_or(0, |(number, _)| number + 1);
+        let oldest = found.segments.first().map_or(0, |(number, _)| *number);
+        let begin = Position(next * geometry.segment_bytes);
+        let memory_bytes = self.snapshot.settings.log.memory_bytes;
+        self.log = Log::on_disk(memory_bytes, geometry, next, found.chain, Position(oldest * geometry.segment_bytes));
+        let mut disk = Disk::new(begin);
+        disk.kept.extend(found.segments.iter().map(|(number, created_ms)| Kept { number: *number, created_ms: *created_ms }));
+        self.counters.log_segments.set(found.segments.len() as u64);
+        self.disk = Some(disk);
+    }
+
+    /// Takes one record of the log, in order. `outcome` counts.
+    pub fn replay(&mut self, at: Position, record: &Record<'_>, outcome: &mut Recovered) {
+        let header = &record.header;
+        let found = self.sessions.find(header.session);
+        match (header.kind, found) {
+            (Kind::Mark, _) => {}
+            (Kind::Session, _) => {
+                if let Ok(state) = SessionState::decode(record.body) {
+                    self.replay_session(header.session, at, &state);
+                }
+            }
+            (_, None) => outcome.orphans += 1,
+            (Kind::Message, Some(session)) => {
+                outcome.messages += 1;
+                self.replay_message(session, at, record);
+            }
+            (Kind::Member, Some(session)) => {
+                if let Ok(state) = MemberState::decode(record.body) {
+                    self.replay_member(session, header.sender, &state);
+                }
+            }
+            (Kind::MemberGone, Some(session)) => {
+                if let Some(member) = self.sessions.member(session, header.sender) {
+                    self.sessions.remove_member(member);
+                }
+            }
+            (Kind::Receipt, Some(session)) => {
+                let member = self.sessions.member(session, header.sender);
+                if let (Some(member), Ok(receipt)) = (member.and_then(|key| self.sessions.members.get_mut(key)), Receipt::decode(record.body))
+                {
+                    member.received_seq = member.received_seq.max(receipt.received_seq);
+                }
+            }
+            (Kind::SessionGone, Some(session)) => self.forget_session(session),
+        }
+    }
+
+    fn replay_session(&mut self, hash: u64, at: Position, state: &SessionState<'_>) {
+        let key = match self.sessions.find(hash) {
+            Some(key) => key,
+            None => {
+                let mut stream = Stream::new(state.session_id, hash, None, state.head + 1);
+                stream.index.restart(state.head + 1);
+                let stream = self.streams.insert(stream);
+                self.sessions.create(hash, stream, 1, state.session_id.starts_with("channel:"))
+            }
+        };
+        let Some(session) = self.sessions.sessions.get_mut(key) else { return };
+        session.kept_at = at;
+        if let Some((current, past)) = state.epochs.split_last() {
+            session.epoch = current.name;
+            session.past_epochs = past.iter().map(|epoch| (epoch.name, epoch.last_seq.unwrap_or(0))).collect();
+        }
+    }
+
+    fn replay_message(&mut self, session: SessionKey, at: Position, record: &Record<'_>) {
+        let header = &record.header;
+        let Some((stream_key, channel)) = self.sessions.sessions.get(session).map(|entry| (entry.stream, entry.channel)) else {
+            return;
+        };
+        let Some(stream) = self.streams.get_mut(stream_key) else { return };
+        if header.seq != stream.index.head() + 1 {
+            // Behind what is known only where files before it are gone.
+            if header.seq <= stream.index.head() {
+                return;
+            }
+            stream.index.restart(header.seq);
+        }
+        let audience = match record.addresses {
+            [] => Audience::All,
+            list => match <[u8; 8]>::try_from(list) {
+                Ok(one) => Audience::One(u64::from_le_bytes(one)),
+                Err(_) => Audience::Many,
+            },
+        };
+        let narrow = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let frame_at = HEADER_BYTES + record.addresses.len();
+        let put = Appended { at, frame_at: narrow(frame_at), frame_bytes: narrow(record.body.len()) };
+        stream.index.push(Entry::new(put, audience, header.sender));
+        let settings = &self.snapshot.settings.session;
+        let limits = DedupeLimits { ids_max: settings.dedupe_ids, window_ms: settings.dedupe_ms };
+        #[expect(clippy::cast_possible_truncation, reason = "the low half is what windows hold")]
+        let content = header.content as u64;
+        // Uses count from the start on, which makes windows longer, never shorter.
+        if channel {
+            self.posted.remember(header.id, content, header.seq, 0, DedupeLimits { ids_max: super::publish::POSTED_IDS_MAX, ..limits });
+        } else if let Some(member) = self.sessions.member(session, header.sender).and_then(|key| self.sessions.members.get_mut(key)) {
+            let used: &mut Dedupe = member.used.get_or_insert_default();
+            used.remember(header.id, content, header.seq, 0, limits);
+        }
+    }
+
+    fn replay_member(&mut self, session: SessionKey, client: u64, state: &MemberState<'_>) {
+        let roles: Box<[Box<str>]> = state.roles.iter().map(|role| (*role).into()).collect();
+        let subject = state.client_id.get(..usize::from(state.subject_bytes)).unwrap_or(state.client_id);
+        let before = self.sessions.member(session, client).and_then(|key| self.sessions.remove_member(key));
+        let mut entitlements = self.sessions.entitle(state.client_id, subject, &roles, state.hidden_to);
+        entitlements.stays = state
+            .stays
+            .iter()
+            .filter(|stay| stay.to != u64::MAX)
+            .map(|stay| Stay { room: stay.hash, from: stay.from, to: stay.to })
+            .collect();
+        let member = self.sessions.add_member(Member {
+            session,
+            client_id: state.client_id.into(),
+            subject_bytes: state.subject_bytes,
+            roles,
+            rooms: Vec::new(),
+            entitlements,
+            place: None,
+            received_seq: state.received_seq.max(before.as_ref().map_or(0, |before| before.received_seq)),
+            used: before.and_then(|before| before.used),
+            presence: state.presence.map(Into::into),
+            since_ms: state.since_ms,
+            // Told apart when all is read: away since then (Unix ms), or there when the process ended (0).
+            away_since_ms: if state.present { 0 } else { state.away_since_ms.max(1) },
+            told_lost: state.told_lost,
+        });
+        for stay in state.stays.iter().filter(|stay| stay.to == u64::MAX) {
+            self.sessions.enter_room(member, stay.room, stay.from);
+        }
+    }
+
+    fn forget_session(&mut self, key: SessionKey) {
+        let members = self.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
+        for member in members {
+            self.sessions.remove_member(member);
+        }
+        if let Some(session) = self.sessions.remove(key) {
+            self.streams.remove(session.stream);
+        }
+    }
+
+    /// All is read: members are away from now on, and after an end that was not clean every session begins a new epoch.
+    pub fn finish_recovery(&mut self, clean: bool, now: Tick, outcome: &mut Recovered) {
+        let grace_ms = self.snapshot.settings.session.presence_grace_ms;
+        let members: Vec<MemberKey> = self.sessions.members.iter().map(|(key, _)| key).collect();
+        for key in members {
+            let Some(member) = self.sessions.members.get_mut(key) else { continue };
+            let away_ms = if member.away_since_ms == 0 { 0 } else { now.wall_ms.saturating_sub(member.away_since_ms) };
+            // The monotonic clock began with the process; times before it count from its beginning.
+            member.away_since_ms = now.mono_ms().saturating_sub(away_ms).max(1);
+            self.wheel.schedule(now.mono_ms() + grace_ms, Timer::Member(key));
+        }
+        let sessions: Vec<SessionKey> = self.sessions.sessions.iter().map(|(key, _)| key).collect();
+        outcome.sessions = sessions.len();
+        outcome.members = self.sessions.members.len();
+        for key in sessions {
+            let fresh = self.next_random().max(1);
+            let Some(session) = self.sessions.sessions.get_mut(key) else { continue };
+            let head = self.streams.get(session.stream).map_or(0, |stream| stream.index.head());
+            if !clean {
+                session.past_epochs.push((session.epoch, head));
+                let excess = (session.past_epochs.len() + 1).saturating_sub(crate::limits::EPOCHS_PER_SESSION_MAX);
+                session.past_epochs.drain(..excess);
+                session.epoch = fresh;
+                self.keep_session(key, now);
+            }
+        }
+        self.counters.sessions.set(outcome.sessions as u64);
+        self.counters.members.set(outcome.members as u64);
+    }
+}
