@@ -10,15 +10,16 @@ use super::lanes::{LaneMessage, Mesh, Spoken};
 use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
 use super::wheel::Wheel;
+use crate::buffers::Buffers;
 use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
+use crate::limits::SEND_BYTES_MAX;
 use crate::log::Log;
 use crate::protocol::{CommandParser, Parser};
 use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
 use crate::time::Tick;
-use crate::ws::buffers::Buffers;
 use crate::ws::deflate::{Deflater, Inflater};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,9 +29,11 @@ const TIMERS_PER_TURN_MAX: usize = 1024;
 /// How many sessions are looked at, how often, for what has left the log's memory and for who is left.
 const SWEEP_SESSIONS: usize = 256;
 const SWEEP_EVERY_MS: u64 = 20;
-/// Buffers the pool keeps, and the largest it keeps.
-const POOL_BUFFERS: usize = 256;
-const POOL_BUFFER_BYTES: usize = 64 * 1024 + 1024;
+/// Buffers the pool keeps, the largest it keeps, and its bytes in all. A vector that grows to hold a message, a batch for a mirror or
+/// the ciphertext that waits has at most twice the memory it needs.
+const POOL_BUFFERS: usize = 8192;
+const POOL_BUFFER_BYTES: usize = 2 * SEND_BYTES_MAX;
+const POOL_BYTES: usize = 16 * 1024 * 1024;
 
 /// What fires on the wheel.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +146,7 @@ impl Core {
             mirror_log: Log::new(settings.log.memory_bytes / 4),
             parser: Some(Box::default()),
             commands: Some(Box::default()),
-            buffers: Buffers::new(POOL_BUFFERS, POOL_BUFFER_BYTES),
+            buffers: Buffers::new(POOL_BUFFERS, POOL_BUFFER_BYTES, POOL_BYTES),
             inflater: Inflater::new(),
             deflater: Deflater::new(),
             inflated: Vec::new(),
@@ -249,7 +252,7 @@ impl Core {
         for timer in fired.drain(..) {
             match timer {
                 Timer::Conn(id) => self.on_conn_timer(io, id, now),
-                Timer::Member(member) => self.on_member_timer(io, member, now),
+                Timer::Member(member) => self.on_member_timer(member, now),
             }
         }
         self.fired = fired;

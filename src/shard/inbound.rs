@@ -326,9 +326,7 @@ impl Core {
     /// What came compressed goes back compressed, whatever its size and gain: conformance suites look at both ways.
     fn echo(&mut self, id: ConnId, text: bool, compressed: bool, payload: &[u8]) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         let opcode = if text { Opcode::Text } else { Opcode::Binary };
         let before = conn.queue.len();
         let mut done = false;
@@ -406,9 +404,7 @@ impl Core {
                     Some(code) => code,
                     None => reason.code(),
                 };
-                if conn.queue.capacity() == 0 {
-                    conn.queue = self.buffers.take();
-                }
+                self.buffers.lend(&mut conn.queue);
                 let before = conn.queue.len();
                 encoder::close_frame(code, if answer.is_some() { "" } else { reason.label() }, &mut conn.queue);
                 self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);

@@ -9,7 +9,6 @@ use crate::limits::{SEND_BYTES_MAX, SEND_PARTS_MAX};
 use crate::log::{Entry, HEADER_BYTES, Position};
 use crate::protocol::Head;
 use crate::session::{Place, StreamKey};
-use crate::time::Tick;
 use crate::ws::Opcode;
 use crate::ws::deflate::Deflater;
 use crate::ws::encoder::{OpenFrame, frame};
@@ -33,7 +32,7 @@ struct Scan {
 
 impl Core {
     /// Notes what a connection is to be sent now.
-    pub(super) fn plan<I: Io>(&mut self, io: &mut I, id: ConnId, out: &mut Outbound, now: Tick) {
+    pub(super) fn plan<I: Io>(&mut self, io: &mut I, id: ConnId, out: &mut Outbound) {
         let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
         conn.flags.dirty &= conn.id != id;
         if conn.id != id || conn.flags.blocked {
@@ -60,7 +59,7 @@ impl Core {
             // TLS or the scan's budget is used up; the rest comes after the others.
             self.mark(id);
         } else if out.pieces.len() == first {
-            self.after_flush(io, id, now);
+            self.after_flush(io, id);
         }
     }
 
@@ -158,9 +157,7 @@ impl Core {
             let attachment_number = u16::try_from(number).unwrap_or(u16::MAX);
             self.left.push(Place { shard, attachment: attachment_number, ticket: attachment.ticket, conn: conn.id });
         }
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         let waited = match ordered.what {
             Waiting::Frame(bytes) | Waiting::Passing(bytes) | Waiting::History(bytes) | Waiting::Detached(bytes) => {
                 conn.queue.extend_from_slice(&bytes);
@@ -202,9 +199,7 @@ impl Core {
         scan.cursor = to;
         self.random_id = self.random_id.wrapping_add(1);
         let id = format!("rw-gap-{:x}", self.random_id);
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         let before = conn.queue.len();
         let open = OpenFrame::begin(&mut conn.queue);
         crate::protocol::gap(&mut conn.queue, Head { id: &id, session_id: &stream.session_id }, from, to);

@@ -504,7 +504,7 @@ impl Core {
                 let message = "the channel's shard holds as many sessions as it may (limits.sessions_per_shard)";
                 return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitSessions, message, "/to"));
             }
-            None => self.create_session(session_id, hash, now),
+            None => self.create_session(session_id, hash),
         };
         let Some((hash, stream)) = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.stream)) else { return };
         let mut object = self.buffers.take();
