@@ -1,6 +1,6 @@
 //! Into a session and out of it: the home's side (members), and the connection's side (attachments).
 
-use super::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot, Waiting};
+use super::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot};
 use super::core::Core;
 use super::counters::LimitReached;
 use super::inbound::RETRY_AFTER_MS;
@@ -442,11 +442,7 @@ impl Core {
     fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
         for ordered in ordered {
             self.counters.buffer_bytes.subtract(ordered.what.bytes() as u64);
-            if let Waiting::Frame(frame) | Waiting::Passing(frame) | Waiting::History(frame) | Waiting::Detached(frame) =
-                ordered.what
-            {
-                self.buffers.give(frame);
-            }
+            self.buffers.give(ordered.what.into_buffer());
         }
     }
 

@@ -6,7 +6,7 @@
 use super::admission::Admission;
 use super::conn::{Attachment, Conn, Phase};
 use super::counters::{LimitReached, SharedCounters};
-use super::lanes::{LaneMessage, Mesh, Spoken};
+use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
 use super::wheel::Wheel;
@@ -108,6 +108,9 @@ pub struct Core {
     pub(super) reading_from: Option<u16>,
     /// Readers behind their mirror: where they are, who, and their cursor.
     pub(super) pulls: Vec<(Place, MemberKey, u64)>,
+    /// Pages for the next pulls.
+    #[expect(clippy::vec_box, reason = "the boxes are what is kept: they cross the lanes")]
+    pub(super) pages: Vec<Box<Page>>,
     /// Attachments whose last reply is out.
     pub(super) left: Vec<Place>,
     /// Connections that opened `/v1/echo` while their head was read.
@@ -169,6 +172,7 @@ impl Core {
             forwarded: (0, true),
             reading_from: None,
             pulls: Vec::new(),
+            pages: Vec::new(),
             left: Vec::new(),
             echo_opened: Vec::new(),
             posted: Dedupe::default(),

@@ -93,6 +93,7 @@ pub(super) struct Outbound {
     shared: Vec<u8>,
     ends: Vec<u32>,
     pub(super) batches: Vec<Batch>,
+    pub(super) compressed: Vec<u8>,
     pub(super) deflated: Vec<u8>,
     pub(super) deflated_at: HashTable<(u64, u32, u32)>,
     waking: VecDeque<Waking>,

@@ -65,9 +65,9 @@ impl Core {
 
     /// Replaces the pieces of a TLS connection by their ciphertext; cursors move when encrypted. True if plaintext is left.
     fn encrypt(&mut self, conn: &mut Conn, out: &mut Outbound, first: usize) -> bool {
-        let pieces: Vec<Piece> = out.pieces.drain(first..).collect();
+        let mut pieces = std::mem::take(&mut out.pieces);
         let mut left = false;
-        for piece in &pieces {
+        for piece in &pieces[first..] {
             let taken = match (piece.source, &mut conn.tls) {
                 (Source::Queue, Some(tls)) => tls.encrypt(&[&conn.queue[conn.queue_at as usize..]]),
                 (_, Some(tls)) => tls.encrypt(&[self.slice_of(conn.id, piece, out)]),
@@ -79,6 +79,8 @@ impl Core {
                 break;
             }
         }
+        pieces.truncate(first);
+        out.pieces = pieces;
         let done = !left && conn.queue.is_empty();
         let Some(tls) = &mut conn.tls else { return left };
         if done && std::mem::take(&mut conn.flags.close_notify) {
@@ -158,25 +160,27 @@ impl Core {
             self.left.push(Place { shard, attachment: attachment_number, ticket: attachment.ticket, conn: conn.id });
         }
         self.buffers.lend(&mut conn.queue);
-        let waited = match ordered.what {
+        let Some(stream) = self.streams.get(attachment.stream) else { return };
+        let waited = ordered.what.bytes();
+        match &ordered.what {
             Waiting::Frame(bytes) | Waiting::Passing(bytes) | Waiting::History(bytes) | Waiting::Detached(bytes) => {
-                conn.queue.extend_from_slice(&bytes);
-                let waited = bytes.len();
-                self.buffers.give(bytes);
-                waited
+                conn.queue.extend_from_slice(bytes);
             }
             Waiting::Pong(id) => {
-                let Some(stream) = self.streams.get(attachment.stream) else { return };
-                let head = Head { id: &id, session_id: &stream.session_id };
+                let head = Head { id, session_id: &stream.session_id };
                 let before = conn.queue.len();
                 let open = OpenFrame::begin(&mut conn.queue);
                 crate::protocol::pong(&mut conn.queue, head, ordered.after.max(cursor), attachment.delivered_seq);
                 open.finish(Opcode::Text, &mut conn.queue);
                 self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
-                self.counters.buffer_bytes.subtract(id.len() as u64);
-                id.len()
+                self.counters.buffer_bytes.subtract(waited as u64);
             }
-        };
+        }
+        // A reply was written at the session's home; a passing message was copied here.
+        match stream.home {
+            Some(home) if !matches!(ordered.what, Waiting::Passing(_)) => self.give_back(home, ordered.what.into_buffer()),
+            _ => self.buffers.give(ordered.what.into_buffer()),
+        }
         conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waited).unwrap_or(u32::MAX));
     }
 
@@ -306,9 +310,9 @@ fn deflated(
         return (*bytes > 0).then_some((*start, *bytes));
     }
     let start = out.deflated.len();
-    let mut compressed = Vec::new();
-    if deflater.deflate(payload, window_bits, &mut compressed) {
-        frame(Opcode::Text, true, &compressed, &mut out.deflated);
+    out.compressed.clear();
+    if deflater.deflate(payload, window_bits, &mut out.compressed) {
+        frame(Opcode::Text, true, &out.compressed, &mut out.deflated);
     }
     let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
     let found = (place(start), place(out.deflated.len() - start));

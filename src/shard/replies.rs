@@ -80,7 +80,7 @@ impl Core {
             }
             return self.reply_after(to, after, write);
         }
-        let mut bytes = self.buffers.take();
+        let mut bytes = self.buffer_for(to);
         let open = OpenFrame::begin(&mut bytes);
         write(&mut bytes);
         open.finish(Opcode::Text, &mut bytes);
