@@ -29,6 +29,8 @@ const TIMERS_PER_TURN_MAX: usize = 1024;
 /// How many sessions are looked at, how often, for what has left the log's memory and for who is left.
 const SWEEP_SESSIONS: usize = 256;
 const SWEEP_EVERY_MS: u64 = 20;
+/// How soon a shard looks again whether a full lane has room. Its receiver is awake: it drains a lane within a turn.
+const LANE_FULL_WAIT_NS: u64 = 100_000;
 /// Buffers the pool keeps, the largest it keeps, and its bytes in all. A vector that grows to hold a message, a batch for a mirror or
 /// the ciphertext that waits has at most twice the memory it needs.
 const POOL_BUFFERS: usize = 8192;
@@ -319,13 +321,6 @@ impl Core {
         }
     }
 
-    fn next(&self, busy: bool) -> Next {
-        if busy {
-            return Next::Again;
-        }
-        self.wheel.next_ms().map_or(Next::Idle, |due_ms| Next::At(due_ms * 1_000_000))
-    }
-
     /// The end of the shard: everyone is told, then the loop returns.
     pub(super) fn stop<I: Io>(&mut self, io: &mut I, now: Tick) {
         io.accept(false);
@@ -376,22 +371,24 @@ impl Shard for Core {
         let departure_ms = self.depart(io, now);
         self.end_doomed(io, now);
         // Replies first: they come before the records that follow their places.
-        busy |= self.push_backlog(io);
-        busy |= self.push_mirrors(io);
+        self.push_backlog(io);
+        let mut lane_full = self.push_mirrors(io);
         busy |= self.flush(io, now, crate::limits::SENDS_PER_TURN_MAX);
         self.end_doomed(io, now);
         self.free_left(io);
         self.send_pulls(io);
-        busy |= self.push_backlog(io);
+        lane_full |= self.push_backlog(io);
         self.publish_counters(io, now);
         if self.stopping {
             return Next::Stop;
         }
-        match self.next(busy || !self.doomed.is_empty()) {
-            Next::At(at_ns) => Next::At(departure_ms.map_or(at_ns, |at_ms| at_ns.min(at_ms * 1_000_000))),
-            Next::Idle => departure_ms.map_or(Next::Idle, |at_ms| Next::At(at_ms * 1_000_000)),
-            next => next,
+        if busy || !self.doomed.is_empty() {
+            return Next::Again;
         }
+        let timer_ns = self.wheel.next_ms().map(|due_ms| due_ms * 1_000_000);
+        let departure_ns = departure_ms.map(|at_ms| at_ms * 1_000_000);
+        let lane_ns = lane_full.then_some(now.mono_ns + LANE_FULL_WAIT_NS);
+        [timer_ns, departure_ns, lane_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)
     }
 
     fn before_sleep(&mut self) -> bool {
