@@ -39,8 +39,14 @@ impl Core {
         loop {
             let mut plain = std::mem::take(&mut self.plain);
             plain.clear();
-            let Some(tls) = self.conn_mut(id).and_then(|conn| conn.tls.as_mut()) else { break };
+            let conn = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id);
+            let Some(tls) = conn.and_then(|conn| conn.tls.as_mut()) else {
+                self.plain = plain;
+                break;
+            };
+            tls.lend(&mut self.buffers);
             let received = tls.receive(rest, &mut plain, PLAIN_BYTES);
+            tls.reclaim(&mut self.buffers);
             let secured = !tls.handshaking();
             let wants_send = !tls.pending().is_empty();
             if let Some(conn) = self.conn_mut(id)

@@ -413,6 +413,7 @@ impl Core {
             Source::Tls => {
                 if let Some(tls) = &mut conn.tls {
                     tls.sent(part);
+                    tls.reclaim(&mut self.buffers);
                 }
             }
             Source::Frame { .. } | Source::Deflated { .. } => {

@@ -66,6 +66,9 @@ impl Core {
     /// Replaces the pieces of a TLS connection by their ciphertext; cursors move when encrypted. True if plaintext is left.
     fn encrypt(&mut self, conn: &mut Conn, out: &mut Outbound, first: usize) -> bool {
         let mut pieces = std::mem::take(&mut out.pieces);
+        if let Some(tls) = &mut conn.tls {
+            tls.lend(&mut self.buffers);
+        }
         let mut left = false;
         for piece in &pieces[first..] {
             let taken = match (piece.source, &mut conn.tls) {
@@ -86,6 +89,7 @@ impl Core {
         if done && std::mem::take(&mut conn.flags.close_notify) {
             tls.close();
         }
+        tls.reclaim(&mut self.buffers);
         let bytes = u32::try_from(tls.pending().len()).unwrap_or(u32::MAX);
         if bytes > 0 {
             out.pieces.push(Piece { source: Source::Tls, bytes, attachment: 0, seq: 0, upto: 0, frames: 0 });
