@@ -19,7 +19,7 @@ const BATCH_BYTES_MAX: usize = 128 * 1024;
 /// Messages that wait for a full control lane; above it no socket is handed to that shard.
 const BACKLOG_MAX: usize = 4096;
 /// Pages kept for the next pulls.
-const PAGES_KEPT_MAX: usize = 16;
+const PAGES_KEPT_MAX: usize = 8;
 
 impl Core {
     /// Takes what other shards have said; true if some is left.
