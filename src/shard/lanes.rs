@@ -31,6 +31,8 @@ const LANE_MESSAGES_MIN: usize = 64;
 /// Memory of the emptied buffers that wait for one shard, from all others together; each lane has an equal share.
 pub const RETURNED_BYTES_MAX: usize = 8 * 1024 * 1024;
 const RETURNED_LANE_BYTES_MIN: usize = 128 * 1024;
+/// The largest of them: a page of history is not kept for messages that need a hundredth of it.
+const RETURNED_BUFFER_BYTES_MAX: usize = 256 * 1024;
 
 /// What a client asks for when it attaches; owned, since it may cross shards.
 #[derive(Debug)]
@@ -184,7 +186,7 @@ struct Returned {
 impl Returned {
     fn put(&self, buffer: Vec<u8>) -> Result<(), Vec<u8>> {
         let bytes = buffer.capacity();
-        if bytes == 0 || self.bytes.load(Ordering::Relaxed) + bytes > self.bytes_max {
+        if bytes == 0 || bytes > RETURNED_BUFFER_BYTES_MAX || self.bytes.load(Ordering::Relaxed) + bytes > self.bytes_max {
             return Err(buffer);
         }
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -338,7 +340,7 @@ impl Mesh {
     /// Gives the emptied buffer of a message that `from` sent to `to` back to `from`.
     ///
     /// # Errors
-    /// The buffer, where as much as may waits there already; or it has no memory.
+    /// The buffer, where as much as may waits there already, or it is too large, or has no memory.
     pub fn give_back(&self, from: usize, to: usize, mut buffer: Vec<u8>) -> Result<(), Vec<u8>> {
         buffer.clear();
         self.lane(from, to).returned.put(buffer)
@@ -427,12 +429,13 @@ mod tests {
         assert!(mesh.take_back(1, 0).is_none(), "it is the sender's");
         assert!(mesh.take_back(0, 1).is_some_and(|buffer| buffer.is_empty() && buffer.capacity() >= 9));
         assert!(mesh.give_back(0, 1, Vec::new()).is_err(), "nothing to keep");
-        let large = RETURNED_BYTES_MAX / 8;
+        let large = RETURNED_BUFFER_BYTES_MAX;
+        assert!(mesh.give_back(0, 1, Vec::with_capacity(large + 1)).is_err(), "too large to be kept");
         let mut kept = 0;
         while mesh.give_back(0, 1, Vec::with_capacity(large)).is_ok() {
             kept += 1;
         }
-        assert_eq!(kept, 4, "half of the bytes is this lane's");
+        assert_eq!(kept, RETURNED_BYTES_MAX / 2 / large, "half of the bytes is this lane's");
         assert!(mesh.take_back(0, 1).is_some() && mesh.give_back(0, 1, Vec::with_capacity(large)).is_ok());
         while mesh.take_back(0, 1).is_some() {}
         let small = (0..LANE_MESSAGES).take_while(|_| mesh.give_back(0, 1, Vec::with_capacity(1)).is_ok()).count();
