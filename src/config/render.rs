@@ -44,7 +44,12 @@ impl Settings {
             },
             tls: old.tls.clone(),
             admin: old.admin,
-            log: old.log.clone(),
+            log: super::Log {
+                early_delivery: self.log.early_delivery,
+                retention_age_s: self.log.retention_age_s,
+                max_bytes: self.log.max_bytes,
+                ..old.log.clone()
+            },
             diagnostics: old.diagnostics,
             ..self.clone()
         }

@@ -1,6 +1,6 @@
 //! Into a session and out of it: the home's side (members), and the connection's side (attachments).
 
-use super::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot, Waiting};
+use super::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot};
 use super::core::Core;
 use super::counters::LimitReached;
 use super::inbound::RETRY_AFTER_MS;
@@ -206,7 +206,7 @@ impl Core {
     }
 
     /// The connection's side of an attachment: a reader of the stream, and the welcome.
-    pub(super) fn install<I: Io>(&mut self, io: &mut I, request: &AttachRequest, answer: AttachAnswer, now: Tick) {
+    pub(super) fn install(&mut self, request: &AttachRequest, answer: AttachAnswer, now: Tick) {
         let place = request.place;
         let home = self.key.home_shard(&request.session_id, self.mesh.shards());
         let stream = if home == self.shard {
@@ -244,7 +244,6 @@ impl Core {
         let head = Head { id: &head_id, session_id: &request.session_id };
         self.reply_after(place, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
         self.counters.replayed.add(answer.head.saturating_sub(answer.cursor));
-        let _ = io;
         self.mark(place.conn);
     }
 
@@ -327,7 +326,7 @@ impl Core {
         let home = self.key.home_shard(&request.session_id, self.mesh.shards());
         if home == self.shard {
             return match self.attach_home(io, &request, now) {
-                Ok(answer) => self.install(io, &request, answer, now),
+                Ok(answer) => self.install(&request, answer, now),
                 Err(refusal) => self.refuse(id, &refusal),
             };
         }
@@ -383,7 +382,7 @@ impl Core {
             _ => None,
         };
         match (asked, outcome) {
-            (Some(asked), Ok(answer)) => self.install(io, &asked, answer, now),
+            (Some(asked), Ok(answer)) => self.install(&asked, answer, now),
             (Some(asked), Err(frame)) => {
                 self.queue_frame(place.conn, &frame);
                 self.buffers.give(frame);
@@ -450,11 +449,7 @@ impl Core {
     fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
         for ordered in ordered {
             self.counters.buffer_bytes.subtract(ordered.what.bytes() as u64);
-            if let Waiting::Frame(frame) | Waiting::Passing(frame) | Waiting::History(frame) | Waiting::Detached(frame) =
-                ordered.what
-            {
-                self.buffers.give(frame);
-            }
+            self.buffers.give(ordered.what.into_buffer());
         }
     }
 

@@ -41,7 +41,7 @@ pub(super) struct HistoryPage {
 /// What a read is for.
 #[derive(Debug)]
 pub(super) enum Job {
-    Page { place: Place, member: MemberKey, after: u64 },
+    Page { place: Place, member: MemberKey, after: u64, page: Box<Page> },
     History(Box<HistoryPage>),
 }
 
@@ -50,14 +50,6 @@ pub(super) enum Job {
 struct Window<'a> {
     at: Position,
     bytes: &'a [u8],
-}
-
-impl Window<'_> {
-    /// A record of which all bytes are here.
-    fn record(&self, entry: &Entry) -> Option<&[u8]> {
-        let start = usize::try_from(entry.at.0.checked_sub(self.at.0)?).ok()?;
-        self.bytes.get(start..start + entry.record_bytes() as usize)
-    }
 }
 
 const NOTHING: Window<'static> = Window { at: Position(0), bytes: &[] };
@@ -96,7 +88,7 @@ impl Core {
             Ok(bytes) => {
                 let window = Window { at, bytes };
                 match job {
-                    Job::Page { place, member, after } => self.serve_page(io, place, member, after, window),
+                    Job::Page { place, member, after, page } => self.serve_page(io, (place, member, after), page, window),
                     Job::History(page) => self.serve_history(io, page, window),
                 }
             }
@@ -124,22 +116,27 @@ impl Core {
     }
 
     /// A reader is behind what is in memory, here or at its mirror: it gets a page of what it may see.
-    pub(super) fn page_for<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, after: u64) {
-        self.serve_page(io, place, member, after, NOTHING);
+    pub(super) fn page_for<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, after: u64, page: Box<Page>) {
+        self.serve_page(io, (place, member, after), page, NOTHING);
     }
 
-    fn serve_page<I: Io>(&mut self, io: &mut I, place: Place, key: MemberKey, after: u64, window: Window<'_>) {
+    fn serve_page<I: Io>(
+        &mut self,
+        io: &mut I,
+        (place, key, after): (Place, MemberKey, u64),
+        mut page: Box<Page>,
+        window: Window<'_>,
+    ) {
         // Also for one that was detached meanwhile: it reads up to the place of its last reply.
         let Some(member) = self.sessions.members.get(key) else {
-            return self.abandon(Job::Page { place, member: key, after });
+            return self.abandon(Job::Page { place, member: key, after, page });
         };
-        let Some((hash, stream_key)) = self.sessions.sessions.get(member.session).map(|session| (session.hash, session.stream))
-        else {
-            return;
-        };
+        let Some(stream_key) = self.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
         self.trim(stream_key);
         let (Some(member), Some(stream)) = (self.sessions.members.get(key), self.streams.get(stream_key)) else { return };
-        let mut page = Page { to: place, session: hash, after, frames: Vec::new(), ends: Vec::new(), cursor: after, gap: None };
+        page.frames.clear();
+        page.ends.clear();
+        (page.after, page.cursor, page.gap) = (after, after, None);
         if page.cursor + 1 < stream.index.first() {
             page.gap = Some((page.cursor + 1, stream.index.first() - 1));
             page.cursor = stream.index.first() - 1;
@@ -174,12 +171,13 @@ impl Core {
         if page.cursor == after
             && let Some(entry) = wanted
         {
-            return self.read_for(io, &entry, Job::Page { place, member: key, after });
+            return self.read_for(io, &entry, Job::Page { place, member: key, after, page });
         }
         if place.shard == self.shard_number() {
-            self.on_page(page);
+            self.on_page(place, &page);
+            self.keep_page(page);
         } else {
-            self.send_control(io, place.shard, LaneMessage::Page(Box::new(page)));
+            self.send_control(io, place.shard, LaneMessage::Page { to: place, page });
         }
     }
 
@@ -219,7 +217,7 @@ impl Core {
         debug_assert!(page.frames.len() <= HISTORY_PAGE_BYTES_MAX, "the page was chosen by its bytes");
         let Some(session_id) = self.streams.get(page.stream).map(|stream| stream.session_id.clone()) else { return };
         let head = Head { id: &page.id, session_id: &session_id };
-        let mut bytes = self.buffers.take();
+        let mut bytes = self.buffer_for(page.place);
         let open = OpenFrame::begin(&mut bytes);
         crate::protocol::history_begin(&mut bytes, head, page.count);
         open.finish(Opcode::Text, &mut bytes);
