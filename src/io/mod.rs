@@ -10,6 +10,7 @@
 
 mod buffers;
 mod chunk;
+pub mod directory;
 pub mod probe;
 pub mod ring;
 

@@ -12,11 +12,13 @@
 mod chunks;
 mod index;
 mod record;
+mod scan;
 mod segment;
 mod state;
 
 pub use chunks::{Appended, Geometry, Log, Position, Unwritten};
 pub use index::{Audience, Entry, Index};
 pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, read_record};
+pub use scan::{BadReason, Damage, LastSegment, Proof, SESSIONS_AFTER_MAX, ScanError, Scanned, Scanner, SeqRange, Torn};
 pub use segment::{SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentError, SegmentHeader, segment_name, segment_number};
 pub use state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState};

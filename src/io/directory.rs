@@ -1,0 +1,236 @@
+//! The log's directory: whose it is, what it holds, and who has it now. Used before any shard runs.
+//!
+//! ```text
+//! lock                        held by the process that uses the directory; its process id
+//! format                      version, generation, shards and the key of the names, one `name = value` a line
+//! <generation>/shard-<i>/     <number, 16 hexadecimal digits>.seg, and `clean` after an end in good order
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The version of the directory's layout.
+const VERSION: u64 = 1;
+const LOCK: &str = "lock";
+const FORMAT: &str = "format";
+const CLEAN: &str = "clean";
+/// `format` is small; what is longer is something else.
+const FORMAT_BYTES_MAX: u64 = 4096;
+
+/// A directory in use by this process.
+#[derive(Debug)]
+pub struct Directory {
+    root: PathBuf,
+    /// The run of shards that the logs below belong to.
+    pub generation: u32,
+    pub shards: usize,
+    /// The key under which the logs name sessions and clients.
+    pub key: [u8; 16],
+    // Held until the process ends.
+    _lock: File,
+}
+
+/// A file of a shard's log.
+#[derive(Debug)]
+pub struct SegmentFile {
+    pub number: u64,
+    pub path: PathBuf,
+    /// Open for reading and writing.
+    pub file: File,
+}
+
+fn told(path: &Path, error: &io::Error) -> String {
+    format!("log.dir: {}: {error}", path.display())
+}
+
+/// Makes what was done in a directory durable.
+///
+/// # Errors
+/// What the directory's fsync answered.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+impl Directory {
+    /// Opens a log's directory, or makes it for `shards` shards with `fresh_key`.
+    ///
+    /// # Errors
+    /// One line: what is in the way, and what to do about it.
+    pub fn open(root: &Path, shards: usize, fresh_key: [u8; 16]) -> Result<Self, String> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(|error| told(root, &error))?;
+        let lock = lock(root)?;
+        let path = root.join(FORMAT);
+        let directory = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = Self { root: root.to_owned(), generation: 1, shards, key: fresh_key, _lock: lock };
+                made.write_format()?;
+                made
+            }
+            Err(error) => return Err(told(&path, &error)),
+            Ok(_) => {
+                let (generation, shards, key) = read_format(&path)?;
+                Self { root: root.to_owned(), generation, shards, key, _lock: lock }
+            }
+        };
+        Ok(directory)
+    }
+
+    fn write_format(&self) -> Result<(), String> {
+        use std::fmt::Write as _;
+        let mut text = String::from("# The log of a ringway gateway. The key names sessions and clients in it: keep it as secret as they are.\n");
+        let _ = write!(text, "version = {VERSION}\ngeneration = {}\nshards = {}\nkey = ", self.generation, self.shards);
+        for byte in self.key {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text.push('\n');
+        let (path, fresh) = (self.root.join(FORMAT), self.root.join("format.new"));
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&fresh, &path)?;
+            sync_directory(&self.root)
+        };
+        write().map_err(|error| told(&path, &error))
+    }
+
+    /// Where a shard's log is.
+    #[must_use]
+    pub fn shard(&self, shard: usize) -> PathBuf {
+        self.root.join(self.generation.to_string()).join(format!("shard-{shard}"))
+    }
+
+    /// A shard's directory, made where it is new.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn make_shard(&self, shard: usize) -> Result<PathBuf, String> {
+        let path = self.shard(shard);
+        let make = || {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+            if let Some(parent) = path.parent() {
+                sync_directory(parent)?;
+            }
+            sync_directory(&self.root)
+        };
+        make().map_err(|error| told(&path, &error))?;
+        Ok(path)
+    }
+
+    /// Goes over to a new generation of so many shards: what the old one held has been written to the new one's logs.
+    ///
+    /// # Errors
+    /// One line; the old generation is still in force then.
+    pub fn succeed(&mut self, shards: usize) -> Result<(), String> {
+        let (old, count) = (self.generation, self.shards);
+        (self.generation, self.shards) = (old + 1, shards);
+        if let Err(error) = self.write_format() {
+            (self.generation, self.shards) = (old, count);
+            return Err(error);
+        }
+        let path = self.root.join(old.to_string());
+        fs::remove_dir_all(&path).map_err(|error| told(&path, &error))
+    }
+}
+
+fn lock(root: &Path) -> Result<File, String> {
+    let path = root.join(LOCK);
+    let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let mut file = open().map_err(|error| told(&path, &error))?;
+    if file.try_lock().is_err() {
+        let mut holder = String::new();
+        let _ = (&file).take(64).read_to_string(&mut holder);
+        return Err(format!(
+            "log.dir: {} is in use by another process ({}): stop that one, or give this gateway a directory of its own",
+            root.display(),
+            holder.trim()
+        ));
+    }
+    let write = |file: &mut File| {
+        file.set_len(0)?;
+        file.write_all(format!("pid {}\n", std::process::id()).as_bytes())
+    };
+    write(&mut file).map_err(|error| told(&path, &error))?;
+    Ok(file)
+}
+
+fn read_format(path: &Path) -> Result<(u32, usize, [u8; 16]), String> {
+    let mut text = String::new();
+    let opened = File::open(path).map_err(|error| told(path, &error))?;
+    opened.take(FORMAT_BYTES_MAX).read_to_string(&mut text).map_err(|error| told(path, &error))?;
+    let value = |name: &str| {
+        let mut pairs = text.lines().filter_map(|line| line.split_once('='));
+        pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim())
+    };
+    let wrong = |name: &str, right: &str| format!("log.dir: {}: {name} is not {right}; restore the file", path.display());
+    let version = value("version").and_then(|text| text.parse::<u64>().ok());
+    if version != Some(VERSION) {
+        let found = value("version").unwrap_or("missing");
+        return Err(format!("log.dir: {}: version {found}; this gateway reads version {VERSION}", path.display()));
+    }
+    let generation = value("generation").and_then(|text| text.parse().ok()).ok_or_else(|| wrong("generation", "a number"))?;
+    let shards = value("shards").and_then(|text| text.parse().ok()).filter(|shards| *shards > 0);
+    let shards = shards.ok_or_else(|| wrong("shards", "a number from 1 on"))?;
+    let mut key = [0; 16];
+    let digits = value("key").filter(|text| text.len() == 32 && text.is_ascii()).ok_or_else(|| wrong("key", "32 hexadecimal digits"))?;
+    for (byte, at) in key.iter_mut().zip((0..32).step_by(2)) {
+        *byte = u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| wrong("key", "32 hexadecimal digits"))?;
+    }
+    Ok((generation, shards, key))
+}
+
+/// The segments of a shard's log in the order of their numbers. `number_of` reads a file's name; others are left alone.
+///
+/// # Errors
+/// One line.
+pub fn segments(shard: &Path, number_of: impl Fn(&str) -> Option<u64>) -> Result<Vec<SegmentFile>, String> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(shard) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(told(shard, &error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|error| told(shard, &error))?.path();
+        let Some(number) = path.file_name().and_then(|name| name.to_str()).and_then(&number_of) else { continue };
+        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(|error| told(&path, &error))?;
+        found.push(SegmentFile { number, path, file });
+    }
+    found.sort_by_key(|segment| segment.number);
+    Ok(found)
+}
+
+/// Whether a shard's log was ended in good order. The sign of it is taken away: from now on the end is open.
+///
+/// # Errors
+/// One line.
+pub fn take_clean(shard: &Path) -> Result<bool, String> {
+    match fs::remove_file(shard.join(CLEAN)) {
+        Ok(()) => sync_directory(shard).map(|()| true).map_err(|error| told(shard, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(told(shard, &error)),
+    }
+}
+
+/// Leaves the sign that a shard's log was ended in good order.
+///
+/// # Errors
+/// What the file system answered; without the sign the next start counts as unclean.
+pub fn leave_clean(shard: &Path) -> io::Result<()> {
+    File::create(shard.join(CLEAN))?.sync_all()?;
+    sync_directory(shard)
+}
+
+/// Cuts a file to `bytes`, durably.
+///
+/// # Errors
+/// What the file system answered.
+pub fn cut(file: &File, bytes: u64) -> io::Result<()> {
+    if file.metadata()?.len() == bytes {
+        return Ok(());
+    }
+    file.set_len(bytes)?;
+    file.sync_all()
+}
