@@ -88,6 +88,12 @@ pub const REQUEST_HEADERS_MAX: usize = 100;
 pub const EPOCHS_PER_SESSION_MAX: usize = 16;
 /// A chunk of the log in memory. A record never spans two.
 pub const CHUNK_BYTES: usize = 1024 * 1024;
+/// Bytes one read of the log on disk may ask for.
+pub const READ_BACK_BYTES_MAX: usize = CHUNK_BYTES;
+/// Reads of the log on disk that a shard has in the kernel; their buffers are kept, so this bounds their memory too.
+pub const READ_BACKS_MAX: usize = 16;
+/// Segments of a shard being made or deleted at a time.
+pub const SEGMENT_REQUESTS_MAX: usize = 16;
 /// Sends a turn makes before it lets events in again (architecture.md section 6).
 pub const SENDS_PER_TURN_MAX: usize = 1024;
 /// Frames one send may take from the log, in bytes.

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ringway::auth::{KeyAlgorithm, KeyMaterial, KeySet};
 use ringway::config::Settings;
 use ringway::ids::{ConnId, HashKey};
+use ringway::io::chunk::Chunk;
 use ringway::io::{Event, Io, Next, Read, RingStats, Send, Sent, Shard};
 use ringway::shard::admission::Admission;
 use ringway::shard::core::{Core, CoreOptions};
@@ -17,7 +18,10 @@ use ringway::shard::counters::{SharedCounters, shared_counters};
 use ringway::shard::lanes::Mesh;
 use ringway::shard::port::{Bell, Port, Snapshot, port};
 use ringway::time::Tick;
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 
 const KEY: HashKey = HashKey([0x5A; 16]);
@@ -50,6 +54,10 @@ pub struct MemoryIo {
     /// All that is sent, while it is kept.
     pub kept: Option<Vec<u8>>,
     pub sends: u64,
+    /// Bytes written to disk: counted, not kept.
+    pub written_bytes: u64,
+    /// What the disk was asked and the shard is told before its next turn; nothing fails, and there is nothing to read.
+    pub answers: VecDeque<Event<'static>>,
     pub now: Tick,
 }
 
@@ -100,6 +108,27 @@ impl Io for MemoryIo {
 
     fn want_write(&mut self, conn: ConnId) {
         self.socket(conn).wants_write = true;
+    }
+
+    fn write(&mut self, _segment: u64, _at: u64, _chunk: Rc<Chunk>, part: Range<usize>, tag: u64) {
+        self.written_bytes += part.len() as u64;
+        self.answers.push_back(Event::Written { tag, result: Ok(()) });
+    }
+
+    fn sync(&mut self, _segment: u64, tag: u64) {
+        self.answers.push_back(Event::Synced { tag, result: Ok(()) });
+    }
+
+    fn read_back(&mut self, _segment: u64, _at: u64, _len: usize, tag: u64) {
+        self.answers.push_back(Event::ReadBack { tag, result: Ok(&[]) });
+    }
+
+    fn prepare_segment(&mut self, number: u64) {
+        self.answers.push_back(Event::SegmentReady { number, result: Ok(()) });
+    }
+
+    fn delete_segment(&mut self, number: u64) {
+        self.answers.push_back(Event::SegmentGone { number, result: Ok(()) });
     }
 
     fn ring_bell(&mut self, _shard: usize) {}
@@ -188,7 +217,7 @@ impl Stage {
             seed: 7,
         });
         let now = Tick { mono_ns: 1_000_000, wall_ms: EPOCH_WALL_MS };
-        let io = MemoryIo { sockets: Vec::new(), kept: None, sends: 0, now };
+        let io = MemoryIo { sockets: Vec::new(), kept: None, sends: 0, written_bytes: 0, answers: VecDeque::new(), now };
         Self { core, io, counters, step_ns: 10_000, scratch: Vec::with_capacity(256 * 1024), _port: door }
     }
 
@@ -246,6 +275,10 @@ impl Stage {
             self.io.now.mono_ns += self.step_ns;
             self.io.now.wall_ms = EPOCH_WALL_MS + self.io.now.mono_ns / 1_000_000;
             let now = self.io.now;
+            for _ in 0..self.io.answers.len() {
+                let Some(answer) = self.io.answers.pop_front() else { break };
+                self.core.event(&mut self.io, answer, now);
+            }
             if self.core.turn(&mut self.io, now) != Next::Again {
                 return;
             }

@@ -89,3 +89,57 @@ impl Drop for Chunk {
         drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.memory.as_ptr(), self.capacity)) });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lent_stays_while_more_is_appended() {
+        let chunk = Chunk::new(16);
+        assert!(chunk.is_empty() && chunk.bytes().is_empty());
+        chunk.append(b"abc");
+        let lent = chunk.bytes();
+        chunk.append(b"defg");
+        chunk.append(lent);
+        assert_eq!(lent, b"abc");
+        assert_eq!(chunk.bytes(), b"abcdefgabc");
+        assert_eq!((chunk.len(), chunk.capacity(), chunk.is_empty()), (10, 16, false));
+    }
+
+    #[test]
+    fn it_fills_to_its_last_byte() {
+        let chunk = Chunk::new(4);
+        chunk.append(b"ab");
+        chunk.append(b"cd");
+        chunk.append(b"");
+        assert_eq!(chunk.bytes(), b"abcd");
+    }
+
+    #[test]
+    #[should_panic(expected = "3 bytes do not fit a chunk that holds 2 of 4")]
+    fn what_does_not_fit_is_not_appended() {
+        let chunk = Chunk::new(4);
+        chunk.append(b"ab");
+        chunk.append(b"cde");
+    }
+
+    #[test]
+    fn it_is_cleared_only_where_nobody_else_holds_it() {
+        let mut chunk = Chunk::new(8);
+        chunk.append(b"abcd");
+        let pinned = Rc::clone(&chunk);
+        assert!(Rc::get_mut(&mut chunk).is_none());
+        drop(pinned);
+        Rc::get_mut(&mut chunk).unwrap().clear();
+        chunk.append(b"xy");
+        assert_eq!(chunk.bytes(), b"xy");
+    }
+
+    #[test]
+    fn it_says_its_size_and_not_its_bytes() {
+        let chunk = Chunk::new(8);
+        chunk.append(b"secret");
+        assert_eq!(format!("{chunk:?}"), "Chunk { len: 6, capacity: 8 }");
+    }
+}

@@ -5,18 +5,19 @@
 //!
 //! May import the vocabulary only. `unsafe` lives in this folder and nowhere else.
 //!
-//! Invariants: the kernel holds no pointer into core memory after a turn; what is in the kernel is never forgotten (cancelled
-//! and reaped, or its socket shut down); an idle connection owns no buffer here.
+//! Invariants: the kernel holds no pointer into core memory after a turn, but for chunks of the log that are pinned while they are
+//! written; what is in the kernel is never forgotten (cancelled and reaped, or its socket shut down); an idle connection owns no
+//! buffer here.
 
 mod buffers;
-mod chunk;
+pub mod chunk;
 pub mod directory;
 pub mod probe;
 pub mod ring;
 
 pub use crate::ids::ConnId;
-pub use chunk::Chunk;
 use crate::time::Tick;
+pub use chunk::Chunk;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -39,15 +40,15 @@ pub enum Event<'a> {
     Writable { conn: ConnId },
     /// Somebody rang: a lane or the port has something.
     Bell,
-    /// The answer to [`Io::write`]: all of it is in the file, or an errno.
+    /// The answer to [`Io::write`]: all of the part is in the kernel's hands, or an errno (and an unknown piece of it).
     Written { tag: u64, result: Result<(), i32> },
-    /// The answer to [`Io::sync`], or an errno.
+    /// The answer to [`Io::sync`], or an errno: then nothing is known of what was written since the sync before.
     Synced { tag: u64, result: Result<(), i32> },
-    /// The answer to [`Io::read_back`]: bytes lent for the call, fewer than asked for at the end of the file; or an errno.
+    /// The answer to [`Io::read_back`], lent for the call: as many bytes as were asked for, fewer at the end of the file; or an errno.
     ReadBack { tag: u64, result: Result<&'a [u8], i32> },
-    /// The answer to [`Io::prepare_segment`], or an errno.
+    /// The answer to [`Io::prepare_segment`]: it can be written, or an errno and no file of this number was left behind.
     SegmentReady { number: u64, result: Result<(), i32> },
-    /// The answer to [`Io::delete_segment`], or an errno.
+    /// The answer to [`Io::delete_segment`].
     SegmentGone { number: u64, result: Result<(), i32> },
 }
 
@@ -100,15 +101,21 @@ pub trait Io {
     fn send_batch(&mut self, batch: &[Send<'_>], out: &mut Vec<Sent>);
     /// Asks for one [`Event::Writable`].
     fn want_write(&mut self, conn: ConnId);
-    /// Writes a part of a chunk to a segment at `at` bytes, whole; answered by [`Event::Written`].
+    /// Writes `part` of what was appended to `chunk` at the offset `at` of a segment; answered by [`Event::Written`]. The chunk is
+    /// held until then. A short write is carried on by the engine. Two writes at once may be done in either order.
+    ///
+    /// This call and the four below are for shards that have a disk; where there is none each is answered with ENODEV.
     fn write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64);
-    /// fdatasync of a segment; answered by [`Event::Synced`].
+    /// Makes durable what of a segment was written by writes that were answered before (fdatasync); answered by [`Event::Synced`].
     fn sync(&mut self, segment: u64, tag: u64);
-    /// Reads up to `len` bytes of a segment from `at` on; answered by [`Event::ReadBack`].
+    /// Reads up to `len` bytes ([`crate::limits::READ_BACK_BYTES_MAX`]) at the offset `at` of a segment; answered by
+    /// [`Event::ReadBack`]. [`crate::limits::READ_BACKS_MAX`] are done at a time, others wait their turn.
     fn read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64);
-    /// Makes a segment, preallocated and durable in its directory; answered by [`Event::SegmentReady`].
+    /// Makes the file of a new segment at its full size, of zeros, durably and off this thread; answered by
+    /// [`Event::SegmentReady`]. Once a number until it is answered.
     fn prepare_segment(&mut self, number: u64);
-    /// Deletes a segment; answered by [`Event::SegmentGone`].
+    /// Deletes a segment's file once nothing of it is in the kernel, off this thread; answered by [`Event::SegmentGone`]. What asks
+    /// for the segment from now on gets ENOENT.
     fn delete_segment(&mut self, number: u64);
     /// Wakes another shard.
     fn ring_bell(&mut self, shard: usize);
@@ -133,6 +140,10 @@ pub struct RingStats {
     pub flooding: u64,
     /// Accepts that failed.
     pub accepts_failed: u64,
+    /// Writes to disk that the kernel took a part of, and that were carried on.
+    pub short_writes: u64,
+    /// Reads from disk that waited because [`crate::limits::READ_BACKS_MAX`] were on their way.
+    pub read_backs_waited: u64,
 }
 
 /// When the engine shall call [`Shard::turn`] again if nothing happens.

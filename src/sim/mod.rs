@@ -7,6 +7,7 @@
 //! `RINGWAY_SIM_SECONDS=N cargo test --profile sim --lib sim::seed -- --nocapture` runs new seeds for so long.
 
 mod client;
+mod disk;
 mod net;
 mod oracle;
 mod random;

@@ -2,15 +2,19 @@
 //!
 //! Each socket has a real descriptor (one end of a pair), so that what the shard drops is seen to be dropped.
 
+use super::disk::Disk;
 use super::random::Random;
 use crate::ids::ConnId;
+use crate::io::chunk::Chunk;
 use crate::io::{Io, Read, RingStats, Send, Sent};
 use crate::time::Tick;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read as _;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 
 /// What the world does to sockets, bells and lanes while faults are on.
 #[derive(Clone, Copy, Debug)]
@@ -105,12 +109,14 @@ pub struct Engine {
     free: Vec<usize>,
     pub backlog: VecDeque<(OwnedFd, SocketAddr)>,
     pub accepting: bool,
+    pub disk: Disk,
     connections_max: usize,
 }
 
 impl Engine {
     pub const fn new(connections_max: usize) -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), backlog: VecDeque::new(), accepting: true, connections_max }
+        let disk = Disk::new();
+        Self { slots: Vec::new(), free: Vec::new(), backlog: VecDeque::new(), accepting: true, disk, connections_max }
     }
 
     pub fn id(&self, index: usize) -> ConnId {
@@ -250,6 +256,26 @@ impl Io for SimIo<'_> {
         if let Some(slot) = self.engine.slot(conn) {
             slot.writable_ns.get_or_insert(at);
         }
+    }
+
+    fn write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64) {
+        self.engine.disk.write(segment, at, &chunk.bytes()[part], tag);
+    }
+
+    fn sync(&mut self, segment: u64, tag: u64) {
+        self.engine.disk.sync(segment, tag);
+    }
+
+    fn read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+        self.engine.disk.read_back(segment, at, len, tag);
+    }
+
+    fn prepare_segment(&mut self, number: u64) {
+        self.engine.disk.prepare(number);
+    }
+
+    fn delete_segment(&mut self, number: u64) {
+        self.engine.disk.delete(number);
     }
 
     fn ring_bell(&mut self, shard: usize) {

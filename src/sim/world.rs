@@ -211,6 +211,7 @@ impl World {
         timer
             || self.bells[shard].is_some_and(|at| at <= self.now_ns)
             || seat.port_bell.0.load(Ordering::SeqCst)
+            || !seat.engine.disk.answers.is_empty()
             || seat.engine.accepting && !seat.engine.backlog.is_empty()
             || (0..seat.engine.slots.len()).any(|index| self.due(shard, index).is_some())
     }
@@ -295,6 +296,10 @@ impl World {
                 news = true;
                 self.tell_due(shard, index, due);
             }
+        }
+        for answer in std::mem::take(&mut self.seats[shard].engine.disk.answers) {
+            news = true;
+            self.with_io(shard, |core, io, now| core.event(io, answer.event(), now));
         }
         let rung = self.bells[shard].is_some_and(|at| at <= self.now_ns);
         if rung || self.seats[shard].port_bell.0.swap(false, Ordering::SeqCst) {

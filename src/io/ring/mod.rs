@@ -4,6 +4,7 @@
 //! turn when loaded: the enter that submits a turn's sends also runs the task work that brings the next events.
 #![allow(unsafe_code)] // submission queue entries name memory by pointer; the SAFETY comments carry the argument
 
+mod disk;
 mod listen;
 mod receive;
 mod send;
@@ -14,14 +15,18 @@ mod tests;
 pub use listen::listen;
 
 use crate::io::buffers::BufferRing;
+use crate::io::chunk::Chunk;
 use crate::io::{ConnId, Event, Io, Next, Read, RingStats, Send, Sent, Shard};
 use crate::time::Tick;
+use disk::Operations;
 use io_uring::{IoUring, opcode, squeue, types};
 use slots::{FREE, Slot};
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -143,6 +148,7 @@ pub struct Ring {
     messages: Vec<libc::msghdr>,
     slices: Vec<libc::iovec>,
     started: Instant,
+    disk: Operations,
     stats: RingStats,
 }
 
@@ -183,6 +189,7 @@ impl Ring {
             messages: Vec::with_capacity(crate::limits::SENDS_PER_TURN_MAX),
             slices: Vec::with_capacity(crate::limits::SENDS_PER_TURN_MAX * 2),
             started: Instant::now(),
+            disk: Operations::default(),
             stats: RingStats::default(),
         };
         engine.arm_eventfd();
@@ -211,7 +218,7 @@ impl Ring {
             let next = shard.turn(self, now);
             self.between_turns(now);
             self.reap();
-            let idle = self.backlog.is_empty() && self.quiet.is_empty();
+            let idle = self.backlog.is_empty() && self.quiet.is_empty() && self.disk.answers.is_empty();
             match next {
                 Next::Stop => return Ok(()),
                 Next::Again => self.enter(0)?,
@@ -239,6 +246,7 @@ impl Ring {
                 shard.event(self, Event::Quiet { conn }, now);
             }
         }
+        self.tell_disk_answers(shard, now);
     }
 
     fn dispatch<S: Shard>(&mut self, shard: &mut S, completion: Completion, now: Tick) {
@@ -446,6 +454,26 @@ impl Io for Ring {
         let events = u32::try_from(libc::POLLOUT).unwrap_or(4);
         let entry = opcode::PollAdd::new(types::Fd(slot.fd), events).build().user_data(tag(Op::Writable, conn));
         self.push(&entry);
+    }
+
+    fn write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64) {
+        self.start_write(segment, at, chunk, part, tag);
+    }
+
+    fn sync(&mut self, segment: u64, tag: u64) {
+        self.start_sync(segment, tag);
+    }
+
+    fn read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+        self.start_read_back(segment, at, len, tag);
+    }
+
+    fn prepare_segment(&mut self, number: u64) {
+        self.start_prepare(number);
+    }
+
+    fn delete_segment(&mut self, number: u64) {
+        self.start_delete(number);
     }
 
     fn ring_bell(&mut self, shard: usize) {
