@@ -7,6 +7,7 @@ use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
 use crate::ids::HashKey;
 use crate::io::Io;
+use crate::io::directory::Directory;
 use crate::io::ring::{Bells, Options, Ring, listen};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -66,8 +67,24 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
     }
     let mut secret = [0; 16 + 8];
     aws_lc_rs::rand::fill(&mut secret).map_err(|_| "the system gives no random bytes".to_owned())?;
-    let key = HashKey(secret[..16].try_into().unwrap_or_default());
+    let mut key = HashKey(secret[..16].try_into().unwrap_or_default());
     let seed = u64::from_le_bytes(secret[16..].try_into().unwrap_or_default());
+    let directory = match &settings.log.dir {
+        None => None,
+        Some(root) => {
+            let directory = Directory::open(root, count, key.0)?;
+            if directory.shards != count {
+                return Err(format!(
+                    "log.dir: {} was written by {} shards and this gateway has {count}: set server.shards = {}",
+                    root.display(),
+                    directory.shards,
+                    directory.shards
+                ));
+            }
+            key = HashKey(directory.key);
+            Some(Arc::new(directory))
+        }
+    };
     let (mesh, bells) = (Mesh::new(count), Bells::new(count));
     let admission = Arc::new(Admission::new(key));
     let cores = if settings.server.pin { own_cores() } else { Vec::new() };
