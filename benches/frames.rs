@@ -1,9 +1,9 @@
 //! The WebSocket stage: decoding client frames in place, encoding server frames, unmasking alone.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use ringway::buffers::Buffers;
 use ringway::limits::{FRAGMENTS_MAX, MESSAGE_BYTES_MAX};
 use ringway::ws::Opcode;
-use ringway::ws::buffers::Buffers;
 use ringway::ws::decoder::{Decoder, Item, Limits};
 use ringway::ws::encoder::{self, OpenFrame};
 use std::hint::black_box;
@@ -46,7 +46,7 @@ fn decode(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(bytes as u64));
         let checked = Limits { utf8: true, ..GATEWAY };
         for (name, limits) in [("whole", GATEWAY), ("whole_utf8", checked)] {
-            let (mut decoder, mut buffers) = (Decoder::new(), Buffers::new(4, 1 << 20));
+            let (mut decoder, mut buffers) = (Decoder::new(), Buffers::new(4, 1 << 20, 1 << 24));
             group.bench_function(format!("{name}/{bytes}"), |bencher| {
                 bencher.iter_batched_ref(
                     || frame.clone(),
@@ -55,7 +55,7 @@ fn decode(criterion: &mut Criterion) {
                 );
             });
         }
-        let (mut decoder, mut buffers) = (Decoder::new(), Buffers::new(4, 1 << 20));
+        let (mut decoder, mut buffers) = (Decoder::new(), Buffers::new(4, 1 << 20, 1 << 24));
         group.bench_function(format!("split_in_two/{bytes}"), |bencher| {
             bencher.iter_batched_ref(
                 || frame.clone(),
@@ -69,7 +69,7 @@ fn decode(criterion: &mut Criterion) {
     }
     let batch = client_frame(&payload(128)).repeat(16);
     group.throughput(Throughput::Elements(16));
-    let (mut decoder, mut buffers) = (Decoder::new(), Buffers::new(4, 1 << 20));
+    let (mut decoder, mut buffers) = (Decoder::new(), Buffers::new(4, 1 << 20, 1 << 24));
     group.bench_function("16_frames_in_a_read/128", |bencher| {
         bencher.iter_batched_ref(
             || batch.clone(),

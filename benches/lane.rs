@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const LOOKS: u32 = 10_000;
 
 fn message() -> LaneMessage {
-    LaneMessage::Records(Box::new(Batch { session: 42, first_seq: 1, count: 1, records: vec![7; 256] }))
+    LaneMessage::Records(Batch { session: 42, first_seq: 1, count: 1, records: vec![7; 256] })
 }
 
 /// Takes a message that `from` has put into the lane to `to`, if its knock is seen.

@@ -12,6 +12,7 @@
 //! only through `shard::port`. `docs/ARCHITECTURE.md` is the map.
 
 pub mod auth;
+pub mod buffers;
 pub mod cli;
 pub mod close;
 pub mod config;

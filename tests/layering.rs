@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-const VOCABULARY: [&str; 5] = ["ids", "limits", "time", "close", "slots"];
+const VOCABULARY: [&str; 6] = ["ids", "limits", "time", "close", "slots", "buffers"];
 /// The pure stages, and what each may import besides the vocabulary.
 const STAGES: [(&str, &[&str]); 6] = [
     ("net", &[]),

@@ -1,4 +1,4 @@
-//! One shard over an engine in memory: what a message costs the gateway without a kernel, a network or a clock.
+//! Shards over an engine in memory: what a message costs the gateway without a kernel, a network or a clock.
 //!
 //! Clients come in the real way: an HTTP upgrade, a hello with a signed token, a welcome. Sends are counted by connection, not copied.
 //! Time moves only when told, by one step a turn.
@@ -20,6 +20,7 @@ use ringway::time::Tick;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+const KEY: HashKey = HashKey([0x5A; 16]);
 const SECRET: &[u8] = b"a secret of thirty-two bytes, ok";
 const EPOCH_WALL_MS: u64 = 1_790_000_000_000;
 const TOKEN_LIFETIME_S: u64 = 80_000;
@@ -158,18 +159,28 @@ fn unlimited() -> Settings {
 impl Stage {
     /// A shard without clients, whose settings are the defaults without rates, changed by `adjust`.
     pub fn new(adjust: impl FnOnce(&mut Settings)) -> Self {
+        Self::on(&Mesh::new(1), 0, adjust)
+    }
+
+    /// Two shards of one process.
+    pub fn pair(adjust: impl Fn(&mut Settings)) -> [Self; 2] {
+        let mesh = Mesh::new(2);
+        [0, 1].map(|shard| Self::on(&mesh, shard, &adjust))
+    }
+
+    fn on(mesh: &Arc<Mesh>, shard: usize, adjust: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = unlimited();
         adjust(&mut settings);
-        let key = HashKey([0x5A; 16]);
+        let key = KEY;
         let material = KeyMaterial { key_id: "k".to_owned(), algorithm: KeyAlgorithm::Hs256, bytes: SECRET.to_vec() };
         let keys = KeySet::new(&[material]).expect("a good key");
         let snapshot = Arc::new(Snapshot { settings: Arc::new(settings), keys: Arc::new(keys), ..Snapshot::default() });
         let counters = shared_counters();
-        let (door, receiver) = port(0, Arc::new(NoBell), Arc::clone(&counters));
+        let (door, receiver) = port(shard, Arc::new(NoBell), Arc::clone(&counters));
         let core = Core::new(CoreOptions {
-            shard: 0,
+            shard,
             key,
-            mesh: Mesh::new(1),
+            mesh: Arc::clone(mesh),
             admission: Arc::new(Admission::new(key)),
             counters: Arc::clone(&counters),
             port: receiver,
@@ -183,6 +194,11 @@ impl Stage {
 
     /// A client in a session, from its accept to its welcome.
     pub fn join(&mut self, client: &str, session: &str, rooms: &[&str]) -> ConnId {
+        self.join_with(client, session, rooms, "", true)
+    }
+
+    /// The same, with more header lines in its request; `acks`: whether it wants its messages acknowledged.
+    pub fn join_with(&mut self, client: &str, session: &str, rooms: &[&str], headers: &str, acks: bool) -> ConnId {
         let index = u32::try_from(self.io.sockets.len()).expect("few sockets");
         let conn = ConnId { index, generation: 1 };
         let socket = Socket { mode: Read::Off, room: usize::MAX, sent_bytes: 0, wants_write: false, closed: false };
@@ -191,11 +207,12 @@ impl Stage {
         let peer = std::net::SocketAddr::from(([10, 0, 0, 1], 4000));
         let now = self.io.now;
         self.core.event(&mut self.io, Event::Accepted { conn, peer }, now);
-        self.receive(conn, &mut REQUEST.to_vec());
+        let (head, end) = REQUEST.split_at(REQUEST.len() - 2);
+        self.receive(conn, &mut [head, headers.as_bytes(), end].concat());
         self.settle();
         let hello = serde_json::json!({
             "type": "rw.hello", "id": "hello", "session_id": session,
-            "payload": { "client_id": client, "auth_token": token(client), "rooms": rooms },
+            "payload": { "client_id": client, "auth_token": token(client), "rooms": rooms, "acks": acks },
         });
         self.receive(conn, &mut masked(hello.to_string().as_bytes()));
         self.settle();
@@ -204,6 +221,17 @@ impl Stage {
         assert!(text.starts_with("HTTP/1.1 101 ") && text.contains("\"rw.welcome\""), "{client} was not let in: {text}");
         assert!(self.io.sockets[index as usize].mode == Read::Stream, "{client} is read");
         conn
+    }
+
+    /// A client is let into one more session, wherever that is at home; `others` are the shards besides this one.
+    pub fn attach(&mut self, others: &mut [Self], conn: ConnId, session: &str) {
+        self.io.kept = Some(Vec::new());
+        let attach = serde_json::json!({ "type": "rw.attach", "id": "attach", "session_id": session, "payload": {} });
+        self.receive(conn, &mut masked(attach.to_string().as_bytes()));
+        self.settle_with(others);
+        let answer = self.io.kept.take().unwrap_or_default();
+        let text = String::from_utf8_lossy(&answer);
+        assert!(text.contains("\"rw.attached\""), "not let into {session}: {text}");
     }
 
     /// Bytes from a client.
@@ -223,6 +251,29 @@ impl Stage {
             }
         }
         panic!("{TURNS_MAX} turns, and the shard still wants another");
+    }
+
+    /// Turns of all shards until none has anything left to do or to hear at once.
+    pub fn settle_with(&mut self, others: &mut [Self]) {
+        for _ in 0..TURNS_MAX {
+            self.settle();
+            others.iter_mut().for_each(Self::settle);
+            let mut quiet = self.sleeps();
+            for other in &mut *others {
+                quiet &= other.sleeps();
+            }
+            if quiet {
+                return;
+            }
+        }
+        panic!("{TURNS_MAX} rounds, and the shards still talk");
+    }
+
+    /// Whether nobody has spoken to this shard.
+    fn sleeps(&mut self) -> bool {
+        let sleeps = self.core.before_sleep();
+        self.core.after_sleep();
+        sleeps
     }
 
     /// One read of a client that holds so many new messages.
@@ -260,6 +311,12 @@ impl Stage {
     pub fn closed(&self) -> usize {
         self.io.sockets.iter().filter(|socket| socket.closed).count()
     }
+}
+
+/// A session id that begins with `prefix` and is at home on this one of two shards.
+pub fn at_home(prefix: &str, shard: usize) -> String {
+    let ids = (0..).map(|number| format!("{prefix}{number}"));
+    ids.into_iter().find(|id| KEY.home_shard(id, 2) == shard).expect("one in two is")
 }
 
 /// A client's frame (RFC 6455 section 5.2): text, final, masked.

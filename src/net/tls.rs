@@ -2,8 +2,11 @@
 //!
 //! TLS 1.2 (ECDHE with AEAD) and 1.3, ALPN `http/1.1` only, no 0-RTT, no renegotiation, no client certificates, and no
 //! resumption: its caches are locks that all shards share, and its tickets read a clock. Randomness is the one thing that
-//! rustls takes for itself. A connection without a partial record or unsent ciphertext owns no buffer here.
+//! rustls takes for itself. Buffers are lent for a call; a connection without a partial record or unsent ciphertext has none after it.
+//! rustls itself allocates one vector for each record: what it encrypts into (`PrefixedPayload`), what it copies plaintext to
+//! (`take_received_plaintext`).
 
+use crate::buffers::Buffers;
 use crate::limits::{TLS_PENDING_BYTES_MAX, TLS_RECORD_BYTES_MAX};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
@@ -231,7 +234,7 @@ impl TlsConnection {
         loop {
             if self.peer_closed {
                 // What follows a close_notify is to be ignored (RFC 8446 6.1).
-                self.incoming = Vec::new();
+                self.incoming.clear();
                 return Ok(Received { consumed: ciphertext.len(), more: false, closed: true });
             }
             if plain.len() >= plain_bytes {
@@ -253,10 +256,8 @@ impl TlsConnection {
             consumed += taken;
             // Without the limit: what is kept must hold no whole record, and it is small.
             let step = self.process(&mut incoming, plain, usize::MAX)?;
-            if step.discard < incoming.len() {
-                incoming.drain(..step.discard);
-                self.incoming = incoming;
-            }
+            incoming.drain(..step.discard);
+            self.incoming = incoming;
             if self.peer_closed {
                 continue;
             }
@@ -371,8 +372,23 @@ impl TlsConnection {
     pub fn sent(&mut self, bytes: usize) {
         self.pending_sent = (self.pending_sent + bytes).min(self.pending.len());
         if self.pending_sent == self.pending.len() {
-            self.pending = Vec::new();
+            self.pending.clear();
             self.pending_sent = 0;
+        }
+    }
+
+    /// Lends it buffers, before it receives or encrypts. Without them it allocates.
+    pub fn lend(&mut self, buffers: &mut Buffers) {
+        buffers.lend(&mut self.incoming);
+        buffers.lend(&mut self.pending);
+    }
+
+    /// Takes the buffers back that hold nothing.
+    pub fn reclaim(&mut self, buffers: &mut Buffers) {
+        for buffer in [&mut self.incoming, &mut self.pending] {
+            if buffer.is_empty() {
+                buffers.give(std::mem::take(buffer));
+            }
         }
     }
 

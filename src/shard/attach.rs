@@ -1,6 +1,6 @@
 //! Into a session and out of it: the home's side (members), and the connection's side (attachments).
 
-use super::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot, Waiting};
+use super::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot};
 use super::core::Core;
 use super::counters::LimitReached;
 use super::inbound::RETRY_AFTER_MS;
@@ -37,7 +37,7 @@ impl Core {
     }
 
     /// The session of a request at home here, made where it is new.
-    fn session_for(&mut self, request: &AttachRequest, now: Tick) -> Result<(SessionKey, bool), Refusal> {
+    fn session_for(&mut self, request: &AttachRequest) -> Result<(SessionKey, bool), Refusal> {
         let refusal = |code, message: String, pointer: &'static str| refusal_of(request, code, message, pointer);
         if let Some(key) = self.sessions.find(request.session) {
             let stream = self.sessions.sessions.get(key).and_then(|session| self.streams.get(session.stream));
@@ -60,10 +60,10 @@ impl Core {
             let message = format!("this shard holds {sessions_max} sessions already (limits.sessions_per_shard)");
             return Err(refusal(ErrorCode::LimitSessions, message, "/session_id"));
         }
-        Ok((self.create_session(&request.session_id, request.session, now), true))
+        Ok((self.create_session(&request.session_id, request.session), true))
     }
 
-    pub(super) fn create_session(&mut self, session_id: &str, hash: u64, _now: Tick) -> SessionKey {
+    pub(super) fn create_session(&mut self, session_id: &str, hash: u64) -> SessionKey {
         let stream = self.streams.insert(Stream::new(session_id, hash, None, 1));
         let epoch = self.next_random().max(1);
         let key = self.sessions.create(hash, stream, epoch, session_id.starts_with("channel:"));
@@ -73,7 +73,7 @@ impl Core {
 
     /// Lets a client into a session at home here. The asker's connection may be on any shard.
     pub(super) fn attach_home<I: Io>(&mut self, io: &mut I, request: &AttachRequest, now: Tick) -> Result<AttachAnswer, Refusal> {
-        let (session, created) = self.session_for(request, now)?;
+        let (session, created) = self.session_for(request)?;
         let (stream, epoch) =
             self.sessions.sessions.get(session).map_or((StreamKey::unpack(0), 0), |entry| (entry.stream, entry.epoch));
         self.trim(stream);
@@ -199,7 +199,7 @@ impl Core {
     }
 
     /// The connection's side of an attachment: a reader of the stream, and the welcome.
-    pub(super) fn install<I: Io>(&mut self, io: &mut I, request: &AttachRequest, answer: AttachAnswer, now: Tick) {
+    pub(super) fn install(&mut self, request: &AttachRequest, answer: AttachAnswer, now: Tick) {
         let place = request.place;
         let home = self.key.home_shard(&request.session_id, self.mesh.shards());
         let stream = if home == self.shard {
@@ -237,7 +237,6 @@ impl Core {
         let head = Head { id: &head_id, session_id: &request.session_id };
         self.reply_after(place, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
         self.counters.replayed.add(answer.head.saturating_sub(answer.cursor));
-        let _ = io;
         self.mark(place.conn);
     }
 
@@ -320,7 +319,7 @@ impl Core {
         let home = self.key.home_shard(&request.session_id, self.mesh.shards());
         if home == self.shard {
             return match self.attach_home(io, &request, now) {
-                Ok(answer) => self.install(io, &request, answer, now),
+                Ok(answer) => self.install(&request, answer, now),
                 Err(refusal) => self.refuse(id, &refusal),
             };
         }
@@ -376,7 +375,7 @@ impl Core {
             _ => None,
         };
         match (asked, outcome) {
-            (Some(asked), Ok(answer)) => self.install(io, &asked, answer, now),
+            (Some(asked), Ok(answer)) => self.install(&asked, answer, now),
             (Some(asked), Err(frame)) => {
                 self.queue_frame(place.conn, &frame);
                 self.buffers.give(frame);
@@ -443,11 +442,7 @@ impl Core {
     fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
         for ordered in ordered {
             self.counters.buffer_bytes.subtract(ordered.what.bytes() as u64);
-            if let Waiting::Frame(frame) | Waiting::Passing(frame) | Waiting::History(frame) | Waiting::Detached(frame) =
-                ordered.what
-            {
-                self.buffers.give(frame);
-            }
+            self.buffers.give(ordered.what.into_buffer());
         }
     }
 

@@ -221,10 +221,13 @@ impl Core {
         let after = self.head_of(member);
         match command {
             Command::Ping => {
+                // An emptied buffer is text.
+                let mut id = String::from_utf8(self.buffer_for(place)).unwrap_or_default();
+                id.push_str(envelope.id);
                 if place.shard == self.shard_number() {
-                    self.put_ordered(place, after, Waiting::Pong(envelope.id.into()));
+                    self.put_ordered(place, after, Waiting::Pong(id));
                 } else {
-                    self.send_reply(place, LaneMessage::Pong { to: place, after, id: envelope.id.into() });
+                    self.send_reply(place, LaneMessage::Pong { to: place, after, id });
                 }
             }
             Command::Join { room } => self.join(io, place, member, envelope, room, after),
@@ -255,7 +258,7 @@ impl Core {
             }
             Command::Detach => {
                 self.member_left(member, place, true, true, now);
-                let mut frame = self.buffers.take();
+                let mut frame = self.buffer_for(place);
                 let open = OpenFrame::begin(&mut frame);
                 crate::protocol::detached(&mut frame, head);
                 open.finish(Opcode::Text, &mut frame);
@@ -296,7 +299,8 @@ impl Core {
 
     fn list_members(&mut self, place: Place, member: MemberKey, head: Head<'_>, wanted: &Members<'_>, after: u64) {
         let (page, more) = self.page_of(member, wanted.room, wanted.after, wanted.limit);
-        let frame = self.members_frame(|out, members, next| crate::protocol::members(out, head, members, next), &page, more);
+        let frame =
+            self.members_frame(|out, members, next| crate::protocol::members(out, head, members, next), place, &page, more);
         self.send_frame(place, after, frame);
     }
 
@@ -310,18 +314,23 @@ impl Core {
             }
         }
         let (page, more) = self.page_of(member, watch.room, None, crate::limits::MEMBERS_PAGE_MAX);
-        let frame =
-            self.members_frame(|out, members, next| crate::protocol::watching(out, head, members, after, next), &page, more);
+        let frame = self.members_frame(
+            |out, members, next| crate::protocol::watching(out, head, members, after, next),
+            place,
+            &page,
+            more,
+        );
         self.send_frame(place, after, frame);
     }
 
     fn members_frame(
         &mut self,
         write: impl FnOnce(&mut Vec<u8>, &mut dyn Iterator<Item = crate::protocol::Member<'_, Box<str>>>, Option<&str>),
+        place: Place,
         page: &[MemberKey],
         more: bool,
     ) -> Vec<u8> {
-        let mut bytes = self.buffers.take();
+        let mut bytes = self.buffer_for(place);
         let open = OpenFrame::begin(&mut bytes);
         let sessions = &self.sessions;
         let mut members = page.iter().filter_map(|key| sessions.members.get(*key)).map(|member| crate::protocol::Member {
@@ -365,7 +374,7 @@ impl Core {
         self.trim(stream_key);
         let room = wanted.room.map(|room| self.sessions.target(Target::Room, room));
         let Some((page, more, oldest)) = self.history_page(key, stream_key, wanted, room) else { return };
-        let mut bytes = self.buffers.take();
+        let mut bytes = self.buffer_for(place);
         let open = OpenFrame::begin(&mut bytes);
         crate::protocol::history_begin(&mut bytes, head, page.len() as u64);
         open.finish(Opcode::Text, &mut bytes);

@@ -49,7 +49,7 @@ pub struct Closing {
 pub enum Waiting {
     Frame(Vec<u8>),
     /// A pong is written when it is known what has been delivered.
-    Pong(Box<str>),
+    Pong(String),
     /// An ephemeral message: dropped, not sent, where the reader is behind.
     Passing(Vec<u8>),
     /// A page of history.
@@ -76,6 +76,15 @@ impl Waiting {
         match self {
             Self::Frame(frame) | Self::Passing(frame) | Self::History(frame) | Self::Detached(frame) => frame.len(),
             Self::Pong(id) => id.len(),
+        }
+    }
+
+    /// The buffer it lies in.
+    #[must_use]
+    pub fn into_buffer(self) -> Vec<u8> {
+        match self {
+            Self::Frame(frame) | Self::Passing(frame) | Self::History(frame) | Self::Detached(frame) => frame,
+            Self::Pong(id) => id.into_bytes(),
         }
     }
 }

@@ -6,19 +6,20 @@
 use super::admission::Admission;
 use super::conn::{Attachment, Conn, Phase};
 use super::counters::{LimitReached, SharedCounters};
-use super::lanes::{LaneMessage, Mesh, Spoken};
+use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
 use super::wheel::Wheel;
+use crate::buffers::Buffers;
 use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
+use crate::limits::SEND_BYTES_MAX;
 use crate::log::Log;
 use crate::protocol::{CommandParser, Parser};
 use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
 use crate::time::Tick;
-use crate::ws::buffers::Buffers;
 use crate::ws::deflate::{Deflater, Inflater};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,9 +29,13 @@ const TIMERS_PER_TURN_MAX: usize = 1024;
 /// How many sessions are looked at, how often, for what has left the log's memory and for who is left.
 const SWEEP_SESSIONS: usize = 256;
 const SWEEP_EVERY_MS: u64 = 20;
-/// Buffers the pool keeps, and the largest it keeps.
-const POOL_BUFFERS: usize = 256;
-const POOL_BUFFER_BYTES: usize = 64 * 1024 + 1024;
+/// How soon a shard looks again whether a full lane has room. Its receiver is awake: it drains a lane within a turn.
+const LANE_FULL_WAIT_NS: u64 = 100_000;
+/// Buffers the pool keeps, the largest it keeps, and its bytes in all. A vector that grows to hold a message, a batch for a mirror or
+/// the ciphertext that waits has at most twice the memory it needs.
+const POOL_BUFFERS: usize = 8192;
+const POOL_BUFFER_BYTES: usize = 2 * SEND_BYTES_MAX;
+const POOL_BYTES: usize = 16 * 1024 * 1024;
 
 /// What fires on the wheel.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +110,9 @@ pub struct Core {
     pub(super) reading_from: Option<u16>,
     /// Readers behind their mirror: where they are, who, and their cursor.
     pub(super) pulls: Vec<(Place, MemberKey, u64)>,
+    /// Pages for the next pulls.
+    #[expect(clippy::vec_box, reason = "the boxes are what is kept: they cross the lanes")]
+    pub(super) pages: Vec<Box<Page>>,
     /// Attachments whose last reply is out.
     pub(super) left: Vec<Place>,
     /// Connections that opened `/v1/echo` while their head was read.
@@ -143,7 +151,7 @@ impl Core {
             mirror_log: Log::new(settings.log.memory_bytes / 4),
             parser: Some(Box::default()),
             commands: Some(Box::default()),
-            buffers: Buffers::new(POOL_BUFFERS, POOL_BUFFER_BYTES),
+            buffers: Buffers::new(POOL_BUFFERS, POOL_BUFFER_BYTES, POOL_BYTES),
             inflater: Inflater::new(),
             deflater: Deflater::new(),
             inflated: Vec::new(),
@@ -166,6 +174,7 @@ impl Core {
             forwarded: (0, true),
             reading_from: None,
             pulls: Vec::new(),
+            pages: Vec::new(),
             left: Vec::new(),
             echo_opened: Vec::new(),
             posted: Dedupe::default(),
@@ -249,7 +258,7 @@ impl Core {
         for timer in fired.drain(..) {
             match timer {
                 Timer::Conn(id) => self.on_conn_timer(io, id, now),
-                Timer::Member(member) => self.on_member_timer(io, member, now),
+                Timer::Member(member) => self.on_member_timer(member, now),
             }
         }
         self.fired = fired;
@@ -312,13 +321,6 @@ impl Core {
         }
     }
 
-    fn next(&self, busy: bool) -> Next {
-        if busy {
-            return Next::Again;
-        }
-        self.wheel.next_ms().map_or(Next::Idle, |due_ms| Next::At(due_ms * 1_000_000))
-    }
-
     /// The end of the shard: everyone is told, then the loop returns.
     pub(super) fn stop<I: Io>(&mut self, io: &mut I, now: Tick) {
         io.accept(false);
@@ -369,22 +371,24 @@ impl Shard for Core {
         let departure_ms = self.depart(io, now);
         self.end_doomed(io, now);
         // Replies first: they come before the records that follow their places.
-        busy |= self.push_backlog(io);
-        busy |= self.push_mirrors(io);
+        self.push_backlog(io);
+        let mut lane_full = self.push_mirrors(io);
         busy |= self.flush(io, now, crate::limits::SENDS_PER_TURN_MAX);
         self.end_doomed(io, now);
         self.free_left(io);
         self.send_pulls(io);
-        busy |= self.push_backlog(io);
+        lane_full |= self.push_backlog(io);
         self.publish_counters(io, now);
         if self.stopping {
             return Next::Stop;
         }
-        match self.next(busy || !self.doomed.is_empty()) {
-            Next::At(at_ns) => Next::At(departure_ms.map_or(at_ns, |at_ms| at_ns.min(at_ms * 1_000_000))),
-            Next::Idle => departure_ms.map_or(Next::Idle, |at_ms| Next::At(at_ms * 1_000_000)),
-            next => next,
+        if busy || !self.doomed.is_empty() {
+            return Next::Again;
         }
+        let timer_ns = self.wheel.next_ms().map(|due_ms| due_ms * 1_000_000);
+        let departure_ns = departure_ms.map(|at_ms| at_ms * 1_000_000);
+        let lane_ns = lane_full.then_some(now.mono_ns + LANE_FULL_WAIT_NS);
+        [timer_ns, departure_ns, lane_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)
     }
 
     fn before_sleep(&mut self) -> bool {

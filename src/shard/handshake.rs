@@ -212,9 +212,7 @@ impl Core {
         };
         let extensions = agreed.map(|agreed| agreed.header_value());
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return Ok(()) };
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         upgrade.write_accept(extensions.as_deref(), &mut conn.queue);
         self.counters.buffer_bytes.add(conn.queue.len() as u64);
         if let Some(agreed) = agreed {
@@ -261,9 +259,7 @@ impl Core {
         self.counters.http_refused.increment();
         tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         let before = conn.queue.len();
         refusal.write(&mut conn.queue);
         self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
@@ -502,7 +498,7 @@ impl Core {
                 let Some(conn) = self.conn_mut(id) else { return };
                 conn.phase = Phase::Open;
                 self.counters.welcomed.increment();
-                self.install(io, &request, answer, now);
+                self.install(&request, answer, now);
                 io.read(id, Read::Stream);
                 self.set_timer(id, now);
             }

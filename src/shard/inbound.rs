@@ -39,8 +39,14 @@ impl Core {
         loop {
             let mut plain = std::mem::take(&mut self.plain);
             plain.clear();
-            let Some(tls) = self.conn_mut(id).and_then(|conn| conn.tls.as_mut()) else { break };
+            let conn = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id);
+            let Some(tls) = conn.and_then(|conn| conn.tls.as_mut()) else {
+                self.plain = plain;
+                break;
+            };
+            tls.lend(&mut self.buffers);
             let received = tls.receive(rest, &mut plain, PLAIN_BYTES);
+            tls.reclaim(&mut self.buffers);
             let secured = !tls.handshaking();
             let wants_send = !tls.pending().is_empty();
             if let Some(conn) = self.conn_mut(id)
@@ -326,9 +332,7 @@ impl Core {
     /// What came compressed goes back compressed, whatever its size and gain: conformance suites look at both ways.
     fn echo(&mut self, id: ConnId, text: bool, compressed: bool, payload: &[u8]) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         let opcode = if text { Opcode::Text } else { Opcode::Binary };
         let before = conn.queue.len();
         let mut done = false;
@@ -406,9 +410,7 @@ impl Core {
                     Some(code) => code,
                     None => reason.code(),
                 };
-                if conn.queue.capacity() == 0 {
-                    conn.queue = self.buffers.take();
-                }
+                self.buffers.lend(&mut conn.queue);
                 let before = conn.queue.len();
                 encoder::close_frame(code, if answer.is_some() { "" } else { reason.label() }, &mut conn.queue);
                 self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);

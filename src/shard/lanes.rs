@@ -5,12 +5,17 @@
 //! connection's coming and going, while that is less than half full; else they are answered with `limit.backpressure`.
 //!
 //! What was put on `control` before something on `data` is handled before it: a reply comes before the records that follow its place.
+//!
+//! A message's bytes travel in a buffer of its sender, and the emptied buffer goes back: a mirror's with its credit, a page's with the
+//! next pull, all others through the lane's `returned`. So a shard that only sends finds its buffers again, and one that only receives
+//! heaps up none.
 
 use super::conn::Handover;
 use crate::session::{Entitlements, MemberKey, Place};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 #[cfg(feature = "loom")]
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +28,11 @@ const WORDS: usize = SHARDS_MAX / 64;
 /// Messages all lanes into one shard hold together; each has an equal share.
 pub const LANE_MESSAGES: usize = 8192;
 const LANE_MESSAGES_MIN: usize = 64;
+/// Memory of the emptied buffers that wait for one shard, from all others together; each lane has an equal share.
+pub const RETURNED_BYTES_MAX: usize = 8 * 1024 * 1024;
+const RETURNED_LANE_BYTES_MIN: usize = 128 * 1024;
+/// The largest of them: a page of history is not kept for messages that need a hundredth of it.
+const RETURNED_BUFFER_BYTES_MAX: usize = 256 * 1024;
 
 /// What a client asks for when it attaches; owned, since it may cross shards.
 #[derive(Debug)]
@@ -73,11 +83,9 @@ pub struct Batch {
     pub records: Vec<u8>,
 }
 
-/// A page of frames for one reader that its shard's mirror can't serve.
-#[derive(Debug)]
+/// A page of frames for one reader that its shard's mirror can't serve. It comes empty, with the pull.
+#[derive(Debug, Default)]
 pub struct Page {
-    pub to: Place,
-    pub session: u64,
     /// The cursor it was asked for.
     pub after: u64,
     pub frames: Vec<u8>,
@@ -94,21 +102,20 @@ pub struct Page {
 pub struct Passing {
     pub session: u64,
     pub sender: u64,
-    /// Empty: everyone.
-    pub targets: Vec<u64>,
-    pub frame: Vec<u8>,
+    /// How many it is for; none: everyone.
+    pub targets: u32,
+    /// The targets, eight bytes each, and the frame.
+    pub bytes: Vec<u8>,
 }
 
 /// A message for a channel from outside it.
 #[derive(Debug)]
 pub struct ChannelPost {
     pub from: Place,
-    /// Keyed hash of the channel's session id.
-    pub session: u64,
-    pub session_id: Box<str>,
-    pub client_id: Box<str>,
     pub acks: bool,
-    pub text: Vec<u8>,
+    /// The text, which names the channel, and behind it the sender's client id.
+    pub bytes: Vec<u8>,
+    pub text_bytes: u32,
     pub frame_number: u64,
 }
 
@@ -128,7 +135,7 @@ pub enum LaneMessage {
     /// A client's message or command for a session there; `number` counts the connection's inbound messages.
     Forward { member: MemberKey, place: Place, number: u64, acks: bool, text: Vec<u8> },
     /// A message for a channel there.
-    Post(Box<ChannelPost>),
+    Post(ChannelPost),
     /// A frame for a connection there, in its place in the order or at once.
     Reply { to: Place, after: u64, frame: Vec<u8> },
     /// A page of history, in its place in the order.
@@ -138,7 +145,7 @@ pub enum LaneMessage {
     /// Answers to this connection had no room: it goes.
     Evict { to: Place },
     /// The answer to a ping: written where the delivered seq is known.
-    Pong { to: Place, after: u64, id: Box<str> },
+    Pong { to: Place, after: u64, id: String },
     /// A member's entitlements have changed.
     Entitle { to: Place, entitlements: Box<Entitlements> },
     /// A member's roles are new (its token was refreshed).
@@ -146,15 +153,15 @@ pub enum LaneMessage {
     /// The attachment has been taken over by another connection.
     Replaced { to: Place },
     /// Records for a mirror.
-    Records(Box<Batch>),
+    Records(Batch),
     /// A mirror took a batch; its buffer comes back for reuse.
     Credit { session: u64, shard: u16, buffer: Vec<u8> },
-    /// A reader is behind what the mirror holds.
-    Pull { member: MemberKey, place: Place, after: u64 },
+    /// A reader is behind what the mirror holds: the page is to be filled.
+    Pull { member: MemberKey, place: Place, after: u64, page: Box<Page> },
     /// The answer.
-    Page(Box<Page>),
+    Page { to: Place, page: Box<Page> },
     /// An ephemeral message.
-    Passing(Box<Passing>),
+    Passing(Passing),
 }
 
 const _: () = assert!(size_of::<LaneMessage>() <= 64);
@@ -164,6 +171,35 @@ const _: () = assert!(size_of::<LaneMessage>() <= 64);
 pub struct Lane {
     pub control: ArrayQueue<LaneMessage>,
     pub data: ArrayQueue<LaneMessage>,
+    returned: Returned,
+}
+
+/// Emptied buffers that a lane's receiver gives back to its sender. Nobody is woken for them.
+#[derive(Debug)]
+struct Returned {
+    buffers: ArrayQueue<Vec<u8>>,
+    /// Memory of `buffers`, counted before they are put in. Only the receiver adds, so that the bound holds.
+    bytes: AtomicUsize,
+    bytes_max: usize,
+}
+
+impl Returned {
+    fn put(&self, buffer: Vec<u8>) -> Result<(), Vec<u8>> {
+        let bytes = buffer.capacity();
+        if bytes == 0 || bytes > RETURNED_BUFFER_BYTES_MAX || self.bytes.load(Ordering::Relaxed) + bytes > self.bytes_max {
+            return Err(buffer);
+        }
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.buffers.push(buffer).inspect_err(|_| {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        })
+    }
+
+    fn take(&self) -> Option<Vec<u8>> {
+        let buffer = self.buffers.pop()?;
+        self.bytes.fetch_sub(buffer.capacity(), Ordering::Relaxed);
+        Some(buffer)
+    }
 }
 
 /// Tells a shard who has spoken, and tells the speakers whether it sleeps.
@@ -252,11 +288,13 @@ impl Mesh {
     /// The same with lanes of another depth: what happens when they are full is seen sooner in short ones.
     #[must_use]
     pub fn with_depth(shards: usize, depth: usize) -> Arc<Self> {
+        let bytes_max = (RETURNED_BYTES_MAX / shards).max(RETURNED_LANE_BYTES_MIN);
         let lanes = (0..shards * shards)
             .map(|lane| {
                 // Nobody talks to itself.
                 let depth = if lane / shards == lane % shards { 1 } else { depth };
-                Lane { control: ArrayQueue::new(depth), data: ArrayQueue::new(depth) }
+                let returned = Returned { buffers: ArrayQueue::new(depth), bytes: AtomicUsize::new(0), bytes_max };
+                Lane { control: ArrayQueue::new(depth), data: ArrayQueue::new(depth), returned }
             })
             .collect();
         Arc::new(Self { lanes, doors: (0..shards).map(|_| CachePadded::new(Door::default())).collect(), shards })
@@ -299,8 +337,27 @@ impl Mesh {
         self.queue(from, to, class).pop()
     }
 
+    /// Gives the emptied buffer of a message that `from` sent to `to` back to `from`.
+    ///
+    /// # Errors
+    /// The buffer, where as much as may waits there already, or it is too large, or has no memory.
+    pub fn give_back(&self, from: usize, to: usize, mut buffer: Vec<u8>) -> Result<(), Vec<u8>> {
+        buffer.clear();
+        self.lane(from, to).returned.put(buffer)
+    }
+
+    /// An empty buffer that came back from `to`, for the next message of `from` to it.
+    #[must_use]
+    pub fn take_back(&self, from: usize, to: usize) -> Option<Vec<u8>> {
+        self.lane(from, to).returned.take()
+    }
+
+    fn lane(&self, from: usize, to: usize) -> &Lane {
+        &self.lanes[from * self.shards + to]
+    }
+
     fn queue(&self, from: usize, to: usize, class: Class) -> &ArrayQueue<LaneMessage> {
-        let lane = &self.lanes[from * self.shards + to];
+        let lane = self.lane(from, to);
         match class {
             Class::Control => &lane.control,
             Class::Data => &lane.data,
@@ -363,6 +420,26 @@ mod tests {
         assert!(mesh.push(0, 1, Class::Control, message()).is_ok(), "control has a queue of its own");
         assert!(mesh.pop(0, 1, Class::Data).is_some() && mesh.push(0, 1, Class::Data, message()).is_ok());
         assert!(mesh.pop(1, 0, Class::Data).is_none());
+    }
+
+    #[test]
+    fn buffers_come_back_empty_and_bounded() {
+        let mesh = Mesh::new(2);
+        assert!(mesh.give_back(0, 1, b"a message".to_vec()).is_ok());
+        assert!(mesh.take_back(1, 0).is_none(), "it is the sender's");
+        assert!(mesh.take_back(0, 1).is_some_and(|buffer| buffer.is_empty() && buffer.capacity() >= 9));
+        assert!(mesh.give_back(0, 1, Vec::new()).is_err(), "nothing to keep");
+        let large = RETURNED_BUFFER_BYTES_MAX;
+        assert!(mesh.give_back(0, 1, Vec::with_capacity(large + 1)).is_err(), "too large to be kept");
+        let mut kept = 0;
+        while mesh.give_back(0, 1, Vec::with_capacity(large)).is_ok() {
+            kept += 1;
+        }
+        assert_eq!(kept, RETURNED_BYTES_MAX / 2 / large, "half of the bytes is this lane's");
+        assert!(mesh.take_back(0, 1).is_some() && mesh.give_back(0, 1, Vec::with_capacity(large)).is_ok());
+        while mesh.take_back(0, 1).is_some() {}
+        let small = (0..LANE_MESSAGES).take_while(|_| mesh.give_back(0, 1, Vec::with_capacity(1)).is_ok()).count();
+        assert_eq!(small, LANE_MESSAGES / 2, "and as many buffers as messages fit the lane");
     }
 }
 

@@ -26,7 +26,7 @@ impl Core {
     }
 
     /// The grace, or the time unseen, of a member is over.
-    pub(super) fn on_member_timer<I: Io>(&mut self, _io: &mut I, key: MemberKey, now: Tick) {
+    pub(super) fn on_member_timer(&mut self, key: MemberKey, now: Tick) {
         let settings = self.snapshot.settings.session;
         let now_ms = now.mono_ms();
         let Some(member) = self.sessions.members.get_mut(key) else { return };

@@ -3,14 +3,13 @@
 use super::conn::Waiting;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
-use super::lanes::{Batch, Class, LANE_MESSAGES, LaneMessage, Page};
-use super::publish::Origin;
+use super::lanes::{Batch, Class, LANE_MESSAGES, LaneMessage, Page, Passing};
 use super::replies::AT_ONCE;
 use crate::close::CloseReason;
 use crate::io::Io;
-use crate::limits::SEND_BYTES_MAX;
+use crate::limits::{ADDRESSES_MAX, SEND_BYTES_MAX};
 use crate::log::{Audience, Entry, HEADER_BYTES};
-use crate::session::{MemberKey, Place, SessionKey, StreamKey, Target};
+use crate::session::{MemberKey, Place, SessionKey, StreamKey};
 use crate::time::Tick;
 
 /// Lane messages handled in one turn, of each speaking shard.
@@ -19,6 +18,8 @@ const MESSAGES_PER_TURN_MAX: usize = 1024;
 const BATCH_BYTES_MAX: usize = 128 * 1024;
 /// Messages that wait for a full control lane; above it no socket is handed to that shard.
 const BACKLOG_MAX: usize = 4096;
+/// Pages kept for the next pulls.
+const PAGES_KEPT_MAX: usize = 8;
 
 impl Core {
     /// Takes what other shards have said; true if some is left.
@@ -71,11 +72,14 @@ impl Core {
                 self.forwarded = (number, acks);
                 self.on_forward(io, member, place, text, now);
             }
-            LaneMessage::Post(post) => self.on_post(io, &post, now),
+            LaneMessage::Post(post) => {
+                self.on_post(io, &post, now);
+                self.give_back_heard(post.bytes);
+            }
             LaneMessage::Reply { to, after, frame } => {
                 if after == AT_ONCE {
                     self.queue_frame(to.conn, &frame);
-                    self.buffers.give(frame);
+                    self.give_back_heard(frame);
                 } else {
                     self.put_ordered(to, after, Waiting::Frame(frame));
                 }
@@ -96,18 +100,58 @@ impl Core {
                 }
             }
             LaneMessage::Replaced { to } => self.on_replaced(io, to, now),
-            LaneMessage::Records(batch) => self.on_records(io, *batch),
+            LaneMessage::Records(batch) => self.on_records(io, batch),
             LaneMessage::Credit { session, shard, buffer } => {
                 self.buffers.give(buffer);
                 self.on_credit(session, shard);
             }
-            LaneMessage::Pull { member, place, after } => self.on_pull(io, member, place, after),
-            LaneMessage::Page(page) => self.on_page(*page),
-            LaneMessage::Passing(passing) => {
-                if let Some(stream) = self.mirrors.get(&passing.session).copied() {
-                    self.pass_here(stream, passing.sender, &passing.targets, &passing.frame);
+            LaneMessage::Pull { member, place, after, page } => self.on_pull(io, member, place, after, page),
+            LaneMessage::Page { to, page } => {
+                self.on_page(to, &page);
+                if self.pages.len() < PAGES_KEPT_MAX {
+                    self.pages.push(page);
                 }
             }
+            LaneMessage::Passing(passing) => self.on_passing(passing),
+        }
+    }
+
+    fn on_passing(&mut self, passing: Passing) {
+        if let Some(stream) = self.mirrors.get(&passing.session).copied()
+            && let Some((list, frame)) = passing.bytes.split_at_checked(passing.targets as usize * 8)
+        {
+            let mut targets = [0; ADDRESSES_MAX];
+            let count = (passing.targets as usize).min(ADDRESSES_MAX);
+            for (target, bytes) in targets.iter_mut().zip(list.as_chunks().0) {
+                *target = u64::from_le_bytes(*bytes);
+            }
+            self.pass_here(stream, passing.sender, &targets[..count], frame);
+        }
+        self.give_back_heard(passing.bytes);
+    }
+
+    /// A buffer for a message to another shard: one that came back from there, or else one of the pool.
+    pub(super) fn lane_buffer(&mut self, to: usize) -> Vec<u8> {
+        self.mesh.take_back(self.shard, to).unwrap_or_else(|| self.buffers.take())
+    }
+
+    /// A buffer for a reply to a client, wherever it is.
+    pub(super) fn buffer_for(&mut self, to: Place) -> Vec<u8> {
+        if to.shard == self.shard_number() { self.buffers.take() } else { self.lane_buffer(usize::from(to.shard)) }
+    }
+
+    /// Gives the emptied buffer of a message back to the shard that sent it; the pool takes what has no room there.
+    pub(super) fn give_back(&mut self, from: u16, buffer: Vec<u8>) {
+        if let Err(buffer) = self.mesh.give_back(usize::from(from), self.shard, buffer) {
+            self.buffers.give(buffer);
+        }
+    }
+
+    /// The same, of a message of the shard whose lane is being read.
+    fn give_back_heard(&mut self, buffer: Vec<u8>) {
+        match self.reading_from {
+            Some(from) => self.give_back(from, buffer),
+            None => self.buffers.give(buffer),
         }
     }
 
@@ -125,18 +169,7 @@ impl Core {
             }
         }
         self.parser = Some(parser);
-        self.buffers.give(text);
-    }
-
-    fn on_post<I: Io>(&mut self, io: &mut I, post: &super::lanes::ChannelPost, now: Tick) {
-        let Some(mut parser) = self.parser.take() else { return };
-        if let Ok(envelope) = parser.parse(&post.text) {
-            let client = self.sessions.target(Target::Client, &post.client_id);
-            let (place, client_id, number) = (post.from, &*post.client_id, post.frame_number);
-            let origin = Origin { place, client_id, client, acks: post.acks, number };
-            self.publish_post(io, &origin, post.session, &post.session_id, &envelope, now);
-        }
-        self.parser = Some(parser);
+        self.give_back_heard(text);
     }
 
     /// Sends mirrors what was appended, as far as their credits and the lanes go; true if a full lane holds some back.
@@ -153,7 +186,8 @@ impl Core {
         for (place, member, after) in pulls.drain(..) {
             let Some(stream) = self.attachment_at(place).map(|attachment| attachment.stream) else { continue };
             if let Some(home) = self.streams.get(stream).and_then(|stream| stream.home) {
-                self.send_control(io, home, LaneMessage::Pull { member, place, after });
+                let page = self.pages.pop().unwrap_or_default();
+                self.send_control(io, home, LaneMessage::Pull { member, place, after, page });
             }
         }
         self.pulls = pulls;
@@ -171,16 +205,13 @@ impl Core {
                 if mirror.credits == 0 || from > stream.index.head() {
                     break;
                 }
-                if !self.mesh.has_room(self.shard, usize::from(mirror.shard), Class::Data) {
+                if !self.takes_data(usize::from(mirror.shard)) {
                     again = true;
                     break;
                 }
                 let batch = self.batch_of(stream_key, hash, from);
                 let count = u64::from(batch.count);
-                if self.push_data(io, usize::from(mirror.shard), LaneMessage::Records(Box::new(batch))).is_err() {
-                    again = true;
-                    break;
-                }
+                self.push_data(io, usize::from(mirror.shard), LaneMessage::Records(batch));
                 if let Some(mirror) = self.sessions.sessions.get_mut(key).and_then(|session| session.mirrors.get_mut(number)) {
                     mirror.next_seq = from + count;
                     mirror.credits -= 1;
@@ -196,7 +227,7 @@ impl Core {
         if let Some(stream) = self.streams.get(stream) {
             for seq in from..=stream.index.head() {
                 let Some(entry) = stream.index.get(seq) else { break };
-                if count > 0 && records.len() + entry.record_bytes() as usize > BATCH_BYTES_MAX {
+                if count > 0 && records.len() + 8 + entry.record_bytes() as usize > BATCH_BYTES_MAX {
                     break;
                 }
                 records.extend_from_slice(&entry.record_bytes().to_le_bytes());
@@ -271,19 +302,18 @@ impl Core {
     }
 
     /// A reader elsewhere is behind what its mirror holds: it gets a page of what it may see.
-    fn on_pull<I: Io>(&mut self, io: &mut I, key: MemberKey, place: Place, after: u64) {
+    fn on_pull<I: Io>(&mut self, io: &mut I, key: MemberKey, place: Place, after: u64, mut page: Box<Page>) {
         // Also for one that was detached meanwhile: it reads up to the place of its last reply.
         let Some(member) = self.sessions.members.get(key) else {
             return self.send_reply(place, LaneMessage::Evict { to: place });
         };
-        let Some((hash, stream_key)) = self.sessions.sessions.get(member.session).map(|session| (session.hash, session.stream))
-        else {
-            return;
-        };
+        let Some(stream_key) = self.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
         self.trim(stream_key);
         let Some(member) = self.sessions.members.get(key) else { return };
         let Some(stream) = self.streams.get(stream_key) else { return };
-        let mut page = Page { to: place, session: hash, after, frames: Vec::new(), ends: Vec::new(), cursor: after, gap: None };
+        page.frames.clear();
+        page.ends.clear();
+        (page.after, page.cursor, page.gap) = (after, after, None);
         if page.cursor + 1 < stream.index.first() {
             page.gap = Some((page.cursor + 1, stream.index.first() - 1));
             page.cursor = stream.index.first() - 1;
@@ -298,15 +328,12 @@ impl Core {
             }
             page.cursor = seq;
         }
-        self.send_control(io, place.shard, LaneMessage::Page(Box::new(page)));
+        self.send_control(io, place.shard, LaneMessage::Page { to: place, page });
     }
 
-    fn on_page(&mut self, page: Page) {
-        let session_id = match self.mirrors.get(&page.session).and_then(|key| self.streams.get(*key)) {
-            Some(stream) => stream.session_id.clone(),
-            None => return,
-        };
-        let Some(attachment) = self.attachment_at(page.to) else { return };
+    fn on_page(&mut self, to: Place, page: &Page) {
+        let Some(attachment) = self.attachment_at(to) else { return };
+        let stream = attachment.stream;
         if !attachment.pulling || attachment.cursor != page.after {
             return;
         }
@@ -322,45 +349,51 @@ impl Core {
             attachment.delivered_seq = *seq;
             bytes = *end as usize;
         }
-        if let Some((from, to)) = page.gap {
+        if let Some((from, upto)) = page.gap {
             self.counters.gaps.increment();
             let id = self.event_id();
+            let session_id = self.streams.get(stream).map_or_else(Box::default, |stream| stream.session_id.clone());
             let head = crate::protocol::Head { id: &id, session_id: &session_id };
-            self.reply_now(page.to.conn, |out| crate::protocol::gap(out, head, from, to));
+            self.reply_now(to.conn, |out| crate::protocol::gap(out, head, from, upto));
         }
         self.counters.delivered.add(count as u64);
-        if let Some(conn) = self.conn_mut(page.to.conn) {
+        if let Some(conn) = self.conn_mut(to.conn) {
             conn.messages_out += count as u64;
         }
         if bytes == 0 {
-            self.mark(page.to.conn);
+            self.mark(to.conn);
         } else {
-            self.queue_frame(page.to.conn, &page.frames[..bytes]);
+            self.queue_frame(to.conn, &page.frames[..bytes]);
         }
     }
 
-    /// Puts a client's message in the control lane, where it stays in order with what its connection does.
-    ///
-    /// # Errors
-    /// Where the lane is half full, or messages before it wait; the message is gone.
-    pub(super) fn offer<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) -> Result<(), ()> {
+    /// Puts a client's message in the control lane, where it stays in order with what its connection does; it is written once there is
+    /// room for it. False where the lane is half full, or messages before it wait.
+    pub(super) fn offer<I: Io>(&mut self, io: &mut I, to: usize, write: impl FnOnce(Vec<u8>) -> LaneMessage) -> bool {
         if !self.lane_backlog[to].is_empty() || !self.mesh.has_room(self.shard, to, Class::Control) {
             self.counters.lane_full.increment();
             self.counters.limit_reached(LimitReached::Lane);
-            return Err(());
+            return false;
         }
-        self.push_lane(io, to, Class::Control, message).map_err(|_| ())
+        let message = write(self.lane_buffer(to));
+        self.send_lane(io, to, message);
+        true
     }
 
-    /// Puts records, or an ephemeral message, in the data lane. Replies that wait go first: they come before the records that follow.
-    ///
-    /// # Errors
-    /// Where the lane is full, or replies wait; the message is gone.
-    pub(super) fn push_data<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) -> Result<(), ()> {
-        if !self.lane_backlog[to].is_empty() {
-            return Err(());
+    /// Whether the data lane has room, and no replies wait: these go first, since they come before the records that follow. This shard
+    /// is the only one that fills the lane, so that the room stays.
+    pub(super) fn takes_data(&self, to: usize) -> bool {
+        let takes = self.lane_backlog[to].is_empty() && self.mesh.has_room(self.shard, to, Class::Data);
+        if !takes {
+            self.counters.lane_full.increment();
         }
-        self.push_lane(io, to, Class::Data, message).map_err(|_| ())
+        takes
+    }
+
+    /// Puts records, or an ephemeral message, in the data lane, which has room ([`Core::takes_data`]).
+    pub(super) fn push_data<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) {
+        let pushed = self.push_lane(io, to, Class::Data, message);
+        debug_assert!(pushed.is_ok(), "nobody else fills this lane");
     }
 
     /// Whether too much waits for a shard already for a socket to be sent there.

@@ -93,6 +93,7 @@ pub(super) struct Outbound {
     shared: Vec<u8>,
     ends: Vec<u32>,
     pub(super) batches: Vec<Batch>,
+    pub(super) compressed: Vec<u8>,
     pub(super) deflated: Vec<u8>,
     pub(super) deflated_at: HashTable<(u64, u32, u32)>,
     waking: VecDeque<Waking>,
@@ -261,7 +262,7 @@ impl Core {
         for _ in 0..count {
             let Some(id) = self.dirty.pop_front() else { break };
             let first = out.pieces.len();
-            self.plan(io, id, &mut out, now);
+            self.plan(io, id, &mut out);
             let planned = out.pieces.len() - first;
             if planned > 0 {
                 let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
@@ -368,7 +369,7 @@ impl Core {
             self.mark(id);
         } else {
             self.rest(id);
-            self.after_flush(io, id, now);
+            self.after_flush(io, id);
         }
     }
 
@@ -412,14 +413,13 @@ impl Core {
             Source::Tls => {
                 if let Some(tls) = &mut conn.tls {
                     tls.sent(part);
+                    tls.reclaim(&mut self.buffers);
                 }
             }
             Source::Frame { .. } | Source::Deflated { .. } => {
                 self.delivered(conn, piece, piece.seq, piece.upto, 1);
                 if !whole {
-                    if conn.queue.capacity() == 0 {
-                        conn.queue = self.buffers.take();
-                    }
+                    self.buffers.lend(&mut conn.queue);
                     let rest = &self.slice_of(conn.id, piece, out)[part..];
                     conn.queue.extend_from_slice(rest);
                     self.counters.buffer_bytes.add(rest.len() as u64);
@@ -460,7 +460,7 @@ impl Core {
     }
 
     /// Nothing waits for this connection any more: reading goes on, a close goes on.
-    pub(super) fn after_flush<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+    pub(super) fn after_flush<I: Io>(&mut self, io: &mut I, id: ConnId) {
         let resume_below = self.snapshot.settings.limits.reply_queue_bytes / 2;
         let Some(conn) = self.conn_mut(id) else { return };
         let queued_bytes = conn.queued_bytes();
@@ -472,18 +472,14 @@ impl Core {
                     io.finish(id);
                 }
             }
-            Phase::HandingOver(_) if !conn.flags.blocked => self.on_quiet_after_flush(io, id, now),
+            // A handover waits for its 101 to be sent: the engine is asked once more whether the socket is quiet.
+            Phase::HandingOver(_) if !conn.flags.blocked => io.read(id, Read::Off),
             Phase::Open | Phase::Echo if conn.paused_ms > 0 && queued_bytes <= resume_below => {
                 conn.paused_ms = 0;
                 io.read(id, Read::Stream);
             }
             _ => {}
         }
-    }
-
-    /// A handover waits for its 101 to be sent; ask the engine once more whether the socket is quiet.
-    fn on_quiet_after_flush<I: Io>(&mut self, io: &mut I, id: ConnId, _now: Tick) {
-        io.read(id, Read::Off);
     }
 }
 
@@ -512,10 +508,8 @@ pub(super) fn has_more(conn: &Conn, core: &Core) -> bool {
 }
 
 /// Commits the rest of a frame that was cut: it goes before everything else.
-fn keep(conn: &mut Conn, buffers: &mut crate::ws::buffers::Buffers, rest: &[u8]) {
-    if conn.queue.capacity() == 0 {
-        conn.queue = buffers.take();
-    }
+fn keep(conn: &mut Conn, buffers: &mut crate::buffers::Buffers, rest: &[u8]) {
+    buffers.lend(&mut conn.queue);
     debug_assert!(conn.queue.is_empty(), "the queue goes out before any frame");
     conn.queue.extend_from_slice(rest);
 }

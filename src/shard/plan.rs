@@ -9,7 +9,6 @@ use crate::limits::{SEND_BYTES_MAX, SEND_PARTS_MAX};
 use crate::log::{Entry, HEADER_BYTES, Position};
 use crate::protocol::Head;
 use crate::session::{Place, StreamKey};
-use crate::time::Tick;
 use crate::ws::Opcode;
 use crate::ws::deflate::Deflater;
 use crate::ws::encoder::{OpenFrame, frame};
@@ -33,7 +32,7 @@ struct Scan {
 
 impl Core {
     /// Notes what a connection is to be sent now.
-    pub(super) fn plan<I: Io>(&mut self, io: &mut I, id: ConnId, out: &mut Outbound, now: Tick) {
+    pub(super) fn plan<I: Io>(&mut self, io: &mut I, id: ConnId, out: &mut Outbound) {
         let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
         conn.flags.dirty &= conn.id != id;
         if conn.id != id || conn.flags.blocked {
@@ -60,15 +59,18 @@ impl Core {
             // TLS or the scan's budget is used up; the rest comes after the others.
             self.mark(id);
         } else if out.pieces.len() == first {
-            self.after_flush(io, id, now);
+            self.after_flush(io, id);
         }
     }
 
     /// Replaces the pieces of a TLS connection by their ciphertext; cursors move when encrypted. True if plaintext is left.
     fn encrypt(&mut self, conn: &mut Conn, out: &mut Outbound, first: usize) -> bool {
-        let pieces: Vec<Piece> = out.pieces.drain(first..).collect();
+        let mut pieces = std::mem::take(&mut out.pieces);
+        if let Some(tls) = &mut conn.tls {
+            tls.lend(&mut self.buffers);
+        }
         let mut left = false;
-        for piece in &pieces {
+        for piece in &pieces[first..] {
             let taken = match (piece.source, &mut conn.tls) {
                 (Source::Queue, Some(tls)) => tls.encrypt(&[&conn.queue[conn.queue_at as usize..]]),
                 (_, Some(tls)) => tls.encrypt(&[self.slice_of(conn.id, piece, out)]),
@@ -80,11 +82,14 @@ impl Core {
                 break;
             }
         }
+        pieces.truncate(first);
+        out.pieces = pieces;
         let done = !left && conn.queue.is_empty();
         let Some(tls) = &mut conn.tls else { return left };
         if done && std::mem::take(&mut conn.flags.close_notify) {
             tls.close();
         }
+        tls.reclaim(&mut self.buffers);
         let bytes = u32::try_from(tls.pending().len()).unwrap_or(u32::MAX);
         if bytes > 0 {
             out.pieces.push(Piece { source: Source::Tls, bytes, attachment: 0, seq: 0, upto: 0, frames: 0 });
@@ -158,28 +163,28 @@ impl Core {
             let attachment_number = u16::try_from(number).unwrap_or(u16::MAX);
             self.left.push(Place { shard, attachment: attachment_number, ticket: attachment.ticket, conn: conn.id });
         }
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
-        let waited = match ordered.what {
+        self.buffers.lend(&mut conn.queue);
+        let Some(stream) = self.streams.get(attachment.stream) else { return };
+        let waited = ordered.what.bytes();
+        match &ordered.what {
             Waiting::Frame(bytes) | Waiting::Passing(bytes) | Waiting::History(bytes) | Waiting::Detached(bytes) => {
-                conn.queue.extend_from_slice(&bytes);
-                let waited = bytes.len();
-                self.buffers.give(bytes);
-                waited
+                conn.queue.extend_from_slice(bytes);
             }
             Waiting::Pong(id) => {
-                let Some(stream) = self.streams.get(attachment.stream) else { return };
-                let head = Head { id: &id, session_id: &stream.session_id };
+                let head = Head { id, session_id: &stream.session_id };
                 let before = conn.queue.len();
                 let open = OpenFrame::begin(&mut conn.queue);
                 crate::protocol::pong(&mut conn.queue, head, ordered.after.max(cursor), attachment.delivered_seq);
                 open.finish(Opcode::Text, &mut conn.queue);
                 self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
-                self.counters.buffer_bytes.subtract(id.len() as u64);
-                id.len()
+                self.counters.buffer_bytes.subtract(waited as u64);
             }
-        };
+        }
+        // A reply was written at the session's home; a passing message was copied here.
+        match stream.home {
+            Some(home) if !matches!(ordered.what, Waiting::Passing(_)) => self.give_back(home, ordered.what.into_buffer()),
+            _ => self.buffers.give(ordered.what.into_buffer()),
+        }
         conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waited).unwrap_or(u32::MAX));
     }
 
@@ -202,9 +207,7 @@ impl Core {
         scan.cursor = to;
         self.random_id = self.random_id.wrapping_add(1);
         let id = format!("rw-gap-{:x}", self.random_id);
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         let before = conn.queue.len();
         let open = OpenFrame::begin(&mut conn.queue);
         crate::protocol::gap(&mut conn.queue, Head { id: &id, session_id: &stream.session_id }, from, to);
@@ -311,9 +314,9 @@ fn deflated(
         return (*bytes > 0).then_some((*start, *bytes));
     }
     let start = out.deflated.len();
-    let mut compressed = Vec::new();
-    if deflater.deflate(payload, window_bits, &mut compressed) {
-        frame(Opcode::Text, true, &compressed, &mut out.deflated);
+    out.compressed.clear();
+    if deflater.deflate(payload, window_bits, &mut out.compressed) {
+        frame(Opcode::Text, true, &out.compressed, &mut out.deflated);
     }
     let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
     let found = (place(start), place(out.deflated.len() - start));

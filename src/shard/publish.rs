@@ -111,11 +111,12 @@ impl Core {
         envelope: &Envelope<'_>,
         text: &[u8],
     ) -> bool {
-        let number = self.conn(place.conn).map_or(0, |conn| conn.messages_in);
-        let acks = self.conn(place.conn).is_none_or(|conn| conn.flags.acks);
-        let message = LaneMessage::Forward { member, place, number, acks, text: text.to_vec() };
-        let offered = self.offer(io, usize::from(home), message);
-        if offered.is_err() {
+        let (number, acks) = self.conn(place.conn).map_or((0, true), |conn| (conn.messages_in, conn.flags.acks));
+        let offered = self.offer(io, usize::from(home), |mut buffer| {
+            buffer.extend_from_slice(text);
+            LaneMessage::Forward { member, place, number, acks, text: buffer }
+        });
+        if !offered {
             if let Some(attachment) = self.attachment_at(place)
                 && attachment.paging == Paging::Asked
                 && envelope.kind == "rw.history"
@@ -124,7 +125,7 @@ impl Core {
             }
             self.busy(place.conn, envelope);
         }
-        offered.is_ok()
+        offered
     }
 
     fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
@@ -394,18 +395,25 @@ impl Core {
         }
         self.pass_here(stream, origin.client, audiences.recorded(), &frame);
         let hash = self.streams.get(stream).map_or(0, |stream| stream.hash);
-        let shards: Vec<u16> = self
-            .sessions
-            .find(hash)
-            .and_then(|session| self.sessions.sessions.get(session))
-            .map(|session| session.mirrors.iter().map(|mirror| mirror.shard).collect())
-            .unwrap_or_default();
-        for shard in shards {
-            let passing =
-                Passing { session: hash, sender: origin.client, targets: audiences.recorded().to_vec(), frame: frame.clone() };
-            if self.push_data(io, usize::from(shard), LaneMessage::Passing(Box::new(passing))).is_err() {
+        let session = self.sessions.find(hash);
+        let mirror = |core: &Self, number: usize| {
+            core.sessions.sessions.get(session?)?.mirrors.get(number).map(|mirror| usize::from(mirror.shard))
+        };
+        let mut number = 0;
+        while let Some(shard) = mirror(self, number) {
+            number += 1;
+            if !self.takes_data(shard) {
                 self.counters.dropped(DropReason::EphemeralLaneFull, 1);
+                continue;
             }
+            let mut bytes = self.lane_buffer(shard);
+            for target in audiences.recorded() {
+                bytes.extend_from_slice(&target.to_le_bytes());
+            }
+            let targets = u32::try_from(audiences.recorded().len()).unwrap_or(0);
+            bytes.extend_from_slice(&frame);
+            let passing = Passing { session: hash, sender: origin.client, targets, bytes };
+            self.push_data(io, shard, LaneMessage::Passing(passing));
         }
         self.buffers.give(frame);
     }
@@ -446,12 +454,37 @@ impl Core {
 
     /// A message for a channel from outside it: it goes into the channel's session, wherever that is at home.
     fn post<I: Io>(&mut self, io: &mut I, id: ConnId, name: &str, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
+        let session_id = self.channel_named(name);
+        self.post_into(io, id, &session_id, envelope, text, now);
+        self.channel_id = session_id;
+    }
+
+    /// The session id of a channel, in the memory of `channel_id`.
+    fn channel_named(&mut self, name: &str) -> String {
         let mut session_id = std::mem::take(&mut self.channel_id);
         session_id.clear();
         session_id.push_str("channel:");
         session_id.push_str(name);
-        self.post_into(io, id, &session_id, envelope, text, now);
-        self.channel_id = session_id;
+        session_id
+    }
+
+    /// A post from another shard to a channel at home here.
+    pub(super) fn on_post<I: Io>(&mut self, io: &mut I, post: &ChannelPost, now: Tick) {
+        let Some((text, client_id)) = post.bytes.split_at_checked(post.text_bytes as usize) else { return };
+        let Ok(client_id) = std::str::from_utf8(client_id) else { return };
+        let Some(mut parser) = self.parser.take() else { return };
+        // It was parsed and found good where it arrived.
+        if let Ok(envelope) = parser.parse(text)
+            && let To::One(Address::Channel(name)) = envelope.to
+        {
+            let client = self.sessions.target(Target::Client, client_id);
+            let origin = Origin { place: post.from, client_id, client, acks: post.acks, number: post.frame_number };
+            let session_id = self.channel_named(name);
+            let session = self.session_hash(&session_id);
+            self.publish_post(io, &origin, session, &session_id, &envelope, now);
+            self.channel_id = session_id;
+        }
+        self.parser = Some(parser);
     }
 
     fn post_into<I: Io>(&mut self, io: &mut I, id: ConnId, session_id: &str, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
@@ -470,15 +503,22 @@ impl Core {
         let home = self.key.home_shard(session_id, self.mesh.shards());
         let here = home == self.shard;
         let Some(conn) = self.conn_mut(id) else { return };
+        let client_id = std::mem::take(&mut conn.client_id);
         if !here {
-            let (session_id, client_id, text) = (session_id.into(), conn.client_id.clone(), text.to_vec());
-            let post = ChannelPost { from, session, session_id, client_id, acks, text, frame_number: number };
-            if self.offer(io, home, LaneMessage::Post(Box::new(post))).is_err() {
+            let offered = self.offer(io, home, |mut buffer| {
+                buffer.extend_from_slice(text);
+                buffer.extend_from_slice(client_id.as_bytes());
+                let text_bytes = u32::try_from(text.len()).unwrap_or(u32::MAX);
+                LaneMessage::Post(ChannelPost { from, acks, bytes: buffer, text_bytes, frame_number: number })
+            });
+            if let Some(conn) = self.conn_mut(id) {
+                conn.client_id = client_id;
+            }
+            if !offered {
                 self.busy(id, envelope);
             }
             return;
         }
-        let client_id = std::mem::take(&mut conn.client_id);
         let client = self.sessions.target(Target::Client, &client_id);
         let origin = Origin { place: from, client_id: &client_id, client, acks, number };
         self.publish_post(io, &origin, session, session_id, envelope, now);
@@ -504,7 +544,7 @@ impl Core {
                 let message = "the channel's shard holds as many sessions as it may (limits.sessions_per_shard)";
                 return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitSessions, message, "/to"));
             }
-            None => self.create_session(session_id, hash, now),
+            None => self.create_session(session_id, hash),
         };
         let Some((hash, stream)) = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.stream)) else { return };
         let mut object = self.buffers.take();

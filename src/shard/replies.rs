@@ -24,9 +24,7 @@ impl Core {
         if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
             return;
         }
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         let before = conn.queue.len();
         let open = OpenFrame::begin(&mut conn.queue);
         write(&mut conn.queue);
@@ -43,9 +41,7 @@ impl Core {
         if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
             return;
         }
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         conn.queue.extend_from_slice(frame);
         conn.queued_frames += 1;
         self.counters.buffer_bytes.add(frame.len() as u64);
@@ -60,9 +56,7 @@ impl Core {
             self.counters.dropped(DropReason::PongPending, 1);
             return;
         }
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         let before = conn.queue.len();
         encoder::pong(payload, &mut conn.queue);
         self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
@@ -86,7 +80,7 @@ impl Core {
             }
             return self.reply_after(to, after, write);
         }
-        let mut bytes = self.buffers.take();
+        let mut bytes = self.buffer_for(to);
         let open = OpenFrame::begin(&mut bytes);
         write(&mut bytes);
         open.finish(Opcode::Text, &mut bytes);

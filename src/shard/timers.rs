@@ -140,9 +140,7 @@ impl Core {
 
     fn ping(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if conn.queue.capacity() == 0 {
-            conn.queue = self.buffers.take();
-        }
+        self.buffers.lend(&mut conn.queue);
         let before = conn.queue.len();
         encoder::ping(&[], &mut conn.queue);
         self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);

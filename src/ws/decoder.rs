@@ -3,8 +3,8 @@
 //! A message that lies whole in the received bytes is handed out in place. Otherwise what arrived is gathered in a pooled
 //! buffer, handed out whole, and given back by whoever took it.
 
-use super::buffers::Buffers;
 use super::utf8;
+use crate::buffers::Buffers;
 use crate::close::CloseReason;
 use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
 use std::ops::{Deref, DerefMut};
@@ -419,9 +419,7 @@ impl Decoder {
         if bytes.is_empty() {
             return;
         }
-        if self.assembly.capacity() == 0 {
-            self.assembly = buffers.take();
-        }
+        buffers.lend(&mut self.assembly);
         let needed = self.assembly.len() + bytes.len();
         if needed > self.assembly.capacity() {
             // Doubling from what arrived: the length a head declares allocates nothing. Never beyond what may arrive.

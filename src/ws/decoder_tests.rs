@@ -63,7 +63,7 @@ fn feed(decoder: &mut Decoder, bytes: &[u8], limits: &Limits, buffers: &mut Buff
 }
 
 fn decode_pieces<'p>(pieces: impl IntoIterator<Item = &'p [u8]>, limits: &Limits) -> Vec<Seen> {
-    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(4, 4096), Vec::new());
+    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(4, 4096, 1 << 24), Vec::new());
     for piece in pieces {
         feed(&mut decoder, piece, limits, &mut buffers, &mut seen);
     }
@@ -129,7 +129,7 @@ fn f1_f2_f3_f5_heads_that_the_rfc_forbids() {
 #[test]
 fn f3_a_declared_length_allocates_nothing() {
     let limits = Limits { message_bytes_max: 16 << 20, ..LIMITS };
-    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(4, 4096), Vec::new());
+    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(4, 4096, 1 << 24), Vec::new());
     let mut frame = masked(0x82, &vec![0; 1 << 20]);
     frame.truncate(100);
     feed(&mut decoder, &frame, &limits, &mut buffers, &mut seen);
@@ -158,7 +158,7 @@ fn f7_fragments_are_counted_empty_ones_too() {
 
 #[test]
 fn f9_empty_messages_own_nothing() {
-    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(4, 4096), Vec::new());
+    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(4, 4096, 1 << 24), Vec::new());
     feed(&mut decoder, &masked(0x81, b"").repeat(1000), &LIMITS, &mut buffers, &mut seen);
     assert_eq!(seen, vec![text(b""); 1000]);
     assert_eq!(decoder.buffered_bytes() + buffers.held_bytes(), 0);
@@ -251,7 +251,7 @@ fn binary_is_refused_at_its_first_byte_where_it_is_not_spoken() {
 
 #[test]
 fn whole_messages_stay_in_place_and_split_ones_come_from_the_pool() {
-    let (mut decoder, mut buffers) = (Decoder::new(), Buffers::new(4, 4096));
+    let (mut decoder, mut buffers) = (Decoder::new(), Buffers::new(4, 4096, 1 << 24));
     let mut bytes = masked(0x81, b"whole");
     let mut rest = bytes.as_mut_slice();
     let item = decoder.next(&mut rest, &LIMITS, &mut buffers).unwrap();
@@ -274,7 +274,7 @@ fn whole_messages_stay_in_place_and_split_ones_come_from_the_pool() {
 
 #[test]
 fn growth_stays_below_what_may_arrive() {
-    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(4, 4096), Vec::new());
+    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(4, 4096, 1 << 24), Vec::new());
     let frame = masked(0x81, &[b'a'; 1000]);
     for piece in frame[..frame.len() - 1].chunks(7) {
         feed(&mut decoder, piece, &LIMITS, &mut buffers, &mut seen);
@@ -286,7 +286,7 @@ fn growth_stays_below_what_may_arrive() {
 #[test]
 fn unfinished_follows_every_byte() {
     let frames = [masked(0x01, b"ab"), masked(0x80, b"c")].concat();
-    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(4, 4096), Vec::new());
+    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(4, 4096, 1 << 24), Vec::new());
     assert!(!decoder.unfinished());
     for (index, byte) in frames.iter().enumerate() {
         feed(&mut decoder, &[*byte], &LIMITS, &mut buffers, &mut seen);

@@ -1,13 +1,12 @@
 //! RFC 6455 and RFC 7692 as bytes: frames in, frames out, nothing of HTTP and nothing of what a message means.
 //!
-//! May import the vocabulary (`close`, `limits`). Pure: bytes are lent, buffers come from a pool that is handed in.
+//! May import the vocabulary (`buffers`, `close`, `limits`). Pure: bytes are lent, buffers come from a pool that is handed in.
 //!
 //! Invariants:
 //! - Any split of the same bytes gives the same items, and the same error at the same place.
 //! - Nothing is allocated from a declared length; a refusal by size is decided from the frame's head.
 //! - A connection between messages owns no buffer and no codec: the pool and the codecs are the shard's.
 
-pub mod buffers;
 pub mod decoder;
 pub mod deflate;
 pub mod encoder;

@@ -6,7 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use ringway::close::CloseReason;
-use ringway::ws::buffers::Buffers;
+use ringway::buffers::Buffers;
 use ringway::ws::decoder::{Decoder, Item, Limits};
 use ringway::ws::deflate::Inflater;
 
@@ -22,7 +22,7 @@ enum Seen {
 }
 
 fn decode(stream: &[u8], piece_bytes: usize, limits: &Limits) -> Vec<Seen> {
-    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(2, 8192), Vec::new());
+    let (mut decoder, mut buffers, mut seen) = (Decoder::new(), Buffers::new(2, 8192, 1 << 24), Vec::new());
     for piece in stream.chunks(piece_bytes) {
         let mut piece = piece.to_vec();
         let mut rest = piece.as_mut_slice();
