@@ -72,7 +72,10 @@ fn fake_shard(number: usize, connections: u64, polite: bool) -> (Port, JoinHandl
             counters.turns.increment();
             while let Some(message) = receiver.pop() {
                 match message {
-                    PortMessage::Configure(_) => told.configured += 1,
+                    PortMessage::Configure { reply, .. } => {
+                        told.configured += 1;
+                        reply.map(|reply| reply.send(0));
+                    }
                     PortMessage::Drain { window_ms, .. } => {
                         told.drained_over_ms = Some(window_ms);
                         if polite {
@@ -97,7 +100,6 @@ fn fake_shard(number: usize, connections: u64, polite: bool) -> (Port, JoinHandl
                             (0..connections).map(|index| info(number, index)).find(|info| info.connection_id == connection_id);
                         drop(reply.send(found));
                     }
-                    PortMessage::Revoke { reply, .. } => drop(reply.send(0)),
                 }
             }
         }

@@ -35,6 +35,7 @@ mod receipts;
 mod refresh_expiry_replacement;
 mod reload;
 mod resume_after_reconnect;
+mod revocation;
 mod rooms;
 mod routing;
 mod slow_reader_harms_nobody;
