@@ -40,4 +40,5 @@ mod rooms;
 mod routing;
 mod slow_reader_harms_nobody;
 mod tls;
+mod tls_hostile;
 mod without_io_uring;
