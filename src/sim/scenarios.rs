@@ -3,11 +3,14 @@
 use super::client::{Casting, What};
 use super::net::Faults;
 use super::world::{Plan, World};
+use crate::auth::{Revocation, Revocations};
 use crate::close::CloseReason;
 use crate::config::Settings;
 use crate::shard::counters::LimitReached;
 use crate::shard::inbound::faults;
+use crate::shard::port::{PortMessage, Snapshot};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// A quiet world whose clients do only what the test says.
 fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
@@ -150,4 +153,34 @@ fn a_full_lane_is_told_as_backpressure_and_loses_nothing_that_was_taken() {
     assert_eq!((count(&world, "rw.ack"), count(&world, "limit.backpressure")), (taken + 1, refused));
     assert_eq!(world.clients[1].held.get(&session), Some(&(taken + 1)));
     finish(&mut world);
+}
+
+/// Neither shard has it to close while it is in a lane.
+#[test]
+fn who_is_revoked_between_two_shards_is_refused_where_it_arrives() {
+    let mut world = stage(2, 10_000, &["bob"]);
+    let sum = |world: &World, which: fn(&World, usize) -> u64| (0..2).map(|shard| which(world, shard)).sum::<u64>();
+    let handed = |world: &World| sum(world, |world, shard| world.seats[shard].counters.handed_over.get());
+    let taken = |world: &World| sum(world, |world, shard| world.seats[shard].counters.taken_over.get());
+    let welcomed = |world: &World| sum(world, |world, shard| world.seats[shard].counters.welcomed.get());
+    // Some come by the other shard, and of those some are still in its lane when a step ends.
+    let caught = (0..200).find_map(|number| {
+        let sub = format!("ana{number}");
+        let roles = &["agent"];
+        let casting = Casting { sub: &sub, tab: "", roles, home: "s.0", echo: false, acks: true, hostile: false, slow: false };
+        let client = world.cast(&casting);
+        assert!(world.run_until(5_000, |world| world.clients[client].is_open() || handed(world) > taken(world)));
+        (handed(&world) > taken(&world)).then_some(sub)
+    });
+    let before = welcomed(&world);
+    let revoked = Revocation::Subject { subject: caught.unwrap().into(), not_before_s: u64::MAX, until_s: u64::MAX };
+    let revocations = Arc::new(Revocations::new([revoked], 0).unwrap());
+    let snapshot = Arc::new(Snapshot { revocations, ..(*world.snapshot).clone() });
+    for shard in 0..2 {
+        world.tell(shard, PortMessage::Configure { snapshot: Arc::clone(&snapshot), reply: None });
+    }
+    world.run_for(500);
+    assert_eq!((handed(&world) - taken(&world), welcomed(&world)), (0, before));
+    let [refused] = &world.oracle.violations[..] else { panic!("{:?}", world.oracle.violations) };
+    assert!(refused.contains("auth.revoked"), "{refused}");
 }
