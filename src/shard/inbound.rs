@@ -511,6 +511,11 @@ fn contained<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
     }))
 }
 
+/// What a refusal for lack of room tells the client to wait.
+pub(super) const RETRY_AFTER_MS: u64 = 500;
+/// The inflated message's buffer is kept up to this.
+const POOL_INFLATED_BYTES: usize = 128 * 1024;
+
 /// A bug in decoding, for tests only: a panic once the work has left its traces in what it was lent.
 #[cfg(test)]
 pub mod faults {
@@ -538,8 +543,3 @@ pub mod faults {
         }
     }
 }
-
-/// What a refusal for lack of room tells the client to wait.
-pub(super) const RETRY_AFTER_MS: u64 = 500;
-/// The inflated message's buffer is kept up to this.
-const POOL_INFLATED_BYTES: usize = 128 * 1024;
