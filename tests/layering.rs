@@ -20,7 +20,7 @@ const STAGES: [(&str, &[&str]); 6] = [
 const OTHERS: [(&str, &[&str]); 5] = [
     ("config", &[]),
     ("io", &[]),
-    ("control", &["config", "shard"]),
+    ("control", &["auth", "config", "shard"]),
     ("shard", &["auth", "config", "io", "log", "net", "protocol", "session", "ws"]),
     ("cli", &["auth", "config", "control", "io", "net", "shard"]),
 ];
@@ -31,7 +31,7 @@ const TEST_FILES: [&str; 6] =
 const CRATES: [(&str, &[&str]); 31] = [
     ("arc_swap", &[]),
     ("aws_lc_rs", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs", "shard/start.rs"]),
-    ("axum", &["control/http.rs", "control/listener.rs", "control/run.rs"]),
+    ("axum", &["control/http.rs", "control/listener.rs", "control/revocations.rs", "control/run.rs"]),
     ("base64", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs"]),
     ("clap", &["cli/mod.rs"]),
     ("crc32c", &["log/record.rs"]),
@@ -65,8 +65,10 @@ const CRATES: [(&str, &[&str]); 31] = [
         &[
             "auth/claims.rs",
             "auth/keys.rs",
+            "cli/admin_client.rs",
             "cli/conn.rs",
             "control/http.rs",
+            "control/revocations.rs",
             "net/refusal.rs",
             "protocol/model.rs",
             "shard/port.rs",
@@ -77,10 +79,13 @@ const CRATES: [(&str, &[&str]); 31] = [
         &[
             "auth/claims.rs",
             "auth/keys.rs",
+            "cli/admin_client.rs",
             "cli/conn.rs",
             "cli/dev.rs",
             "cli/keys.rs",
+            "cli/revoke.rs",
             "control/http.rs",
+            "control/revocations.rs",
             "net/refusal.rs",
             "protocol/model.rs",
         ],
@@ -91,13 +96,26 @@ const CRATES: [(&str, &[&str]); 31] = [
     ("strsim", &["config/parse.rs"]),
     // An error type is wherever there are errors.
     ("thiserror", &["*"]),
-    ("tokio", &["control/http.rs", "control/listener.rs", "control/mod.rs", "control/run.rs", "shard/port.rs"]),
+    (
+        "tokio",
+        &[
+            "control/http.rs",
+            "control/listener.rs",
+            "control/mod.rs",
+            "control/revocations.rs",
+            "control/run.rs",
+            "shard/port.rs",
+        ],
+    ),
     ("toml", &["config/parse.rs"]),
     (
         "tracing",
         &[
             "cli/serve.rs",
+            "control/http.rs",
+            "control/revocations.rs",
             "control/run.rs",
+            "shard/admin.rs",
             "shard/core.rs",
             "shard/handshake.rs",
             "shard/inbound.rs",

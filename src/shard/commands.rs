@@ -96,7 +96,8 @@ impl Core {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         match commands.parse(envelope) {
             Ok(Command::Refresh(refresh)) => {
-                let outcome = self.verify_token(refresh.auth_token, now);
+                let client_id = self.conn(id).map_or("", |conn| &*conn.client_id);
+                let outcome = self.verify_token(refresh.auth_token, client_id, now);
                 let subject = self.conn(id).and_then(|conn| conn.grant.as_ref()).map(|grant| grant.subject().to_owned());
                 match outcome {
                     Ok(grant) if subject.as_deref() == Some(grant.subject()) => self.take_grant(io, id, grant, head, now),

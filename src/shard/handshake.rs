@@ -327,16 +327,16 @@ impl Core {
             let message = "the query's session_id is not the hello's: make them equal, or leave the query out".to_owned();
             return Err((refusal(ErrorCode::SessionQueryMismatch, message, "/session_id"), CloseReason::HelloExpected));
         }
-        let grant = self.verify_token(token, now).map_err(|error| refused(error, "/payload/auth_token"))?;
+        let grant = self.verify_token(token, client_id, now).map_err(|error| refused(error, "/payload/auth_token"))?;
         crate::auth::client_id_allowed(client_id, grant.subject()).map_err(|error| refused(error, "/payload/client_id"))?;
         grant.require_session(envelope.session_id).map_err(|error| refused(error, "/session_id"))?;
         Ok(grant)
     }
 
     /// Judges a token by the keys, the policy and the revocations in force.
-    pub(super) fn verify_token(&self, token: &str, now: Tick) -> Result<crate::auth::Grant, AuthError> {
+    pub(super) fn verify_token(&self, token: &str, client_id: &str, now: Tick) -> Result<crate::auth::Grant, AuthError> {
         let grant = self.snapshot.keys.verify(token, &self.snapshot.tokens, now)?;
-        self.snapshot.revocations.check(&grant)?;
+        self.snapshot.revocations.check(&grant, client_id)?;
         Ok(grant)
     }
 
@@ -492,6 +492,15 @@ impl Core {
     /// Attaches a connection to its first session, at home here, and welcomes it.
     fn open<I: Io>(&mut self, io: &mut I, id: ConnId, request: AttachRequest, now: Tick) {
         self.not_half_open(id);
+        let Some(conn) = self.conn(id) else { return };
+        // While it was between two shards neither had it to close.
+        if conn.grant.as_ref().is_some_and(|grant| self.snapshot.revocations.check(grant, &conn.client_id).is_err()) {
+            self.counters.auth_refused.increment();
+            let head = Head { id: &request.command_id, session_id: &request.session_id };
+            let (code, message) = (auth_code(&AuthError::Revoked), AuthError::Revoked.to_string());
+            self.refuse_with(id, head, code, &message, Some("/payload/auth_token"));
+            return self.close(io, id, CloseReason::Auth, now);
+        }
         let outcome = self.attach_home(io, &request, now);
         match outcome {
             Ok(answer) => {

@@ -17,7 +17,7 @@ pub mod core;
 pub mod counters;
 mod handshake;
 pub mod histogram;
-mod inbound;
+pub mod inbound;
 #[cfg(test)]
 mod inspect;
 pub mod lanes;

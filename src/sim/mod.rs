@@ -101,7 +101,9 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
             0 => world.wall_shift_ms += random.pick(&[0, 5_000, 40_000]),
             1 => {
                 let snapshot = world.snapshot.clone();
-                (0..plan.shards).for_each(|shard| world.tell(shard, PortMessage::Configure(snapshot.clone())));
+                (0..plan.shards).for_each(|shard| {
+                    world.tell(shard, PortMessage::Configure { snapshot: snapshot.clone(), reply: None });
+                });
             }
             2 if quarter == 1 => world.now_ns += 30_000_000_000,
             _ => {}
