@@ -96,9 +96,7 @@ impl Index {
     /// Forgets entries before `oldest` in the log, and all but the newest `messages_max` (0: no limit). Returns how many went.
     pub fn trim(&mut self, oldest: Position, messages_max: usize) -> usize {
         let before = self.entries.len();
-        while !self.entries.is_empty()
-            && (self.oldest < oldest || (messages_max > 0 && self.entries.len() > messages_max))
-        {
+        while !self.entries.is_empty() && (self.oldest < oldest || (messages_max > 0 && self.entries.len() > messages_max)) {
             self.entries.pop_front();
             self.first += 1;
             match self.entries.front() {

@@ -6,6 +6,8 @@
 //! A failing seed prints the line that runs it alone: `RINGWAY_SEED=0x.. cargo test --profile sim --lib sim::seed -- --nocapture`.
 //! `RINGWAY_SIM_SECONDS=N cargo test --profile sim --lib sim::seed -- --nocapture` runs new seeds for so long.
 
+mod actions;
+mod answers;
 mod client;
 mod net;
 mod oracle;

@@ -1,0 +1,235 @@
+//! What clients read: answers are matched with what was asked, and the oracle is told.
+
+use super::client::{Phase, Sabotage, What};
+use super::oracle::Begin;
+use super::world::World;
+use serde_json::{Value, json};
+
+impl World {
+    pub fn on_text(&mut self, c: usize, envelope: &Value, text: &[u8]) {
+        if self.clients[c].hostile {
+            return;
+        }
+        let kind = envelope["type"].as_str().unwrap_or_default().to_owned();
+        let session = envelope["session_id"].as_str().unwrap_or_default().to_owned();
+        if !kind.starts_with("rw.") {
+            return self.on_message(c, &session, envelope, text);
+        }
+        *self.clients[c].answers.entry(kind.clone()).or_default() += 1;
+        let payload = &envelope["payload"];
+        match kind.as_str() {
+            "rw.caught_up" | "rw.gap" | "rw.presence" | "rw.history_begin" | "rw.history_end" => {
+                self.on_event(c, &kind, &session, envelope);
+            }
+            "rw.auth.expiring" if self.random.percent(80) => self.refresh(c),
+            "rw.auth.expiring" => {}
+            "rw.goaway" => {}
+            "rw.error" if envelope["id"] == "" => self.on_answer(c, &kind, &session, envelope),
+            _ if envelope["id"].as_str().is_some_and(|id| id.starts_with("rw-")) => {}
+            _ => self.on_answer(c, &kind, &session, envelope),
+        }
+        if kind == "rw.welcome" {
+            let link = self.link(c);
+            link.phase = if link.phase == Phase::Closing { Phase::Closing } else { Phase::Open };
+            if payload["client_id"] != json!(self.clients[c].id) {
+                self.oracle.wrong(format!("a welcome for {}", payload["client_id"]));
+            }
+            self.send_again(c);
+        }
+    }
+
+    pub fn begin(&mut self, c: usize, session: &str, payload: &Value, asked: Vec<String>, resume: Option<u64>) {
+        let names = |key: &str| -> Vec<String> {
+            payload[key].as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+        };
+        let (epoch, start_seq) = (payload["epoch"].as_str().unwrap_or_default(), payload["start_seq"].as_u64().unwrap_or(0));
+        let client = &self.clients[c];
+        let (id, echo) = (client.id.clone(), client.echo);
+        let seq = payload["seq"].as_u64().unwrap_or(0);
+        if let Some(held) = resume
+            && (start_seq != held + 1 || payload["rewound_to"] != Value::Null)
+        {
+            self.oracle.wrong(format!("{id} resumes after {held} and starts at {start_seq}: {payload}"));
+        }
+        let begin = Begin { client: &id, session, echo, start_seq, seq, epoch, rooms: names("rooms"), asked };
+        let head = self.bounds(session).1;
+        let view = self.oracle.begin(&begin, head);
+        self.clients[c].epochs.insert(session.to_owned(), epoch.to_owned());
+        self.clients[c].held.insert(session.to_owned(), start_seq - 1);
+        if self.link(c).views.insert(session.to_owned(), view).is_some() {
+            self.oracle.wrong(format!("{id} is attached to {session} twice"));
+        }
+    }
+
+    pub fn view(&mut self, c: usize, session: &str, what: &str) -> Option<usize> {
+        let view = self.link(c).views.get(session).copied();
+        if view.is_none() {
+            self.oracle.wrong(format!("{}: {what} of {session}, where it is not attached", self.clients[c].id));
+        }
+        view
+    }
+
+    pub fn hold(&mut self, c: usize, session: &str, view: usize) {
+        let position = self.oracle.view(view).position;
+        self.clients[c].held.insert(session.to_owned(), position);
+    }
+
+    pub fn on_message(&mut self, c: usize, session: &str, envelope: &Value, text: &[u8]) {
+        let Some(view) = self.view(c, session, "a message") else { return };
+        if let Some((count, page)) = self.link(c).pages.get_mut(session) {
+            page.push((envelope.clone(), text.to_vec()));
+            if page.len() as u64 > *count || !envelope["seq"].is_u64() {
+                self.oracle.wrong(format!("{}: something live within a page of history", self.clients[c].id));
+            }
+            return;
+        }
+        if !envelope["seq"].is_u64() {
+            let head = self.bounds(session).1;
+            return self.oracle.passing(view, envelope, head);
+        }
+        let number = self.oracle.delivered;
+        match self.sabotage {
+            Some(Sabotage::Drop(at)) if at == number => {
+                self.oracle.delivered += 1;
+                return;
+            }
+            Some(Sabotage::Repeat(at)) if at == number => self.oracle.message(view, envelope, text),
+            Some(Sabotage::Change(at)) if at == number => {
+                self.oracle.message(view, envelope, text);
+                let mut text = text.to_vec();
+                text.push(b' ');
+                self.oracle.message(view, envelope, &text);
+            }
+            _ => {}
+        }
+        self.oracle.message(view, envelope, text);
+        self.hold(c, session, view);
+    }
+
+    pub fn on_event(&mut self, c: usize, kind: &str, session: &str, envelope: &Value) {
+        let payload = &envelope["payload"];
+        let number = |key: &str| payload[key].as_u64().unwrap_or(u64::MAX);
+        let Some(view) = self.view(c, session, kind) else { return };
+        match kind {
+            "rw.caught_up" => self.oracle.caught_up(view, number("seq")),
+            "rw.gap" => {
+                let first = self.bounds(session).0;
+                self.oracle.gap(view, number("from"), number("to"), first);
+            }
+            "rw.history_begin" => {
+                let before = self.link(c).pages.insert(session.to_owned(), (number("count"), Vec::new()));
+                before.into_iter().for_each(|_| self.oracle.wrong("two pages of history at once".to_owned()));
+            }
+            "rw.history_end" => {
+                match self.link(c).pages.remove(session) {
+                    Some((count, page)) => {
+                        if page.len() as u64 != count {
+                            self.oracle.wrong(format!("a page of {count} has {}", page.len()));
+                        }
+                        self.oracle.history(view, &page, number("oldest_seq"));
+                    }
+                    None => self.oracle.wrong("rw.history_end without a begin".to_owned()),
+                }
+                self.on_answer(c, kind, session, envelope);
+            }
+            _ => {}
+        }
+        self.hold(c, session, view);
+    }
+
+    pub fn on_answer(&mut self, c: usize, kind: &str, session: &str, envelope: &Value) {
+        let (id, payload) = (envelope["id"].as_str().unwrap_or_default(), &envelope["payload"]);
+        let frame = payload["details"]["frame"].as_u64().filter(|_| kind == "rw.error");
+        let link = self.clients[c].link.as_mut().expect("an answer comes on a link");
+        let by_number = frame.and_then(|frame| usize::try_from(frame).ok()).filter(|frame| *frame > 0);
+        let found = match by_number {
+            Some(number) => link.sent.get(number - 1).filter(|sent| id.is_empty() || sent.id == id).map(|_| number - 1),
+            None => link.sent.iter().position(|sent| sent.id == id && !sent.answered),
+        };
+        let Some(at) = found.filter(|at| !link.sent[*at].answered) else {
+            let complaint = format!("{}: an answer to nothing: {envelope}", self.clients[c].id);
+            return self.oracle.wrong(complaint);
+        };
+        let sent = &mut link.sent[at];
+        sent.answered = true;
+        let (what, asked_of) = (sent.what.clone(), sent.session.clone());
+        if kind == "rw.error" {
+            return self.on_error(c, &what, envelope);
+        }
+        let me = self.clients[c].id.clone();
+        let fits = match &what {
+            What::Message { .. } => kind == "rw.ack",
+            What::Join(_) => kind == "rw.joined",
+            What::Leave(..) => kind == "rw.left",
+            What::Ping { .. } => kind == "rw.pong",
+            What::Attach { .. } => kind == "rw.attached",
+            What::Other(expected) => kind == *expected,
+            What::Ephemeral | What::Silent | What::Bad => false,
+        };
+        if !fits || session != asked_of {
+            return self.oracle.wrong(format!("{me}: {what:?} was answered with {envelope}"));
+        }
+        let seq = payload["seq"].as_u64().unwrap_or(0);
+        match what {
+            What::Message { target, to } => {
+                let link = self.link(c);
+                let acked = link.acked.entry(target.clone()).or_default();
+                *acked = (*acked).max(seq);
+                self.clients[c].unacked.retain(|past| past.id != id);
+                self.oracle.ack(&me, &target, id, &to, seq);
+            }
+            What::Join(room) => {
+                self.oracle.joined(&me, session, &room, seq);
+            }
+            What::Leave(room, number) => {
+                let head = self.bounds(session).1;
+                self.oracle.left(&me, session, &room, head, number);
+            }
+            What::Ping { acked_max } => {
+                if let Some(view) = self.view(c, session, kind) {
+                    self.oracle.pong(view, seq, payload["delivered_seq"].as_u64().unwrap_or(0), acked_max);
+                    self.hold(c, session, view);
+                }
+            }
+            What::Attach { asked, resume } => self.begin(c, session, payload, asked, resume),
+            What::Other("rw.welcome") => {
+                let (asked, resume) = (self.link(c).hello_rooms.clone(), self.link(c).hello_resume);
+                self.begin(c, session, payload, asked, resume);
+            }
+            What::Other("rw.detached") => {
+                self.link(c).views.remove(session);
+            }
+            What::Other("rw.watching") => {
+                if let Some(view) = self.view(c, session, kind) {
+                    self.oracle.placed(view, seq, kind);
+                    self.hold(c, session, view);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub fn on_error(&mut self, c: usize, what: &What, envelope: &Value) {
+        let code = envelope["payload"]["code"].as_str().unwrap_or_default();
+        *self.clients[c].answers.entry(code.to_owned()).or_default() += 1;
+        let fits = code == "limit.rate"
+            || match what {
+                What::Bad => true,
+                What::Message { .. } | What::Ephemeral => {
+                    matches!(code, "limit.backpressure" | "limit.rate" | "route.no_such_member" | "session.not_attached")
+                }
+                What::Other("rw.history_end") => {
+                    matches!(code, "limit.history_busy" | "limit.backpressure" | "session.not_attached")
+                }
+                What::Other("rw.welcome") => code.starts_with("limit."),
+                _ => matches!(
+                    code,
+                    "limit.backpressure" | "limit.rate" | "session.not_attached" | "session.already_attached" | "limit.attached"
+                ),
+            };
+        if !fits {
+            let complaint = format!("{}: {what:?} was refused: {envelope}", self.clients[c].id);
+            self.oracle.wrong(complaint);
+        }
+    }
+}
