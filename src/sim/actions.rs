@@ -28,7 +28,7 @@ impl World {
     pub fn refresh(&mut self, c: usize) {
         let client = &self.clients[c];
         let (home, now_s) = (client.home.clone(), self.now().wall_s());
-        let auth_token = token(&client.sub, &["s.*", "channel:c.*"], &client.roles, now_s, 600);
+        let auth_token = token(client, now_s, 600);
         self.command(c, "rw.refresh", &home, json!({"auth_token": auth_token}), What::Other("rw.refreshed"));
     }
 
@@ -79,20 +79,24 @@ impl World {
     }
 
     pub fn act(&mut self, c: usize) {
-        let pause = self.random.pick(&[1_000_000, 20_000_000, 60_000_000]);
+        let pause = self.random.pick(&[1_000_000, 20_000_000, 60_000_000]) * if self.features.crowd { 4 } else { 1 };
         let next_action = self.now_ns + self.random.below(pause);
         self.link(c).next_action = next_action;
         let attached: Vec<String> = self.link(c).views.keys().cloned().collect();
         if attached.is_empty() {
             return;
         }
-        let session = self.random.pick(&attached);
+        let session = if self.features.crowd && self.random.percent(50) { "s.0".to_owned() } else { self.random.pick(&attached) };
+        if !attached.contains(&session) {
+            return self.attach(c, &session);
+        }
         let me = self.clients[c].id.clone();
         let plain = session.starts_with("s.");
         match self.random.below(100) {
             0..=39 => {
                 let burst = self.random.pick(&[1, 1, 1, 8]);
-                let bytes = self.random.pick(&[3, 30, 300, 3000]);
+                let bytes =
+                    self.random.pick(if self.features.long { &[30, 60_000, 60_000, 60_000] } else { &[3, 30, 300, 3000] });
                 let to = if plain { self.random_to() } else { Value::Null };
                 for _ in 0..burst {
                     self.message_to(c, &session, &to, bytes, false);
@@ -124,10 +128,8 @@ impl World {
                 self.command(c, "rw.leave", &session, json!({"room": room}), What::Leave(room.to_owned(), number));
             }
             63..=68 => {
-                let session = self.random.pick(&["s.0", "s.1", "s.2", "channel:c.0"]).to_owned();
-                let mut payload = json!({"echo": self.clients[c].echo});
-                let (asked, resume) = self.start_keys(c, &session, &mut payload);
-                self.command(c, "rw.attach", &session, payload, What::Attach { asked, resume });
+                let session = self.random.pick(&["s.0", "s.1", "s.2", "channel:c.0"]);
+                self.attach(c, session);
             }
             69..=71 if session != self.clients[c].home => {
                 self.command(c, "rw.detach", &session, json!({}), What::Other("rw.detached"));
@@ -163,7 +165,7 @@ impl World {
             92 => {
                 let mut out = Vec::new();
                 wire::message(&mut out, 9, b"anybody?", &mut self.random);
-                self.link(c).tx.extend(out);
+                self.link(c).pipe.tx.extend(out);
             }
             93..=94 => self.link(c).stalled_until = self.now_ns + 400_000_000,
             95 => self.leave(c),
@@ -172,7 +174,7 @@ impl World {
                 // It vanishes: nobody reads, nobody ends the old connection.
                 self.leave_in_doubt(c);
                 if let Some(gone) = self.clients[c].link.take() {
-                    self.net.sockets[gone.socket].to_server.clear();
+                    self.net.sockets[gone.pipe.socket].to_server.clear();
                 }
                 self.clients[c].away_until = self.now_ns + DOUBT_NS + self.random.below(100_000_000);
             }
@@ -180,12 +182,18 @@ impl World {
         }
     }
 
+    fn attach(&mut self, c: usize, session: &str) {
+        let mut payload = json!({"echo": self.clients[c].echo});
+        let (asked, resume) = self.start_keys(c, session, &mut payload);
+        self.command(c, "rw.attach", session, payload, What::Attach { asked, resume });
+    }
+
     /// Closes by a close frame, with what was sent before still on its way.
     pub fn leave(&mut self, c: usize) {
         let mut out = Vec::new();
         wire::message(&mut out, 8, &1000_u16.to_be_bytes(), &mut self.random);
         let link = self.link(c);
-        link.tx.extend(out);
+        link.pipe.tx.extend(out);
         link.phase = Phase::Closing;
     }
 
@@ -217,6 +225,6 @@ impl World {
         if self.random.percent(30) && self.link(c).sent.is_empty() {
             self.hello(c);
         }
-        self.link(c).tx.extend(out);
+        self.link(c).pipe.tx.extend(out);
     }
 }

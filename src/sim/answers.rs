@@ -30,15 +30,17 @@ impl World {
         }
         if kind == "rw.welcome" {
             let link = self.link(c);
+            let socket = link.pipe.socket;
             link.phase = if link.phase == Phase::Closing { Phase::Closing } else { Phase::Open };
             if payload["client_id"] != json!(self.clients[c].id) {
                 self.oracle.wrong(format!("a welcome for {}", payload["client_id"]));
             }
+            self.net.sockets[socket].welcomed = true;
             self.send_again(c);
         }
     }
 
-    pub fn begin(&mut self, c: usize, session: &str, payload: &Value, asked: Vec<String>, resume: Option<u64>) {
+    pub fn begin(&mut self, c: usize, session: &str, payload: &Value, asked: (Vec<String>, u64), resume: Option<u64>) {
         let names = |key: &str| -> Vec<String> {
             payload[key].as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
         };
@@ -51,7 +53,8 @@ impl World {
         {
             self.oracle.wrong(format!("{id} resumes after {held} and starts at {start_seq}: {payload}"));
         }
-        let begin = Begin { client: &id, session, echo, start_seq, seq, epoch, rooms: names("rooms"), asked };
+        let begin =
+            Begin { client: &id, session, echo, start_seq, seq, epoch, rooms: names("rooms"), asked: asked.0, asked_ns: asked.1 };
         let head = self.bounds(session).1;
         let view = self.oracle.begin(&begin, head);
         self.clients[c].epochs.insert(session.to_owned(), epoch.to_owned());
@@ -152,7 +155,7 @@ impl World {
         };
         let sent = &mut link.sent[at];
         sent.answered = true;
-        let (what, asked_of) = (sent.what.clone(), sent.session.clone());
+        let (what, asked_of, sent_ns) = (sent.what.clone(), sent.session.clone(), sent.sent_ns);
         if kind == "rw.error" {
             return self.on_error(c, &what, envelope);
         }
@@ -191,10 +194,10 @@ impl World {
                     self.hold(c, session, view);
                 }
             }
-            What::Attach { asked, resume } => self.begin(c, session, payload, asked, resume),
+            What::Attach { asked, resume } => self.begin(c, session, payload, (asked, sent_ns), resume),
             What::Other("rw.welcome") => {
                 let (asked, resume) = (self.link(c).hello_rooms.clone(), self.link(c).hello_resume);
-                self.begin(c, session, payload, asked, resume);
+                self.begin(c, session, payload, (asked, sent_ns), resume);
             }
             What::Other("rw.detached") => {
                 self.link(c).views.remove(session);
@@ -209,6 +212,13 @@ impl World {
         }
     }
 
+    /// Whether a client's user may have had as many connections as it may have.
+    fn user_is_full(&mut self, c: usize) -> bool {
+        let (socket, sub) = (self.link(c).pipe.socket, self.clients[c].sub.clone());
+        let per_user = self.caps.per_user;
+        per_user > 0 && self.net.others(socket, |other| other.user == sub) >= per_user
+    }
+
     pub fn on_error(&mut self, c: usize, what: &What, envelope: &Value) {
         let code = envelope["payload"]["code"].as_str().unwrap_or_default();
         *self.clients[c].answers.entry(code.to_owned()).or_default() += 1;
@@ -221,6 +231,7 @@ impl World {
                 What::Other("rw.history_end") => {
                     matches!(code, "limit.history_busy" | "limit.backpressure" | "session.not_attached")
                 }
+                What::Other("rw.welcome") if code == "limit.connections" => self.user_is_full(c),
                 What::Other("rw.welcome") => code.starts_with("limit."),
                 _ => matches!(
                     code,

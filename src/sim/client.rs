@@ -1,5 +1,6 @@
 //! Clients: who they are, their connections, and the bytes on them.
 
+use super::pipe::Pipe;
 use super::wire::{self, ServerFrame};
 use super::world::{World, token};
 use crate::time::Tick;
@@ -8,8 +9,6 @@ use std::collections::{BTreeMap, VecDeque};
 
 pub const ROOMS: [&str; 3] = ["ops", "dev", "lab"];
 pub const ROLES: [&str; 2] = ["agent", "lead"];
-/// Bytes the server's side may have unread.
-const TO_SERVER_MAX: usize = 32 * 1024;
 /// A client that broke its connection comes back no sooner: by then what it had sent is handled or lost.
 pub const DOUBT_NS: u64 = 150_000_000;
 /// Messages remembered to be sent again.
@@ -62,6 +61,7 @@ pub struct Sent {
     pub id: String,
     pub session: String,
     pub what: What,
+    pub sent_ns: u64,
     pub answered: bool,
 }
 
@@ -77,10 +77,12 @@ pub enum Phase {
 
 #[derive(Debug)]
 pub struct Link {
-    pub socket: usize,
-    pub tx: VecDeque<u8>,
-    pub rx: Vec<u8>,
+    pub pipe: Pipe,
     pub phase: Phase,
+    /// permessage-deflate was agreed on.
+    pub deflate: bool,
+    /// It was told to go (`rw.goaway`).
+    pub told_to_go: bool,
     /// In the order of the connection's inbound messages, the first is number 1.
     pub sent: Vec<Sent>,
     pub views: BTreeMap<String, usize>,
@@ -105,6 +107,10 @@ pub struct Client {
     pub acks: bool,
     pub hostile: bool,
     pub slow: bool,
+    /// Its tokens' number: one with a lower number is revoked.
+    pub token_number: u64,
+    /// Of extensions, with its upgrade.
+    pub offer: Option<&'static str>,
     /// The last position held of each session.
     pub held: BTreeMap<String, u64>,
     pub epochs: BTreeMap<String, String>,
@@ -168,6 +174,8 @@ impl World {
             self.oracle.person(&id, casting.sub, roles.clone());
         }
         let away_until = self.now_ns + self.random.below(300_000_000);
+        let offer = if self.snapshot.settings.deflate.enabled { Some(self.random.pick(&wire::OFFERS)) } else { None };
+        let offer = offer.filter(|_| self.random.percent(70));
         self.clients.push(Client {
             id,
             sub: casting.sub.to_owned(),
@@ -177,6 +185,8 @@ impl World {
             acks: casting.acks,
             hostile: casting.hostile,
             slow: casting.slow,
+            token_number: 0,
+            offer,
             held: BTreeMap::new(),
             epochs: BTreeMap::new(),
             past: VecDeque::new(),
@@ -195,11 +205,10 @@ impl World {
         let Some(link) = &client.link else {
             return (!(self.settling && client.hostile)).then_some(client.away_until);
         };
-        let socket = &self.net.sockets[link.socket];
+        let socket = &self.net.sockets[link.pipe.socket];
         let reads = !socket.to_client.is_empty() || socket.server_fin || socket.server_closed;
         let read = reads.then_some(link.next_read.max(link.stalled_until));
-        let writes = !link.tx.is_empty() && socket.to_server.len() < TO_SERVER_MAX;
-        let write = writes.then_some(self.now_ns + 100_000);
+        let write = link.pipe.wants_push(&self.net).then_some(self.now_ns + 100_000);
         let act = (!self.settling && link.phase == Phase::Open || client.hostile).then_some(link.next_action);
         [read, write, act].into_iter().flatten().min()
     }
@@ -235,15 +244,14 @@ impl World {
     pub fn open_link(&mut self, c: usize) {
         let capacity = if self.clients[c].slow { self.random.between(300, 3000) } else { self.random.between(2_000, 200_000) };
         let shard = self.random.index(self.seats.len());
-        let socket = self.connect(usize::try_from(capacity).unwrap(), shard);
+        let mut pipe = self.connect(usize::try_from(capacity).unwrap(), shard);
         let next_action = self.now_ns + self.random.below(20_000_000);
-        let mut tx = VecDeque::new();
-        tx.extend(wire::REQUEST);
+        pipe.tx.extend(wire::request("/v1/ws", self.clients[c].offer).bytes());
         self.clients[c].link = Some(Link {
-            socket,
-            tx,
-            rx: Vec::new(),
+            pipe,
             phase: Phase::Http,
+            deflate: false,
+            told_to_go: false,
             sent: Vec::new(),
             views: BTreeMap::new(),
             pages: BTreeMap::new(),
@@ -266,13 +274,16 @@ impl World {
         let lifetime_s = if self.settling { 3600 } else { self.random.between(20, 600) };
         let client = &self.clients[c];
         let (session, id) = (client.home.clone(), client.id.clone());
-        let auth_token = token(&client.sub, &["s.*", "channel:c.*"], &client.roles, now_s, lifetime_s);
+        let auth_token = token(client, now_s, lifetime_s);
+        let sub = client.sub.clone();
         let (echo, acks) = (client.echo, client.acks);
         let mut payload = json!({"client_id": id, "auth_token": auth_token, "echo": echo, "acks": acks});
         let (rooms, resume) = self.start_keys(c, &session, &mut payload);
         let text = json!({"type": "rw.hello", "id": "hello", "session_id": session, "payload": payload}).to_string();
         let link = self.link(c);
         (link.hello_rooms, link.hello_resume) = (rooms, resume);
+        let socket = link.pipe.socket;
+        self.net.sockets[socket].user = sub;
         self.send(c, "hello", &session, What::Other("rw.welcome"), &text);
     }
 
@@ -301,37 +312,27 @@ impl World {
 
     pub fn send(&mut self, c: usize, id: &str, session: &str, what: What, text: &str) {
         let mut out = Vec::new();
-        wire::message(&mut out, 1, text.as_bytes(), &mut self.random);
+        if self.link(c).deflate && self.random.percent(50) {
+            wire::deflated_message(&mut out, 1, text.as_bytes(), &mut self.random);
+        } else {
+            wire::message(&mut out, 1, text.as_bytes(), &mut self.random);
+        }
+        let sent_ns = self.now_ns;
         let link = self.link(c);
-        link.tx.extend(out);
-        link.sent.push(Sent { id: id.to_owned(), session: session.to_owned(), what, answered: false });
+        link.pipe.tx.extend(out);
+        link.sent.push(Sent { id: id.to_owned(), session: session.to_owned(), what, sent_ns, answered: false });
     }
 
     pub fn push(&mut self, c: usize) -> bool {
         let random = self.random.next();
         let link = self.clients[c].link.as_mut().expect("a client pushes on a link");
-        let socket = &mut self.net.sockets[link.socket];
-        if socket.client_fin || socket.client_reset {
-            link.tx.clear();
-            return false;
-        }
-        let most = link.tx.len().min(TO_SERVER_MAX.saturating_sub(socket.to_server.len()));
-        if most == 0 {
-            return false;
-        }
-        let count = match random % 4 {
-            0 => 1,
-            1 => 1 + usize::try_from(random >> 8).unwrap() % most,
-            _ => most,
-        };
-        socket.to_server.extend(link.tx.drain(..count));
-        true
+        link.pipe.push(&mut self.net, random)
     }
 
     pub fn read(&mut self, c: usize) -> bool {
         let (now, random, slow) = (self.now_ns, self.random.next(), self.clients[c].slow && !self.settling);
         let link = self.clients[c].link.as_mut().expect("a client reads on a link");
-        let socket = &mut self.net.sockets[link.socket];
+        let socket = &mut self.net.sockets[link.pipe.socket];
         if socket.to_client.is_empty() {
             if socket.server_fin || socket.server_closed {
                 self.end_link(c, false);
@@ -342,24 +343,27 @@ impl World {
         let most = if slow { 600 } else { 64 * 1024 };
         let most = socket.to_client.len().min(most);
         let count = if random % 3 == 0 { 1 + usize::try_from(random >> 8).unwrap() % most } else { most };
-        link.rx.extend(socket.to_client.drain(..count));
+        let pulled = link.pipe.pull(&mut self.net, count);
         link.next_read = now + if slow { 5_000_000 + random % 30_000_000 } else { random % 2_000_000 };
+        if let Err(what) = pulled {
+            self.oracle.wrong(format!("{}: TLS: {what}", self.clients[c].id));
+        }
         self.trace(&[6, c as u64, count as u64]);
         if link_phase(self, c) == Some(Phase::Http) {
             let link = self.link(c);
-            let Some(end) = link.rx.windows(4).position(|window| window == b"\r\n\r\n") else { return true };
-            let head = String::from_utf8_lossy(&link.rx[..end]).into_owned();
-            link.rx.drain(..end + 4);
+            let Some(end) = link.pipe.rx.windows(4).position(|window| window == b"\r\n\r\n") else { return true };
+            let head = String::from_utf8_lossy(&link.pipe.rx[..end]).into_owned();
+            link.pipe.rx.drain(..end + 4);
             if head.starts_with("HTTP/1.1 101") {
                 link.phase = Phase::Hello;
-                if link.sent.is_empty() {
+                link.deflate = head.contains("permessage-deflate");
+                let socket = link.pipe.socket;
+                self.net.sockets[socket].let_in = true;
+                if self.link(c).sent.is_empty() {
                     self.hello(c);
                 }
             } else {
-                let busy = ["503", "429", "408"].iter().any(|status| head.contains(status));
-                if !busy && !self.clients[c].hostile {
-                    self.oracle.wrong(format!("{}: the upgrade was answered {head}", self.clients[c].id));
-                }
+                self.judge_refusal(c, &head);
                 self.link(c).phase = Phase::Refused;
                 return true;
             }
@@ -367,11 +371,11 @@ impl World {
         while let Some(link) = &mut self.clients[c].link
             && link.phase != Phase::Refused
         {
-            match wire::next_frame(&mut link.rx) {
-                Ok(Some(frame)) => self.on_frame(c, &frame),
+            match wire::next_frame(&mut link.pipe.rx) {
+                Ok(Some(frame)) => self.on_frame(c, frame),
                 Ok(None) => break,
                 Err(what) => {
-                    let rx = String::from_utf8_lossy(&link.rx[..link.rx.len().min(700)]).into_owned();
+                    let rx = String::from_utf8_lossy(&link.pipe.rx[..link.pipe.rx.len().min(700)]).into_owned();
                     let complaint = format!("{}: {what}; after {:?}: {rx}", self.clients[c].id, self.clients[c].last_text);
                     self.oracle.wrong(complaint);
                     break;
@@ -385,7 +389,7 @@ impl World {
     pub fn end_link(&mut self, c: usize, reset: bool) {
         self.leave_in_doubt(c);
         let Some(link) = self.clients[c].link.take() else { return };
-        let socket = &mut self.net.sockets[link.socket];
+        let socket = &mut self.net.sockets[link.pipe.socket];
         if reset {
             socket.client_reset = true;
             socket.to_client.clear();
@@ -416,8 +420,41 @@ impl World {
         }
     }
 
-    pub fn on_frame(&mut self, c: usize, frame: &ServerFrame) {
+    /// An HTTP answer that is no 101.
+    fn judge_refusal(&mut self, c: usize, head: &str) {
+        let socket = self.link(c).pipe.socket;
+        let address = self.net.sockets[socket].address;
+        let per_ip = self.caps.per_ip;
+        let busy = ["503", "408"].iter().any(|status| head.contains(status))
+            || head.contains("429") && per_ip > 0 && self.net.others(socket, |other| other.address == address) >= per_ip;
+        *self.clients[c].answers.entry(head.chars().skip(9).take(3).collect()).or_default() += 1;
+        if !busy && !self.clients[c].hostile {
+            self.oracle.wrong(format!("{}: the upgrade was answered {head}", self.clients[c].id));
+        }
+    }
+
+    /// The message in a frame: what was deflated had to be long enough, and the client had to agree to it.
+    fn unpack(&mut self, c: usize, frame: ServerFrame) -> Option<ServerFrame> {
+        if !frame.deflated {
+            return Some(frame);
+        }
+        let agreed = self.link(c).deflate && frame.opcode == 1;
+        match wire::inflate(&frame.payload) {
+            Ok(payload) if agreed && payload.len() >= self.snapshot.settings.deflate.min_bytes => {
+                self.inflated += 1;
+                return Some(ServerFrame { payload, deflated: false, ..frame });
+            }
+            outcome => {
+                let what = outcome.map(|payload| payload.len());
+                self.oracle.wrong(format!("{}: a deflated frame (agreed {agreed}): {what:?}", self.clients[c].id));
+            }
+        }
+        None
+    }
+
+    pub fn on_frame(&mut self, c: usize, frame: ServerFrame) {
         self.trace(&[8, c as u64, frame.opcode.into(), frame.payload.len() as u64]);
+        let Some(frame) = self.unpack(c, frame) else { return };
         self.clients[c].last_text = String::from_utf8_lossy(&frame.payload).chars().take(300).collect();
         match frame.opcode {
             1 => match serde_json::from_slice::<Value>(&frame.payload) {
@@ -431,7 +468,7 @@ impl World {
                 let link = self.link(c);
                 link.close_code = code;
                 if link.phase != Phase::Closing {
-                    link.tx.extend(out);
+                    link.pipe.tx.extend(out);
                 }
                 link.phase = Phase::Closing;
                 if !self.clients[c].hostile && matches!(code, Some(1002 | 1003 | 1007 | 1009 | 1011 | 4400 | 4403)) {
@@ -441,7 +478,7 @@ impl World {
             9 => {
                 let mut out = Vec::new();
                 wire::message(&mut out, 10, &frame.payload, &mut self.random);
-                self.link(c).tx.extend(out);
+                self.link(c).pipe.tx.extend(out);
             }
             10 => {}
             other => self.oracle.wrong(format!("a frame of opcode {other}")),

@@ -34,6 +34,8 @@ struct Stay {
     may_to: u64,
     /// The number of the leave that was sent since; 0: none.
     leaving: u64,
+    /// When it was asked for.
+    asked_ns: u64,
     /// A room named on attaching counts for the replay, not for what earlier attachments saw: the first view it is sure for.
     since: usize,
 }
@@ -74,8 +76,9 @@ pub struct Begin<'a> {
     pub seq: u64,
     pub epoch: &'a str,
     pub rooms: Vec<String>,
-    /// The rooms that the client asked for.
+    /// The rooms that the client asked for, and when.
     pub asked: Vec<String>,
+    pub asked_ns: u64,
 }
 
 #[derive(Debug)]
@@ -90,6 +93,7 @@ pub struct Oracle {
     views: Vec<View>,
     stays: BTreeMap<(String, String), BTreeMap<String, Vec<Stay>>>,
     people: BTreeMap<String, Person>,
+    pub now_ns: u64,
     pub violations: Vec<String>,
     pub delivered: u64,
     pub acked: u64,
@@ -190,7 +194,8 @@ impl Oracle {
         for (room, stays) in rooms.iter_mut() {
             let listed = begin.rooms.contains(room);
             for stay in stays.iter_mut().filter(|stay| stay.open()) {
-                if !listed {
+                // A join that went out after the attach says nothing of what the attach found.
+                if !listed && stay.asked_ns <= begin.asked_ns {
                     if stay.sure() {
                         lost.push(room.clone());
                     }
@@ -211,7 +216,15 @@ impl Oracle {
             }
             let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
             let since = self.views.len();
-            stays.push(Stay { may_from: begin.start_seq, must_from, must_to: u64::MAX, may_to: u64::MAX, leaving: 0, since });
+            stays.push(Stay {
+                may_from: begin.start_seq,
+                must_from,
+                must_to: u64::MAX,
+                may_to: u64::MAX,
+                leaving: 0,
+                asked_ns: begin.asked_ns,
+                since,
+            });
         }
         for room in lost {
             self.wrong(format!("{} in {}: the welcome's rooms are wrong about {room}", begin.client, begin.session));
@@ -228,6 +241,7 @@ impl Oracle {
                 must_to: u64::MAX,
                 may_to: u64::MAX,
                 leaving: 0,
+                asked_ns: self.now_ns,
                 since: 0,
             });
         }

@@ -2,7 +2,7 @@
 
 use super::client::{Casting, What};
 use super::net::Faults;
-use super::world::{Plan, World};
+use super::world::{Features, Plan, World};
 use crate::config::Settings;
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
     settings.session.history_messages = history_messages;
-    let mut world = World::new(7, &Plan { shards, lane_depth: 8, faults: Faults::NONE, settings });
+    let mut world = World::new(7, &Plan { features: Features::default(), shards, lane_depth: 8, faults: Faults::NONE, settings });
     world.settling = true;
     for sub in subs {
         let roles = &["agent"];
