@@ -487,6 +487,17 @@ impl Core {
         self.put_conn(conn);
         let mut request = handover.request;
         request.place = self.place_here(id, 0);
+        // What happened to its token, or to this shard, while it was between two shards passed it by.
+        let grant = self.conn(id).and_then(|conn| conn.grant.as_deref());
+        if let Some(Err(error)) = grant.map(|grant| self.snapshot.revocations.check(grant)) {
+            self.counters.auth_refused.increment();
+            let head = Head { id: &request.command_id, session_id: &request.session_id };
+            self.refuse_with(id, head, auth_code(&error), &error.to_string(), Some("/payload/auth_token"));
+            return self.close(io, id, error.close_reason(), now);
+        }
+        if self.draining {
+            return self.close(io, id, CloseReason::Draining, now);
+        }
         self.open(io, id, request, now);
         if !handover.rest.is_empty() {
             self.on_plain(io, id, &mut handover.rest, now);
