@@ -25,11 +25,40 @@ impl World {
         self.send(c, &past.id, &past.session, What::Message { target, to: past.to.clone() }, &past.text);
     }
 
+    /// Brings a new token, now and then with other roles.
     pub fn refresh(&mut self, c: usize) {
+        let pending = |what: &What| matches!(what, What::Other("rw.refreshed") | What::Roles(_));
+        if self.link(c).sent.iter().any(|sent| !sent.answered && pending(&sent.what)) {
+            return;
+        }
+        let before = self.clients[c].roles.clone();
+        let mut what = What::Other("rw.refreshed");
+        if !self.settling && self.random.percent(50) {
+            let roles: Vec<String> = ROLES.iter().filter(|_| self.random.percent(50)).map(|role| (*role).to_owned()).collect();
+            what = What::Roles(before);
+            self.change_roles(c, roles);
+        }
         let client = &self.clients[c];
         let (home, now_s) = (client.home.clone(), self.now().wall_s());
         let auth_token = token(client, now_s, 600);
-        self.command(c, "rw.refresh", &home, json!({"auth_token": auth_token}), What::Other("rw.refreshed"));
+        self.command(c, "rw.refresh", &home, json!({"auth_token": auth_token}), what);
+        self.ping_all(c);
+    }
+
+    /// A client's tokens bear these roles from now on.
+    pub fn change_roles(&mut self, c: usize, roles: Vec<String>) {
+        let views: Vec<usize> = self.link(c).views.values().copied().collect();
+        views.into_iter().for_each(|view| self.oracle.roles_asked(view, &roles));
+        self.clients[c].roles = roles;
+    }
+
+    fn ping_all(&mut self, c: usize) {
+        let link = self.link(c);
+        let sessions: Vec<(String, u64)> =
+            link.views.keys().map(|session| (session.clone(), link.acked.get(session).copied().unwrap_or(0))).collect();
+        for (session, acked_max) in sessions {
+            self.command(c, "rw.ping", &session, json!({}), What::Ping { acked_max });
+        }
     }
 
     /// A command, or a message, with a new id.
@@ -157,9 +186,9 @@ impl World {
             85..=86 if plain => {
                 self.command(c, "rw.watch", &session, json!({"presence": true}), What::Other("rw.watching"));
             }
-            87 => self.command(c, "rw.presence.set", &session, json!({"data": {"mood": "calm"}}), What::Other("rw.presence.ok")),
-            88 => self.refresh(c),
-            89 => self.command(c, "rw.nonsense", &session, json!({}), What::Bad),
+            87 => self.set_mood(c, &session),
+            88..=89 => self.refresh(c),
+            99 => self.command(c, "rw.nonsense", &session, json!({}), What::Bad),
             90 => self.command(c, "chat", "s.nowhere", json!({}), What::Bad),
             91 => self.command(c, "rw.attach", "x.forbidden", json!({}), What::Bad),
             92 => {
@@ -170,16 +199,24 @@ impl World {
             93..=94 => self.link(c).stalled_until = self.now_ns + 400_000_000,
             95 => self.leave(c),
             96 => self.end_link(c, true),
-            97 => {
-                // It vanishes: nobody reads, nobody ends the old connection.
-                self.leave_in_doubt(c);
-                if let Some(gone) = self.clients[c].link.take() {
-                    self.net.sockets[gone.pipe.socket].to_server.clear();
-                }
-                self.clients[c].away_until = self.now_ns + DOUBT_NS + self.random.below(100_000_000);
-            }
+            97 => self.vanish(c),
             _ => {}
         }
+    }
+
+    fn set_mood(&mut self, c: usize, session: &str) {
+        let mood = self.clients[c].counter;
+        self.clients[c].moods.insert(session.to_owned(), (mood, false));
+        self.command(c, "rw.presence.set", session, json!({"data": mood}), What::Mood(mood));
+    }
+
+    fn vanish(&mut self, c: usize) {
+        // It vanishes: nobody reads, nobody ends the old connection.
+        self.leave_in_doubt(c);
+        if let Some(gone) = self.clients[c].link.take() {
+            self.net.sockets[gone.pipe.socket].to_server.clear();
+        }
+        self.clients[c].away_until = self.now_ns + DOUBT_NS + self.random.below(100_000_000);
     }
 
     fn attach(&mut self, c: usize, session: &str) {

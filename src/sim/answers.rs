@@ -2,7 +2,7 @@
 
 use super::client::{Phase, Sabotage, What};
 use super::oracle::Begin;
-use super::world::World;
+use super::world::{REVOKED_WITHIN_S, World};
 use serde_json::{Value, json};
 
 impl World {
@@ -21,9 +21,14 @@ impl World {
             "rw.caught_up" | "rw.gap" | "rw.presence" | "rw.history_begin" | "rw.history_end" => {
                 self.on_event(c, &kind, &session, envelope);
             }
-            "rw.auth.expiring" if self.random.percent(80) => self.refresh(c),
+            "rw.auth.expiring" if self.settling || self.random.percent(80) => self.refresh(c),
             "rw.auth.expiring" => {}
-            "rw.goaway" => {}
+            "rw.goaway" => {
+                self.link(c).told_to_go = true;
+                if !self.draining {
+                    self.oracle.wrong(format!("{} was told to go", self.clients[c].id));
+                }
+            }
             "rw.error" if envelope["id"] == "" => self.on_answer(c, &kind, &session, envelope),
             _ if envelope["id"].as_str().is_some_and(|id| id.starts_with("rw-")) => {}
             _ => self.on_answer(c, &kind, &session, envelope),
@@ -36,11 +41,22 @@ impl World {
                 self.oracle.wrong(format!("a welcome for {}", payload["client_id"]));
             }
             self.net.sockets[socket].welcomed = true;
+            let (token, issued_s) = self.link(c).token.clone();
+            if self.revoked.get(&token).is_some_and(|revoked_s| *revoked_s + REVOKED_WITHIN_S < issued_s) {
+                self.oracle.wrong(format!("{} was welcomed with a revoked token", self.clients[c].id));
+            }
             self.send_again(c);
         }
     }
 
-    pub fn begin(&mut self, c: usize, session: &str, payload: &Value, asked: (Vec<String>, u64), resume: Option<u64>) {
+    pub fn begin(
+        &mut self,
+        c: usize,
+        session: &str,
+        payload: &Value,
+        asked: (Vec<String>, u64, Vec<String>),
+        resume: Option<u64>,
+    ) {
         let names = |key: &str| -> Vec<String> {
             payload[key].as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
         };
@@ -53,10 +69,29 @@ impl World {
         {
             self.oracle.wrong(format!("{id} resumes after {held} and starts at {start_seq}: {payload}"));
         }
-        let begin =
-            Begin { client: &id, session, echo, start_seq, seq, epoch, rooms: names("rooms"), asked: asked.0, asked_ns: asked.1 };
+        let begin = Begin {
+            client: &id,
+            session,
+            echo,
+            start_seq,
+            seq,
+            epoch,
+            rooms: names("rooms"),
+            asked: asked.0,
+            asked_ns: asked.1,
+            roles: asked.2,
+        };
         let head = self.bounds(session).1;
         let view = self.oracle.begin(&begin, head);
+        self.clients[c].been_in.insert(session.to_owned(), true);
+        // A token that went out after the attach.
+        let roles = self.clients[c].roles.clone();
+        let changed = self.link(c).sent.iter().any(|sent| matches!(sent.what, What::Roles(_)) && sent.sent_ns >= begin.asked_ns);
+        if changed {
+            self.oracle.roles_asked(view, &roles);
+        } else if names("roles") != roles {
+            self.oracle.wrong(format!("{id} has the roles {roles:?} and was told {payload}"));
+        }
         self.clients[c].epochs.insert(session.to_owned(), epoch.to_owned());
         self.clients[c].held.insert(session.to_owned(), start_seq - 1);
         if self.link(c).views.insert(session.to_owned(), view).is_some() {
@@ -155,7 +190,7 @@ impl World {
         };
         let sent = &mut link.sent[at];
         sent.answered = true;
-        let (what, asked_of, sent_ns) = (sent.what.clone(), sent.session.clone(), sent.sent_ns);
+        let (what, asked_of, sent_ns, roles) = (sent.what.clone(), sent.session.clone(), sent.sent_ns, sent.roles.clone());
         if kind == "rw.error" {
             return self.on_error(c, &what, envelope);
         }
@@ -167,6 +202,9 @@ impl World {
             What::Ping { .. } => kind == "rw.pong",
             What::Attach { .. } => kind == "rw.attached",
             What::Other(expected) => kind == *expected,
+            What::Roles(_) => kind == "rw.refreshed",
+            What::Mood(_) => kind == "rw.presence.ok",
+            What::Roster(_) => kind == "rw.members",
             What::Ephemeral | What::Silent | What::Bad => false,
         };
         if !fits || session != asked_of {
@@ -191,14 +229,23 @@ impl World {
             What::Ping { acked_max } => {
                 if let Some(view) = self.view(c, session, kind) {
                     self.oracle.pong(view, seq, payload["delivered_seq"].as_u64().unwrap_or(0), acked_max);
+                    if self.oracle.view(view).roles_asked_ns.is_some_and(|asked_ns| asked_ns < sent_ns) {
+                        let roles = self.clients[c].roles.clone();
+                        self.oracle.roles_settled(view, seq, &roles);
+                    }
                     self.hold(c, session, view);
                 }
             }
-            What::Attach { asked, resume } => self.begin(c, session, payload, (asked, sent_ns), resume),
+            What::Attach { asked, resume } => self.begin(c, session, payload, (asked, sent_ns, roles), resume),
             What::Other("rw.welcome") => {
                 let (asked, resume) = (self.link(c).hello_rooms.clone(), self.link(c).hello_resume);
-                self.begin(c, session, payload, (asked, sent_ns), resume);
+                self.begin(c, session, payload, (asked, sent_ns, roles), resume);
             }
+            What::Mood(mood) => {
+                let told = self.clients[c].moods.get_mut(session).filter(|(last, _)| *last == mood);
+                told.into_iter().for_each(|(_, heard)| *heard = true);
+            }
+            What::Roster(room) => self.on_roster(c, session, room, payload),
             What::Other("rw.detached") => {
                 self.link(c).views.remove(session);
             }
@@ -222,6 +269,20 @@ impl World {
     pub fn on_error(&mut self, c: usize, what: &What, envelope: &Value) {
         let code = envelope["payload"]["code"].as_str().unwrap_or_default();
         *self.clients[c].answers.entry(code.to_owned()).or_default() += 1;
+        if let What::Roster(room) = what {
+            let session = envelope["session_id"].as_str().unwrap_or_default().to_owned();
+            self.rosters.remove(&(c, session, room.clone()));
+        }
+        if let What::Roles(before) = what {
+            // The old token stays in force.
+            let before = before.clone();
+            self.change_roles(c, before);
+        }
+        let revoked = code == "auth.revoked" && matches!(what, What::Other("rw.welcome" | "rw.refreshed") | What::Roles(_));
+        if revoked && self.is_revoked(c) {
+            self.clients[c].token_number += 1;
+            return;
+        }
         let fits = code == "limit.rate"
             || match what {
                 What::Bad => true,

@@ -2,7 +2,7 @@
 
 use super::pipe::Pipe;
 use super::wire::{self, ServerFrame};
-use super::world::{World, token};
+use super::world::{World, token, token_id};
 use crate::time::Tick;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
@@ -54,6 +54,11 @@ pub enum What {
     Silent,
     /// An error is due.
     Bad,
+    /// A new token, with other roles than before (those).
+    Roles(Vec<String>),
+    Mood(u64),
+    /// A page of `rw.members`, of a room or of all.
+    Roster(Option<String>),
 }
 
 #[derive(Debug)]
@@ -61,6 +66,7 @@ pub struct Sent {
     pub id: String,
     pub session: String,
     pub what: What,
+    pub roles: Vec<String>,
     pub sent_ns: u64,
     pub answered: bool,
 }
@@ -83,6 +89,8 @@ pub struct Link {
     pub deflate: bool,
     /// It was told to go (`rw.goaway`).
     pub told_to_go: bool,
+    /// The token of its hello: its id, and when it was issued.
+    pub token: (String, u64),
     /// In the order of the connection's inbound messages, the first is number 1.
     pub sent: Vec<Sent>,
     pub views: BTreeMap<String, usize>,
@@ -109,6 +117,12 @@ pub struct Client {
     pub slow: bool,
     /// Its tokens' number: one with a lower number is revoked.
     pub token_number: u64,
+    /// When its last connection ended.
+    pub left_ns: u64,
+    /// What it told of itself last in each session, and whether that is known to have been heard.
+    pub moods: BTreeMap<String, (u64, bool)>,
+    /// Sessions it was in, and those it may have been in.
+    pub been_in: BTreeMap<String, bool>,
     /// Of extensions, with its upgrade.
     pub offer: Option<&'static str>,
     /// The last position held of each session.
@@ -171,7 +185,7 @@ impl World {
         let id = if casting.tab.is_empty() { casting.sub.to_owned() } else { format!("{}/{}", casting.sub, casting.tab) };
         let roles: Vec<String> = casting.roles.iter().map(|role| (*role).to_owned()).collect();
         if !casting.hostile {
-            self.oracle.person(&id, casting.sub, roles.clone());
+            self.oracle.person(&id, casting.sub);
         }
         let away_until = self.now_ns + self.random.below(300_000_000);
         let offer = if self.snapshot.settings.deflate.enabled { Some(self.random.pick(&wire::OFFERS)) } else { None };
@@ -186,6 +200,9 @@ impl World {
             hostile: casting.hostile,
             slow: casting.slow,
             token_number: 0,
+            left_ns: 0,
+            moods: BTreeMap::new(),
+            been_in: BTreeMap::new(),
             offer,
             held: BTreeMap::new(),
             epochs: BTreeMap::new(),
@@ -203,7 +220,7 @@ impl World {
 
     pub fn client_due(&self, client: &Client) -> Option<u64> {
         let Some(link) = &client.link else {
-            return (!(self.settling && client.hostile)).then_some(client.away_until);
+            return (!(self.settling && client.hostile || self.draining)).then_some(client.away_until);
         };
         let socket = &self.net.sockets[link.pipe.socket];
         let reads = !socket.to_client.is_empty() || socket.server_fin || socket.server_closed;
@@ -217,7 +234,7 @@ impl World {
     pub fn client_step(&mut self, c: usize) -> bool {
         let now = self.now_ns;
         if self.clients[c].link.is_none() {
-            if now < self.clients[c].away_until || self.settling && self.clients[c].hostile {
+            if now < self.clients[c].away_until || self.settling && self.clients[c].hostile || self.draining {
                 return false;
             }
             self.open_link(c);
@@ -252,6 +269,7 @@ impl World {
             phase: Phase::Http,
             deflate: false,
             told_to_go: false,
+            token: (String::new(), 0),
             sent: Vec::new(),
             views: BTreeMap::new(),
             pages: BTreeMap::new(),
@@ -276,12 +294,13 @@ impl World {
         let (session, id) = (client.home.clone(), client.id.clone());
         let auth_token = token(client, now_s, lifetime_s);
         let sub = client.sub.clone();
+        let token = (token_id(client), now_s);
         let (echo, acks) = (client.echo, client.acks);
         let mut payload = json!({"client_id": id, "auth_token": auth_token, "echo": echo, "acks": acks});
         let (rooms, resume) = self.start_keys(c, &session, &mut payload);
         let text = json!({"type": "rw.hello", "id": "hello", "session_id": session, "payload": payload}).to_string();
         let link = self.link(c);
-        (link.hello_rooms, link.hello_resume) = (rooms, resume);
+        (link.hello_rooms, link.hello_resume, link.token) = (rooms, resume, token);
         let socket = link.pipe.socket;
         self.net.sockets[socket].user = sub;
         self.send(c, "hello", &session, What::Other("rw.welcome"), &text);
@@ -311,16 +330,19 @@ impl World {
     }
 
     pub fn send(&mut self, c: usize, id: &str, session: &str, what: What, text: &str) {
+        if matches!(what, What::Attach { .. } | What::Other("rw.welcome")) {
+            self.clients[c].been_in.entry(session.to_owned()).or_insert(false);
+        }
         let mut out = Vec::new();
         if self.link(c).deflate && self.random.percent(50) {
             wire::deflated_message(&mut out, 1, text.as_bytes(), &mut self.random);
         } else {
             wire::message(&mut out, 1, text.as_bytes(), &mut self.random);
         }
-        let sent_ns = self.now_ns;
+        let (sent_ns, roles) = (self.now_ns, self.clients[c].roles.clone());
         let link = self.link(c);
         link.pipe.tx.extend(out);
-        link.sent.push(Sent { id: id.to_owned(), session: session.to_owned(), what, sent_ns, answered: false });
+        link.sent.push(Sent { id: id.to_owned(), session: session.to_owned(), what, roles, sent_ns, answered: false });
     }
 
     pub fn push(&mut self, c: usize) -> bool {
@@ -389,6 +411,7 @@ impl World {
     pub fn end_link(&mut self, c: usize, reset: bool) {
         self.leave_in_doubt(c);
         let Some(link) = self.clients[c].link.take() else { return };
+        self.clients[c].left_ns = self.now_ns;
         let socket = &mut self.net.sockets[link.pipe.socket];
         if reset {
             socket.client_reset = true;
@@ -465,6 +488,14 @@ impl World {
                 let code = frame.payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
                 let mut out = Vec::new();
                 wire::message(&mut out, 8, frame.payload.get(..2).unwrap_or_default(), &mut self.random);
+                let unforeseen =
+                    code == Some(1012) && (!self.draining || self.link(c).phase == Phase::Open && !self.link(c).told_to_go);
+                if unforeseen && !self.clients[c].hostile {
+                    self.oracle.wrong(format!("{} was closed with 1012 and had not been told to go", self.clients[c].id));
+                }
+                if code == Some(4401) && self.random.percent(50) {
+                    self.clients[c].token_number += 1;
+                }
                 let link = self.link(c);
                 link.close_code = code;
                 if link.phase != Phase::Closing {

@@ -13,6 +13,7 @@ mod net;
 mod oracle;
 mod pipe;
 mod random;
+mod rest;
 mod scenarios;
 mod visitors;
 mod wire;
@@ -24,8 +25,6 @@ use crate::shard::port::PortMessage;
 use client::{Casting, ROLES, Sabotage};
 use net::Faults;
 use random::Random;
-use std::collections::BTreeSet;
-use std::sync::Arc;
 use visitors::{Errand, Visitor};
 use world::{Features, Plan, World};
 
@@ -33,8 +32,6 @@ use world::{Features, Plan, World};
 const SEEDS: u64 = 200;
 /// How long clients are busy.
 const ACTIVE_MS: u64 = 2_000;
-/// The longest time, of the world's, that it may take to come to rest without faults.
-const SETTLE_MS: u64 = 120_000;
 
 /// Settings as an operator writes them, of whom proxies are trusted.
 fn trust(settings: Settings, network: &str) -> Settings {
@@ -65,9 +62,9 @@ fn plan(random: &mut Random) -> Plan {
     settings.server.max_connections = random.pick(&[10_000, 10_000, 8]);
     let features = Features {
         proxied: random.percent(20),
-        tls: random.percent(10),
+        tls: random.percent(8),
         addresses: if settings.limits.connections_per_ip > 0 { 3 } else { 0 },
-        crowd: random.percent(7),
+        crowd: random.percent(5),
         long: random.percent(10),
     };
     if features.proxied {
@@ -158,20 +155,26 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
     world.sabotage = sabotage;
     populate(&mut world, &mut random);
     let step_ms = active_ms / 4;
+    let drains = random.percent(15);
     for quarter in 0..4 {
         world.run_for(step_ms);
-        match random.below(4) {
+        match random.below(6) {
             0 => world.wall_shift_ms += random.pick(&[0, 5_000, 40_000]),
             1 => {
                 let snapshot = world.snapshot.clone();
                 (0..plan.shards).for_each(|shard| world.tell(shard, PortMessage::Configure(snapshot.clone())));
             }
             2 if quarter == 1 => world.now_ns += 30_000_000_000,
+            3 | 4 => rest::revoke(&mut world, &mut random),
             _ => {}
         }
     }
     let busy = world.steps;
-    settle(&mut world);
+    if drains {
+        rest::drain(&mut world, &mut random);
+    } else {
+        rest::settle(&mut world);
+    }
     if std::env::var("RINGWAY_SEED").is_ok() {
         eprintln!("{busy} steps, {} to rest, {} ms of its time", world.steps - busy, world.now_ns / 1_000_000);
     }
@@ -179,99 +182,13 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
         world.oracle.finish();
     }
     if world.oracle.violations.is_empty() {
-        shut_down(&mut world);
+        rest::shut_down(&mut world);
     }
     Outcome {
         trace: world.trace,
         violations: std::mem::take(&mut world.oracle.violations),
         delivered: world.oracle.delivered,
         acked: world.oracle.acked,
-    }
-}
-
-/// Faults stop; all must come to rest, and everybody must have everything.
-fn settle(world: &mut World) {
-    world.settling = true;
-    world.faults = Faults::NONE;
-    // Everybody is let in now.
-    world.configure(|snapshot| {
-        let mut settings = (*snapshot.settings).clone();
-        (settings.limits.connections_per_user, settings.limits.connections_per_ip) = (0, 0);
-        snapshot.settings = Arc::new(settings);
-    });
-    for client in 0..world.clients.len() {
-        if world.clients[client].hostile() {
-            world.end_link(client, true);
-        } else if let Some(link) = &world.clients[client].link {
-            world.net.sockets[link.pipe.socket].capacity = 1 << 20;
-        }
-    }
-    let rested = world.run_until(SETTLE_MS, |world| {
-        world.clients.iter().all(|client| client.hostile() || client.is_open() && client.waiting().is_empty())
-            && world.caught_up()
-            && !world.visitors.iter().any(Visitor::waits)
-    });
-    if !rested && world.oracle.violations.is_empty() {
-        let waiting: Vec<String> = world
-            .clients
-            .iter()
-            .filter(|client| !client.hostile() && (!client.is_open() || !client.waiting().is_empty()))
-            .map(|client| format!("{} open {} waits {:?}", client.id, client.is_open(), client.waiting()))
-            .collect();
-        world.oracle.wrong(format!("no rest after {SETTLE_MS} ms: {waiting:?}"));
-        return;
-    }
-    // Pings in every session: what comes before their answers is all there was.
-    for client in 0..world.clients.len() {
-        let Some(link) = &world.clients[client].link else { continue };
-        let sessions: Vec<String> = link.views.keys().cloned().collect();
-        for session in sessions {
-            let acked_max = 0;
-            world.command(client, "rw.ping", &session, serde_json::json!({}), client::What::Ping { acked_max });
-        }
-    }
-    // Long enough for abandoned connections to be missed.
-    world.run_for(60_000);
-    world.claim_heads();
-    check_rest(world);
-}
-
-/// What must hold across shards when nothing is under way.
-fn check_rest(world: &mut World) {
-    let (mut mirrored, mut fed, mut placed, mut attached) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    let (mut open, mut ended, mut accepted) = (0, 0, 0);
-    for seat in &world.seats {
-        let (here, there) = seat.core.mirror_pairs();
-        mirrored.extend(here);
-        fed.extend(there);
-        let (members, attachments) = seat.core.places();
-        placed.extend(members);
-        attached.extend(attachments);
-        open += seat.core.open_connections() as u64;
-        ended += seat.core.ended_connections();
-        accepted += seat.counters.accepted.get();
-    }
-    let mut complaints = Vec::new();
-    if mirrored != fed {
-        complaints.push(format!("mirrors {mirrored:?}, fed {fed:?}"));
-    }
-    if placed != attached {
-        complaints.push(format!("members are at {placed:?}, attachments {attached:?}"));
-    }
-    if open + ended != accepted {
-        complaints.push(format!("{accepted} accepted, {open} open, {ended} ended"));
-    }
-    complaints.into_iter().for_each(|complaint| world.oracle.wrong(complaint));
-}
-
-fn shut_down(world: &mut World) {
-    for shard in 0..world.seats.len() {
-        world.tell(shard, PortMessage::Stop);
-    }
-    world.run_until(20_000, |world| world.seats.iter().all(|seat| seat.stopped));
-    let left: Vec<usize> = world.seats.iter().map(|seat| seat.engine.open()).collect();
-    if world.seats.iter().any(|seat| !seat.stopped) || left.iter().any(|open| *open > 0) {
-        world.oracle.wrong(format!("after the stop sockets are left: {left:?}"));
     }
 }
 

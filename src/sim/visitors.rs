@@ -51,7 +51,7 @@ impl Visitor {
 
 impl World {
     pub fn visitor_due(&self, visitor: &Visitor) -> Option<u64> {
-        let acts = (!self.settling).then_some(visitor.next_ns);
+        let acts = (!self.settling && !self.draining).then_some(visitor.next_ns);
         let Some(visit) = &visitor.visit else { return acts };
         let socket = &self.net.sockets[visit.pipe.socket];
         let moves = !socket.to_client.is_empty() || socket.server_fin || socket.server_closed || visit.pipe.wants_push(&self.net);
@@ -60,7 +60,7 @@ impl World {
 
     /// Lets a visitor do what is due; whether it did anything.
     pub fn visitor_step(&mut self, v: usize) -> bool {
-        let due = self.now_ns >= self.visitors[v].next_ns && !self.settling;
+        let due = self.now_ns >= self.visitors[v].next_ns && !self.settling && !self.draining;
         let Some(mut visit) = self.visitors[v].visit.take() else {
             if due {
                 self.open_visit(v);
@@ -79,7 +79,7 @@ impl World {
             self.take_in(v, &mut visit);
         } else if ended {
             self.net.sockets[visit.pipe.socket].client_fin = true;
-            let odd = !visit.under_way.is_empty() && !visit.closing;
+            let odd = !visit.under_way.is_empty() && !visit.closing && !self.draining;
             if odd {
                 self.oracle.wrong(format!("{} messages did not come back from the echo", visit.under_way.len()));
             }

@@ -5,6 +5,7 @@ use super::net::{Engine, Faults, Net, SimIo};
 use super::oracle::Oracle;
 use super::pipe::{CERTIFICATE, KEY, Pipe};
 use super::random::Random;
+use super::rest::Roster;
 use super::visitors::Visitor;
 use super::wire;
 use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet};
@@ -29,6 +30,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const SECRET: &[u8] = b"a secret of thirty-two bytes, ok";
 const EPOCH_WALL_MS: u64 = 1_790_000_000_000;
+/// How long after a revocation its token may still be taken somewhere.
+pub const REVOKED_WITHIN_S: u64 = 1;
 /// Turns a shard may ask for at once, without anything new, before that is a livelock.
 const AGAIN_MAX: u32 = 3_000;
 
@@ -112,6 +115,13 @@ pub struct World {
     /// Deflated frames that clients were sent.
     pub inflated: u64,
     pub visitors: Vec<Visitor>,
+    /// The node goes away.
+    pub draining: bool,
+    /// Tokens by their ids, users by theirs, and when each was revoked, in Unix seconds.
+    pub revoked: BTreeMap<String, u64>,
+    pub revoked_users: BTreeMap<String, u64>,
+    /// Members as clients were told of them: by who asked, where, and of which room.
+    pub rosters: BTreeMap<(usize, String, Option<String>), Roster>,
     /// Whom the node's tables still count.
     pub admission: Arc<Admission>,
 }
@@ -194,6 +204,10 @@ impl World {
             caps: Caps { per_ip: plan.settings.limits.connections_per_ip, per_user: plan.settings.limits.connections_per_user },
             inflated: 0,
             visitors: Vec::new(),
+            draining: false,
+            revoked: BTreeMap::new(),
+            revoked_users: BTreeMap::new(),
+            rosters: BTreeMap::new(),
             admission,
         }
     }
