@@ -64,7 +64,7 @@ fn plan(random: &mut Random) -> Plan {
         proxied: random.percent(20),
         tls: random.percent(8),
         addresses: if settings.limits.connections_per_ip > 0 { 3 } else { 0 },
-        crowd: random.percent(5),
+        crowd: random.percent(4),
         long: random.percent(10),
     };
     if features.proxied {
@@ -155,7 +155,7 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
     world.sabotage = sabotage;
     populate(&mut world, &mut random);
     let step_ms = active_ms / 4;
-    let drains = random.percent(15);
+    let drains = random.percent(15) && sabotage.is_none();
     for quarter in 0..4 {
         world.run_for(step_ms);
         match random.below(6) {
