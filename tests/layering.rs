@@ -146,8 +146,6 @@ const IMPURE: [&str; 14] = [
 const NO_IMPURITY: [(&str, &str, &str); 1] =
     [("std::io::", "net/tls.rs", "rustls reads and writes through std's traits; the bytes are in memory")];
 const LINES_MAX: usize = 650;
-/// Longer ones, with the most lines each may have, until they are split.
-const LONG_FILES: [(&str, usize); 1] = [("sim/client.rs", 960)];
 
 struct Source {
     /// Under `src/`.
@@ -380,12 +378,8 @@ fn unsafe_stands_in_io_only() {
 fn files_are_short_and_folders_explain_themselves() {
     let mut problems = Vec::new();
     for source in sources() {
-        let most = LONG_FILES.iter().find(|(name, _)| *name == source.name).map_or(LINES_MAX, |(_, most)| *most);
-        if source.lines > most {
-            problems.push(format!("src/{}: {} lines, at most {most}", source.name, source.lines));
-        }
-        if most != LINES_MAX && source.lines <= LINES_MAX {
-            problems.push(format!("src/{}: {} lines: it needs no exception any more", source.name, source.lines));
+        if source.lines > LINES_MAX {
+            problems.push(format!("src/{}: {} lines, at most {LINES_MAX}", source.name, source.lines));
         }
         if source.name.ends_with("mod.rs") && !source.text.starts_with("//! ") {
             problems

@@ -158,7 +158,7 @@ impl Core {
     }
 
     /// The token covers a session no longer: the connection is taken out of it and told.
-    fn lose_session<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, now: Tick) {
+    pub(super) fn lose_session<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, now: Tick) {
         let Some(slot) = self.conn_mut(id).and_then(|conn| conn.slots.get_mut(usize::from(number))) else { return };
         let Slot::Attached(attachment) = std::mem::replace(slot, Slot::Free) else { return };
         let session_id = self.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());

@@ -483,6 +483,20 @@ impl Core {
         self.put_conn(conn);
         let mut request = handover.request;
         request.place = self.place_here(id, 0);
+        // What happened to its token, or to this shard, while it was between two shards passed it by.
+        let revoked = self.conn(id).and_then(|conn| {
+            let grant = conn.grant.as_deref()?;
+            self.snapshot.revocations.check(grant, &conn.client_id).err()
+        });
+        if let Some(error) = revoked {
+            self.counters.auth_refused.increment();
+            let head = Head { id: &request.command_id, session_id: &request.session_id };
+            self.refuse_with(id, head, auth_code(&error), &error.to_string(), Some("/payload/auth_token"));
+            return self.close(io, id, error.close_reason(), now);
+        }
+        if self.draining {
+            return self.close(io, id, CloseReason::Draining, now);
+        }
         self.open(io, id, request, now);
         if !handover.rest.is_empty() {
             self.on_plain(io, id, &mut handover.rest, now);
@@ -492,15 +506,6 @@ impl Core {
     /// Attaches a connection to its first session, at home here, and welcomes it.
     fn open<I: Io>(&mut self, io: &mut I, id: ConnId, request: AttachRequest, now: Tick) {
         self.not_half_open(id);
-        let Some(conn) = self.conn(id) else { return };
-        // While it was between two shards neither had it to close.
-        if conn.grant.as_ref().is_some_and(|grant| self.snapshot.revocations.check(grant, &conn.client_id).is_err()) {
-            self.counters.auth_refused.increment();
-            let head = Head { id: &request.command_id, session_id: &request.session_id };
-            let (code, message) = (auth_code(&AuthError::Revoked), AuthError::Revoked.to_string());
-            self.refuse_with(id, head, code, &message, Some("/payload/auth_token"));
-            return self.close(io, id, CloseReason::Auth, now);
-        }
         let outcome = self.attach_home(io, &request, now);
         match outcome {
             Ok(answer) => {

@@ -25,7 +25,10 @@ impl Core {
         conn.last_heard_ms = now.mono_ms();
         conn.pinged_ms = 0;
         if conn.tls.is_some() {
-            self.on_ciphertext(io, id, bytes, now);
+            // A proxy says who the client is before TLS begins (proxy-protocol.txt section 2).
+            let ahead = matches!(conn.phase, Phase::Proxy(_));
+            let consumed = if ahead { self.on_proxy_bytes(io, id, bytes, now) } else { 0 };
+            self.on_ciphertext(io, id, &mut bytes[consumed..], now);
         } else {
             self.on_plain(io, id, bytes, now);
         }
