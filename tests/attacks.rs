@@ -646,7 +646,7 @@ fn extensions_where_deflate_is_on() {
     unharmed(&gateway, before);
 }
 
-/// H4, H5, H6, H22: what is no TLS, or TLS that never ends.
+/// H4, H22: what is no TLS, or TLS that never ends. H5 and H6 need a client that speaks it: e2e/tls_hostile.rs.
 #[test]
 fn tls_handshakes() {
     let data = |name: &str| format!("\"{}/tests/data/tls/{name}\"", env!("CARGO_MANIFEST_DIR"));

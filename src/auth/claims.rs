@@ -216,10 +216,16 @@ pub(super) fn check_parts(parts: &GrantParts<'_>) -> Result<(), AuthError> {
     if parts.scope.len() > TOKEN_SCOPE_BYTES_MAX || !parts.scope.bytes().all(in_scope) {
         return refused("scope", SCOPE_PROBLEM);
     }
-    if let Some(id) = parts.token_id
-        && (!(1..=TOKEN_ID_BYTES_MAX).contains(&id.len()) || !id.bytes().all(|byte| byte.is_ascii_graphic()))
-    {
-        return refused("jti", TOKEN_ID_PROBLEM);
+    parts.token_id.map_or(Ok(()), token_id_allowed)
+}
+
+/// Whether a token's `jti` may be this.
+///
+/// # Errors
+/// [`AuthError::Claims`] on `jti`.
+pub fn token_id_allowed(token_id: &str) -> Result<(), AuthError> {
+    if !(1..=TOKEN_ID_BYTES_MAX).contains(&token_id.len()) || !token_id.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(AuthError::Claims { claim: "jti", problem: TOKEN_ID_PROBLEM });
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ mod revocation;
 #[cfg(test)]
 mod vectors;
 
-pub use claims::TokenPolicy;
+pub use claims::{TokenPolicy, token_id_allowed};
 pub use error::AuthError;
 pub use grant::{Grant, GrantParts, client_id_allowed, subject_allowed};
 pub(crate) use keys::{Jwk, is_key_id, preamble_key_id, raw_secret};

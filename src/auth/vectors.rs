@@ -554,7 +554,7 @@ fn w20_w23_revocation_and_the_clock() {
     let keys = only(KeyAlgorithm::Hs256);
     let signed = hs(&good_claims());
     let grant = keys.verify(&signed, &TokenPolicy::default(), NOW).unwrap();
-    let revoked = |entry| Revocations::new([entry], NOW_S).unwrap().check(&grant);
+    let revoked = |entry| Revocations::new([entry], NOW_S).unwrap().check(&grant, "ana");
     assert_eq!(revoked(Revocation::Token { token_id: "t1".into(), until_s: NOW_S + 1000 }), Err(AuthError::Revoked));
     let subject = |not_before_s| Revocation::Subject { subject: "ana".into(), not_before_s, until_s: NOW_S + 90_000 };
     assert_eq!(revoked(subject(NOW_S + 1)), Err(AuthError::Revoked));

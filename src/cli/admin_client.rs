@@ -1,6 +1,7 @@
-//! One GET to the admin listener of a running gateway.
+//! One request to the admin listener of a running gateway.
 
 use super::CliError;
+use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
@@ -41,6 +42,32 @@ pub(super) fn segment(text: &str) -> String {
 
 /// Gets `path` from the listener at `url`.
 pub(super) fn get(url: &str, path: &str) -> Result<Answer, CliError> {
+    request(url, "GET", path, None)
+}
+
+/// The body of a good answer; else what the gateway said was wrong.
+pub(super) fn good(answer: Answer) -> Result<String, CliError> {
+    if answer.status == 200 {
+        return Ok(answer.body);
+    }
+    let detail =
+        serde_json::from_str::<Value>(&answer.body).ok().and_then(|value| Some(value.get("detail")?.as_str()?.to_owned()));
+    Err(CliError(plain(&detail.unwrap_or_else(|| format!("the gateway answered with HTTP {}", answer.status)))))
+}
+
+/// The JSON of a good answer.
+pub(super) fn decode<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, CliError> {
+    serde_json::from_str(body)
+        .map_err(|error| CliError(format!("the gateway's answer is of another version than this command: {error}")))
+}
+
+/// Without what could steer a terminal.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+}
+
+/// Sends one request, with a body of JSON where there is one.
+pub(super) fn request(url: &str, method: &str, path: &str, json: Option<&str>) -> Result<Answer, CliError> {
     let host = authority(url)?;
     let target = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
         host.to_owned()
@@ -54,8 +81,11 @@ pub(super) fn get(url: &str, path: &str) -> Result<Answer, CliError> {
     let mut stream = TcpStream::connect_timeout(&address, CONNECT).map_err(wrong)?;
     stream.set_read_timeout(Some(SILENCE)).map_err(wrong)?;
     stream.set_write_timeout(Some(SILENCE)).map_err(wrong)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\nConnection: close\r\n\r\n")
-        .map_err(wrong)?;
+    let content =
+        json.map_or_else(String::new, |json| format!("Content-Type: application/json\r\nContent-Length: {}\r\n", json.len()));
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\nConnection: close\r\n{content}\r\n");
+    stream.write_all((head + json.unwrap_or_default()).as_bytes()).map_err(wrong)?;
     let mut bytes = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes).map_err(wrong)?;
     parse(&bytes).ok_or_else(|| CliError(format!("{url} answers, but not as the admin listener of a gateway does")))
@@ -95,6 +125,13 @@ mod tests {
         for bad in [&whole[..whole.len() - 1], b"HTTP/1.1 200 OK\r\n\r\nok", b"SSH-2.0-x\r\n", b""] {
             assert_eq!(parse(bad), None);
         }
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_the_gateways_words() {
+        let answer = Answer { status: 404, body: "{\"detail\":\"no shard knows it\"}".into() };
+        assert_eq!(good(answer).unwrap_err().0, "no shard knows it");
+        assert!(good(Answer { status: 500, body: String::new() }).unwrap_err().0.contains("500"));
     }
 
     #[test]

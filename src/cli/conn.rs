@@ -1,10 +1,9 @@
 //! `ringway conn ls` and `ringway conn show`.
 
-use super::admin_client::{Answer, get, segment};
+use super::admin_client::{decode, get, good, plain, segment};
 use super::{CliError, print};
 use crate::control::ConnectionList;
 use crate::shard::port::{ConnectionInfo, SessionInfo};
-use serde_json::Value;
 use std::fmt::Write;
 
 const HEADINGS: [&str; 11] =
@@ -24,26 +23,6 @@ pub(super) fn show(admin: &str, id: &str, json: bool) -> Result<(), CliError> {
         return print(&format!("{body}\n"));
     }
     print(&details(&decode(&body)?))
-}
-
-fn decode<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, CliError> {
-    serde_json::from_str(body)
-        .map_err(|error| CliError(format!("the gateway's answer is of another version than this command: {error}")))
-}
-
-/// The body of a good answer; else what the gateway said was wrong.
-fn good(answer: Answer) -> Result<String, CliError> {
-    if answer.status == 200 {
-        return Ok(answer.body);
-    }
-    let detail =
-        serde_json::from_str::<Value>(&answer.body).ok().and_then(|value| Some(value.get("detail")?.as_str()?.to_owned()));
-    Err(CliError(plain(&detail.unwrap_or_else(|| format!("the gateway answered with HTTP {}", answer.status)))))
-}
-
-/// Without what could steer a terminal.
-fn plain(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }
 
 /// A duration as people read it.
@@ -186,12 +165,5 @@ mod tests {
         let text = details(&info());
         assert!(text.contains("session     s-42: at 41 of 50, 9 behind, through a mirror\n"), "{text}");
         assert!(text.contains("state       closed\n"), "{text}");
-    }
-
-    #[test]
-    fn a_refusal_is_told_in_the_gateways_words() {
-        let answer = Answer { status: 404, body: "{\"detail\":\"no shard knows it\"}".into() };
-        assert_eq!(good(answer).unwrap_err().0, "no shard knows it");
-        assert!(good(Answer { status: 500, body: String::new() }).unwrap_err().0.contains("500"));
     }
 }

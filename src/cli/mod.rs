@@ -11,6 +11,7 @@ mod dev;
 mod doctor;
 pub mod keys;
 mod keys_adaptor;
+mod revoke;
 mod serve;
 
 pub use serve::{Node, Shards, StartShards, load_keys, run};
@@ -127,6 +128,47 @@ enum TokenCommand {
     New(TokenNewArgs),
     /// Verify a token and print what it grants
     Verify(TokenVerifyArgs),
+    /// Tell a running gateway to let a token, a client or a user in no more, and close its connections
+    Revoke(RevokeArgs),
+    /// List what is revoked on a running gateway
+    Revocations {
+        /// The admin listener
+        #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL")]
+        admin: String,
+        /// At most so many
+        #[arg(long, default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        limit: u16,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What `token revoke` was asked for.
+#[derive(Clone, Debug, Args)]
+#[command(group(clap::ArgGroup::new("target").required(true).args(["jti", "client_id", "sub"])))]
+struct RevokeArgs {
+    /// One token, by its id (`jti`)
+    #[arg(long, value_name = "ID", conflicts_with = "issued_before_s")]
+    jti: Option<String>,
+    /// One client of a user; the user may come back as another, so against a token in wrong hands revoke that or the user
+    #[arg(long = "client", value_name = "CLIENT_ID")]
+    client_id: Option<String>,
+    /// A user with all clients (`sub`)
+    #[arg(long, value_name = "USER")]
+    sub: Option<String>,
+    /// Of a client or user: only tokens issued before these Unix seconds; without it, all issued up to now
+    #[arg(long = "issued-before", value_name = "SECONDS")]
+    issued_before_s: Option<u64>,
+    /// How long it is remembered: 90s, 15m, 1h, 1d; without it, until no such token can be good any more
+    #[arg(long, value_name = "TIME")]
+    keep: Option<String>,
+    /// Take the revocation back
+    #[arg(long, conflicts_with_all = ["issued_before_s", "keep"])]
+    lift: bool,
+    /// The admin listener
+    #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL")]
+    admin: String,
 }
 
 /// What `token new` was asked for.
@@ -253,6 +295,8 @@ fn run_command(command: Command) -> Result<(), CliError> {
         Command::Key(KeyCommand::New(arguments)) => keys_adaptor::key_new(&arguments),
         Command::Token(TokenCommand::New(arguments)) => keys_adaptor::token_new(&arguments),
         Command::Token(TokenCommand::Verify(arguments)) => keys_adaptor::token_verify(&arguments),
+        Command::Token(TokenCommand::Revoke(arguments)) => revoke::revoke(&arguments),
+        Command::Token(TokenCommand::Revocations { admin, limit, json }) => revoke::list(&admin, limit, json),
         Command::Doctor(DoctorArgs { config }) => {
             let settings = config.as_deref().map_or_else(|| Ok(Settings::default()), read_settings)?;
             doctor::doctor(&settings)
@@ -335,6 +379,10 @@ mod tests {
             "ringway key new --alg HS256 --kid a --out k",
             "ringway token new --key k --kid a --sub ana --sid s --sid t --role agent --ttl 15m",
             "ringway token verify --key k abc",
+            "ringway token revoke --jti t-1",
+            "ringway token revoke --sub ana --issued-before 1790000000 --keep 1d",
+            "ringway token revoke --client ana/tab --lift --admin http://127.0.0.1:1",
+            "ringway token revocations --limit 5 --json",
             "ringway doctor",
             "ringway doctor --config a.toml",
             "ringway conn ls",
@@ -357,6 +405,9 @@ mod tests {
             ("ringway dev --shards 257", "257"),
             ("ringway key new --alg none", "eddsa"),
             ("ringway token new --key k --sub ana", "--sid"),
+            ("ringway token revoke", "--jti"),
+            ("ringway token revoke --jti t --sub ana", "--sub"),
+            ("ringway token revoke --jti t --issued-before 5", "--issued-before"),
             ("ringway conn ls --limit 0", "0"),
         ] {
             let error = parse(line).unwrap_err();

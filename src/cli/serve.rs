@@ -90,15 +90,24 @@ fn snapshot(settings: Arc<Settings>, keys: &[KeyMaterial], tls: Option<TlsServer
     }))
 }
 
+/// What the files of `[tls]` held.
+#[derive(Clone)]
+struct LoadedTls {
+    server: TlsServer,
+    /// To tell at a reload whether it is another one.
+    certificate_pem: Vec<u8>,
+}
+
 /// The certificate and key of `[tls]`, named relative to the configuration file.
-fn load_tls(settings: &Settings, config_file: &Path) -> Result<Option<TlsServer>, CliError> {
+fn load_tls(settings: &Settings, config_file: &Path) -> Result<Option<LoadedTls>, CliError> {
     let Some((certificate, key)) = settings.tls.files() else { return Ok(None) };
     let folder = config_file.parent().unwrap_or_else(|| Path::new(""));
     let read = |name: &str, file: &PathBuf| {
         read_file(&folder.join(file), TLS_FILE_BYTES_MAX).map_err(|error| CliError(format!("tls.{name}: {error}")))
     };
-    let (certificate, key) = (read("certificate", certificate)?, read("key", key)?);
-    TlsServer::new(&certificate, &key).map(Some).map_err(|error| CliError(format!("[tls]: {error}")))
+    let (certificate_pem, key_pem) = (read("certificate", certificate)?, read("key", key)?);
+    let server = TlsServer::new(&certificate_pem, &key_pem).map_err(|error| CliError(format!("[tls]: {error}")))?;
+    Ok(Some(LoadedTls { server, certificate_pem }))
 }
 
 pub(super) fn serve(file: &Path) -> Result<(), CliError> {
@@ -109,7 +118,7 @@ pub(super) fn serve(file: &Path) -> Result<(), CliError> {
     doctor::require_ring()?;
     let log = logging::start(settings.diagnostics.log_format, settings.diagnostics.log_level)?;
     let reload = reloader(file.to_owned(), settings.clone(), keys.clone(), tls.clone());
-    let node = Node { settings, keys, tls, dev: false, reload: Some(reload) };
+    let node = Node { settings, keys, tls: tls.map(|tls| tls.server), dev: false, reload: Some(reload) };
     let ended = run(node, START_SHARDS, |address, admin| {
         tracing::info!(%address, %admin, version = env!("CARGO_PKG_VERSION"), "serving");
     });
@@ -117,17 +126,27 @@ pub(super) fn serve(file: &Path) -> Result<(), CliError> {
     ended
 }
 
-/// What SIGHUP does: the file, the environment and the key files are read again.
-fn reloader(file: PathBuf, mut settings: Settings, mut keys: Vec<KeyMaterial>, tls: Option<TlsServer>) -> Reload {
+/// What SIGHUP does: the file, the environment, the key files and the files of `[tls]` are read again.
+fn reloader(file: PathBuf, mut settings: Settings, mut keys: Vec<KeyMaterial>, mut tls: Option<LoadedTls>) -> Reload {
     Box::new(move || {
         let new = read_settings(&file).map_err(one_line)?;
         new.ready_to_serve().map_err(|error| format!("{}: {error}", file.display()))?;
         let new_keys = load_keys(&new, &file).map_err(one_line)?;
-        let reloaded = reload_from(&settings, &keys, &new, &new_keys, tls.clone()).map_err(one_line)?;
+        // From the paths in force: others need a restart.
+        let new_tls = load_tls(&settings, &file).map_err(one_line)?;
+        let server = new_tls.as_ref().map(|tls| tls.server.clone());
+        let mut reloaded = reload_from(&settings, &keys, &new, &new_keys, server).map_err(one_line)?;
+        if new_tls.as_ref().map(|tls| &tls.certificate_pem) != tls.as_ref().map(|tls| &tls.certificate_pem) {
+            reloaded.changes.push(new_content("tls.certificate, its file".to_owned()));
+        }
         settings = (*reloaded.snapshot.settings).clone();
-        keys = new_keys;
+        (keys, tls) = (new_keys, new_tls);
         Ok(reloaded)
     })
+}
+
+fn new_content(key: String) -> Change {
+    Change { key, from: "its old content".to_owned(), to: "its new content".to_owned(), live: true }
 }
 
 fn one_line(error: CliError) -> String {
@@ -145,8 +164,7 @@ fn reload_from(
     for key in new_keys {
         let same_id = old_keys.iter().find(|old| old.key_id == key.key_id);
         if same_id.is_some_and(|old| old.bytes != key.bytes) {
-            let (from, to) = ("its old content".to_owned(), "its new content".to_owned());
-            changes.push(Change { key: format!("auth.keys {:?}, its file", key.key_id), from, to, live: true });
+            changes.push(new_content(format!("auth.keys {:?}, its file", key.key_id)));
         }
     }
     Ok(Reloaded { changes, snapshot: snapshot(Arc::new(new.reloaded_over(old)), new_keys, tls, false)? })

@@ -151,9 +151,9 @@ sections! {
 
     /// TLS for clients: both files, or neither for plain TCP.
     [tls] Tls: Clone {
-        /// The certificate chain, PEM, the leaf first.
+        /// The certificate chain, PEM, the leaf first. A reload reads the file again, for new connections.
         certificate: Option<PathBuf> = None, "", Allowed::Any, restart;
-        /// The private key of the leaf, PEM.
+        /// The private key of the leaf, PEM. A reload reads the file again, for new connections.
         key: Option<PathBuf> = None, "", Allowed::Any, restart;
     }
 
@@ -167,7 +167,7 @@ sections! {
         grace_ms: u64 = 30_000, "ms", Allowed::Range(1, 3_600_000), live;
     }
 
-    /// The operator's listener: /healthz, /readyz, /metrics, /v1/connections.
+    /// The operator's listener: /healthz, /readyz, /metrics, /v1/connections, /v1/revocations.
     [admin] Admin: Clone Copy {
         /// Address and port; a loopback address only, since this listener asks for no credentials.
         listen: SocketAddr = loopback(9090), "", Allowed::Any, restart;

@@ -1,10 +1,10 @@
-//! The admin listener's answers: health, readiness, metrics and the connections. Reads only.
+//! The admin listener's answers: health, readiness, metrics, the connections; and the revocations, which alone it changes.
 
 use super::health::Health;
-use super::metrics;
-use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionInfo, Port, PortMessage};
+use super::{metrics, revocations};
+use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionInfo, Port, PortMessage, Snapshot};
 use axum::Router;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
@@ -16,19 +16,62 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// How long a shard may take to answer; then it is told as unanswered.
-const ANSWER: Duration = Duration::from_secs(2);
+pub(super) const ANSWER: Duration = Duration::from_secs(2);
+/// A revocation is far smaller.
+const REQUEST_BODY_BYTES_MAX: usize = 16 * 1024;
 /// Connections in one answer unless `?limit=` says otherwise, and at most.
 const CONNECTIONS_SHOWN: usize = 1_000;
 const CONNECTIONS_SHOWN_MAX: usize = 10_000;
+/// How often a full port is tried again.
+const LOOK: Duration = Duration::from_millis(50);
 const CONNECTION_ID_BYTES_MAX: usize = 128;
 
 /// What the answers are made from.
 pub(super) struct Shared {
     pub(super) ports: Vec<Port>,
     pub(super) health: Mutex<Health>,
+    /// What is in force, and the shards that could not be told yet.
+    published: Mutex<Published>,
+}
+
+struct Published {
+    snapshot: Arc<Snapshot>,
+    behind: Vec<usize>,
 }
 
 impl Shared {
+    pub(super) fn new(ports: Vec<Port>, snapshot: Arc<Snapshot>) -> Self {
+        let health = Mutex::new(Health::new(ports.len()));
+        Self { ports, health, published: Mutex::new(Published { snapshot, behind: Vec::new() }) }
+    }
+
+    fn published(&self) -> MutexGuard<'_, Published> {
+        self.published.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// What is in force.
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.published().snapshot)
+    }
+
+    /// Puts a snapshot in force. Each shard's answer comes by its receiver; a shard whose port is full is told as soon as it has
+    /// room, and its receiver never answers. No shard gets an older snapshot after a newer one.
+    pub(super) fn publish(self: &Arc<Self>, snapshot: &Arc<Snapshot>) -> Vec<(usize, oneshot::Receiver<usize>)> {
+        let mut published = self.published();
+        published.snapshot = Arc::clone(snapshot);
+        let mut answers = Vec::new();
+        for port in &self.ports {
+            let (reply, answer) = oneshot::channel();
+            let message = PortMessage::Configure { snapshot: Arc::clone(snapshot), reply: Some(reply) };
+            if port.send(message).is_err() && !published.behind.contains(&port.shard()) {
+                published.behind.push(port.shard());
+                tokio::spawn(catch_up(Arc::clone(self), port.clone()));
+            }
+            answers.push((port.shard(), answer));
+        }
+        answers
+    }
+
     /// All of it runs on one thread and no holder can panic, so that a poisoned lock would still hold good values.
     pub(super) fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -50,6 +93,20 @@ struct ListQuery {
     limit: Option<usize>,
 }
 
+/// Tells a shard the newest snapshot, whenever its port has room again.
+async fn catch_up(shared: Arc<Shared>, port: Port) {
+    tracing::error!(shard = port.shard(), "the shard does not take its messages; it gets settings and revocations when it does");
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let mut published = shared.published();
+        let message = PortMessage::Configure { snapshot: Arc::clone(&published.snapshot), reply: None };
+        if port.send(message).is_ok() {
+            published.behind.retain(|shard| *shard != port.shard());
+            return;
+        }
+    }
+}
+
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
@@ -57,7 +114,11 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(metrics_text))
         .route("/v1/connections", get(list))
         .route("/v1/connections/{id}", get(show))
-        .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is /healthz, /readyz, /metrics and /v1/connections") })
+        .route("/v1/revocations", get(revocations::list).post(revocations::add).delete(revocations::lift))
+        .layer(DefaultBodyLimit::max(REQUEST_BODY_BYTES_MAX))
+        .fallback(|| async {
+            problem(StatusCode::NOT_FOUND, "there is /healthz, /readyz, /metrics, /v1/connections and /v1/revocations")
+        })
         .layer(from_fn(guard))
         .with_state(shared)
 }
@@ -110,12 +171,12 @@ async fn guard(request: Request, next: Next) -> Response {
 }
 
 /// RFC 9457.
-fn problem(status: StatusCode, detail: &str) -> Response {
+pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
     let body = serde_json::json!({ "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
 }
 
-fn json(value: &impl Serialize) -> Response {
+pub(super) fn json(value: &impl Serialize) -> Response {
     match serde_json::to_string(value) {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
@@ -141,7 +202,8 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
     let health = shared.health().clone();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::text(&shared.ports, &health)).into_response()
+    let text = metrics::text(&shared.ports, &health, shared.snapshot().revocations.len());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 /// Asks a shard and waits for its answer, but not for long.

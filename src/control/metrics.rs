@@ -71,6 +71,18 @@ const LOG_DROPS: Family = Family {
     help: "Log lines thrown away since whoever reads stderr is too slow.",
     advice: "Not zero: the log is incomplete; make its reader faster or raise diagnostics.log_level.",
 };
+const REVOCATIONS: Family = Family {
+    name: "ringway_revocations",
+    kind: "gauge",
+    help: "Revocations that the node remembers.",
+    advice: "At 100,000 no more fit: rotate the signing key instead, which revokes all its tokens.",
+};
+const REVOCATIONS_REFUSED: Family = Family {
+    name: "ringway_revocations_refused_total",
+    kind: "counter",
+    help: "Revocations refused since the list was full.",
+    advice: "Not zero: somebody who was to be kept out is not; rotate the signing key.",
+};
 const CPU: Family = Family {
     name: "process_cpu_seconds_total",
     kind: "counter",
@@ -91,7 +103,8 @@ const FILES: Family = Family {
 };
 
 /// All families beside the plain counters, in the order of `/metrics`.
-pub static FAMILIES: &[Family] = &[CLOSES, DROPS, LIMITS, ROUTING, TURN, STUCK, READY, BUILD, LOG_DROPS, CPU, RSS, FILES];
+pub static FAMILIES: &[Family] =
+    &[CLOSES, DROPS, LIMITS, ROUTING, TURN, STUCK, READY, BUILD, LOG_DROPS, REVOCATIONS, REVOCATIONS_REFUSED, CPU, RSS, FILES];
 
 /// The name under which a plain counter stands in `/metrics`.
 #[must_use]
@@ -103,7 +116,7 @@ pub fn full_name(metric: &MetricInfo) -> String {
 }
 
 /// The whole text. Writing to a string cannot fail, so that its results are not looked at.
-pub(super) fn text(ports: &[Port], health: &Health) -> String {
+pub(super) fn text(ports: &[Port], health: &Health, revocations: usize) -> String {
     let mut out = String::with_capacity(16 * 1024 * (ports.len() + 1));
     let shards: Vec<(usize, &ShardCounters)> = ports.iter().map(|port| (port.shard(), &***port.counters())).collect();
     let values: Vec<Vec<u64>> = shards.iter().map(|(_, counters)| counters.values().collect()).collect();
@@ -146,6 +159,10 @@ pub(super) fn text(ports: &[Port], health: &Health) -> String {
     let _ = writeln!(out, "{}{{version=\"{}\"}} 1", BUILD.name, env!("CARGO_PKG_VERSION"));
     family(&mut out, &LOG_DROPS);
     let _ = writeln!(out, "{} {}", LOG_DROPS.name, logging::lines_dropped());
+    family(&mut out, &REVOCATIONS);
+    let _ = writeln!(out, "{} {revocations}", REVOCATIONS.name);
+    family(&mut out, &REVOCATIONS_REFUSED);
+    let _ = writeln!(out, "{} {}", REVOCATIONS_REFUSED.name, super::revocations::refused_full());
     process(&mut out);
     out
 }
@@ -315,7 +332,7 @@ mod tests {
         counters.limit_reached(LimitReached::MessageRate);
         counters.routing_ns.record(1_500);
         counters.routing_ns.record(3_000_000);
-        let text = text(&ports, &Health::new(2));
+        let text = text(&ports, &Health::new(2), 0);
         let samples = read(&text);
         assert_eq!(samples["ringway_messages_in_total{shard=\"1\"}"], 7.0);
         assert_eq!(samples["ringway_messages_in_total{shard=\"0\"}"], 0.0);

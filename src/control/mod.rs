@@ -1,6 +1,6 @@
 //! The control thread: the admin listener, metrics, health, signals, reload and drain, on a tokio runtime of its own.
 //!
-//! May import the vocabulary, `config` and `shard::{port, counters}`; sees shards through their ports only.
+//! May import the vocabulary, `config`, `auth` (what revocations are) and `shard::{port, counters}`; sees shards through their ports only.
 //!
 //! Invariants: the data plane goes on without this thread; a shard that does not answer is reported and never waited for
 //! without a bound; the admin listener is loopback only, takes a bounded number of connections, each for a bounded time.
@@ -10,6 +10,7 @@ mod http;
 mod listener;
 pub mod logging;
 mod metrics;
+mod revocations;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ mod tests;
 pub use health::{Health, READY_TICKS_MAX, STUCK_TICKS};
 pub use http::{ConnectionList, host_is_loopback};
 pub use metrics::{FAMILIES, Family, docs_markdown as metrics_markdown};
+pub use revocations::{RevocationList, RevocationRequest, Revoked};
 
 use crate::config::Change;
 use crate::shard::port::{Port, Snapshot};

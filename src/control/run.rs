@@ -4,7 +4,7 @@ use super::http::{Shared, router};
 use super::listener::Capped;
 use super::{Command, ControlOptions, Outcome, Reload};
 use crate::shard::port::{Port, PortMessage, Snapshot};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -77,8 +77,7 @@ impl Runner {
     }
 
     pub(super) async fn run(mut self, listener: TcpListener, ports: Vec<Port>) -> Outcome {
-        let health = Mutex::new(super::Health::new(ports.len()));
-        let shared = Arc::new(Shared { ports, health });
+        let shared = Arc::new(Shared::new(ports, Arc::clone(&self.snapshot)));
         let app = router(Arc::clone(&shared));
         // Ends with the runtime; serve itself never returns.
         tokio::spawn(async move { axum::serve(Capped::new(listener), app).await });
@@ -92,7 +91,7 @@ impl Runner {
         }
     }
 
-    async fn reload(&mut self, shared: &Shared) {
+    async fn reload(&mut self, shared: &Arc<Shared>) {
         let Some(reload) = self.reload.as_mut() else {
             tracing::warn!("reload asked for, but this process has no configuration file; nothing changed");
             return;
@@ -114,20 +113,22 @@ impl Runner {
         }
         let live = reloaded.changes.iter().filter(|change| change.live).count();
         tracing::info!(live, restart = reloaded.changes.len() - live, "reloaded settings and keys");
-        self.snapshot = reloaded.snapshot;
-        for port in &shared.ports {
-            tokio::spawn(deliver(
-                port.clone(),
-                PortMessage::Configure(Arc::clone(&self.snapshot)),
-                Instant::now() + STOP_PATIENCE,
-            ));
-        }
+        // The files know nothing of revocations.
+        let mut snapshot = (*reloaded.snapshot).clone();
+        snapshot.revocations = Arc::clone(&shared.snapshot().revocations);
+        let answers = shared.publish(&Arc::new(snapshot));
+        // Somebody must wait, or the shards would count answers that nobody wanted.
+        tokio::spawn(async move {
+            for (_, answer) in answers {
+                let _ = answer.await;
+            }
+        });
     }
 
     /// Not ready; then goaway and 1012 over the window; then, when all have gone or the grace is over, stop. A second
     /// command to drain or stop stops at once; a reload meanwhile is not taken.
     async fn drain(mut self, shared: &Shared) -> Outcome {
-        let settings = self.snapshot.settings.drain;
+        let settings = shared.snapshot().settings.drain;
         shared.health().drain();
         tracing::info!(
             not_ready_ms = settings.not_ready_ms,

@@ -1,7 +1,9 @@
 //! The control thread against shards that are threads with a port and no sockets.
 
 use super::*;
+use crate::auth::{Revocation, Revocations};
 use crate::config::Settings;
+use crate::limits::REVOCATIONS_MAX;
 use crate::shard::counters::shared_counters;
 use crate::shard::port::{Bell, ConnectionInfo, ConnectionPage, ConnectionState, PortMessage, PortReceiver, port};
 use std::io::{Read, Write};
@@ -72,7 +74,10 @@ fn fake_shard(number: usize, connections: u64, polite: bool) -> (Port, JoinHandl
             counters.turns.increment();
             while let Some(message) = receiver.pop() {
                 match message {
-                    PortMessage::Configure(_) => told.configured += 1,
+                    PortMessage::Configure { reply, .. } => {
+                        told.configured += 1;
+                        reply.map(|reply| reply.send(0));
+                    }
                     PortMessage::Drain { window_ms, .. } => {
                         told.drained_over_ms = Some(window_ms);
                         if polite {
@@ -97,7 +102,6 @@ fn fake_shard(number: usize, connections: u64, polite: bool) -> (Port, JoinHandl
                             (0..connections).map(|index| info(number, index)).find(|info| info.connection_id == connection_id);
                         drop(reply.send(found));
                     }
-                    PortMessage::Revoke { reply, .. } => drop(reply.send(0)),
                 }
             }
         }
@@ -273,6 +277,60 @@ fn idle_connections_hold_up_others_only_up_to_the_cap() {
     let mut start = [0; 12];
     waiting.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.1 200");
+    control.ask(Command::Stop);
+    assert_eq!(control.wait(), Outcome::Stopped);
+}
+
+fn post(address: SocketAddr, json: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = format!("Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n", json.len());
+    write!(stream, "POST /v1/revocations HTTP/1.1\r\n{head}\r\n{json}").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[test]
+fn a_shard_whose_port_is_full_is_named_and_gets_the_newest_when_it_has_room() {
+    let (live, thread) = fake_shard(0, 0, true);
+    let (full, receiver) = port(1, Arc::new(ThreadBell::default()), shared_counters());
+    while full.send(PortMessage::Drain { window_ms: 0, restart: false }).is_ok() {}
+    let control = spawn(options(""), vec![live, full]).unwrap();
+    for user in ["ana", "ben"] {
+        let (status, body) = post(control.address(), &format!(r#"{{"sub":"{user}"}}"#));
+        assert_eq!((status, &*body), (200, r#"{"connections_closed":0,"unanswered_shards":[1]}"#));
+    }
+    // Nothing of it was queued behind what was there, and what comes once there is room is the whole list, and once.
+    let mut told = Vec::new();
+    until(|| {
+        told.extend(std::iter::from_fn(|| receiver.pop()).filter_map(|message| match message {
+            PortMessage::Configure { snapshot, .. } => Some(snapshot.revocations.len()),
+            _ => None,
+        }));
+        !told.is_empty()
+    });
+    assert_eq!(told, [2]);
+    control.ask(Command::Stop);
+    assert_eq!(control.wait(), Outcome::Stopped);
+    assert!(thread.join().unwrap().stopped);
+}
+
+#[test]
+fn a_full_list_refuses_and_counts() {
+    let entry = |number: usize| Revocation::Token { token_id: format!("t-{number}").into(), until_s: u64::MAX };
+    let revocations = Arc::new(Revocations::new((0..REVOCATIONS_MAX).map(entry), 0).unwrap());
+    let snapshot = Arc::new(Snapshot { revocations, ..(*snapshot("")).clone() });
+    let control = spawn(ControlOptions { snapshot, ..options("") }, Vec::new()).unwrap();
+    let (status, body) = post(control.address(), r#"{"jti":"one-more"}"#);
+    assert!(status == 507 && body.contains("rotate the signing key"), "{body}");
+    assert_eq!(post(control.address(), r#"{"jti":"t-5"}"#).0, 200, "what is there already needs no room");
+    let metrics = get(control.address(), "/metrics").1;
+    assert!(metrics.contains("\nringway_revocations_refused_total 1\n"));
+    assert!(metrics.contains(&format!("\nringway_revocations {REVOCATIONS_MAX}\n")));
+    let list: RevocationList = serde_json::from_str(&get(control.address(), "/v1/revocations?limit=7").1).unwrap();
+    assert_eq!((list.revocations.len(), list.truncated), (7, true));
+    assert_eq!(get(control.address(), "/v1/revocations?limit=10001").0, 400);
     control.ask(Command::Stop);
     assert_eq!(control.wait(), Outcome::Stopped);
 }

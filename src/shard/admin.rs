@@ -4,7 +4,7 @@ use super::conn::{Phase, Slot};
 use super::core::Core;
 use super::counters::DropReason;
 use super::port::{
-    CONNECTIONS_PAGE_MAX, ConnectionInfo, ConnectionPage, ConnectionState, PortMessage, Revoke, SESSIONS_SHOWN_MAX, SessionInfo,
+    CONNECTIONS_PAGE_MAX, ConnectionInfo, ConnectionPage, ConnectionState, PortMessage, SESSIONS_SHOWN_MAX, SessionInfo,
 };
 use crate::close::CloseReason;
 use crate::ids::ConnId;
@@ -16,10 +16,10 @@ impl Core {
     pub(super) fn take_port<I: Io>(&mut self, io: &mut I, now: Tick) {
         while let Some(message) = self.port.pop() {
             let unwanted = match message {
-                PortMessage::Configure(snapshot) => {
+                PortMessage::Configure { snapshot, reply } => {
                     self.snapshot = snapshot;
-                    self.end_revoked(io, now);
-                    false
+                    let ended = self.end_revoked(io, now);
+                    reply.is_some_and(|reply| reply.send(ended).is_err())
                 }
                 PortMessage::Drain { window_ms, restart } => {
                     self.drain(io, window_ms, restart, now);
@@ -32,7 +32,6 @@ impl Core {
                 PortMessage::Probe { reply } => reply.send(()).is_err(),
                 PortMessage::ListConnections { from, limit, reply } => reply.send(self.list(from, limit, now)).is_err(),
                 PortMessage::ShowConnection { connection_id, reply } => reply.send(self.show(&connection_id, now)).is_err(),
-                PortMessage::Revoke { revoke, reply } => reply.send(self.revoke(io, &revoke, now)).is_err(),
             };
             if unwanted {
                 self.counters.dropped(DropReason::PortReplyUnwanted, 1);
@@ -140,38 +139,20 @@ impl Core {
         })
     }
 
-    fn revoke<I: Io>(&mut self, io: &mut I, revoke: &Revoke, now: Tick) -> usize {
-        let (ids, reason) = match revoke {
-            Revoke::Connection { connection_id, reason } => {
-                (self.ids_where(|conn| self.name_of(conn) == *connection_id), *reason)
-            }
-            Revoke::Subject { subject, issued_before_s } => (
-                self.ids_where(|conn| {
-                    conn.grant.as_ref().is_some_and(|grant| {
-                        grant.subject() == subject && grant.issued_at_s().is_none_or(|issued| issued < *issued_before_s)
-                    })
-                }),
-                CloseReason::Auth,
-            ),
-            Revoke::Token { token_id } => (
-                self.ids_where(|conn| conn.grant.as_ref().is_some_and(|grant| grant.token_id() == Some(token_id))),
-                CloseReason::Auth,
-            ),
-        };
+    /// Ends connections whose token the new snapshot revokes; how many.
+    fn end_revoked<I: Io>(&mut self, io: &mut I, now: Tick) -> usize {
+        let revocations = &self.snapshot.revocations;
+        if revocations.is_empty() {
+            return 0;
+        }
+        let ids = self.ids_where(|conn| {
+            !matches!(conn.phase, Phase::Closing(_))
+                && conn.grant.as_ref().is_some_and(|grant| revocations.check(grant, &conn.client_id).is_err())
+        });
         for id in &ids {
-            self.close(io, *id, reason, now);
+            tracing::info!(connection_id = %self.connection_id(*id), "its token was revoked: closing");
+            self.close(io, *id, CloseReason::Auth, now);
         }
         ids.len()
-    }
-
-    /// Ends connections whose token the new snapshot revokes.
-    fn end_revoked<I: Io>(&mut self, io: &mut I, now: Tick) {
-        if self.snapshot.revocations.is_empty() {
-            return;
-        }
-        for id in self.ids_where(|conn| conn.grant.as_ref().is_some_and(|grant| self.snapshot.revocations.check(grant).is_err()))
-        {
-            self.close(io, id, CloseReason::Auth, now);
-        }
     }
 }

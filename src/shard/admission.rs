@@ -128,6 +128,14 @@ impl Admission {
         self.by_user.leave(self.key.hash64(&[b"user", subject.as_bytes()]));
     }
 
+    /// What is still counted: connections, and cells of addresses, half-open ones and users.
+    #[cfg(test)]
+    pub fn still_counted(&self) -> [usize; 4] {
+        let counted = |counts: &Counts| counts.rows.iter().flatten().filter(|cell| cell.load(Ordering::Relaxed) > 0).count();
+        let connections = self.connections.load(Ordering::Relaxed);
+        [connections, counted(&self.by_address), counted(&self.half_open), counted(&self.by_user)]
+    }
+
     /// A handshake of an address, or how many milliseconds it has to wait.
     ///
     /// # Errors

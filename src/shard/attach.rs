@@ -338,7 +338,7 @@ impl Core {
         if let Some(stream) = self.mirrors.get(&request.session).and_then(|key| self.streams.get_mut(*key)) {
             stream.asked += 1;
         }
-        let asked = AttachRequest { rooms: Vec::new(), resume: None, roles: Box::default(), ..copy_of(&request) };
+        let asked = AttachRequest { roles: request.roles.clone(), ..copy_of(&request) };
         if let Some(slot) = self.conn_mut(id).and_then(|conn| conn.slots.get_mut(number)) {
             *slot = Slot::Asked(Box::new(asked));
         }
@@ -382,7 +382,11 @@ impl Core {
             _ => None,
         };
         match (asked, outcome) {
-            (Some(asked), Ok(answer)) => self.install(&asked, answer, now),
+            (Some(asked), Ok(answer)) => {
+                let member = answer.member;
+                self.install(&asked, answer, now);
+                self.catch_up_with_token(io, &asked, member, now);
+            }
             (Some(asked), Err(frame)) => {
                 self.queue_frame(place.conn, &frame);
                 self.buffers.give(frame);
@@ -398,6 +402,21 @@ impl Core {
             (None, Err(frame)) => self.buffers.give(frame),
         }
         self.release_mirror(io, session);
+    }
+
+    /// The token may have been replaced while an attach was under way: its home knows the old one's roles only.
+    fn catch_up_with_token<I: Io>(&mut self, io: &mut I, asked: &AttachRequest, member: MemberKey, now: Tick) {
+        let Some(grant) = self.conn(asked.place.conn).and_then(|conn| conn.grant.as_deref()) else { return };
+        if !grant.covers(&asked.session_id) {
+            return self.lose_session(io, asked.place.conn, asked.place.attachment, now);
+        }
+        let roles: Box<[Box<str>]> = grant.roles().map(Into::into).collect();
+        if roles == asked.roles {
+            return;
+        }
+        let home = self.key.home_shard(&asked.session_id, self.mesh.shards());
+        let home = u16::try_from(home).unwrap_or(u16::MAX);
+        self.send_control(io, home, LaneMessage::Roles { member, place: asked.place, roles });
     }
 
     /// The shard that answered is the one whose lane is being read.

@@ -97,7 +97,8 @@ impl Core {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         match commands.parse(envelope) {
             Ok(Command::Refresh(refresh)) => {
-                let outcome = self.verify_token(refresh.auth_token, now);
+                let client_id = self.conn(id).map_or("", |conn| &*conn.client_id);
+                let outcome = self.verify_token(refresh.auth_token, client_id, now);
                 let subject = self.conn(id).and_then(|conn| conn.grant.as_ref()).map(|grant| grant.subject().to_owned());
                 match outcome {
                     Ok(grant) if subject.as_deref() == Some(grant.subject()) => self.take_grant(io, id, grant, head, now),
@@ -159,7 +160,7 @@ impl Core {
     }
 
     /// The token covers a session no longer: the connection is taken out of it and told.
-    fn lose_session<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, now: Tick) {
+    pub(super) fn lose_session<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, now: Tick) {
         let Some(slot) = self.conn_mut(id).and_then(|conn| conn.slots.get_mut(usize::from(number))) else { return };
         let Slot::Attached(attachment) = std::mem::replace(slot, Slot::Free) else { return };
         let session_id = self.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());

@@ -305,7 +305,8 @@ impl Core {
                 session.empty_since_ms = now.mono_ms().max(1);
             }
             let idle = now.mono_ms() - session.empty_since_ms >= idle_ms;
-            let bare = self.streams.get(stream).is_some_and(|stream| stream.index.is_empty());
+            // Where anything was ever said, the order goes on even though retention has dropped all of it.
+            let bare = self.streams.get(stream).is_some_and(|stream| stream.index.head() == 0);
             if (idle || bare)
                 && let Some(session) = self.sessions.remove(key)
             {

@@ -327,16 +327,16 @@ impl Core {
             let message = "the query's session_id is not the hello's: make them equal, or leave the query out".to_owned();
             return Err((refusal(ErrorCode::SessionQueryMismatch, message, "/session_id"), CloseReason::HelloExpected));
         }
-        let grant = self.verify_token(token, now).map_err(|error| refused(error, "/payload/auth_token"))?;
+        let grant = self.verify_token(token, client_id, now).map_err(|error| refused(error, "/payload/auth_token"))?;
         crate::auth::client_id_allowed(client_id, grant.subject()).map_err(|error| refused(error, "/payload/client_id"))?;
         grant.require_session(envelope.session_id).map_err(|error| refused(error, "/session_id"))?;
         Ok(grant)
     }
 
     /// Judges a token by the keys, the policy and the revocations in force.
-    pub(super) fn verify_token(&self, token: &str, now: Tick) -> Result<crate::auth::Grant, AuthError> {
+    pub(super) fn verify_token(&self, token: &str, client_id: &str, now: Tick) -> Result<crate::auth::Grant, AuthError> {
         let grant = self.snapshot.keys.verify(token, &self.snapshot.tokens, now)?;
-        self.snapshot.revocations.check(&grant)?;
+        self.snapshot.revocations.check(&grant, client_id)?;
         Ok(grant)
     }
 
@@ -483,6 +483,20 @@ impl Core {
         self.put_conn(conn);
         let mut request = handover.request;
         request.place = self.place_here(id, 0);
+        // What happened to its token, or to this shard, while it was between two shards passed it by.
+        let revoked = self.conn(id).and_then(|conn| {
+            let grant = conn.grant.as_deref()?;
+            self.snapshot.revocations.check(grant, &conn.client_id).err()
+        });
+        if let Some(error) = revoked {
+            self.counters.auth_refused.increment();
+            let head = Head { id: &request.command_id, session_id: &request.session_id };
+            self.refuse_with(id, head, auth_code(&error), &error.to_string(), Some("/payload/auth_token"));
+            return self.close(io, id, error.close_reason(), now);
+        }
+        if self.draining {
+            return self.close(io, id, CloseReason::Draining, now);
+        }
         self.open(io, id, request, now);
         if !handover.rest.is_empty() {
             self.on_plain(io, id, &mut handover.rest, now);

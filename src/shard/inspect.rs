@@ -101,6 +101,10 @@ impl Core {
     fn inspect_conn(&self, conn: &Conn, dirty: usize, resting: bool) -> Result<(), String> {
         ensure!(dirty == usize::from(conn.flags.dirty), "{dirty} times among the dirty ones");
         ensure!(!(conn.flags.dirty && conn.flags.blocked), "dirty and blocked");
+        let open = matches!(conn.phase, Phase::Open);
+        let revoked = conn.grant.as_deref().is_some_and(|grant| self.snapshot.revocations.check(grant, &conn.client_id).is_err());
+        ensure!(!(open && revoked), "its token is revoked");
+        ensure!(!(open && self.draining && !conn.flags.told_to_go), "it was not told to go");
         let mut ordered = 0;
         for (number, slot) in conn.slots.iter().enumerate() {
             let Slot::Attached(attachment) = slot else { continue };

@@ -18,7 +18,7 @@ pub mod counters;
 mod durable;
 mod handshake;
 pub mod histogram;
-mod inbound;
+pub mod inbound;
 #[cfg(test)]
 mod inspect;
 mod keeping;

@@ -52,19 +52,22 @@ impl Core {
             let piece = Piece { source: Source::Queue, bytes, attachment: 0, seq: 0, upto: 0, frames: conn.queued_frames };
             out.pieces.insert(first, piece);
         }
-        let left = conn.tls.is_some() && self.encrypt(&mut conn, out, first);
-        let more = left || (out.pieces.len() == first && has_more(&conn, self));
+        if conn.tls.is_some() {
+            self.encrypt(&mut conn, out, first);
+        }
+        let more = out.pieces.len() == first && has_more(&conn, self);
         self.conns[id.index as usize] = Some(conn);
         if more {
-            // TLS or the scan's budget is used up; the rest comes after the others.
+            // The scan's budget is used up; the rest comes after the others.
             self.mark(id);
         } else if out.pieces.len() == first {
             self.after_flush(io, id);
         }
     }
 
-    /// Replaces the pieces of a TLS connection by their ciphertext; cursors move when encrypted. True if plaintext is left.
-    fn encrypt(&mut self, conn: &mut Conn, out: &mut Outbound, first: usize) -> bool {
+    /// Replaces the pieces of a TLS connection by their ciphertext; cursors move when encrypted. Plaintext that is left is found when
+    /// the ciphertext has been sent.
+    fn encrypt(&mut self, conn: &mut Conn, out: &mut Outbound, first: usize) {
         let mut pieces = std::mem::take(&mut out.pieces);
         if let Some(tls) = &mut conn.tls {
             tls.lend(&mut self.buffers);
@@ -85,7 +88,7 @@ impl Core {
         pieces.truncate(first);
         out.pieces = pieces;
         let done = !left && conn.queue.is_empty();
-        let Some(tls) = &mut conn.tls else { return left };
+        let Some(tls) = &mut conn.tls else { return };
         if done && std::mem::take(&mut conn.flags.close_notify) {
             tls.close();
         }
@@ -94,8 +97,6 @@ impl Core {
         if bytes > 0 {
             out.pieces.push(Piece { source: Source::Tls, bytes, attachment: 0, seq: 0, upto: 0, frames: 0 });
         }
-        // Until the handshake is done nothing is taken, and nothing is waited for here.
-        left && bytes > 0 && !tls.handshaking()
     }
 
     /// Notes what one of a connection's sessions has for it.

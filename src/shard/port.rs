@@ -44,22 +44,12 @@ pub struct Snapshot {
     pub tls: Option<TlsServer>,
 }
 
-/// Whom a revocation ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Revoke {
-    /// One connection, by its id.
-    Connection { connection_id: String, reason: CloseReason },
-    /// Every connection of a user (a token's `sub`) whose token was issued before this Unix second.
-    Subject { subject: String, issued_before_s: u64 },
-    /// Every connection that came with this token.
-    Token { token_id: String },
-}
-
 /// What control says to a shard.
 #[derive(Debug)]
 pub enum PortMessage {
-    /// These settings and keys are in force from now on.
-    Configure(Arc<Snapshot>),
+    /// These settings, keys and revocations are in force from now on; answered, where that is asked for, with the number of
+    /// connections that were ended since their tokens are revoked.
+    Configure { snapshot: Arc<Snapshot>, reply: Option<oneshot::Sender<usize>> },
     /// Stop accepting; tell clients to go away (`rw.goaway`) and close them (1012) over the window.
     Drain { window_ms: u64, restart: bool },
     /// Close everything and return from the loop.
@@ -71,8 +61,6 @@ pub enum PortMessage {
     ListConnections { from: u64, limit: usize, reply: oneshot::Sender<ConnectionPage> },
     /// One connection, by its id; `None` where this shard does not know it.
     ShowConnection { connection_id: String, reply: oneshot::Sender<Option<ConnectionInfo>> },
-    /// End what is revoked; answered with the number of connections ended.
-    Revoke { revoke: Revoke, reply: oneshot::Sender<usize> },
 }
 
 /// A page of connections.

@@ -129,8 +129,8 @@ impl Core {
         offered
     }
 
+    /// Tells that a lane had no room, which `offer` has counted.
     fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
-        self.counters.limit_reached(LimitReached::Lane);
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         self.refuse_with(
             id,

@@ -10,7 +10,7 @@ use crate::io::{Io, Read, RingStats, Send, Sent};
 use crate::time::Tick;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -48,6 +48,16 @@ pub struct Socket {
     pub server_fin: bool,
     /// The server's descriptor is closed.
     pub server_closed: bool,
+    /// When that was; `u64::MAX` before.
+    pub closed_ns: u64,
+    pub opened_ns: u64,
+    /// The client's own address, whoever brings it.
+    pub address: IpAddr,
+    /// It had its 101.
+    pub let_in: bool,
+    /// Whose hello went out on it, and whether that was welcomed.
+    pub user: String,
+    pub welcomed: bool,
     peer: UnixStream,
 }
 
@@ -56,11 +66,12 @@ pub struct Socket {
 pub struct Net {
     pub sockets: Vec<Socket>,
     by_fd: BTreeMap<RawFd, usize>,
+    pub now_ns: u64,
 }
 
 impl Net {
     /// A new connection: the socket and the server's end.
-    pub fn connect(&mut self, capacity: usize) -> (usize, OwnedFd) {
+    pub fn connect(&mut self, capacity: usize, address: IpAddr) -> (usize, OwnedFd) {
         let (server, peer) = UnixStream::pair().unwrap();
         peer.set_nonblocking(true).unwrap();
         let fd = OwnedFd::from(server);
@@ -74,9 +85,22 @@ impl Net {
             client_reset: false,
             server_fin: false,
             server_closed: false,
+            closed_ns: u64::MAX,
+            opened_ns: self.now_ns,
+            address,
+            let_in: false,
+            user: String::new(),
+            welcomed: false,
             peer,
         });
         (socket, fd)
+    }
+
+    /// How many other connections of a kind the server may have held since this one began.
+    pub fn others(&self, mine: usize, alike: impl Fn(&Socket) -> bool) -> usize {
+        let since_ns = self.sockets[mine].opened_ns;
+        let others = self.sockets.iter().enumerate().filter(|(at, socket)| *at != mine && socket.closed_ns >= since_ns);
+        others.filter(|(_, socket)| alike(socket)).count()
     }
 
     /// Sees which descriptors were dropped outside the engines (a handover that was refused).
@@ -84,6 +108,7 @@ impl Net {
         for socket in self.sockets.iter_mut().filter(|socket| !socket.server_closed) {
             if matches!(socket.peer.read(&mut [0; 8]), Ok(0)) {
                 socket.server_closed = true;
+                socket.closed_ns = self.now_ns;
             }
         }
     }
@@ -237,6 +262,7 @@ impl Io for SimIo<'_> {
         drop(self.engine.release(conn));
         let state = &mut self.net.sockets[socket];
         state.server_closed = true;
+        state.closed_ns = self.now.mono_ns;
         // Unread input makes the kernel reset the connection, which may cost the client what was on its way.
         if !state.to_server.is_empty() && self.random.percent(50) {
             state.to_client.clear();

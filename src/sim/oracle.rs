@@ -34,6 +34,8 @@ struct Stay {
     may_to: u64,
     /// The number of the leave that was sent since; 0: none.
     leaving: u64,
+    /// When it was asked for.
+    asked_ns: u64,
     /// A room named on attaching counts for the replay, not for what earlier attachments saw: the first view it is sure for.
     since: usize,
 }
@@ -62,6 +64,18 @@ pub struct View {
     gaps: Vec<(u64, u64)>,
     pub caught_up: bool,
     welcome_seq: u64,
+    roles: BTreeMap<String, Vec<Held>>,
+    /// When its roles were last changed, where it is not known yet that they are: a pong of a later ping tells.
+    pub roles_asked_ns: Option<u64>,
+}
+
+/// A role held, in places of the order. What is sure lies within what is possible.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    may_from: u64,
+    must_from: u64,
+    must_to: u64,
+    may_to: u64,
 }
 
 /// What a welcome or an attach said.
@@ -74,14 +88,16 @@ pub struct Begin<'a> {
     pub seq: u64,
     pub epoch: &'a str,
     pub rooms: Vec<String>,
-    /// The rooms that the client asked for.
+    /// The rooms that the client asked for, and when.
     pub asked: Vec<String>,
+    pub asked_ns: u64,
+    /// The roles of the token it attached with.
+    pub roles: Vec<String>,
 }
 
 #[derive(Debug)]
 struct Person {
     sub: String,
-    roles: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +106,7 @@ pub struct Oracle {
     views: Vec<View>,
     stays: BTreeMap<(String, String), BTreeMap<String, Vec<Stay>>>,
     people: BTreeMap<String, Person>,
+    pub now_ns: u64,
     pub violations: Vec<String>,
     pub delivered: u64,
     pub acked: u64,
@@ -105,8 +122,42 @@ pub fn addresses(envelope: &Value) -> Vec<String> {
 }
 
 impl Oracle {
-    pub fn person(&mut self, client: &str, sub: &str, roles: Vec<String>) {
-        self.people.insert(client.to_owned(), Person { sub: sub.to_owned(), roles });
+    pub fn person(&mut self, client: &str, sub: &str) {
+        self.people.insert(client.to_owned(), Person { sub: sub.to_owned() });
+    }
+
+    /// A token with these roles went out.
+    pub fn roles_asked(&mut self, view: usize, roles: &[String]) {
+        let asked_ns = self.now_ns;
+        let view = &mut self.views[view];
+        view.roles_asked_ns = Some(asked_ns);
+        let position = view.position;
+        for (role, times) in &mut view.roles {
+            if !roles.contains(role) {
+                times.iter_mut().for_each(|held| held.must_to = held.must_to.min(position));
+            }
+        }
+        for role in roles {
+            let times = view.roles.entry(role.clone()).or_default();
+            if !times.iter().any(|held| held.must_to == u64::MAX) {
+                times.push(Held { may_from: position + 1, must_from: u64::MAX, must_to: u64::MAX, may_to: u64::MAX });
+            }
+        }
+    }
+
+    /// These roles were in force at the latest at `seq`.
+    pub fn roles_settled(&mut self, view: usize, seq: u64, roles: &[String]) {
+        let view = &mut self.views[view];
+        view.roles_asked_ns = None;
+        for (role, times) in &mut view.roles {
+            for held in times.iter_mut().filter(|held| held.may_to == u64::MAX) {
+                if held.must_to != u64::MAX || !roles.contains(role) {
+                    held.may_to = seq;
+                } else if held.must_from == u64::MAX {
+                    held.must_from = seq + 1;
+                }
+            }
+        }
     }
 
     pub fn wrong(&mut self, what: String) {
@@ -179,6 +230,12 @@ impl Oracle {
             gaps: Vec::new(),
             caught_up: false,
             welcome_seq: begin.seq,
+            roles: begin
+                .roles
+                .iter()
+                .map(|role| (role.clone(), vec![Held { may_from: 0, must_from: 0, must_to: u64::MAX, may_to: u64::MAX }]))
+                .collect(),
+            roles_asked_ns: None,
         });
         self.views.len() - 1
     }
@@ -190,7 +247,8 @@ impl Oracle {
         for (room, stays) in rooms.iter_mut() {
             let listed = begin.rooms.contains(room);
             for stay in stays.iter_mut().filter(|stay| stay.open()) {
-                if !listed {
+                // A join that went out after the attach says nothing of what the attach found.
+                if !listed && stay.asked_ns <= begin.asked_ns {
                     if stay.sure() {
                         lost.push(room.clone());
                     }
@@ -211,7 +269,15 @@ impl Oracle {
             }
             let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
             let since = self.views.len();
-            stays.push(Stay { may_from: begin.start_seq, must_from, must_to: u64::MAX, may_to: u64::MAX, leaving: 0, since });
+            stays.push(Stay {
+                may_from: begin.start_seq,
+                must_from,
+                must_to: u64::MAX,
+                may_to: u64::MAX,
+                leaving: 0,
+                asked_ns: begin.asked_ns,
+                since,
+            });
         }
         for room in lost {
             self.wrong(format!("{} in {}: the welcome's rooms are wrong about {room}", begin.client, begin.session));
@@ -228,6 +294,7 @@ impl Oracle {
                 must_to: u64::MAX,
                 may_to: u64::MAX,
                 leaving: 0,
+                asked_ns: self.now_ns,
                 since: 0,
             });
         }
@@ -239,6 +306,13 @@ impl Oracle {
         if let Some(stay) = stays.iter_mut().find(|stay| stay.open() && stay.must_from == u64::MAX && stay.may_from <= seq + 1) {
             (stay.may_from, stay.must_from) = (seq + 1, seq + 1);
         }
+    }
+
+    /// Whether a client is sure to be in a room now, and whether it may be.
+    pub fn is_in_room(&self, client: &str, session: &str, room: &str) -> (bool, bool) {
+        let rooms = self.stays.get(&(client.to_owned(), session.to_owned()));
+        let stays = rooms.and_then(|rooms| rooms.get(room)).map_or(&[][..], Vec::as_slice);
+        (stays.iter().any(Stay::sure), stays.iter().any(Stay::open))
     }
 
     /// A leave was sent when the session's head was `head`.
@@ -279,10 +353,17 @@ impl Oracle {
                 _ if own && !echo => false,
                 "session" | "channel" => true,
                 "user" => name == person.sub,
-                "role" => person.roles.iter().any(|role| role == name),
                 _ => false,
             };
             (must, may) = (must || named, may || named);
+            if kind == "role" && (!own || echo) {
+                for held in self.views[view].roles.get(name).into_iter().flatten() {
+                    // A page of history goes by the roles of its moment.
+                    let sure = held.must_from <= seq && seq <= held.must_to;
+                    must |= if history { held.must_from < u64::MAX && held.must_to == u64::MAX } else { sure };
+                    may |= if history { held.may_to == u64::MAX } else { held.may_from <= seq && seq <= held.may_to };
+                }
+            }
             if kind == "room" && (!own || echo) {
                 let stays = self.stays.get(&(client.clone(), session.clone())).and_then(|rooms| rooms.get(name));
                 for stay in stays.into_iter().flatten() {

@@ -2,16 +2,22 @@
 
 use super::client::{Casting, What};
 use super::net::Faults;
-use super::world::{Plan, World};
+use super::world::{Features, Plan, World};
+use crate::auth::{Revocation, Revocations};
+use crate::close::CloseReason;
 use crate::config::Settings;
+use crate::shard::counters::LimitReached;
+use crate::shard::inbound::faults;
+use crate::shard::port::{PortMessage, Snapshot};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// A quiet world whose clients do only what the test says.
 fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
     settings.session.history_messages = history_messages;
-    let mut world = World::new(7, &Plan { shards, lane_depth: 8, faults: Faults::NONE, settings });
+    let mut world = World::new(7, &Plan { features: Features::default(), shards, lane_depth: 8, faults: Faults::NONE, settings });
     world.settling = true;
     for sub in subs {
         let roles = &["agent"];
@@ -82,4 +88,182 @@ fn what_was_asked_before_a_detach_is_answered_before_it() {
         }
         finish(&mut world);
     }
+}
+
+/// The decoder's calls for some messages, one by one, and the parser's.
+#[test]
+fn a_panic_while_decoding_ends_that_connection_and_no_other() {
+    for (result, calls) in [("Item", 1), ("Item", 2), ("Item", 3), ("Item", 4), ("Item", 5), ("Envelope", 1), ("Envelope", 2)] {
+        let mut world = stage(1, 10_000, &["ana", "bob", "cleo"]);
+        say(&mut world, 0, 3);
+        let before = world.bounds("s.0").1;
+        faults::panic_in(result, calls);
+        say(&mut world, 0, 3);
+        let case = format!("{result} {calls}");
+        assert!(!faults::pending(), "{case}: the call did not come");
+
+        let counters = world.seats[0].counters.clone();
+        assert_eq!(counters.panics.get(), 1, "{case}");
+        let told: Vec<String> = std::mem::take(&mut world.oracle.violations);
+        assert_eq!(told, [format!("{} was closed with Some(1011)", world.clients[0].id)], "{case}");
+        let routed = world.bounds("s.0").1 - before;
+        assert!(result != "Envelope" || routed == u64::from(calls) - 1, "{case}: {routed} routed");
+        // Those who stayed talk on, by the shard's one parser and out of its one pool of buffers; who was closed comes back and
+        // misses nothing.
+        say(&mut world, 1, 5);
+        assert!(world.run_until(60_000, all_in), "{case}");
+        say(&mut world, 0, 5);
+        say(&mut world, 1, 1);
+        let ended: Vec<CloseReason> =
+            CloseReason::ALL.iter().copied().filter(|reason| counters.closed_count(*reason) > 0).collect();
+        assert_eq!((ended, counters.closed_count(CloseReason::Internal)), (vec![CloseReason::Internal], 1), "{case}");
+        let head = world.bounds("s.0").1;
+        [0, 2].into_iter().for_each(|client| assert_eq!(world.clients[client].held.get("s.0"), Some(&head), "{case}"));
+        assert_eq!(counters.panics.get(), 1);
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn a_full_lane_is_told_as_backpressure_and_loses_nothing_that_was_taken() {
+    const SENT: usize = 40;
+    let mut world = stage(2, 10_000, &["ana", "bob"]);
+    // A session at home on the shard where these two are not.
+    let session = (1..).map(|number| format!("s.{number}")).find(|session| world.home(session) != world.home("s.0")).unwrap();
+    for client in 0..2 {
+        world.command(client, "rw.attach", &session, json!({}), What::Attach { asked: Vec::new(), resume: None });
+    }
+    assert!(world.run_until(2_000, all_in));
+
+    // More than half of the lane at once: its home has no turn in between.
+    (0..SENT).for_each(|_| world.message_to(0, &session, &Value::Null, 50, false));
+    assert!(world.run_until(5_000, all_in));
+    let count = |world: &World, kind: &str| world.clients[0].answers.get(kind).copied().unwrap_or(0);
+    let (taken, refused) = (count(&world, "rw.ack"), count(&world, "limit.backpressure"));
+    assert!(taken > 0 && refused > 0 && taken + refused == SENT as u64, "{taken} taken, {refused} refused");
+    let counters = world.seats[world.home("s.0")].counters.clone();
+    assert_eq!(counters.limit_count(LimitReached::Lane), refused, "each is counted, once");
+    assert_eq!(counters.lane_full.get(), refused);
+    assert_eq!(world.bounds(&session).1, taken, "what was refused is in no order");
+
+    // It was a moment: the next is taken.
+    world.message_to(0, &session, &Value::Null, 50, false);
+    assert!(world.run_until(5_000, all_in));
+    world.run_for(100);
+    assert_eq!((count(&world, "rw.ack"), count(&world, "limit.backpressure")), (taken + 1, refused));
+    assert_eq!(world.clients[1].held.get(&session), Some(&(taken + 1)));
+    finish(&mut world);
+}
+
+/// Neither shard has it to close while it is in a lane.
+#[test]
+fn who_is_revoked_between_two_shards_is_refused_where_it_arrives() {
+    let mut world = stage(2, 10_000, &["bob"]);
+    let sum = |world: &World, which: fn(&World, usize) -> u64| (0..2).map(|shard| which(world, shard)).sum::<u64>();
+    let handed = |world: &World| sum(world, |world, shard| world.seats[shard].counters.handed_over.get());
+    let taken = |world: &World| sum(world, |world, shard| world.seats[shard].counters.taken_over.get());
+    let welcomed = |world: &World| sum(world, |world, shard| world.seats[shard].counters.welcomed.get());
+    // Some come by the other shard, and of those some are still in its lane when a step ends.
+    let caught = (0..200).find_map(|number| {
+        let sub = format!("ana{number}");
+        let roles = &["agent"];
+        let casting = Casting { sub: &sub, tab: "", roles, home: "s.0", echo: false, acks: true, hostile: false, slow: false };
+        let client = world.cast(&casting);
+        assert!(world.run_until(5_000, |world| world.clients[client].is_open() || handed(world) > taken(world)));
+        (handed(&world) > taken(&world)).then_some(sub)
+    });
+    let before = welcomed(&world);
+    let revoked = Revocation::Subject { subject: caught.unwrap().into(), not_before_s: u64::MAX, until_s: u64::MAX };
+    let revocations = Arc::new(Revocations::new([revoked], 0).unwrap());
+    let snapshot = Arc::new(Snapshot { revocations, ..(*world.snapshot).clone() });
+    for shard in 0..2 {
+        world.tell(shard, PortMessage::Configure { snapshot: Arc::clone(&snapshot), reply: None });
+    }
+    world.run_for(500);
+    assert_eq!((handed(&world) - taken(&world), welcomed(&world)), (0, before));
+    let [refused] = &world.oracle.violations[..] else { panic!("{:?}", world.oracle.violations) };
+    assert!(refused.contains("auth.revoked"), "{refused}");
+}
+
+/// A world of two shards in which a connection is on its way to its session for `steps`, and what `then` happens to it.
+fn under_way(steps: usize, then: impl FnOnce(&mut World)) -> World {
+    let mut settings = Settings::default();
+    settings.log.memory_bytes = 0;
+    let plan = Plan { features: Features::default(), shards: 2, lane_depth: 8, faults: Faults::NONE, settings };
+    let mut world = World::new(7, &plan);
+    world.settling = true;
+    for (sub, home) in [("ana", "s.0"), ("bob", "s.1"), ("eve", "s.2"), ("dan", "s.3")] {
+        let casting = Casting { sub, tab: "", roles: &[], home, echo: false, acks: true, hostile: false, slow: false };
+        let client = world.cast(&casting);
+        let now = world.now();
+        world.clients[client].stay_away_ms(&now, 0);
+    }
+    (0..steps).for_each(|_| assert!(world.step()));
+    then(&mut world);
+    world.run_for(10_000);
+    world
+}
+
+#[test]
+fn a_connection_on_its_way_to_its_session_goes_with_a_drain() {
+    for steps in 0..60 {
+        let world = under_way(steps, |world| {
+            world.draining = true;
+            (0..2).for_each(|shard| world.tell(shard, PortMessage::Drain { window_ms: 100, restart: false }));
+        });
+        assert_eq!(world.oracle.violations, Vec::<String>::new(), "after {steps} steps");
+        assert!(world.seats.iter().all(|seat| seat.core.open_connections() == 0), "after {steps} steps");
+    }
+}
+
+#[test]
+fn a_token_revoked_on_its_way_to_its_session_opens_nothing() {
+    for steps in 0..60 {
+        let world = under_way(steps, |world| {
+            let until_s = u64::MAX;
+            let tokens = ["ana.0", "bob.0", "eve.0", "dan.0"].map(|id| Revocation::Token { token_id: id.into(), until_s });
+            let now_s = world.now().wall_s();
+            world.revoked.extend(["ana.0", "bob.0", "eve.0", "dan.0"].map(|id| (id.to_owned(), now_s)));
+            world.configure(|snapshot| snapshot.revocations = Arc::new(Revocations::new(tokens, now_s).unwrap()));
+        });
+        assert_eq!(world.oracle.violations, Vec::<String>::new(), "after {steps} steps");
+        assert!(world.clients.iter().all(|client| client.is_open() && client.token_number > 0), "after {steps} steps");
+    }
+}
+
+#[test]
+fn what_the_log_dropped_is_told_as_a_gap_and_nothing_else_is_missing() {
+    let mut world = stage(2, 10_000, &["ana", "bob"]);
+    say(&mut world, 0, 3);
+    world.end_link(1, true);
+    let now = world.now();
+    world.clients[1].stay_away_ms(&now, 10_000_000);
+    // Two chunks of a mebibyte are all there is.
+    for _ in 0..60 {
+        world.message_to(0, "s.0", &Value::Null, 60_000, false);
+        world.run_for(80);
+    }
+    let (oldest, head) = world.bounds("s.0");
+    let now = world.now();
+    world.clients[1].stay_away_ms(&now, 0);
+    assert!(oldest > 4 && head == 63, "{oldest} to {head}");
+    assert!(world.run_until(10_000, all_in));
+    world.run_for(1_000);
+    assert_eq!(world.clients[1].answers.get("rw.gap"), Some(&1));
+    assert_eq!(world.clients[1].held.get("s.0"), Some(&head));
+    finish(&mut world);
+}
+
+#[test]
+fn a_channel_that_retention_emptied_goes_on_in_its_order() {
+    let mut world = stage(1, 10_000, &["ana"]);
+    world.message_to(0, "s.0", &json!("channel:c.0"), 10, false);
+    world.run_for(100);
+    let head = world.bounds("channel:c.0").1;
+    for _ in 0..60 {
+        world.message_to(0, "s.0", &Value::Null, 60_000, false);
+        world.run_for(80);
+    }
+    world.run_for(1_000);
+    assert_eq!(world.bounds("channel:c.0"), (head + 1, head), "nothing is held, and the order stands");
 }

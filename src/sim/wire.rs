@@ -1,17 +1,95 @@
 //! The client's side of the wire, independent of the gateway's code: requests, masked frames, a parser of the server's frames.
 
 use super::random::Random;
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
+use std::net::{IpAddr, SocketAddr};
 
 /// A WebSocket frame of the server, or the end of the HTTP answer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ServerFrame {
     pub opcode: u8,
+    /// RSV1: the payload is deflated.
+    pub deflated: bool,
     pub payload: Vec<u8>,
 }
 
+/// Offers of permessage-deflate, as clients make them.
+pub const OFFERS: [&str; 3] = [
+    "permessage-deflate",
+    "permessage-deflate; client_max_window_bits",
+    "x-unknown, permessage-deflate; server_max_window_bits=9; client_no_context_takeover",
+];
+
 /// The upgrade (RFC 6455 section 4.1).
-pub const REQUEST: &[u8] = b"GET /v1/ws HTTP/1.1\r\nHost: gateway.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: ringway.v1\r\n\r\n";
+pub fn request(path: &str, offer: Option<&str>) -> String {
+    let offer = offer.map_or_else(String::new, |offer| format!("Sec-WebSocket-Extensions: {offer}\r\n"));
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: gateway.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: ringway.v1\r\n{offer}\r\n"
+    )
+}
+
+/// A PROXY header (HAProxy's `proxy-protocol.txt`) that says who the client is, of either version.
+pub fn proxy_header(source: SocketAddr, random: &mut Random) -> Vec<u8> {
+    let port = source.port();
+    let binary = random.percent(50);
+    match (source.ip(), binary) {
+        (IpAddr::V4(address), false) => format!("PROXY TCP4 {address} 10.0.0.1 {port} 443\r\n").into_bytes(),
+        (IpAddr::V6(address), false) => format!("PROXY TCP6 {address} 2001:db8::1 {port} 443\r\n").into_bytes(),
+        (address, true) => {
+            let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+            let mut addresses = match address {
+                IpAddr::V4(address) => [address.octets(), [10, 0, 0, 1]].concat(),
+                IpAddr::V6(address) => [address.octets(), [9; 16]].concat(),
+            };
+            header.push(if address.is_ipv4() { 0x11 } else { 0x21 });
+            addresses.extend(port.to_be_bytes());
+            addresses.extend(443_u16.to_be_bytes());
+            // An extension (section 2.2), to be skipped.
+            addresses.extend(if random.percent(30) { &[0x04, 0, 2, 7, 7][..] } else { &[] });
+            header.extend(u16::try_from(addresses.len()).unwrap().to_be_bytes());
+            header.extend(addresses);
+            header
+        }
+    }
+}
+
+/// What begins like nothing that may stand before a request from a proxy, whatever comes next.
+pub const BROKEN_PROXY_HEADERS: [&[u8]; 6] = [
+    b"GET /v1/ws HTTP/1.1\r\n",
+    b"PROXY TCP4 192.0.2.1 10.0.0.1 70000 443\r\n",
+    b"PROXY TCP4 192.0.2.1 10.0.0.1 1 443 more\r\n",
+    b"PROXY TCP6 192.0.2.1 10.0.0.1 1 443\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x22\x11\0\x0c",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x04\x01\x02\x03\x04",
+];
+
+/// A deflated message's payload (RFC 7692 section 7.2.1).
+pub fn deflate(payload: &[u8]) -> Vec<u8> {
+    let mut codec = Compress::new(Compression::fast(), false);
+    let mut out = Vec::with_capacity(payload.len() * 2 + 64);
+    codec.compress_vec(payload, &mut out, FlushCompress::Sync).unwrap();
+    assert!(out.ends_with(&[0, 0, 0xFF, 0xFF]));
+    out.truncate(out.len() - 4);
+    out
+}
+
+/// The message of a deflated payload (section 7.2.2).
+pub fn inflate(payload: &[u8]) -> Result<Vec<u8>, String> {
+    let mut codec = Decompress::new(false);
+    let mut input = payload.to_vec();
+    input.extend([0, 0, 0xFF, 0xFF]);
+    let mut out = Vec::new();
+    while (codec.total_in() as usize) < input.len() {
+        let (before, from) = (codec.total_in(), codec.total_in() as usize);
+        out.reserve(64 * 1024);
+        codec.decompress_vec(&input[from..], &mut out, FlushDecompress::Sync).map_err(|error| error.to_string())?;
+        if codec.total_in() == before && out.capacity() > out.len() {
+            return Err(format!("{} bytes of a deflated message end in nothing", payload.len()));
+        }
+    }
+    Ok(out)
+}
 
 fn one_frame(out: &mut Vec<u8>, head: u8, payload: &[u8], random: &mut Random) {
     out.push(head);
@@ -31,9 +109,18 @@ fn one_frame(out: &mut Vec<u8>, head: u8, payload: &[u8], random: &mut Random) {
     out.extend(payload.iter().enumerate().map(|(at, byte)| byte ^ mask[at % 4]));
 }
 
-/// A masked message in random fragments, with a ping between two of them now and then.
+/// A masked message in random fragments, deflated first.
+pub fn deflated_message(out: &mut Vec<u8>, opcode: u8, payload: &[u8], random: &mut Random) {
+    fragments(out, 0x40 | opcode, &deflate(payload), random);
+}
+
+/// A masked message in random fragments.
 pub fn message(out: &mut Vec<u8>, opcode: u8, payload: &[u8], random: &mut Random) {
-    if opcode >= 8 || random.percent(80) {
+    fragments(out, opcode, payload, random);
+}
+
+fn fragments(out: &mut Vec<u8>, opcode: u8, payload: &[u8], random: &mut Random) {
+    if opcode & 0x0F >= 8 || random.percent(80) {
         return one_frame(out, 0x80 | opcode, payload, random);
     }
     let pieces = random.between(2, 5);
@@ -50,7 +137,7 @@ pub fn message(out: &mut Vec<u8>, opcode: u8, payload: &[u8], random: &mut Rando
 /// Takes one frame off the front; `Err` where the bytes are no server's frame.
 pub fn next_frame(bytes: &mut Vec<u8>) -> Result<Option<ServerFrame>, String> {
     let [first, second, ..] = bytes[..] else { return Ok(None) };
-    if first & 0xF0 != 0x80 || second & 0x80 != 0 {
+    if first & 0xB0 != 0x80 || second & 0x80 != 0 {
         return Err(format!("a frame begins with {first:02x} {second:02x}"));
     }
     let (head, len) = match second {
@@ -72,5 +159,5 @@ pub fn next_frame(bytes: &mut Vec<u8>) -> Result<Option<ServerFrame>, String> {
     }
     let payload = bytes[head..head + len].to_vec();
     bytes.drain(..head + len);
-    Ok(Some(ServerFrame { opcode: first & 0x0F, payload }))
+    Ok(Some(ServerFrame { opcode: first & 0x0F, deflated: first & 0x40 != 0, payload }))
 }

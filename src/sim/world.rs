@@ -3,11 +3,17 @@
 use super::client::Client;
 use super::net::{Engine, Faults, Net, SimIo};
 use super::oracle::Oracle;
+use super::pipe::{CERTIFICATE, KEY, Pipe};
 use super::random::Random;
+use super::rest::Roster;
+use super::visitors::Visitor;
+use super::wire;
 use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet};
 use crate::config::Settings;
 use crate::ids::HashKey;
 use crate::io::{Event, Io, Next, Read, Shard};
+use crate::net::tls::TlsServer;
+use crate::net::upgrade::Policy as UpgradePolicy;
 use crate::shard::admission::Admission;
 use crate::shard::core::{Core, CoreOptions};
 use crate::shard::counters::{SharedCounters, shared_counters};
@@ -17,11 +23,15 @@ use crate::time::Tick;
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const SECRET: &[u8] = b"a secret of thirty-two bytes, ok";
 const EPOCH_WALL_MS: u64 = 1_790_000_000_000;
+/// How long after a revocation its token may still be taken somewhere.
+pub const REVOKED_WITHIN_S: u64 = 1;
 /// Turns a shard may ask for at once, without anything new, before that is a livelock.
 const AGAIN_MAX: u32 = 3_000;
 
@@ -47,9 +57,34 @@ pub struct Seat {
     pub stopped: bool,
 }
 
+/// The only peer of a world that lies behind a proxy.
+pub const PROXY: &str = "172.16.0.1:5000";
+
+/// What a world has that others have not.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Features {
+    /// Connections come through a proxy, which says whose they are.
+    pub proxied: bool,
+    pub tls: bool,
+    /// Addresses that clients share; 0: each connection has its own.
+    pub addresses: u64,
+    /// Many clients are in one session.
+    pub crowd: bool,
+    /// Messages are so long that the log drops chunks.
+    pub long: bool,
+}
+
+/// Caps in force, as clients know them; 0: none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caps {
+    pub per_ip: usize,
+    pub per_user: usize,
+}
+
 /// What a world is made of.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    pub features: Features,
     pub shards: usize,
     pub lane_depth: usize,
     pub faults: Faults,
@@ -75,12 +110,32 @@ pub struct World {
     pub sabotage: Option<super::client::Sabotage>,
     pub connections: u64,
     pub steps: u64,
+    pub features: Features,
+    pub caps: Caps,
+    /// Deflated frames that clients were sent.
+    pub inflated: u64,
+    pub visitors: Vec<Visitor>,
+    /// The node goes away.
+    pub draining: bool,
+    /// Tokens by their ids, users by theirs, and when each was revoked, in Unix seconds.
+    pub revoked: BTreeMap<String, u64>,
+    pub revoked_users: BTreeMap<String, u64>,
+    /// Members as clients were told of them: by who asked, where, and of which room.
+    pub rosters: BTreeMap<(usize, String, Option<String>), Roster>,
+    /// Whom the node's tables still count.
+    pub admission: Arc<Admission>,
+}
+
+/// The id of a client's token.
+pub fn token_id(client: &Client) -> String {
+    format!("{}.{}", client.id, client.token_number)
 }
 
 /// An HS256 token (RFC 7519).
-pub fn token(sub: &str, sessions: &[&str], roles: &[String], now_s: u64, lifetime_s: u64) -> String {
+pub fn token(client: &Client, now_s: u64, lifetime_s: u64) -> String {
     let header = serde_json::json!({ "alg": "HS256", "typ": "JWT", "kid": "k" });
-    let claims = serde_json::json!({ "sub": sub, "sid": sessions, "roles": roles, "iat": now_s, "exp": now_s + lifetime_s });
+    let claims = serde_json::json!({ "sub": client.sub, "sid": ["s.*", "channel:c.*"], "roles": client.roles, "iat": now_s,
+        "exp": now_s + lifetime_s, "jti": token_id(client) });
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), signed.as_bytes());
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag))
@@ -96,6 +151,8 @@ impl World {
         let snapshot = Arc::new(Snapshot {
             settings: Arc::new(plan.settings.clone()),
             keys: Arc::new(KeySet::new(&[material]).unwrap()),
+            upgrade: UpgradePolicy { echo: true, ..UpgradePolicy::default() },
+            tls: plan.features.tls.then(|| TlsServer::new(CERTIFICATE, KEY).unwrap()),
             ..Snapshot::default()
         });
         let seats = (0..plan.shards)
@@ -143,6 +200,15 @@ impl World {
             sabotage: None,
             connections: 0,
             steps: 0,
+            features: plan.features,
+            caps: Caps { per_ip: plan.settings.limits.connections_per_ip, per_user: plan.settings.limits.connections_per_user },
+            inflated: 0,
+            visitors: Vec::new(),
+            draining: false,
+            revoked: BTreeMap::new(),
+            revoked_users: BTreeMap::new(),
+            rosters: BTreeMap::new(),
+            admission,
         }
     }
 
@@ -155,6 +221,31 @@ impl World {
         for word in words {
             self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01B3);
         }
+    }
+
+    /// Nobody has more connections than may be.
+    fn check_caps(&mut self) {
+        let (mut of_address, mut of_user) = (BTreeMap::new(), BTreeMap::new());
+        for socket in self.net.sockets.iter().filter(|socket| !socket.server_closed) {
+            *of_address.entry(socket.address).or_insert(0) += usize::from(socket.let_in);
+            *of_user.entry(&*socket.user).or_insert(0) += usize::from(socket.welcomed);
+        }
+        let Caps { per_ip, per_user } = self.caps;
+        let address = of_address.iter().find(|(_, count)| per_ip > 0 && **count > per_ip);
+        let user = of_user.iter().find(|(_, count)| per_user > 0 && **count > per_user);
+        if address.is_some() || user.is_some() {
+            let complaint = format!("more connections than may be: {address:?} (cap {per_ip}), {user:?} (cap {per_user})");
+            self.oracle.wrong(complaint);
+        }
+    }
+
+    /// Other settings are in force.
+    pub fn configure(&mut self, change: impl FnOnce(&mut Snapshot)) {
+        let mut snapshot = (*self.snapshot).clone();
+        change(&mut snapshot);
+        self.snapshot = Arc::new(snapshot);
+        (0..self.seats.len())
+            .for_each(|shard| self.tell(shard, PortMessage::Configure { snapshot: Arc::clone(&self.snapshot), reply: None }));
     }
 
     pub fn tell(&mut self, shard: usize, message: PortMessage) {
@@ -171,12 +262,30 @@ impl World {
     }
 
     /// A client's new connection, to some shard.
-    pub fn connect(&mut self, capacity: usize, shard: usize) -> usize {
+    pub fn connect(&mut self, capacity: usize, shard: usize) -> Pipe {
+        let (mut pipe, source) = self.connect_bare(capacity, shard);
+        if self.features.proxied {
+            pipe.put_ahead(&wire::proxy_header(source, &mut self.random));
+        }
+        pipe
+    }
+
+    /// The same, with nothing said yet of who it is.
+    pub fn connect_bare(&mut self, capacity: usize, shard: usize) -> (Pipe, SocketAddr) {
         self.connections += 1;
-        let (socket, fd) = self.net.connect(capacity);
-        let peer = format!("10.0.{}.{}:4000", self.connections / 250 % 250, self.connections % 250 + 1).parse().unwrap();
+        let places = if self.features.addresses == 0 { u64::MAX } else { self.features.addresses };
+        let place = self.connections % places;
+        let host = u8::try_from(place % 250 + 1).unwrap();
+        let source = if self.features.proxied && place.is_multiple_of(3) {
+            // One network each.
+            SocketAddr::new(Ipv6Addr::new(0x2001, 0xDB8, 0, u16::try_from(place % 60_000).unwrap(), 0, 0, 0, 1).into(), 4000)
+        } else {
+            SocketAddr::new([10, 0, u8::try_from(place / 250 % 250).unwrap(), host].into(), 4000)
+        };
+        let (socket, fd) = self.net.connect(capacity, source.ip());
+        let peer = if self.features.proxied { PROXY.parse().unwrap() } else { source };
         self.seats[shard].engine.backlog.push_back((fd, peer));
-        socket
+        (Pipe::new(socket, self.features.tls), source)
     }
 
     /// The next thing to tell a shard about one of its sockets.
@@ -340,6 +449,7 @@ impl World {
     /// One step: some shards run, clients act, time goes on. False where nothing is left to happen.
     pub fn step(&mut self) -> bool {
         self.steps += 1;
+        self.oracle.now_ns = self.now_ns;
         let mut ran = false;
         let first = self.random.index(self.seats.len());
         for step in 0..self.seats.len() {
@@ -359,7 +469,14 @@ impl World {
         for client in 0..self.clients.len() {
             ran |= self.client_step(client);
         }
+        for visitor in 0..self.visitors.len() {
+            ran |= self.visitor_step(visitor);
+        }
+        self.net.now_ns = self.now_ns;
         self.net.notice_dropped();
+        if self.steps.is_multiple_of(16) && !self.settling {
+            self.check_caps();
+        }
         if ran {
             self.now_ns += self.random.between(5_000, 400_000);
             return true;
@@ -379,8 +496,9 @@ impl World {
         let slots = slots.flat_map(|slot| [slot.quiet_ns, slot.writable_ns.filter(|at| *at > self.now_ns)]).flatten();
         let bells = self.bells.iter().flatten().copied();
         let clients = self.clients.iter().filter_map(|client| self.client_due(client));
+        let visitors = self.visitors.iter().filter_map(|visitor| self.visitor_due(visitor));
         // What is due and was not done waits for a shard that stands still.
-        seats.chain(paused).chain(slots).chain(bells).chain(clients).filter(|at| *at > self.now_ns).min()
+        seats.chain(paused).chain(slots).chain(bells).chain(clients).chain(visitors).filter(|at| *at > self.now_ns).min()
     }
 
     /// Whether every replay is over.

@@ -2,7 +2,7 @@
 //! independent client: nothing of the gateway's code is linked into these tests.
 //!
 //! A contained panic (a decoder that panics closes its own connection, 1011) can't be provoked from outside: no known bytes do
-//! it, which is what the fuzz targets look for.
+//! it, which is what the fuzz targets look for. `sim/scenarios.rs` puts one into the shard.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test process of its own, not the gateway")]
 #![allow(dead_code, reason = "the support files serve several test binaries")]
 
@@ -35,8 +35,10 @@ mod receipts;
 mod refresh_expiry_replacement;
 mod reload;
 mod resume_after_reconnect;
+mod revocation;
 mod rooms;
 mod routing;
 mod slow_reader_harms_nobody;
 mod tls;
+mod tls_hostile;
 mod without_io_uring;

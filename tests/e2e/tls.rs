@@ -23,7 +23,9 @@ fn start(shards: &str, more: &[(&str, &str)]) -> Gateway {
 
 fn client(versions: &[&'static rustls::SupportedProtocolVersion], alpn: &[&str]) -> TlsConnector {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(data("localhost.cert.pem")).unwrap()).unwrap();
+    for name in ["localhost.cert.pem", "renewed.cert.pem"] {
+        roots.add(CertificateDer::from_pem_file(data(name)).unwrap()).unwrap();
+    }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
@@ -86,6 +88,53 @@ async fn alpn_is_http_1_1_or_nothing() {
     let mut clear = crate::raw::Raw::connect(gateway.address);
     clear.send(crate::raw::UPGRADE.as_bytes());
     assert!(!clear.rest().starts_with(b"HTTP"), "clear text on a TLS port is no HTTP");
+}
+
+/// The certificate that the gateway shows.
+async fn shown(gateway: &Gateway) -> CertificateDer<'static> {
+    let stream = TcpStream::connect(gateway.address).await.unwrap();
+    let stream = client(&ALL, &[]).connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
+#[tokio::test]
+async fn a_reload_takes_a_new_certificate_and_a_broken_one_keeps_the_old() {
+    let folder = crate::gateway::folder();
+    let put = |pair: &str, key: &str| {
+        std::fs::copy(data(&format!("{pair}.cert.pem")), folder.join("cert.pem")).unwrap();
+        std::fs::copy(data(&format!("{key}.key.pem")), folder.join("key.pem")).unwrap();
+    };
+    let read = |name: &str| CertificateDer::from_pem_file(data(name)).unwrap();
+    let (old, renewed) = (read("localhost.cert.pem"), read("renewed.cert.pem"));
+    put("localhost", "localhost");
+    let (certificate, key) = (format!("{:?}", folder.join("cert.pem")), format!("{:?}", folder.join("key.pem")));
+    let settings = [("tls.certificate", &*certificate), ("tls.key", &*key), ("server.shards", "2")];
+    let mut gateway = Gateway::start(&settings);
+    let mut ana = join(&gateway, &client(&ALL, &[]), "s", "ana").await;
+    assert_eq!(shown(&gateway).await, old);
+
+    put("renewed", "other");
+    gateway.reload(&settings);
+    let line = gateway.logged("the refusal", |line| line["message"].as_str().unwrap().starts_with("reload refused"));
+    assert!(line["error"].as_str().unwrap().starts_with("[tls]: the private key does not belong"), "{line}");
+    std::fs::write(folder.join("cert.pem"), "no certificate").unwrap();
+    gateway.reload(&settings);
+    gateway.logged("the second refusal", |line| line["error"].as_str().is_some_and(|text| text.contains("no certificate")));
+    assert_eq!(shown(&gateway).await, old);
+
+    put("renewed", "renewed");
+    gateway.reload(&settings);
+    gateway.logged("the change", |line| line["setting"] == "tls.certificate, its file");
+    gateway.logged("that it reloaded", |line| line["message"].as_str().unwrap().starts_with("reloaded"));
+    // Each shard takes it with its next turn; who accepts the next connection is the kernel's choice.
+    let deadline = std::time::Instant::now() + crate::gateway::PATIENCE;
+    let mut in_a_row = 0;
+    while in_a_row < 20 {
+        in_a_row = if shown(&gateway).await == renewed { in_a_row + 1 } else { 0 };
+        assert!(std::time::Instant::now() < deadline, "the old certificate is still shown");
+    }
+    ana.publish("session", "a connection from before goes on").await;
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

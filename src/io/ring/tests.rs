@@ -432,16 +432,22 @@ fn turns_come_at_their_time() {
     assert_eq!(turns, 5);
 }
 
-/// In a process of its own: the limit is the process's.
+/// True in a process of this test's own, which it starts and waits for: descriptors and their limit are the process's.
+fn alone(test: &str) -> bool {
+    const CHILD: &str = "RINGWAY_TEST_DESCRIPTORS_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = child.args(["--exact", &format!("io::ring::tests::{test}")]).env(CHILD, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    false
+}
+
 #[test]
 fn accepting_rests_without_descriptors_and_recovers() {
-    const CHILD: &str = "RINGWAY_TEST_DESCRIPTORS_CHILD";
-    if std::env::var_os(CHILD).is_none() {
-        let name = "io::ring::tests::accepting_rests_without_descriptors_and_recovers";
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        let output = child.args(["--exact", name]).env(CHILD, "1").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    if !alone("accepting_rests_without_descriptors_and_recovers") {
         return;
     }
     use rustix::process::{Resource, getrlimit, setrlimit};
@@ -470,4 +476,147 @@ fn accepting_rests_without_descriptors_and_recovers() {
     assert!(failed_ns[1] - failed_ns[0] >= 100_000_000 && accepted_ns.unwrap() - failed_ns[1] >= 100_000_000);
     assert_eq!(ring.stats.accepts_failed, 2);
     drop(peer);
+}
+
+/// More sends that fail than the completion queue has places, and none of them passes for one that took everything.
+#[test]
+fn results_of_sends_outlive_an_overflow_of_the_completion_queue() {
+    const SENDS: usize = 40_000;
+    let (mut ring, address) = engine(16, 256);
+    let peer = connect(address);
+    socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+    let mut peer = Some(peer);
+    let (mut out, mut over) = (Vec::new(), false);
+    play(&mut ring, |io, event, _| {
+        match event {
+            Some(Event::Accepted { conn, .. }) => {
+                io.read(conn, Read::Stream);
+                drop(peer.take());
+            }
+            Some(Event::Ended { conn, error }) => {
+                assert_eq!(error.and_then(|error| error.raw_os_error()), Some(libc::ECONNRESET));
+                let batch: Vec<_> = (0..SENDS).map(|_| Send { conn, parts: &[b"x"] }).collect();
+                io.send_batch(&batch, &mut out);
+                over = true;
+            }
+            _ => {}
+        }
+        if over { Next::Stop } else { Next::Idle }
+    });
+    assert_eq!(out.len(), SENDS);
+    let wrong = out.iter().filter(|sent| **sent != Sent::Failed(libc::EPIPE)).count();
+    assert_eq!(wrong, 0, "of {SENDS} sends to a socket that was reset");
+    assert!(ring.stats.overflows > 0, "the queue did not overflow: send more");
+}
+
+#[test]
+fn once_upon_a_stream_loses_nothing() {
+    let (mut ring, address) = engine(64, 256);
+    let mut stream = true;
+    takes_all(&mut ring, address, 2_000_000, |io, conn, event| {
+        assert!(event.is_none(), "a Quiet that nobody asked for");
+        stream = !stream;
+        io.read(conn, if stream { Read::Stream } else { Read::Once });
+    });
+}
+
+#[test]
+fn once_upon_a_stream_reads_once() {
+    let (mut ring, address) = engine(16, 100);
+    let mut peer = connect(address);
+    let (mut received, mut accepted, mut turns_since) = (Vec::new(), None, 0);
+    play(&mut ring, |io, event, now| {
+        match event {
+            Some(Event::Accepted { conn, .. }) => {
+                accepted = Some(conn);
+                io.read(conn, Read::Stream);
+            }
+            Some(Event::Received { bytes, .. }) => received.extend_from_slice(bytes),
+            None => {
+                let Some(conn) = accepted else { return Next::Idle };
+                turns_since += 1;
+                match turns_since {
+                    // The multishot receive is in the kernel since the last turn, and waits.
+                    2 => io.read(conn, Read::Once),
+                    // So is its cancel.
+                    4 => peer.write_all(&pattern(0, 1_000)).unwrap(),
+                    14 => return Next::Stop,
+                    _ => {}
+                }
+                return Next::At(now.mono_ns + 10_000_000);
+            }
+            _ => {}
+        }
+        Next::Idle
+    });
+    assert!(received == pattern(0, 100), "{} bytes: one receive's are 100", received.len());
+}
+
+#[test]
+fn a_closing_socket_is_not_given_away() {
+    let (mut ring, address) = engine(16, 256);
+    let mut peer = connect(address);
+    let (mut closed, mut quiet) = (None, false);
+    play(&mut ring, |io, event, now| {
+        match event {
+            Some(Event::Accepted { conn, .. }) => {
+                io.read(conn, Read::Stream);
+                io.read(conn, Read::Off);
+                io.close(conn);
+                assert!(io.detach(conn).is_none(), "a receive of it is in the kernel");
+                closed = Some((conn, now.mono_ns));
+            }
+            Some(Event::Quiet { .. }) => quiet = true,
+            _ => {}
+        }
+        match closed {
+            Some((conn, since)) if now.mono_ns >= since + 50_000_000 => {
+                assert!(io.detach(conn).is_none(), "it is gone");
+                Next::Stop
+            }
+            Some((_, since)) => Next::At(since + 50_000_000),
+            None => Next::Idle,
+        }
+    });
+    assert!(!quiet, "nobody waits for it any more");
+    assert!(ring.slots.iter().all(|slot| slot.fd == FREE));
+    assert_eq!(peer.read(&mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn a_dropped_ring_frees_its_port_and_its_descriptors() {
+    if !alone("a_dropped_ring_frees_its_port_and_its_descriptors") {
+        return;
+    }
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = descriptors();
+    for round in 0..20 {
+        let (mut ring, address) = engine(16, 256);
+        let mut peers: Vec<_> = (0..8).map(|_| connect(address)).collect();
+        let mut accepted = 0;
+        play(&mut ring, |io, event, _| {
+            if let Some(Event::Accepted { conn, .. }) = event {
+                accepted += 1;
+                io.read(conn, Read::Stream);
+                // Of some a poll waits too, which a full send buffer keeps from ending.
+                if accepted % 2 == 0 {
+                    while send_all(io, conn, &[0; 65_536]) == Sent::Bytes(65_536) {}
+                    io.want_write(conn);
+                }
+            }
+            if accepted == 8 { Next::Stop } else { Next::Idle }
+        });
+        // Accepted by the kernel and told to nobody.
+        peers.push(connect(address));
+        drop(ring);
+        // The ring's listeners share their port; this one shares with nobody.
+        let again = std::net::TcpListener::bind(address);
+        assert!(again.is_ok(), "round {round}: {again:?}");
+        for (number, mut peer) in peers.into_iter().enumerate() {
+            let ended = std::io::copy(&mut peer, &mut std::io::sink());
+            let waits = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+            assert!(!waits, "round {round}: peer {number} is still held");
+        }
+    }
+    assert_eq!(descriptors(), before);
 }

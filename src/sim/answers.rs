@@ -1,0 +1,307 @@
+//! What clients read: answers are matched with what was asked, and the oracle is told.
+
+use super::client::{Phase, Sabotage, What};
+use super::oracle::Begin;
+use super::world::{REVOKED_WITHIN_S, World};
+use serde_json::{Value, json};
+
+impl World {
+    pub fn on_text(&mut self, c: usize, envelope: &Value, text: &[u8]) {
+        if self.clients[c].hostile {
+            return;
+        }
+        let kind = envelope["type"].as_str().unwrap_or_default().to_owned();
+        let session = envelope["session_id"].as_str().unwrap_or_default().to_owned();
+        if !kind.starts_with("rw.") {
+            return self.on_message(c, &session, envelope, text);
+        }
+        *self.clients[c].answers.entry(kind.clone()).or_default() += 1;
+        let payload = &envelope["payload"];
+        match kind.as_str() {
+            "rw.caught_up" | "rw.gap" | "rw.presence" | "rw.history_begin" | "rw.history_end" => {
+                self.on_event(c, &kind, &session, envelope);
+            }
+            "rw.auth.expiring" if self.settling || self.random.percent(80) => self.refresh(c),
+            "rw.auth.expiring" => {}
+            "rw.goaway" => {
+                self.link(c).told_to_go = true;
+                if !self.draining {
+                    self.oracle.wrong(format!("{} was told to go", self.clients[c].id));
+                }
+            }
+            "rw.error" if envelope["id"] == "" => self.on_answer(c, &kind, &session, envelope),
+            _ if envelope["id"].as_str().is_some_and(|id| id.starts_with("rw-")) => {}
+            _ => self.on_answer(c, &kind, &session, envelope),
+        }
+        if kind == "rw.welcome" {
+            let link = self.link(c);
+            let socket = link.pipe.socket;
+            link.phase = if link.phase == Phase::Closing { Phase::Closing } else { Phase::Open };
+            if payload["client_id"] != json!(self.clients[c].id) {
+                self.oracle.wrong(format!("a welcome for {}", payload["client_id"]));
+            }
+            self.net.sockets[socket].welcomed = true;
+            let (token, issued_s) = self.link(c).token.clone();
+            if self.revoked.get(&token).is_some_and(|revoked_s| *revoked_s + REVOKED_WITHIN_S < issued_s) {
+                self.oracle.wrong(format!("{} was welcomed with a revoked token", self.clients[c].id));
+            }
+            self.send_again(c);
+        }
+    }
+
+    pub fn begin(
+        &mut self,
+        c: usize,
+        session: &str,
+        payload: &Value,
+        asked: (Vec<String>, u64, Vec<String>),
+        resume: Option<u64>,
+    ) {
+        let names = |key: &str| -> Vec<String> {
+            payload[key].as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+        };
+        let (epoch, start_seq) = (payload["epoch"].as_str().unwrap_or_default(), payload["start_seq"].as_u64().unwrap_or(0));
+        let client = &self.clients[c];
+        let (id, echo) = (client.id.clone(), client.echo);
+        let seq = payload["seq"].as_u64().unwrap_or(0);
+        if let Some(held) = resume
+            && (start_seq != held + 1 || payload["rewound_to"] != Value::Null)
+        {
+            self.oracle.wrong(format!("{id} resumes after {held} and starts at {start_seq}: {payload}"));
+        }
+        let begin = Begin {
+            client: &id,
+            session,
+            echo,
+            start_seq,
+            seq,
+            epoch,
+            rooms: names("rooms"),
+            asked: asked.0,
+            asked_ns: asked.1,
+            roles: asked.2,
+        };
+        let head = self.bounds(session).1;
+        let view = self.oracle.begin(&begin, head);
+        self.clients[c].been_in.insert(session.to_owned(), true);
+        // A token that went out after the attach.
+        let roles = self.clients[c].roles.clone();
+        let changed = self.link(c).sent.iter().any(|sent| matches!(sent.what, What::Roles(_)) && sent.sent_ns >= begin.asked_ns);
+        if changed {
+            self.oracle.roles_asked(view, &roles);
+        } else if names("roles") != roles {
+            self.oracle.wrong(format!("{id} has the roles {roles:?} and was told {payload}"));
+        }
+        self.clients[c].epochs.insert(session.to_owned(), epoch.to_owned());
+        self.clients[c].held.insert(session.to_owned(), start_seq - 1);
+        if self.link(c).views.insert(session.to_owned(), view).is_some() {
+            self.oracle.wrong(format!("{id} is attached to {session} twice"));
+        }
+    }
+
+    pub fn view(&mut self, c: usize, session: &str, what: &str) -> Option<usize> {
+        let view = self.link(c).views.get(session).copied();
+        if view.is_none() {
+            self.oracle.wrong(format!("{}: {what} of {session}, where it is not attached", self.clients[c].id));
+        }
+        view
+    }
+
+    pub fn hold(&mut self, c: usize, session: &str, view: usize) {
+        let position = self.oracle.view(view).position;
+        self.clients[c].held.insert(session.to_owned(), position);
+    }
+
+    pub fn on_message(&mut self, c: usize, session: &str, envelope: &Value, text: &[u8]) {
+        let Some(view) = self.view(c, session, "a message") else { return };
+        if let Some((count, page)) = self.link(c).pages.get_mut(session) {
+            page.push((envelope.clone(), text.to_vec()));
+            if page.len() as u64 > *count || !envelope["seq"].is_u64() {
+                self.oracle.wrong(format!("{}: something live within a page of history", self.clients[c].id));
+            }
+            return;
+        }
+        if !envelope["seq"].is_u64() {
+            let head = self.bounds(session).1;
+            return self.oracle.passing(view, envelope, head);
+        }
+        let number = self.oracle.delivered;
+        match self.sabotage {
+            Some(Sabotage::Drop(at)) if at == number => {
+                self.oracle.delivered += 1;
+                return;
+            }
+            Some(Sabotage::Repeat(at)) if at == number => self.oracle.message(view, envelope, text),
+            Some(Sabotage::Change(at)) if at == number => {
+                self.oracle.message(view, envelope, text);
+                let mut text = text.to_vec();
+                text.push(b' ');
+                self.oracle.message(view, envelope, &text);
+            }
+            _ => {}
+        }
+        self.oracle.message(view, envelope, text);
+        self.hold(c, session, view);
+    }
+
+    pub fn on_event(&mut self, c: usize, kind: &str, session: &str, envelope: &Value) {
+        let payload = &envelope["payload"];
+        let number = |key: &str| payload[key].as_u64().unwrap_or(u64::MAX);
+        let Some(view) = self.view(c, session, kind) else { return };
+        match kind {
+            "rw.caught_up" => self.oracle.caught_up(view, number("seq")),
+            "rw.gap" => {
+                let first = self.bounds(session).0;
+                self.oracle.gap(view, number("from"), number("to"), first);
+            }
+            "rw.history_begin" => {
+                let before = self.link(c).pages.insert(session.to_owned(), (number("count"), Vec::new()));
+                before.into_iter().for_each(|_| self.oracle.wrong("two pages of history at once".to_owned()));
+            }
+            "rw.history_end" => {
+                match self.link(c).pages.remove(session) {
+                    Some((count, page)) => {
+                        if page.len() as u64 != count {
+                            self.oracle.wrong(format!("a page of {count} has {}", page.len()));
+                        }
+                        self.oracle.history(view, &page, number("oldest_seq"));
+                    }
+                    None => self.oracle.wrong("rw.history_end without a begin".to_owned()),
+                }
+                self.on_answer(c, kind, session, envelope);
+            }
+            _ => {}
+        }
+        self.hold(c, session, view);
+    }
+
+    pub fn on_answer(&mut self, c: usize, kind: &str, session: &str, envelope: &Value) {
+        let (id, payload) = (envelope["id"].as_str().unwrap_or_default(), &envelope["payload"]);
+        let frame = payload["details"]["frame"].as_u64().filter(|_| kind == "rw.error");
+        let link = self.clients[c].link.as_mut().expect("an answer comes on a link");
+        let by_number = frame.and_then(|frame| usize::try_from(frame).ok()).filter(|frame| *frame > 0);
+        let found = match by_number {
+            Some(number) => link.sent.get(number - 1).filter(|sent| id.is_empty() || sent.id == id).map(|_| number - 1),
+            None => link.sent.iter().position(|sent| sent.id == id && !sent.answered),
+        };
+        let Some(at) = found.filter(|at| !link.sent[*at].answered) else {
+            let complaint = format!("{}: an answer to nothing: {envelope}", self.clients[c].id);
+            return self.oracle.wrong(complaint);
+        };
+        let sent = &mut link.sent[at];
+        sent.answered = true;
+        let (what, asked_of, sent_ns, roles) = (sent.what.clone(), sent.session.clone(), sent.sent_ns, sent.roles.clone());
+        if kind == "rw.error" {
+            return self.on_error(c, &what, envelope);
+        }
+        let me = self.clients[c].id.clone();
+        let fits = match &what {
+            What::Message { .. } => kind == "rw.ack",
+            What::Join(_) => kind == "rw.joined",
+            What::Leave(..) => kind == "rw.left",
+            What::Ping { .. } => kind == "rw.pong",
+            What::Attach { .. } => kind == "rw.attached",
+            What::Other(expected) => kind == *expected,
+            What::Roles(_) => kind == "rw.refreshed",
+            What::Mood(_) => kind == "rw.presence.ok",
+            What::Roster(_) => kind == "rw.members",
+            What::Ephemeral | What::Silent | What::Bad => false,
+        };
+        if !fits || session != asked_of {
+            return self.oracle.wrong(format!("{me}: {what:?} was answered with {envelope}"));
+        }
+        let seq = payload["seq"].as_u64().unwrap_or(0);
+        match what {
+            What::Message { target, to } => {
+                let link = self.link(c);
+                let acked = link.acked.entry(target.clone()).or_default();
+                *acked = (*acked).max(seq);
+                self.clients[c].unacked.retain(|past| past.id != id);
+                self.oracle.ack(&me, &target, id, &to, seq);
+            }
+            What::Join(room) => {
+                self.oracle.joined(&me, session, &room, seq);
+            }
+            What::Leave(room, number) => {
+                let head = self.bounds(session).1;
+                self.oracle.left(&me, session, &room, head, number);
+            }
+            What::Ping { acked_max } => {
+                if let Some(view) = self.view(c, session, kind) {
+                    self.oracle.pong(view, seq, payload["delivered_seq"].as_u64().unwrap_or(0), acked_max);
+                    if self.oracle.view(view).roles_asked_ns.is_some_and(|asked_ns| asked_ns < sent_ns) {
+                        let roles = self.clients[c].roles.clone();
+                        self.oracle.roles_settled(view, seq, &roles);
+                    }
+                    self.hold(c, session, view);
+                }
+            }
+            What::Attach { asked, resume } => self.begin(c, session, payload, (asked, sent_ns, roles), resume),
+            What::Other("rw.welcome") => {
+                let (asked, resume) = (self.link(c).hello_rooms.clone(), self.link(c).hello_resume);
+                self.begin(c, session, payload, (asked, sent_ns, roles), resume);
+            }
+            What::Mood(mood) => {
+                let told = self.clients[c].moods.get_mut(session).filter(|(last, _)| *last == mood);
+                told.into_iter().for_each(|(_, heard)| *heard = true);
+            }
+            What::Roster(room) => self.on_roster(c, session, room, payload),
+            What::Other("rw.detached") => {
+                self.link(c).views.remove(session);
+            }
+            What::Other("rw.watching") => {
+                if let Some(view) = self.view(c, session, kind) {
+                    self.oracle.placed(view, seq, kind);
+                    self.hold(c, session, view);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a client's user may have had as many connections as it may have.
+    fn user_is_full(&mut self, c: usize) -> bool {
+        let (socket, sub) = (self.link(c).pipe.socket, self.clients[c].sub.clone());
+        let per_user = self.caps.per_user;
+        per_user > 0 && self.net.others(socket, |other| other.user == sub) >= per_user
+    }
+
+    pub fn on_error(&mut self, c: usize, what: &What, envelope: &Value) {
+        let code = envelope["payload"]["code"].as_str().unwrap_or_default();
+        *self.clients[c].answers.entry(code.to_owned()).or_default() += 1;
+        if let What::Roster(room) = what {
+            let session = envelope["session_id"].as_str().unwrap_or_default().to_owned();
+            self.rosters.remove(&(c, session, room.clone()));
+        }
+        if let What::Roles(before) = what {
+            // The old token stays in force.
+            let before = before.clone();
+            self.change_roles(c, before);
+        }
+        let revoked = code == "auth.revoked" && matches!(what, What::Other("rw.welcome" | "rw.refreshed") | What::Roles(_));
+        if revoked && self.is_revoked(c) {
+            self.clients[c].token_number += 1;
+            return;
+        }
+        let fits = code == "limit.rate"
+            || match what {
+                What::Bad => true,
+                What::Message { .. } | What::Ephemeral => {
+                    matches!(code, "limit.backpressure" | "limit.rate" | "route.no_such_member" | "session.not_attached")
+                }
+                What::Other("rw.history_end") => {
+                    matches!(code, "limit.history_busy" | "limit.backpressure" | "session.not_attached")
+                }
+                What::Other("rw.welcome") if code == "limit.connections" => self.user_is_full(c),
+                What::Other("rw.welcome") => code.starts_with("limit."),
+                _ => matches!(
+                    code,
+                    "limit.backpressure" | "limit.rate" | "session.not_attached" | "session.already_attached" | "limit.attached"
+                ),
+            };
+        if !fits {
+            let complaint = format!("{}: {what:?} was refused: {envelope}", self.clients[c].id);
+            self.oracle.wrong(complaint);
+        }
+    }
+}

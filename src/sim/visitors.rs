@@ -1,0 +1,204 @@
+//! Connections that are in no session: `/v1/echo`, and those that come through the proxy with a header that is none.
+
+use super::pipe::Pipe;
+use super::wire::{self, BROKEN_PROXY_HEADERS};
+use super::world::World;
+use std::collections::VecDeque;
+
+/// Messages on their way through the echo.
+const UNDER_WAY_MAX: usize = 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    Echo,
+    /// Nothing but the end may answer it.
+    BrokenProxyHeader,
+}
+
+#[derive(Debug)]
+struct Visit {
+    pipe: Pipe,
+    upgraded: bool,
+    deflate: bool,
+    refused: bool,
+    closing: bool,
+    /// What is to come back: opcode, deflated, payload.
+    under_way: VecDeque<(u8, bool, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+pub struct Visitor {
+    errand: Errand,
+    visit: Option<Visit>,
+    next_ns: u64,
+    /// Messages that came back; connections that ended as they should.
+    pub done: u64,
+}
+
+impl Visitor {
+    pub const fn new(errand: Errand, next_ns: u64) -> Self {
+        Self { errand, visit: None, next_ns, done: 0 }
+    }
+
+    /// Whether it waits for something.
+    pub fn waits(&self) -> bool {
+        self.visit.as_ref().is_some_and(|visit| match self.errand {
+            Errand::Echo => !visit.under_way.is_empty(),
+            Errand::BrokenProxyHeader => true,
+        })
+    }
+}
+
+impl World {
+    pub fn visitor_due(&self, visitor: &Visitor) -> Option<u64> {
+        let acts = (!self.settling && !self.draining).then_some(visitor.next_ns);
+        let Some(visit) = &visitor.visit else { return acts };
+        let socket = &self.net.sockets[visit.pipe.socket];
+        let moves = !socket.to_client.is_empty() || socket.server_fin || socket.server_closed || visit.pipe.wants_push(&self.net);
+        [moves.then_some(self.now_ns + 100_000), acts].into_iter().flatten().min()
+    }
+
+    /// Lets a visitor do what is due; whether it did anything.
+    pub fn visitor_step(&mut self, v: usize) -> bool {
+        let due = self.now_ns >= self.visitors[v].next_ns && !self.settling && !self.draining;
+        let Some(mut visit) = self.visitors[v].visit.take() else {
+            if due {
+                self.open_visit(v);
+            }
+            return due;
+        };
+        let mut did = visit.pipe.push(&mut self.net, self.random.next());
+        let socket = &self.net.sockets[visit.pipe.socket];
+        let (readable, ended) = (socket.to_client.len(), socket.server_fin || socket.server_closed);
+        if readable > 0 {
+            did = true;
+            let most = 1 + self.random.index(readable);
+            if let Err(what) = visit.pipe.pull(&mut self.net, most) {
+                self.oracle.wrong(format!("a visitor: TLS: {what}"));
+            }
+            self.take_in(v, &mut visit);
+        } else if ended {
+            self.net.sockets[visit.pipe.socket].client_fin = true;
+            let odd = !visit.under_way.is_empty() && !visit.closing && !self.draining;
+            if odd {
+                self.oracle.wrong(format!("{} messages did not come back from the echo", visit.under_way.len()));
+            }
+            self.visitors[v].done += u64::from(self.visitors[v].errand == Errand::BrokenProxyHeader);
+            self.visitors[v].next_ns = self.now_ns + self.random.below(400_000_000);
+            return true;
+        }
+        if due {
+            did = true;
+            self.act_visit(v, &mut visit);
+        }
+        self.visitors[v].visit = Some(visit);
+        did
+    }
+
+    fn open_visit(&mut self, v: usize) {
+        let shard = self.random.index(self.seats.len());
+        let capacity = usize::try_from(self.random.between(1_000, 50_000)).unwrap();
+        let pipe = match self.visitors[v].errand {
+            Errand::Echo => {
+                let mut pipe = self.connect(capacity, shard);
+                let offer = self.random.percent(50).then(|| self.random.pick(&wire::OFFERS));
+                pipe.tx.extend(wire::request("/v1/echo", offer).bytes());
+                pipe
+            }
+            Errand::BrokenProxyHeader => {
+                let (mut pipe, _) = self.connect_bare(capacity, shard);
+                let header = self.random.pick(&BROKEN_PROXY_HEADERS);
+                pipe.put_ahead(header);
+                pipe
+            }
+        };
+        self.visitors[v].next_ns = self.now_ns + self.random.below(50_000_000);
+        let (upgraded, deflate, refused, closing) = (false, false, false, false);
+        self.visitors[v].visit = Some(Visit { pipe, upgraded, deflate, refused, closing, under_way: VecDeque::new() });
+    }
+
+    fn take_in(&mut self, v: usize, visit: &mut Visit) {
+        if self.visitors[v].errand == Errand::BrokenProxyHeader {
+            let told = String::from_utf8_lossy(&visit.pipe.rx).into_owned();
+            return self.oracle.wrong(format!("a broken PROXY header was answered: {told}"));
+        }
+        if !visit.upgraded && !visit.refused {
+            let Some(end) = visit.pipe.rx.windows(4).position(|window| window == b"\r\n\r\n") else { return };
+            let head = String::from_utf8_lossy(&visit.pipe.rx[..end]).into_owned();
+            visit.pipe.rx.drain(..end + 4);
+            visit.deflate = head.contains("permessage-deflate");
+            visit.upgraded = head.starts_with("HTTP/1.1 101");
+            visit.refused = !visit.upgraded;
+            self.net.sockets[visit.pipe.socket].let_in = visit.upgraded;
+            let busy = ["503", "408", "429"].iter().any(|status| head.contains(status));
+            if visit.refused && !busy {
+                self.oracle.wrong(format!("the upgrade of /v1/echo was answered {head}"));
+            }
+        }
+        while visit.upgraded {
+            match wire::next_frame(&mut visit.pipe.rx) {
+                Ok(Some(frame)) => self.on_echo(v, visit, frame.opcode, frame.deflated, &frame.payload),
+                Ok(None) => break,
+                Err(what) => return self.oracle.wrong(format!("/v1/echo: {what}")),
+            }
+        }
+    }
+
+    fn on_echo(&mut self, v: usize, visit: &mut Visit, opcode: u8, deflated: bool, payload: &[u8]) {
+        let mut out = Vec::new();
+        match opcode {
+            8 => {
+                wire::message(&mut out, 8, payload.get(..2).unwrap_or_default(), &mut self.random);
+                let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
+                if !visit.closing && !matches!(code, Some(1001 | 1012)) {
+                    self.oracle.wrong(format!("/v1/echo was closed with {code:?}"));
+                }
+                visit.closing = true;
+            }
+            9 => wire::message(&mut out, 10, payload, &mut self.random),
+            10 => {}
+            _ => {
+                let plain = if deflated { wire::inflate(payload) } else { Ok(payload.to_vec()) };
+                let sent = visit.under_way.pop_front();
+                self.visitors[v].done += 1;
+                if plain.as_ref().ok() != sent.as_ref().map(|(_, _, text)| text)
+                    || sent.as_ref().map(|(kind, packed, _)| (*kind, *packed)) != Some((opcode, deflated))
+                {
+                    let told = plain.map(|plain| plain.len());
+                    self.oracle.wrong(format!("/v1/echo: {opcode} deflated {deflated} {told:?} came back for {sent:?}"));
+                }
+            }
+        }
+        visit.pipe.tx.extend(out);
+    }
+
+    fn act_visit(&mut self, v: usize, visit: &mut Visit) {
+        self.visitors[v].next_ns = self.now_ns + self.random.below(60_000_000);
+        if !visit.upgraded || visit.closing || visit.under_way.len() >= UNDER_WAY_MAX {
+            return;
+        }
+        let mut out = Vec::new();
+        match self.random.below(20) {
+            0 => {
+                wire::message(&mut out, 8, &1000_u16.to_be_bytes(), &mut self.random);
+                visit.closing = true;
+            }
+            1 => wire::message(&mut out, 9, b"anybody?", &mut self.random),
+            _ => {
+                let bytes = self.random.pick(&[0, 1, 125, 126, 4_000, 66_000]);
+                let opcode = self.random.pick(&[1, 2]);
+                let mark = self.random.next();
+                let payload: Vec<u8> = format!("{mark}").bytes().cycle().take(bytes).collect();
+                let deflated = visit.deflate && self.random.percent(50);
+                if deflated {
+                    wire::deflated_message(&mut out, opcode, &payload, &mut self.random);
+                } else {
+                    wire::message(&mut out, opcode, &payload, &mut self.random);
+                }
+                // Nothing has no deflated form that it would gain by.
+                visit.under_way.push_back((opcode, deflated && bytes > 0, payload));
+            }
+        }
+        visit.pipe.tx.extend(out);
+    }
+}
