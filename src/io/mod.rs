@@ -11,6 +11,7 @@
 
 mod buffers;
 pub mod chunk;
+pub mod files;
 pub mod probe;
 pub mod ring;
 
