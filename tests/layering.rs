@@ -26,8 +26,15 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("cli", &["auth", "config", "control", "io", "net", "shard"]),
 ];
 /// Files that exist for tests alone, whatever their name.
-const TEST_FILES: [&str; 6] =
-    ["auth/vectors.rs", "control/tests.rs", "io/ring/tests.rs", "net/tls_tests.rs", "protocol/attacks.rs", "ws/decoder_tests.rs"];
+const TEST_FILES: [&str; 7] = [
+    "auth/vectors.rs",
+    "control/tests.rs",
+    "io/ring/disk_tests.rs",
+    "io/ring/tests.rs",
+    "net/tls_tests.rs",
+    "protocol/attacks.rs",
+    "ws/decoder_tests.rs",
+];
 /// Every dependency and the files that may name it.
 const CRATES: [(&str, &[&str]); 31] = [
     ("arc_swap", &[]),
@@ -47,6 +54,7 @@ const CRATES: [(&str, &[&str]); 31] = [
         &[
             "io/buffers.rs",
             "io/probe.rs",
+            "io/ring/disk.rs",
             "io/ring/listen.rs",
             "io/ring/mod.rs",
             "io/ring/receive.rs",
@@ -70,7 +78,18 @@ const CRATES: [(&str, &[&str]); 31] = [
     ),
     ("loom", &["shard/lanes.rs"]),
     ("mimalloc", &["main.rs"]),
-    ("rustix", &["cli/dev.rs", "cli/doctor.rs", "cli/serve.rs", "io/ring/listen.rs", "io/ring/slots.rs", "shard/start.rs"]),
+    (
+        "rustix",
+        &[
+            "cli/dev.rs",
+            "cli/doctor.rs",
+            "cli/serve.rs",
+            "io/files.rs",
+            "io/ring/listen.rs",
+            "io/ring/slots.rs",
+            "shard/start.rs",
+        ],
+    ),
     ("rustls", &["net/tls.rs"]),
     (
         "serde",

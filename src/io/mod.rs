@@ -12,6 +12,7 @@
 mod buffers;
 pub mod chunk;
 pub mod directory;
+pub mod files;
 pub mod probe;
 pub mod ring;
 

@@ -119,7 +119,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
         let (snapshot, barrier, tell) = (Arc::clone(snapshot), Arc::clone(&barrier), tell.clone());
         let run = move || {
             pin(seat.core);
-            let ring = Ring::new(options, Some(seat.listener), bells, seat.eventfd);
+            let ring = Ring::new(options, Some(seat.listener), bells, seat.eventfd, None);
             let outcome = ring.as_ref().map(|_| ()).map_err(|error| format!("io_uring: {error}"));
             // The starter is gone only if another shard failed first.
             let _ = tell.send(outcome);

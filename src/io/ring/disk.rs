@@ -1,20 +1,331 @@
-//! The log's files: writes, syncs and reads in the ring.
+//! The log's files: writes, syncs and reads in the ring; making and deleting on the files thread.
+#![allow(unsafe_code)] // the disposition of one signal is not in the safe crates; the SAFETY comment carries the argument
 
-use super::Ring;
+use super::{Completion, Op, Ring, plain, untag};
 use crate::io::chunk::Chunk;
+use crate::io::files::{Answer, FilesHandle, segment_path};
 use crate::io::{Event, Shard};
+use crate::limits::{READ_BACK_BYTES_MAX, READ_BACKS_MAX};
 use crate::time::Tick;
-use std::collections::VecDeque;
+use io_uring::{opcode, types};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
+/// Times one operation is submitted again after EINTR or EAGAIN.
+const TRIES_MAX: u8 = 16;
+/// How long an engine that ends waits for what the disk is still doing.
+const END_WAIT: Duration = Duration::from_secs(5);
+
+/// Where a shard keeps its log.
+#[derive(Debug)]
+pub struct Disk {
+    /// The shard's own.
+    pub directory: PathBuf,
+    /// The size of each segment's file.
+    pub segment_bytes: u64,
+    /// Segments that are there already, by number; open for reading, or for writing too.
+    pub segments: Vec<(u64, File)>,
+    /// From [`crate::io::files::start`], which was given the eventfd that the engine is given.
+    pub files: FilesHandle,
+}
+
+struct Place {
+    directory: PathBuf,
+    segment_bytes: u64,
+    files: FilesHandle,
+}
+
+struct Segment {
+    file: File,
+    /// Operations accepted and not yet answered.
+    operations: usize,
+    /// To be deleted when there are none.
+    doomed: bool,
+}
+
+enum Kind {
+    /// The chunk is held so that it is neither freed nor used again while the kernel reads it.
+    Write {
+        chunk: Rc<Chunk>,
+        part: Range<usize>,
+    },
+    Sync,
+    /// The first `done` bytes of `len` have been read.
+    Read {
+        buffer: Vec<u8>,
+        done: usize,
+        len: usize,
+    },
+}
+
+struct Operation {
+    segment: u64,
+    tag: u64,
+    /// Where in the file it goes on.
+    at: u64,
+    tries: u8,
+    kind: Kind,
+}
+
+/// What the engine keeps of its disk.
 #[derive(Default)]
 pub(super) struct Operations {
+    place: Option<Place>,
+    segments: BTreeMap<u64, Segment>,
+    /// In the kernel, by the number their completions bear.
+    in_flight: Vec<Option<Operation>>,
+    free: Vec<u32>,
+    reads: usize,
+    reads_waiting: VecDeque<Operation>,
+    /// Buffers of reads that are over; with those in flight, [`READ_BACKS_MAX`] at most.
+    spare: Vec<Vec<u8>>,
     /// What is known without the kernel, to be told with the next events.
     pub(super) answers: VecDeque<Event<'static>>,
 }
 
+impl Operations {
+    pub(super) fn new(disk: Option<Disk>) -> Self {
+        let Some(Disk { directory, segment_bytes, segments, files }) = disk else { return Self::default() };
+        ignore_file_size_signal();
+        let segments = segments.into_iter().map(|(number, file)| (number, Segment::new(file))).collect();
+        Self { place: Some(Place { directory, segment_bytes, files }), segments, ..Self::default() }
+    }
+
+    /// Counts an operation on a segment in.
+    fn enter(&mut self, segment: u64, at: u64, len: usize) -> Result<(), i32> {
+        let Some(place) = &self.place else { return Err(libc::ENODEV) };
+        let Some(segment) = self.segments.get_mut(&segment).filter(|segment| !segment.doomed) else { return Err(libc::ENOENT) };
+        if at.checked_add(len as u64).is_none_or(|end| end > place.segment_bytes) {
+            return Err(libc::EFBIG);
+        }
+        segment.operations += 1;
+        Ok(())
+    }
+
+    /// Counts it out; a segment that waited for it to be deleted is.
+    fn leave(&mut self, number: u64) {
+        if let Some(segment) = self.segments.get_mut(&number) {
+            segment.operations -= 1;
+            self.delete_if_over(number);
+        }
+    }
+
+    fn delete_if_over(&mut self, number: u64) {
+        if self.segments.get(&number).is_some_and(|segment| segment.doomed && segment.operations == 0) {
+            let file = self.segments.remove(&number).map(|segment| segment.file);
+            if let Some(place) = &mut self.place {
+                place.files.delete(number, segment_path(&place.directory, number), file);
+            }
+        }
+    }
+
+    fn take(&mut self, number: u32) -> Option<Operation> {
+        let operation = self.in_flight.get_mut(number as usize)?.take()?;
+        self.free.push(number);
+        Some(operation)
+    }
+
+    /// Takes out the operations whose completions are here.
+    pub(super) fn settle(&mut self, completions: &mut VecDeque<Completion>) {
+        completions.retain(|completion| {
+            let (op, index) = untag(completion.user_data);
+            op != Some(Op::Disk) || self.take(index.index).is_none()
+        });
+    }
+
+    #[cfg(test)]
+    pub(super) fn spare_buffers(&self) -> usize {
+        self.spare.len()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.free.len() == self.in_flight.len()
+    }
+
+    /// Gives up the memory of what is still in the kernel, for good. Unlike a receive, which fills its buffer while this thread is in
+    /// an enter, an operation on a file is done by a worker of the kernel's, which may read a chunk or fill a buffer at any time
+    /// until it is over; when that is, nobody is there to be told. So the memory is never used again. The file is closed without
+    /// harm: the kernel has its own hold of it.
+    pub(super) fn leak_in_flight(&mut self) {
+        for operation in self.in_flight.drain(..).flatten() {
+            match operation.kind {
+                Kind::Write { chunk, .. } => std::mem::forget(chunk),
+                Kind::Read { buffer, .. } => std::mem::forget(buffer),
+                Kind::Sync => {}
+            }
+        }
+        self.free.clear();
+    }
+}
+
+impl Segment {
+    const fn new(file: File) -> Self {
+        Self { file, operations: 0, doomed: false }
+    }
+}
+
 impl Ring {
+    pub(super) fn start_write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64) {
+        assert!(part.end <= chunk.len(), "a write of bytes to {} of a chunk that holds {}", part.end, chunk.len());
+        match self.disk.enter(segment, at, part.len()) {
+            Ok(()) => self.submit(Operation { segment, tag, at, tries: 0, kind: Kind::Write { chunk, part } }),
+            Err(errno) => self.disk.answers.push_back(Event::Written { tag, result: Err(errno) }),
+        }
+    }
+
+    pub(super) fn start_sync(&mut self, segment: u64, tag: u64) {
+        match self.disk.enter(segment, 0, 0) {
+            Ok(()) => self.submit(Operation { segment, tag, at: 0, tries: 0, kind: Kind::Sync }),
+            Err(errno) => self.disk.answers.push_back(Event::Synced { tag, result: Err(errno) }),
+        }
+    }
+
+    pub(super) fn start_read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+        // It may ask beyond the end of the file, where there is nothing to read.
+        let entered = if len > READ_BACK_BYTES_MAX { Err(libc::EINVAL) } else { self.disk.enter(segment, at, 0) };
+        if let Err(errno) = entered {
+            self.disk.answers.push_back(Event::ReadBack { tag, result: Err(errno) });
+            return;
+        }
+        let kind = Kind::Read { buffer: Vec::new(), done: 0, len };
+        let operation = Operation { segment, tag, at, tries: 0, kind };
+        if self.disk.reads < READ_BACKS_MAX {
+            self.submit_read(operation);
+        } else {
+            self.stats.read_backs_waited += 1;
+            self.disk.reads_waiting.push_back(operation);
+        }
+    }
+
+    fn submit_read(&mut self, mut operation: Operation) {
+        self.disk.reads += 1;
+        if let Kind::Read { buffer, len, .. } = &mut operation.kind {
+            *buffer = self.disk.spare.pop().unwrap_or_default();
+            if buffer.len() < *len {
+                buffer.resize(*len, 0);
+            }
+        }
+        self.submit(operation);
+    }
+
+    pub(super) fn start_prepare(&mut self, number: u64) {
+        let Operations { place, segments, answers, .. } = &mut self.disk;
+        match place {
+            None => answers.push_back(Event::SegmentReady { number, result: Err(libc::ENODEV) }),
+            Some(_) if segments.contains_key(&number) => {
+                answers.push_back(Event::SegmentReady { number, result: Err(libc::EEXIST) });
+            }
+            Some(place) => place.files.prepare(number, segment_path(&place.directory, number), place.segment_bytes),
+        }
+    }
+
+    pub(super) fn start_delete(&mut self, number: u64) {
+        let errno = match self.disk.segments.get_mut(&number) {
+            _ if self.disk.place.is_none() => libc::ENODEV,
+            Some(segment) if !segment.doomed => {
+                segment.doomed = true;
+                return self.disk.delete_if_over(number);
+            }
+            _ => libc::ENOENT,
+        };
+        self.disk.answers.push_back(Event::SegmentGone { number, result: Err(errno) });
+    }
+
+    fn submit(&mut self, operation: Operation) {
+        let number = self.disk.free.pop().unwrap_or_else(|| {
+            self.disk.in_flight.push(None);
+            u32::try_from(self.disk.in_flight.len() - 1).expect("each operation takes far more than a byte of memory")
+        });
+        self.disk.in_flight[number as usize] = Some(operation);
+        self.push_operation(number);
+    }
+
+    /// Queues what is left of an operation.
+    fn push_operation(&mut self, number: u32) {
+        let Some(operation) = &mut self.disk.in_flight[number as usize] else { return };
+        // An operation that is counted in keeps its segment.
+        let Some(segment) = self.disk.segments.get(&operation.segment) else { return };
+        let fd = types::Fd(segment.file.as_raw_fd());
+        let bytes = |len| u32::try_from(len).expect("chunks and reads are below 4 GiB");
+        // The memory named here belongs to the operation, which stays where it is until its completion is taken.
+        let entry = match &mut operation.kind {
+            Kind::Write { chunk, part } => {
+                let part = &chunk.bytes()[part.clone()];
+                opcode::Write::new(fd, part.as_ptr(), bytes(part.len())).offset(operation.at).build()
+            }
+            Kind::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            Kind::Read { buffer, done, len } => {
+                let rest = &mut buffer[*done..*len];
+                opcode::Read::new(fd, rest.as_mut_ptr(), bytes(rest.len())).offset(operation.at).build()
+            }
+        };
+        self.push(&entry.user_data(plain(Op::Disk, number)));
+    }
+
+    pub(super) fn on_disk<S: Shard>(&mut self, shard: &mut S, number: u32, completion: Completion, now: Tick) {
+        let Some(Some(operation)) = self.disk.in_flight.get_mut(number as usize) else { return };
+        let taken = usize::try_from(completion.result).map_err(|_| -completion.result);
+        let again = match (&mut operation.kind, taken) {
+            (_, Err(libc::EINTR | libc::EAGAIN)) if operation.tries < TRIES_MAX => {
+                operation.tries += 1;
+                true
+            }
+            (Kind::Write { part, .. }, Ok(bytes)) => {
+                part.start += bytes;
+                let short = bytes > 0 && part.start < part.end;
+                self.stats.short_writes += u64::from(short);
+                short
+            }
+            (Kind::Read { done, len, .. }, Ok(bytes)) => {
+                *done += bytes;
+                bytes > 0 && *done < *len
+            }
+            _ => false,
+        };
+        if again {
+            operation.at += taken.unwrap_or(0) as u64;
+            return self.push_operation(number);
+        }
+        let Some(Operation { segment, tag, kind, .. }) = self.disk.take(number) else { return };
+        self.disk.leave(segment);
+        let result = taken.map(drop);
+        match kind {
+            Kind::Write { chunk, part } => {
+                // Nothing taken and no error: not a thing files do, and not to be tried for ever.
+                let result = if result.is_ok() && part.start < part.end { Err(libc::EIO) } else { result };
+                drop(chunk);
+                shard.event(self, Event::Written { tag, result }, now);
+            }
+            Kind::Sync => shard.event(self, Event::Synced { tag, result }, now),
+            Kind::Read { buffer, done, .. } => {
+                shard.event(self, Event::ReadBack { tag, result: result.map(|()| &buffer[..done]) }, now);
+                self.disk.spare.push(buffer);
+                self.disk.reads -= 1;
+                if let Some(operation) = self.disk.reads_waiting.pop_front() {
+                    self.submit_read(operation);
+                }
+            }
+        }
+    }
+
+    /// Somebody knocked, perhaps the files thread.
+    pub(super) fn take_files_answers(&mut self) {
+        let Operations { place: Some(place), segments, answers, .. } = &mut self.disk else { return };
+        while let Some(answer) = place.files.answer() {
+            answers.push_back(match answer {
+                Answer::Ready { number, result } => {
+                    Event::SegmentReady { number, result: result.map(|file| drop(segments.insert(number, Segment::new(file)))) }
+                }
+                Answer::Gone { number, result } => Event::SegmentGone { number, result },
+            });
+        }
+    }
+
     pub(super) fn tell_disk_answers<S: Shard>(&mut self, shard: &mut S, now: Tick) {
         for _ in 0..self.disk.answers.len() {
             let Some(answer) = self.disk.answers.pop_front() else { break };
@@ -22,23 +333,28 @@ impl Ring {
         }
     }
 
-    pub(super) fn start_write(&mut self, _segment: u64, _at: u64, _chunk: Rc<Chunk>, _part: Range<usize>, tag: u64) {
-        self.disk.answers.push_back(Event::Written { tag, result: Err(libc::ENODEV) });
+    /// Waits until nothing of a file is in the kernel, for [`END_WAIT`] at most.
+    pub(super) fn finish_disk(&mut self) {
+        let until_ns = self.now().mono_ns + u64::try_from(END_WAIT.as_nanos()).unwrap_or(u64::MAX);
+        loop {
+            self.reap();
+            self.disk.settle(&mut self.backlog);
+            let now_ns = self.now().mono_ns;
+            if self.disk.is_idle() || now_ns >= until_ns {
+                return;
+            }
+            let timeout = types::Timespec::from(Duration::from_nanos(until_ns - now_ns));
+            let waited = self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&timeout));
+            let passing = |errno| matches!(errno, libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN);
+            if waited.is_err_and(|error| !error.raw_os_error().is_some_and(passing)) {
+                return;
+            }
+        }
     }
+}
 
-    pub(super) fn start_sync(&mut self, _segment: u64, tag: u64) {
-        self.disk.answers.push_back(Event::Synced { tag, result: Err(libc::ENODEV) });
-    }
-
-    pub(super) fn start_read_back(&mut self, _segment: u64, _at: u64, _len: usize, tag: u64) {
-        self.disk.answers.push_back(Event::ReadBack { tag, result: Err(libc::ENODEV) });
-    }
-
-    pub(super) fn start_prepare(&mut self, number: u64) {
-        self.disk.answers.push_back(Event::SegmentReady { number, result: Err(libc::ENODEV) });
-    }
-
-    pub(super) fn start_delete(&mut self, number: u64) {
-        self.disk.answers.push_back(Event::SegmentGone { number, result: Err(libc::ENODEV) });
-    }
+/// A file that would grow beyond RLIMIT_FSIZE is answered with EFBIG, and with a signal that by default ends the process.
+fn ignore_file_size_signal() {
+    // SAFETY: ignoring a signal runs no code of ours, and nothing here relies on this one.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

@@ -5,6 +5,8 @@
 #![allow(unsafe_code)] // submission queue entries name memory by pointer; the SAFETY comments carry the argument
 
 mod disk;
+#[cfg(test)]
+mod disk_tests;
 mod listen;
 mod receive;
 mod send;
@@ -12,6 +14,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
+pub use disk::Disk;
 pub use listen::listen;
 
 use crate::io::buffers::BufferRing;
@@ -58,6 +61,7 @@ enum Op {
     BellIn = 6,
     BellOut = 7,
     Cancel = 8,
+    Disk = 9,
 }
 
 #[inline]
@@ -82,6 +86,7 @@ fn untag(user_data: u64) -> (Option<Op>, ConnId) {
         6 => Some(Op::BellIn),
         7 => Some(Op::BellOut),
         8 => Some(Op::Cancel),
+        9 => Some(Op::Disk),
         _ => None,
     };
     (op, ConnId { index: user_data as u32, generation: (user_data >> 32) as u32 & GENERATION_MASK })
@@ -158,7 +163,13 @@ impl Ring {
     /// # Errors
     /// What `io_uring_setup` or a registration answered.
     #[expect(clippy::disallowed_methods, reason = "the engine is where time comes from")]
-    pub fn new(options: Options, listener: Option<TcpListener>, bells: Arc<Bells>, eventfd: Arc<OwnedFd>) -> io::Result<Self> {
+    pub fn new(
+        options: Options,
+        listener: Option<TcpListener>,
+        bells: Arc<Bells>,
+        eventfd: Arc<OwnedFd>,
+        disk: Option<Disk>,
+    ) -> io::Result<Self> {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_submit_all().setup_cqsize(16_384);
         if options.spin_us > 0 {
@@ -189,7 +200,7 @@ impl Ring {
             messages: Vec::with_capacity(crate::limits::SENDS_PER_TURN_MAX),
             slices: Vec::with_capacity(crate::limits::SENDS_PER_TURN_MAX * 2),
             started: Instant::now(),
-            disk: Operations::default(),
+            disk: Operations::new(disk),
             stats: RingStats::default(),
         };
         engine.arm_eventfd();
@@ -266,6 +277,7 @@ impl Ring {
             }
             Some(Op::Eventfd) => {
                 self.arm_eventfd();
+                self.take_files_answers();
                 shard.event(self, Event::Bell, now);
             }
             Some(Op::BellIn) => shard.event(self, Event::Bell, now),
@@ -274,6 +286,7 @@ impl Ring {
                     self.ring_later(conn.index as usize);
                 }
             }
+            Some(Op::Disk) => self.on_disk(shard, conn.index, completion, now),
             // A cancel's own answer says nothing that the cancelled receive's does not; sends are reaped in send_batch.
             Some(Op::Cancel | Op::Send) | None => {}
         }
@@ -358,8 +371,9 @@ impl Ring {
         const GETEVENTS: u32 = 1; // IORING_ENTER_GETEVENTS
         for _ in 0..ENTER_TRIES_MAX {
             let queued = u32::try_from(self.ring.submission().len()).unwrap_or(u32::MAX);
-            // SAFETY: every queued entry names either memory of this struct that outlives the operation (the eventfd's value, the
-            // provided buffers) or slices lent to send_batch, which returns only after all its sends completed.
+            // SAFETY: every queued entry names memory of this struct that outlives the operation (the eventfd's value, the provided
+            // buffers), or slices lent to send_batch, which returns only after all its sends completed, or a chunk or buffer that the
+            // table of disk operations holds until the completion is taken, and leaks where it is not.
             match unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, want, GETEVENTS, None) } {
                 Ok(submitted) if submitted >= queued as usize => return Ok(()),
                 Ok(_) => self.reap(),
@@ -504,11 +518,14 @@ impl Drop for Ring {
         // Ends what is in the kernel, so that the port and the sockets are free at once and not when the kernel gets to it. After a
         // panic nothing is entered any more: the queue may name memory that is gone.
         if !std::thread::panicking() {
+            self.finish_disk();
             let timeout = types::Timespec::from(Duration::from_millis(100));
             let _ = self.ring.submitter().register_sync_cancel(Some(timeout), types::CancelBuilder::any());
             let _ = self.enter(0);
         }
         self.reap();
+        self.disk.settle(&mut self.backlog);
+        self.disk.leak_in_flight();
         for completion in self.backlog.drain(..) {
             if untag(completion.user_data).0 == Some(Op::Accept) && completion.result >= 0 {
                 // SAFETY: a successful accept handed us this descriptor; it was told to nobody.

@@ -38,14 +38,14 @@ fn engine(buffers: u16, buffer_bytes: u32) -> (Ring, SocketAddr) {
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let options = Options { shard: 0, connections_max: 256, buffers, buffer_bytes, spin_us: 0 };
-    (Ring::new(options, Some(listener), Bells::new(1), eventfd()).unwrap(), address)
+    (Ring::new(options, Some(listener), Bells::new(1), eventfd(), None).unwrap(), address)
 }
 
-fn eventfd() -> Arc<OwnedFd> {
+pub(super) fn eventfd() -> Arc<OwnedFd> {
     Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap())
 }
 
-fn play(ring: &mut Ring, step: impl FnMut(&mut dyn Io, Option<Event<'_>>, Tick) -> Next) {
+pub(super) fn play(ring: &mut Ring, step: impl FnMut(&mut dyn Io, Option<Event<'_>>, Tick) -> Next) {
     ring.accept(true);
     ring.run(&mut Play { step, until: Instant::now() + DEADLINE }).unwrap();
 }
@@ -57,7 +57,7 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-fn pattern(from: usize, len: usize) -> Vec<u8> {
+pub(super) fn pattern(from: usize, len: usize) -> Vec<u8> {
     (from..from + len).map(|at| u8::try_from(at % 251).unwrap()).collect()
 }
 
@@ -353,7 +353,7 @@ fn bells_reach_a_ring_that_comes_late_and_eventfds_ring() {
     let (heard, hears) = mpsc::channel();
     let target = spawn(move || {
         std::thread::sleep(Duration::from_millis(50));
-        let mut ring = Ring::new(options(1), None, theirs, eventfd()).unwrap();
+        let mut ring = Ring::new(options(1), None, theirs, eventfd(), None).unwrap();
         let mut rung = false;
         play(&mut ring, |_, event, _| {
             rung |= matches!(event, Some(Event::Bell));
@@ -363,7 +363,7 @@ fn bells_reach_a_ring_that_comes_late_and_eventfds_ring() {
         heard.send(()).unwrap();
         rustix::io::write(&late, &1_u64.to_ne_bytes()).unwrap();
     });
-    let mut ring = Ring::new(options(0), None, bells, bell).unwrap();
+    let mut ring = Ring::new(options(0), None, bells, bell, None).unwrap();
     let (mut first, mut rung) = (true, false);
     play(&mut ring, |io, event, _| {
         if std::mem::take(&mut first) {

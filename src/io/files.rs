@@ -1,0 +1,236 @@
+//! The thread that makes and deletes the log's files, for all shards: each of these calls may take as long as the disk likes.
+//!
+//! A shard asks through its [`FilesHandle`]; the answer waits there, and a knock on the shard's eventfd says so.
+
+use crate::limits::SEGMENT_REQUESTS_MAX;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+/// Zeros written at a time where the file system can't preallocate.
+const ZEROS_BYTES: usize = 64 * 1024;
+
+#[derive(Debug)]
+enum What {
+    /// Make the file, of so many bytes.
+    Prepare(u64),
+    /// Delete it. What is open of it is closed there, since the last close of a deleted file frees its blocks.
+    Delete(Option<File>),
+}
+
+#[derive(Debug)]
+struct Request {
+    shard: usize,
+    number: u64,
+    path: PathBuf,
+    what: What,
+}
+
+/// What became of a request; errors are errnos.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Ready { number: u64, result: Result<File, i32> },
+    Gone { number: u64, result: Result<(), i32> },
+}
+
+/// A shard's way to the thread. Asks for [`SEGMENT_REQUESTS_MAX`] at a time; others wait here, one or two a segment.
+#[derive(Debug)]
+pub struct FilesHandle {
+    shard: usize,
+    requests: SyncSender<Request>,
+    answers: Receiver<Answer>,
+    asked: usize,
+    waiting: VecDeque<Request>,
+}
+
+impl FilesHandle {
+    pub(super) fn prepare(&mut self, number: u64, path: PathBuf, segment_bytes: u64) {
+        self.ask(Request { shard: self.shard, number, path, what: What::Prepare(segment_bytes) });
+    }
+
+    pub(super) fn delete(&mut self, number: u64, path: PathBuf, file: Option<File>) {
+        self.ask(Request { shard: self.shard, number, path, what: What::Delete(file) });
+    }
+
+    fn ask(&mut self, request: Request) {
+        if self.asked < SEGMENT_REQUESTS_MAX {
+            self.asked += 1;
+            // There is room for as many as all shards may ask. The thread ends after its handles, or takes the process with it.
+            let _ = self.requests.try_send(request);
+        } else {
+            self.waiting.push_back(request);
+        }
+    }
+
+    /// The next answer, if one is there.
+    pub(super) fn answer(&mut self) -> Option<Answer> {
+        let answer = self.answers.try_recv().ok()?;
+        self.asked -= 1;
+        if let Some(request) = self.waiting.pop_front() {
+            self.ask(request);
+        }
+        Some(answer)
+    }
+}
+
+/// Starts the thread for shards with these eventfds, in their order. It ends when all handles are gone and all was done.
+///
+/// # Errors
+/// That of a thread that could not be made.
+pub fn start(knocks: Vec<Arc<OwnedFd>>) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
+    let (requests, requested) = sync_channel::<Request>(knocks.len() * SEGMENT_REQUESTS_MAX);
+    let (mut doors, mut handles) = (Vec::new(), Vec::new());
+    for (shard, knock) in knocks.into_iter().enumerate() {
+        let (answer, answers) = sync_channel(SEGMENT_REQUESTS_MAX);
+        doors.push((answer, knock));
+        handles.push(FilesHandle { shard, requests: requests.clone(), answers, asked: 0, waiting: VecDeque::new() });
+    }
+    let run = move || {
+        for request in requested {
+            let (answer, knock) = &doors[request.shard];
+            // Never full: a shard asks for no more than it has places. A shard that has ended wants no answer.
+            if answer.send(handle(request)).is_ok() {
+                // Full (2^64 - 2 knocks unheard) is as good as knocked.
+                let _ = rustix::io::write(&**knock, &1_u64.to_ne_bytes());
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("files".to_owned()).spawn(move || {
+        // Shards would wait for their answers for ever: crash, restart, recover.
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
+            std::process::abort();
+        }
+    })?;
+    Ok((thread, handles))
+}
+
+/// A segment's file in its shard's directory.
+#[must_use]
+pub fn segment_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number:016x}.seg"))
+}
+
+fn handle(request: Request) -> Answer {
+    let Request { number, path, what, .. } = request;
+    match what {
+        What::Prepare(bytes) => Answer::Ready { number, result: prepare(&path, bytes).map_err(|error| errno(&error)) },
+        What::Delete(file) => Answer::Gone { number, result: delete(&path, file).map_err(|error| errno(&error)) },
+    }
+}
+
+fn errno(error: &io::Error) -> i32 {
+    // Only a write of zeros that takes nothing comes without one.
+    error.raw_os_error().unwrap_or(Errno::IO.raw_os_error())
+}
+
+/// Makes a file of `bytes` zeros, and its name, durable. What there is already under the name is left alone; what could not be made
+/// whole is removed.
+fn prepare(path: &Path, bytes: u64) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    let made = fill(&file, bytes, |file| fallocate(file, FallocateFlags::empty(), 0, bytes))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| sync_directory_of(path));
+    if let Err(error) = made {
+        drop(file);
+        // Where even this fails, the first failure says why.
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
+    Ok(file)
+}
+
+/// Gives a file its blocks, so that a full disk shows now and not in a write.
+fn fill(file: &File, bytes: u64, preallocate: impl Fn(&File) -> rustix::io::Result<()>) -> io::Result<()> {
+    loop {
+        match preallocate(file) {
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return write_zeros(file, bytes),
+            result => return result.map_err(io::Error::from),
+        }
+    }
+}
+
+fn write_zeros(mut file: &File, bytes: u64) -> io::Result<()> {
+    let zeros = vec![0; ZEROS_BYTES];
+    let mut left = bytes;
+    while left > 0 {
+        let piece = usize::try_from(left).unwrap_or(usize::MAX).min(zeros.len());
+        file.write_all(&zeros[..piece])?;
+        left -= piece as u64;
+    }
+    Ok(())
+}
+
+fn delete(path: &Path, file: Option<File>) -> io::Result<()> {
+    std::fs::remove_file(path)?;
+    drop(file);
+    sync_directory_of(path)
+}
+
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+
+    fn directory(name: &str) -> PathBuf {
+        let directory = std::env::temp_dir().join(format!("ringway-files-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        directory
+    }
+
+    #[test]
+    fn where_nothing_can_be_preallocated_zeros_are_written() {
+        let directory = directory("zeros");
+        let path = segment_path(&directory, 0x1f);
+        assert!(path.ends_with("000000000000001f.seg"));
+        let bytes = 3 * ZEROS_BYTES as u64 + 5;
+        let mut file = File::create_new(&path).unwrap();
+        let tries = std::cell::Cell::new(0);
+        let refuse = |_: &File| {
+            tries.set(tries.get() + 1);
+            Err(if tries.get() == 1 { Errno::INTR } else { Errno::OPNOTSUPP })
+        };
+        fill(&file, bytes, refuse).unwrap();
+        assert_eq!(tries.get(), 2, "interrupted, and tried again");
+        file = File::open(&path).unwrap();
+        let mut read = Vec::new();
+        file.read_to_end(&mut read).unwrap();
+        assert!(read.len() as u64 == bytes && read.iter().all(|byte| *byte == 0));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_is_there_already_is_left_alone() {
+        let directory = directory("there");
+        let path = segment_path(&directory, 1);
+        std::fs::write(&path, b"records").unwrap();
+        assert_eq!(prepare(&path, 4096).unwrap_err().raw_os_error(), Some(Errno::EXIST.raw_os_error()));
+        assert_eq!(std::fs::read(&path).unwrap(), b"records");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_could_not_be_made_whole_is_removed() {
+        let directory = directory("whole");
+        let path = segment_path(&directory, 1);
+        // Longer than any file may be.
+        let error = prepare(&path, 1 << 62).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::FBIG.raw_os_error()));
+        assert!(!path.exists());
+        let gone = prepare(&directory.join("nowhere").join("1.seg"), 4096).unwrap_err();
+        assert_eq!(gone.raw_os_error(), Some(Errno::NOENT.raw_os_error()));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}
