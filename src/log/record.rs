@@ -2,17 +2,18 @@
 //!
 //! ```text
 //!  0  u16  version (1)              36  u16  addresses (n)
-//!  2  u8   kind                     38  u16  key id, 0 = clear (reserved for encryption at rest)
+//!  2  u8   kind (see [`Kind`])      38  u16  key id, 0 = clear (reserved for encryption at rest)
 //!  3  u8   flags, 0                 40  u64  ts, Unix ms
 //!  4  u32  record length            48  u64  sender, keyed hash of the client; 0 = the gateway
 //!  8  u32  body length              56  u64  keyed hash of (client, id)
 //! 12  u32  CRC32C of the body       64  u128 keyed hash of (type, to, payload)
 //! 16  u64  keyed hash of session    80  u32  chain: CRC32C of the previous record's chain and bytes 0 to 80 and the addresses
 //! 24  u64  seq                      84  u32  0
-//! 32  u32  epoch                    88  n × u64 addresses (none: the whole session), then the body: one WebSocket frame
+//! 32  u32  epoch                    88  n × u64 addresses (none: the whole session), then the body
 //! ```
 //!
-//! The chain covers headers, which hold their body's CRC, and never a body: a purge may zero bodies and the chain still holds.
+//! A message's body is one WebSocket frame; those of the other kinds are in `state.rs`. What must be 0 is checked to be 0, so that every
+//! bit of a record is covered by a check. docs/log-format.md is the whole format. The chain covers headers, which hold their body's CRC, and never a body: a purge may zero bodies and the chain still holds.
 
 /// The version this code writes.
 pub const VERSION: u16 = 1;
@@ -23,8 +24,32 @@ pub const HEADER_BYTES: usize = 88;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// An application's message.
+    /// A message; its body is the outgoing frame.
     Message = 1,
+    /// How far the log is synced ([`super::Mark`]); of no session.
+    Mark = 2,
+    /// A session's state ([`super::SessionState`]).
+    Session = 3,
+    /// A member's state ([`super::MemberState`]).
+    Member = 4,
+    /// A member that is no longer one. No body.
+    MemberGone = 5,
+    /// A member's durable cursor ([`super::Receipt`]).
+    Receipt = 6,
+    /// A session that was forgotten or purged. No body.
+    SessionGone = 7,
+}
+
+impl Kind {
+    /// Every kind, in the order of their numbers.
+    pub const ALL: [Self; 7] =
+        [Self::Message, Self::Mark, Self::Session, Self::Member, Self::MemberGone, Self::Receipt, Self::SessionGone];
+
+    /// The kind of that number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
 }
 
 /// A record's header.
@@ -57,17 +82,19 @@ pub enum RecordError {
     Kind(u8),
     #[error("the record's lengths contradict each other")]
     Lengths,
+    #[error("the record's bytes at {0} must be 0")]
+    NotZero(usize),
     #[error("the record's body does not match its checksum")]
     Body,
     #[error("the record does not continue the chain")]
     Chain,
 }
 
-fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
+pub(super) fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
     bytes[at..at + N].copy_from_slice(&value);
 }
 
-fn get<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(super) fn get<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut value = [0; N];
     value.copy_from_slice(&bytes[at..at + N]);
     value
@@ -129,20 +156,7 @@ pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'
     if bytes.len() < HEADER_BYTES {
         return Err(RecordError::Short { have: bytes.len(), need: HEADER_BYTES });
     }
-    let version = u16::from_le_bytes(get(bytes, 0));
-    if version != VERSION {
-        return Err(RecordError::Version(version));
-    }
-    let kind = match bytes[2] {
-        1 => Kind::Message,
-        other => return Err(RecordError::Kind(other)),
-    };
-    let length = u32::from_le_bytes(get(bytes, 4)) as usize;
-    let body_bytes = u32::from_le_bytes(get(bytes, 8)) as usize;
-    let head_bytes = HEADER_BYTES + 8 * usize::from(u16::from_le_bytes(get(bytes, 36)));
-    if head_bytes.checked_add(body_bytes) != Some(length) {
-        return Err(RecordError::Lengths);
-    }
+    let (kind, head_bytes, length) = shape(bytes)?;
     if bytes.len() < length {
         return Err(RecordError::Short { have: bytes.len(), need: length });
     }
@@ -154,7 +168,33 @@ pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'
     if previous_chain.is_some_and(|previous| chain(previous, &bytes[..head_bytes]) != stated) {
         return Err(RecordError::Chain);
     }
-    let header = Header {
+    let header = header(kind, bytes);
+    Ok(Record { header, addresses: &bytes[HEADER_BYTES..head_bytes], body, chain: stated, length })
+}
+
+/// Kind, bytes before the body and whole length of a record; `bytes` holds a header at least.
+fn shape(bytes: &[u8]) -> Result<(Kind, usize, usize), RecordError> {
+    let version = u16::from_le_bytes(get(bytes, 0));
+    if version != VERSION {
+        return Err(RecordError::Version(version));
+    }
+    let kind = Kind::from_number(bytes[2]).ok_or(RecordError::Kind(bytes[2]))?;
+    let length = u32::from_le_bytes(get(bytes, 4)) as usize;
+    let body_bytes = u32::from_le_bytes(get(bytes, 8)) as usize;
+    let head_bytes = HEADER_BYTES + 8 * usize::from(u16::from_le_bytes(get(bytes, 36)));
+    if head_bytes.checked_add(body_bytes) != Some(length) {
+        return Err(RecordError::Lengths);
+    }
+    for (at, len) in [(3, 1), (38, 2), (84, 4)] {
+        if bytes[at..at + len].iter().any(|byte| *byte != 0) {
+            return Err(RecordError::NotZero(at));
+        }
+    }
+    Ok((kind, head_bytes, length))
+}
+
+fn header(kind: Kind, bytes: &[u8]) -> Header {
+    Header {
         kind,
         session: u64::from_le_bytes(get(bytes, 16)),
         seq: u64::from_le_bytes(get(bytes, 24)),
@@ -163,6 +203,26 @@ pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'
         sender: u64::from_le_bytes(get(bytes, 48)),
         id: u64::from_le_bytes(get(bytes, 56)),
         content: u128::from_le_bytes(get(bytes, 64)),
-    };
-    Ok(Record { header, addresses: &bytes[HEADER_BYTES..head_bytes], body, chain: stated, length })
+    }
+}
+
+/// The header at the start of `bytes` where it continues the chain, whatever its body is: what a damaged record was.
+pub(super) fn header_in_chain(bytes: &[u8], previous_chain: u32) -> Option<Header> {
+    let (kind, head_bytes, _) = shape(bytes.get(..HEADER_BYTES)?).ok()?;
+    let head = bytes.get(..head_bytes)?;
+    (chain(previous_chain, head) == u32::from_le_bytes(get(bytes, 80))).then(|| header(kind, bytes))
+}
+
+/// The length that the record at the start of `bytes` states, right or wrong.
+pub(super) fn stated_length(bytes: &[u8]) -> Option<usize> {
+    (bytes.len() >= HEADER_BYTES).then(|| u32::from_le_bytes(get(bytes, 4)) as usize)
+}
+
+/// Appends a whole record to `out` and returns the new chain value. What appends in the shard is [`super::Log::append`]; this is for
+/// whoever makes files away from it.
+pub fn write_record(out: &mut Vec<u8>, header: &Header, addresses: &[u64], body: &[u8], previous_chain: u32) -> u32 {
+    let start = out.len();
+    out.resize(start + HEADER_BYTES + 8 * addresses.len(), 0);
+    out.extend_from_slice(body);
+    header.seal(&mut out[start..], addresses, previous_chain)
 }
