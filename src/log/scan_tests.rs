@@ -146,8 +146,7 @@ fn a_torn_tail_is_cut_where_it_begins() {
         bytes.resize(CHUNK_BYTES + 77, 0);
         bytes.push(9);
     });
-    let torn = good(&far, &end, CHUNK_BYTES as u64 + 78 - len);
-    assert!(matches!(torn.reason, BadReason::Record(RecordError::Short { .. })), "{torn:?}");
+    assert_eq!(good(&far, &end, CHUNK_BYTES as u64 + 78 - len).reason, BadReason::NotZero);
     // A hole of a whole chunk: nothing may follow it.
     let mut holed = synced;
     holed.files[2].1.resize(CHUNK_BYTES, 0);
