@@ -79,7 +79,9 @@ impl Directory {
 
     fn write_format(&self) -> Result<(), String> {
         use std::fmt::Write as _;
-        let mut text = String::from("# The log of a ringway gateway. The key names sessions and clients in it: keep it as secret as they are.\n");
+        let mut text = String::from(
+            "# The log of a ringway gateway. The key names sessions and clients in it: keep it as secret as they are.\n",
+        );
         let _ = write!(text, "version = {VERSION}\ngeneration = {}\nshards = {}\nkey = ", self.generation, self.shards);
         for byte in self.key {
             let _ = write!(text, "{byte:02x}");
@@ -174,7 +176,8 @@ fn read_format(path: &Path) -> Result<(u32, usize, [u8; 16]), String> {
     let shards = value("shards").and_then(|text| text.parse().ok()).filter(|shards| *shards > 0);
     let shards = shards.ok_or_else(|| wrong("shards", "a number from 1 on"))?;
     let mut key = [0; 16];
-    let digits = value("key").filter(|text| text.len() == 32 && text.is_ascii()).ok_or_else(|| wrong("key", "32 hexadecimal digits"))?;
+    let digits =
+        value("key").filter(|text| text.len() == 32 && text.is_ascii()).ok_or_else(|| wrong("key", "32 hexadecimal digits"))?;
     for (byte, at) in key.iter_mut().zip((0..32).step_by(2)) {
         *byte = u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| wrong("key", "32 hexadecimal digits"))?;
     }

@@ -249,7 +249,8 @@ impl Log {
 
     /// Lets the oldest chunks go until so many are left, but none that is not in its file yet.
     fn shrink_to(&mut self, count: usize) {
-        while self.chunks.len() > count && self.disk.as_ref().is_none_or(|disk| disk.written.0 >= (self.first + 1) * CHUNK_BYTES as u64)
+        while self.chunks.len() > count
+            && self.disk.as_ref().is_none_or(|disk| disk.written.0 >= (self.first + 1) * CHUNK_BYTES as u64)
         {
             self.spare = self.chunks.pop_front();
             self.first += 1;
@@ -322,8 +323,6 @@ mod tests {
             let put = log.append(&header(2), &[3], &[&frame]);
             let mut bytes = log.bytes(put.at, 0, put.frame_at + put.frame_bytes).to_vec();
             let bit = bit.index(bytes.len() * 8);
-            // The last four bytes of the header are padding that nothing reads; they are zero and checked by nobody but the reader of files.
-            prop_assume!(!(84..88).contains(&(bit / 8)));
             bytes[bit / 8] ^= 1 << (bit % 8);
             let read = read_record(&bytes, Some(chain));
             prop_assert!(read.is_err(), "{:?}", read);

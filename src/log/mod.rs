@@ -4,6 +4,9 @@
 //! of [`crate::limits::CHUNK_BYTES`]; a session's [`Index`] says where its sequence numbers stand, and a reader is a position in that index.
 //! A mirror of another shard's session is the same index over a second [`Log`] of the shard.
 //!
+//! On disk a shard's log is a sequence of segments, each a header and then the same bytes as the chunks; [`Scanner`] reads them back.
+//! docs/log-format.md is the format, byte by byte.
+//!
 //! May import the vocabulary only. Pure.
 //!
 //! Invariants: a record never spans chunks; positions only grow; a chunk that is dropped takes whole records with it; an index entry whose
@@ -11,14 +14,18 @@
 
 mod chunks;
 mod index;
+#[cfg(test)]
+pub(crate) mod made;
 mod record;
 mod scan;
+#[cfg(test)]
+mod scan_tests;
 mod segment;
 mod state;
 
 pub use chunks::{Appended, Geometry, Log, Position, Unwritten};
 pub use index::{Audience, Entry, Index};
-pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, read_record};
+pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, read_record, write_record};
 pub use scan::{BadReason, Damage, LastSegment, Proof, SESSIONS_AFTER_MAX, ScanError, Scanned, Scanner, SeqRange, Torn};
 pub use segment::{SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentError, SegmentHeader, segment_name, segment_number};
-pub use state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState};
+pub use state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState, decode_empty};

@@ -55,8 +55,10 @@ pub struct SeqRange {
 pub struct Damage {
     /// The segment's number.
     pub segment: u64,
-    /// Bytes from the file's beginning. All before is good.
+    /// Bytes from the file's beginning to where it does not read.
     pub offset: u64,
+    /// Bytes of the file up to the end of its last good record before.
+    pub valid_bytes: u64,
     pub reason: BadReason,
     pub proof: Proof,
     /// Session and seq of the bad record, where its header holds and only its body does not.
@@ -68,11 +70,10 @@ pub struct Damage {
 impl Damage {
     /// The sessions that may be hit. `last_good` gives the last message that the caller was shown of a session.
     pub fn ranges(&self, last_good: impl Fn(u64) -> Option<u64>) -> Vec<SeqRange> {
-        let range =
-            |session: u64, next_good: Option<u64>| SeqRange { session, last_good: last_good(session), next_good };
+        let range = |session: u64, next_good: Option<u64>| SeqRange { session, last_good: last_good(session), next_good };
         let mut ranges: Vec<SeqRange> = self.after.iter().map(|(session, seq)| range(*session, Some(*seq))).collect();
-        // What goes on without a hole was not hit.
-        ranges.retain(|range| range.last_good.is_none_or(|last| last.checked_add(1) != range.next_good));
+        // What goes on without a hole was not hit. A session's first seq is 1.
+        ranges.retain(|range| range.next_good > range.last_good.unwrap_or(0).checked_add(1));
         if let Some((session, _)) = self.record
             && !ranges.iter().any(|range| range.session == session)
         {
@@ -150,6 +151,8 @@ pub enum ScanError {
 struct Bad {
     segment: u64,
     offset: u64,
+    /// Bytes of the file before, to the end of its last good record.
+    valid_bytes: u64,
     reason: BadReason,
     record: Option<(u64, u64)>,
     after: Vec<(u64, u64)>,
@@ -273,7 +276,10 @@ impl Scanner {
         self.offset += bytes.len() as u64;
         let start = match self.state {
             _ if bytes.is_empty() => return Ok(()),
-            State::Fresh => self.header(segment, bytes)?,
+            State::Fresh => match self.header(segment, bytes)? {
+                Some(start) => start,
+                None => return Ok(()),
+            },
             State::Searching if offset == 0 => {
                 self.header_behind(segment, bytes);
                 0
@@ -282,6 +288,7 @@ impl Scanner {
         };
         if let Some(segment_bytes) = self.segment_bytes
             && self.offset > segment_bytes
+            && self.bad.is_none()
         {
             return Err(ScanError::TooLong { segment, segment_bytes });
         }
@@ -289,8 +296,10 @@ impl Scanner {
             State::Records => self.read(bytes, start, &mut each),
             State::Ended if !all_zero(bytes) => self.go_bad(segment, offset, BadReason::NotZero, bytes, 0),
             State::Unwritten if !all_zero(bytes) => {
-                self.unwritten = self.unwritten.filter(|first| *first != segment);
-                self.go_bad(segment, 0, SegmentError::Unwritten.into(), bytes, 0);
+                // Where earlier ones were not written either, it is there that the log stops.
+                let first = *self.unwritten.get_or_insert(segment);
+                self.follow_unwritten(None);
+                self.go_bad(first, 0, SegmentError::Unwritten.into(), bytes, 0);
             }
             State::Searching => self.search(bytes, offset, 0),
             State::Fresh | State::Ended | State::Unwritten => {}
@@ -311,11 +320,12 @@ impl Scanner {
                     _ if self.synced_to > self.end => Some(Proof::Synced(self.synced_to)),
                     followed => followed.map(Proof::Followed),
                 };
-                let Bad { segment, offset, reason, record, after, .. } = bad;
+                let Bad { segment, offset, valid_bytes, reason, record, after, .. } = bad;
                 if let Some(proof) = proof {
-                    return Err(ScanError::Damaged(Box::new(Damage { segment, offset, reason, proof, record, after })));
+                    let damage = Damage { segment, offset, valid_bytes, reason, proof, record, after };
+                    return Err(ScanError::Damaged(Box::new(damage)));
                 }
-                Some(Torn { segment, offset, reason, bytes: bad.earlier_bytes + bad.here_bytes, record })
+                Some(Torn { segment, offset: valid_bytes, reason, bytes: bad.earlier_bytes + bad.here_bytes, record })
             }
         };
         Ok(Scanned {
@@ -331,20 +341,22 @@ impl Scanner {
         })
     }
 
-    /// The segment's first chunk; gives where its records start.
-    fn header(&mut self, segment: u64, bytes: &[u8]) -> Result<usize, ScanError> {
+    /// The segment's first chunk; gives where to go on in it, `None` where nothing is left to do.
+    fn header(&mut self, segment: u64, bytes: &[u8]) -> Result<Option<usize>, ScanError> {
         let header = match SegmentHeader::decode(bytes) {
             Ok(header) => header,
             Err(_) if all_zero(bytes) => {
                 self.state = State::Unwritten;
-                return Ok(0);
+                return Ok(None);
             }
             Err(error) if error.may_be_torn() => {
-                self.follow_unwritten(segment);
+                if self.unwritten.is_some() {
+                    self.follow_unwritten(None);
+                    self.state = State::Searching;
+                    return Ok(Some(0));
+                }
                 self.go_bad(segment, 0, error.into(), bytes, 0);
-                // What this chunk tells was searched; the rest of the file is searched by the next.
-                self.state = State::Ended;
-                return Ok(0);
+                return Ok(None);
             }
             Err(error) => return Err(ScanError::Header { segment, error }),
         };
@@ -359,40 +371,40 @@ impl Scanner {
                 return Err(ScanError::Foreign { segment, field, found, expected });
             }
         }
-        self.follow_unwritten(segment);
-        let first = self.last.is_none() && self.bad.is_none();
-        if self.bad.is_none() && (!first || segment == 0) && header.chain_before != self.chain {
-            let (number, offset) = self.last.map_or((segment, 40), |last| (last.number, last.valid_bytes));
+        self.follow_unwritten(Some(segment));
+        // What came before the first segment is not known; before segment 0 there was nothing.
+        let known = self.last.is_some() || segment == 0;
+        if self.bad.is_none() && known && header.chain_before != self.chain {
+            let (number, offset) = self.last.map_or((segment, 0), |last| (last.number, last.valid_bytes));
             self.bad = Some(Bad::new(number, offset, BadReason::CutShort, None));
         }
         if let Some(bad) = &mut self.bad {
             bad.followed.get_or_insert(segment);
             self.state = State::Searching;
-            return Ok(0);
+            return Ok(Some(0));
         }
         self.segment_bytes = Some(segment_bytes);
         (self.running, self.chain) = (header.chain_start(), header.chain_before);
         self.end = header.start().0 + SEGMENT_HEADER_BYTES as u64;
         self.last = Some(LastSegment { number: segment, valid_bytes: SEGMENT_HEADER_BYTES as u64 });
         self.state = State::Records;
-        Ok(SEGMENT_HEADER_BYTES)
+        Ok(Some(SEGMENT_HEADER_BYTES))
     }
 
-    /// Something was written after segments of zeros: then the first of them is where the log does not read.
-    fn follow_unwritten(&mut self, segment: u64) {
+    /// Something was written after segments of zeros: then the first of them is where the log does not read. `by` is a whole segment.
+    fn follow_unwritten(&mut self, by: Option<u64>) {
         if let Some(number) = self.unwritten.take() {
-            let mut bad = Bad::new(number, 0, SegmentError::Unwritten.into(), None);
-            bad.followed = Some(segment);
-            self.bad = Some(bad);
+            self.bad = Some(Bad { followed: by, ..Bad::new(number, 0, SegmentError::Unwritten.into(), None) });
         }
     }
 
     /// The first chunk of a segment behind a bad place: whether it was written at all.
     fn header_behind(&mut self, segment: u64, bytes: &[u8]) {
-        if SegmentHeader::decode(bytes).is_ok_and(|header| header.number == segment)
-            && let Some(bad) = &mut self.bad
+        if let (Ok(header), Some(bad)) = (SegmentHeader::decode(bytes), &mut self.bad)
+            && header.number == segment
         {
             bad.followed.get_or_insert(segment);
+            self.segment_bytes.get_or_insert(header.segment_bytes);
         }
     }
 
@@ -436,9 +448,9 @@ impl Scanner {
         let record = header_in_chain(&bytes[at..], self.running).map(|header| (header.session, header.seq));
         let record = record.filter(|_| matches!(reason, BadReason::Record(_)));
         let valid = self.last.filter(|last| last.number == segment).map_or(0, |last| last.valid_bytes);
-        // The unused end of the chunk before is cut along.
-        let keep = if offset == 0 { 0 } else { valid };
-        self.bad = Some(Bad { earlier_bytes: 0, ..Bad::new(segment, keep, reason, record) });
+        // The unused end of a chunk before is cut along.
+        let valid_bytes = if offset == 0 { 0 } else { valid };
+        self.bad = Some(Bad { valid_bytes, ..Bad::new(segment, offset, reason, record) });
         let from = at + stated_length(&bytes[at..]).filter(|len| *len > 0 && at + len < bytes.len()).unwrap_or(1);
         let resumes = read_record(bytes.get(from..).unwrap_or_default(), None).is_ok();
         self.state = State::Searching;
@@ -451,7 +463,7 @@ impl Scanner {
         let (Some(segment), Some(bad)) = (self.number, &mut self.bad) else { return };
         let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         if used > 0 {
-            let begin = if bad.segment == segment { bad.offset } else { 0 };
+            let begin = if bad.segment == segment { bad.valid_bytes } else { 0 };
             bad.here_bytes = (chunk_offset + used as u64).saturating_sub(begin);
         }
         let mut at = from;
@@ -495,6 +507,16 @@ impl Scanner {
 
 impl Bad {
     const fn new(segment: u64, offset: u64, reason: BadReason, record: Option<(u64, u64)>) -> Self {
-        Self { segment, offset, reason, record, after: Vec::new(), earlier_bytes: 0, here_bytes: 0, followed: None }
+        Self {
+            segment,
+            offset,
+            valid_bytes: offset,
+            reason,
+            record,
+            after: Vec::new(),
+            earlier_bytes: 0,
+            here_bytes: 0,
+            followed: None,
+        }
     }
 }

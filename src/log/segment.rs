@@ -204,7 +204,11 @@ mod tests {
         torn[20..].fill(0);
         assert_eq!(SegmentHeader::decode(&torn), Err(SegmentError::Checksum), "half a header is torn, not another version");
         torn[8] = 9;
-        assert_eq!(SegmentHeader::decode(&torn), Err(SegmentError::Version(9)), "a later version is never taken for a torn header");
+        assert_eq!(
+            SegmentHeader::decode(&torn),
+            Err(SegmentError::Version(9)),
+            "a later version is never taken for a torn header"
+        );
     }
 
     #[test]
@@ -212,7 +216,9 @@ mod tests {
         assert_eq!(segment_name(0x2a), "000000000000002a.seg");
         assert_eq!(segment_number("000000000000002a.seg"), Some(0x2a));
         assert_eq!(segment_number("ffffffffffffffff.seg"), Some(u64::MAX));
-        for name in ["2a.seg", "000000000000002A.seg", "000000000000002a", "000000000000002a.seg~", "+00000000000002a.seg", ".seg"] {
+        for name in
+            ["2a.seg", "000000000000002A.seg", "000000000000002a", "000000000000002a.seg~", "+00000000000002a.seg", ".seg"]
+        {
             assert_eq!(segment_number(name), None, "{name}");
         }
     }

@@ -5,12 +5,12 @@
 
 use super::admission::Admission;
 use super::conn::{Attachment, Conn, Phase};
-use super::durable::{Disk, READ_TAGS};
 use super::counters::{LimitReached, SharedCounters};
+use super::durable::{Disk, READ_TAGS};
 use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
-use super::reading::Job;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
+use super::reading::Job;
 use super::wheel::Wheel;
 use crate::buffers::Buffers;
 use crate::close::CloseReason;

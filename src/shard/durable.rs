@@ -148,7 +148,10 @@ impl Core {
             return None;
         }
         if disk.failed.is_some() || (level == Durability::Synced && disk.sync_failed.is_some()) {
-            return Some((ErrorCode::LimitDisk, "the log's disk has failed: the operator must look at it and restart the gateway"));
+            return Some((
+                ErrorCode::LimitDisk,
+                "the log's disk has failed: the operator must look at it and restart the gateway",
+            ));
         }
         let pending = self.log.end().0 - self.log.written().0.min(self.log.end().0);
         if pending < PENDING_BYTES_MAX {
@@ -253,7 +256,8 @@ impl Core {
         if disk.writing.is_none() {
             if disk.synced_to > disk.marked_to && self.log.unwritten().is_some() {
                 disk.marked_to = disk.synced_to;
-                let header = Header { kind: Kind::Mark, session: 0, seq: 0, epoch: 0, ts_ms: now.wall_ms, sender: 0, id: 0, content: 0 };
+                let header =
+                    Header { kind: Kind::Mark, session: 0, seq: 0, epoch: 0, ts_ms: now.wall_ms, sender: 0, id: 0, content: 0 };
                 let mut body = Vec::new();
                 Mark { synced_to: disk.synced_to.0 }.encode(&mut body);
                 self.log.append(&header, &[], &[&body]);
@@ -299,13 +303,18 @@ impl Core {
         let next = match disk.ready {
             None => self.log.written().0 / geometry.segment_bytes,
             // Behind its middle the next one is asked for.
-            Some(ready) if tail > ready || (tail == ready && end.0 % geometry.segment_bytes > geometry.segment_bytes / 2) => ready + 1,
+            Some(ready) if tail > ready || (tail == ready && end.0 % geometry.segment_bytes > geometry.segment_bytes / 2) => {
+                ready + 1
+            }
             Some(_) => return,
         };
         let max_bytes = self.snapshot.settings.log.max_bytes / self.mesh.shards() as u64;
         if max_bytes > 0 && (disk.kept.len() as u64 + 1) * geometry.segment_bytes > max_bytes {
             if disk.full.replace(libc_errno::ENOSPC).is_none() {
-                tracing::error!(shard = self.shard, "the log has its share of log.max_bytes: durable messages are refused until retention lets files go");
+                tracing::error!(
+                    shard = self.shard,
+                    "the log has its share of log.max_bytes: durable messages are refused until retention lets files go"
+                );
             }
             disk.rests_until_ms = now.mono_ms() + RETRY_MS;
             self.counters.limit_reached(LimitReached::Disk);
@@ -391,6 +400,12 @@ impl Core {
             return Some(disk.rests_until_ms);
         }
         (disk.synced_to < self.log.written() && disk.syncing.is_none() && disk.sync_failed.is_none()).then_some(disk.sync_due_ms)
+    }
+
+    /// Whether all that was appended is on disk, synced.
+    pub(super) fn log_is_whole(&self) -> bool {
+        let end = self.log.end();
+        self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
     }
 
     /// Whether the log has come to rest: everything appended is synced, or cannot be.

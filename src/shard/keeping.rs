@@ -67,7 +67,8 @@ impl Core {
         let encoded = state.encode(&mut body);
         let at = self.keep_encoded(encoded, Kind::Session, hash, head, 0, now.wall_ms, body);
         if let Some(at) = at
-            && let Some(session) = self.sessions.sessions.get_mut(key) {
+            && let Some(session) = self.sessions.sessions.get_mut(key)
+        {
             session.kept_at = at;
         }
     }

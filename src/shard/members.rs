@@ -71,8 +71,7 @@ impl Core {
             .filter_map(|watcher| self.sessions.members.get(watcher.member)?.place)
             .collect();
         let (client_id, data) = (member.client_id.clone(), member.presence.clone());
-        let Some((session_id, after)) = self.streams.get(stream).map(|stream| (stream.session_id.clone(), stream.head()))
-        else {
+        let Some((session_id, after)) = self.streams.get(stream).map(|stream| (stream.session_id.clone(), stream.head())) else {
             return;
         };
         let event = match change {

@@ -201,7 +201,8 @@ impl Core {
                 Some(Err(())) => self.counters.dropped(DropReason::LogDamaged, 1),
                 Some(Ok(record)) => {
                     let addresses = &record[HEADER_BYTES..entry.frame_at as usize];
-                    let in_room = page.room.is_none_or(|room| addresses.chunks_exact(8).any(|target| target == room.to_le_bytes()));
+                    let in_room =
+                        page.room.is_none_or(|room| addresses.chunks_exact(8).any(|target| target == room.to_le_bytes()));
                     if in_room && member.entitlements.shows(&entry, seq, || addresses) {
                         page.frames.extend_from_slice(&record[entry.frame_at as usize..]);
                         page.count += 1;

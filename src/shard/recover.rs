@@ -72,7 +72,8 @@ impl Core {
             }
             (Kind::Receipt, Some(session)) => {
                 let member = self.sessions.member(session, header.sender);
-                if let (Some(member), Ok(receipt)) = (member.and_then(|key| self.sessions.members.get_mut(key)), Receipt::decode(record.body))
+                if let (Some(member), Ok(receipt)) =
+                    (member.and_then(|key| self.sessions.members.get_mut(key)), Receipt::decode(record.body))
                 {
                     member.received_seq = member.received_seq.max(receipt.received_seq);
                 }
@@ -129,8 +130,16 @@ impl Core {
         let content = header.content as u64;
         // Uses count from the start on, which makes windows longer, never shorter.
         if channel {
-            self.posted.remember(header.id, content, header.seq, 0, DedupeLimits { ids_max: super::publish::POSTED_IDS_MAX, ..limits });
-        } else if let Some(member) = self.sessions.member(session, header.sender).and_then(|key| self.sessions.members.get_mut(key)) {
+            self.posted.remember(
+                header.id,
+                content,
+                header.seq,
+                0,
+                DedupeLimits { ids_max: super::publish::POSTED_IDS_MAX, ..limits },
+            );
+        } else if let Some(member) =
+            self.sessions.member(session, header.sender).and_then(|key| self.sessions.members.get_mut(key))
+        {
             let used: &mut Dedupe = member.used.get_or_insert_default();
             used.remember(header.id, content, header.seq, 0, limits);
         }

@@ -5,10 +5,13 @@ use super::core::{Core, CoreOptions};
 use super::counters::shared_counters;
 use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
+use super::store::recover;
 use crate::ids::HashKey;
 use crate::io::Io;
-use crate::io::directory::Directory;
-use crate::io::ring::{Bells, Options, Ring, listen};
+use crate::io::directory::{Directory, leave_clean};
+use crate::io::files;
+use crate::io::ring::{Bells, Disk, Options, Ring, listen};
+use crate::time::Tick;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io;
@@ -89,7 +92,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
     let admission = Arc::new(Admission::new(key));
     let cores = if settings.server.pin { own_cores() } else { Vec::new() };
     let mut address = settings.server.listen;
-    let (mut seats, mut ports) = (Vec::new(), Vec::new());
+    let (mut seats, mut ports, mut knocks) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..count {
         let listener = bind(address)?;
         // With port 0 the first listener's port is all the others'.
@@ -100,7 +103,13 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
         let counters = shared_counters();
         let (door, receiver) = port(number, bell, counters);
         ports.push(door);
+        knocks.push(Arc::clone(&eventfd));
         seats.push(Seat { number, listener, receiver, eventfd, core: cores.get(number % cores.len().max(1)).copied() });
+    }
+    let mut handles = Vec::new();
+    if directory.is_some() {
+        (_, handles) = files::start(knocks).map_err(|error| format!("a thread for the log's files: {error}"))?;
+        handles.reverse();
     }
     let barrier = Arc::new(Barrier::new(count + 1));
     let (tell, told) = mpsc::channel::<Result<(), String>>();
@@ -117,22 +126,36 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
         let counters = Arc::clone(ports[seat.number].counters());
         let (mesh, bells, admission) = (Arc::clone(&mesh), Arc::clone(&bells), Arc::clone(&admission));
         let (snapshot, barrier, tell) = (Arc::clone(snapshot), Arc::clone(&barrier), tell.clone());
+        let (directory, segment_bytes, files) = (directory.clone(), settings.log.segment_bytes, handles.pop());
         let run = move || {
             pin(seat.core);
-            let ring = Ring::new(options, Some(seat.listener), bells, seat.eventfd, None);
-            let outcome = ring.as_ref().map(|_| ()).map_err(|error| format!("io_uring: {error}"));
+            let seed = seed ^ (seat.number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let port = seat.receiver;
+            let mut core = Core::new(CoreOptions { shard: seat.number, key, mesh, admission, counters, port, snapshot, seed });
+            let disk = match (&directory, files) {
+                (Some(directory), Some(files)) => recover(&mut core, directory, seat.number, segment_bytes, now()).map(|store| {
+                    let crate::shard::store::Store { directory, segment_bytes, segments } = store;
+                    Some(Disk { directory, segment_bytes, segments, files })
+                }),
+                _ => Ok(None),
+            };
+            let ring = disk.and_then(|disk| {
+                Ring::new(options, Some(seat.listener), bells, seat.eventfd, disk).map_err(|error| format!("io_uring: {error}"))
+            });
+            let outcome = ring.as_ref().map(|_| ()).map_err(Clone::clone);
             // The starter is gone only if another shard failed first.
             let _ = tell.send(outcome);
             // A bell rung for a ring that is not up yet would be lost: all wait for all.
             barrier.wait();
             let Ok(mut ring) = ring else { return };
-            let seed = seed ^ (seat.number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            let port = seat.receiver;
-            let mut core = Core::new(CoreOptions { shard: seat.number, key, mesh, admission, counters, port, snapshot, seed });
             ring.accept(true);
             if let Err(error) = ring.run(&mut core) {
                 tracing::error!(shard = seat.number, %error, "the ring failed for good; the process ends and restarts clean");
                 std::process::abort();
+            }
+            if let Some(directory) = directory.filter(|_| core.log_is_whole()) {
+                // Without the sign the next start begins new epochs, no more.
+                let _ = leave_clean(&directory.shard(seat.number));
             }
         };
         let thread = std::thread::Builder::new()
@@ -153,6 +176,13 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
         outcome?;
     }
     Ok(Running { address, ports, threads })
+}
+
+/// The clocks before any ring has begun its own.
+#[expect(clippy::disallowed_methods, reason = "before any shard runs")]
+fn now() -> Tick {
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Tick { mono_ns: 0, wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
 }
 
 #[expect(clippy::disallowed_methods, reason = "before any shard runs")]

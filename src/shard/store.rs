@@ -97,7 +97,10 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
 }
 
 fn damage(path: &Path, error: &ScanError) -> String {
-    format!("log.dir: {}: {error}; `ringway log verify` shows more, `ringway log repair --quarantine` sets the damaged part aside", path.display())
+    format!(
+        "log.dir: {}: {error}; `ringway log verify` shows more, `ringway log repair --quarantine` sets the damaged part aside",
+        path.display()
+    )
 }
 
 /// A file's header, where it has one that reads; what is wrong with it the scan tells.
