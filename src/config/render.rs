@@ -175,6 +175,8 @@ mod tests {
                     ("listen", _) => format!("\"127.0.0.2:{}\"", section.name.len()),
                     ("log_format", _) => "\"json\"".to_owned(),
                     ("log_level", _) => "\"warn\"".to_owned(),
+                    ("durability", _) => "\"synced\"".to_owned(),
+                    ("max_bytes", _) => "1000000000".to_owned(),
                     ("history", _) => "\"from_join\"".to_owned(),
                     (_, "true") => "false".to_owned(),
                     (_, "false") => "true".to_owned(),
