@@ -22,11 +22,12 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("io", &[]),
     ("control", &["config", "shard"]),
     ("shard", &["auth", "config", "io", "log", "net", "protocol", "session", "ws"]),
-    ("cli", &["auth", "config", "control", "io", "net", "shard"]),
+    ("cli", &["auth", "config", "control", "io", "log", "net", "shard"]),
 ];
 /// Files that exist for tests alone, whatever their name.
-const TEST_FILES: [&str; 8] = [
+const TEST_FILES: [&str; 9] = [
     "auth/vectors.rs",
+    "cli/log/tests.rs",
     "control/tests.rs",
     "io/ring/tests.rs",
     "log/made.rs",
@@ -36,7 +37,7 @@ const TEST_FILES: [&str; 8] = [
     "ws/decoder_tests.rs",
 ];
 /// Every dependency and the files that may name it.
-const CRATES: [(&str, &[&str]); 31] = [
+const CRATES: [(&str, &[&str]); 32] = [
     ("arc_swap", &[]),
     ("aws_lc_rs", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs", "shard/start.rs"]),
     ("axum", &["control/http.rs", "control/listener.rs", "control/run.rs"]),
@@ -61,6 +62,7 @@ const CRATES: [(&str, &[&str]); 31] = [
             "io/ring/slots.rs",
         ],
     ),
+    ("indicatif", &["cli/log/directory.rs"]),
     ("itoa", &["protocol/splice.rs", "protocol/write.rs"]),
     ("jsonwebtoken", &["auth/keys.rs"]),
     ("libc", &["cli/doctor.rs", "io/probe.rs", "io/ring/listen.rs", "io/ring/mod.rs", "io/ring/receive.rs", "io/ring/send.rs"]),
@@ -88,6 +90,7 @@ const CRATES: [(&str, &[&str]); 31] = [
             "cli/conn.rs",
             "cli/dev.rs",
             "cli/keys.rs",
+            "cli/log/export.rs",
             "control/http.rs",
             "net/refusal.rs",
             "protocol/model.rs",
@@ -100,7 +103,7 @@ const CRATES: [(&str, &[&str]); 31] = [
     // An error type is wherever there are errors.
     ("thiserror", &["*"]),
     ("tokio", &["control/http.rs", "control/listener.rs", "control/mod.rs", "control/run.rs", "shard/port.rs"]),
-    ("toml", &["config/parse.rs"]),
+    ("toml", &["cli/log/directory.rs", "config/parse.rs"]),
     (
         "tracing",
         &[

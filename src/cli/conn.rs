@@ -42,7 +42,7 @@ fn good(answer: Answer) -> Result<String, CliError> {
 }
 
 /// Without what could steer a terminal.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }
 
