@@ -42,7 +42,7 @@ const CRATES: [(&str, &[&str]); 32] = [
     ("aws_lc_rs", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs", "shard/start.rs"]),
     ("axum", &["control/http.rs", "control/listener.rs", "control/run.rs"]),
     ("base64", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs"]),
-    ("clap", &["cli/mod.rs"]),
+    ("clap", &["cli/log/mod.rs", "cli/mod.rs"]),
     ("crc32c", &["log/record.rs", "log/segment.rs"]),
     ("crossbeam", &["shard/counters.rs", "shard/lanes.rs", "shard/port.rs"]),
     ("fastwebsockets", &["ws/decoder.rs"]),

@@ -7,7 +7,7 @@ mod survey;
 #[cfg(test)]
 mod tests;
 
-use super::CliError;
+use crate::cli::CliError;
 use clap::{Args, Subcommand};
 use directory::{Directory, Halt};
 use std::io::{self, BufWriter, ErrorKind, Write};
