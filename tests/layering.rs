@@ -23,11 +23,12 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("io", &[]),
     ("control", &["auth", "config", "shard"]),
     ("shard", &["auth", "config", "io", "log", "net", "protocol", "session", "ws"]),
-    ("cli", &["auth", "config", "control", "io", "net", "shard"]),
+    ("cli", &["auth", "config", "control", "io", "log", "net", "shard"]),
 ];
 /// Files that exist for tests alone, whatever their name.
-const TEST_FILES: [&str; 9] = [
+const TEST_FILES: [&str; 10] = [
     "auth/vectors.rs",
+    "cli/log/tests.rs",
     "control/tests.rs",
     "io/ring/disk_tests.rs",
     "io/ring/tests.rs",
@@ -38,12 +39,12 @@ const TEST_FILES: [&str; 9] = [
     "ws/decoder_tests.rs",
 ];
 /// Every dependency and the files that may name it.
-const CRATES: [(&str, &[&str]); 31] = [
+const CRATES: [(&str, &[&str]); 32] = [
     ("arc_swap", &[]),
     ("aws_lc_rs", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs", "shard/start.rs"]),
     ("axum", &["control/http.rs", "control/listener.rs", "control/revocations.rs", "control/run.rs"]),
     ("base64", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs"]),
-    ("clap", &["cli/mod.rs"]),
+    ("clap", &["cli/log/mod.rs", "cli/mod.rs"]),
     ("crc32c", &["log/record.rs", "log/segment.rs"]),
     ("crossbeam", &["shard/counters.rs", "shard/lanes.rs", "shard/port.rs"]),
     ("fastwebsockets", &["ws/decoder.rs"]),
@@ -64,6 +65,7 @@ const CRATES: [(&str, &[&str]); 31] = [
             "io/ring/slots.rs",
         ],
     ),
+    ("indicatif", &["cli/log/directory.rs"]),
     ("itoa", &["protocol/splice.rs", "protocol/write.rs"]),
     ("jsonwebtoken", &["auth/keys.rs"]),
     (
@@ -117,6 +119,7 @@ const CRATES: [(&str, &[&str]); 31] = [
             "cli/dev.rs",
             "cli/keys.rs",
             "cli/revoke.rs",
+            "cli/log/export.rs",
             "control/http.rs",
             "control/revocations.rs",
             "net/refusal.rs",
@@ -140,7 +143,7 @@ const CRATES: [(&str, &[&str]); 31] = [
             "shard/port.rs",
         ],
     ),
-    ("toml", &["config/parse.rs"]),
+    ("toml", &["cli/log/directory.rs", "config/parse.rs"]),
     (
         "tracing",
         &[

@@ -11,6 +11,7 @@ mod dev;
 mod doctor;
 pub mod keys;
 mod keys_adaptor;
+mod log;
 mod revoke;
 mod serve;
 
@@ -67,6 +68,11 @@ enum Command {
     /// Look at the connections of a running gateway
     #[command(subcommand)]
     Conn(ConnCommand),
+    /// Look at the log on disk, of a gateway that runs or one that does not
+    #[command(subcommand)]
+    Log(log::LogCommand),
+    /// Print a session's messages in their order, at the pace they came or faster
+    Replay(log::ReplayArgs),
 }
 
 #[derive(Debug, Args)]
@@ -303,6 +309,8 @@ fn run_command(command: Command) -> Result<(), CliError> {
         }
         Command::Conn(ConnCommand::Ls { admin, limit, json }) => conn::list(&admin, limit, json),
         Command::Conn(ConnCommand::Show { id, admin, json }) => conn::show(&admin, &id, json),
+        Command::Log(command) => log::run(&command),
+        Command::Replay(arguments) => log::replay(&arguments),
     }
 }
 
@@ -388,6 +396,13 @@ mod tests {
             "ringway conn ls",
             "ringway conn ls --limit 5 --json",
             "ringway conn show c-1 --admin http://127.0.0.1:1",
+            "ringway log stat d",
+            "ringway log ls d",
+            "ringway log cat d s-1",
+            "ringway log verify d",
+            "ringway log export d --jsonl --session s-1",
+            "ringway log repair d --quarantine --dry-run",
+            "ringway replay d s-1 --speed 0.5",
         ] {
             if let Err(error) = parse(line) {
                 panic!("{line}: {error}");
@@ -409,6 +424,9 @@ mod tests {
             ("ringway token revoke --jti t --sub ana", "--sub"),
             ("ringway token revoke --jti t --issued-before 5", "--issued-before"),
             ("ringway conn ls --limit 0", "0"),
+            ("ringway log export d", "--jsonl"),
+            ("ringway log repair d", "--quarantine"),
+            ("ringway replay d s-1 --speed 0", "above 0"),
         ] {
             let error = parse(line).unwrap_err();
             assert!(error.to_string().contains(part), "{line}: {error}");

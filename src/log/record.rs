@@ -45,6 +45,20 @@ impl Kind {
     pub const ALL: [Self; 7] =
         [Self::Message, Self::Mark, Self::Session, Self::Member, Self::MemberGone, Self::Receipt, Self::SessionGone];
 
+    /// Its name in what people read.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Mark => "mark",
+            Self::Session => "session",
+            Self::Member => "member",
+            Self::MemberGone => "member_gone",
+            Self::Receipt => "receipt",
+            Self::SessionGone => "session_gone",
+        }
+    }
+
     /// The kind of that number.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {

@@ -243,6 +243,12 @@ impl Scanner {
         Position(self.end)
     }
 
+    /// The last segment that was begun, and what of it is good so far.
+    #[must_use]
+    pub const fn last(&self) -> Option<LastSegment> {
+        self.last
+    }
+
     /// Begins the segment of that number (its file's name).
     ///
     /// # Errors

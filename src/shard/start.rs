@@ -7,11 +7,11 @@ use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
 use super::store::recover;
 use crate::ids::HashKey;
-use crate::limits::CHUNK_BYTES;
 use crate::io::Io;
 use crate::io::directory::{Directory, leave_clean};
 use crate::io::files;
 use crate::io::ring::{Bells, Disk, Options, Ring, listen};
+use crate::limits::CHUNK_BYTES;
 use crate::time::Tick;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -127,7 +127,8 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
         let counters = Arc::clone(ports[seat.number].counters());
         let (mesh, bells, admission) = (Arc::clone(&mesh), Arc::clone(&bells), Arc::clone(&admission));
         let (snapshot, barrier, tell) = (Arc::clone(snapshot), Arc::clone(&barrier), tell.clone());
-        let (directory, segment_bytes, files) = (directory.clone(), settings.log.segment_bytes / CHUNK_BYTES as u64 * CHUNK_BYTES as u64, handles.pop());
+        let (directory, segment_bytes, files) =
+            (directory.clone(), settings.log.segment_bytes / CHUNK_BYTES as u64 * CHUNK_BYTES as u64, handles.pop());
         let run = move || {
             pin(seat.core);
             let seed = seed ^ (seat.number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);

@@ -1,0 +1,153 @@
+//! `ringway log` and `ringway replay`: the log on disk, read by whoever operates it. Only `log repair` writes, and it deletes nothing.
+
+mod directory;
+mod export;
+mod repair;
+mod survey;
+#[cfg(test)]
+mod tests;
+
+use crate::cli::CliError;
+use clap::{Args, Subcommand};
+use directory::{Directory, Halt};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogCommand {
+    /// Show each shard's segments, records and end
+    Stat(DirectoryArg),
+    /// List the sessions
+    Ls(DirectoryArg),
+    /// Print a session's records
+    Cat(SessionArgs),
+    /// Check every record, and that no session has a hole
+    Verify(DirectoryArg),
+    /// Print all records, one JSON object a line
+    Export(ExportArgs),
+    /// Take what is damaged out of the log, so that the gateway starts
+    Repair(RepairArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DirectoryArg {
+    /// The log's directory, `[log] dir`
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SessionArgs {
+    /// The log's directory, `[log] dir`
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Its session_id, or hash: and 16 hexadecimal digits as `log ls` shows it
+    session: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The log's directory, `[log] dir`
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// One JSON object a line
+    #[arg(long, required = true)]
+    jsonl: bool,
+    /// Only this session's: its session_id, or hash: and 16 hexadecimal digits
+    #[arg(long)]
+    session: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RepairArgs {
+    /// The log's directory, `[log] dir`
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Move what is behind the damage to DIR/quarantine; those messages are out of the log then
+    #[arg(long, required = true)]
+    quarantine: bool,
+    /// Say what would be moved, and move nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// The log's directory, `[log] dir`
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Its session_id, or hash: and 16 hexadecimal digits as `log ls` shows it
+    session: String,
+    /// 1 is the pace at which they came, 2 twice that; without it, as fast as they are read
+    #[arg(long, value_name = "FACTOR", value_parser = speed)]
+    speed: Option<f64>,
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.parse().ok().filter(|speed: &f64| speed.is_finite() && *speed > 0.0);
+    speed.ok_or_else(|| "must be a number above 0".to_owned())
+}
+
+/// `ringway log …`.
+///
+/// # Errors
+/// What does not read, with file, offset and the seqs that may be lost.
+pub(super) fn run(command: &LogCommand) -> Result<(), CliError> {
+    let mut out = Out::stdout();
+    let done = match command {
+        LogCommand::Stat(DirectoryArg { dir }) => survey::stat(&Directory::open(dir)?, &mut out),
+        LogCommand::Ls(DirectoryArg { dir }) => survey::ls(&Directory::open(dir)?, &mut out),
+        LogCommand::Verify(DirectoryArg { dir }) => survey::verify(&Directory::open(dir)?, &mut out),
+        LogCommand::Cat(SessionArgs { dir, session }) => export::cat(&Directory::open(dir)?, session, &mut out),
+        LogCommand::Export(ExportArgs { dir, session, .. }) => {
+            export::export(&Directory::open(dir)?, session.as_deref(), &mut out)
+        }
+        LogCommand::Repair(RepairArgs { dir, dry_run, .. }) => repair::repair(&Directory::open(dir)?, *dry_run, &mut out),
+    };
+    ended(done, &mut out)
+}
+
+/// `ringway replay`.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn replay(arguments: &ReplayArgs) -> Result<(), CliError> {
+    let mut out = Out::stdout();
+    let done = export::replay(&Directory::open(&arguments.dir)?, &arguments.session, arguments.speed, &mut out);
+    ended(done, &mut out)
+}
+
+fn ended(done: Result<(), Halt>, out: &mut Out<'_>) -> Result<(), CliError> {
+    // What was found before an error is shown too.
+    let flushed = out.flush();
+    match done.and(flushed) {
+        Ok(()) | Err(Halt::Enough) => Ok(()),
+        Err(Halt::Failed(error)) => Err(error),
+    }
+}
+
+/// Where the answer goes. A reader that has seen enough (`| head`) ends the command, without an error.
+struct Out<'a>(Box<dyn Write + 'a>);
+
+impl Out<'_> {
+    fn stdout() -> Self {
+        Self(Box::new(BufWriter::with_capacity(64 * 1024, io::stdout().lock())))
+    }
+
+    fn line(&mut self, text: &str) -> Result<(), Halt> {
+        let written = self.0.write_all(text.as_bytes()).and_then(|()| self.0.write_all(b"\n"));
+        Self::halt(written)
+    }
+
+    fn flush(&mut self) -> Result<(), Halt> {
+        let flushed = self.0.flush();
+        Self::halt(flushed)
+    }
+
+    fn halt(result: io::Result<()>) -> Result<(), Halt> {
+        result.map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => Halt::Enough,
+            _ => Halt::Failed(CliError(format!("standard output: {error}"))),
+        })
+    }
+}

@@ -1,0 +1,302 @@
+//! The tools over the golden log, over logs that were made, and over those that were broken afterwards.
+
+use super::directory::{Directory, Halt};
+use super::{Out, export, repair, survey};
+use crate::ids::HashKey;
+use crate::limits::CHUNK_BYTES;
+use crate::log::made::Made;
+use crate::log::{HEADER_BYTES, SessionState, segment_name};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const KEY: HashKey = HashKey([7; 16]);
+
+/// A log's directory that goes with the test.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Folder {
+    fn of(logs: &[&Made]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("ringway-log-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = Self(std::env::temp_dir().join(name));
+        std::fs::create_dir(&folder.0).unwrap();
+        let key: String = KEY.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        std::fs::write(folder.0.join("format"), format!("version = 1\ngeneration = 1\nshards = 1\nkey = \"{key}\"\n")).unwrap();
+        for log in logs {
+            for (number, bytes) in &log.files {
+                let file = folder.file(log, *number);
+                std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+                std::fs::write(file, bytes).unwrap();
+            }
+        }
+        folder
+    }
+
+    fn file(&self, log: &Made, number: u64) -> PathBuf {
+        self.0.join(format!("{}/shard-{}", log.generation, log.shard)).join(segment_name(number))
+    }
+
+    fn flip(&self, log: &Made, number: u64, offset: usize) {
+        let file = self.file(log, number);
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[offset] ^= 1;
+        std::fs::write(file, bytes).unwrap();
+    }
+}
+
+/// What a command prints, and its error.
+fn tool(path: &Path, run: impl FnOnce(&Directory, &mut Out<'_>) -> Result<(), Halt>) -> (String, String) {
+    let mut text = Vec::new();
+    let done = run(&Directory::open(path).unwrap(), &mut Out(Box::new(&mut text)));
+    let error = match done {
+        Ok(()) => String::new(),
+        Err(Halt::Failed(error)) => error.0,
+        Err(Halt::Enough) => panic!("the vector took all"),
+    };
+    (String::from_utf8(text).unwrap(), error)
+}
+
+fn verify(path: &Path) -> (String, String) {
+    tool(path, survey::verify)
+}
+
+fn hash(session: &str) -> u64 {
+    KEY.hash64(&[b"session", session.as_bytes()])
+}
+
+fn envelope(seq: u64) -> String {
+    format!(r#"{{"type":"chat","id":"m-{seq}","seq":{seq}}}"#)
+}
+
+/// Session s-1 with seqs 1 to 9 in three segments, s-2 with 1 and 2 in the first; all synced.
+fn made() -> Made {
+    let mut made = Made::new(0, 1, CHUNK_BYTES, 0);
+    for session in ["s-1", "s-2"] {
+        made.session(hash(session), &SessionState { session_id: session, head: 0, oldest: 1, epochs: vec![] });
+    }
+    for seq in 1..=9 {
+        if seq % 3 == 1 && seq > 1 {
+            made.begin(seq / 3);
+        }
+        made.message(hash("s-1"), seq, &envelope(seq));
+        if seq < 3 {
+            made.message(hash("s-2"), seq, &envelope(seq));
+        }
+        made.mark();
+    }
+    made
+}
+
+fn offset_of(made: &Made, session: &str, seq: u64) -> (u64, usize) {
+    let put = made.puts.iter().find(|put| put.header.session == hash(session) && put.header.seq == seq).unwrap();
+    (put.at / CHUNK_BYTES as u64, usize::try_from(put.at % CHUNK_BYTES as u64).unwrap())
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/log")
+}
+
+#[test]
+fn the_golden_log_is_whole_and_every_record_is_exported() {
+    assert_eq!(verify(&golden()), ("OK: 1 shards, 14 records, 7 messages\n".to_owned(), String::new()));
+    let (text, error) = tool(&golden(), |directory, out| export::export(directory, None, out));
+    assert_eq!(error, "");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kinds: Vec<&str> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
+    let messages = ["message"; 5];
+    let behind = ["mark", "message", "receipt", "member_gone", "mark", "message", "session_gone"];
+    assert_eq!(kinds, [&["session", "member"][..], &messages, &behind].concat());
+    assert_eq!(lines[0]["state"]["epochs"][1], serde_json::json!({ "name": "0000000000000047", "last_seq": null }));
+    assert_eq!((&lines[1]["state"]["subject"], &lines[1]["sender"]), (&"ana".into(), &"0000000000000099".into()));
+    assert_eq!((&lines[4]["envelope"]["seq"], &lines[4]["addresses"][1]), (&6.into(), &"0000000000000016".into()));
+    assert_eq!(lines[7]["state"]["synced_to"], lines[7]["position"]);
+    assert_eq!(lines[9]["state"]["received_seq"], 9);
+    let (one, _) = tool(&golden(), |directory, out| export::export(directory, Some("hash:000000000000abcd"), out));
+    assert_eq!(one.lines().count(), 2);
+    let (list, _) = tool(&golden(), survey::ls);
+    let rows: Vec<Vec<&str>> = list.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows.len(), 2, "the session that is gone is not listed: {list}");
+    assert_eq!(rows[1][..6], ["s-42", "1", "0", "4", "9", "6"]);
+    assert_eq!(rows[1][7], "0", "its member has gone");
+}
+
+#[test]
+fn sessions_are_found_by_name_and_shown_in_order() {
+    let mut log = made();
+    // Copied forward, as compaction does: behind what is newer, and twice.
+    log.begin(3);
+    log.message(hash("s-1"), 2, &envelope(2));
+    let folder = Folder::of(&[&log]);
+    let (text, error) = tool(&folder.0, |directory, out| export::cat(directory, "s-2", out));
+    assert_eq!(error, "");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(lines[0].contains(r#"session      {"epochs":[]"#) && lines[2].ends_with(&envelope(2)), "{text}");
+    let replayed = |speed| tool(&folder.0, |directory, out| export::replay(directory, "s-1", speed, out));
+    let all = (1..=9).map(|seq| envelope(seq) + "\n").collect::<String>();
+    assert_eq!(replayed(None), (all.clone(), String::new()));
+    assert_eq!(replayed(Some(1000.0)), (all, String::new()));
+    for run in [export::cat, |directory: &Directory, name: &str, out: &mut Out<'_>| export::replay(directory, name, None, out)] {
+        let (text, error) = tool(&folder.0, |directory, out| run(directory, "s-3", out));
+        assert!(text.is_empty() && error.starts_with("session s-3: the log holds no record of it"), "{error}");
+    }
+    let (text, error) = tool(&folder.0, survey::stat);
+    assert_eq!(error, "");
+    assert!(text.contains("sessions 2, records by kind: message 12, mark 9, session 2,"), "{text}");
+    assert!(text.lines().nth(1).unwrap().ends_with("whole"), "{text}");
+    assert!(verify(&folder.0).1.is_empty(), "a copy is no hole");
+}
+
+#[test]
+fn what_is_no_log_is_refused_with_its_reason() {
+    let folder = Folder::of(&[]);
+    let error = |text: Option<&str>| {
+        match text {
+            Some(text) => std::fs::write(folder.0.join("format"), text).unwrap(),
+            None => std::fs::remove_file(folder.0.join("format")).unwrap(),
+        }
+        Directory::open(&folder.0).unwrap_err().0
+    };
+    assert!(error(Some("version = 2\n")).ends_with("format: version = 2: this command reads version 1"));
+    assert!(error(Some("version = 1\nkey = \"abc\"\n")).ends_with("format: key: must be 32 hexadecimal digits"));
+    assert!(error(Some("version = \n")).contains("/format: "));
+    assert!(error(None).ends_with("is no log's directory: it must hold a file `format`"));
+}
+
+#[test]
+fn a_hole_in_a_session_is_a_problem_unless_it_let_go_of_it() {
+    let mut log = made();
+    log.message(hash("s-1"), 12, &envelope(12));
+    log.message(hash("s-2"), 9, &envelope(9));
+    log.session(hash("s-2"), &SessionState { session_id: "s-2", head: 9, oldest: 9, epochs: vec![] });
+    let folder = Folder::of(&[&log]);
+    assert_eq!(
+        verify(&folder.0),
+        (String::new(), "session s-1: seq 10 to 11 are not in the log, though later ones are".to_owned())
+    );
+}
+
+#[test]
+fn a_torn_end_is_told_and_stays() {
+    let mut log = made();
+    let (end, from) = (log.files[2].1.len(), log.end());
+    log.message(hash("s-1"), 10, &envelope(10));
+    log.files[2].1.truncate(end + 100);
+    let folder = Folder::of(&[&log]);
+    let (text, error) = verify(&folder.0);
+    assert_eq!(error, "");
+    assert_eq!(from % CHUNK_BYTES as u64, end as u64);
+    assert!(text.contains(&format!("0000000000000002.seg: offset {end}: a torn end of 100 bytes")), "{text}");
+    assert!(text.ends_with("OK: 1 shards, 22 records, 11 messages\n"), "{text}");
+    let (text, _) = tool(&folder.0, |directory, out| repair::repair(directory, false, out));
+    assert!(text.contains("a torn end of 100 bytes stays") && text.ends_with("nothing is damaged\n"), "{text}");
+    assert_eq!(std::fs::read(folder.file(&log, 2)).unwrap(), log.files[2].1);
+}
+
+#[test]
+fn damage_is_named_with_file_offset_and_seqs_by_every_tool() {
+    let log = made();
+    let folder = Folder::of(&[&log]);
+    let (segment, offset) = offset_of(&log, "s-1", 5);
+    folder.flip(&log, segment, offset + HEADER_BYTES + 4);
+    let place =
+        format!("{}: offset {offset}: the record's body does not match its checksum", folder.file(&log, segment).display());
+    let hit = "session s-1: seq 5 to 5 may be lost";
+    for run in [survey::verify, survey::ls, survey::stat] {
+        let (_, error) = tool(&folder.0, run);
+        assert!(error.starts_with(&place) && error.lines().nth(1) == Some(hit), "{error}");
+    }
+    let (text, error) = tool(&folder.0, |directory, out| export::export(directory, None, out));
+    assert!(error.starts_with(&place), "{error}");
+    let seqs: Vec<Value> = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].clone()).collect();
+    assert!(seqs.contains(&4.into()) && !seqs.contains(&5.into()), "each record before it, once");
+    assert_eq!(seqs.iter().filter(|seq| **seq == 4).count(), 1);
+}
+
+/// Every file below a folder with its bytes, by its path there.
+fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let (mut found, mut folders) = (Vec::new(), vec![path.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap().path();
+            if entry.is_dir() {
+                folders.push(entry);
+            } else {
+                let name = entry.strip_prefix(path).unwrap().to_str().unwrap().to_owned();
+                found.push((name, std::fs::read(&entry).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
+    let log = made();
+    let other = Made::new(1, 1, CHUNK_BYTES, 0);
+    let folder = Folder::of(&[&log, &other]);
+    let (segment, offset) = offset_of(&log, "s-1", 5);
+    folder.flip(&log, segment, offset + 20);
+    std::fs::write(folder.0.join("lock"), "").unwrap();
+    let before = files(&folder.0);
+    let damaged = std::fs::read(folder.file(&log, segment)).unwrap();
+
+    let (text, error) = tool(&folder.0, |directory, out| repair::repair(directory, true, out));
+    assert!(error.is_empty() && text.ends_with("dry run: nothing was moved\n"), "{text}{error}");
+    assert_eq!(files(&folder.0), before);
+    let holder = std::fs::File::open(folder.0.join("lock")).unwrap();
+    holder.lock().unwrap();
+    for dry_run in [false, true] {
+        let (_, error) = tool(&folder.0, |directory, out| repair::repair(directory, dry_run, out));
+        assert!(error.contains("in use by a process"), "{error}");
+    }
+    assert_eq!(files(&folder.0), before);
+    drop(holder);
+
+    let (text, error) = tool(&folder.0, |directory, out| repair::repair(directory, false, out));
+    assert_eq!(error, "");
+    assert!(text.contains("session s-1: seq 5 to 5 may be lost"), "{text}");
+    let after = files(&folder.0);
+    let quarantined: Vec<&(String, Vec<u8>)> = after.iter().filter(|(name, _)| name.starts_with("quarantine/")).collect();
+    let named = |end: &str| &quarantined.iter().find(|(name, _)| name.ends_with(end)).unwrap().1;
+    assert_eq!(quarantined.len(), 3, "{quarantined:?}");
+    assert_eq!(*named(&format!("/1/shard-0/0000000000000001.seg.from-{offset}")), damaged[offset..]);
+    assert_eq!(*named("/1/shard-0/0000000000000002.seg"), log.files[2].1);
+    let report = String::from_utf8(named("/report.txt").clone()).unwrap();
+    assert!(text.starts_with(report.trim_end()) && report.contains("the whole file, to quarantine"), "{report}");
+    assert_eq!(std::fs::read(folder.file(&log, segment)).unwrap(), damaged[..offset]);
+    assert_eq!(verify(&folder.0), ("OK: 2 shards, 12 records, 6 messages\n".to_owned(), String::new()));
+    let (text, _) = tool(&folder.0, |directory, out| repair::repair(directory, false, out));
+    assert_eq!(text, "nothing is damaged\n");
+}
+
+#[test]
+fn a_segment_that_is_missing_or_anothers_goes_with_all_behind_it() {
+    let log = made();
+    let folder = Folder::of(&[&log]);
+    std::fs::rename(folder.file(&log, 1), folder.0.join("taken")).unwrap();
+    let (_, error) = verify(&folder.0);
+    assert!(
+        error.ends_with("0000000000000001.seg is missing: 0000000000000000.seg is followed by 0000000000000002.seg"),
+        "{error}"
+    );
+    let (_, error) = tool(&folder.0, |directory, out| repair::repair(directory, false, out));
+    assert_eq!(error, "");
+    assert!(!folder.file(&log, 2).exists() && verify(&folder.0).0.starts_with("OK: 1 shards, 10 records"));
+
+    let foreign = Made::new(3, 1, CHUNK_BYTES, 1);
+    std::fs::write(folder.file(&log, 1), &foreign.files[0].1).unwrap();
+    assert!(verify(&folder.0).1.ends_with("0000000000000001.seg: its header says shard 3, 0 is right"));
+    let (_, error) = tool(&folder.0, |directory, out| repair::repair(directory, false, out));
+    assert_eq!(error, "");
+    assert!(!folder.file(&log, 1).exists() && verify(&folder.0).1.is_empty());
+    assert!(files(&folder.0.join("quarantine")).iter().any(|(_, bytes)| *bytes == foreign.files[0].1));
+}
