@@ -6,10 +6,11 @@
 use super::core::Core;
 use super::counters::LimitReached;
 use super::keeping::Kept;
+use super::publish::Origin;
 use crate::config::Durability;
 use crate::io::Io;
 use crate::log::{Audience, HEADER_BYTES, Header, Kind, Mark, Position};
-use crate::protocol::{Head, ack};
+use crate::protocol::{Envelope, Head, ack};
 use crate::session::{Place, SessionKey, StreamKey};
 use crate::time::Tick;
 use crate::ws::Opcode;
@@ -164,8 +165,42 @@ impl Core {
         Some((ErrorCode::LimitBackpressure, "the log's disk is behind: send it again after retry_after_ms"))
     }
 
+    /// Shows a new record to its audience and acknowledges it: at once, or when it is as durable as its session asks.
+    pub(super) fn conclude(
+        &mut self,
+        origin: &Origin<'_>,
+        (session, stream): (SessionKey, StreamKey),
+        envelope: &Envelope<'_>,
+        seq: u64,
+        targets: &[u64],
+    ) {
+        if self.durability() == Durability::Memory {
+            self.note_appended(session, stream, seq, targets);
+            return self.acknowledge(origin, envelope, seq, false);
+        }
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        self.await_durable((session, stream, seq), origin.place, origin.acks.then_some((head, false)), seq);
+    }
+
+    /// Acknowledges a repeat, not before the first is durable.
+    pub(super) fn acknowledge_again(
+        &mut self,
+        origin: &Origin<'_>,
+        (session, stream): (SessionKey, StreamKey),
+        envelope: &Envelope<'_>,
+        seq: u64,
+    ) {
+        if !self.is_pending(stream, seq) {
+            return self.acknowledge(origin, envelope, seq, true);
+        }
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        if origin.acks {
+            self.await_durable((session, stream, 0), origin.place, Some((head, true)), seq);
+        }
+    }
+
     /// Hides a record from readers until it is durable, and keeps its ack until then.
-    pub(super) fn await_durable(
+    fn await_durable(
         &mut self,
         (session, stream, seq): (SessionKey, StreamKey, u64),
         to: Place,
@@ -198,7 +233,7 @@ impl Core {
     }
 
     /// Whether a record is still waiting to be durable: its repeat is not acknowledged before.
-    pub(super) fn is_pending(&self, stream: StreamKey, seq: u64) -> bool {
+    fn is_pending(&self, stream: StreamKey, seq: u64) -> bool {
         let Some(disk) = &self.disk else { return false };
         let limit = if self.durability() == Durability::Synced { disk.synced_to } else { self.log.written() };
         self.streams.get(stream).and_then(|stream| stream.index.get(seq)).is_some_and(|entry| entry.at >= limit)

@@ -6,7 +6,6 @@ use super::counters::{DropReason, LimitReached};
 use super::inbound::RETRY_AFTER_MS;
 use super::lanes::{ChannelPost, LaneMessage, Passing};
 use super::replies::AT_ONCE;
-use crate::config::Durability;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::log::{Audience, Entry, Header, Kind};
@@ -225,41 +224,7 @@ impl Core {
         if let Some(used) = used {
             used.remember(id_hash, low(content), seq, now.mono_ms(), limits);
         }
-        self.conclude(origin, (session, stream), envelope, seq, &audiences);
-    }
-
-    /// Shows a new record to its audience and acknowledges it: at once, or when it is as durable as its session asks.
-    fn conclude(
-        &mut self,
-        origin: &Origin<'_>,
-        (session, stream): (SessionKey, StreamKey),
-        envelope: &Envelope<'_>,
-        seq: u64,
-        audiences: &Audiences,
-    ) {
-        if self.durability() == Durability::Memory {
-            self.note_appended(session, stream, seq, audiences.recorded());
-            return self.acknowledge(origin, envelope, seq, false);
-        }
-        let head = Head { id: envelope.id, session_id: envelope.session_id };
-        self.await_durable((session, stream, seq), origin.place, origin.acks.then_some((head, false)), seq);
-    }
-
-    /// Acknowledges a repeat, not before the first is durable.
-    fn acknowledge_again(
-        &mut self,
-        origin: &Origin<'_>,
-        (session, stream): (SessionKey, StreamKey),
-        envelope: &Envelope<'_>,
-        seq: u64,
-    ) {
-        if !self.is_pending(stream, seq) {
-            return self.acknowledge(origin, envelope, seq, true);
-        }
-        let head = Head { id: envelope.id, session_id: envelope.session_id };
-        if origin.acks {
-            self.await_durable((session, stream, 0), origin.place, Some((head, true)), seq);
-        }
+        self.conclude(origin, (session, stream), envelope, seq, audiences.recorded());
     }
 
     fn dedupe_limits(&self) -> DedupeLimits {
@@ -403,7 +368,7 @@ impl Core {
         self.mark(place.conn);
     }
 
-    fn acknowledge(&mut self, origin: &Origin<'_>, envelope: &Envelope<'_>, seq: u64, is_duplicate: bool) {
+    pub(super) fn acknowledge(&mut self, origin: &Origin<'_>, envelope: &Envelope<'_>, seq: u64, is_duplicate: bool) {
         if !origin.acks {
             return;
         }
@@ -600,7 +565,7 @@ impl Core {
                     None => {
                         let seq = self.append(stream, hash, origin, &moved, &audiences, id_hash, content, now);
                         self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
-                        self.conclude(origin, (session, stream), envelope, seq, &audiences);
+                        self.conclude(origin, (session, stream), envelope, seq, audiences.recorded());
                     }
                 },
                 Seen::Same { seq } => {

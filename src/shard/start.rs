@@ -6,6 +6,7 @@ use super::counters::shared_counters;
 use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
 use super::store::recover;
+use crate::config::Settings;
 use crate::ids::HashKey;
 use crate::io::Io;
 use crate::io::directory::{Directory, leave_clean};
@@ -73,22 +74,10 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
     aws_lc_rs::rand::fill(&mut secret).map_err(|_| "the system gives no random bytes".to_owned())?;
     let mut key = HashKey(secret[..16].try_into().unwrap_or_default());
     let seed = u64::from_le_bytes(secret[16..].try_into().unwrap_or_default());
-    let directory = match &settings.log.dir {
-        None => None,
-        Some(root) => {
-            let directory = Directory::open(root, count, key.0)?;
-            if directory.shards != count {
-                return Err(format!(
-                    "log.dir: {} was written by {} shards and this gateway has {count}: set server.shards = {}",
-                    root.display(),
-                    directory.shards,
-                    directory.shards
-                ));
-            }
-            key = HashKey(directory.key);
-            Some(Arc::new(directory))
-        }
-    };
+    let directory = open_log(settings, count, key)?;
+    if let Some(directory) = &directory {
+        key = HashKey(directory.key);
+    }
     let (mesh, bells) = (Mesh::new(count), Bells::new(count));
     let admission = Arc::new(Admission::new(key));
     let cores = if settings.server.pin { own_cores() } else { Vec::new() };
@@ -178,6 +167,21 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
         outcome?;
     }
     Ok(Running { address, ports, threads })
+}
+
+/// The log's directory, where there is to be one; a new one gets `fresh_key`.
+fn open_log(settings: &Settings, shards: usize, fresh_key: HashKey) -> Result<Option<Arc<Directory>>, String> {
+    let Some(root) = &settings.log.dir else { return Ok(None) };
+    let directory = Directory::open(root, shards, fresh_key.0)?;
+    if directory.shards != shards {
+        return Err(format!(
+            "log.dir: {} was written by {} shards and this gateway has {shards}: set server.shards = {}",
+            root.display(),
+            directory.shards,
+            directory.shards
+        ));
+    }
+    Ok(Some(Arc::new(directory)))
 }
 
 /// The clocks before any ring has begun its own.
