@@ -2,7 +2,7 @@
 
 use super::record::{HEADER_BYTES, Header};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::io::Chunk;
+use crate::io::chunk::Chunk;
 use crate::limits::CHUNK_BYTES;
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -179,7 +179,7 @@ impl Core {
             return self.acknowledge(origin, envelope, seq, false);
         }
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        self.await_durable((session, stream, seq), origin.place, origin.acks.then_some((head, false)), seq);
+        self.hold_until_durable((session, stream, seq), origin.place, origin.acks.then_some((head, false)), seq);
     }
 
     /// Acknowledges a repeat, not before the first is durable.
@@ -195,12 +195,12 @@ impl Core {
         }
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         if origin.acks {
-            self.await_durable((session, stream, 0), origin.place, Some((head, true)), seq);
+            self.hold_until_durable((session, stream, 0), origin.place, Some((head, true)), seq);
         }
     }
 
     /// Hides a record from readers until it is durable, and keeps its ack until then.
-    fn await_durable(
+    fn hold_until_durable(
         &mut self,
         (session, stream, seq): (SessionKey, StreamKey, u64),
         to: Place,
