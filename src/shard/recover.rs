@@ -189,6 +189,7 @@ impl Core {
 
     /// All is read: members are away from now on, and after an end that was not clean every session begins a new epoch.
     pub fn finish_recovery(&mut self, clean: bool, now: Tick, outcome: &mut Recovered) {
+        // The records below may begin a segment, whose age is what lets the files before it go.
         self.log.tick(now.wall_ms);
         let grace_ms = self.snapshot.settings.session.presence_grace_ms;
         let members: Vec<MemberKey> = self.sessions.members.iter().map(|(key, _)| key).collect();

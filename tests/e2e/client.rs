@@ -290,6 +290,12 @@ impl Client {
         }
     }
 
+    /// All that still comes up to the end of the stream, with what was set aside before it.
+    pub async fn rest(mut self) -> Vec<Value> {
+        self.closed().await;
+        self.aside.drain(..).collect()
+    }
+
     /// The close code, and the code of the last `rw.error` before it.
     pub async fn refused(&mut self) -> (Option<u16>, String) {
         let (code, _) = self.closed().await;

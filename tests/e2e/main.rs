@@ -28,6 +28,7 @@ mod ephemeral;
 mod heartbeat;
 mod hello_and_welcome;
 mod history;
+mod killed_and_restarted;
 mod members_and_watch;
 mod origins;
 mod presence_grace;

@@ -74,6 +74,10 @@ impl Gateway {
         let folder = folder();
         std::fs::write(folder.join("secret"), SECRET).unwrap();
         std::fs::write(folder.join("ringway.toml"), config(settings)).unwrap();
+        Self::launch(folder)
+    }
+
+    fn launch(folder: PathBuf) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ringway"))
             .args(["serve", "--config"])
             .arg(folder.join("ringway.toml"))
@@ -95,6 +99,17 @@ impl Gateway {
         let address = |key: &str| line[key].as_str().unwrap().parse().unwrap();
         (gateway.address, gateway.admin) = (address("address"), address("admin"));
         gateway
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts one that has ended once more, with the same configuration and on new ports.
+    pub fn again(mut self) -> Self {
+        Self::launch(std::mem::take(&mut self.folder))
     }
 
     pub fn pid(&self) -> u32 {
@@ -205,7 +220,10 @@ impl Drop for Gateway {
                 eprintln!("gateway: {line}");
             }
         }
-        let _ = std::fs::remove_dir_all(&self.folder);
+        // Handed on to the next one, there is none here.
+        if !self.folder.as_os_str().is_empty() {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
     }
 }
 

@@ -1,0 +1,259 @@
+//! The log on disk (protocol.md section 5, "Acknowledgement", "Resume"): what was acknowledged outlives the process, and so does what
+//! sessions and members are.
+
+use crate::client::{Client, Hello, payloads};
+use crate::gateway::{Gateway, folder, run};
+use crate::token::token_with;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+const ROUNDS: u64 = 5;
+/// Messages each says in a round, more than are acknowledged when the gateway is killed.
+const MESSAGES: u64 = 60;
+
+/// A directory for a log, gone with the test.
+struct LogFolder(PathBuf);
+
+impl LogFolder {
+    fn new() -> Self {
+        Self(folder())
+    }
+
+    fn start(&self, settings: &[(&str, &str)]) -> Gateway {
+        let path = format!("{:?}", self.0.join("log"));
+        let mut all = vec![
+            ("log.dir", path.as_str()),
+            ("log.segment_bytes", "2097152"),
+            ("limits.messages_per_second", "0"),
+            ("limits.bytes_per_second", "0"),
+        ];
+        all.extend(settings);
+        Gateway::start(&all)
+    }
+}
+
+impl Drop for LogFolder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Ends it with SIGTERM, in good order.
+fn stop(gateway: &mut Gateway) {
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.ended().code(), Some(0), "{:#?}", gateway.log());
+}
+
+/// One side of a conversation, through all its connections.
+struct Talker {
+    name: &'static str,
+    epoch: Value,
+    seq: u64,
+    said: u64,
+    /// The `seq` of each number that was acknowledged.
+    acknowledged: BTreeMap<u64, u64>,
+    /// The other's numbers as they came, each with its `seq`.
+    heard: Vec<(u64, u64)>,
+}
+
+impl Talker {
+    fn new(name: &'static str) -> Self {
+        Self { name, epoch: Value::Null, seq: 0, said: 0, acknowledged: BTreeMap::new(), heard: Vec::new() }
+    }
+
+    fn id(&self, number: u64) -> String {
+        format!("{}:{number}", self.name)
+    }
+
+    async fn say(&self, client: &mut Client, number: u64) {
+        client.send(&json!({"type": "chat", "id": self.id(number), "session_id": "s", "payload": number})).await;
+    }
+
+    /// Takes what came: acknowledgements and the other's messages.
+    fn absorb(&mut self, messages: &[Value]) {
+        for message in messages {
+            if message["type"] == "rw.ack" {
+                let number = message["id"].as_str().unwrap().rsplit_once(':').unwrap().1.parse().unwrap();
+                let seq = message["payload"]["seq"].as_u64().unwrap();
+                let first = self.acknowledged.insert(number, seq);
+                assert!(
+                    first.is_none_or(|first| first == seq && message["payload"]["duplicate"] == true),
+                    "{first:?}: {message}"
+                );
+            } else if message["type"] == "chat" {
+                let seq = message["seq"].as_u64().unwrap();
+                assert!(seq > self.seq, "{} is behind {}: {message}", seq, self.seq);
+                self.seq = seq;
+                self.heard.push((message["payload"].as_u64().unwrap(), seq));
+            } else {
+                assert_eq!(message["type"], "rw.goaway", "{message}");
+            }
+        }
+    }
+
+    /// Comes back to where it was, and says once more what was not acknowledged, and the last that was.
+    async fn enter(&mut self, gateway: &Gateway) -> Client {
+        let mut hello = Hello::new("s", self.name);
+        if !self.epoch.is_null() {
+            hello = hello.with("resume", json!({"epoch": self.epoch, "seq": self.seq}));
+        }
+        let mut client = Client::enter(gateway, hello).await;
+        if !self.epoch.is_null() {
+            assert_ne!(client.welcome["epoch"], self.epoch, "an unclean end begins a new epoch");
+            assert_eq!(
+                (&client.welcome["recovered"], &client.welcome["rewound_to"]),
+                (&json!(true), &Value::Null),
+                "{}",
+                client.welcome
+            );
+        }
+        self.epoch = client.welcome["epoch"].clone();
+        if let Some((number, seq)) = self.acknowledged.last_key_value() {
+            self.say(&mut client, *number).await;
+            let ack = client.answer(&self.id(*number)).await;
+            assert_eq!(ack["payload"], json!({"seq": seq, "duplicate": true}), "{ack}");
+        }
+        for number in (0..self.said).filter(|number| !self.acknowledged.contains_key(number)) {
+            self.say(&mut client, number).await;
+        }
+        client
+    }
+}
+
+async fn kill_rounds(settings: &[(&str, &str)]) {
+    let log = LogFolder::new();
+    let mut gateway = log.start(settings);
+    let (mut ana, mut ben) = (Talker::new("ana"), Talker::new("ben"));
+    for round in 0..ROUNDS {
+        let (mut to_ana, mut to_ben) = (ana.enter(&gateway).await, ben.enter(&gateway).await);
+        for _ in 0..MESSAGES {
+            for (talker, client) in [(&mut ana, &mut to_ana), (&mut ben, &mut to_ben)] {
+                talker.say(client, talker.said).await;
+                talker.said += 1;
+            }
+        }
+        // Somewhere in the middle: later in each round.
+        let number = ana.said - MESSAGES + round * MESSAGES / ROUNDS;
+        let ack = to_ana.answer(&ana.id(number)).await;
+        ana.absorb(&[ack]);
+        gateway.kill();
+        ana.absorb(&to_ana.rest().await);
+        ben.absorb(&to_ben.rest().await);
+        gateway = gateway.again();
+    }
+    let (mut to_ana, mut to_ben) = (ana.enter(&gateway).await, ben.enter(&gateway).await);
+    // The first pong comes behind all of the own messages, the second behind all of the other's.
+    for _ in 0..2 {
+        ana.absorb(&to_ana.settle().await);
+        ben.absorb(&to_ben.settle().await);
+    }
+    for (speaker, hearer) in [(&ana, &ben), (&ben, &ana)] {
+        let numbers: Vec<u64> = hearer.heard.iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers, (0..speaker.said).collect::<Vec<u64>>(), "{} heard all, once and in order", hearer.name);
+        let said: Vec<(u64, u64)> = speaker.acknowledged.iter().map(|(number, seq)| (*number, *seq)).collect();
+        assert_eq!(said, hearer.heard, "each at the place that its acknowledgement named");
+    }
+}
+
+#[tokio::test]
+async fn nothing_written_is_lost_or_repeated_over_kills() {
+    kill_rounds(&[("log.durability", r#""written""#)]).await;
+}
+
+#[tokio::test]
+async fn nothing_synced_is_lost_or_repeated_over_kills() {
+    kill_rounds(&[("log.durability", r#""synced""#)]).await;
+}
+
+/// A session with a room, data, a receipt and a role, ended in one way, and what is left of it.
+async fn outlives(end: impl Fn(&mut Gateway), keeps_epoch: bool) {
+    let log = LogFolder::new();
+    let mut gateway = log.start(&[]);
+    let mut ana = Client::join(&gateway, "s", "ana").await;
+    let lead = token_with("cleo", &json!({"roles": ["lead"]}));
+    let cleo = Client::enter(&gateway, Hello::new("s", "cleo").with("auth_token", lead)).await;
+    let mut ben = Client::join(&gateway, "s", "ben").await;
+    assert_eq!(ben.command("rw.join", json!({"room": "ops"})).await["type"], "rw.joined");
+    assert_eq!(ben.command("rw.join", json!({"room": "left"})).await["type"], "rw.joined");
+    assert_eq!(ben.command("rw.presence.set", json!({"data": {"typing": true}})).await["type"], "rw.presence.ok");
+    for number in 1..=4 {
+        ana.publish("session", number).await;
+    }
+    ana.publish("room:left", "in time").await;
+    ana.publish("role:lead", "for the lead").await;
+    assert_eq!(ben.command("rw.leave", json!({"room": "left"})).await["type"], "rw.left");
+    ana.publish("room:left", "too late").await;
+    ana.publish("room:ops", "for the room").await;
+    ben.send(&json!({"type": "rw.received", "id": "r", "session_id": "s", "payload": {"seq": 2}})).await;
+    // Behind the receipt in the log: once this is acknowledged, that is written too.
+    let last = ben.publish("client:ana", "last").await;
+    let (epoch, position) = (ana.welcome["epoch"].clone(), cleo.position(4));
+    end(&mut gateway);
+    let mut gateway = gateway.again();
+
+    let mut ana = Client::join(&gateway, "s", "ana").await;
+    assert_eq!(ana.welcome["epoch"] == epoch, keeps_epoch, "{epoch}: {}", ana.welcome);
+    assert_eq!((&ana.welcome["seq"], &ana.welcome["created"]), (&json!(last), &json!(false)), "{}", ana.welcome);
+    let page = ana.command("rw.members", json!({})).await;
+    let members: Vec<[&Value; 3]> = page["payload"]["members"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|member| [&member["client_id"], &member["roles"], &member["data"]])
+        .collect();
+    assert_eq!(json!(members), json!([["ana", [], null], ["ben", [], {"typing": true}], ["cleo", ["lead"], null]]), "{page}");
+    let page = ana.command("rw.members", json!({"room": "ops"})).await;
+    assert_eq!(page["payload"]["members"][0]["client_id"], "ben", "{page}");
+
+    let mut ben = Client::join(&gateway, "s", "ben").await;
+    assert_eq!((&ben.welcome["start_seq"], &ben.welcome["rooms"]), (&json!(3), &json!(["ops"])), "{}", ben.welcome);
+    assert_eq!(payloads(&ben.settle().await), [json!(3), json!(4), json!("in time"), json!("for the room")]);
+    let mut cleo = Client::enter(&gateway, Hello::new("s", "cleo").with("resume", position)).await;
+    // Its new token has no roles: what was for the lead is no longer for it.
+    assert_eq!(cleo.heard().await, [] as [Value; 0]);
+    // A newcomer: this client's ids begin anew, and those of the others are remembered.
+    let mut dan = Client::join(&gateway, "s", "dan").await;
+    dan.publish("room:ops", "still there").await;
+    dan.publish("room:left", "still gone").await;
+    assert_eq!(ben.heard().await, ["still there"]);
+    // Numbers go on where they ended.
+    assert_eq!(dan.publish("session", "on").await, last + 3);
+    gateway.kill();
+}
+
+#[tokio::test]
+async fn sessions_and_members_outlive_a_kill() {
+    outlives(Gateway::kill, false).await;
+}
+
+#[tokio::test]
+async fn a_clean_stop_keeps_the_epoch() {
+    outlives(stop, true).await;
+}
+
+#[tokio::test]
+async fn a_directory_in_use_is_refused() {
+    let log = LogFolder::new();
+    let gateway = log.start(&[]);
+    let (code, _, stderr) = run(&["serve", "--config", gateway.folder.join("ringway.toml").to_str().unwrap()]);
+    assert_eq!(code, 1, "{stderr}");
+    let holder = format!("is in use by another process (pid {})", gateway.pid());
+    assert!(stderr.contains("log.dir: ") && stderr.contains(&holder), "{stderr}");
+    assert!(!stderr.contains("panic"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_format_of_another_version_is_refused() {
+    let log = LogFolder::new();
+    let mut gateway = log.start(&[]);
+    stop(&mut gateway);
+    let path = log.0.join("log/format");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("version = 1\n"), "{text}");
+    std::fs::write(&path, text.replace("version = 1\n", "version = 2\n")).unwrap();
+    let (code, _, stderr) = run(&["serve", "--config", gateway.folder.join("ringway.toml").to_str().unwrap()]);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("log/format: version 2; this gateway reads version 1"), "{stderr}");
+}
