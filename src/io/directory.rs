@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! lock                        held by the process that uses the directory; its process id
-//! format                      version, generation, shards and the key of the names, one `name = value` a line
+//! format                      version, generation, shards and the key of the names, TOML of `name = value` lines
 //! <generation>/shard-<i>/     <number, 16 hexadecimal digits>.seg, and `clean` after an end in good order
 //! ```
 
@@ -82,11 +82,11 @@ impl Directory {
         let mut text = String::from(
             "# The log of a ringway gateway. The key names sessions and clients in it: keep it as secret as they are.\n",
         );
-        let _ = write!(text, "version = {VERSION}\ngeneration = {}\nshards = {}\nkey = ", self.generation, self.shards);
+        let _ = write!(text, "version = {VERSION}\ngeneration = {}\nshards = {}\nkey = \"", self.generation, self.shards);
         for byte in self.key {
             let _ = write!(text, "{byte:02x}");
         }
-        text.push('\n');
+        text.push_str("\"\n");
         let (path, fresh) = (self.root.join(FORMAT), self.root.join("format.new"));
         let write = || {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
@@ -164,7 +164,7 @@ fn read_format(path: &Path) -> Result<(u32, usize, [u8; 16]), String> {
     opened.take(FORMAT_BYTES_MAX).read_to_string(&mut text).map_err(|error| told(path, &error))?;
     let value = |name: &str| {
         let mut pairs = text.lines().filter_map(|line| line.split_once('='));
-        pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim())
+        pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().trim_matches('"'))
     };
     let wrong = |name: &str, right: &str| format!("log.dir: {}: {name} is not {right}; restore the file", path.display());
     let version = value("version").and_then(|text| text.parse::<u64>().ok());

@@ -86,7 +86,9 @@ pub(super) struct Disk {
     syncing: Option<Position>,
     /// Everything before has been synced.
     pub(super) synced_to: Position,
-    /// What the last mark in the log says was synced.
+    /// The end of the last record that has been synced: what a mark may say.
+    proven_to: Position,
+    /// What the last mark in the log says.
     marked_to: Position,
     sync_due_ms: u64,
     /// The newest segment that is ready to be written, and the one that is being made.
@@ -115,6 +117,7 @@ impl Disk {
             writing: None,
             syncing: None,
             synced_to: begin,
+            proven_to: begin,
             marked_to: begin,
             sync_due_ms: 0,
             ready: None,
@@ -158,8 +161,11 @@ impl Core {
         if pending < PENDING_BYTES_MAX {
             return None;
         }
-        if disk.full.is_some() {
-            return Some((ErrorCode::LimitDisk, "the log's disk is full: what needs no log goes on, this message was not taken"));
+        if disk.full.is_some() || disk.sync_failed.is_some() {
+            return Some((
+                ErrorCode::LimitDisk,
+                "the log's disk is full or has failed: what needs no log goes on, this message was not taken",
+            ));
         }
         self.counters.limit_reached(LimitReached::LogPending);
         Some((ErrorCode::LimitBackpressure, "the log's disk is behind: send it again after retry_after_ms"))
@@ -289,16 +295,19 @@ impl Core {
             return;
         }
         if disk.writing.is_none() {
-            if disk.synced_to > disk.marked_to && self.log.unwritten().is_some() {
-                disk.marked_to = disk.synced_to;
+            if disk.proven_to > disk.marked_to && self.log.unwritten().is_some() {
+                disk.marked_to = disk.proven_to;
                 let header =
                     Header { kind: Kind::Mark, session: 0, seq: 0, epoch: 0, ts_ms: now.wall_ms, sender: 0, id: 0, content: 0 };
                 let mut body = Vec::new();
-                Mark { synced_to: disk.synced_to.0 }.encode(&mut body);
+                Mark { synced_to: disk.proven_to.0 }.encode(&mut body);
                 self.log.append(&header, &[], &[&body]);
             }
+            // A segment begins when all of the one before is safe: what is torn is always in the last one.
             if let Some(part) = self.log.unwritten()
                 && disk.ready.is_some_and(|ready| part.segment <= ready)
+                && (part.at > 0
+                    || self.log.geometry().is_none_or(|geometry| disk.synced_to.0 >= part.segment * geometry.segment_bytes))
             {
                 disk.writing = Some(part.end);
                 self.counters.log_writes.increment();
@@ -315,13 +324,14 @@ impl Core {
         if disk.syncing.is_some() || disk.sync_failed.is_some() || disk.synced_to >= written {
             return;
         }
-        let wanted = disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
+        let segment = disk.synced_to.0 / geometry.segment_bytes;
+        let boundary = Position((segment + 1) * geometry.segment_bytes);
+        let rolls = self.log.unwritten().is_some_and(|part| part.at == 0 && part.segment > segment);
+        let wanted = rolls || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
         if !wanted && now.mono_ms() < disk.sync_due_ms && !self.stopping {
             return;
         }
-        // One file at a time: a segment that is full is synced before the next one.
-        let segment = disk.synced_to.0 / geometry.segment_bytes;
-        disk.syncing = Some(written.min(Position((segment + 1) * geometry.segment_bytes)));
+        disk.syncing = Some(if rolls { boundary } else { written });
         disk.sync_due_ms = now.mono_ms() + SYNC_EVERY_MS;
         self.counters.log_syncs.increment();
         io.sync(segment, SYNC_TAG);
@@ -413,6 +423,9 @@ impl Core {
         match result {
             Ok(()) => {
                 disk.synced_to = end;
+                // At a boundary nothing of the next segment has been written yet.
+                let boundary = self.log.geometry().is_some_and(|geometry| end.0.is_multiple_of(geometry.segment_bytes));
+                disk.proven_to = if boundary { self.log.written() } else { end };
                 self.release(Durability::Synced, end);
                 self.write_log(io, now);
             }
