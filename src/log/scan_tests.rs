@@ -314,7 +314,7 @@ fn ten_thousand_flipped_bits_are_all_found() {
     let made = three_segments();
     let total: usize = made.files.iter().map(|(_, bytes)| bytes.len()).sum();
     // Each file's zeros are flipped too. The long one less often than its share: each of its rounds reads a whole chunk.
-    let mut files = made.files.clone();
+    let mut files = made.files;
     for (_, bytes) in &mut files {
         bytes.resize(bytes.len() + 4096, 0);
     }
@@ -340,7 +340,7 @@ fn ten_thousand_flipped_bits_are_all_found() {
                 assert!(position >= synced && torn.segment == files[file].0, "round {round}: bit {bit} of file {file}: {torn:?}");
             }
             Err(ScanError::Damaged(damage)) => {
-                assert!(damage.segment == files[file].0 && damage.offset * 8 <= bit as u64 + 7 * 8)
+                assert!(damage.segment == files[file].0 && damage.offset * 8 <= bit as u64 + 7 * 8);
             }
             Err(_) => assert!(bit < 8 * SEGMENT_HEADER_BYTES, "round {round}: bit {bit} of file {file}"),
         }

@@ -17,6 +17,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -72,22 +73,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
     aws_lc_rs::rand::fill(&mut secret).map_err(|_| "the system gives no random bytes".to_owned())?;
     let mut key = HashKey(secret[..16].try_into().unwrap_or_default());
     let seed = u64::from_le_bytes(secret[16..].try_into().unwrap_or_default());
-    let directory = match &settings.log.dir {
-        None => None,
-        Some(root) => {
-            let directory = Directory::open(root, count, key.0)?;
-            if directory.shards != count {
-                return Err(format!(
-                    "log.dir: {} was written by {} shards and this gateway has {count}: set server.shards = {}",
-                    root.display(),
-                    directory.shards,
-                    directory.shards
-                ));
-            }
-            key = HashKey(directory.key);
-            Some(Arc::new(directory))
-        }
-    };
+    let directory = settings.log.dir.as_deref().map(|root| open_directory(root, count, &mut key)).transpose()?;
     let (mesh, bells) = (Mesh::new(count), Bells::new(count));
     let admission = Arc::new(Admission::new(key));
     let cores = if settings.server.pin { own_cores() } else { Vec::new() };
@@ -176,6 +162,21 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
         outcome?;
     }
     Ok(Running { address, ports, threads })
+}
+
+/// Opens the log's directory; the key of the names is the directory's then.
+fn open_directory(root: &Path, count: usize, key: &mut HashKey) -> Result<Arc<Directory>, String> {
+    let directory = Directory::open(root, count, key.0)?;
+    if directory.shards != count {
+        return Err(format!(
+            "log.dir: {} was written by {} shards and this gateway has {count}: set server.shards = {}",
+            root.display(),
+            directory.shards,
+            directory.shards
+        ));
+    }
+    *key = HashKey(directory.key);
+    Ok(Arc::new(directory))
 }
 
 /// The clocks before any ring has begun its own.
