@@ -37,6 +37,18 @@ impl Ledger {
         self.received += 1;
     }
 
+    /// Whether this one has not come.
+    pub fn is_missing(&self, number: u64) -> bool {
+        number >= self.next || self.missing.contains(&number)
+    }
+
+    /// Takes back the last `count`, the first of which was `number`: the receiver was told to discard them.
+    pub fn rewind(&mut self, number: u64, count: u64) {
+        self.next = self.next.min(number);
+        self.missing.split_off(&number);
+        self.received -= count;
+    }
+
     /// Messages of the first `sent` that never came.
     pub fn lost(&self, sent: u64) -> u64 {
         self.missing.range(..sent).count() as u64 + sent.saturating_sub(self.next)
@@ -110,6 +122,16 @@ mod tests {
         loss.book(&ledger, 5);
         assert!(!loss.clean());
         assert_eq!((loss.lost, loss.duplicates), (1, 2));
+    }
+
+    #[test]
+    fn what_was_discarded_may_come_again() {
+        let mut ledger = ledger(&[0, 1, 2, 4]);
+        ledger.rewind(2, 2);
+        assert_eq!((ledger.received, ledger.lost(5)), (2, 3));
+        assert_eq!([1, 2, 4].map(|number| ledger.is_missing(number)), [false, true, true]);
+        (2..5).for_each(|number| ledger.receive(number));
+        assert_eq!((ledger.received, ledger.lost(5), ledger.duplicates, ledger.out_of_order), (5, 0, 0, 0));
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn run(command: &Command) -> Result<bool, String> {
         Command::Channel(options) => (Scenario::Channel, options),
         Command::Slow(options) => (Scenario::Slow, options),
         Command::Reconnect(options) => (Scenario::Reconnect, options),
+        Command::Crash(options) => (Scenario::Crash, options),
         Command::Soak(options) => (Scenario::Soak, options),
         Command::Smoke(options) => return smoke(options),
         Command::Floor(floor) => return run_floor(floor),

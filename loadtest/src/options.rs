@@ -33,6 +33,8 @@ pub enum Command {
     Slow(Options),
     /// Everyone loses the connection at once and resumes: nothing may be lost or come twice.
     Reconnect(Options),
+    /// The gateway is killed again and again, and started on the same log: what it acknowledged may not be missing or come twice.
+    Crash(Options),
     /// Relay for long, with connections that come and go: memory must not grow.
     Soak(Options),
     /// About five seconds of echo, relay, fanout and reconnect, small: for continuous integration.
@@ -46,6 +48,25 @@ pub enum Command {
         /// Another one.
         after: PathBuf,
     },
+}
+
+/// What an acknowledgement of a started gateway promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Durability {
+    Memory,
+    Written,
+    Synced,
+}
+
+impl Durability {
+    /// Its name in the gateway's configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Written => "written",
+            Self::Synced => "synced",
+        }
+    }
 }
 
 #[derive(Args)]
@@ -67,6 +88,10 @@ pub struct Options {
     /// Start this `ringway` with a configuration of the harness's own, and stop it afterwards.
     #[arg(long, value_name = "PATH", conflicts_with = "url")]
     pub spawn: Option<PathBuf>,
+    /// With --spawn: the gateway keeps its log in a directory of the harness's own, gone with the run, and acknowledges what is as
+    /// durable as this; without it the log is in memory alone (crash: written).
+    #[arg(long, value_enum, requires = "spawn")]
+    pub durability: Option<Durability>,
     /// A server that runs already, e.g. ws://127.0.0.1:8080/v1/ws; for `echo` any echo server.
     #[arg(long)]
     pub url: Option<String>,
@@ -138,6 +163,12 @@ pub struct Options {
     /// reconnect: how often everyone is cut off.
     #[arg(long, default_value_t = 3)]
     pub storms: usize,
+    /// crash: how often the gateway is killed.
+    #[arg(long, default_value_t = 20)]
+    pub rounds: usize,
+    /// crash: what the moments of the kills are drawn from.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
     /// soak: connections cut off a second.
     #[arg(long, default_value_t = 10.0)]
     pub churn_per_s: f64,

@@ -1,7 +1,7 @@
 //! From a command line to a result: which runs, in which order, against what.
 
 use crate::floor;
-use crate::options::Options;
+use crate::options::{Durability, Options};
 use crate::report::{Figure, Report, Runs};
 use crate::scenario::deliver::{self, Shape};
 use crate::scenario::{Measured, connect, echo, reconnect};
@@ -20,6 +20,7 @@ pub enum Scenario {
     Channel,
     Slow,
     Reconnect,
+    Crash,
     Soak,
 }
 
@@ -35,6 +36,7 @@ impl Scenario {
             Self::Channel => "channel",
             Self::Slow => "slow",
             Self::Reconnect => "reconnect",
+            Self::Crash => "crash",
             Self::Soak => "soak",
         }
     }
@@ -44,7 +46,7 @@ impl Scenario {
         match self {
             Self::Connect | Self::Idle | Self::Echo | Self::Relay => Some(floor::Kind::Echo),
             Self::Fanout | Self::Channel => Some(floor::Kind::Fanout),
-            Self::Rooms | Self::Slow | Self::Reconnect | Self::Soak => None,
+            Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak => None,
         }
     }
 
@@ -58,6 +60,10 @@ impl Scenario {
             Self::Rooms => deliver::measure(Shape::Rooms, label, target, options, payload_bytes, 0),
             Self::Channel => deliver::measure(Shape::Channel, label, target, options, payload_bytes, 0),
             Self::Reconnect => reconnect::measure(reconnect::Cuts::Storms(options.storms), label, target, options),
+            Self::Crash => {
+                let kills = reconnect::Cuts::Kills { rounds: options.rounds, seed: options.seed };
+                reconnect::measure(kills, label, target, options)
+            }
             Self::Soak => reconnect::measure(reconnect::Cuts::Churn(options.churn_per_s), label, target, options),
         }
     }
@@ -83,6 +89,17 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
     if scenario == Scenario::Slow {
         return slow(options);
     }
+    let crash;
+    let options = if scenario == Scenario::Crash {
+        if options.spawn.is_none() {
+            return Err("crash kills the gateway and starts it again: give --spawn PATH_TO_RINGWAY".into());
+        }
+        let durability = Some(options.durability.unwrap_or(Durability::Written));
+        crash = Options { durability, connections: Some(options.connections.unwrap_or(100)), ..options.clone() };
+        &crash
+    } else {
+        options
+    };
     let floor = scenario.floor().filter(|_| options.with_floor);
     let (mut main, mut beside) = (Vec::new(), Vec::new());
     for pair in 0..options.pairs.max(1) {
@@ -216,11 +233,17 @@ fn settings(scenario: Scenario, options: &Options) -> Vec<(String, String)> {
         Scenario::Rooms => set("room size", options.room_size.to_string()),
         Scenario::Connect => set("concurrency", options.concurrency.to_string()),
         Scenario::Reconnect => set("storms", options.storms.to_string()),
+        Scenario::Crash => set("seed", options.seed.to_string()),
         Scenario::Soak => set("cut", format!("{}/s", options.churn_per_s)),
         _ => {}
     }
-    set("duration", format!("{} s", options.duration_s));
-    set("warm-up", format!("{} s", options.warmup_s));
+    if let Some(durability) = options.durability {
+        set("durability", durability.name().to_owned());
+    }
+    if scenario != Scenario::Crash {
+        set("duration", format!("{} s", options.duration_s));
+        set("warm-up", format!("{} s", options.warmup_s));
+    }
     let cores: Vec<String> = options.load_core.iter().map(ToString::to_string).collect();
     let pinned = if options.no_pin {
         "nothing pinned".into()

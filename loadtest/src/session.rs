@@ -45,6 +45,8 @@ pub struct Joined {
     /// Before the first message it is to get; on a bare server empty.
     pub position: Position,
     pub recovered: bool,
+    /// What it holds above is to be discarded.
+    pub rewound_to: Option<u64>,
 }
 
 impl Access {
@@ -91,15 +93,15 @@ impl Access {
         };
         let opened = Connection::open(&self.endpoint, stats, member.receive_bytes, member.socket_buffer_bytes).await;
         let (connection, mut inbox) = opened.map_err(explain)?;
-        let (mut position, mut recovered) = (Position::default(), true);
+        let (mut position, mut recovered, mut rewound_to) = (Position::default(), true, None);
         if self.speaks_envelopes() {
             connection.queue_frame(wire::TEXT, hello(&member, &token).as_bytes());
             connection.flush();
             let welcome = inbox.message(&connection).await.map_err(explain)?;
-            (position, recovered) = read_welcome(&welcome).map_err(|why| format!("{}: {why}", member.client))?;
+            (position, recovered, rewound_to) = read_welcome(&welcome).map_err(|why| format!("{}: {why}", member.client))?;
         }
         stats.time(Timing::Connect, started_ns, now_ns());
-        Ok(Joined { connection, inbox, position, recovered })
+        Ok(Joined { connection, inbox, position, recovered, rewound_to })
     }
 }
 
@@ -114,7 +116,7 @@ fn hello(member: &Member<'_>, token: &str) -> String {
     json!({ "type": "rw.hello", "id": "hello", "session_id": member.session, "payload": payload }).to_string()
 }
 
-fn read_welcome(text: &[u8]) -> Result<(Position, bool), String> {
+fn read_welcome(text: &[u8]) -> Result<(Position, bool, Option<u64>), String> {
     let shown = || String::from_utf8_lossy(&text[..text.len().min(400)]).into_owned();
     let welcome: Value =
         serde_json::from_slice(text).map_err(|error| format!("the answer to the hello is no JSON ({error}): {}", shown()))?;
@@ -126,7 +128,7 @@ fn read_welcome(text: &[u8]) -> Result<(Position, bool), String> {
         // What it starts with is yet to come: the position is the one before.
         (Some(epoch), Some(start_seq)) => {
             let position = Position { epoch: epoch.into(), seq: start_seq.saturating_sub(1) };
-            Ok((position, payload["recovered"].as_bool().unwrap_or(true)))
+            Ok((position, payload["recovered"].as_bool().unwrap_or(true), payload["rewound_to"].as_u64()))
         }
         _ => Err(format!("a welcome without epoch or start_seq: {}", shown())),
     }
@@ -155,8 +157,8 @@ mod tests {
 
     #[test]
     fn a_welcome_is_read_and_a_refusal_is_shown() {
-        let welcome = br#"{"type":"rw.welcome","id":"hello","session_id":"s","payload":{"epoch":"e","seq":9,"start_seq":4,"recovered":false}}"#;
-        assert_eq!(read_welcome(welcome).unwrap(), (Position { epoch: "e".into(), seq: 3 }, false));
+        let welcome = br#"{"type":"rw.welcome","id":"hello","session_id":"s","payload":{"epoch":"e","seq":9,"start_seq":4,"recovered":false,"rewound_to":3}}"#;
+        assert_eq!(read_welcome(welcome).unwrap(), (Position { epoch: "e".into(), seq: 3 }, false, Some(3)));
         let refused = read_welcome(br#"{"type":"rw.error","payload":{"code":"auth.expired"}}"#).unwrap_err();
         assert!(refused.contains("auth.expired"), "{refused}");
     }

@@ -4,12 +4,14 @@ use crate::clock::{now_ns, sleep_ms};
 use crate::engine::affinity;
 use crate::engine::connection::Endpoint;
 use crate::floor;
-use crate::options::Options;
+use crate::options::{Durability, Options};
 use crate::token::Minter;
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 /// How long a server may take to listen, and to end.
 const PATIENCE_MS: u64 = 10_000;
@@ -23,7 +25,7 @@ pub struct Target {
     pub pid: Option<u32>,
     /// Signs for the gateway; `None`: a bare server.
     pub minter: Option<Minter>,
-    _process: Option<Process>,
+    process: Option<Mutex<Process>>,
 }
 
 impl Target {
@@ -48,7 +50,7 @@ impl Target {
                 Some(Minter::from_jwk(&text, &options.issuer, &options.audience)?)
             }
         };
-        Ok(Self { address, host: host.into(), path, pid: options.pid, minter, _process: None })
+        Ok(Self { address, host: host.into(), path, pid: options.pid, minter, process: None })
     }
 
     /// A bare server of this harness, in a process of its own.
@@ -67,14 +69,14 @@ impl Target {
             path: None,
             pid: Some(process.child.id()),
             minter: None,
-            _process: Some(process),
+            process: Some(Mutex::new(process)),
         })
     }
 
     fn gateway(program: &Path, options: &Options) -> Result<Self, String> {
         let minter = Minter::random()?;
         let [address, admin] = free_addresses()?;
-        let files = TemporaryFiles::new(&minter, address, admin)?;
+        let files = TemporaryFiles::new(&minter, address, admin, options.durability)?;
         let mut command = Command::new(program);
         command.arg("serve").arg("--config").arg(&files.config);
         let process = Process::start(command, options, Some(files))?;
@@ -85,8 +87,19 @@ impl Target {
             path: None,
             pid: Some(process.child.id()),
             minter: Some(minter),
-            _process: Some(process),
+            process: Some(Mutex::new(process)),
         })
+    }
+
+    /// Ends a started server as a crash does, and starts it again as it was; answers how long it was away, in nanoseconds.
+    pub fn kill_and_restart(&self) -> Result<u64, String> {
+        let process = self.process.as_ref().ok_or("only a server that the harness started can be killed: give --spawn")?;
+        let mut process = process.lock().map_err(|_| "the server's process is in an unknown state".to_owned())?;
+        let killed_ns = now_ns();
+        process.child.kill().and_then(|()| process.child.wait()).map_err(|error| format!("{}: {error}", process.name))?;
+        process.start_again()?;
+        process.wait_listening(self.address)?;
+        Ok(now_ns() - killed_ns)
     }
 
     /// True for the gateway: envelopes, sessions, tokens.
@@ -127,14 +140,19 @@ struct TemporaryFiles {
 }
 
 impl TemporaryFiles {
-    fn new(minter: &Minter, listen: SocketAddr, admin: SocketAddr) -> Result<Self, String> {
+    fn new(minter: &Minter, listen: SocketAddr, admin: SocketAddr, durability: Option<Durability>) -> Result<Self, String> {
         let folder = std::env::temp_dir().join(format!("ringway-loadtest-{}-{}", std::process::id(), now_ns()));
         let files = Self { config: folder.join("ringway.toml"), folder };
         let key = files.folder.join("load.jwk");
         let write = || -> std::io::Result<()> {
             std::fs::create_dir(&files.folder)?;
             write_private(&key, &minter.jwk())?;
-            std::fs::write(&files.config, gateway_config(minter, &key, listen, admin))
+            let mut config = gateway_config(minter, &key, listen, admin);
+            if let Some(durability) = durability {
+                let dir = files.folder.join("log");
+                let _ = write!(config, "\n[log]\ndir = \"{}\"\ndurability = \"{}\"\n", dir.display(), durability.name());
+            }
+            std::fs::write(&files.config, config)
         };
         write().map_err(|error| format!("cannot write the gateway's configuration below {}: {error}", files.folder.display()))?;
         Ok(files)
@@ -200,9 +218,12 @@ impl Drop for TemporaryFiles {
 /// A server process, ended with SIGTERM when dropped.
 struct Process {
     child: Child,
+    command: Command,
+    /// The server's core and the one to come back to after its start; a child inherits its parent's.
+    cores: Option<(usize, Option<usize>)>,
     name: String,
     /// The last lines it wrote, for when it fails.
-    output: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+    output: Arc<Mutex<Vec<String>>>,
     _files: Option<TemporaryFiles>,
 }
 
@@ -210,25 +231,16 @@ impl Process {
     fn start(mut command: Command, options: &Options, files: Option<TemporaryFiles>) -> Result<Self, String> {
         let name = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // A child inherits its parent's core.
-        if !options.no_pin {
-            affinity::pin_this_thread(options.server_core).map_err(|error| error.to_string())?;
-        }
-        let child = command.spawn();
-        if !options.no_pin
-            && let Some(core) = options.load_core.first()
-        {
-            affinity::pin_this_thread(*core).map_err(|error| error.to_string())?;
-        }
-        let mut child = child.map_err(|error| format!("cannot start {name}: {error}"))?;
-        let output = std::sync::Arc::default();
-        if let Some(stdout) = child.stdout.take() {
-            keep_last_lines(stdout, &output);
-        }
-        if let Some(stderr) = child.stderr.take() {
-            keep_last_lines(stderr, &output);
-        }
-        Ok(Self { child, name, output, _files: files })
+        let cores = (!options.no_pin).then(|| (options.server_core, options.load_core.first().copied()));
+        let output = Arc::default();
+        let child = spawn(&mut command, &name, cores, &output)?;
+        Ok(Self { child, command, cores, name, output, _files: files })
+    }
+
+    /// Starts one that has ended once more.
+    fn start_again(&mut self) -> Result<(), String> {
+        self.child = spawn(&mut self.command, &self.name, self.cores, &self.output)?;
+        Ok(())
     }
 
     fn wait_listening(&self, address: SocketAddr) -> Result<(), String> {
@@ -248,8 +260,31 @@ impl Process {
     }
 }
 
-fn keep_last_lines(from: impl Read + Send + 'static, into: &std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
-    let into = std::sync::Arc::clone(into);
+fn spawn(
+    command: &mut Command,
+    name: &str,
+    cores: Option<(usize, Option<usize>)>,
+    output: &Arc<Mutex<Vec<String>>>,
+) -> Result<Child, String> {
+    if let Some((server, _)) = cores {
+        affinity::pin_this_thread(server).map_err(|error| error.to_string())?;
+    }
+    let child = command.spawn();
+    if let Some((_, Some(core))) = cores {
+        affinity::pin_this_thread(core).map_err(|error| error.to_string())?;
+    }
+    let mut child = child.map_err(|error| format!("cannot start {name}: {error}"))?;
+    if let Some(stdout) = child.stdout.take() {
+        keep_last_lines(stdout, output);
+    }
+    if let Some(stderr) = child.stderr.take() {
+        keep_last_lines(stderr, output);
+    }
+    Ok(child)
+}
+
+fn keep_last_lines(from: impl Read + Send + 'static, into: &Arc<Mutex<Vec<String>>>) {
+    let into = Arc::clone(into);
     // A pipe nobody reads would stop the server; the thread ends with the pipe.
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
@@ -286,12 +321,17 @@ mod tests {
     fn the_key_file_is_private_and_goes_with_the_run() {
         use std::os::unix::fs::PermissionsExt as _;
         let minter = Minter::random().unwrap();
-        let files = TemporaryFiles::new(&minter, "127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()).unwrap();
+        let [listen, admin] = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
+        let files = TemporaryFiles::new(&minter, listen, admin, Some(Durability::Synced)).unwrap();
         let key = files.folder.join("load.jwk");
         assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
         let config = std::fs::read_to_string(&files.config).unwrap();
         assert!(config.contains("listen = \"127.0.0.1:1\"") && config.contains(&key.display().to_string()));
+        let log = format!("[log]\ndir = \"{}\"\ndurability = \"synced\"\n", files.folder.join("log").display());
+        assert!(config.ends_with(&log), "{config}");
         drop(files);
         assert!(!key.exists());
+        let files = TemporaryFiles::new(&minter, listen, admin, None).unwrap();
+        assert!(!std::fs::read_to_string(&files.config).unwrap().contains("[log]"));
     }
 }

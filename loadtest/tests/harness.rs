@@ -164,6 +164,9 @@ fn what_cannot_be_loaded_is_said() {
     let output = harness(&["echo"]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && said.contains("--spawn") && said.contains("--url"), "{said}");
+    let output = harness(&["crash", "--url", "ws://127.0.0.1:1/"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && said.contains("--spawn"), "{said}");
     let output = harness(&["echo", "--spawn", "/does/not/exist", "--no-pin"]);
     assert!(String::from_utf8(output.stderr).unwrap().contains("/does/not/exist"));
     let output = harness(&["echo", "--spawn", "/bin/false", "--no-pin"]);

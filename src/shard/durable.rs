@@ -86,6 +86,8 @@ pub(super) struct Disk {
     syncing: Option<Position>,
     /// Everything before has been synced.
     pub(super) synced_to: Position,
+    /// Nobody is let in before this is durable: the epochs that recovery began, which a welcome names.
+    pub(super) opens_at: Option<Position>,
     /// The end of the last record that has been synced: what a mark may say.
     proven_to: Position,
     /// What the last mark in the log says.
@@ -118,6 +120,7 @@ impl Disk {
             syncing: None,
             synced_to: begin,
             proven_to: begin,
+            opens_at: None,
             marked_to: begin,
             sync_due_ms: 0,
             ready: None,
@@ -290,6 +293,7 @@ impl Core {
     pub(super) fn write_log<I: Io>(&mut self, io: &mut I, now: Tick) {
         self.log.tick(now.wall_ms);
         self.make_segment(io, now);
+        self.open_door(io);
         let Some(disk) = &mut self.disk else { return };
         if disk.failed.is_some() || now.mono_ms() < disk.rests_until_ms {
             return;
@@ -318,6 +322,26 @@ impl Core {
         self.sync_log(io, now);
     }
 
+    /// Whether clients must wait: for what recovery appended to be durable.
+    pub(super) fn recovery_pending(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.opens_at.is_some())
+    }
+
+    fn open_door<I: Io>(&mut self, io: &mut I) {
+        let (level, written) = (self.durability(), self.log.written());
+        let Some(disk) = &mut self.disk else { return };
+        let Some(opens_at) = disk.opens_at else { return };
+        let durable = if level == Durability::Synced { disk.synced_to } else { written };
+        // A disk that takes nothing is no reason to keep out those that need no log.
+        let in_vain = disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some();
+        if durable >= opens_at || in_vain {
+            disk.opens_at = None;
+            if !self.draining && !self.stopping {
+                io.accept(true);
+            }
+        }
+    }
+
     fn sync_log<I: Io>(&mut self, io: &mut I, now: Tick) {
         let (written, Some(geometry)) = (self.log.written(), self.log.geometry()) else { return };
         let Some(disk) = &mut self.disk else { return };
@@ -327,7 +351,8 @@ impl Core {
         let segment = disk.synced_to.0 / geometry.segment_bytes;
         let boundary = Position((segment + 1) * geometry.segment_bytes);
         let rolls = self.log.unwritten().is_some_and(|part| part.at == 0 && part.segment > segment);
-        let wanted = rolls || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
+        let wanted =
+            rolls || disk.opens_at.is_some() || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
         if !wanted && now.mono_ms() < disk.sync_due_ms && !self.stopping {
             return;
         }

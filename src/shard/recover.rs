@@ -215,6 +215,10 @@ impl Core {
                 self.keep_session(key, now);
             }
         }
+        let end = self.log.end();
+        if let Some(disk) = &mut self.disk {
+            disk.opens_at = (self.log.written() < end).then_some(end);
+        }
         self.counters.sessions.set(outcome.sessions as u64);
         self.counters.members.set(outcome.members as u64);
     }

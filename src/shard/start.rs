@@ -19,6 +19,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -139,7 +140,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
             // A bell rung for a ring that is not up yet would be lost: all wait for all.
             barrier.wait();
             let Ok(mut ring) = ring else { return };
-            ring.accept(true);
+            ring.accept(!core.recovery_pending());
             if let Err(error) = ring.run(&mut core) {
                 tracing::error!(shard = seat.number, %error, "the ring failed for good; the process ends and restarts clean");
                 std::process::abort();

@@ -32,6 +32,13 @@ impl LogFolder {
         all.extend(settings);
         Gateway::start(&all)
     }
+
+    /// When the first shard's segments that are in use were begun, by their headers (Unix ms).
+    fn segments_begun_ms(&self) -> Vec<u64> {
+        let files = std::fs::read_dir(self.0.join("log/1/shard-0")).unwrap().map(|entry| entry.unwrap().path());
+        let heads = files.map(|path| std::fs::read(path).unwrap()).filter(|bytes| bytes.starts_with(b"RWSEG"));
+        heads.map(|bytes| u64::from_le_bytes(bytes[32..40].try_into().unwrap())).collect()
+    }
 }
 
 impl Drop for LogFolder {
@@ -155,6 +162,13 @@ async fn kill_rounds(settings: &[(&str, &str)]) {
         let said: Vec<(u64, u64)> = speaker.acknowledged.iter().map(|(number, seq)| (*number, *seq)).collect();
         assert_eq!(said, hearer.heard, "each at the place that its acknowledgement named");
     }
+    // The tools agree, on the directory of a gateway that runs.
+    let verified =
+        std::process::Command::new(env!("CARGO_BIN_EXE_ringway")).args(["log", "verify"]).arg(log.0.join("log")).output();
+    let verified = verified.unwrap();
+    assert!(verified.status.success() && verified.stdout.starts_with(b"OK"), "{verified:?}");
+    let begun = log.segments_begun_ms();
+    assert!(begun.len() > 1 && begun.iter().all(|ms| *ms > 1_600_000_000_000), "their ages let files go: {begun:?}");
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
-//! `reconnect` and `soak`: sessions of two whose connections are cut, all at once or a few all the time, and resume. The sender
+//! `reconnect`, `soak` and `crash`: sessions of two whose connections are cut, all at once or a few all the time, or whose gateway is
+//! killed and started again, and which resume. The sender
 //! sends again what was not acknowledged, under the same ids; the reader says how far it was. Nothing may be missing, come
 //! twice or out of order.
 
 use super::{Measured, check_open_files, common_figures, plan};
-use crate::clock::now_ns;
+use crate::clock::{now_ns, sleep_ms};
 use crate::dialect::{self, Incoming};
 use crate::engine::connection::{Connection, Ended, Next};
 use crate::engine::pacer::Pacer;
@@ -18,6 +19,7 @@ use crate::target::Target;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::task::JoinHandle;
 
 /// How connections come to their end.
@@ -27,10 +29,52 @@ pub enum Cuts {
     Storms(usize),
     /// So many a second, one after the other.
     Churn(f64),
+    /// The gateway is killed so often, at moments that the seed tells, and started again on the same log.
+    Kills { rounds: usize, seed: u64 },
+}
+
+/// The longest a gateway that stands again lives before it is killed once more.
+const LIFE_MS_MAX: u64 = 400;
+/// How long a round may take; the run ends when the last one has.
+const ROUND_MS_MAX: u64 = 15_000;
+/// Deliveries a reader knows the places of, for when it is told to discard some.
+const PLACES_MAX: usize = 4096;
+
+/// How the kills go: shared by the workers and the thread that kills.
+#[derive(Default)]
+struct Kills {
+    begun: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Kills {
+    /// Kills the gateway once the load has begun; answers how long it was away each time, in nanoseconds.
+    fn run(&self, target: &Target, rounds: usize, seed: u64) -> Result<Vec<u64>, String> {
+        let mut random = seed;
+        let kill = |_| {
+            sleep_ms(1 + splitmix(&mut random) % LIFE_MS_MAX);
+            target.kill_and_restart()
+        };
+        while !self.begun.load(Ordering::SeqCst) && !self.over.load(Ordering::SeqCst) {
+            sleep_ms(1);
+        }
+        let rounds = if self.over.load(Ordering::SeqCst) { 0 } else { rounds };
+        (0..rounds).map(kill).collect()
+    }
+}
+
+/// The next number of a seed (SplitMix64).
+fn splitmix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
 }
 
 /// Messages a sender holds that are not acknowledged; well inside the gateway's window of 1,000 ids.
 const UNACKED_MAX: usize = 400;
+/// The same where the gateway is killed: all of it comes again at once, and the gateway lets 16 MiB wait for its disk.
+const UNACKED_OVER_KILLS_MAX: usize = 40;
 /// Attempts to come back before a client is given up.
 const ATTEMPTS_MAX: usize = 200;
 /// A storm's messages may take longer to settle than a window's.
@@ -53,6 +97,10 @@ struct Link {
     template: RefCell<Option<Template>>,
     sent: Cell<u64>,
     ledger: RefCell<Ledger>,
+    /// The gateway is killed: connections end by themselves.
+    killed: bool,
+    /// Where the last deliveries stood in the order: `seq` and number. Kept where the gateway is killed.
+    places: RefCell<VecDeque<(u64, u64)>>,
     cut_at_ns: Cell<u64>,
     caught_up: Cell<bool>,
     stopping: Cell<bool>,
@@ -60,7 +108,13 @@ struct Link {
 }
 
 impl Link {
-    fn new(number: usize, sends: bool, access: &Rc<Access>, stats: &Rc<Stats>, payload_bytes: usize) -> Rc<Self> {
+    fn new(
+        number: usize,
+        (sends, killed): (bool, bool),
+        access: &Rc<Access>,
+        stats: &Rc<Stats>,
+        payload_bytes: usize,
+    ) -> Rc<Self> {
         Rc::new(Self {
             number: u32::try_from(number).unwrap_or(u32::MAX),
             client: format!("{}-{number}", if sends { "sender" } else { "reader" }),
@@ -75,6 +129,8 @@ impl Link {
             template: RefCell::default(),
             sent: Cell::new(0),
             ledger: RefCell::default(),
+            killed,
+            places: RefCell::default(),
             cut_at_ns: Cell::new(0),
             caught_up: Cell::new(false),
             stopping: Cell::new(false),
@@ -102,7 +158,7 @@ impl Link {
 
     /// A new message, sent now or, without a connection, with the next one.
     fn send(&self, intended_ns: u64) {
-        if self.unacked.borrow().len() >= UNACKED_MAX {
+        if self.unacked.borrow().len() >= if self.killed { UNACKED_OVER_KILLS_MAX } else { UNACKED_MAX } {
             return;
         }
         let stamp = Stamp { sender: self.number, number: self.sent.get(), intended_ns };
@@ -151,7 +207,9 @@ impl Link {
         }
         {
             let mut position = self.position.borrow_mut();
-            let seq = position.as_ref().map_or(joined.position.seq, |position| position.seq);
+            let own = position.as_ref().map_or(joined.position.seq, |position| position.seq);
+            let seq = joined.rewound_to.map_or(own, |seq| own.min(seq));
+            self.discard_above(seq);
             *position = Some(Position { epoch: joined.position.epoch.clone(), seq });
         }
         self.caught_up.set(false);
@@ -172,7 +230,9 @@ impl Link {
         self.stats.open.take(1);
         match ended {
             Err(Ended::Protocol(error)) => self.stats.problem(|| format!("{}: {error}", self.client)),
-            Err(ended) if !connection.is_leaving() => self.stats.problem(|| format!("{} was cut off: {ended}", self.client)),
+            Err(ended) if !connection.is_leaving() && !self.killed => {
+                self.stats.problem(|| format!("{} was cut off: {ended}", self.client));
+            }
             _ => {}
         }
         Ok(())
@@ -186,6 +246,15 @@ impl Link {
                 }
                 self.ledger.borrow_mut().receive(stamp.number);
                 self.moved_to(payload);
+                if self.killed
+                    && let Some(seq) = dialect::seq_of(payload)
+                {
+                    let mut places = self.places.borrow_mut();
+                    if places.len() == PLACES_MAX {
+                        places.pop_front();
+                    }
+                    places.push_back((seq, stamp.number));
+                }
                 self.stats.completed.add(1);
                 self.stats.delivered_bytes.add(payload.len() as u64);
                 self.stats.time(Timing::Message, stamp.intended_ns, now_ns());
@@ -214,6 +283,16 @@ impl Link {
         Next::Go
     }
 
+    /// Takes back what was received above a place in the order: the gateway has lost it, and its sender sends it again.
+    fn discard_above(&self, seq: u64) {
+        let mut places = self.places.borrow_mut();
+        let kept = places.partition_point(|(place, _)| *place <= seq);
+        if let Some((_, first)) = places.get(kept).copied() {
+            self.ledger.borrow_mut().rewind(first, (places.len() - kept) as u64);
+            places.truncate(kept);
+        }
+    }
+
     fn moved_to(&self, payload: &[u8]) {
         if let (Some(seq), Some(position)) = (dialect::seq_of(payload), self.position.borrow_mut().as_mut()) {
             position.seq = position.seq.max(seq);
@@ -229,16 +308,47 @@ pub fn measure(cuts: Cuts, label: &str, target: &Target, options: &Options) -> R
     let connections = options.connections.unwrap_or(1000);
     check_open_files(connections)?;
     let pairs = connections / 2;
-    let rate = options.rate.unwrap_or(5.0 * pairs as f64);
+    let a_pair = if matches!(cuts, Cuts::Kills { .. }) { 100.0 } else { 5.0 };
+    let rate = options.rate.unwrap_or(a_pair * pairs as f64);
     let access = Access::new(target);
-    let plan = plan(label, target, options);
-    let run = run(&plan, |context| work(context, access.clone(), options, pairs, rate, cuts))?;
+    let mut plan = plan(label, target, options);
+    let kills = Kills::default();
+    if let Cuts::Kills { rounds, .. } = cuts {
+        // Each round is another process. The last one ends the window.
+        (plan.pid, plan.warmup_ms) = (None, 0);
+        plan.duration_ms = ROUND_MS_MAX * (rounds as u64 + 1);
+    }
+    let (run, away_ns) = std::thread::scope(|scope| {
+        let kills = &kills;
+        let killing = match cuts {
+            Cuts::Kills { rounds, seed } => Some(scope.spawn(move || {
+                let away_ns = kills.run(target, rounds, seed);
+                kills.over.store(true, Ordering::SeqCst);
+                away_ns
+            })),
+            _ => None,
+        };
+        let run = run(&plan, |context| work(context, access.clone(), options, pairs, rate, (cuts, kills)));
+        // Where no worker came so far, nobody waits for kills.
+        kills.over.store(true, Ordering::SeqCst);
+        let away_ns = killing.map_or(Ok(Ok(Vec::new())), std::thread::ScopedJoinHandle::join);
+        (run, away_ns.unwrap_or_else(|_| Err("the thread that kills the gateway panicked; its message is above".into())))
+    });
+    let (run, away_ns) = (run?, away_ns?);
     let mut loss = Loss::default();
     run.results.iter().for_each(|(worker, _)| loss.add(worker));
     let cut: u64 = run.results.iter().map(|(_, cut)| cut).sum();
     let growth = growth_mib_per_hour(&run.samples.iter().map(|s| (s.at_ns, s.server_rss_bytes)).collect::<Vec<_>>());
     let mut measured = common_figures(run, "message", "messages", loss);
-    measured.figures.push(Figure::neutral("connections cut", "", cut as f64));
+    if let Some(longest_ns) = away_ns.iter().max() {
+        let loss = &measured.loss;
+        let acknowledged = loss.sent - loss.unanswered;
+        measured.figures.push(Figure::neutral("rounds", "", away_ns.len() as f64));
+        measured.figures.push(Figure::neutral("acknowledged", "", acknowledged as f64));
+        measured.figures.push(Figure::neutral("longest from kill to start", "ms", *longest_ns as f64 / 1e6));
+    } else {
+        measured.figures.push(Figure::neutral("connections cut", "", cut as f64));
+    }
     if let (Cuts::Churn(_), Some(growth)) = (cuts, growth) {
         measured.figures.push(Figure::lower("server RSS growth".into(), "MiB/h", growth));
     }
@@ -251,14 +361,20 @@ async fn work(
     options: &Options,
     pairs: usize,
     rate: f64,
-    cuts: Cuts,
+    (cuts, kills): (Cuts, &Kills),
 ) -> Result<(Loss, u64), String> {
     let access = Rc::new(access);
     let mut links = Vec::new();
     for pair in context.share(pairs) {
         // The reader first: what is sent before it is known is not for it.
         for sends in [false, true] {
-            links.push(Link::new(pair, sends, &access, &context.stats, options.payload_bytes));
+            links.push(Link::new(
+                pair,
+                (sends, matches!(cuts, Cuts::Kills { .. })),
+                &access,
+                &context.stats,
+                options.payload_bytes,
+            ));
         }
     }
     let mut tasks: Vec<JoinHandle<()>> = Vec::new();
@@ -273,14 +389,26 @@ async fn work(
     }
     let senders: Vec<Rc<Link>> = links.iter().filter(|link| link.sends).cloned().collect();
     let (begin_ns, end_ns) = context.ready().await;
+    kills.begun.store(true, Ordering::SeqCst);
     let cutting = tokio_uring::spawn(cut_off(links.clone(), cuts, context.window_start_ns(), end_ns, context.workers));
     if !senders.is_empty() {
         let mine = rate * senders.len() as f64 / pairs as f64;
         let pacer = Rc::new(Pacer::new(begin_ns, end_ns, mine));
-        let sending = pacer.keep(options.quantum_us * 1000, |message, due_ns| {
+        let mut send = |message: u64, due_ns: u64| {
             senders[usize::try_from(message % senders.len() as u64).unwrap_or(0)].send(due_ns);
-        });
-        sending.await.map_err(|error| format!("the schedule's timer failed: {error}"))?;
+        };
+        if matches!(cuts, Cuts::Kills { .. }) {
+            while !kills.over.load(Ordering::SeqCst) {
+                pacer.pump(now_ns(), &mut send);
+                pause_ms(1).await;
+            }
+        } else {
+            let sending = pacer.keep(options.quantum_us * 1000, send);
+            sending.await.map_err(|error| format!("the schedule's timer failed: {error}"))?;
+        }
+    }
+    if matches!(cuts, Cuts::Kills { .. }) {
+        context.done_early();
     }
     let cut = cutting.await.map_err(|error| format!("the cutting task failed: {error}"))?;
     let behind =
@@ -295,7 +423,10 @@ async fn work(
         let sent = pair[1].sent.get();
         loss.sent += sent;
         loss.unanswered += pair[1].unacked.borrow().len() as u64;
-        loss.book(&pair[0].ledger.borrow(), sent);
+        let ledger = pair[0].ledger.borrow();
+        loss.book(&ledger, sent);
+        // What was never acknowledged was never promised.
+        loss.lost -= pair[1].unacked.borrow().iter().filter(|stamp| ledger.is_missing(stamp.number)).count() as u64;
     }
     Ok((loss, cut))
 }
@@ -308,6 +439,8 @@ async fn cut_off(links: Vec<Rc<Link>>, cuts: Cuts, start_ns: u64, end_ns: u64, w
         }
     };
     match cuts {
+        // Another thread's.
+        Cuts::Kills { .. } => {}
         Cuts::Storms(storms) => {
             for storm in 1..=storms as u64 {
                 wait_until(start_ns + (end_ns - start_ns) * storm / (storms as u64 + 1)).await;
