@@ -106,6 +106,8 @@ pub(super) struct Disk {
     pub(super) failed: Option<i32>,
     /// A sync failed: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
     pub(super) sync_failed: Option<i32>,
+    /// The next segment could not be made. Writes to the one there is may still succeed.
+    starved: bool,
     /// No segment could be made: the disk is full, or may not be written.
     pub(super) full: Option<i32>,
 }
@@ -128,6 +130,7 @@ impl Disk {
             kept: VecDeque::new(),
             look_due_ms: 0,
             rests_until_ms: 0,
+            starved: false,
             failed: None,
             sync_failed: None,
             full: None,
@@ -400,11 +403,13 @@ impl Core {
         match result {
             Ok(()) => {
                 disk.ready = Some(number);
+                disk.starved = false;
                 disk.kept.push_back(Kept { number, created_ms: now.wall_ms });
                 disk.full = None;
                 self.counters.log_segments.add(1);
             }
             Err(errno) => {
+                disk.starved = true;
                 if disk.full.replace(errno).is_none() {
                     let error = std::io::Error::from_raw_os_error(errno);
                     tracing::error!(shard = self.shard, segment = number, %error, "a segment of the log could not be made; trying again each second");
@@ -420,7 +425,9 @@ impl Core {
         let Some(end) = disk.writing.take() else { return };
         match result {
             Ok(()) => {
-                disk.full = None;
+                if !disk.starved {
+                    disk.full = None;
+                }
                 self.log.wrote(end);
                 self.release(Durability::Written, end);
                 self.write_log(io, now);
@@ -466,13 +473,14 @@ impl Core {
     /// When the disk wants to be looked at again, on the monotonic clock.
     pub(super) fn disk_due_ms(&self) -> Option<u64> {
         let disk = self.disk.as_ref()?;
-        if disk.failed.is_some() {
+        // What is under way is answered, and what has failed is not tried again.
+        if disk.failed.is_some() || disk.sync_failed.is_some() || disk.syncing.is_some() {
             return None;
         }
-        if disk.rests_until_ms > 0 && disk.full.is_some() {
-            return Some(disk.rests_until_ms);
-        }
-        (disk.synced_to < self.log.written() && disk.syncing.is_none() && disk.sync_failed.is_none()).then_some(disk.sync_due_ms)
+        let stuck = disk.writing.is_none() && disk.preparing.is_none() && self.log.unwritten().is_some();
+        let unsynced = disk.synced_to < self.log.written();
+        let retry_ms = stuck.then_some(disk.rests_until_ms.max(1));
+        retry_ms.into_iter().chain(unsynced.then_some(disk.sync_due_ms)).min()
     }
 
     /// Whether all that was appended is on disk, synced.

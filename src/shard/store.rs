@@ -27,7 +27,6 @@ pub struct Store {
 /// One line: the file, the place in it and what is wrong, or what the file system answered.
 pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_bytes: u64, now: Tick) -> Result<Store, String> {
     let path = directory.make_shard(shard)?;
-    let clean = take_clean(&path)?;
     let mut files = segments(&path, segment_number)?;
     let shard_number = u16::try_from(shard).unwrap_or(u16::MAX);
     let mut outcome = Recovered::default();
@@ -76,7 +75,7 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
     let last = scanned.last.as_ref().map(|last| (last.number, last.valid_bytes));
     trim_files(&path, &mut files, last).map_err(|error| format!("log.dir: {}: {error}", path.display()))?;
     begun.retain(|(number, _)| files.iter().any(|file| file.number == *number));
-    let clean = clean && scanned.torn.is_none();
+    let clean = take_clean(&path)? && scanned.torn.is_none();
     let found = Found { segments: begun, chain: scanned.chain, clean };
     core.take_disk(Geometry { segment_bytes: size, shard: shard_number, generation: directory.generation }, &found);
     core.finish_recovery(found.clean, now, &mut outcome);
