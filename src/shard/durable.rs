@@ -98,6 +98,8 @@ pub(super) struct Disk {
     preparing: Option<u64>,
     /// The files that are there, the one being written last.
     pub(super) kept: VecDeque<Kept>,
+    /// Where the state ends that was last written again for the oldest file to go.
+    pub(super) rewritten_to: Position,
     /// When the oldest file is looked at again.
     pub(super) look_due_ms: u64,
     /// The disk is left alone until then.
@@ -128,6 +130,7 @@ impl Disk {
             ready: None,
             preparing: None,
             kept: VecDeque::new(),
+            rewritten_to: begin,
             look_due_ms: 0,
             rests_until_ms: 0,
             starved: false,

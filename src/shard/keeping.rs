@@ -51,7 +51,7 @@ impl Core {
         at
     }
 
-    /// Keeps a session's own state, without its members.
+    /// Keeps a session's own state. Its members' follow, where it has any: older records of them may go with their files.
     pub(super) fn keep_session(&mut self, key: SessionKey, now: Tick) {
         if self.disk.is_none() {
             return;
@@ -155,8 +155,8 @@ impl Core {
         let end = Position((oldest.number + 1) * geometry.segment_bytes);
         // What stands in a file is older than the next one's beginning.
         let aged = age_ms > 0 && next.created_ms + age_ms <= now.wall_ms;
-        let safe = disk.synced_to >= end;
-        if !safe {
+        // Neither what is in it nor what was written again of it may be lost with the power.
+        if disk.synced_to < end.max(disk.rewritten_to) {
             return;
         }
         if aged {
@@ -185,10 +185,14 @@ impl Core {
         for session in rewrite {
             self.keep_whole(session, now);
         }
+        let rewritten_to = self.log.end();
+        if let Some(disk) = &mut self.disk {
+            disk.rewritten_to = rewritten_to;
+        }
     }
 
     /// Keeps a session and all its members once more.
-    fn keep_whole(&mut self, key: SessionKey, now: Tick) {
+    pub(super) fn keep_whole(&mut self, key: SessionKey, now: Tick) {
         self.keep_session(key, now);
         let members = self.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
         for member in members {

@@ -3,6 +3,7 @@
 use super::core::{Core, Timer};
 use super::durable::Disk;
 use super::keeping::Kept;
+use crate::ids::{HashKey, Map};
 use crate::log::{
     Appended, Audience, Entry, Geometry, HEADER_BYTES, Kind, Log, MemberState, Position, Receipt, Record, SessionState,
 };
@@ -26,8 +27,33 @@ pub struct Recovered {
     pub sessions: usize,
     pub members: usize,
     pub messages: u64,
-    /// Records of sessions that the log does not name: their state was lost.
+    /// Messages of sessions that the log does not name: their state was lost.
     pub orphans: u64,
+}
+
+/// Which records a reading of the log takes. All state comes first: what files before had of it was written again behind messages that
+/// need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    State,
+    Messages,
+}
+
+/// A recovery under way.
+#[derive(Debug)]
+pub struct Replay {
+    pub pass: Pass,
+    pub outcome: Recovered,
+    /// Where sessions were last forgotten: messages before are an earlier session's of the same id.
+    gone: Map<u64, Position>,
+}
+
+impl Replay {
+    /// One that begins; the map is keyed with `key`.
+    #[must_use]
+    pub fn new(key: HashKey) -> Self {
+        Self { pass: Pass::State, outcome: Recovered::default(), gone: Map::with_hasher(key) }
+    }
 }
 
 impl Core {
@@ -44,21 +70,27 @@ impl Core {
         self.disk = Some(disk);
     }
 
-    /// Takes one record of the log, in order. `outcome` counts.
-    pub fn replay(&mut self, at: Position, record: &Record<'_>, outcome: &mut Recovered) {
+    /// Takes one record of the log, in order. The whole log is read twice, once for each [`Pass`].
+    pub fn replay(&mut self, replay: &mut Replay, at: Position, record: &Record<'_>) {
         let header = &record.header;
         let found = self.sessions.find(header.session);
+        if replay.pass == Pass::Messages {
+            let forgotten = replay.gone.get(&header.session).is_some_and(|gone| at < *gone);
+            match found {
+                _ if header.kind != Kind::Message || forgotten => {}
+                Some(session) => {
+                    replay.outcome.messages += 1;
+                    self.replay_message(session, at, record);
+                }
+                None => replay.outcome.orphans += 1,
+            }
+            return;
+        }
         match (header.kind, found) {
-            (Kind::Mark, _) => {}
             (Kind::Session, _) => {
                 if let Ok(state) = SessionState::decode(record.body) {
                     self.replay_session(header.session, at, &state);
                 }
-            }
-            (_, None) => outcome.orphans += 1,
-            (Kind::Message, Some(session)) => {
-                outcome.messages += 1;
-                self.replay_message(session, at, record);
             }
             (Kind::Member, Some(session)) => {
                 if let Ok(state) = MemberState::decode(record.body) {
@@ -78,7 +110,13 @@ impl Core {
                     member.received_seq = member.received_seq.max(receipt.received_seq);
                 }
             }
-            (Kind::SessionGone, Some(session)) => self.forget_session(session),
+            (Kind::SessionGone, _) => {
+                replay.gone.insert(header.session, at);
+                if let Some(session) = found {
+                    self.forget_session(session);
+                }
+            }
+            (Kind::Message | Kind::Mark, _) | (Kind::Member | Kind::MemberGone | Kind::Receipt, None) => {}
         }
     }
 
@@ -86,13 +124,15 @@ impl Core {
         let key = match self.sessions.find(hash) {
             Some(key) => key,
             None => {
-                let mut stream = Stream::new(state.session_id, hash, None, state.head + 1);
-                stream.index.restart(state.head + 1);
-                let stream = self.streams.insert(stream);
+                let stream = self.streams.insert(Stream::new(state.session_id, hash, None, 1));
                 self.sessions.create(hash, stream, 1, state.session_id.starts_with("channel:"))
             }
         };
         let Some(session) = self.sessions.sessions.get_mut(key) else { return };
+        // Where retention has dropped all messages the order goes on here.
+        if let Some(stream) = self.streams.get_mut(session.stream) {
+            stream.index.restart(state.head.max(stream.index.head()) + 1);
+        }
         session.kept_at = at;
         if let Some((current, past)) = state.epochs.split_last() {
             session.epoch = current.name;
@@ -106,12 +146,11 @@ impl Core {
             return;
         };
         let Some(stream) = self.streams.get_mut(stream_key) else { return };
-        if header.seq != stream.index.head() + 1 {
-            // Behind what is known only where files before it are gone.
-            if header.seq <= stream.index.head() {
-                return;
-            }
+        if stream.index.is_empty() || header.seq > stream.index.head() + 1 {
+            // The first that is left, or behind a hole: files before it are gone.
             stream.index.restart(header.seq);
+        } else if header.seq <= stream.index.head() {
+            return;
         }
         let audience = match record.addresses {
             [] => Audience::All,
@@ -212,7 +251,8 @@ impl Core {
                 let excess = (session.past_epochs.len() + 1).saturating_sub(crate::limits::EPOCHS_PER_SESSION_MAX);
                 session.past_epochs.drain(..excess);
                 session.epoch = fresh;
-                self.keep_session(key, now);
+                // With its members: what a session's record says is kept is all that it needs.
+                self.keep_whole(key, now);
             }
         }
         let end = self.log.end();

@@ -2,13 +2,14 @@
 //! anybody is let in.
 
 use super::core::Core;
-use super::recover::{Found, Recovered};
+use super::recover::{Found, Pass, Replay};
+use crate::ids::HashKey;
 use crate::io::directory::{Directory, SegmentFile, cut, segments, sync_directory, take_clean};
 use crate::limits::CHUNK_BYTES;
-use crate::log::{Geometry, SEGMENT_HEADER_BYTES, ScanError, Scanner, SegmentHeader, segment_name, segment_number};
+use crate::log::{Geometry, SEGMENT_HEADER_BYTES, ScanError, Scanned, Scanner, SegmentHeader, segment_name, segment_number};
 use crate::time::Tick;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 /// A shard's disk, ready for its engine.
@@ -29,8 +30,7 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
     let path = directory.make_shard(shard)?;
     let mut files = segments(&path, segment_number)?;
     let shard_number = u16::try_from(shard).unwrap_or(u16::MAX);
-    let mut outcome = Recovered::default();
-    let mut scanner = Scanner::new(shard_number, directory.generation);
+    let mut replay = Replay::new(HashKey(directory.key));
     let mut begun = Vec::new();
     // The segments keep the size they were made with.
     let mut size = segment_bytes;
@@ -41,27 +41,10 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
         }
     }
     core.take_disk(Geometry { segment_bytes: size, shard: shard_number, generation: directory.generation }, &Found::default());
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut damaged = None;
-    for segment in &mut files {
-        let told = |error: &dyn std::fmt::Display| format!("log.dir: {}: {error}", segment.path.display());
-        scanner.segment(segment.number).map_err(|error| damage(&path, &error))?;
-        loop {
-            let filled = read_up_to(&mut segment.file, &mut chunk).map_err(|error| told(&error))?;
-            let part = &chunk[..filled];
-            if let Err(error) = scanner.chunk(part, |at, record| core.replay(at, record, &mut outcome)) {
-                damaged = Some(error);
-                break;
-            }
-            if filled < CHUNK_BYTES {
-                break;
-            }
-        }
-    }
-    if let Some(error) = damaged {
-        return Err(damage(&path, &error));
-    }
-    let scanned = scanner.finish().map_err(|error| damage(&path, &error))?;
+    scan(core, &path, &mut files, (shard_number, directory.generation), &mut replay)?;
+    replay.pass = Pass::Messages;
+    let scanned = scan(core, &path, &mut files, (shard_number, directory.generation), &mut replay)?;
+    let mut outcome = replay.outcome;
     if let Some(torn) = &scanned.torn {
         tracing::warn!(
             shard,
@@ -95,6 +78,33 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
     Ok(Store { directory: path, segment_bytes: size, segments })
 }
 
+/// Reads a shard's segments from their beginning, each record to the core.
+fn scan(
+    core: &mut Core,
+    path: &Path,
+    files: &mut [SegmentFile],
+    (shard, generation): (u16, u32),
+    replay: &mut Replay,
+) -> Result<Scanned, String> {
+    let mut scanner = Scanner::new(shard, generation);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    for segment in files {
+        let told = |error: std::io::Error| format!("log.dir: {}: {error}", segment.path.display());
+        segment.file.rewind().map_err(told)?;
+        scanner.segment(segment.number).map_err(|error| damage(path, &error))?;
+        loop {
+            let filled = read_up_to(&mut segment.file, &mut chunk).map_err(told)?;
+            scanner
+                .chunk(&chunk[..filled], |at, record| core.replay(replay, at, record))
+                .map_err(|error| damage(path, &error))?;
+            if filled < CHUNK_BYTES {
+                break;
+            }
+        }
+    }
+    scanner.finish().map_err(|error| damage(path, &error))
+}
+
 fn damage(path: &Path, error: &ScanError) -> String {
     format!(
         "log.dir: {}: {error}; `ringway log verify` shows more, `ringway log repair --quarantine` sets the damaged part aside",
@@ -104,7 +114,6 @@ fn damage(path: &Path, error: &ScanError) -> String {
 
 /// A file's header, where it has one that reads; what is wrong with it the scan tells.
 fn header_of(segment: &mut SegmentFile) -> std::io::Result<Option<SegmentHeader>> {
-    use std::io::Seek;
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     let filled = read_up_to(&mut segment.file, &mut bytes)?;
     segment.file.rewind()?;

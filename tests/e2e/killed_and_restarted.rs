@@ -271,3 +271,37 @@ async fn a_format_of_another_version_is_refused() {
     assert_eq!(code, 1, "{stderr}");
     assert!(stderr.contains("log/format: version 2; this gateway reads version 1"), "{stderr}");
 }
+
+#[tokio::test]
+async fn a_quiet_session_outlives_the_files_before_its_messages() {
+    let log = LogFolder::new();
+    let mut gateway = log.start(&[("server.shards", "1"), ("session.history_messages", "5")]);
+    let mut quiet = Client::join(&gateway, "quiet", "ana").await;
+    let mut noisy = Client::join(&gateway, "noisy", "ben").await;
+    let noise = "x".repeat(60_000);
+    // What the quiet one's session is stands in the first file, what it says in the second.
+    for _ in 0..40 {
+        noisy.publish("session", noise.as_str()).await;
+    }
+    let said = quiet.publish("session", "kept").await;
+    for _ in 0..80 {
+        noisy.publish("session", noise.as_str()).await;
+    }
+    let first = log.0.join("log/1/shard-0/0000000000000000.seg");
+    for _ in 0..200 {
+        if !first.exists() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(!first.exists(), "nothing in it is retained");
+    // Acknowledged behind the state that was written again.
+    noisy.publish("session", "last").await;
+    gateway.kill();
+    let gateway = gateway.again();
+    let mut cleo = Client::enter(&gateway, Hello::new("quiet", "cleo").with("start", json!("oldest"))).await;
+    assert_eq!((&cleo.welcome["seq"], &cleo.welcome["oldest_seq"]), (&json!(said), &json!(said)), "{}", cleo.welcome);
+    assert_eq!(payloads(&cleo.settle().await), [json!("kept")]);
+    let page = cleo.command("rw.members", json!({})).await;
+    assert_eq!(page["payload"]["members"][0]["client_id"], "ana", "{page}");
+}
