@@ -351,12 +351,20 @@ impl Core {
     fn sync_log<I: Io>(&mut self, io: &mut I, now: Tick) {
         let (written, Some(geometry)) = (self.log.written(), self.log.geometry()) else { return };
         let Some(disk) = &mut self.disk else { return };
-        if disk.syncing.is_some() || disk.sync_failed.is_some() || disk.synced_to >= written {
+        if disk.syncing.is_some() || disk.sync_failed.is_some() {
             return;
         }
         let segment = disk.synced_to.0 / geometry.segment_bytes;
         let boundary = Position((segment + 1) * geometry.segment_bytes);
         let rolls = self.log.unwritten().is_some_and(|part| part.at == 0 && part.segment > segment);
+        if disk.synced_to >= written {
+            if rolls {
+                // All of the old segment is synced already.
+                disk.synced_to = boundary;
+                self.write_log(io, now);
+            }
+            return;
+        }
         let wanted =
             rolls || disk.opens_at.is_some() || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
         if !wanted && now.mono_ms() < disk.sync_due_ms && !self.stopping {
