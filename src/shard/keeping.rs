@@ -162,12 +162,12 @@ impl Core {
         if aged {
             self.log.retain_from(end);
         }
-        let mut rewrite = Vec::new();
+        let (mut rewrite, from, gone) = (Vec::new(), self.log.retained(), self.log.bound(end));
         for (key, session) in self.sessions.sessions.iter() {
             let Some(stream) = self.streams.get_mut(session.stream) else { continue };
-            let cut = stream.index.trim(self.log.oldest(), 0);
-            self.counters.dropped(super::counters::DropReason::LogAge, cut as u64);
-            if stream.index.oldest_at().is_some_and(|at| at < end) {
+            let cut = stream.index.trim(from, 0);
+            self.counters.dropped(super::counters::DropReason::LogAge, cut);
+            if stream.index.holds_before(gone) {
                 return;
             }
             if session.kept_at < end && rewrite.len() < REWRITTEN_PER_LOOK {

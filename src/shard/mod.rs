@@ -19,6 +19,7 @@ mod durable;
 mod handshake;
 pub mod histogram;
 pub mod inbound;
+mod indexing;
 #[cfg(test)]
 mod inspect;
 mod keeping;

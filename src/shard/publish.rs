@@ -20,7 +20,7 @@ pub(super) const POSTED_IDS_MAX: usize = 65_536;
 
 /// The half of a content hash that the window compares; the record holds the whole.
 #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
-const fn low(content: u128) -> u64 {
+pub(super) const fn low(content: u128) -> u64 {
     content as u64
 }
 
@@ -592,13 +592,12 @@ impl Core {
     pub(super) fn trim(&mut self, key: StreamKey) {
         let messages_max = self.snapshot.settings.session.history_messages;
         let Some(stream) = self.streams.get_mut(key) else { return };
-        let oldest = if stream.home.is_some() { self.mirror_log.oldest() } else { self.log.oldest() };
-        let before = stream.index.len();
-        let by_memory = stream.index.trim(oldest, 0);
-        let by_count = stream.index.trim(oldest, messages_max);
-        if before > 0 && stream.home.is_none() && by_memory + by_count > 0 {
-            self.counters.dropped(DropReason::LogMemory, by_memory as u64);
-            self.counters.dropped(DropReason::HistoryMessages, by_count as u64);
+        let from = if stream.home.is_some() { self.mirror_log.retained() } else { self.log.retained() };
+        let by_memory = stream.index.trim(from, 0);
+        let by_count = stream.index.trim(from, messages_max);
+        if stream.home.is_none() && by_memory + by_count > 0 {
+            self.counters.dropped(DropReason::LogMemory, by_memory);
+            self.counters.dropped(DropReason::HistoryMessages, by_count);
         }
     }
 }

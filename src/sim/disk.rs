@@ -11,6 +11,7 @@ pub enum Answer {
     ReadBack(u64, Result<Vec<u8>, i32>),
     SegmentReady(u64, Result<(), i32>),
     SegmentGone(u64, Result<(), i32>),
+    SegmentIndexed(u64, Result<Vec<u8>, i32>),
 }
 
 impl Answer {
@@ -21,6 +22,7 @@ impl Answer {
             Self::ReadBack(tag, ref result) => Event::ReadBack { tag, result: result.as_deref().map_err(|errno| *errno) },
             Self::SegmentReady(number, result) => Event::SegmentReady { number, result },
             Self::SegmentGone(number, result) => Event::SegmentGone { number, result },
+            Self::SegmentIndexed(number, ref result) => Event::SegmentIndexed { number, result: result.clone(), unsaved: None },
         }
     }
 }
@@ -28,12 +30,13 @@ impl Answer {
 #[derive(Debug, Default)]
 pub struct Disk {
     segments: BTreeMap<u64, Vec<u8>>,
+    indexes: BTreeMap<u64, Vec<u8>>,
     pub answers: VecDeque<Answer>,
 }
 
 impl Disk {
     pub const fn new() -> Self {
-        Self { segments: BTreeMap::new(), answers: VecDeque::new() }
+        Self { segments: BTreeMap::new(), indexes: BTreeMap::new(), answers: VecDeque::new() }
     }
 
     pub fn write(&mut self, segment: u64, at: u64, bytes: &[u8], tag: u64) {
@@ -57,6 +60,23 @@ impl Disk {
         self.answers.push_back(Answer::ReadBack(tag, result));
     }
 
+    pub fn read_index(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+        let at = usize::try_from(at).unwrap();
+        let result = self.indexes.get(&segment).ok_or(libc::ENOENT);
+        let result = result.map(|file| file[at.min(file.len())..(at + len).min(file.len())].to_vec());
+        self.answers.push_back(Answer::ReadBack(tag, result));
+    }
+
+    pub fn index(&mut self, number: u64) {
+        let result = self.segments.get(&number).ok_or(libc::ENOENT).and_then(|bytes| {
+            let indexed = crate::shard::store::index_of(&mut &bytes[..]).map_err(|_| libc::EIO)?;
+            let directory = indexed.bytes[..indexed.directory_bytes].to_vec();
+            self.indexes.insert(number, indexed.bytes);
+            Ok(directory)
+        });
+        self.answers.push_back(Answer::SegmentIndexed(number, result));
+    }
+
     pub fn prepare(&mut self, number: u64) {
         let known = self.segments.contains_key(&number);
         self.segments.entry(number).or_default();
@@ -64,6 +84,7 @@ impl Disk {
     }
 
     pub fn delete(&mut self, number: u64) {
+        self.indexes.remove(&number);
         let result = self.segments.remove(&number).ok_or(libc::ENOENT).map(drop);
         self.answers.push_back(Answer::SegmentGone(number, result));
     }

@@ -296,6 +296,14 @@ impl Io for SimIo<'_> {
         self.engine.disk.read_back(segment, at, len, tag);
     }
 
+    fn read_index(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+        self.engine.disk.read_index(segment, at, len, tag);
+    }
+
+    fn index_segment(&mut self, number: u64) {
+        self.engine.disk.index(number);
+    }
+
     fn prepare_segment(&mut self, number: u64) {
         self.engine.disk.prepare(number);
     }

@@ -30,6 +30,8 @@ pub struct Disk {
     pub segment_bytes: u64,
     /// Segments that are there already, by number; open for reading, or for writing too.
     pub segments: Vec<(u64, File)>,
+    /// Their indexes, where they have one.
+    pub indexes: Vec<(u64, File)>,
     /// From [`crate::io::files::start`], which was given the eventfd that the engine is given.
     pub files: FilesHandle,
 }
@@ -42,6 +44,9 @@ struct Place {
 
 struct Segment {
     file: File,
+    index: Option<File>,
+    /// Indexes that were made anew, closed when nothing is under way: an operation that is queued names its file by number.
+    replaced: Vec<File>,
     /// Operations accepted and not yet answered.
     operations: usize,
     /// To be deleted when there are none.
@@ -57,6 +62,7 @@ enum Kind {
     Sync,
     /// The first `done` bytes of `len` have been read.
     Read {
+        of_index: bool,
         buffer: Vec<u8>,
         done: usize,
         len: usize,
@@ -90,9 +96,15 @@ pub(super) struct Operations {
 
 impl Operations {
     pub(super) fn new(disk: Option<Disk>) -> Self {
-        let Some(Disk { directory, segment_bytes, segments, files }) = disk else { return Self::default() };
+        let Some(Disk { directory, segment_bytes, segments, indexes, files }) = disk else { return Self::default() };
         ignore_file_size_signal();
-        let segments = segments.into_iter().map(|(number, file)| (number, Segment::new(file))).collect();
+        let mut segments: BTreeMap<u64, Segment> =
+            segments.into_iter().map(|(number, file)| (number, Segment::new(file))).collect();
+        for (number, file) in indexes {
+            if let Some(segment) = segments.get_mut(&number) {
+                segment.index = Some(file);
+            }
+        }
         Self { place: Some(Place { directory, segment_bytes, files }), segments, ..Self::default() }
     }
 
@@ -111,15 +123,18 @@ impl Operations {
     fn leave(&mut self, number: u64) {
         if let Some(segment) = self.segments.get_mut(&number) {
             segment.operations -= 1;
+            if segment.operations == 0 {
+                segment.replaced.clear();
+            }
             self.delete_if_over(number);
         }
     }
 
     fn delete_if_over(&mut self, number: u64) {
         if self.segments.get(&number).is_some_and(|segment| segment.doomed && segment.operations == 0) {
-            let file = self.segments.remove(&number).map(|segment| segment.file);
+            let open = self.segments.remove(&number).map_or_else(Vec::new, Segment::into_files);
             if let Some(place) = &mut self.place {
-                place.files.delete(number, segment_path(&place.directory, number), file);
+                place.files.delete(number, segment_path(&place.directory, number), open);
             }
         }
     }
@@ -165,7 +180,14 @@ impl Operations {
 
 impl Segment {
     const fn new(file: File) -> Self {
-        Self { file, operations: 0, doomed: false }
+        Self { file, index: None, replaced: Vec::new(), operations: 0, doomed: false }
+    }
+
+    fn into_files(self) -> Vec<File> {
+        let mut files = self.replaced;
+        files.push(self.file);
+        files.extend(self.index);
+        files
     }
 }
 
@@ -185,14 +207,18 @@ impl Ring {
         }
     }
 
-    pub(super) fn start_read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+    pub(super) fn start_read_back(&mut self, segment: u64, of_index: bool, at: u64, len: usize, tag: u64) {
         // It may ask beyond the end of the file, where there is nothing to read.
-        let entered = if len > READ_BACK_BYTES_MAX { Err(libc::EINVAL) } else { self.disk.enter(segment, at, 0) };
+        let entered = match self.disk.segments.get(&segment) {
+            _ if len > READ_BACK_BYTES_MAX => Err(libc::EINVAL),
+            Some(found) if of_index && found.index.is_none() => Err(libc::ENOENT),
+            _ => self.disk.enter(segment, if of_index { 0 } else { at }, 0),
+        };
         if let Err(errno) = entered {
             self.disk.answers.push_back(Event::ReadBack { tag, result: Err(errno) });
             return;
         }
-        let kind = Kind::Read { buffer: Vec::new(), done: 0, len };
+        let kind = Kind::Read { of_index, buffer: Vec::new(), done: 0, len };
         let operation = Operation { segment, tag, at, tries: 0, kind };
         if self.disk.reads < READ_BACKS_MAX {
             self.submit_read(operation);
@@ -224,6 +250,20 @@ impl Ring {
         }
     }
 
+    pub(super) fn start_index(&mut self, number: u64) {
+        let Operations { place, segments, answers, .. } = &mut self.disk;
+        let errno = match (place, segments.get(&number).filter(|segment| !segment.doomed)) {
+            (None, _) => libc::ENODEV,
+            (Some(_), None) => libc::ENOENT,
+            // Opened anew, so that a file that was deleted under us still reads.
+            (Some(place), Some(segment)) => match segment.file.try_clone() {
+                Ok(file) => return place.files.index(number, segment_path(&place.directory, number), file),
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            },
+        };
+        answers.push_back(Event::SegmentIndexed { number, result: Err(errno), unsaved: None });
+    }
+
     pub(super) fn start_delete(&mut self, number: u64) {
         let errno = match self.disk.segments.get_mut(&number) {
             _ if self.disk.place.is_none() => libc::ENODEV,
@@ -250,7 +290,9 @@ impl Ring {
         let Some(operation) = &mut self.disk.in_flight[number as usize] else { return };
         // An operation that is counted in keeps its segment.
         let Some(segment) = self.disk.segments.get(&operation.segment) else { return };
-        let fd = types::Fd(segment.file.as_raw_fd());
+        let of_index = matches!(operation.kind, Kind::Read { of_index: true, .. });
+        let file = segment.index.as_ref().filter(|_| of_index).unwrap_or(&segment.file);
+        let fd = types::Fd(file.as_raw_fd());
         let bytes = |len| u32::try_from(len).expect("chunks and reads are below 4 GiB");
         // The memory named here belongs to the operation, which stays where it is until its completion is taken.
         let entry = match &mut operation.kind {
@@ -259,7 +301,7 @@ impl Ring {
                 opcode::Write::new(fd, part.as_ptr(), bytes(part.len())).offset(operation.at).build()
             }
             Kind::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Kind::Read { buffer, done, len } => {
+            Kind::Read { buffer, done, len, .. } => {
                 let rest = &mut buffer[*done..*len];
                 opcode::Read::new(fd, rest.as_mut_ptr(), bytes(rest.len())).offset(operation.at).build()
             }
@@ -322,6 +364,18 @@ impl Ring {
                     Event::SegmentReady { number, result: result.map(|file| drop(segments.insert(number, Segment::new(file)))) }
                 }
                 Answer::Gone { number, result } => Event::SegmentGone { number, result },
+                Answer::Indexed { number, result, unsaved } => {
+                    let result = result.map(|(file, directory)| {
+                        if let Some(segment) = segments.get_mut(&number) {
+                            segment.replaced.extend(segment.index.replace(file));
+                            if segment.operations == 0 {
+                                segment.replaced.clear();
+                            }
+                        }
+                        directory
+                    });
+                    Event::SegmentIndexed { number, result, unsaved }
+                }
             });
         }
     }
