@@ -72,8 +72,8 @@ impl Run {
 
     /// Bytes of one of its records, on average.
     #[must_use]
-    pub const fn bytes_each(&self) -> u32 {
-        if self.count == 0 { 0 } else { self.bytes / self.count }
+    pub fn bytes_each(&self) -> u32 {
+        self.bytes.checked_div(self.count).unwrap_or(0)
     }
 }
 

@@ -137,7 +137,6 @@ pub struct Core {
     pub(super) places: VecDeque<Rc<Places>>,
     /// Pages of history that are being read, and those that wait for that.
     pub(super) histories: usize,
-    #[expect(clippy::vec_box, reason = "they come boxed and go on boxed")]
     pub(super) histories_waiting: VecDeque<Box<HistoryPage>>,
     pub(super) next_read: u64,
     /// Scratch for a record's addresses.

@@ -77,7 +77,10 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
     };
     let mut sources: Vec<Segment<&File>> = files.iter().map(|file| Segment { number: file.number, reader: &file.file }).collect();
     let mut indexes = Vec::new();
-    let keep = |number, bytes: &[u8]| Ok(indexes.push((number, keep_index(&path, number, bytes)?)));
+    let keep = |number, bytes: &[u8]| {
+        indexes.push((number, keep_index(&path, number, bytes)?));
+        Ok(())
+    };
     let reading = read_log(core, &mut sources, &identity, keep).map_err(|error| match error {
         ReadError::Io(number, error) => format!("log.dir: {}: {error}", path.join(segment_name(number)).display()),
         ReadError::Scan(error) => damage(&path, &error),
