@@ -227,6 +227,15 @@ impl Log {
         (Position(number * CHUNK_BYTES as u64 + chunk.len() as u64), chunk)
     }
 
+    /// The segment that a record of `len` bytes would come to stand in.
+    #[must_use]
+    pub fn segment_of_next(&self, len: usize) -> Option<u64> {
+        let segment_bytes = self.disk.as_ref()?.geometry.segment_bytes;
+        let fits = self.chunks.back().is_some_and(|chunk| chunk.len() + len <= CHUNK_BYTES);
+        let next = self.first + self.chunks.len() as u64 - u64::from(fits);
+        Some(next * CHUNK_BYTES as u64 / segment_bytes)
+    }
+
     fn roll(&mut self) {
         self.shrink_to(self.chunks_max - 1);
         let spare = self.spare.take().and_then(|mut chunk| {

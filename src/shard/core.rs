@@ -17,7 +17,7 @@ use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
 use crate::limits::SEND_BYTES_MAX;
-use crate::log::{Log, Position};
+use crate::log::{Ages, Log, Position};
 use crate::protocol::{CommandParser, Parser};
 use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
@@ -85,6 +85,9 @@ pub struct Core {
     pub(super) sessions: Sessions,
     pub(super) log: Log,
     pub(super) mirror_log: Log,
+    /// When what stands where in the log was appended.
+    pub(super) ages: Ages,
+    pub(super) age_due_ms: u64,
     pub(super) parser: Option<Box<Parser>>,
     pub(super) commands: Option<Box<CommandParser>>,
     pub(super) buffers: Buffers,
@@ -162,6 +165,8 @@ impl Core {
             sessions: Sessions::new(options.key),
             log: Log::new(settings.log.memory_bytes),
             mirror_log: Log::new(settings.log.memory_bytes / 4),
+            ages: Ages::default(),
+            age_due_ms: 0,
             parser: Some(Box::default()),
             commands: Some(Box::default()),
             buffers: Buffers::new(POOL_BUFFERS, POOL_BUFFER_BYTES, POOL_BYTES),
@@ -325,6 +330,7 @@ impl Core {
         counters.members.set(self.sessions.members.len() as u64);
         counters.log_chunks.set((self.log.resident_bytes() / crate::limits::CHUNK_BYTES) as u64);
         counters.log_bytes.set(self.log.resident_bytes() as u64);
+        counters.log_full.set(u64::from(self.disk.as_ref().is_some_and(|disk| disk.full.is_some())));
         counters.mirrors.set(self.mirrors.len() as u64);
         counters.mirror_bytes.set(self.mirror_log.resident_bytes() as u64);
         let stats = io.stats();
@@ -391,6 +397,7 @@ impl Shard for Core {
         }
         let mut busy = self.drain_lanes(io, now);
         busy |= self.fire_timers(io, now);
+        self.age_log(now);
         self.sweep(now);
         while let Some(id) = self.echo_opened.pop() {
             self.read_on(io, id);

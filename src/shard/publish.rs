@@ -213,7 +213,7 @@ impl Core {
                 return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
             }
         }
-        if let Some((code, message)) = self.log_refuses() {
+        if let Some((code, message)) = self.log_refuses(envelope) {
             return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
@@ -296,6 +296,7 @@ impl Core {
         self.splice(&mut tail, Some(seq), origin.client_id, envelope, now);
         let (head, head_bytes) = frame_head(envelope.object.len() + tail.as_bytes().len(), Opcode::Text, true, false);
         let put = self.log.append(&header, audiences.recorded(), &[&head[..head_bytes], envelope.object, tail.as_bytes()]);
+        self.ages.note(put.at, now.wall_ms, self.age_step_ms());
         if let Some(stream) = self.streams.get_mut(stream) {
             stream.index.push(Entry::new(put, audiences.audience(), origin.client));
         }
@@ -560,7 +561,7 @@ impl Core {
             let content = self.content_hash(envelope, &audiences);
             let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
             match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
-                Seen::New => match self.log_refuses() {
+                Seen::New => match self.log_refuses(envelope) {
                     Some((code, message)) => self.refuse_place(origin, &refusal_of(envelope, code, message, "")),
                     None => {
                         let seq = self.append(stream, hash, origin, &moved, &audiences, id_hash, content, now);
@@ -586,20 +587,6 @@ impl Core {
         self.counters.refused.increment();
         let frame = Some(origin.number).filter(|number| *number > 0);
         self.reply_to(origin.place, AT_ONCE, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
-    }
-
-    /// Forgets what left the log's memory, or a session's own bound.
-    pub(super) fn trim(&mut self, key: StreamKey) {
-        let messages_max = self.snapshot.settings.session.history_messages;
-        let Some(stream) = self.streams.get_mut(key) else { return };
-        let oldest = if stream.home.is_some() { self.mirror_log.oldest() } else { self.log.oldest() };
-        let before = stream.index.len();
-        let by_memory = stream.index.trim(oldest, 0);
-        let by_count = stream.index.trim(oldest, messages_max);
-        if before > 0 && stream.home.is_none() && by_memory + by_count > 0 {
-            self.counters.dropped(DropReason::LogMemory, by_memory as u64);
-            self.counters.dropped(DropReason::HistoryMessages, by_count as u64);
-        }
     }
 }
 
