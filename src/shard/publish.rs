@@ -595,6 +595,9 @@ impl Core {
         let oldest = if stream.home.is_some() { self.mirror_log.oldest() } else { self.log.oldest() };
         let before = stream.index.len();
         let by_memory = stream.index.trim(oldest, 0);
+        // What nobody has seen yet does not count: a reader at rest would be woken behind it.
+        let hidden = usize::try_from(stream.index.head().saturating_sub(stream.head())).unwrap_or(usize::MAX);
+        let messages_max = if messages_max == 0 { 0 } else { messages_max.saturating_add(hidden) };
         let by_count = stream.index.trim(oldest, messages_max);
         if before > 0 && stream.home.is_none() && by_memory + by_count > 0 {
             self.counters.dropped(DropReason::LogMemory, by_memory as u64);
