@@ -122,7 +122,7 @@ reasons! {
         Disk = "disk",
         /// log.max_bytes. A shard's files have its share.
         LogBytes = "log_bytes",
-        /// log.reserve_bytes: another file of the log would use what must stay free.
+        /// log.reserve_bytes. Another file of the log would use what must stay free.
         LogReserve = "log_reserve",
         /// Reads of the log that wait for the disk.
         LogReads = "log_reads",
