@@ -155,7 +155,8 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
     let eventfds: Arc<[Arc<OwnedFd>]> = knocks.clone().into();
     let mut handles = Vec::new();
     if directory.is_some() {
-        (_, handles) = files::start(knocks).map_err(|error| format!("a thread for the log's files: {error}"))?;
+        (_, handles) =
+            files::start(knocks, settings.log.reserve_bytes).map_err(|error| format!("a thread for the log's files: {error}"))?;
         handles.reverse();
     }
     let barrier = Arc::new(Barrier::new(count + 1));

@@ -34,7 +34,7 @@ impl Drop for Directory {
 
 fn engine_on(driver: Driver, directory: &Path, segment_bytes: u64, segments: Vec<(u64, File)>) -> (Portable, JoinHandle<()>) {
     let knock = bell();
-    let (thread, mut handles) = files::start(vec![knock.clone()]).unwrap();
+    let (thread, mut handles) = files::start(vec![knock.clone()], 0).unwrap();
     let disk = Disk { directory: directory.to_owned(), segment_bytes, segments, files: handles.remove(0) };
     (Portable::new(options(driver), None, [knock].into(), Some(disk)).unwrap(), thread)
 }
