@@ -47,6 +47,8 @@ impl Settings {
             log: super::Log {
                 early_delivery: self.log.early_delivery,
                 retention_age_s: self.log.retention_age_s,
+                retention_messages: self.log.retention_messages,
+                retention_bytes: self.log.retention_bytes,
                 max_bytes: self.log.max_bytes,
                 ..old.log.clone()
             },
@@ -176,7 +178,7 @@ mod tests {
                     ("log_format", _) => "\"json\"".to_owned(),
                     ("log_level", _) => "\"warn\"".to_owned(),
                     ("durability", _) => "\"synced\"".to_owned(),
-                    ("max_bytes", _) => "1000000000".to_owned(),
+                    ("max_bytes" | "reserve_bytes" | "retention_bytes", _) => "1000000000".to_owned(),
                     ("history", _) => "\"from_join\"".to_owned(),
                     (_, "true") => "false".to_owned(),
                     (_, "false") => "true".to_owned(),

@@ -233,6 +233,8 @@ sections! {
         reply_queue_bytes: usize = 65_536, "bytes", Allowed::Range(4_096, 16_777_216), live;
         /// Replies waiting for one client.
         reply_queue_frames: usize = 1_024, "", Allowed::Range(16, 65_536), live;
+        /// How long a sender whose session can't take more is not read from before it is told so (0: told at once).
+        backpressure_hold_ms: u64 = 2_000, "ms", Allowed::Range(0, 60_000), live;
         /// Buffers of a shard's connections together: partial messages, replies, ephemeral messages.
         shard_memory_bytes: usize = 268_435_456, "bytes", Allowed::Range(16_777_216, 1_099_511_627_776), live;
         /// Sessions one connection may be attached to, the hello's counted.
@@ -290,10 +292,17 @@ sections! {
         early_delivery: bool = false, "", Allowed::Any, live;
         /// Bytes of one file of the log, rounded down to whole MiB; files that are there keep their size.
         segment_bytes: u64 = 67_108_864, "bytes", Allowed::Range(2_097_152, 4_294_967_296), restart;
-        /// How long messages are retained on disk; they go by whole files.
-        retention_age_s: u64 = 604_800, "s", Allowed::OffOr(60, 3_153_600_000), live;
-        /// Bytes of the directory, above which durable messages are refused.
-        max_bytes: u64 = 0, "bytes", Allowed::OffOr(134_217_728, 1_125_899_906_842_624), live;
+        /// How long a session retains a message, in memory too; up to 1/256 of it longer, but a second at least.
+        retention_age_s: u64 = 604_800, "s", Allowed::OffOr(1, 3_153_600_000), live;
+        /// Messages a session retains; 0: session.history_messages.
+        retention_messages: usize = 0, "", Allowed::AutoOr(1, COUNT_MAX), live;
+        /// Bytes of messages a session retains, each with its record's header; the newest one stays in any case.
+        retention_bytes: u64 = 0, "bytes", Allowed::OffOr(1_024, 1_125_899_906_842_624), live;
+        /// Bytes of the directory, above which durable messages are refused; each shard has an equal share of it.
+        max_bytes: u64 = 0, "bytes", Allowed::OffOr(16_777_216, 1_125_899_906_842_624), live;
+        /// Bytes of the directory's file system that stay free: the log takes no new file that would use them, and durable messages
+        /// are refused when the file before it is full.
+        reserve_bytes: u64 = 0, "bytes", Allowed::OffOr(1_048_576, 1_125_899_906_842_624), restart;
     }
 
     /// permessage-deflate (RFC 7692), without context takeover.

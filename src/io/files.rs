@@ -2,8 +2,9 @@
 //!
 //! A shard asks through its [`FilesHandle`]; the answer waits there, and a knock on the shard's eventfd says so.
 
+use super::BELOW_RESERVE;
 use crate::limits::SEGMENT_REQUESTS_MAX;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -20,7 +21,7 @@ const ZEROS_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
 enum What {
-    /// Make the file, of so many bytes.
+    /// Make the file, of so many bytes, where more than the reserve stays free.
     Prepare(u64),
     /// Delete it. What is open of it is closed there, since the last close of a deleted file frees its blocks.
     Delete(Option<File>),
@@ -81,11 +82,12 @@ impl FilesHandle {
     }
 }
 
-/// Starts the thread for shards with these eventfds, in their order. It ends when all handles are gone and all was done.
+/// Starts the thread for shards with these eventfds, in their order. It ends when all handles are gone and all was done. No file is made
+/// that would leave less than `reserve_bytes` of its file system free.
 ///
 /// # Errors
 /// That of a thread that could not be made.
-pub fn start(knocks: Vec<Arc<OwnedFd>>) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
+pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
     let (requests, requested) = sync_channel::<Request>(knocks.len() * SEGMENT_REQUESTS_MAX);
     let (mut doors, mut handles) = (Vec::new(), Vec::new());
     for (shard, knock) in knocks.into_iter().enumerate() {
@@ -97,7 +99,7 @@ pub fn start(knocks: Vec<Arc<OwnedFd>>) -> io::Result<(JoinHandle<()>, Vec<Files
         for request in requested {
             let (answer, knock) = &doors[request.shard];
             // Never full: a shard asks for no more than it has places. A shard that has ended wants no answer.
-            if answer.send(handle(request)).is_ok() {
+            if answer.send(handle(request, reserve_bytes)).is_ok() {
                 // Full (2^64 - 2 knocks unheard) is as good as knocked.
                 let _ = rustix::io::write(&**knock, &1_u64.to_ne_bytes());
             }
@@ -118,10 +120,13 @@ pub fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:016x}.seg"))
 }
 
-fn handle(request: Request) -> Answer {
+fn handle(request: Request, reserve_bytes: u64) -> Answer {
     let Request { number, path, what, .. } = request;
     match what {
-        What::Prepare(bytes) => Answer::Ready { number, result: prepare(&path, bytes).map_err(|error| errno(&error)) },
+        What::Prepare(bytes) => {
+            let room = keeps_free(&path, bytes, reserve_bytes);
+            Answer::Ready { number, result: room.and_then(|()| prepare(&path, bytes).map_err(|error| errno(&error))) }
+        }
         What::Delete(file) => Answer::Gone { number, result: delete(&path, file).map_err(|error| errno(&error)) },
     }
 }
@@ -129,6 +134,24 @@ fn handle(request: Request) -> Answer {
 fn errno(error: &io::Error) -> i32 {
     // Only a write of zeros that takes nothing comes without one.
     error.raw_os_error().unwrap_or(Errno::IO.raw_os_error())
+}
+
+/// Whether `reserve_bytes` of the file system stay free when a file of `bytes` is made in it.
+fn keeps_free(path: &Path, bytes: u64, reserve_bytes: u64) -> Result<(), i32> {
+    if reserve_bytes == 0 {
+        return Ok(());
+    }
+    let free = free_bytes(path.parent().unwrap_or_else(|| Path::new("."))).map_err(|error| errno(&error))?;
+    if free >= bytes.saturating_add(reserve_bytes) { Ok(()) } else { Err(BELOW_RESERVE) }
+}
+
+/// What this process may still use of a directory's file system.
+///
+/// # Errors
+/// What the file system answered.
+pub fn free_bytes(directory: &Path) -> io::Result<u64> {
+    let stat = fstatvfs(File::open(directory)?)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Makes a file of `bytes` zeros, and its name, durable. What there is already under the name is left alone; what could not be made
@@ -218,6 +241,20 @@ mod tests {
         std::fs::write(&path, b"records").unwrap();
         assert_eq!(prepare(&path, 4096).unwrap_err().raw_os_error(), Some(Errno::EXIST.raw_os_error()));
         assert_eq!(std::fs::read(&path).unwrap(), b"records");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_must_stay_free_is_left_free() {
+        let directory = directory("reserve");
+        let prepare = |reserve_bytes| {
+            let path = segment_path(&directory, 1);
+            let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Prepare(4096) };
+            let Answer::Ready { result, .. } = handle(request, reserve_bytes) else { panic!("asked for a file") };
+            (result.map(drop), path.exists())
+        };
+        assert_eq!(prepare(1 << 60), (Err(BELOW_RESERVE), false));
+        assert_eq!(prepare(1), (Ok(()), true));
         std::fs::remove_dir_all(directory).unwrap();
     }
 

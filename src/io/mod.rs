@@ -24,6 +24,9 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+/// Stands for an errno where a new segment would use what must stay free of the file system; above all that the kernel gives.
+pub const BELOW_RESERVE: i32 = 4096;
+
 /// What the engine tells a shard.
 #[derive(Debug)]
 pub enum Event<'a> {
@@ -47,7 +50,8 @@ pub enum Event<'a> {
     Synced { tag: u64, result: Result<(), i32> },
     /// The answer to [`Io::read_back`], lent for the call: as many bytes as were asked for, fewer at the end of the file; or an errno.
     ReadBack { tag: u64, result: Result<&'a [u8], i32> },
-    /// The answer to [`Io::prepare_segment`]: it can be written, or an errno and no file of this number was left behind.
+    /// The answer to [`Io::prepare_segment`]: it can be written, or an errno (or [`BELOW_RESERVE`]) and no file of this number was
+    /// left behind.
     SegmentReady { number: u64, result: Result<(), i32> },
     /// The answer to [`Io::delete_segment`].
     SegmentGone { number: u64, result: Result<(), i32> },

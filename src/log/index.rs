@@ -46,13 +46,15 @@ pub struct Index {
     /// Where the oldest entry's record is, here so that most calls of [`Index::trim`] touch nothing else.
     oldest: Position,
     entries: VecDeque<Entry>,
+    /// Of the entries' records together.
+    bytes: u64,
 }
 
 impl Index {
     /// An index whose next entry will have the sequence number `next` (a session's first is 1).
     #[must_use]
     pub const fn starting_at(next: u64) -> Self {
-        Self { first: next, oldest: Position(0), entries: VecDeque::new() }
+        Self { first: next, oldest: Position(0), entries: VecDeque::new(), bytes: 0 }
     }
 
     /// The oldest sequence number held; `head + 1` where none is.
@@ -90,6 +92,7 @@ impl Index {
         if self.entries.is_empty() {
             self.oldest = entry.at;
         }
+        self.bytes += u64::from(entry.record_bytes());
         self.entries.push_back(entry);
     }
 
@@ -103,20 +106,36 @@ impl Index {
     pub fn trim(&mut self, oldest: Position, messages_max: usize) -> usize {
         let before = self.entries.len();
         while !self.entries.is_empty() && (self.oldest < oldest || (messages_max > 0 && self.entries.len() > messages_max)) {
-            self.entries.pop_front();
-            self.first += 1;
-            match self.entries.front() {
-                Some(entry) => self.oldest = entry.at,
-                // A session that fell quiet gives its memory back.
-                None => self.entries.shrink_to(0),
-            }
+            self.drop_first();
         }
         before - self.entries.len()
+    }
+
+    /// Forgets the oldest entries until the records of those left have no more than `bytes_max` together, but never the newest
+    /// `kept`. Returns how many went.
+    pub fn trim_bytes(&mut self, bytes_max: u64, kept: usize) -> usize {
+        let before = self.entries.len();
+        while self.bytes > bytes_max && self.entries.len() > kept {
+            self.drop_first();
+        }
+        before - self.entries.len()
+    }
+
+    fn drop_first(&mut self) {
+        let Some(entry) = self.entries.pop_front() else { return };
+        self.bytes -= u64::from(entry.record_bytes());
+        self.first += 1;
+        match self.entries.front() {
+            Some(entry) => self.oldest = entry.at,
+            // A session that fell quiet gives its memory back.
+            None => self.entries.shrink_to(0),
+        }
     }
 
     /// Forgets everything and starts again at `next` (a mirror that lost its place).
     pub fn restart(&mut self, next: u64) {
         self.entries.clear();
+        self.bytes = 0;
         self.first = next;
     }
 }
@@ -140,7 +159,21 @@ mod tests {
         assert_eq!(index.get(3), Some(&entry(20)));
         assert_eq!(index.trim(Position(0), 1), 2);
         assert_eq!((index.first(), index.head(), index.len()), (5, 5, 1));
+        assert_eq!(index.trim_bytes(1, 1), 0, "the newest stays");
         index.trim(Position(100), 0);
         assert_eq!((index.first(), index.head()), (6, 5), "an empty index still knows its head");
+    }
+
+    #[test]
+    fn the_oldest_go_by_their_bytes() {
+        let mut index = Index::starting_at(1);
+        (0..5).for_each(|at| index.push(entry(at * 10)));
+        assert_eq!(index.trim_bytes(15, 1), 0);
+        assert_eq!(index.trim_bytes(14, 1), 1);
+        assert_eq!((index.first(), index.trim_bytes(6, 1), index.first()), (2, 2, 4));
+        index.restart(9);
+        index.push(entry(70));
+        index.push(entry(80));
+        assert_eq!((index.trim_bytes(6, 1), index.first()), (0, 9), "bytes count from the restart on");
     }
 }

@@ -12,6 +12,7 @@
 //! Invariants: a record never spans chunks; positions only grow; a chunk that is dropped takes whole records with it; an index entry whose
 //! position lies before [`Log::oldest`] is dead and is trimmed before it is read.
 
+mod ages;
 mod chunks;
 mod index;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod scan_tests;
 mod segment;
 mod state;
 
+pub use ages::Ages;
 pub use chunks::{Appended, Geometry, Log, Position, Unwritten};
 pub use index::{Audience, Entry, Index};
 pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, read_record, write_record};

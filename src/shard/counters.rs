@@ -98,8 +98,10 @@ reasons! {
         HistoryMessages = "history_messages",
         /// Messages cut from a session's history since the log's memory was full.
         LogMemory = "log_memory",
-        /// Messages cut from sessions' histories since their file of the log was older than log.retention_age_s.
+        /// Messages cut from a session's history since they were older than log.retention_age_s.
         LogAge = "log_age",
+        /// Messages cut from a session's history by log.retention_bytes.
+        LogBytes = "log_bytes",
         /// A record of the log that did not read back whole from disk; its readers were told of the gap.
         LogDamaged = "log_damaged",
         /// The record of a closed connection, pushed out before its ten minutes.
@@ -112,8 +114,16 @@ reasons! {
     LimitReached {
         /// Bytes that wait for the log's disk.
         LogPending = "log_pending",
-        /// The log's disk is full, or has log.max_bytes.
+        /// Senders that are not read from because their session can't take more.
+        Hold = "hold",
+        /// Turns in which work had waited too long to be sent; senders are pushed back.
+        UnsentAge = "unsent_age",
+        /// The log's disk is full: a file of the log could not be made or written.
         Disk = "disk",
+        /// log.max_bytes. A shard's files have its share.
+        LogBytes = "log_bytes",
+        /// log.reserve_bytes. Another file of the log would use what must stay free.
+        LogReserve = "log_reserve",
         /// Reads of the log that wait for the disk.
         LogReads = "log_reads",
         /// limits.max_message_bytes.
@@ -341,6 +351,8 @@ counters! {
     log_reads: Counter, "Many: raise log.memory_bytes.";
     /// Files of the log.
     log_segments: Gauge, "Against log.max_bytes over log.segment_bytes.";
+    /// 1 while durable messages have no room: the disk is full, or log.max_bytes or log.reserve_bytes is reached.
+    log_full: Gauge, "Make room, or change log.retention_*, log.max_bytes; it is looked at again each second.";
     /// 1 after a write or sync of the log failed for good.
     log_failed: Gauge, "Look at the disk and restart: recovery keeps what was acknowledged.";
     /// Bytes of connections' buffers: partial messages, replies, ephemeral messages.

@@ -8,7 +8,8 @@ use super::counters::LimitReached;
 use super::keeping::Kept;
 use super::publish::Origin;
 use crate::config::Durability;
-use crate::io::Io;
+use crate::io::{BELOW_RESERVE, Io};
+use crate::limits::{ADDRESSES_MAX, ENVELOPE_ADDED_BYTES_MAX};
 use crate::log::{Audience, HEADER_BYTES, Header, Kind, Mark, Position};
 use crate::protocol::{Envelope, Head, ack};
 use crate::session::{Place, SessionKey, StreamKey};
@@ -19,6 +20,8 @@ use std::collections::VecDeque;
 
 /// Bytes that may wait for the disk, above which senders are told to wait.
 pub(super) const PENDING_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// What a record has besides its sender's text at most: header, addresses, frame head and what the gateway adds.
+const RECORD_BYTES_MORE_MAX: usize = HEADER_BYTES + 8 * ADDRESSES_MAX + 10 + ENVELOPE_ADDED_BYTES_MAX;
 /// How often what nobody waits for is synced all the same: it bounds what a power cut takes, and marks it for recovery.
 const SYNC_EVERY_MS: u64 = 1000;
 /// How long the disk rests after it was full, or a segment could not be made.
@@ -104,6 +107,8 @@ pub(super) struct Disk {
     pub(super) look_due_ms: u64,
     /// The disk is left alone until then.
     rests_until_ms: u64,
+    /// No segment is asked for until then: there was no room for one.
+    segment_due_ms: u64,
     /// A write failed in a way that no retry mends; the errno.
     pub(super) failed: Option<i32>,
     /// A sync failed: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
@@ -133,6 +138,7 @@ impl Disk {
             rewritten_to: begin,
             look_due_ms: 0,
             rests_until_ms: 0,
+            segment_due_ms: 0,
             starved: false,
             failed: None,
             sync_failed: None,
@@ -153,7 +159,7 @@ impl Core {
     }
 
     /// Why the log takes no more messages now, if it does not: what to tell the sender.
-    pub(super) fn log_refuses(&self) -> Option<(crate::protocol::ErrorCode, &'static str)> {
+    pub(super) fn log_refuses(&self, envelope: &Envelope<'_>) -> Option<(crate::protocol::ErrorCode, &'static str)> {
         use crate::protocol::ErrorCode;
         let disk = self.disk.as_ref()?;
         let level = self.durability();
@@ -166,8 +172,14 @@ impl Core {
                 "the log's disk has failed: the operator must look at it and restart the gateway",
             ));
         }
-        let pending = self.log.end().0 - self.log.written().0.min(self.log.end().0);
-        if pending < PENDING_BYTES_MAX {
+        if self.has_no_room(disk, envelope.object.len() + RECORD_BYTES_MORE_MAX) {
+            self.counters.limit_reached(LimitReached::Disk);
+            return Some((
+                ErrorCode::LimitDisk,
+                "the log has no room: its disk is full, or at log.max_bytes or log.reserve_bytes; what needs no log goes on",
+            ));
+        }
+        if self.pending_bytes() < PENDING_BYTES_MAX {
             return None;
         }
         if disk.full.is_some() || disk.sync_failed.is_some() {
@@ -178,6 +190,21 @@ impl Core {
         }
         self.counters.limit_reached(LimitReached::LogPending);
         Some((ErrorCode::LimitBackpressure, "the log's disk is behind: send it again after retry_after_ms"))
+    }
+
+    /// Bytes of the log that are not yet as durable as messages are to be.
+    pub(super) fn pending_bytes(&self) -> u64 {
+        let durable = match (self.durability(), &self.disk) {
+            (Durability::Synced, Some(disk)) => disk.synced_to,
+            (Durability::Written, Some(_)) => self.log.written(),
+            _ => return 0,
+        };
+        self.log.end().0.saturating_sub(durable.0)
+    }
+
+    /// Whether a record of so many bytes would wait for a segment that cannot be made.
+    fn has_no_room(&self, disk: &Disk, bytes: usize) -> bool {
+        disk.starved && disk.full.is_some() && self.log.segment_of_next(bytes).is_none_or(|next| disk.ready < Some(next))
     }
 
     /// Shows a new record to its audience and acknowledges it: at once, or when it is as durable as its session asks.
@@ -249,9 +276,13 @@ impl Core {
 
     /// Whether a record is still waiting to be durable: its repeat is not acknowledged before.
     fn is_pending(&self, stream: StreamKey, seq: u64) -> bool {
-        let Some(disk) = &self.disk else { return false };
+        let Some(disk) = self.disk.as_ref().filter(|_| self.durability() != Durability::Memory) else { return false };
         let limit = if self.durability() == Durability::Synced { disk.synced_to } else { self.log.written() };
-        self.streams.get(stream).and_then(|stream| stream.index.get(seq)).is_some_and(|entry| entry.at >= limit)
+        match self.streams.get(stream).and_then(|stream| stream.index.get(seq)) {
+            Some(entry) => entry.at >= limit,
+            // Retention has dropped it, which says nothing of the disk: not before all that there is.
+            None => limit < self.log.end(),
+        }
     }
 
     /// Wakes those that a record is for.
@@ -329,7 +360,8 @@ impl Core {
     }
 
     /// Whether clients must wait: for what recovery appended to be durable.
-    pub(super) fn recovery_pending(&self) -> bool {
+    #[must_use]
+    pub fn recovery_pending(&self) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.opens_at.is_some())
     }
 
@@ -380,7 +412,7 @@ impl Core {
     fn make_segment<I: Io>(&mut self, io: &mut I, now: Tick) {
         let (end, Some(geometry)) = (self.log.end(), self.log.geometry()) else { return };
         let Some(disk) = &mut self.disk else { return };
-        if disk.preparing.is_some() || now.mono_ms() < disk.rests_until_ms || disk.failed.is_some() {
+        if disk.preparing.is_some() || now.mono_ms() < disk.segment_due_ms || disk.failed.is_some() {
             return;
         }
         let tail = end.0 / geometry.segment_bytes;
@@ -394,14 +426,15 @@ impl Core {
         };
         let max_bytes = self.snapshot.settings.log.max_bytes / self.mesh.shards() as u64;
         if max_bytes > 0 && (disk.kept.len() as u64 + 1) * geometry.segment_bytes > max_bytes {
+            disk.starved = true;
             if disk.full.replace(libc_errno::ENOSPC).is_none() {
                 tracing::error!(
                     shard = self.shard,
                     "the log has its share of log.max_bytes: durable messages are refused until retention lets files go"
                 );
             }
-            disk.rests_until_ms = now.mono_ms() + RETRY_MS;
-            self.counters.limit_reached(LimitReached::Disk);
+            disk.segment_due_ms = now.mono_ms() + RETRY_MS;
+            self.counters.limit_reached(LimitReached::LogBytes);
             return;
         }
         disk.preparing = Some(next);
@@ -415,18 +448,29 @@ impl Core {
             Ok(()) => {
                 disk.ready = Some(number);
                 disk.starved = false;
-                disk.kept.push_back(Kept { number, created_ms: now.wall_ms });
+                disk.kept.push_back(Kept { number });
                 disk.full = None;
                 self.counters.log_segments.add(1);
             }
             Err(errno) => {
                 disk.starved = true;
-                if disk.full.replace(errno).is_none() {
+                let is_new = disk.full.replace(errno).is_none();
+                disk.segment_due_ms = now.mono_ms() + RETRY_MS;
+                if errno == BELOW_RESERVE {
+                    self.counters.limit_reached(LimitReached::LogReserve);
+                    if is_new {
+                        tracing::error!(
+                            shard = self.shard,
+                            "another file of the log would use what log.reserve_bytes keeps free: durable messages are refused until there is room"
+                        );
+                    }
+                    return;
+                }
+                self.counters.limit_reached(LimitReached::Disk);
+                if is_new {
                     let error = std::io::Error::from_raw_os_error(errno);
                     tracing::error!(shard = self.shard, segment = number, %error, "a segment of the log could not be made; trying again each second");
                 }
-                disk.rests_until_ms = now.mono_ms() + RETRY_MS;
-                self.counters.limit_reached(LimitReached::Disk);
             }
         }
     }
@@ -488,14 +532,18 @@ impl Core {
         if disk.failed.is_some() || disk.sync_failed.is_some() || disk.syncing.is_some() {
             return None;
         }
-        let stuck = disk.writing.is_none() && disk.preparing.is_none() && self.log.unwritten().is_some();
         let unsynced = disk.synced_to < self.log.written();
-        let retry_ms = stuck.then_some(disk.rests_until_ms.max(1));
+        let waiting = self.log.unwritten().filter(|_| disk.writing.is_none() && disk.preparing.is_none());
+        let retry_ms = waiting.map(|part| {
+            let homeless = disk.ready.is_none_or(|ready| part.segment > ready);
+            disk.rests_until_ms.max(if homeless { disk.segment_due_ms } else { 1 })
+        });
         retry_ms.into_iter().chain(unsynced.then_some(disk.sync_due_ms)).min()
     }
 
     /// Whether all that was appended is on disk, synced.
-    pub(super) fn log_is_whole(&self) -> bool {
+    #[must_use]
+    pub fn log_is_whole(&self) -> bool {
         let end = self.log.end();
         self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
     }

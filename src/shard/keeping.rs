@@ -2,9 +2,11 @@
 //! one is enough; before a file of the log goes, what only it holds is written again at the tail.
 
 use super::core::Core;
+use super::counters::DropReason;
+use crate::config::cap;
 use crate::io::Io;
 use crate::log::{EpochState, Header, Kind, MemberState, Position, Receipt, SessionState, StateError, StayState};
-use crate::session::{MemberKey, SessionKey};
+use crate::session::{MemberKey, SessionKey, StreamKey};
 use crate::time::Tick;
 
 /// Sessions whose state is written again in one look at the oldest file.
@@ -16,8 +18,6 @@ const LOOK_EVERY_MS: u64 = 1000;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kept {
     pub(super) number: u64,
-    /// When it was begun (Unix ms).
-    pub(super) created_ms: u64,
 }
 
 impl Core {
@@ -145,28 +145,23 @@ impl Core {
     /// Lets the oldest file of the log go once nothing in it is retained; what of sessions and members only it holds is written again.
     pub(super) fn let_files_go<I: Io>(&mut self, io: &mut I, now: Tick) {
         let Some(geometry) = self.log.geometry() else { return };
-        let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
         let Some(disk) = &mut self.disk else { return };
         if now.mono_ms() < disk.look_due_ms || disk.failed.is_some() {
             return;
         }
         disk.look_due_ms = now.mono_ms() + LOOK_EVERY_MS;
-        let [oldest, next, ..] = *disk.kept.make_contiguous() else { return };
+        let [oldest, _, ..] = *disk.kept.make_contiguous() else { return };
         let end = Position((oldest.number + 1) * geometry.segment_bytes);
-        // What stands in a file is older than the next one's beginning.
-        let aged = age_ms > 0 && next.created_ms + age_ms <= now.wall_ms;
         // Neither what is in it nor what was written again of it may be lost with the power.
         if disk.synced_to < end.max(disk.rewritten_to) {
             return;
         }
-        if aged {
-            self.log.retain_from(end);
-        }
+        let aged_to = self.ages.aged_to();
         let mut rewrite = Vec::new();
         for (key, session) in self.sessions.sessions.iter() {
             let Some(stream) = self.streams.get_mut(session.stream) else { continue };
-            let cut = stream.index.trim(self.log.oldest(), 0);
-            self.counters.dropped(super::counters::DropReason::LogAge, cut as u64);
+            let cut = stream.index.trim(aged_to, 0);
+            self.counters.dropped(DropReason::LogAge, cut as u64);
             if stream.index.oldest_at().is_some_and(|at| at < end) {
                 return;
             }
@@ -188,6 +183,55 @@ impl Core {
         let rewritten_to = self.log.end();
         if let Some(disk) = &mut self.disk {
             disk.rewritten_to = rewritten_to;
+        }
+    }
+
+    /// How far apart the marks are by which messages age.
+    pub(super) fn age_step_ms(&self) -> u64 {
+        let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
+        // What was appended while there was no limit gets one when there is: to the minute.
+        if age_ms == 0 { 60_000 } else { (age_ms / 256).max(1000) }
+    }
+
+    /// What is too old is known once a second; each session's [`Core::trim`] takes it out.
+    pub(super) fn age_log(&mut self, now: Tick) {
+        if now.mono_ms() < self.age_due_ms {
+            return;
+        }
+        self.age_due_ms = now.mono_ms() + LOOK_EVERY_MS;
+        let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
+        // What was appended last is before this place.
+        self.ages.note(self.log.end(), now.wall_ms, self.age_step_ms());
+        if age_ms > 0 {
+            self.ages.age(now.wall_ms.saturating_sub(age_ms));
+        }
+    }
+
+    /// Forgets what left the log's memory, or a session's own bounds.
+    pub(super) fn trim(&mut self, key: StreamKey) {
+        let settings = &self.snapshot.settings;
+        let messages_max = match settings.log.retention_messages {
+            0 => settings.session.history_messages,
+            messages_max => messages_max,
+        };
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        if stream.home.is_some() {
+            // Its home says what is retained; this is only what is at hand of it.
+            stream.index.trim(self.mirror_log.oldest(), messages_max);
+            return;
+        }
+        // What nobody has seen yet does not count: a reader at rest would be woken behind it.
+        let hidden = usize::try_from(stream.index.head().saturating_sub(stream.head())).unwrap_or(usize::MAX);
+        let messages_max = if messages_max == 0 { 0 } else { messages_max.saturating_add(hidden) };
+        let by_memory = stream.index.trim(self.log.oldest(), 0);
+        let by_age = stream.index.trim(self.ages.aged_to(), 0);
+        let by_count = stream.index.trim(Position(0), messages_max);
+        let by_bytes = stream.index.trim_bytes(cap(settings.log.retention_bytes), hidden.max(1));
+        if by_memory + by_age + by_count + by_bytes > 0 {
+            self.counters.dropped(DropReason::LogMemory, by_memory as u64);
+            self.counters.dropped(DropReason::LogAge, by_age as u64);
+            self.counters.dropped(DropReason::HistoryMessages, by_count as u64);
+            self.counters.dropped(DropReason::LogBytes, by_bytes as u64);
         }
     }
 

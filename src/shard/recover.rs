@@ -65,7 +65,7 @@ impl Core {
         let memory_bytes = self.snapshot.settings.log.memory_bytes;
         self.log = Log::on_disk(memory_bytes, geometry, next, found.chain, Position(oldest * geometry.segment_bytes));
         let mut disk = Disk::new(begin);
-        disk.kept.extend(found.segments.iter().map(|(number, created_ms)| Kept { number: *number, created_ms: *created_ms }));
+        disk.kept.extend(found.segments.iter().map(|(number, _)| Kept { number: *number }));
         self.counters.log_segments.set(found.segments.len() as u64);
         self.disk = Some(disk);
     }
@@ -142,6 +142,7 @@ impl Core {
 
     fn replay_message(&mut self, session: SessionKey, at: Position, record: &Record<'_>) {
         let header = &record.header;
+        self.ages.note(at, header.ts_ms, self.age_step_ms());
         let Some((stream_key, channel)) = self.sessions.sessions.get(session).map(|entry| (entry.stream, entry.channel)) else {
             return;
         };

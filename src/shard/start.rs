@@ -98,7 +98,8 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
     }
     let mut handles = Vec::new();
     if directory.is_some() {
-        (_, handles) = files::start(knocks).map_err(|error| format!("a thread for the log's files: {error}"))?;
+        (_, handles) =
+            files::start(knocks, settings.log.reserve_bytes).map_err(|error| format!("a thread for the log's files: {error}"))?;
         handles.reverse();
     }
     let barrier = Arc::new(Barrier::new(count + 1));

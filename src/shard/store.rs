@@ -2,7 +2,7 @@
 //! anybody is let in.
 
 use super::core::Core;
-use super::recover::{Found, Pass, Replay};
+use super::recover::{Found, Pass, Recovered, Replay};
 use crate::ids::HashKey;
 use crate::io::directory::{Directory, SegmentFile, cut, segments, sync_directory, take_clean};
 use crate::limits::CHUNK_BYTES;
@@ -22,6 +22,40 @@ pub struct Store {
     pub segments: Vec<(u64, File)>,
 }
 
+/// What makes a log a shard's own: what its segments' headers must say.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    pub shard: u16,
+    pub generation: u32,
+    /// The size of segments to come, where none is there.
+    pub segment_bytes: u64,
+    pub key: HashKey,
+}
+
+/// One segment of a log that is read, a file or bytes in memory.
+#[derive(Debug)]
+pub struct Segment<R> {
+    pub number: u64,
+    pub reader: R,
+}
+
+/// Why a log could not be read.
+#[derive(Debug)]
+pub enum ReadError {
+    Io(u64, std::io::Error),
+    Scan(ScanError),
+}
+
+/// A log that was read whole.
+#[derive(Debug)]
+pub struct Reading {
+    pub geometry: Geometry,
+    pub scanned: Scanned,
+    /// The segments that were begun, by number, with when that was (Unix ms).
+    begun: Vec<(u64, u64)>,
+    outcome: Recovered,
+}
+
 /// Reads a shard's log into its core.
 ///
 /// # Errors
@@ -29,23 +63,18 @@ pub struct Store {
 pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_bytes: u64, now: Tick) -> Result<Store, String> {
     let path = directory.make_shard(shard)?;
     let mut files = segments(&path, segment_number)?;
-    let shard_number = u16::try_from(shard).unwrap_or(u16::MAX);
-    let mut replay = Replay::new(HashKey(directory.key));
-    let mut begun = Vec::new();
-    // The segments keep the size they were made with.
-    let mut size = segment_bytes;
-    for segment in &mut files {
-        if let Some(header) = header_of(segment).map_err(|error| format!("log.dir: {}: {error}", segment.path.display()))? {
-            size = header.segment_bytes;
-            begun.push((segment.number, header.created_ms));
-        }
-    }
-    core.take_disk(Geometry { segment_bytes: size, shard: shard_number, generation: directory.generation }, &Found::default());
-    scan(core, &path, &mut files, (shard_number, directory.generation), &mut replay)?;
-    replay.pass = Pass::Messages;
-    let scanned = scan(core, &path, &mut files, (shard_number, directory.generation), &mut replay)?;
-    let mut outcome = replay.outcome;
-    if let Some(torn) = &scanned.torn {
+    let identity = Identity {
+        shard: u16::try_from(shard).unwrap_or(u16::MAX),
+        generation: directory.generation,
+        segment_bytes,
+        key: HashKey(directory.key),
+    };
+    let mut sources: Vec<Segment<&File>> = files.iter().map(|file| Segment { number: file.number, reader: &file.file }).collect();
+    let reading = read_log(core, &mut sources, &identity).map_err(|error| match error {
+        ReadError::Io(number, error) => format!("log.dir: {}: {error}", path.join(segment_name(number)).display()),
+        ReadError::Scan(error) => damage(&path, &error),
+    })?;
+    if let Some(torn) = &reading.scanned.torn {
         tracing::warn!(
             shard,
             segment = segment_name(torn.segment),
@@ -55,22 +84,20 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
             "the log's torn end was cut: nothing in it had been synced"
         );
     }
-    let last = scanned.last.as_ref().map(|last| (last.number, last.valid_bytes));
+    let last = reading.scanned.last.as_ref().map(|last| (last.number, last.valid_bytes));
     trim_files(&path, &mut files, last).map_err(|error| format!("log.dir: {}: {error}", path.display()))?;
-    begun.retain(|(number, _)| files.iter().any(|file| file.number == *number));
-    let clean = take_clean(&path)? && scanned.torn.is_none();
-    let found = Found { segments: begun, chain: scanned.chain, clean };
-    core.take_disk(Geometry { segment_bytes: size, shard: shard_number, generation: directory.generation }, &found);
-    core.finish_recovery(found.clean, now, &mut outcome);
-    if scanned.records > 0 {
+    let clean = take_clean(&path)? && reading.scanned.torn.is_none();
+    let (size, records) = (reading.geometry.segment_bytes, reading.scanned.records);
+    let outcome = go_on(core, reading, clean, now);
+    if records > 0 {
         tracing::info!(
             shard,
-            records = scanned.records,
+            records,
             messages = outcome.messages,
             sessions = outcome.sessions,
             members = outcome.members,
             orphans = outcome.orphans,
-            clean = found.clean,
+            clean,
             "the log was recovered"
         );
     }
@@ -78,31 +105,62 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
     Ok(Store { directory: path, segment_bytes: size, segments })
 }
 
+/// Reads all of a log's segments, in the order of their numbers, into a core. What is torn is left out; the caller cuts it before
+/// [`go_on`].
+///
+/// # Errors
+/// What could not be read, or is damaged.
+pub fn read_log<R: Read + Seek>(core: &mut Core, segments: &mut [Segment<R>], identity: &Identity) -> Result<Reading, ReadError> {
+    let mut replay = Replay::new(identity.key);
+    let mut begun = Vec::new();
+    // The segments keep the size they were made with.
+    let mut size = identity.segment_bytes;
+    for segment in segments.iter_mut() {
+        if let Some(header) = header_of(&mut segment.reader).map_err(|error| ReadError::Io(segment.number, error))? {
+            size = header.segment_bytes;
+            begun.push((segment.number, header.created_ms));
+        }
+    }
+    let geometry = Geometry { segment_bytes: size, shard: identity.shard, generation: identity.generation };
+    core.take_disk(geometry, &Found::default());
+    scan(core, segments, identity, &mut replay)?;
+    replay.pass = Pass::Messages;
+    let scanned = scan(core, segments, identity, &mut replay)?;
+    Ok(Reading { geometry, scanned, begun, outcome: replay.outcome })
+}
+
+/// The log goes on behind what was read of it. Segments behind the last good one are gone.
+pub fn go_on(core: &mut Core, reading: Reading, clean: bool, now: Tick) -> Recovered {
+    let Reading { geometry, scanned, begun, mut outcome } = reading;
+    let last = scanned.last.map(|last| last.number);
+    let segments = begun.into_iter().filter(|(number, _)| last.is_some_and(|last| *number <= last)).collect();
+    core.take_disk(geometry, &Found { segments, chain: scanned.chain, clean });
+    core.finish_recovery(clean, now, &mut outcome);
+    outcome
+}
+
 /// Reads a shard's segments from their beginning, each record to the core.
-fn scan(
+fn scan<R: Read + Seek>(
     core: &mut Core,
-    path: &Path,
-    files: &mut [SegmentFile],
-    (shard, generation): (u16, u32),
+    segments: &mut [Segment<R>],
+    identity: &Identity,
     replay: &mut Replay,
-) -> Result<Scanned, String> {
-    let mut scanner = Scanner::new(shard, generation);
+) -> Result<Scanned, ReadError> {
+    let mut scanner = Scanner::new(identity.shard, identity.generation);
     let mut chunk = vec![0; CHUNK_BYTES];
-    for segment in files {
-        let told = |error: std::io::Error| format!("log.dir: {}: {error}", segment.path.display());
-        segment.file.rewind().map_err(told)?;
-        scanner.segment(segment.number).map_err(|error| damage(path, &error))?;
+    for segment in segments {
+        let told = |error: std::io::Error| ReadError::Io(segment.number, error);
+        segment.reader.rewind().map_err(told)?;
+        scanner.segment(segment.number).map_err(ReadError::Scan)?;
         loop {
-            let filled = read_up_to(&mut segment.file, &mut chunk).map_err(told)?;
-            scanner
-                .chunk(&chunk[..filled], |at, record| core.replay(replay, at, record))
-                .map_err(|error| damage(path, &error))?;
+            let filled = read_up_to(&mut segment.reader, &mut chunk).map_err(told)?;
+            scanner.chunk(&chunk[..filled], |at, record| core.replay(replay, at, record)).map_err(ReadError::Scan)?;
             if filled < CHUNK_BYTES {
                 break;
             }
         }
     }
-    scanner.finish().map_err(|error| damage(path, &error))
+    scanner.finish().map_err(ReadError::Scan)
 }
 
 fn damage(path: &Path, error: &ScanError) -> String {
@@ -113,14 +171,14 @@ fn damage(path: &Path, error: &ScanError) -> String {
 }
 
 /// A file's header, where it has one that reads; what is wrong with it the scan tells.
-fn header_of(segment: &mut SegmentFile) -> std::io::Result<Option<SegmentHeader>> {
+fn header_of(segment: &mut (impl Read + Seek)) -> std::io::Result<Option<SegmentHeader>> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
-    let filled = read_up_to(&mut segment.file, &mut bytes)?;
-    segment.file.rewind()?;
+    segment.rewind()?;
+    let filled = read_up_to(segment, &mut bytes)?;
     Ok(bytes.get(..filled).and_then(|bytes| SegmentHeader::decode(bytes).ok()))
 }
 
-fn read_up_to(file: &mut File, into: &mut [u8]) -> std::io::Result<usize> {
+fn read_up_to(file: &mut impl Read, into: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < into.len() {
         match file.read(&mut into[filled..]) {

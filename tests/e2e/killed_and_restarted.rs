@@ -14,14 +14,14 @@ const ROUNDS: u64 = 5;
 const MESSAGES: u64 = 60;
 
 /// A directory for a log, gone with the test.
-struct LogFolder(PathBuf);
+pub struct LogFolder(pub PathBuf);
 
 impl LogFolder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(folder())
     }
 
-    fn start(&self, settings: &[(&str, &str)]) -> Gateway {
+    pub fn start(&self, settings: &[(&str, &str)]) -> Gateway {
         let path = format!("{:?}", self.0.join("log"));
         let mut all = vec![
             ("log.dir", path.as_str()),
@@ -48,7 +48,7 @@ impl Drop for LogFolder {
 }
 
 /// Ends it with SIGTERM, in good order.
-fn stop(gateway: &mut Gateway) {
+pub fn stop(gateway: &mut Gateway) {
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.ended().code(), Some(0), "{:#?}", gateway.log());
 }

@@ -36,6 +36,7 @@ mod receipts;
 mod refresh_expiry_replacement;
 mod reload;
 mod resume_after_reconnect;
+mod retention;
 mod revocation;
 mod rooms;
 mod routing;

@@ -71,14 +71,43 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn start(settings: &[(&str, &str)]) -> Self {
+        Self::launch(Self::configured(settings))
+    }
+
+    /// One whose log's directory is the empty folder `log`, where a file system of its own is mounted, in memory, of so many bytes; a file `filler` has `filler_bytes` of it. Only
+    /// its process sees it; [`Gateway::inside`] is the way there. `None` where this host lets nobody mount.
+    pub fn start_on_small_disk(log: &Path, bytes: u64, filler_bytes: u64, settings: &[(&str, &str)]) -> Option<Self> {
+        let namespaces = ["--user", "--map-root-user", "--mount"];
+        if !Command::new("unshare").args(namespaces).arg("true").status().is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let path = format!("{log:?}");
+        let folder = Self::configured(&settings.iter().copied().chain([("log.dir", path.as_str())]).collect::<Vec<_>>());
+        let script = r#"mount -t tmpfs -o "size=$1" tmpfs "$3" && head -c "$2" /dev/zero > "$3/filler" && shift 3 && exec "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(namespaces).args(["sh", "-c", script, "sh", &bytes.to_string(), &filler_bytes.to_string()]);
+        command.arg(log).arg(env!("CARGO_BIN_EXE_ringway"));
+        Some(Self::launch_by(command, folder))
+    }
+
+    /// A path as its process sees it.
+    pub fn inside(&self, path: &Path) -> PathBuf {
+        Path::new(&format!("/proc/{}/root", self.pid())).join(path.strip_prefix("/").unwrap())
+    }
+
+    fn configured(settings: &[(&str, &str)]) -> PathBuf {
         let folder = folder();
         std::fs::write(folder.join("secret"), SECRET).unwrap();
         std::fs::write(folder.join("ringway.toml"), config(settings)).unwrap();
-        Self::launch(folder)
+        folder
     }
 
     fn launch(folder: PathBuf) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringway"))
+        Self::launch_by(Command::new(env!("CARGO_BIN_EXE_ringway")), folder)
+    }
+
+    fn launch_by(mut command: Command, folder: PathBuf) -> Self {
+        let mut child = command
             .args(["serve", "--config"])
             .arg(folder.join("ringway.toml"))
             .stdin(Stdio::null())

@@ -34,7 +34,7 @@ impl Drop for Directory {
 
 fn engine(directory: &Path, segment_bytes: u64, segments: Vec<(u64, File)>) -> (Ring, JoinHandle<()>) {
     let knock = eventfd();
-    let (thread, mut handles) = files::start(vec![knock.clone()]).unwrap();
+    let (thread, mut handles) = files::start(vec![knock.clone()], 0).unwrap();
     let disk = Disk { directory: directory.to_owned(), segment_bytes, segments, files: handles.remove(0) };
     (Ring::new(OPTIONS, None, Bells::new(1), knock, Some(disk)).unwrap(), thread)
 }
