@@ -1,7 +1,7 @@
 //! The admin listener's answers: health, readiness, metrics, the connections; and the revocations, which alone it changes.
 
 use super::health::Health;
-use super::{metrics, revocations};
+use super::{EngineLabels, metrics, revocations};
 use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionInfo, Port, PortMessage, Snapshot};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
@@ -29,6 +29,7 @@ const CONNECTION_ID_BYTES_MAX: usize = 128;
 /// What the answers are made from.
 pub(super) struct Shared {
     pub(super) ports: Vec<Port>,
+    pub(super) engine: EngineLabels,
     pub(super) health: Mutex<Health>,
     /// What is in force, and the shards that could not be told yet.
     published: Mutex<Published>,
@@ -40,9 +41,9 @@ struct Published {
 }
 
 impl Shared {
-    pub(super) fn new(ports: Vec<Port>, snapshot: Arc<Snapshot>) -> Self {
+    pub(super) fn new(ports: Vec<Port>, snapshot: Arc<Snapshot>, engine: EngineLabels) -> Self {
         let health = Mutex::new(Health::new(ports.len()));
-        Self { ports, health, published: Mutex::new(Published { snapshot, behind: Vec::new() }) }
+        Self { ports, engine, health, published: Mutex::new(Published { snapshot, behind: Vec::new() }) }
     }
 
     fn published(&self) -> MutexGuard<'_, Published> {
@@ -207,7 +208,7 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
     let health = shared.health().clone();
-    let text = metrics::text(&shared.ports, &health, shared.snapshot().revocations.len());
+    let text = metrics::text(&shared.ports, &health, shared.snapshot().revocations.len(), shared.engine);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

@@ -120,6 +120,7 @@ fn options(text: &str) -> ControlOptions {
         reload: None,
         signals: false,
         tick: Duration::from_millis(20),
+        engine: EngineLabels { engine: "ring", driver: "io_uring" },
     }
 }
 

@@ -339,7 +339,8 @@ async def rounds(machine, chance, count):
         await asyncio.sleep(chance.uniform(0.05, 1.0))
         await cut_off(machine, tasks, keeps_some)
         for session in sessions:
-            check(session.name, session.heard, {n: at for n, at in session.acked.items() if n in dict(session.heard)})
+            heard = dict(session.heard)
+            check(session.name, session.heard, {n: at for n, at in session.acked.items() if n in heard})
     machine.power_on()
     tasks = await settle(machine, sessions)
     await cut_off(machine, tasks, False)
