@@ -185,12 +185,17 @@ pub(super) fn json(value: &impl Serialize) -> Response {
 }
 
 async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
+    let named = |shards: &[usize]| shards.iter().map(|shard| format!("shard {shard}")).collect::<Vec<_>>().join(", ");
     let stuck = shared.health().stuck();
-    if stuck.is_empty() {
-        return "ok\n".into_response();
+    if !stuck.is_empty() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{} has not turned for 5 s\n", named(&stuck))).into_response();
     }
-    let names: Vec<String> = stuck.iter().map(|shard| format!("shard {shard}")).collect();
-    (StatusCode::SERVICE_UNAVAILABLE, format!("{} has not turned for 5 s\n", names.join(", "))).into_response()
+    // Alive: a restart by itself mends no disk, and would end what goes on without it.
+    let failed: Vec<usize> = shared.ports.iter().filter(|port| port.counters().log_failed.get() > 0).map(Port::shard).collect();
+    if !failed.is_empty() {
+        return format!("degraded: the log of {} has failed; look at the disk, then restart\n", named(&failed)).into_response();
+    }
+    "ok\n".into_response()
 }
 
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {

@@ -199,6 +199,21 @@ fn a_shard_that_does_not_turn_is_named() {
 }
 
 #[test]
+fn a_log_that_has_failed_is_named_and_restarts_nothing() {
+    let counters = shared_counters();
+    let (door, receiver) = port(0, Arc::new(ThreadBell::default()), Arc::clone(&counters));
+    let control = spawn(options(""), vec![door]).unwrap();
+    let address = control.address();
+    assert_eq!(get(address, "/healthz"), (200, "ok\n".to_owned()));
+    counters.log_failed.set(1);
+    let degraded = "degraded: the log of shard 0 has failed; look at the disk, then restart\n";
+    assert_eq!(get(address, "/healthz"), (200, degraded.to_owned()));
+    control.ask(Command::Stop);
+    drop(receiver);
+    assert_eq!(control.wait(), Outcome::Stopped);
+}
+
+#[test]
 fn a_drain_ends_when_all_have_gone() {
     let (door, thread) = fake_shard(0, 5, true);
     let control = spawn(options("[drain]\nnot_ready_ms = 300\nwindow_ms = 77"), vec![door]).unwrap();

@@ -634,17 +634,10 @@ impl Oracle {
                 let excused = view.gaps.iter().any(|(from, to)| from <= seq && seq <= to);
                 let (must, _) = self.entitled(number, *seq, record, false);
                 if must && !excused && !view.delivered.contains(seq) {
+                    let (Record { from, id, to, .. }, View { client, session, delivered, start, position, .. }) = (record, view);
+                    let stays = self.stays.get(&(client.clone(), session.clone()));
                     complaints.push(format!(
-                        "{} in {}: {seq} of {} ({}) to {:?} is missing; it has {:?} from {} to {}; stays {:?}",
-                        view.client,
-                        view.session,
-                        record.from,
-                        record.id,
-                        record.to,
-                        view.delivered,
-                        view.start,
-                        view.position,
-                        self.stays.get(&(view.client.clone(), view.session.clone()))
+                        "{client} in {session}: {seq} of {from} ({id}) to {to:?} is missing; it has {delivered:?} from {start} to {position}; stays {stays:?}"
                     ));
                 }
             }
