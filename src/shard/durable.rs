@@ -276,9 +276,13 @@ impl Core {
 
     /// Whether a record is still waiting to be durable: its repeat is not acknowledged before.
     fn is_pending(&self, stream: StreamKey, seq: u64) -> bool {
-        let Some(disk) = &self.disk else { return false };
+        let Some(disk) = self.disk.as_ref().filter(|_| self.durability() != Durability::Memory) else { return false };
         let limit = if self.durability() == Durability::Synced { disk.synced_to } else { self.log.written() };
-        self.streams.get(stream).and_then(|stream| stream.index.get(seq)).is_some_and(|entry| entry.at >= limit)
+        match self.streams.get(stream).and_then(|stream| stream.index.get(seq)) {
+            Some(entry) => entry.at >= limit,
+            // Retention has dropped it, which says nothing of the disk: not before all that there is.
+            None => limit < self.log.end(),
+        }
     }
 
     /// Wakes those that a record is for.
@@ -356,7 +360,8 @@ impl Core {
     }
 
     /// Whether clients must wait: for what recovery appended to be durable.
-    pub(super) fn recovery_pending(&self) -> bool {
+    #[must_use]
+    pub fn recovery_pending(&self) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.opens_at.is_some())
     }
 
@@ -537,7 +542,8 @@ impl Core {
     }
 
     /// Whether all that was appended is on disk, synced.
-    pub(super) fn log_is_whole(&self) -> bool {
+    #[must_use]
+    pub fn log_is_whole(&self) -> bool {
         let end = self.log.end();
         self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
     }

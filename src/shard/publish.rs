@@ -134,13 +134,7 @@ impl Core {
     /// Tells that a lane had no room, which `offer` has counted.
     fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        self.refuse_with(
-            id,
-            head,
-            ErrorCode::LimitBackpressure,
-            TOO_MUCH,
-            None,
-        );
+        self.refuse_with(id, head, ErrorCode::LimitBackpressure, TOO_MUCH, None);
     }
 
     /// A member's message into its session, at home here.
