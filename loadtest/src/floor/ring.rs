@@ -79,7 +79,7 @@ pub struct Server {
     completions: Vec<(u64, i32, u32)>,
     sent: Vec<Sent>,
     sent_before: Vec<Sent>,
-    /// Whose bytes wait for a send of the same turn to be over.
+    /// Whose bytes, or whose end, wait for a send of the same turn to be over.
     deferred: Vec<u32>,
     lent: Vec<u16>,
     lent_before: Vec<u16>,
@@ -459,6 +459,10 @@ impl Server {
             return;
         }
         connection.sending = true;
+        if connection.closing {
+            // Its last: nothing else may ever wake the loop to end it.
+            self.deferred.push(index);
+        }
         let slot = self.sent.len() as u64;
         let entry = opcode::Send::new(types::Fd(connection.fd), start, u32::try_from(bytes).unwrap_or(u32::MAX))
             .flags(libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
