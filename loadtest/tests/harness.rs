@@ -95,6 +95,8 @@ fn the_relay_floor_delivers_and_acknowledges_every_size_whole() {
         // The acks came: without them `unanswered` would count, and nothing would be timed.
         assert!(loss["unanswered"] == 0 && figure(&result, "ack p50") > 0.0, "{loss}");
     }
+    let result = on_floor("relay-rate", &["relay", "-c", "4", "--rate", "300"]);
+    assert!(figure(&result, "sent late p50") > 0.0);
 }
 
 #[test]

@@ -454,6 +454,7 @@ impl Worker<'_> {
         let pacer = Rc::new(Pacer::new(begin_ns, end_ns, mine));
         let count = self.senders.len() as u64;
         let sending = pacer.keep(self.options.quantum_us * 1000, |message, due_ns| {
+            self.context.stats.time(Timing::SentLate, due_ns, now_ns());
             self.senders[usize::try_from(message % count).unwrap_or(0)].send_burst(due_ns);
         });
         sending.await.map_err(|error| format!("the schedule's timer failed: {error}"))
