@@ -52,6 +52,24 @@ const TURN: Family = Family {
     help: "From the end of a wait to the start of the next.",
     advice: "Above 10 ms: one turn does too much; look at fan-outs and at the machine.",
 };
+const LOG_WRITE: Family = Family {
+    name: "ringway_log_write_seconds",
+    kind: "histogram",
+    help: "From the start of a write of the log to its answer.",
+    advice: "Rises: the disk is busy or out of cache; acknowledgements of written wait for it.",
+};
+const LOG_SYNC: Family = Family {
+    name: "ringway_log_sync_seconds",
+    kind: "histogram",
+    help: "From the start of a sync of the log to its answer.",
+    advice: "Acknowledgements of synced wait for one or two of them: look at the disk.",
+};
+const LOG_BATCH: Family = Family {
+    name: "ringway_log_batch_bytes",
+    kind: "histogram",
+    help: "Bytes of a write of the log: what a turn and those that waited for the write before have appended.",
+    advice: "Grows with the load; small ones at a high load: the disk is faster than the senders.",
+};
 const STUCK: Family = Family {
     name: "ringway_shard_stuck",
     kind: "gauge",
@@ -116,6 +134,9 @@ pub static FAMILIES: &[Family] = &[
     LIMITS,
     ROUTING,
     TURN,
+    LOG_WRITE,
+    LOG_SYNC,
+    LOG_BATCH,
     STUCK,
     READY,
     BUILD,
@@ -168,8 +189,11 @@ pub(super) fn text(ports: &[Port], health: &Health, revocations: usize, labels: 
             labelled(&mut out, &LIMITS, *shard, "limit", limit.label(), counters.limit_count(*limit));
         }
     }
-    histogram(&mut out, &ROUTING, shards.iter().map(|(shard, counters)| (*shard, &counters.routing_ns)));
-    histogram(&mut out, &TURN, shards.iter().map(|(shard, counters)| (*shard, &counters.turn_ns)));
+    histogram(&mut out, &ROUTING, shards.iter().map(|(shard, counters)| (*shard, &counters.routing_ns)), seconds);
+    histogram(&mut out, &TURN, shards.iter().map(|(shard, counters)| (*shard, &counters.turn_ns)), seconds);
+    histogram(&mut out, &LOG_WRITE, shards.iter().map(|(shard, counters)| (*shard, &counters.log_write_ns)), seconds);
+    histogram(&mut out, &LOG_SYNC, shards.iter().map(|(shard, counters)| (*shard, &counters.log_sync_ns)), seconds);
+    histogram(&mut out, &LOG_BATCH, shards.iter().map(|(shard, counters)| (*shard, &counters.log_batch_bytes)), |bytes| bytes);
     family(&mut out, &STUCK);
     let stuck = health.stuck();
     for (shard, _) in &shards {
@@ -235,7 +259,12 @@ fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }
 
-fn histogram<'a>(out: &mut String, of: &Family, shards: impl Iterator<Item = (usize, &'a Histogram)>) {
+fn histogram<'a, T: std::fmt::Display>(
+    out: &mut String,
+    of: &Family,
+    shards: impl Iterator<Item = (usize, &'a Histogram)>,
+    in_unit: impl Fn(u64) -> T,
+) {
     family(out, of);
     let name = of.name;
     for (shard, histogram) in shards {
@@ -246,10 +275,10 @@ fn histogram<'a>(out: &mut String, of: &Family, shards: impl Iterator<Item = (us
             if *bound_ns == u64::MAX {
                 let _ = writeln!(out, "{name}_bucket{{shard=\"{shard}\",le=\"+Inf\"}} {cumulative}");
             } else {
-                let _ = writeln!(out, "{name}_bucket{{shard=\"{shard}\",le=\"{}\"}} {cumulative}", seconds(*bound_ns));
+                let _ = writeln!(out, "{name}_bucket{{shard=\"{shard}\",le=\"{}\"}} {cumulative}", in_unit(*bound_ns));
             }
         }
-        let _ = writeln!(out, "{name}_sum{{shard=\"{shard}\"}} {}", seconds(reading.sum_ns));
+        let _ = writeln!(out, "{name}_sum{{shard=\"{shard}\"}} {}", in_unit(reading.sum_ns));
         let _ = writeln!(out, "{name}_count{{shard=\"{shard}\"}} {cumulative}");
     }
 }

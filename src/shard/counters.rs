@@ -238,6 +238,12 @@ macro_rules! counters {
             pub routing_ns: Histogram,
             /// From the end of a wait to the start of the next, in nanoseconds.
             pub turn_ns: Histogram,
+            /// From the start of a write of the log to its answer, in nanoseconds.
+            pub log_write_ns: Histogram,
+            /// The same of a sync.
+            pub log_sync_ns: Histogram,
+            /// Bytes of a write of the log.
+            pub log_batch_bytes: Histogram,
         }
 
         impl Default for ShardCounters {
@@ -249,6 +255,9 @@ macro_rules! counters {
                     limits: std::array::from_fn(|_| Cell64::default()),
                     routing_ns: Histogram::default(),
                     turn_ns: Histogram::default(),
+                    log_write_ns: Histogram::default(),
+                    log_sync_ns: Histogram::default(),
+                    log_batch_bytes: Histogram::default(),
                 }
             }
         }

@@ -85,6 +85,9 @@ pub(super) struct Disk {
     synced: Queue,
     /// Where the write in flight ends.
     writing: Option<Position>,
+    /// When it, and the sync in flight, began, on the monotonic clock.
+    write_began_ns: u64,
+    sync_began_ns: u64,
     /// Up to where the sync in flight covers.
     syncing: Option<Position>,
     /// Everything before has been synced.
@@ -126,6 +129,8 @@ impl Disk {
             written: Queue::default(),
             synced: Queue::default(),
             writing: None,
+            write_began_ns: 0,
+            sync_began_ns: 0,
             syncing: None,
             synced_to: begin,
             proven_to: begin,
@@ -351,7 +356,9 @@ impl Core {
                     || self.log.geometry().is_none_or(|geometry| disk.synced_to.0 >= part.segment * geometry.segment_bytes))
             {
                 disk.writing = Some(part.end);
+                disk.write_began_ns = now.mono_ns;
                 self.counters.log_writes.increment();
+                self.counters.log_batch_bytes.record(part.part.len() as u64);
                 self.counters.log_written_bytes.add(part.part.len() as u64);
                 io.write(part.segment, part.at, part.chunk, part.part, WRITE_TAG);
             }
@@ -404,6 +411,7 @@ impl Core {
         }
         disk.syncing = Some(if rolls { boundary } else { written });
         disk.sync_due_ms = now.mono_ms() + SYNC_EVERY_MS;
+        disk.sync_began_ns = now.mono_ns;
         self.counters.log_syncs.increment();
         io.sync(segment, SYNC_TAG);
     }
@@ -478,6 +486,7 @@ impl Core {
     pub(super) fn on_written<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.writing.take() else { return };
+        self.counters.log_write_ns.record(now.mono_ns.saturating_sub(disk.write_began_ns));
         match result {
             Ok(()) => {
                 if !disk.starved {
@@ -507,6 +516,7 @@ impl Core {
     pub(super) fn on_synced<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.syncing.take() else { return };
+        self.counters.log_sync_ns.record(now.mono_ns.saturating_sub(disk.sync_began_ns));
         match result {
             Ok(()) => {
                 disk.synced_to = end;

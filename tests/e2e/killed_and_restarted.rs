@@ -162,6 +162,11 @@ async fn kill_rounds(settings: &[(&str, &str)]) {
         let said: Vec<(u64, u64)> = speaker.acknowledged.iter().map(|(number, seq)| (*number, *seq)).collect();
         assert_eq!(said, hearer.heard, "each at the place that its acknowledgement named");
     }
+    for name in ["write_seconds", "sync_seconds", "batch_bytes"] {
+        assert!(gateway.metric(&format!("ringway_log_{name}_count"), "") > 0, "{name}");
+    }
+    let written_bytes = gateway.metric("ringway_log_written_bytes_total", "");
+    assert!(gateway.metric("ringway_log_batch_bytes_sum", "") >= written_bytes, "each write's bytes are counted");
     // The tools agree, on the directory of a gateway that runs.
     let verified =
         std::process::Command::new(env!("CARGO_BIN_EXE_ringway")).args(["log", "verify"]).arg(log.0.join("log")).output();
