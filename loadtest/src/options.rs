@@ -95,6 +95,9 @@ pub struct Options {
     /// durable as this; without it the log is in memory alone (crash, history: written).
     #[arg(long, value_enum, requires = "spawn")]
     pub durability: Option<Durability>,
+    /// With --spawn: the gateway's `server.engine` (ring, monoio, epoll); without it the best that this machine lets run.
+    #[arg(long, value_name = "ENGINE", requires = "spawn")]
+    pub engine: Option<String>,
     /// A server that runs already, e.g. ws://127.0.0.1:8080/v1/ws; for `echo` any echo server.
     #[arg(long)]
     pub url: Option<String>,

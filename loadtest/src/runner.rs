@@ -283,6 +283,9 @@ fn settings(scenario: Scenario, options: &Options) -> Vec<(String, String)> {
         Scenario::Soak => set("cut", format!("{}/s", options.churn_per_s)),
         _ => {}
     }
+    if let Some(engine) = &options.engine {
+        set("engine", engine.clone());
+    }
     if let Some(durability) = options.durability {
         set("durability", durability.name().to_owned());
     }

@@ -150,7 +150,7 @@ impl TemporaryFiles {
         let write = || -> std::io::Result<()> {
             std::fs::create_dir(&files.folder)?;
             write_private(&key, &minter.jwk())?;
-            let mut config = gateway_config(minter, &key, listen, admin);
+            let mut config = gateway_config(minter, &key, listen, admin, options.engine.as_deref().unwrap_or("auto"));
             if options.keep_all {
                 config.push_str("\n[session]\nhistory_messages = 100000000\n");
             }
@@ -173,11 +173,14 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 
 /// One shard, no limits that a single generating host would meet. A gateway refuses to start where its connections and its own
 /// files might not fit the process's limit, so it gets most of that and not all.
-fn gateway_config(minter: &Minter, key: &Path, listen: SocketAddr, admin: SocketAddr) -> String {
-    let max_connections = (affinity::raise_open_files() * 17 / 20).clamp(100, 100_000);
+fn gateway_config(minter: &Minter, key: &Path, listen: SocketAddr, admin: SocketAddr, engine: &str) -> String {
+    // monoio takes two files a connection.
+    let per_connection = if matches!(engine, "monoio" | "epoll") { 2 } else { 1 };
+    let max_connections = (affinity::raise_open_files() * 17 / 20 / per_connection).clamp(100, 100_000);
     format!(
         r#"[server]
 listen = "{listen}"
+engine = "{engine}"
 shards = 1
 pin = true
 max_connections = {max_connections}
