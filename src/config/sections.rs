@@ -288,7 +288,7 @@ sections! {
         durability: Durability = Durability::Written, "", Allowed::Any, restart;
         /// Delivers messages before they are durable; acknowledgements still wait.
         early_delivery: bool = false, "", Allowed::Any, live;
-        /// Bytes of one file of the log, rounded down to whole MiB; files that are there keep their size.
+        /// Bytes of one file of the log, rounded down to whole MiB; with another value the next start writes the log again.
         segment_bytes: u64 = 67_108_864, "bytes", Allowed::Range(2_097_152, 4_294_967_296), restart;
         /// How long a session retains a message, in memory too; up to 1/256 of it longer, but a second at least.
         retention_age_s: u64 = 604_800, "s", Allowed::OffOr(1, 3_153_600_000), live;

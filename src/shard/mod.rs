@@ -33,6 +33,7 @@ pub mod rate;
 mod reading;
 pub mod recover;
 mod replies;
+mod resize;
 pub mod start;
 pub mod store;
 mod timers;

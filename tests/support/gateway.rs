@@ -141,6 +141,12 @@ impl Gateway {
         Self::launch(std::mem::take(&mut self.folder))
     }
 
+    /// The same with another configuration.
+    pub fn again_with(mut self, settings: &[(&str, &str)]) -> Self {
+        std::fs::write(self.folder.join("ringway.toml"), config(settings)).unwrap();
+        Self::launch(std::mem::take(&mut self.folder))
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
