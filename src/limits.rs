@@ -96,6 +96,8 @@ pub const READ_BACKS_MAX: usize = 16;
 pub const SEGMENT_REQUESTS_MAX: usize = 16;
 /// Sends a turn makes before it lets events in again (architecture.md section 6).
 pub const SENDS_PER_TURN_MAX: usize = 1024;
+/// How long what is to be sent may wait for its turn before senders are held (architecture.md section 6).
+pub const UNSENT_AGE_MS_MAX: u64 = 500;
 /// Frames one send may take from the log, in bytes.
 pub const SEND_BYTES_MAX: usize = 128 * 1024;
 /// Slices one scattered send may name.

@@ -4,7 +4,7 @@ use crate::floor;
 use crate::options::{Durability, Options};
 use crate::report::{Figure, Report, Runs};
 use crate::scenario::deliver::{self, Shape};
-use crate::scenario::{Measured, connect, echo, reconnect};
+use crate::scenario::{Measured, connect, echo, history, reconnect};
 use crate::target::Target;
 use std::path::Path;
 
@@ -22,6 +22,7 @@ pub enum Scenario {
     Reconnect,
     Crash,
     Soak,
+    History,
 }
 
 impl Scenario {
@@ -38,6 +39,7 @@ impl Scenario {
             Self::Reconnect => "reconnect",
             Self::Crash => "crash",
             Self::Soak => "soak",
+            Self::History => "history",
         }
     }
 
@@ -46,7 +48,7 @@ impl Scenario {
         match self {
             Self::Connect | Self::Idle | Self::Echo | Self::Relay => Some(floor::Kind::Echo),
             Self::Fanout | Self::Channel => Some(floor::Kind::Fanout),
-            Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak => None,
+            Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak | Self::History => None,
         }
     }
 
@@ -64,6 +66,7 @@ impl Scenario {
                 let kills = reconnect::Cuts::Kills { rounds: options.rounds, seed: options.seed };
                 reconnect::measure(kills, label, target, options)
             }
+            Self::History => history::measure(true, label, target, options),
             Self::Soak => reconnect::measure(reconnect::Cuts::Churn(options.churn_per_s), label, target, options),
         }
     }
@@ -86,8 +89,10 @@ impl Scenario {
 
 /// Runs a scenario as often as asked, in pairs with the floor where wanted.
 pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String> {
-    if scenario == Scenario::Slow {
-        return slow(options);
+    match scenario {
+        Scenario::Slow => return slow(options),
+        Scenario::History => return history(options),
+        _ => {}
     }
     let crash;
     let options = if scenario == Scenario::Crash {
@@ -153,18 +158,47 @@ fn slow(options: &Options) -> Result<Report, String> {
     let readers = options.connections.unwrap_or(1000);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the readers, bounded here")]
     let stalled = (readers as f64 * options.stalled_percent.clamp(0.0, 50.0) / 100.0).ceil() as usize;
-    let (mut without, mut with) = (Vec::new(), Vec::new());
+    let (with, without) = in_turns(&options, |stalls, target| {
+        if stalls {
+            let label = format!("{stalled} stalled");
+            deliver::measure(Shape::Fanout, &label, target, &options, options.payload_bytes, stalled)
+        } else {
+            // As many that read, in both.
+            let same = Options { connections: Some(readers - stalled), ..options.clone() };
+            deliver::measure(Shape::Fanout, "none stalled", target, &same, options.payload_bytes, 0)
+        }
+    })?;
+    let mut settings = settings(Scenario::Slow, &options);
+    settings.push(("stalled readers".into(), stalled.to_string()));
+    let (with, without) = (Runs { name: "with stalled", runs: &with }, Runs { name: "without", runs: &without });
+    Ok(Report::new("slow", settings, &with, &without))
+}
+
+/// Readers at the tail, without and with one that catches up, in turns.
+fn history(options: &Options) -> Result<Report, String> {
+    let mut options = Options { keep_all: true, rate: Some(options.rate.unwrap_or(history::RATE)), ..options.clone() };
+    if options.spawn.is_some() {
+        options.durability = Some(options.durability.unwrap_or(Durability::Written));
+    }
+    let (with, without) = in_turns(&options, |far, target| {
+        history::measure(far, if far { "one catches up" } else { "none catches up" }, target, &options)
+    })?;
+    let mut settings = settings(Scenario::History, &options);
+    settings.push(("history".into(), format!("{} MiB", options.history_bytes >> 20)));
+    let (with, without) = (Runs { name: "one catches up", runs: &with }, Runs { name: "without", runs: &without });
+    Ok(Report::new("history", settings, &with, &without))
+}
+
+/// The same load with something and without it, in turns at going first, and what it did to the others.
+fn in_turns(
+    options: &Options,
+    measure: impl Fn(bool, &Target) -> Result<Measured, String>,
+) -> Result<(Vec<Measured>, Vec<Measured>), String> {
+    let (mut with, mut without) = (Vec::new(), Vec::new());
     for pair in 0..options.pairs.max(1) {
         for turn in [pair % 2 == 0, pair % 2 == 1] {
-            let target = Target::of(&options)?;
-            if turn {
-                let label = format!("{stalled} stalled");
-                with.push(deliver::measure(Shape::Fanout, &label, &target, &options, options.payload_bytes, stalled)?);
-            } else {
-                // As many that read, in both.
-                let same = Options { connections: Some(readers - stalled), ..options.clone() };
-                without.push(deliver::measure(Shape::Fanout, "none stalled", &target, &same, options.payload_bytes, 0)?);
-            }
+            let measured = measure(turn, &Target::of(options)?)?;
+            if turn { &mut with } else { &mut without }.push(measured);
         }
     }
     for (with, without) in with.iter_mut().zip(&without) {
@@ -180,10 +214,7 @@ fn slow(options: &Options) -> Result<Report, String> {
         }
         with.figures.extend(more);
     }
-    let mut settings = settings(Scenario::Slow, &options);
-    settings.push(("stalled readers".into(), stalled.to_string()));
-    let (with, without) = (Runs { name: "with stalled", runs: &with }, Runs { name: "without", runs: &without });
-    Ok(Report::new("slow", settings, &with, &without))
+    Ok((with, without))
 }
 
 /// Small and short, everything that must not lose: for continuous integration.

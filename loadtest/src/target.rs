@@ -4,7 +4,7 @@ use crate::clock::{now_ns, sleep_ms};
 use crate::engine::affinity;
 use crate::engine::connection::Endpoint;
 use crate::floor;
-use crate::options::{Durability, Options};
+use crate::options::Options;
 use crate::token::Minter;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
@@ -76,7 +76,7 @@ impl Target {
     fn gateway(program: &Path, options: &Options) -> Result<Self, String> {
         let minter = Minter::random()?;
         let [address, admin] = free_addresses()?;
-        let files = TemporaryFiles::new(&minter, address, admin, options.durability)?;
+        let files = TemporaryFiles::new(&minter, address, admin, options)?;
         let mut command = Command::new(program);
         command.arg("serve").arg("--config").arg(&files.config);
         let process = Process::start(command, options, Some(files))?;
@@ -140,7 +140,7 @@ struct TemporaryFiles {
 }
 
 impl TemporaryFiles {
-    fn new(minter: &Minter, listen: SocketAddr, admin: SocketAddr, durability: Option<Durability>) -> Result<Self, String> {
+    fn new(minter: &Minter, listen: SocketAddr, admin: SocketAddr, options: &Options) -> Result<Self, String> {
         let folder = std::env::temp_dir().join(format!("ringway-loadtest-{}-{}", std::process::id(), now_ns()));
         let files = Self { config: folder.join("ringway.toml"), folder };
         let key = files.folder.join("load.jwk");
@@ -148,7 +148,10 @@ impl TemporaryFiles {
             std::fs::create_dir(&files.folder)?;
             write_private(&key, &minter.jwk())?;
             let mut config = gateway_config(minter, &key, listen, admin);
-            if let Some(durability) = durability {
+            if options.keep_all {
+                config.push_str("\n[session]\nhistory_messages = 100000000\n");
+            }
+            if let Some(durability) = options.durability {
                 let dir = files.folder.join("log");
                 let _ = write!(config, "\n[log]\ndir = \"{}\"\ndurability = \"{}\"\n", dir.display(), durability.name());
             }
@@ -316,22 +319,31 @@ impl Drop for Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::{Cli, Command};
+    use clap::Parser as _;
 
     #[test]
     fn the_key_file_is_private_and_goes_with_the_run() {
         use std::os::unix::fs::PermissionsExt as _;
         let minter = Minter::random().unwrap();
         let [listen, admin] = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
-        let files = TemporaryFiles::new(&minter, listen, admin, Some(Durability::Synced)).unwrap();
+        let options = |arguments: &[&str]| {
+            let all = [&["ringway-loadtest", "relay", "--spawn", "x"], arguments].concat();
+            let Command::Relay(options) = Cli::parse_from(all).command else { panic!("relay was asked for") };
+            options
+        };
+        let synced = Options { keep_all: true, ..options(&["--durability", "synced"]) };
+        let files = TemporaryFiles::new(&minter, listen, admin, &synced).unwrap();
         let key = files.folder.join("load.jwk");
         assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
         let config = std::fs::read_to_string(&files.config).unwrap();
         assert!(config.contains("listen = \"127.0.0.1:1\"") && config.contains(&key.display().to_string()));
         let log = format!("[log]\ndir = \"{}\"\ndurability = \"synced\"\n", files.folder.join("log").display());
-        assert!(config.ends_with(&log), "{config}");
+        assert!(config.ends_with(&log) && config.contains("[session]\nhistory_messages = 100000000\n"), "{config}");
         drop(files);
         assert!(!key.exists());
-        let files = TemporaryFiles::new(&minter, listen, admin, None).unwrap();
-        assert!(!std::fs::read_to_string(&files.config).unwrap().contains("[log]"));
+        let files = TemporaryFiles::new(&minter, listen, admin, &options(&[])).unwrap();
+        let config = std::fs::read_to_string(&files.config).unwrap();
+        assert!(!config.contains("[log]") && !config.contains("[session]"), "{config}");
     }
 }

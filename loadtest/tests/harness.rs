@@ -105,6 +105,7 @@ fn a_gateway_that_keeps_its_promises_passes_everywhere() {
         &["soak", "-c", "10", "--rate", "300", "--churn-per-s", "20"],
         &["connect", "-c", "30"],
         &["slow", "-c", "20", "--stalled-percent", "10"],
+        HISTORY,
     ] {
         let (code, result) = on_gateway(&format!("good-{}-{}", scenario[0], scenario.len()), Fault::None, scenario);
         assert_eq!(code, Some(0), "{scenario:?}: {} {}", result["loss"], result["problems"]);
@@ -112,6 +113,23 @@ fn a_gateway_that_keeps_its_promises_passes_everywhere() {
             assert!(result["loss"]["delivered"].as_u64().unwrap() > 0, "{scenario:?}");
         }
     }
+}
+
+const HISTORY: &[&str] = &["history", "-c", "4", "--rate", "300", "--history-bytes", "40000"];
+
+#[test]
+fn a_reader_catches_up_from_the_start_and_from_the_middle() {
+    let (code, result) = on_gateway("history", Fault::None, &[HISTORY, &["--workers", "2"]].concat());
+    assert_eq!(code, Some(0), "{} {}", result["loss"], result["problems"]);
+    // 312 messages were there before, twice; one was live.
+    assert!(result["loss"]["sent"].as_u64().unwrap() > 624, "{}", result["loss"]);
+    let laps = figure(&result, "times caught up");
+    assert!(laps >= 2.0, "{laps}");
+    for place in ["start", "middle"] {
+        assert!(figure(&result, &format!("catch-up from the {place}")) > 0.0);
+    }
+    let beside = |name: &str| result["rows"].as_array().unwrap().iter().any(|row| row["name"] == name && !row["floor"].is_null());
+    assert!(beside("latency p99") && !beside("times caught up"), "the same load runs without the far reader");
 }
 
 #[test]
@@ -127,6 +145,8 @@ fn every_broken_promise_is_found() {
         (Fault::Lose(20), &["relay", "-c", "4", "--rate", "300"][..], "lost"),
         (Fault::Repeat(20), &["relay", "-c", "4", "--rate", "300"], "duplicates"),
         (Fault::Withhold(20), &["relay", "-c", "4", "--rate", "300"], "unanswered"),
+        (Fault::Skip(20), HISTORY, "lost"),
+        (Fault::Repeat(20), HISTORY, "duplicates"),
         (Fault::Lose(20), &["fanout", "-c", "4", "--rate", "300"], "lost"),
         (Fault::Repeat(20), &["rooms", "-c", "6", "--room-size", "3", "--rate", "300"], "duplicates"),
     ] {

@@ -233,6 +233,8 @@ sections! {
         reply_queue_bytes: usize = 65_536, "bytes", Allowed::Range(4_096, 16_777_216), live;
         /// Replies waiting for one client.
         reply_queue_frames: usize = 1_024, "", Allowed::Range(16, 65_536), live;
+        /// How long a sender whose session can't take more is not read from before it is told so (0: told at once).
+        backpressure_hold_ms: u64 = 2_000, "ms", Allowed::Range(0, 60_000), live;
         /// Buffers of a shard's connections together: partial messages, replies, ephemeral messages.
         shard_memory_bytes: usize = 268_435_456, "bytes", Allowed::Range(16_777_216, 1_099_511_627_776), live;
         /// Sessions one connection may be attached to, the hello's counted.

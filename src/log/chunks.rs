@@ -196,6 +196,7 @@ impl Log {
             }
             header.seal(record, addresses, previous)
         });
+        self.warm_next(frame_at + frame_bytes);
         appended(at, frame_at, frame_bytes)
     }
 
@@ -203,7 +204,16 @@ impl Log {
     pub fn append_copy(&mut self, record: &[u8], frame_at: usize) -> Appended {
         let (at, chunk) = self.tail(record.len());
         chunk.append(record);
+        self.warm_next(record.len());
         appended(at, frame_at, record.len() - frame_at)
+    }
+
+    /// While the log still grows: has as much of the next chunk's memory handed out as was just appended, so that no turn pays for a
+    /// whole chunk.
+    fn warm_next(&mut self, bytes: usize) {
+        if self.chunks.len() < self.chunks_max {
+            self.spare.get_or_insert_with(|| Chunk::new(CHUNK_BYTES)).warm(bytes);
+        }
     }
 
     /// The tail chunk with room for `len` bytes more, so that nothing moves, and the position they will have.

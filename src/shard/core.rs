@@ -7,6 +7,7 @@ use super::admission::Admission;
 use super::conn::{Attachment, Conn, Phase};
 use super::counters::{LimitReached, SharedCounters};
 use super::durable::{Disk, READ_TAGS};
+use super::holding::Pressure;
 use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
@@ -123,6 +124,7 @@ pub struct Core {
     /// Attachments whose last reply is out.
     pub(super) left: Vec<Place>,
     /// Connections that opened `/v1/echo` while their head was read.
+    pub(super) pressure: Pressure,
     pub(super) echo_opened: Vec<ConnId>,
     /// Ids that were posted to channels from outside; they share one window.
     pub(super) posted: Dedupe,
@@ -194,6 +196,7 @@ impl Core {
             pulls: Vec::new(),
             pages: Vec::new(),
             left: Vec::new(),
+            pressure: Pressure::default(),
             echo_opened: Vec::new(),
             posted: Dedupe::default(),
             channel_id: String::new(),
@@ -403,6 +406,7 @@ impl Shard for Core {
             self.read_on(io, id);
             self.set_timer(id, now);
         }
+        let held_ms = self.release_held(io, now);
         let departure_ms = self.depart(io, now);
         self.end_doomed(io, now);
         // Replies first: they come before the records that follow their places.
@@ -423,7 +427,7 @@ impl Shard for Core {
             return Next::Again;
         }
         let timer_ns = self.wheel.next_ms().map(|due_ms| due_ms * 1_000_000);
-        let departure_ns = departure_ms.map(|at_ms| at_ms * 1_000_000);
+        let departure_ns = departure_ms.into_iter().chain(held_ms).min().map(|at_ms| at_ms * 1_000_000);
         let disk_ns = self.disk_due_ms().map(|due_ms| if self.stopping { now.mono_ms() + 1 } else { due_ms } * 1_000_000);
         let lane_ns = lane_full.then_some(now.mono_ns + LANE_FULL_WAIT_NS);
         [timer_ns, departure_ns, lane_ns, disk_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)

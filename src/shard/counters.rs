@@ -114,6 +114,10 @@ reasons! {
     LimitReached {
         /// Bytes that wait for the log's disk.
         LogPending = "log_pending",
+        /// Senders that are not read from because their session can't take more.
+        Hold = "hold",
+        /// Turns in which work had waited too long to be sent; senders are pushed back.
+        UnsentAge = "unsent_age",
         /// The log's disk is full: a file of the log could not be made or written.
         Disk = "disk",
         /// log.max_bytes: a shard's files have its share.

@@ -179,8 +179,7 @@ impl Core {
                 "the log has no room: its disk is full, or at log.max_bytes or log.reserve_bytes; what needs no log goes on",
             ));
         }
-        let pending = self.log.end().0 - self.log.written().0.min(self.log.end().0);
-        if pending < PENDING_BYTES_MAX {
+        if self.pending_bytes() < PENDING_BYTES_MAX {
             return None;
         }
         if disk.full.is_some() || disk.sync_failed.is_some() {
@@ -191,6 +190,16 @@ impl Core {
         }
         self.counters.limit_reached(LimitReached::LogPending);
         Some((ErrorCode::LimitBackpressure, "the log's disk is behind: send it again after retry_after_ms"))
+    }
+
+    /// Bytes of the log that are not yet as durable as messages are to be.
+    pub(super) fn pending_bytes(&self) -> u64 {
+        let durable = match (self.durability(), &self.disk) {
+            (Durability::Synced, Some(disk)) => disk.synced_to,
+            (Durability::Written, Some(_)) => self.log.written(),
+            _ => return 0,
+        };
+        self.log.end().0.saturating_sub(durable.0)
     }
 
     /// Whether a record of so many bytes would wait for a segment that cannot be made.

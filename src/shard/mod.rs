@@ -18,6 +18,7 @@ pub mod counters;
 mod durable;
 mod handshake;
 pub mod histogram;
+mod holding;
 pub mod inbound;
 #[cfg(test)]
 mod inspect;

@@ -18,6 +18,9 @@ use crate::ws::encoder::frame_head;
 /// Ids of posts to channels at home here that are remembered against repeats.
 pub(super) const POSTED_IDS_MAX: usize = 65_536;
 
+/// What a sender is told whose session takes no more.
+const TOO_MUCH: &str = "the session takes no more right now: send it again after retry_after_ms";
+
 /// The half of a content hash that the window compares; the record holds the whole.
 #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
 const fn low(content: u128) -> u64 {
@@ -135,7 +138,7 @@ impl Core {
             id,
             head,
             ErrorCode::LimitBackpressure,
-            "the session takes no more right now: send it again later",
+            TOO_MUCH,
             None,
         );
     }
@@ -215,6 +218,9 @@ impl Core {
         }
         if let Some((code, message)) = self.log_refuses(envelope) {
             return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
+        }
+        if !self.takes(io, origin.place, now) {
+            return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
         let used = match member {
@@ -563,6 +569,9 @@ impl Core {
             match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
                 Seen::New => match self.log_refuses(envelope) {
                     Some((code, message)) => self.refuse_place(origin, &refusal_of(envelope, code, message, "")),
+                    None if !self.takes(io, origin.place, now) => {
+                        self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));
+                    }
                     None => {
                         let seq = self.append(stream, hash, origin, &moved, &audiences, id_hash, content, now);
                         self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);

@@ -17,7 +17,11 @@ fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
     settings.session.history_messages = history_messages;
-    let mut world = World::new(7, &Plan { features: Features::default(), shards, lane_depth: 8, faults: Faults::NONE, settings });
+    stage_with(Features::default(), settings, shards, subs)
+}
+
+fn stage_with(features: Features, settings: Settings, shards: usize, subs: &[&str]) -> World {
+    let mut world = World::new(7, &Plan { features, shards, lane_depth: 8, faults: Faults::NONE, settings });
     world.settling = true;
     for sub in subs {
         let roles = &["agent"];
@@ -121,6 +125,97 @@ fn a_panic_while_decoding_ends_that_connection_and_no_other() {
         [0, 2].into_iter().for_each(|client| assert_eq!(world.clients[client].held.get("s.0"), Some(&head), "{case}"));
         assert_eq!(counters.panics.get(), 1);
         finish(&mut world);
+    }
+}
+
+/// One shard whose reasons for the ends of connections are these, and `panics` so many.
+fn ends(world: &World, panics: u64) -> Vec<CloseReason> {
+    let counters = &world.seats[0].counters;
+    assert_eq!(counters.panics.get(), panics);
+    CloseReason::ALL.iter().copied().filter(|reason| counters.closed_count(*reason) > 0).collect()
+}
+
+#[test]
+fn a_panic_while_inflating_ends_that_connection_and_no_other() {
+    for calls in 1..=3 {
+        let mut settings = Settings::default();
+        settings.log.memory_bytes = 0;
+        settings.deflate.enabled = true;
+        let mut world = stage_with(Features::default(), settings, 1, &["ana", "bob", "cleo"]);
+        // Some connections agree on deflate, and half of their messages come deflated.
+        let offers = (0..3).find(|client| world.clients[*client].link.as_ref().is_some_and(|link| link.deflate)).unwrap();
+        let others: Vec<usize> = (0..3).filter(|client| *client != offers).collect();
+        faults::panic_in("Result<(),", calls);
+        say(&mut world, offers, 12);
+        assert!(!faults::pending(), "{calls}: the call did not come");
+        let told: Vec<String> = std::mem::take(&mut world.oracle.violations);
+        assert_eq!(told, [format!("{} was closed with Some(1011)", world.clients[offers].id)], "{calls}");
+        // The shard's one codec goes on, for those who stayed and for who comes back.
+        assert!(world.run_until(60_000, all_in), "{calls}");
+        [0, 1, 2, offers].into_iter().for_each(|client| say(&mut world, client, 12));
+        assert_eq!(ends(&world, 1), [CloseReason::Internal], "{calls}");
+        assert_eq!(world.seats[0].counters.closed_count(CloseReason::Internal), 1, "{calls}");
+        let head = world.bounds("s.0").1;
+        others.iter().for_each(|client| assert_eq!(world.clients[*client].held.get("s.0"), Some(&head), "{calls}"));
+        finish(&mut world);
+    }
+}
+
+/// What reads ciphertext, and what writes it, for which TLS may read what is kept of the peer's bytes.
+#[test]
+fn a_panic_in_tls_drops_that_connection_and_no_other() {
+    for (result, calls) in [("Received", 1), ("Received", 2), ("Received", 4), ("usize", 1), ("usize", 2), ("usize", 3)] {
+        let case = format!("{result} {calls}");
+        let features = Features { tls: true, ..Features::default() };
+        let mut settings = Settings::default();
+        settings.log.memory_bytes = 0;
+        let mut world = stage_with(features, settings, 1, &["ana", "bob", "cleo"]);
+        say(&mut world, 0, 3);
+        let closes = |world: &World| world.clients.iter().flat_map(|client| client.closes.values()).copied().sum::<u64>();
+        faults::panic_in(result, calls);
+        for _ in 0..3 {
+            say(&mut world, 0, 3);
+            assert!(world.run_until(60_000, all_in), "{case}");
+        }
+        assert!(!faults::pending(), "{case}: the call did not come");
+        // Nobody was told anything: there is no ciphertext to tell it in. The client came back and misses nothing.
+        assert_eq!((ends(&world, 1), closes(&world)), (vec![CloseReason::Internal], 0), "{case}");
+        assert_eq!(world.seats[0].counters.closed_count(CloseReason::Internal), 1, "{case}");
+        (0..3).for_each(|client| say(&mut world, client, 3));
+        assert!(world.run_until(5_000, all_in), "{case}");
+        say(&mut world, 1, 1);
+        let head = world.bounds("s.0").1;
+        [0, 2].into_iter().for_each(|client| assert_eq!(world.clients[client].held.get("s.0"), Some(&head), "{case}"));
+        assert_eq!(ends(&world, 1), [CloseReason::Internal], "{case}");
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn a_panic_in_the_tls_of_a_connection_that_closes_drops_it_at_once() {
+    // The close_notify behind our close frame; the client's answer to that frame.
+    for (result, reading) in [("()", false), ("Received", true)] {
+        let features = Features { tls: true, ..Features::default() };
+        let mut settings = Settings::default();
+        settings.log.memory_bytes = 0;
+        let mut world = stage_with(features, settings, 1, &["ana", "bob"]);
+        let (now_s, until_s) = (world.now().wall_s(), u64::MAX);
+        let token = Revocation::Token { token_id: "ana.0".into(), until_s };
+        world.revoked.insert("ana.0".to_owned(), now_s);
+        if !reading {
+            faults::panic_in(result, 1);
+        }
+        world.configure(|snapshot| snapshot.revocations = Arc::new(Revocations::new([token], now_s).unwrap()));
+        let closing = |world: &World| world.seats[0].counters.closed_count(CloseReason::Auth) > 0;
+        if reading {
+            assert!(world.run_until(1_000, |world| world.clients[0].link.as_ref().is_none_or(|link| link.close_code.is_some())));
+            assert!(!closing(&world), "the connection waits for the client's close frame");
+            faults::panic_in(result, 1);
+        }
+        // Long before the time is over that a close may take.
+        assert!(world.run_until(1_000, closing), "{result}");
+        assert!(!faults::pending(), "{result}: the call did not come");
+        assert_eq!(ends(&world, 1), [CloseReason::Auth], "{result}");
     }
 }
 
