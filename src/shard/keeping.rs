@@ -96,7 +96,7 @@ impl Core {
                 to: stay.to,
             })
             .collect();
-        let away_ms = if member.away_since_ms == 0 { 0 } else { now.mono_ms().saturating_sub(member.away_since_ms).max(1) };
+        let away_ms = if member.away_since_ms == 0 { 0 } else { member.away_ms(now.mono_ms()).max(1) };
         let state = MemberState {
             client_id: &member.client_id,
             subject_bytes: member.subject_bytes,

@@ -15,6 +15,8 @@ mod commands;
 pub mod conn;
 pub mod core;
 pub mod counters;
+#[cfg(test)]
+mod disk_tests;
 mod durable;
 mod handshake;
 pub mod histogram;

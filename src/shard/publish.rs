@@ -134,13 +134,7 @@ impl Core {
     /// Tells that a lane had no room, which `offer` has counted.
     fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        self.refuse_with(
-            id,
-            head,
-            ErrorCode::LimitBackpressure,
-            TOO_MUCH,
-            None,
-        );
+        self.refuse_with(id, head, ErrorCode::LimitBackpressure, TOO_MUCH, None);
     }
 
     /// A member's message into its session, at home here.
@@ -216,7 +210,7 @@ impl Core {
                 return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
             }
         }
-        if let Some((code, message)) = self.log_refuses(envelope) {
+        if let Some((code, message)) = self.log_refuses(session, envelope) {
             return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
         }
         if !self.takes(io, origin.place, now) {
@@ -567,7 +561,7 @@ impl Core {
             let content = self.content_hash(envelope, &audiences);
             let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
             match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
-                Seen::New => match self.log_refuses(envelope) {
+                Seen::New => match self.log_refuses(session, envelope) {
                     Some((code, message)) => self.refuse_place(origin, &refusal_of(envelope, code, message, "")),
                     None if !self.takes(io, origin.place, now) => {
                         self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));
