@@ -41,7 +41,8 @@ fn settings(arguments: &DevArgs) -> Result<Settings, CliError> {
     let mut settings = Settings::parse(&text, [])
         .map_err(|error| CliError(error.0.into_iter().map(|problem| problem.message).collect::<Vec<_>>().join("\n")))?;
     // A machine with few open files still runs a node to try out; `serve` refuses instead.
-    let reserve = settings.files_needed(shard_count(&settings)) - settings.server.max_connections as u64;
+    let reserve = settings.files_needed(shard_count(&settings), super::serve::segments_there(&settings))
+        - settings.server.max_connections as u64;
     if let Some(maximum) = getrlimit(Resource::Nofile).maximum {
         let room = usize::try_from(maximum.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
         settings.server.max_connections = settings.server.max_connections.min(room);

@@ -1,6 +1,6 @@
 //! `ringway doctor`: what of this machine keeps the gateway from running, or from running well, each with its fix.
 
-use super::serve::shard_count;
+use super::serve::{segments_there, shard_count};
 use super::{CliError, print};
 use crate::config::Settings;
 use crate::io::probe::{ProbeError, probe};
@@ -24,6 +24,8 @@ struct Facts {
     memlock_bytes: Option<u64>,
     files_soft: Option<u64>,
     files_hard: Option<u64>,
+    /// Files that the log has already; each stays open.
+    segments: u64,
     cores: usize,
     accept_queue: Option<u64>,
 }
@@ -79,6 +81,7 @@ impl Facts {
             ring_refused: probe().err().map(|error| errno(&error)),
             memlock_bytes: getrlimit(Resource::Memlock).current,
             files_soft: files.current,
+            segments: 0,
             files_hard: files.maximum,
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             accept_queue: number_in("/proc/sys/net/core/somaxconn"),
@@ -169,15 +172,18 @@ fn findings(facts: &Facts, settings: &Settings, shards: usize) -> Vec<Finding> {
 }
 
 fn files(facts: &Facts, settings: &Settings, shards: usize) -> Finding {
-    let needed = settings.files_needed(shards);
+    let needed = settings.files_needed(shards, facts.segments);
     let connections = settings.server.max_connections;
     match (facts.files_soft, facts.files_hard) {
         (_, Some(hard)) if hard < needed => blocking(
-            format!("nofile is limited to {hard}; server.max_connections = {connections} needs {needed}"),
+            format!(
+                "nofile is limited to {hard}; server.max_connections = {connections} and {} files of the log need {needed}",
+                facts.segments
+            ),
             format!("systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}; or lower server.max_connections"),
         ),
         (Some(soft), _) if soft < needed => fine(format!("nofile {soft}, raised to {needed} at start")),
-        _ => fine(format!("nofile is enough for server.max_connections = {connections}")),
+        _ => fine(format!("nofile is enough for server.max_connections = {connections} and {} files of the log", facts.segments)),
     }
 }
 
@@ -198,7 +204,7 @@ fn report(found: &[Finding]) -> String {
 }
 
 pub(super) fn doctor(settings: &Settings) -> Result<(), CliError> {
-    let found = findings(&Facts::gather(), settings, shard_count(settings));
+    let found = findings(&Facts { segments: segments_there(settings), ..Facts::gather() }, settings, shard_count(settings));
     print(&report(&found))?;
     match found.iter().filter(|finding| finding.weight == Weight::Blocking).count() {
         0 => Ok(()),
@@ -219,6 +225,7 @@ mod tests {
             memlock_bytes: None,
             files_soft: Some(1_024),
             files_hard: Some(1_048_576),
+            segments: 0,
             cores: 4,
             accept_queue: Some(4_096),
         }
@@ -274,6 +281,18 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("warning   4 shards on 1 cores"), "{text}");
+    }
+
+    #[test]
+    fn the_log_s_files_count() {
+        let needs = |settings: &Settings, segments| {
+            let facts = Facts { segments, files_hard: Some(11_000), ..good() };
+            findings(&facts, settings, 1).iter().any(|finding| finding.weight == Weight::Blocking)
+        };
+        let memory = Settings::default();
+        let disk = Settings::parse("[log]\ndir = \"d\"", []).unwrap();
+        let capped = Settings::parse("[log]\ndir = \"d\"\nmax_bytes = 67108864000", []).unwrap();
+        assert_eq!([needs(&memory, 0), needs(&disk, 0), needs(&disk, 400), needs(&capped, 0)], [false, false, true, true]);
     }
 
     #[test]

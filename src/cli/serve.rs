@@ -178,6 +178,11 @@ pub(crate) fn shard_count(settings: &Settings) -> usize {
     }
 }
 
+/// Files that the log has already; what does not read is told when it is opened.
+pub(crate) fn segments_there(settings: &Settings) -> u64 {
+    settings.log.dir.as_ref().map_or(0, |root| crate::io::directory::count_segments(root))
+}
+
 /// Raises the soft limit of open files to what is needed.
 fn raise_open_files(needed: u64) -> Result<(), String> {
     let limit = getrlimit(Resource::Nofile);
@@ -186,8 +191,9 @@ fn raise_open_files(needed: u64) -> Result<(), String> {
     }
     if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
         return Err(format!(
-            "open files: server.max_connections needs {needed}, but this process may have {maximum}: raise nofile (systemd: \
-             LimitNOFILE={needed}; shell: ulimit -Hn {needed}) or lower server.max_connections"
+            "open files: server.max_connections and the log's files need {needed}, but this process may have {maximum}: raise nofile \
+             (systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}), lower server.max_connections, or give the log fewer files \
+             (log.segment_bytes, log.max_bytes)"
         ));
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum: limit.maximum })
@@ -200,7 +206,7 @@ fn raise_open_files(needed: u64) -> Result<(), String> {
 /// One line: what could not be started, or which shards did not stop.
 pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), CliError> {
     let count = shard_count(&node.settings);
-    raise_open_files(node.settings.files_needed(count))?;
+    raise_open_files(node.settings.files_needed(count, segments_there(&node.settings)))?;
     let snapshot = snapshot(Arc::new(node.settings), &node.keys, node.tls, node.dev)?;
     let control = Control::build(ControlOptions {
         listen: snapshot.settings.admin.listen,

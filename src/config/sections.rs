@@ -139,7 +139,7 @@ sections! {
         spin_us: u64 = 0, "us", Allowed::Range(0, 10_000), restart;
         /// Origins of browser pages that may connect. Empty: pages of the request's own host; "*": any page.
         allowed_origins: Vec<Origin> = Vec::new(), "", Allowed::Any, live;
-        /// Connections of the whole node. The process needs as many open files and 512 more.
+        /// Connections of the whole node. The process needs as many open files, 512 more and one for each file of the log.
         max_connections: usize = 10_000, "", Allowed::Range(1, 10_000_000), restart;
         /// Peers whose word on the client's address is believed (client_ip_header, proxy_protocol).
         trusted_proxies: Vec<Network> = Vec::new(), "", Allowed::Any, live;
@@ -343,10 +343,17 @@ impl Tls {
 }
 
 impl Settings {
-    /// Open files the process needs for `shards` shards: connections, and a reserve for rings, bells, listeners, logs, the admin
-    /// listener and connections that are being refused.
+    /// Open files the process needs for `shards` shards: connections, and a reserve for rings, bells, listeners, the admin listener and
+    /// connections that are being refused; and the log's files, which all stay open: `there` are, and as many come as `log.max_bytes`
+    /// allows (where it allows any number, a quarter more).
     #[must_use]
-    pub fn files_needed(&self, shards: usize) -> u64 {
-        self.server.max_connections as u64 + 512 + 8 * shards as u64
+    pub fn files_needed(&self, shards: usize, there: u64) -> u64 {
+        let others = self.server.max_connections as u64 + 512 + 8 * shards as u64;
+        let segments = match self.log.max_bytes {
+            _ if self.log.dir.is_none() => 0,
+            0 => there + there / 4 + 64 * shards as u64,
+            max_bytes => (max_bytes / self.log.segment_bytes + shards as u64).max(there),
+        };
+        others + segments
     }
 }

@@ -238,6 +238,15 @@ pub fn segments(shard: &Path, number_of: impl Fn(&str) -> Option<u64>) -> Result
     Ok(found)
 }
 
+/// How many segments all logs under a directory have; what cannot be listed has none.
+#[must_use]
+pub fn count_segments(root: &Path) -> u64 {
+    let list = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let shards = list(root).flat_map(|generation| list(&generation).collect::<Vec<_>>());
+    let files = shards.flat_map(|shard| list(&shard).collect::<Vec<_>>());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).count() as u64
+}
+
 /// Whether a shard's log was ended in good order, leaving the sign of it.
 #[must_use]
 pub fn is_clean(shard: &Path) -> bool {
