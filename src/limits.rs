@@ -92,6 +92,8 @@ pub const CHUNK_BYTES: usize = 1024 * 1024;
 pub const READ_BACK_BYTES_MAX: usize = CHUNK_BYTES;
 /// Reads of the log on disk that a shard has in the kernel; their buffers are kept, so this bounds their memory too.
 pub const READ_BACKS_MAX: usize = 16;
+/// Writes, and syncs, that a shard has with the threads of the portable engine; others wait.
+pub const DISK_REQUESTS_MAX: usize = 16;
 /// Segments of a shard being made or deleted at a time.
 pub const SEGMENT_REQUESTS_MAX: usize = 16;
 /// Sends a turn makes before it lets events in again (architecture.md section 6).

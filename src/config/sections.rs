@@ -1,7 +1,7 @@
 //! Every setting, once: its section, name, type, default, unit, range, whether a reload takes it, and what it does.
 
 use super::value::{Allowed, HeaderName, NodeName, Origin, Raw, Value};
-use super::{Durability, HistoryView, KeyAlgorithm, LogFormat, LogLevel, Network};
+use super::{Durability, Engine, HistoryView, KeyAlgorithm, LogFormat, LogLevel, Network};
 use crate::limits::{FRAGMENTS_MAX, MEMBERS_PER_SESSION_MAX, MESSAGE_BYTES_MAX, MESSAGE_UNFINISHED_MS_MAX, ROOMS_PER_CLIENT_MAX};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -135,11 +135,15 @@ sections! {
         shards: usize = 0, "", Allowed::AutoOr(1, 256), restart;
         /// Pins each shard's thread to its core.
         pin: bool = true, "", Allowed::Any, restart;
+        /// What runs the shards: ring, on io_uring of kernel 6.1 or later; monoio, on io_uring of 5.6 or else on epoll; epoll, which is
+        /// monoio without io_uring; auto: the best of these that works.
+        engine: Engine = Engine::Auto, "", Allowed::Any, restart;
         /// How long an idle shard polls before it sleeps. 0: not at all; 50 halves latency at part load and burns the core.
         spin_us: u64 = 0, "us", Allowed::Range(0, 10_000), restart;
         /// Origins of browser pages that may connect. Empty: pages of the request's own host; "*": any page.
         allowed_origins: Vec<Origin> = Vec::new(), "", Allowed::Any, live;
-        /// Connections of the whole node. The process needs as many open files, 512 more and one for each file of the log.
+        /// Connections of the whole node. The process needs as many open files (twice as many with monoio), 512 more, and one for each
+        /// file of the log.
         max_connections: usize = 10_000, "", Allowed::Range(1, 10_000_000), restart;
         /// Peers whose word on the client's address is believed (client_ip_header, proxy_protocol).
         trusted_proxies: Vec<Network> = Vec::new(), "", Allowed::Any, live;
@@ -343,12 +347,12 @@ impl Tls {
 }
 
 impl Settings {
-    /// Open files the process needs for `shards` shards: connections, and a reserve for rings, bells, listeners, the admin listener and
-    /// connections that are being refused; and the log's files, which all stay open: `there` are, and as many come as `log.max_bytes`
-    /// allows (where it allows any number, a quarter more).
+    /// Open files the process needs for `shards` shards on an engine that takes so many a connection: connections, and a reserve for
+    /// rings, bells, listeners, the admin listener and connections that are being refused; and the log's files, which all stay open:
+    /// `there` are, and as many come as `log.max_bytes` allows (where it allows any number, a quarter more).
     #[must_use]
-    pub fn files_needed(&self, shards: usize, there: u64) -> u64 {
-        let others = self.server.max_connections as u64 + 512 + 8 * shards as u64;
+    pub fn files_needed(&self, shards: usize, per_connection: u64, there: u64) -> u64 {
+        let others = self.server.max_connections as u64 * per_connection + 256 + 256 * per_connection + 8 * shards as u64;
         let segments = match self.log.max_bytes {
             _ if self.log.dir.is_none() => 0,
             0 => there + there / 4 + 64 * shards as u64,

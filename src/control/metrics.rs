@@ -2,6 +2,7 @@
 //!
 //! Labels are the shard's number and reasons from our own enums: a client's text is never one.
 
+use super::EngineLabels;
 use super::health::Health;
 use super::logging;
 use crate::close::CloseReason;
@@ -65,6 +66,12 @@ const READY: Family = Family {
 };
 const BUILD: Family =
     Family { name: "ringway_build_info", kind: "gauge", help: "1, with the version.", advice: "Tells which version runs where." };
+const ENGINE: Family = Family {
+    name: "ringway_engine_info",
+    kind: "gauge",
+    help: "1, with the engine that runs the shards and what it waits with.",
+    advice: "monoio or epoll where ring is expected: this machine refuses io_uring; `ringway doctor` says why.",
+};
 const LOG_DROPS: Family = Family {
     name: "ringway_log_lines_dropped_total",
     kind: "counter",
@@ -103,8 +110,23 @@ const FILES: Family = Family {
 };
 
 /// All families beside the plain counters, in the order of `/metrics`.
-pub static FAMILIES: &[Family] =
-    &[CLOSES, DROPS, LIMITS, ROUTING, TURN, STUCK, READY, BUILD, LOG_DROPS, REVOCATIONS, REVOCATIONS_REFUSED, CPU, RSS, FILES];
+pub static FAMILIES: &[Family] = &[
+    CLOSES,
+    DROPS,
+    LIMITS,
+    ROUTING,
+    TURN,
+    STUCK,
+    READY,
+    BUILD,
+    ENGINE,
+    LOG_DROPS,
+    REVOCATIONS,
+    REVOCATIONS_REFUSED,
+    CPU,
+    RSS,
+    FILES,
+];
 
 /// The name under which a plain counter stands in `/metrics`.
 #[must_use]
@@ -116,7 +138,7 @@ pub fn full_name(metric: &MetricInfo) -> String {
 }
 
 /// The whole text. Writing to a string cannot fail, so that its results are not looked at.
-pub(super) fn text(ports: &[Port], health: &Health, revocations: usize) -> String {
+pub(super) fn text(ports: &[Port], health: &Health, revocations: usize, labels: EngineLabels) -> String {
     let mut out = String::with_capacity(16 * 1024 * (ports.len() + 1));
     let shards: Vec<(usize, &ShardCounters)> = ports.iter().map(|port| (port.shard(), &***port.counters())).collect();
     let values: Vec<Vec<u64>> = shards.iter().map(|(_, counters)| counters.values().collect()).collect();
@@ -157,6 +179,8 @@ pub(super) fn text(ports: &[Port], health: &Health, revocations: usize) -> Strin
     let _ = writeln!(out, "{} {}", READY.name, u8::from(health.ready().is_ok()));
     family(&mut out, &BUILD);
     let _ = writeln!(out, "{}{{version=\"{}\"}} 1", BUILD.name, env!("CARGO_PKG_VERSION"));
+    family(&mut out, &ENGINE);
+    let _ = writeln!(out, "{}{{engine=\"{}\",driver=\"{}\"}} 1", ENGINE.name, labels.engine, labels.driver);
     family(&mut out, &LOG_DROPS);
     let _ = writeln!(out, "{} {}", LOG_DROPS.name, logging::lines_dropped());
     family(&mut out, &REVOCATIONS);
@@ -332,7 +356,8 @@ mod tests {
         counters.limit_reached(LimitReached::MessageRate);
         counters.routing_ns.record(1_500);
         counters.routing_ns.record(3_000_000);
-        let text = text(&ports, &Health::new(2), 0);
+        let text = text(&ports, &Health::new(2), 0, EngineLabels { engine: "monoio", driver: "epoll" });
+        assert!(text.contains("\nringway_engine_info{engine=\"monoio\",driver=\"epoll\"} 1\n"), "{text}");
         let samples = read(&text);
         assert_eq!(samples["ringway_messages_in_total{shard=\"1\"}"], 7.0);
         assert_eq!(samples["ringway_messages_in_total{shard=\"0\"}"], 0.0);

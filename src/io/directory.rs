@@ -59,7 +59,7 @@ impl Directory {
     /// # Errors
     /// One line: what is in the way, and what to do about it.
     pub fn open(root: &Path, shards: usize, fresh_key: [u8; 16]) -> Result<Self, String> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(|error| told(root, &error))?;
+        make_root(root).map_err(|error| told(root, &error))?;
         let lock = lock(root)?;
         let path = root.join(FORMAT);
         let directory = match fs::metadata(&path) {
@@ -168,6 +168,22 @@ impl Directory {
         }
         self.remove_other_generations()
     }
+}
+
+/// Makes the directory, and its name in the one above durable, which the names in it alone are not: without it a power cut takes the
+/// whole log.
+fn make_root(root: &Path) -> io::Result<()> {
+    let parent = |path: &Path| path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+    let fresh: Vec<&Path> = root.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+    for made in &fresh {
+        sync_directory(&parent(made))?;
+    }
+    if fresh.is_empty() {
+        // A start before this one may have ended in between. Where it may not be read, somebody else has made it.
+        let _ = sync_directory(&parent(root));
+    }
+    Ok(())
 }
 
 fn lock(root: &Path) -> Result<File, String> {

@@ -1,7 +1,7 @@
 //! The kernel's edge: the interface between a shard and the engine that runs it.
 //!
 //! An engine owns the event loop. It calls [`Shard::event`] for everything that happened and then [`Shard::turn`] once; the shard
-//! acts through [`Io`]. Three engines fit: `ring` (io_uring, the default), `portable` (monoio, to come) and the simulator's.
+//! acts through [`Io`]. Three engines fit: `ring` (io_uring, the default), `portable` (monoio: on io_uring, or on epoll where that is refused) and the simulator's.
 //!
 //! May import the vocabulary only. `unsafe` lives in this folder and nowhere else.
 //!
@@ -13,8 +13,10 @@ mod buffers;
 pub mod chunk;
 pub mod directory;
 pub mod files;
+pub mod portable;
 pub mod probe;
 pub mod ring;
+pub mod segments;
 
 pub use crate::ids::ConnId;
 use crate::time::Tick;

@@ -120,11 +120,11 @@ impl Index {
         before - self.entries.len()
     }
 
-    /// Forgets the oldest entries until the records of those left have no more than `bytes_max` together, but never the newest one.
-    /// Returns how many went.
-    pub fn trim_bytes(&mut self, bytes_max: u64) -> usize {
+    /// Forgets the oldest entries until the records of those left have no more than `bytes_max` together, but never the newest
+    /// `kept`. Returns how many went.
+    pub fn trim_bytes(&mut self, bytes_max: u64, kept: usize) -> usize {
         let before = self.entries.len();
-        while self.bytes > bytes_max && self.entries.len() > 1 {
+        while self.bytes > bytes_max && self.entries.len() > kept {
             self.drop_first();
         }
         before - self.entries.len()
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(index.get(3), Some(&entry(20)));
         assert_eq!(index.trim(Position(0), 1), 2);
         assert_eq!((index.first(), index.head(), index.len()), (5, 5, 1));
-        assert_eq!(index.trim_bytes(1), 0, "the newest stays");
+        assert_eq!(index.trim_bytes(1, 1), 0, "the newest stays");
         index.trim(Position(100), 0);
         assert_eq!((index.first(), index.head()), (6, 5), "an empty index still knows its head");
     }
@@ -177,12 +177,12 @@ mod tests {
     fn the_oldest_go_by_their_bytes() {
         let mut index = Index::starting_at(1);
         (0..5).for_each(|at| index.push(entry(at * 10)));
-        assert_eq!(index.trim_bytes(15), 0);
-        assert_eq!(index.trim_bytes(14), 1);
-        assert_eq!((index.first(), index.trim_bytes(6), index.first()), (2, 2, 4));
+        assert_eq!(index.trim_bytes(15, 1), 0);
+        assert_eq!(index.trim_bytes(14, 1), 1);
+        assert_eq!((index.first(), index.trim_bytes(6, 1), index.first()), (2, 2, 4));
         index.restart(9);
         index.push(entry(70));
         index.push(entry(80));
-        assert_eq!((index.trim_bytes(6), index.first()), (0, 9), "bytes count from the restart on");
+        assert_eq!((index.trim_bytes(6, 1), index.first()), (0, 9), "bytes count from the restart on");
     }
 }

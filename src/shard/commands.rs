@@ -270,11 +270,7 @@ impl Core {
                 let open = OpenFrame::begin(&mut frame);
                 crate::protocol::detached(&mut frame, head);
                 open.finish(Opcode::Text, &mut frame);
-                if place.shard == self.shard_number() {
-                    self.put_ordered(place, after, Waiting::Detached(frame));
-                } else {
-                    self.send_reply(place, LaneMessage::Detached { to: place, after, frame });
-                }
+                self.detach_behind_history(place, after, frame);
             }
             Command::Hello(_) | Command::Attach(_) | Command::Refresh(_) => {}
         }
@@ -395,7 +391,8 @@ impl Core {
         let Some((mut left, more, oldest)) = self.history_page(key, stream, wanted, room) else { return };
         left.reverse();
         let (id, frames) = (envelope.id.into(), Vec::new());
-        let page = HistoryPage { place, member: key, stream, id, room, more, oldest, after, left, frames, count: 0 };
+        let page =
+            HistoryPage { place, member: key, stream, id, room, more, oldest, after, left, frames, count: 0, detached: None };
         self.history_for(io, Box::new(page));
     }
 

@@ -120,9 +120,9 @@ reasons! {
         UnsentAge = "unsent_age",
         /// The log's disk is full: a file of the log could not be made or written.
         Disk = "disk",
-        /// log.max_bytes: a shard's files have its share.
+        /// log.max_bytes. A shard's files have its share.
         LogBytes = "log_bytes",
-        /// log.reserve_bytes: another file of the log would use what must stay free.
+        /// log.reserve_bytes. Another file of the log would use what must stay free.
         LogReserve = "log_reserve",
         /// Reads of the log that wait for the disk.
         LogReads = "log_reads",

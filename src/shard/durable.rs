@@ -308,7 +308,11 @@ impl Core {
             Level::Written => self.log.written(),
             Level::Synced => disk.synced_to,
         };
-        self.streams.get(stream).and_then(|stream| stream.index.get(seq)).is_some_and(|entry| entry.at >= limit)
+        match self.streams.get(stream).and_then(|stream| stream.index.get(seq)) {
+            Some(entry) => entry.at >= limit,
+            // Retention has dropped it, which says nothing of the disk: not before all that there is.
+            None => limit < self.log.end(),
+        }
     }
 
     /// Wakes those that a record is for.
@@ -386,7 +390,8 @@ impl Core {
     }
 
     /// Whether clients must wait: for what recovery appended to be durable.
-    pub(super) fn recovery_pending(&self) -> bool {
+    #[must_use]
+    pub fn recovery_pending(&self) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.opens_at.is_some())
     }
 
@@ -567,7 +572,8 @@ impl Core {
     }
 
     /// Whether all that was appended is on disk, synced.
-    pub(super) fn log_is_whole(&self) -> bool {
+    #[must_use]
+    pub fn log_is_whole(&self) -> bool {
         let end = self.log.end();
         self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
     }

@@ -27,6 +27,27 @@ impl Core {
         Some((stream.index.first(), stream.head()))
     }
 
+    /// The newest `seq` of a session at home here, whether or not it may be seen yet.
+    pub fn appended_head(&self, session_id: &str) -> u64 {
+        let session = self.sessions.find(self.session_hash(session_id)).and_then(|key| self.sessions.sessions.get(key));
+        session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
+    }
+
+    /// Whether the log's disk is full or has failed.
+    pub fn log_refuses_all(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some())
+    }
+
+    /// Where each message of the sessions at home here stands in the log.
+    pub fn log_entries(&self) -> BTreeMap<String, BTreeMap<u64, u64>> {
+        let streams = self.streams.iter().map(|(_, stream)| stream).filter(|stream| stream.home.is_none());
+        let entries = |stream: &crate::session::Stream| {
+            let seqs = stream.index.first()..=stream.index.head();
+            seqs.filter_map(|seq| stream.index.get(seq).map(|entry| (seq, entry.at.0))).collect()
+        };
+        streams.map(|stream| (stream.session_id.to_string(), entries(stream))).collect()
+    }
+
     /// Connections in the table.
     pub const fn open_connections(&self) -> usize {
         self.conns_count

@@ -215,10 +215,13 @@ impl Core {
             stream.index.trim(self.mirror_log.oldest(), messages_max);
             return;
         }
+        // What nobody has seen yet does not count: a reader at rest would be woken behind it.
+        let hidden = usize::try_from(stream.index.head().saturating_sub(stream.head())).unwrap_or(usize::MAX);
+        let messages_max = if messages_max == 0 { 0 } else { messages_max.saturating_add(hidden) };
         let by_memory = stream.index.trim(self.log.oldest(), 0);
         let by_age = stream.index.trim_while(|at| self.ages.is_aged(at));
         let by_count = stream.index.trim(Position(0), messages_max);
-        let by_bytes = stream.index.trim_bytes(cap(settings.log.retention_bytes));
+        let by_bytes = stream.index.trim_bytes(cap(settings.log.retention_bytes), hidden.max(1));
         if by_memory + by_age + by_count + by_bytes > 0 {
             self.counters.dropped(DropReason::LogMemory, by_memory as u64);
             self.counters.dropped(DropReason::LogAge, by_age as u64);

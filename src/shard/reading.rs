@@ -36,6 +36,8 @@ pub(super) struct HistoryPage {
     pub(super) left: Vec<u64>,
     pub(super) frames: Vec<u8>,
     pub(super) count: u64,
+    /// What ends the attachment, and its place in the order: asked for while the page was read.
+    pub(super) detached: Option<(u64, Vec<u8>)>,
 }
 
 /// What a read is for.
@@ -189,7 +191,7 @@ impl Core {
     fn serve_history<I: Io>(&mut self, io: &mut I, mut page: Box<HistoryPage>, window: Window<'_>) {
         while let Some(seq) = page.left.last().copied() {
             let (Some(member), Some(stream)) = (self.sessions.members.get(page.member), self.streams.get(page.stream)) else {
-                return;
+                return self.abandon(Job::History(page));
             };
             // It may have left the retention meanwhile.
             let Some(entry) = stream.index.get(seq).copied() else {
@@ -214,6 +216,21 @@ impl Core {
         self.send_history(*page);
     }
 
+    /// Sends what ends an attachment; a page of history that is still being read goes before it.
+    pub(super) fn detach_behind_history(&mut self, place: Place, after: u64, frame: Vec<u8>) {
+        let page = self.jobs.values_mut().find_map(|(_, job)| match job {
+            Job::History(page) if page.place == place => Some(page),
+            Job::History(_) | Job::Page { .. } => None,
+        });
+        if let Some(page) = page {
+            page.detached = Some((after, frame));
+        } else if place.shard == self.shard_number() {
+            self.put_ordered(place, after, Waiting::Detached(frame));
+        } else {
+            self.send_reply(place, LaneMessage::Detached { to: place, after, frame });
+        }
+    }
+
     fn send_history(&mut self, page: HistoryPage) {
         debug_assert!(page.frames.len() <= HISTORY_PAGE_BYTES_MAX, "the page was chosen by its bytes");
         let Some(session_id) = self.streams.get(page.stream).map(|stream| stream.session_id.clone()) else { return };
@@ -230,6 +247,9 @@ impl Core {
             self.put_ordered(page.place, page.after, Waiting::History(bytes));
         } else {
             self.send_reply(page.place, LaneMessage::History { to: page.place, after: page.after, frame: bytes });
+        }
+        if let Some((after, frame)) = page.detached {
+            self.detach_behind_history(page.place, after, frame);
         }
     }
 }

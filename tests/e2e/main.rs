@@ -24,6 +24,7 @@ mod client_addresses;
 mod control_thread;
 mod deflate;
 mod drain_within_grace;
+mod engines;
 mod ephemeral;
 mod heartbeat;
 mod hello_and_welcome;

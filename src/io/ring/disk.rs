@@ -3,16 +3,14 @@
 
 use super::{Completion, Op, Ring, plain, untag};
 use crate::io::chunk::Chunk;
-use crate::io::files::{Answer, FilesHandle, segment_path};
+use crate::io::segments::{Disk, Segments};
 use crate::io::{Event, Shard};
 use crate::limits::{READ_BACK_BYTES_MAX, READ_BACKS_MAX};
 use crate::time::Tick;
 use io_uring::{opcode, types};
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -20,33 +18,6 @@ use std::time::Duration;
 const TRIES_MAX: u8 = 16;
 /// How long an engine that ends waits for what the disk is still doing.
 const END_WAIT: Duration = Duration::from_secs(5);
-
-/// Where a shard keeps its log.
-#[derive(Debug)]
-pub struct Disk {
-    /// The shard's own.
-    pub directory: PathBuf,
-    /// The size of each segment's file.
-    pub segment_bytes: u64,
-    /// Segments that are there already, by number; open for reading, or for writing too.
-    pub segments: Vec<(u64, File)>,
-    /// From [`crate::io::files::start`], which was given the eventfd that the engine is given.
-    pub files: FilesHandle,
-}
-
-struct Place {
-    directory: PathBuf,
-    segment_bytes: u64,
-    files: FilesHandle,
-}
-
-struct Segment {
-    file: File,
-    /// Operations accepted and not yet answered.
-    operations: usize,
-    /// To be deleted when there are none.
-    doomed: bool,
-}
 
 enum Kind {
     /// The chunk is held so that it is neither freed nor used again while the kernel reads it.
@@ -75,8 +46,7 @@ struct Operation {
 /// What the engine keeps of its disk.
 #[derive(Default)]
 pub(super) struct Operations {
-    place: Option<Place>,
-    segments: BTreeMap<u64, Segment>,
+    pub(super) segments: Segments,
     /// In the kernel, by the number their completions bear.
     in_flight: Vec<Option<Operation>>,
     free: Vec<u32>,
@@ -84,44 +54,14 @@ pub(super) struct Operations {
     reads_waiting: VecDeque<Operation>,
     /// Buffers of reads that are over; with those in flight, [`READ_BACKS_MAX`] at most.
     spare: Vec<Vec<u8>>,
-    /// What is known without the kernel, to be told with the next events.
-    pub(super) answers: VecDeque<Event<'static>>,
 }
 
 impl Operations {
     pub(super) fn new(disk: Option<Disk>) -> Self {
-        let Some(Disk { directory, segment_bytes, segments, files }) = disk else { return Self::default() };
-        ignore_file_size_signal();
-        let segments = segments.into_iter().map(|(number, file)| (number, Segment::new(file))).collect();
-        Self { place: Some(Place { directory, segment_bytes, files }), segments, ..Self::default() }
-    }
-
-    /// Counts an operation on a segment in.
-    fn enter(&mut self, segment: u64, at: u64, len: usize) -> Result<(), i32> {
-        let Some(place) = &self.place else { return Err(libc::ENODEV) };
-        let Some(segment) = self.segments.get_mut(&segment).filter(|segment| !segment.doomed) else { return Err(libc::ENOENT) };
-        if at.checked_add(len as u64).is_none_or(|end| end > place.segment_bytes) {
-            return Err(libc::EFBIG);
+        if disk.is_some() {
+            ignore_file_size_signal();
         }
-        segment.operations += 1;
-        Ok(())
-    }
-
-    /// Counts it out; a segment that waited for it to be deleted is.
-    fn leave(&mut self, number: u64) {
-        if let Some(segment) = self.segments.get_mut(&number) {
-            segment.operations -= 1;
-            self.delete_if_over(number);
-        }
-    }
-
-    fn delete_if_over(&mut self, number: u64) {
-        if self.segments.get(&number).is_some_and(|segment| segment.doomed && segment.operations == 0) {
-            let file = self.segments.remove(&number).map(|segment| segment.file);
-            if let Some(place) = &mut self.place {
-                place.files.delete(number, segment_path(&place.directory, number), file);
-            }
-        }
+        Self { segments: Segments::new(disk), ..Self::default() }
     }
 
     fn take(&mut self, number: u32) -> Option<Operation> {
@@ -163,33 +103,27 @@ impl Operations {
     }
 }
 
-impl Segment {
-    const fn new(file: File) -> Self {
-        Self { file, operations: 0, doomed: false }
-    }
-}
-
 impl Ring {
     pub(super) fn start_write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64) {
         assert!(part.end <= chunk.len(), "a write of bytes to {} of a chunk that holds {}", part.end, chunk.len());
-        match self.disk.enter(segment, at, part.len()) {
+        match self.disk.segments.enter(segment, at, part.len()) {
             Ok(()) => self.submit(Operation { segment, tag, at, tries: 0, kind: Kind::Write { chunk, part } }),
-            Err(errno) => self.disk.answers.push_back(Event::Written { tag, result: Err(errno) }),
+            Err(errno) => self.disk.segments.answers.push_back(Event::Written { tag, result: Err(errno) }),
         }
     }
 
     pub(super) fn start_sync(&mut self, segment: u64, tag: u64) {
-        match self.disk.enter(segment, 0, 0) {
+        match self.disk.segments.enter(segment, 0, 0) {
             Ok(()) => self.submit(Operation { segment, tag, at: 0, tries: 0, kind: Kind::Sync }),
-            Err(errno) => self.disk.answers.push_back(Event::Synced { tag, result: Err(errno) }),
+            Err(errno) => self.disk.segments.answers.push_back(Event::Synced { tag, result: Err(errno) }),
         }
     }
 
     pub(super) fn start_read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
         // It may ask beyond the end of the file, where there is nothing to read.
-        let entered = if len > READ_BACK_BYTES_MAX { Err(libc::EINVAL) } else { self.disk.enter(segment, at, 0) };
+        let entered = if len > READ_BACK_BYTES_MAX { Err(libc::EINVAL) } else { self.disk.segments.enter(segment, at, 0) };
         if let Err(errno) = entered {
-            self.disk.answers.push_back(Event::ReadBack { tag, result: Err(errno) });
+            self.disk.segments.answers.push_back(Event::ReadBack { tag, result: Err(errno) });
             return;
         }
         let kind = Kind::Read { buffer: Vec::new(), done: 0, len };
@@ -213,29 +147,6 @@ impl Ring {
         self.submit(operation);
     }
 
-    pub(super) fn start_prepare(&mut self, number: u64) {
-        let Operations { place, segments, answers, .. } = &mut self.disk;
-        match place {
-            None => answers.push_back(Event::SegmentReady { number, result: Err(libc::ENODEV) }),
-            Some(_) if segments.contains_key(&number) => {
-                answers.push_back(Event::SegmentReady { number, result: Err(libc::EEXIST) });
-            }
-            Some(place) => place.files.prepare(number, segment_path(&place.directory, number), place.segment_bytes),
-        }
-    }
-
-    pub(super) fn start_delete(&mut self, number: u64) {
-        let errno = match self.disk.segments.get_mut(&number) {
-            _ if self.disk.place.is_none() => libc::ENODEV,
-            Some(segment) if !segment.doomed => {
-                segment.doomed = true;
-                return self.disk.delete_if_over(number);
-            }
-            _ => libc::ENOENT,
-        };
-        self.disk.answers.push_back(Event::SegmentGone { number, result: Err(errno) });
-    }
-
     fn submit(&mut self, operation: Operation) {
         let number = self.disk.free.pop().unwrap_or_else(|| {
             self.disk.in_flight.push(None);
@@ -249,8 +160,8 @@ impl Ring {
     fn push_operation(&mut self, number: u32) {
         let Some(operation) = &mut self.disk.in_flight[number as usize] else { return };
         // An operation that is counted in keeps its segment.
-        let Some(segment) = self.disk.segments.get(&operation.segment) else { return };
-        let fd = types::Fd(segment.file.as_raw_fd());
+        let Some(file) = self.disk.segments.file(operation.segment) else { return };
+        let fd = types::Fd(file.as_raw_fd());
         let bytes = |len| u32::try_from(len).expect("chunks and reads are below 4 GiB");
         // The memory named here belongs to the operation, which stays where it is until its completion is taken.
         let entry = match &mut operation.kind {
@@ -292,7 +203,7 @@ impl Ring {
             return self.push_operation(number);
         }
         let Some(Operation { segment, tag, kind, .. }) = self.disk.take(number) else { return };
-        self.disk.leave(segment);
+        self.disk.segments.leave(segment);
         let result = taken.map(drop);
         match kind {
             Kind::Write { chunk, part } => {
@@ -313,22 +224,9 @@ impl Ring {
         }
     }
 
-    /// Somebody knocked, perhaps the files thread.
-    pub(super) fn take_files_answers(&mut self) {
-        let Operations { place: Some(place), segments, answers, .. } = &mut self.disk else { return };
-        while let Some(answer) = place.files.answer() {
-            answers.push_back(match answer {
-                Answer::Ready { number, result } => {
-                    Event::SegmentReady { number, result: result.map(|file| drop(segments.insert(number, Segment::new(file)))) }
-                }
-                Answer::Gone { number, result } => Event::SegmentGone { number, result },
-            });
-        }
-    }
-
     pub(super) fn tell_disk_answers<S: Shard>(&mut self, shard: &mut S, now: Tick) {
-        for _ in 0..self.disk.answers.len() {
-            let Some(answer) = self.disk.answers.pop_front() else { break };
+        for _ in 0..self.disk.segments.answers.len() {
+            let Some(answer) = self.disk.segments.answers.pop_front() else { break };
             shard.event(self, answer, now);
         }
     }
@@ -354,7 +252,7 @@ impl Ring {
 }
 
 /// A file that would grow beyond RLIMIT_FSIZE is answered with EFBIG, and with a signal that by default ends the process.
-fn ignore_file_size_signal() {
+pub(in crate::io) fn ignore_file_size_signal() {
     // SAFETY: ignoring a signal runs no code of ours, and nothing here relies on this one.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

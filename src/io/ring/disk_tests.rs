@@ -2,8 +2,9 @@
 #![allow(clippy::disallowed_methods, reason = "clocks that bound the tests")]
 
 use super::tests::{eventfd, pattern, play};
-use super::{Bells, Disk, Options, Ring};
+use super::{Bells, Options, Ring};
 use crate::io::chunk::Chunk;
+use crate::io::segments::Disk;
 use crate::io::{Event, Io, Next, files};
 use crate::limits::{CHUNK_BYTES, READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEGMENT_REQUESTS_MAX};
 use std::fs::File;
