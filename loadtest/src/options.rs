@@ -150,8 +150,11 @@ pub struct Options {
     /// Measure the floor in the same run, and print ratios to it.
     #[arg(long)]
     pub with_floor: bool,
-    /// Bytes of the floor's messages; default: --payload-bytes for echo and relay, the size of a delivered envelope for fanout
-    /// and channel.
+    /// relay, with --with-floor: the bare server beside it: echo (one receive, one send a message; what the target is stated
+    /// against; default), or relay (one receive, a send to the other, an ack to the sender).
+    #[arg(long, value_enum, requires = "with_floor")]
+    pub floor_kind: Option<floor::Kind>,
+    /// Bytes of the floor's messages; default: --payload-bytes where the floor is the echo, else the size of a delivered envelope.
     #[arg(long)]
     pub floor_bytes: Option<usize>,
     /// idle: connections at which memory is read.

@@ -43,12 +43,18 @@ impl Scenario {
         }
     }
 
-    /// The bare server that bounds it, where one does.
-    fn floor(self) -> Option<floor::Kind> {
-        match self {
-            Self::Connect | Self::Idle | Self::Echo | Self::Relay => Some(floor::Kind::Echo),
-            Self::Fanout | Self::Channel => Some(floor::Kind::Fanout),
-            Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak | Self::History => None,
+    /// The bare server that bounds it, where one does. Errors: one was asked for that does not.
+    fn floor(self, asked_for: Option<floor::Kind>) -> Result<Option<floor::Kind>, String> {
+        match (self, asked_for) {
+            (Self::Relay, Some(kind @ (floor::Kind::Echo | floor::Kind::Relay))) => Ok(Some(kind)),
+            (_, Some(kind)) => Err(format!(
+                "--floor-kind {} does not go with {}: only relay has a choice, and it is echo or relay",
+                kind.name(),
+                self.name()
+            )),
+            (Self::Connect | Self::Idle | Self::Echo | Self::Relay, None) => Ok(Some(floor::Kind::Echo)),
+            (Self::Fanout | Self::Channel, None) => Ok(Some(floor::Kind::Fanout)),
+            (Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak | Self::History, None) => Ok(None),
         }
     }
 
@@ -71,16 +77,17 @@ impl Scenario {
         }
     }
 
-    /// The same load on the floor: a relay's message is one echo there, in as many connections as there are senders.
+    /// The same load on the floor: on the echo floor a relay's message is one echo, in as many connections as there are senders.
     fn measure_floor(self, kind: floor::Kind, options: &Options, payload_bytes: usize) -> Result<Measured, String> {
         let label = format!("{} floor", self.name());
         let mut options = options.clone();
-        if self == Self::Relay {
+        let as_echo = self == Self::Relay && kind == floor::Kind::Echo;
+        if as_echo {
             options.connections = Some(options.connections.unwrap_or(2000) / 2);
         }
         let target = Target::floor(kind, payload_bytes, &options)?;
         match self {
-            Self::Relay => echo::measure(&label, &target, &options, payload_bytes),
+            _ if as_echo => echo::measure(&label, &target, &options, payload_bytes),
             Self::Channel => Self::Fanout.measure(&label, &target, &options, payload_bytes),
             _ => self.measure(&label, &target, &options, payload_bytes),
         }
@@ -89,6 +96,7 @@ impl Scenario {
 
 /// Runs a scenario as often as asked, in pairs with the floor where wanted.
 pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String> {
+    let bounded_by = scenario.floor(options.floor_kind)?;
     match scenario {
         Scenario::Slow => return slow(options),
         Scenario::History => return history(options),
@@ -105,7 +113,7 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
     } else {
         options
     };
-    let floor = scenario.floor().filter(|_| options.with_floor);
+    let floor = bounded_by.filter(|_| options.with_floor);
     let (mut main, mut beside) = (Vec::new(), Vec::new());
     for pair in 0..options.pairs.max(1) {
         // The first one tells how large a delivered envelope is, which the floor then sends; after that they take turns at
@@ -127,7 +135,7 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
         &Runs { name: "floor", runs: &beside },
     );
     if options.with_floor {
-        report.notes.push(match scenario.floor() {
+        report.notes.push(match bounded_by {
             Some(kind) => {
                 format!("the floor is the bare {kind:?} server with messages of {} bytes", floor_bytes(kind, options, &main))
             }
@@ -138,13 +146,20 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
 }
 
 fn floor_bytes(kind: floor::Kind, options: &Options, main: &[Measured]) -> usize {
-    let delivered = main.first().and_then(|run| run.delivered_bytes).filter(|_| kind == floor::Kind::Fanout);
+    let delivered = main.first().and_then(|run| run.delivered_bytes).filter(|_| kind != floor::Kind::Echo);
     options.floor_bytes.or(delivered).unwrap_or(options.payload_bytes)
 }
 
 /// The floor by itself.
 pub fn floor(kind: floor::Kind, options: &Options) -> Result<Report, String> {
-    let scenario = if kind == floor::Kind::Echo { Scenario::Echo } else { Scenario::Fanout };
+    if options.floor_kind.is_some() {
+        return Err(format!("--floor-kind does not go with floor {}, which names its own: only relay has a choice", kind.name()));
+    }
+    let scenario = match kind {
+        floor::Kind::Echo => Scenario::Echo,
+        floor::Kind::Relay => Scenario::Relay,
+        floor::Kind::Fanout => Scenario::Fanout,
+    };
     let bytes = options.floor_bytes.unwrap_or(options.payload_bytes);
     let runs: Result<Vec<_>, String> = (0..options.pairs.max(1)).map(|_| scenario.measure_floor(kind, options, bytes)).collect();
     let name = format!("floor {}", scenario.name());

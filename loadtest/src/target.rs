@@ -25,6 +25,8 @@ pub struct Target {
     pub pid: Option<u32>,
     /// Signs for the gateway; `None`: a bare server.
     pub minter: Option<Minter>,
+    /// The bare relay: who connects to the same path are a pair, and messages are acknowledged.
+    pub pairs: bool,
     process: Option<Mutex<Process>>,
 }
 
@@ -50,7 +52,7 @@ impl Target {
                 Some(Minter::from_jwk(&text, &options.issuer, &options.audience)?)
             }
         };
-        Ok(Self { address, host: host.into(), path, pid: options.pid, minter, process: None })
+        Ok(Self { address, host: host.into(), path, pid: options.pid, minter, pairs: false, process: None })
     }
 
     /// A bare server of this harness, in a process of its own.
@@ -59,8 +61,7 @@ impl Target {
         let buffer_bytes = (payload_bytes * options.burst.max(1) + 256).clamp(2048, 64 << 10);
         let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
         let mut command = Command::new(program);
-        let kind = if kind == floor::Kind::Echo { "echo" } else { "fanout" };
-        command.args(["floor", kind, "--serve", &address.to_string(), "--buffer-bytes", &buffer_bytes.to_string()]);
+        command.args(["floor", kind.name(), "--serve", &address.to_string(), "--buffer-bytes", &buffer_bytes.to_string()]);
         let process = Process::start(command, options, None)?;
         process.wait_listening(address)?;
         Ok(Self {
@@ -69,6 +70,7 @@ impl Target {
             path: None,
             pid: Some(process.child.id()),
             minter: None,
+            pairs: kind == floor::Kind::Relay,
             process: Some(Mutex::new(process)),
         })
     }
@@ -87,6 +89,7 @@ impl Target {
             path: None,
             pid: Some(process.child.id()),
             minter: Some(minter),
+            pairs: false,
             process: Some(Mutex::new(process)),
         })
     }

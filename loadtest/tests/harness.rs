@@ -86,6 +86,62 @@ fn the_echo_floor_keeps_a_fixed_rate_over_two_workers() {
 }
 
 #[test]
+fn the_relay_floor_delivers_and_acknowledges_every_size_whole() {
+    for size in ["36", "128", "5000", "300000"] {
+        let arguments = ["relay", "-c", "12", "--payload-bytes", size, "--in-flight", "3", "--workers", "2"];
+        let result = on_floor(&format!("relay-{size}"), &arguments);
+        let loss = &result["loss"];
+        assert!(loss["sent"].as_u64().unwrap() >= 18 && loss["delivered"] == loss["sent"], "{loss}");
+        // The acks came: without them `unanswered` would count, and nothing would be timed.
+        assert!(loss["unanswered"] == 0 && figure(&result, "ack p50") > 0.0, "{loss}");
+    }
+    let result = on_floor("relay-rate", &["relay", "-c", "4", "--rate", "300"]);
+    assert!(figure(&result, "sent late p50") > 0.0);
+}
+
+#[test]
+fn a_relay_is_read_against_the_floor_that_is_asked_for() {
+    let relay = ["relay", "-c", "4", "--with-floor"];
+    let (code, result) = on_gateway("relay-beside-echo", Fault::None, &relay);
+    let note = |result: &Value| result["notes"].as_array().unwrap().last().unwrap().as_str().unwrap().to_owned();
+    let beside = |result: &Value, name: &str| {
+        result["rows"].as_array().unwrap().iter().any(|row| row["name"] == name && !row["floor"].is_null())
+    };
+    assert!(code == Some(0) && beside(&result, "latency p50") && !beside(&result, "ack p50"), "an echo has no acks");
+    assert_eq!(note(&result), "the floor is the bare Echo server with messages of 128 bytes");
+    let (code, result) = on_gateway("relay-beside-relay", Fault::None, &[&relay[..], &["--floor-kind", "relay"]].concat());
+    assert!(code == Some(0) && beside(&result, "latency p50") && beside(&result, "ack p50"), "{}", result["loss"]);
+    let said = note(&result);
+    let bytes =
+        said.strip_prefix("the floor is the bare Relay server with messages of ").and_then(|rest| rest.strip_suffix(" bytes"));
+    let bytes: usize = bytes.unwrap_or_else(|| panic!("{said}")).parse().unwrap();
+    assert!((200..400).contains(&bytes), "a payload of 128 bytes, in its envelope: {bytes}");
+}
+
+#[test]
+fn a_choice_of_floor_is_relays_alone() {
+    let url = ["--url", "ws://127.0.0.1:1/", "--with-floor", "--floor-kind"];
+    for (arguments, kind) in [
+        (&["echo"][..], "relay"),
+        (&["fanout"], "fanout"),
+        (&["slow"], "echo"),
+        (&["history"], "echo"),
+        (&["smoke"], "relay"),
+        (&["relay"], "fanout"),
+        (&["floor", "relay"], "relay"),
+    ] {
+        let output = harness(&[arguments, &url, &[kind]].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.code() == Some(2) && said.contains("--floor-kind") && said.contains("relay"),
+            "{arguments:?}: {said}"
+        );
+    }
+    let output = harness(&["relay", "--url", "ws://127.0.0.1:1/", "--floor-kind", "relay"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--with-floor"));
+}
+
+#[test]
 fn the_fanout_floor_reaches_every_other_in_order() {
     let result = on_floor("fanout", &["fanout", "-c", "20", "--burst", "16", "--workers", "2"]);
     let loss = &result["loss"];

@@ -175,6 +175,7 @@ mod tests {
                     ("allowed_origins", _) => "[\"https://a.example\"]".to_owned(),
                     ("trusted_proxies", _) => "[\"10.0.0.0/8\"]".to_owned(),
                     ("listen", _) => format!("\"127.0.0.2:{}\"", section.name.len()),
+                    ("engine", _) => "\"monoio\"".to_owned(),
                     ("log_format", _) => "\"json\"".to_owned(),
                     ("log_level", _) => "\"warn\"".to_owned(),
                     ("durability", _) => "\"synced\"".to_owned(),

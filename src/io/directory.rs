@@ -173,7 +173,8 @@ impl Directory {
 /// Makes the directory, and its name in the one above durable, which the names in it alone are not: without it a power cut takes the
 /// whole log.
 fn make_root(root: &Path) -> io::Result<()> {
-    let parent = |path: &Path| path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+    let parent =
+        |path: &Path| path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")).to_owned();
     let fresh: Vec<&Path> = root.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
     for made in &fresh {

@@ -10,6 +10,8 @@
 //! watches and lends nothing of it, so it is given a duplicate of each descriptor: two a connection, and no `unsafe`.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod descriptor_tests;
 mod disk;
 #[cfg(test)]
 mod disk_tests;
