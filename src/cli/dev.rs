@@ -48,7 +48,8 @@ fn settings(arguments: &DevArgs) -> Result<Settings, CliError> {
 /// A machine with few open files still runs a node to try out; `serve` refuses instead.
 fn fit_open_files(settings: &mut Settings, per_connection: u64) {
     let most = settings.server.max_connections;
-    let reserve = settings.files_needed(shard_count(settings), per_connection) - most as u64 * per_connection;
+    let there = super::serve::segments_there(settings);
+    let reserve = settings.files_needed(shard_count(settings), per_connection, there) - most as u64 * per_connection;
     if let Some(maximum) = getrlimit(Resource::Nofile).maximum {
         let room = usize::try_from(maximum.saturating_sub(reserve) / per_connection).unwrap_or(usize::MAX).max(1);
         settings.server.max_connections = most.min(room);

@@ -1,7 +1,7 @@
 //! `ringway doctor`: what of this machine keeps the gateway from running, or from running well, each with its fix.
 
 use super::engine::{self, Choice};
-use super::serve::shard_count;
+use super::serve::{segments_there, shard_count};
 use super::{CliError, print};
 use crate::config::Settings;
 use crate::io::probe::{Engine, ProbeError, probe};
@@ -27,6 +27,8 @@ struct Facts {
     memlock_bytes: Option<u64>,
     files_soft: Option<u64>,
     files_hard: Option<u64>,
+    /// Files that the log has already; each stays open.
+    segments: u64,
     cores: usize,
     accept_queue: Option<u64>,
 }
@@ -84,6 +86,7 @@ impl Facts {
             memlock_bytes: getrlimit(Resource::Memlock).current,
             files_soft: files.current,
             files_hard: files.maximum,
+            segments: segments_there(settings),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             accept_queue: number_in("/proc/sys/net/core/somaxconn"),
         }
@@ -183,15 +186,18 @@ fn findings(facts: &Facts, settings: &Settings, shards: usize) -> Vec<Finding> {
 
 fn files(facts: &Facts, settings: &Settings, shards: usize) -> Finding {
     let per_connection = facts.engine.as_ref().map_or(1, |choice| choice.engine.files_per_connection());
-    let needed = settings.files_needed(shards, per_connection);
+    let needed = settings.files_needed(shards, per_connection, facts.segments);
     let connections = settings.server.max_connections;
     match (facts.files_soft, facts.files_hard) {
         (_, Some(hard)) if hard < needed => blocking(
-            format!("nofile is limited to {hard}; server.max_connections = {connections} needs {needed}"),
+            format!(
+                "nofile is limited to {hard}; server.max_connections = {connections} and {} files of the log need {needed}",
+                facts.segments
+            ),
             format!("systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}; or lower server.max_connections"),
         ),
         (Some(soft), _) if soft < needed => fine(format!("nofile {soft}, raised to {needed} at start")),
-        _ => fine(format!("nofile is enough for server.max_connections = {connections}")),
+        _ => fine(format!("nofile is enough for server.max_connections = {connections} and {} files of the log", facts.segments)),
     }
 }
 
@@ -234,6 +240,7 @@ mod tests {
             memlock_bytes: None,
             files_soft: Some(1_024),
             files_hard: Some(1_048_576),
+            segments: 0,
             cores: 4,
             accept_queue: Some(4_096),
         }
@@ -294,6 +301,18 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("warning   4 shards on 1 cores"), "{text}");
+    }
+
+    #[test]
+    fn the_log_s_files_count() {
+        let needs = |settings: &Settings, segments| {
+            let facts = Facts { segments, files_hard: Some(11_000), ..good() };
+            findings(&facts, settings, 1).iter().any(|finding| finding.weight == Weight::Blocking)
+        };
+        let memory = Settings::default();
+        let disk = Settings::parse("[log]\ndir = \"d\"", []).unwrap();
+        let capped = Settings::parse("[log]\ndir = \"d\"\nmax_bytes = 67108864000", []).unwrap();
+        assert_eq!([needs(&memory, 0), needs(&disk, 0), needs(&disk, 400), needs(&capped, 0)], [false, false, true, true]);
     }
 
     #[test]

@@ -182,6 +182,11 @@ pub(crate) fn shard_count(settings: &Settings) -> usize {
     }
 }
 
+/// Files that the log has already; what does not read is told when it is opened.
+pub(crate) fn segments_there(settings: &Settings) -> u64 {
+    settings.log.dir.as_ref().map_or(0, |root| crate::io::directory::count_segments(root))
+}
+
 /// Raises the soft limit of open files to what is needed.
 fn raise_open_files(needed: u64) -> Result<(), String> {
     let limit = getrlimit(Resource::Nofile);
@@ -190,8 +195,9 @@ fn raise_open_files(needed: u64) -> Result<(), String> {
     }
     if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
         return Err(format!(
-            "open files: server.max_connections needs {needed}, but this process may have {maximum}: raise nofile (systemd: \
-             LimitNOFILE={needed}; shell: ulimit -Hn {needed}) or lower server.max_connections"
+            "open files: server.max_connections and the log's files need {needed}, but this process may have {maximum}: raise nofile \
+             (systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}), lower server.max_connections, or give the log fewer files \
+             (log.segment_bytes, log.max_bytes)"
         ));
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum: limit.maximum })
@@ -206,7 +212,7 @@ pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, Soc
     let count = shard_count(&node.settings);
     let choice = node.engine;
     let engine = choice.engine;
-    raise_open_files(node.settings.files_needed(count, engine.files_per_connection()))?;
+    raise_open_files(node.settings.files_needed(count, engine.files_per_connection(), segments_there(&node.settings)))?;
     let snapshot = snapshot(Arc::new(node.settings), &node.keys, node.tls, node.dev)?;
     let control = Control::build(ControlOptions {
         listen: snapshot.settings.admin.listen,

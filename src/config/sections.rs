@@ -142,7 +142,8 @@ sections! {
         spin_us: u64 = 0, "us", Allowed::Range(0, 10_000), restart;
         /// Origins of browser pages that may connect. Empty: pages of the request's own host; "*": any page.
         allowed_origins: Vec<Origin> = Vec::new(), "", Allowed::Any, live;
-        /// Connections of the whole node. The process needs as many open files and 512 more; twice as many with monoio.
+        /// Connections of the whole node. The process needs as many open files (twice as many with monoio), 512 more, and one for each
+        /// file of the log.
         max_connections: usize = 10_000, "", Allowed::Range(1, 10_000_000), restart;
         /// Peers whose word on the client's address is believed (client_ip_header, proxy_protocol).
         trusted_proxies: Vec<Network> = Vec::new(), "", Allowed::Any, live;
@@ -293,7 +294,7 @@ sections! {
         durability: Durability = Durability::Written, "", Allowed::Any, restart;
         /// Delivers messages before they are durable; acknowledgements still wait.
         early_delivery: bool = false, "", Allowed::Any, live;
-        /// Bytes of one file of the log, rounded down to whole MiB; files that are there keep their size.
+        /// Bytes of one file of the log, rounded down to whole MiB; with another value the next start writes the log again.
         segment_bytes: u64 = 67_108_864, "bytes", Allowed::Range(2_097_152, 4_294_967_296), restart;
         /// How long a session retains a message, in memory too; up to 1/256 of it longer, but a second at least.
         retention_age_s: u64 = 604_800, "s", Allowed::OffOr(1, 3_153_600_000), live;
@@ -347,9 +348,16 @@ impl Tls {
 
 impl Settings {
     /// Open files the process needs for `shards` shards on an engine that takes so many a connection: connections, and a reserve for
-    /// rings, bells, listeners, logs, the admin listener and connections that are being refused.
+    /// rings, bells, listeners, the admin listener and connections that are being refused; and the log's files, which all stay open:
+    /// `there` are, and as many come as `log.max_bytes` allows (where it allows any number, a quarter more).
     #[must_use]
-    pub fn files_needed(&self, shards: usize, per_connection: u64) -> u64 {
-        self.server.max_connections as u64 * per_connection + 256 + 256 * per_connection + 8 * shards as u64
+    pub fn files_needed(&self, shards: usize, per_connection: u64, there: u64) -> u64 {
+        let others = self.server.max_connections as u64 * per_connection + 256 + 256 * per_connection + 8 * shards as u64;
+        let segments = match self.log.max_bytes {
+            _ if self.log.dir.is_none() => 0,
+            0 => there + there / 4 + 64 * shards as u64,
+            max_bytes => (max_bytes / self.log.segment_bytes + shards as u64).max(there),
+        };
+        others + segments
     }
 }

@@ -111,6 +111,15 @@ impl Index {
         before - self.entries.len()
     }
 
+    /// Forgets the oldest entries as long as they stand where `is_gone` says. Returns how many went.
+    pub fn trim_while(&mut self, is_gone: impl Fn(Position) -> bool) -> usize {
+        let before = self.entries.len();
+        while self.oldest_at().is_some_and(&is_gone) {
+            self.drop_first();
+        }
+        before - self.entries.len()
+    }
+
     /// Forgets the oldest entries until the records of those left have no more than `bytes_max` together, but never the newest
     /// `kept`. Returns how many went.
     pub fn trim_bytes(&mut self, bytes_max: u64, kept: usize) -> usize {

@@ -31,3 +31,15 @@ pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, read_
 pub use scan::{BadReason, Damage, LastSegment, Proof, SESSIONS_AFTER_MAX, ScanError, Scanned, Scanner, SeqRange, Torn};
 pub use segment::{SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentError, SegmentHeader, segment_name, segment_number};
 pub use state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState, decode_empty};
+
+/// What an acknowledged message of a session survives (protocol.md section 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Level {
+    /// Nothing: it is in memory.
+    #[default]
+    Memory,
+    /// The process's death.
+    Written,
+    /// A power cut.
+    Synced,
+}

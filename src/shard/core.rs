@@ -342,6 +342,8 @@ impl Core {
             counters.ring_overflows.set(stats.overflows);
             counters.ring_rearms.set(stats.rearmed);
             counters.accept_failures.set(stats.accepts_failed);
+            counters.ring_short_writes.set(stats.short_writes);
+            counters.log_reads_waited.set(stats.read_backs_waited);
             self.ring_seen = stats;
         }
         let took_ns = io.clock().mono_ns.saturating_sub(started.mono_ns);

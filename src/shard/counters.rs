@@ -342,6 +342,10 @@ counters! {
     ring_overflows: Counter, "Not zero: turns are too long; look at turn_seconds.";
     /// Multishot requests that the kernel ended and the ring started again.
     ring_rearms: Counter, "Follows ring_no_buffers.";
+    /// Writes of the log that the kernel took a part of, and that were carried on.
+    ring_short_writes: Counter, "Not zero: the disk is nearly full, or a signal came in between.";
+    /// Reads of the log that waited for others to end.
+    log_reads_waited: Counter, "A high share of log_reads: many readers are far behind, or the disk is slow.";
     /// Chunks the log holds.
     log_chunks: Gauge, "Multiply by 1 MiB for its memory.";
     /// Bytes of records the log holds.

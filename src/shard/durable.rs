@@ -10,7 +10,7 @@ use super::publish::Origin;
 use crate::config::Durability;
 use crate::io::{BELOW_RESERVE, Io};
 use crate::limits::{ADDRESSES_MAX, ENVELOPE_ADDED_BYTES_MAX};
-use crate::log::{Audience, HEADER_BYTES, Header, Kind, Mark, Position};
+use crate::log::{Audience, HEADER_BYTES, Header, Kind, Level, Mark, Position};
 use crate::protocol::{Envelope, Head, ack};
 use crate::session::{Place, SessionKey, StreamKey};
 use crate::time::Tick;
@@ -158,36 +158,57 @@ impl Disk {
 }
 
 impl Core {
-    /// How durable a message must be before it is acknowledged.
-    pub(super) fn durability(&self) -> Durability {
-        if self.disk.is_some() { self.snapshot.settings.log.durability } else { Durability::Memory }
+    /// How durable a session's messages must be before they are acknowledged.
+    fn level_of(&self, session: SessionKey) -> Level {
+        self.sessions.sessions.get(session).filter(|_| self.disk.is_some()).map_or(Level::Memory, |session| session.level)
+    }
+
+    /// The level of sessions of which nothing else is said.
+    fn default_level(&self) -> Level {
+        match self.snapshot.settings.log.durability {
+            _ if self.disk.is_none() => Level::Memory,
+            Durability::Memory => Level::Memory,
+            Durability::Written => Level::Written,
+            Durability::Synced => Level::Synced,
+        }
+    }
+
+    /// Gives a session that is new, here or to this process, its level.
+    pub(super) fn set_level(&mut self, key: SessionKey) {
+        let level = self.default_level();
+        if let Some(session) = self.sessions.sessions.get_mut(key) {
+            session.level = level;
+        }
     }
 
     /// Why the log takes no more messages now, if it does not: what to tell the sender.
-    pub(super) fn log_refuses(&self, envelope: &Envelope<'_>) -> Option<(crate::protocol::ErrorCode, &'static str)> {
+    pub(super) fn log_refuses(
+        &self,
+        session: SessionKey,
+        envelope: &Envelope<'_>,
+    ) -> Option<(crate::protocol::ErrorCode, &'static str)> {
         use crate::protocol::ErrorCode;
         let disk = self.disk.as_ref()?;
-        let level = self.durability();
-        if level == Durability::Memory {
-            return None;
-        }
-        if disk.failed.is_some() || (level == Durability::Synced && disk.sync_failed.is_some()) {
+        let level = self.level_of(session);
+        // What nobody waits for is taken as long as there is memory for it.
+        let waits = level != Level::Memory;
+        if waits && disk.failed.is_some() || level == Level::Synced && disk.sync_failed.is_some() {
             return Some((
                 ErrorCode::LimitDisk,
                 "the log's disk has failed: the operator must look at it and restart the gateway",
             ));
         }
-        if self.has_no_room(disk, envelope.object.len() + RECORD_BYTES_MORE_MAX) {
+        if waits && self.has_no_room(disk, envelope.object.len() + RECORD_BYTES_MORE_MAX) {
             self.counters.limit_reached(LimitReached::Disk);
             return Some((
                 ErrorCode::LimitDisk,
                 "the log has no room: its disk is full, or at log.max_bytes or log.reserve_bytes; what needs no log goes on",
             ));
         }
-        if self.pending_bytes() < PENDING_BYTES_MAX {
+        if self.pending_to(level) < PENDING_BYTES_MAX {
             return None;
         }
-        if disk.full.is_some() || disk.sync_failed.is_some() {
+        if disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some() {
             return Some((
                 ErrorCode::LimitDisk,
                 "the log's disk is full or has failed: what needs no log goes on, this message was not taken",
@@ -197,12 +218,17 @@ impl Core {
         Some((ErrorCode::LimitBackpressure, "the log's disk is behind: send it again after retry_after_ms"))
     }
 
-    /// Bytes of the log that are not yet as durable as messages are to be.
+    /// Bytes of the log that are not yet as durable as messages are to be by default.
     pub(super) fn pending_bytes(&self) -> u64 {
-        let durable = match (self.durability(), &self.disk) {
-            (Durability::Synced, Some(disk)) => disk.synced_to,
-            (Durability::Written, Some(_)) => self.log.written(),
-            _ => return 0,
+        self.pending_to(self.default_level())
+    }
+
+    /// Bytes of the log that are not that durable yet. Those of the lowest level are not waited for, but memory holds them as well.
+    fn pending_to(&self, level: Level) -> u64 {
+        let durable = match (&self.disk, level) {
+            (None, _) => return 0,
+            (Some(disk), Level::Synced) => disk.synced_to,
+            (Some(_), Level::Memory | Level::Written) => self.log.written(),
         };
         self.log.end().0.saturating_sub(durable.0)
     }
@@ -221,7 +247,7 @@ impl Core {
         seq: u64,
         targets: &[u64],
     ) {
-        if self.durability() == Durability::Memory {
+        if self.level_of(session) == Level::Memory {
             self.note_appended(session, stream, seq, targets);
             return self.acknowledge(origin, envelope, seq, false);
         }
@@ -237,7 +263,7 @@ impl Core {
         envelope: &Envelope<'_>,
         seq: u64,
     ) {
-        if !self.is_pending(stream, seq) {
+        if !self.is_pending((session, stream), seq) {
             return self.acknowledge(origin, envelope, seq, true);
         }
         let head = Head { id: envelope.id, session_id: envelope.session_id };
@@ -254,11 +280,11 @@ impl Core {
         ack_of: Option<(Head<'_>, bool)>,
         ack_seq: u64,
     ) {
-        let level = self.durability();
+        let level = self.level_of(session);
         let end = self.log.end();
         let early = self.snapshot.settings.log.early_delivery;
         let Some(disk) = &mut self.disk else { return };
-        let queue = if level == Durability::Synced { &mut disk.synced } else { &mut disk.written };
+        let queue = if level == Level::Synced { &mut disk.synced } else { &mut disk.written };
         let before = queue.acks.len();
         if let Some((head, is_duplicate)) = ack_of {
             let open = OpenFrame::begin(&mut queue.acks);
@@ -280,9 +306,13 @@ impl Core {
     }
 
     /// Whether a record is still waiting to be durable: its repeat is not acknowledged before.
-    fn is_pending(&self, stream: StreamKey, seq: u64) -> bool {
-        let Some(disk) = self.disk.as_ref().filter(|_| self.durability() != Durability::Memory) else { return false };
-        let limit = if self.durability() == Durability::Synced { disk.synced_to } else { self.log.written() };
+    fn is_pending(&self, (session, stream): (SessionKey, StreamKey), seq: u64) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        let limit = match self.level_of(session) {
+            Level::Memory => return false,
+            Level::Written => self.log.written(),
+            Level::Synced => disk.synced_to,
+        };
         match self.streams.get(stream).and_then(|stream| stream.index.get(seq)) {
             Some(entry) => entry.at >= limit,
             // Retention has dropped it, which says nothing of the disk: not before all that there is.
@@ -310,9 +340,9 @@ impl Core {
     }
 
     /// Lets go what is durable up to `limit`.
-    fn release(&mut self, level: Durability, limit: Position) {
+    fn release(&mut self, level: Level, limit: Position) {
         let Some(disk) = &mut self.disk else { return };
-        let mut queue = std::mem::take(if level == Durability::Synced { &mut disk.synced } else { &mut disk.written });
+        let mut queue = std::mem::take(if level == Level::Synced { &mut disk.synced } else { &mut disk.written });
         while let Some((waiting, ack)) = queue.next(limit) {
             if waiting.seq > 0 {
                 if let Some(stream) = self.streams.get_mut(waiting.stream) {
@@ -327,7 +357,7 @@ impl Core {
         }
         queue.tidy();
         if let Some(disk) = &mut self.disk {
-            *(if level == Durability::Synced { &mut disk.synced } else { &mut disk.written }) = queue;
+            *(if level == Level::Synced { &mut disk.synced } else { &mut disk.written }) = queue;
         }
     }
 
@@ -373,10 +403,10 @@ impl Core {
     }
 
     fn open_door<I: Io>(&mut self, io: &mut I) {
-        let (level, written) = (self.durability(), self.log.written());
+        let (level, written) = (self.default_level(), self.log.written());
         let Some(disk) = &mut self.disk else { return };
         let Some(opens_at) = disk.opens_at else { return };
-        let durable = if level == Durability::Synced { disk.synced_to } else { written };
+        let durable = if level == Level::Synced { disk.synced_to } else { written };
         // A disk that takes nothing is no reason to keep out those that need no log.
         let in_vain = disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some();
         if durable >= opens_at || in_vain {
@@ -493,7 +523,7 @@ impl Core {
                     disk.full = None;
                 }
                 self.log.wrote(end);
-                self.release(Durability::Written, end);
+                self.release(Level::Written, end);
                 self.write_log(io, now);
             }
             Err(errno) if matches!(errno, libc_errno::ENOSPC | libc_errno::EDQUOT) => {
@@ -523,7 +553,7 @@ impl Core {
                 // At a boundary nothing of the next segment has been written yet.
                 let boundary = self.log.geometry().is_some_and(|geometry| end.0.is_multiple_of(geometry.segment_bytes));
                 disk.proven_to = if boundary { self.log.written() } else { end };
-                self.release(Durability::Synced, end);
+                self.release(Level::Synced, end);
                 self.write_log(io, now);
             }
             Err(errno) => {

@@ -96,7 +96,7 @@ impl Core {
                 to: stay.to,
             })
             .collect();
-        let away_ms = if member.away_since_ms == 0 { 0 } else { now.mono_ms().saturating_sub(member.away_since_ms).max(1) };
+        let away_ms = if member.away_since_ms == 0 { 0 } else { member.away_ms(now.mono_ms()).max(1) };
         let state = MemberState {
             client_id: &member.client_id,
             subject_bytes: member.subject_bytes,
@@ -156,11 +156,10 @@ impl Core {
         if disk.synced_to < end.max(disk.rewritten_to) {
             return;
         }
-        let aged_to = self.ages.aged_to();
         let mut rewrite = Vec::new();
         for (key, session) in self.sessions.sessions.iter() {
             let Some(stream) = self.streams.get_mut(session.stream) else { continue };
-            let cut = stream.index.trim(aged_to, 0);
+            let cut = stream.index.trim_while(|at| self.ages.is_aged(at));
             self.counters.dropped(DropReason::LogAge, cut as u64);
             if stream.index.oldest_at().is_some_and(|at| at < end) {
                 return;
@@ -186,7 +185,7 @@ impl Core {
         }
     }
 
-    /// How far apart the marks are by which messages age.
+    /// How late a message may go by its age.
     pub(super) fn age_step_ms(&self) -> u64 {
         let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
         // What was appended while there was no limit gets one when there is: to the minute.
@@ -200,11 +199,7 @@ impl Core {
         }
         self.age_due_ms = now.mono_ms() + LOOK_EVERY_MS;
         let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
-        // What was appended last is before this place.
-        self.ages.note(self.log.end(), now.wall_ms, self.age_step_ms());
-        if age_ms > 0 {
-            self.ages.age(now.wall_ms.saturating_sub(age_ms));
-        }
+        self.ages.age(if age_ms == 0 { 0 } else { now.wall_ms.saturating_sub(age_ms) });
     }
 
     /// Forgets what left the log's memory, or a session's own bounds.
@@ -224,7 +219,7 @@ impl Core {
         let hidden = usize::try_from(stream.index.head().saturating_sub(stream.head())).unwrap_or(usize::MAX);
         let messages_max = if messages_max == 0 { 0 } else { messages_max.saturating_add(hidden) };
         let by_memory = stream.index.trim(self.log.oldest(), 0);
-        let by_age = stream.index.trim(self.ages.aged_to(), 0);
+        let by_age = stream.index.trim_while(|at| self.ages.is_aged(at));
         let by_count = stream.index.trim(Position(0), messages_max);
         let by_bytes = stream.index.trim_bytes(cap(settings.log.retention_bytes), hidden.max(1));
         if by_memory + by_age + by_count + by_bytes > 0 {

@@ -15,6 +15,8 @@ mod commands;
 pub mod conn;
 pub mod core;
 pub mod counters;
+#[cfg(test)]
+mod disk_tests;
 mod durable;
 mod handshake;
 pub mod histogram;
@@ -34,6 +36,7 @@ pub mod rate;
 mod reading;
 pub mod recover;
 mod replies;
+mod resize;
 pub mod start;
 pub mod store;
 mod timers;

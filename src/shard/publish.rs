@@ -210,7 +210,7 @@ impl Core {
                 return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
             }
         }
-        if let Some((code, message)) = self.log_refuses(envelope) {
+        if let Some((code, message)) = self.log_refuses(session, envelope) {
             return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
         }
         if !self.takes(io, origin.place, now) {
@@ -561,7 +561,7 @@ impl Core {
             let content = self.content_hash(envelope, &audiences);
             let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
             match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
-                Seen::New => match self.log_refuses(envelope) {
+                Seen::New => match self.log_refuses(session, envelope) {
                     Some((code, message)) => self.refuse_place(origin, &refusal_of(envelope, code, message, "")),
                     None if !self.takes(io, origin.place, now) => {
                         self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));

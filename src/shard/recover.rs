@@ -125,7 +125,9 @@ impl Core {
             Some(key) => key,
             None => {
                 let stream = self.streams.insert(Stream::new(state.session_id, hash, None, 1));
-                self.sessions.create(hash, stream, 1, state.session_id.starts_with("channel:"))
+                let key = self.sessions.create(hash, stream, 1, state.session_id.starts_with("channel:"));
+                self.set_level(key);
+                key
             }
         };
         let Some(session) = self.sessions.sessions.get_mut(key) else { return };
@@ -210,6 +212,7 @@ impl Core {
             since_ms: state.since_ms,
             // Told apart when all is read: away since then (Unix ms), or there when the process ended (0).
             away_since_ms: if state.present { 0 } else { state.away_since_ms.max(1) },
+            away_before_ms: 0,
             told_lost: state.told_lost,
         });
         for stay in state.stays.iter().filter(|stay| stay.to == u64::MAX) {
@@ -236,9 +239,8 @@ impl Core {
         for key in members {
             let Some(member) = self.sessions.members.get_mut(key) else { continue };
             let away_ms = if member.away_since_ms == 0 { 0 } else { now.wall_ms.saturating_sub(member.away_since_ms) };
-            // The monotonic clock began with the process; times before it count from its beginning.
-            member.away_since_ms = now.mono_ms().saturating_sub(away_ms).max(1);
-            self.wheel.schedule(now.mono_ms() + grace_ms, Timer::Member(key));
+            (member.away_since_ms, member.away_before_ms) = (now.mono_ms().max(1), away_ms);
+            self.wheel.schedule(now.mono_ms() + grace_ms.saturating_sub(away_ms), Timer::Member(key));
         }
         let sessions: Vec<SessionKey> = self.sessions.sessions.iter().map(|(key, _)| key).collect();
         outcome.sessions = sessions.len();

@@ -5,6 +5,7 @@ use super::core::{Core, CoreOptions};
 use super::counters::shared_counters;
 use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
+use super::resize::{Wanted, resize};
 use super::store::recover;
 use crate::config::Settings;
 use crate::ids::HashKey;
@@ -175,8 +176,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
         let counters = Arc::clone(ports[seat.number].counters());
         let (mesh, admission) = (Arc::clone(&mesh), Arc::clone(&admission));
         let (snapshot, barrier, tell) = (Arc::clone(snapshot), Arc::clone(&barrier), tell.clone());
-        let (directory, segment_bytes, files) =
-            (directory.clone(), settings.log.segment_bytes / CHUNK_BYTES as u64 * CHUNK_BYTES as u64, handles.pop());
+        let (directory, segment_bytes, files) = (directory.clone(), segment_bytes(settings), handles.pop());
         let run = move || {
             pin(seat.core);
             let seed = seed ^ (seat.number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -231,16 +231,18 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
 /// The log's directory, where there is to be one; a new one gets `fresh_key`.
 fn open_log(settings: &Settings, shards: usize, fresh_key: HashKey) -> Result<Option<Arc<Directory>>, String> {
     let Some(root) = &settings.log.dir else { return Ok(None) };
-    let directory = Directory::open(root, shards, fresh_key.0)?;
-    if directory.shards != shards {
-        return Err(format!(
-            "log.dir: {} was written by {} shards and this gateway has {shards}: set server.shards = {}",
-            root.display(),
-            directory.shards,
-            directory.shards
-        ));
-    }
+    let mut directory = Directory::open(root, shards, fresh_key.0)?;
+    resize(
+        &mut directory,
+        &Wanted { shards, segment_bytes: segment_bytes(settings), reserve_bytes: settings.log.reserve_bytes },
+        now(),
+    )?;
     Ok(Some(Arc::new(directory)))
+}
+
+/// A segment is a whole number of chunks.
+const fn segment_bytes(settings: &Settings) -> u64 {
+    settings.log.segment_bytes / CHUNK_BYTES as u64 * CHUNK_BYTES as u64
 }
 
 /// The clocks before any ring has begun its own.

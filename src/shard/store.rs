@@ -6,7 +6,9 @@ use super::recover::{Found, Pass, Recovered, Replay};
 use crate::ids::HashKey;
 use crate::io::directory::{Directory, SegmentFile, cut, segments, sync_directory, take_clean};
 use crate::limits::CHUNK_BYTES;
-use crate::log::{Geometry, SEGMENT_HEADER_BYTES, ScanError, Scanned, Scanner, SegmentHeader, segment_name, segment_number};
+use crate::log::{
+    Geometry, Position, Record, SEGMENT_HEADER_BYTES, ScanError, Scanned, Scanner, SegmentHeader, segment_name, segment_number,
+};
 use crate::time::Tick;
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -46,6 +48,16 @@ pub enum ReadError {
     Scan(ScanError),
 }
 
+impl ReadError {
+    /// One line: what is wrong with the log in this directory.
+    pub(super) fn told(&self, path: &Path) -> String {
+        match self {
+            Self::Io(number, error) => format!("log.dir: {}: {error}", path.join(segment_name(*number)).display()),
+            Self::Scan(error) => damage(path, error),
+        }
+    }
+}
+
 /// A log that was read whole.
 #[derive(Debug)]
 pub struct Reading {
@@ -70,10 +82,7 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
         key: HashKey(directory.key),
     };
     let mut sources: Vec<Segment<&File>> = files.iter().map(|file| Segment { number: file.number, reader: &file.file }).collect();
-    let reading = read_log(core, &mut sources, &identity).map_err(|error| match error {
-        ReadError::Io(number, error) => format!("log.dir: {}: {error}", path.join(segment_name(number)).display()),
-        ReadError::Scan(error) => damage(&path, &error),
-    })?;
+    let reading = read_log(core, &mut sources, &identity).map_err(|error| error.told(&path))?;
     if let Some(torn) = &reading.scanned.torn {
         tracing::warn!(
             shard,
@@ -123,9 +132,9 @@ pub fn read_log<R: Read + Seek>(core: &mut Core, segments: &mut [Segment<R>], id
     }
     let geometry = Geometry { segment_bytes: size, shard: identity.shard, generation: identity.generation };
     core.take_disk(geometry, &Found::default());
-    scan(core, segments, identity, &mut replay)?;
+    scan(segments, identity, |at, record| core.replay(&mut replay, at, record))?;
     replay.pass = Pass::Messages;
-    let scanned = scan(core, segments, identity, &mut replay)?;
+    let scanned = scan(segments, identity, |at, record| core.replay(&mut replay, at, record))?;
     Ok(Reading { geometry, scanned, begun, outcome: replay.outcome })
 }
 
@@ -139,12 +148,11 @@ pub fn go_on(core: &mut Core, reading: Reading, clean: bool, now: Tick) -> Recov
     outcome
 }
 
-/// Reads a shard's segments from their beginning, each record to the core.
-fn scan<R: Read + Seek>(
-    core: &mut Core,
+/// Reads a shard's segments from their beginning, and shows each record.
+pub(super) fn scan<R: Read + Seek>(
     segments: &mut [Segment<R>],
     identity: &Identity,
-    replay: &mut Replay,
+    mut each: impl FnMut(Position, &Record<'_>),
 ) -> Result<Scanned, ReadError> {
     let mut scanner = Scanner::new(identity.shard, identity.generation);
     let mut chunk = vec![0; CHUNK_BYTES];
@@ -154,7 +162,7 @@ fn scan<R: Read + Seek>(
         scanner.segment(segment.number).map_err(ReadError::Scan)?;
         loop {
             let filled = read_up_to(&mut segment.reader, &mut chunk).map_err(told)?;
-            scanner.chunk(&chunk[..filled], |at, record| core.replay(replay, at, record)).map_err(ReadError::Scan)?;
+            scanner.chunk(&chunk[..filled], &mut each).map_err(ReadError::Scan)?;
             if filled < CHUNK_BYTES {
                 break;
             }
@@ -171,7 +179,7 @@ fn damage(path: &Path, error: &ScanError) -> String {
 }
 
 /// A file's header, where it has one that reads; what is wrong with it the scan tells.
-fn header_of(segment: &mut (impl Read + Seek)) -> std::io::Result<Option<SegmentHeader>> {
+pub(super) fn header_of(segment: &mut (impl Read + Seek)) -> std::io::Result<Option<SegmentHeader>> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     segment.rewind()?;
     let filled = read_up_to(segment, &mut bytes)?;

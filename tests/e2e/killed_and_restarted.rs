@@ -22,6 +22,11 @@ impl LogFolder {
     }
 
     pub fn start(&self, settings: &[(&str, &str)]) -> Gateway {
+        self.with(settings, Gateway::start)
+    }
+
+    /// Does something with the settings of a gateway with this log.
+    pub fn with<T>(&self, settings: &[(&str, &str)], what: impl FnOnce(&[(&str, &str)]) -> T) -> T {
         let path = format!("{:?}", self.0.join("log"));
         let mut all = vec![
             ("log.dir", path.as_str()),
@@ -30,7 +35,7 @@ impl LogFolder {
             ("limits.bytes_per_second", "0"),
         ];
         all.extend(settings);
-        Gateway::start(&all)
+        what(&all)
     }
 
     /// When the first shard's segments that are in use were begun, by their headers (Unix ms).

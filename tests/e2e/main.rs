@@ -36,6 +36,7 @@ mod presence_grace;
 mod receipts;
 mod refresh_expiry_replacement;
 mod reload;
+mod resized;
 mod resume_after_reconnect;
 mod retention;
 mod revocation;

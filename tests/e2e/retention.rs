@@ -128,17 +128,8 @@ async fn a_directory_at_its_cap_refuses_what_is_new_and_goes_on_without_a_restar
     let log = LogFolder::new();
     let settings = [("log.max_bytes", "16777216"), ("session.history_messages", "1000000")];
     let gateway = log.start(&settings);
-    let path = format!("{:?}", log.0.join("log"));
     fills_and_goes_on(&gateway, "log_bytes", |gateway| {
-        let new = [
-            ("log.dir", path.as_str()),
-            ("log.segment_bytes", "2097152"),
-            ("log.max_bytes", "16777216"),
-            ("log.retention_messages", "1"),
-            ("limits.messages_per_second", "0"),
-            ("limits.bytes_per_second", "0"),
-        ];
-        gateway.reload(&new);
+        log.with(&[("log.max_bytes", "16777216"), ("log.retention_messages", "1")], |new| gateway.reload(new));
     })
     .await;
     let bytes: u64 =

@@ -103,20 +103,21 @@ impl Gateway {
         Self::launch(Self::configured(settings), under.to_vec())
     }
 
-    /// One whose log's directory is the empty folder `log`, where a file system of its own is mounted, in memory, of so many bytes; a file `filler` has `filler_bytes` of it. Only
-    /// its process sees it; [`Gateway::inside`] is the way there. `None` where this host lets nobody mount.
+    /// One whose log's directory is the empty folder `log`, where a file system of its own is mounted, in memory, of so many bytes; a
+    /// file `filler` has `filler_bytes` of it. Only its process sees it; [`Gateway::inside`] is the way there. `None` where this host
+    /// lets nobody mount.
     pub fn start_on_small_disk(log: &Path, bytes: u64, filler_bytes: u64, settings: &[(&str, &str)]) -> Option<Self> {
         let namespaces = ["--user", "--map-root-user", "--mount"];
         if !Command::new("unshare").args(namespaces).arg("true").status().is_ok_and(|status| status.success()) {
             return None;
         }
         let path = format!("{log:?}");
-        let folder = Self::configured(&settings.iter().copied().chain([("log.dir", path.as_str())]).collect::<Vec<_>>());
+        let settings: Vec<(&str, &str)> = settings.iter().copied().chain([("log.dir", path.as_str())]).collect();
         let script = r#"mount -t tmpfs -o "size=$1" tmpfs "$3" && head -c "$2" /dev/zero > "$3/filler" && shift 3 && exec "$@""#;
-        let mut command = Command::new("unshare");
-        command.args(namespaces).args(["sh", "-c", script, "sh", &bytes.to_string(), &filler_bytes.to_string()]);
-        command.arg(log).arg(env!("CARGO_BIN_EXE_ringway"));
-        Some(Self::launch_by(command, folder, Vec::new()))
+        let (bytes, filler_bytes) = (bytes.to_string(), filler_bytes.to_string());
+        let shell = ["sh", "-c", script, "sh", &bytes, &filler_bytes, log.to_str().unwrap()];
+        let under: Vec<String> = ["unshare"].iter().chain(&namespaces).chain(&shell).map(|word| (*word).to_owned()).collect();
+        Some(Self::start_under(&under, &settings))
     }
 
     /// A path as its process sees it.
@@ -133,13 +134,8 @@ impl Gateway {
 
     fn launch(folder: PathBuf, under: Vec<String>) -> Self {
         let words: Vec<&str> = under.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_ringway")]).collect();
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]);
-        Self::launch_by(command, folder, under)
-    }
-
-    fn launch_by(mut command: Command, folder: PathBuf, under: Vec<String>) -> Self {
-        let mut child = command
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .args(["serve", "--config"])
             .arg(folder.join("ringway.toml"))
             .stdin(Stdio::null())
@@ -170,6 +166,12 @@ impl Gateway {
 
     /// Starts one that has ended once more, with the same configuration and on new ports.
     pub fn again(mut self) -> Self {
+        Self::launch(std::mem::take(&mut self.folder), std::mem::take(&mut self.under))
+    }
+
+    /// The same with another configuration.
+    pub fn again_with(mut self, settings: &[(&str, &str)]) -> Self {
+        std::fs::write(self.folder.join("ringway.toml"), config(settings)).unwrap();
         Self::launch(std::mem::take(&mut self.folder), std::mem::take(&mut self.under))
     }
 
