@@ -23,7 +23,7 @@ pub enum CloseReason {
     Draining,
     /// The shard or the node has no room: 1013.
     Overloaded,
-    /// A panic while its bytes were decoded: 1011.
+    /// A panic while its bytes were decoded; one in TLS drops it without a frame: 1011.
     Internal,
     /// A frame that RFC 6455 forbids: 1002.
     ProtocolError,

@@ -92,10 +92,14 @@ pub const CHUNK_BYTES: usize = 1024 * 1024;
 pub const READ_BACK_BYTES_MAX: usize = CHUNK_BYTES;
 /// Reads of the log on disk that a shard has in the kernel; their buffers are kept, so this bounds their memory too.
 pub const READ_BACKS_MAX: usize = 16;
+/// Writes, and syncs, that a shard has with the threads of the portable engine; others wait.
+pub const DISK_REQUESTS_MAX: usize = 16;
 /// Segments of a shard being made or deleted at a time.
 pub const SEGMENT_REQUESTS_MAX: usize = 16;
 /// Sends a turn makes before it lets events in again (architecture.md section 6).
 pub const SENDS_PER_TURN_MAX: usize = 1024;
+/// How long what is to be sent may wait for its turn before senders are held (architecture.md section 6).
+pub const UNSENT_AGE_MS_MAX: u64 = 500;
 /// Frames one send may take from the log, in bytes.
 pub const SEND_BYTES_MAX: usize = 128 * 1024;
 /// Slices one scattered send may name.

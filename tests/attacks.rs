@@ -39,6 +39,8 @@ enum Stage {
 enum Expect {
     /// An HTTP answer, then the end.
     Http(u16),
+    /// As `Http`, one of two.
+    HttpEither(u16, u16),
     /// An upgrade: the input is good, or harmless.
     Accepted,
     /// A close code, then the end.
@@ -84,7 +86,7 @@ fn get(changes: &[&str]) -> Vec<u8> {
 }
 
 fn http_attacks() -> Vec<Attack> {
-    use Expect::{Accepted, Http};
+    use Expect::{Accepted, Http, HttpEither};
     let mut rows = Vec::new();
     let mut add = |id, what: &str, bytes: Vec<u8>, expect| rows.push(attack(id, what, Stage::Tcp, bytes, expect));
     let many: Vec<String> = (0..2_000).map(|number| format!("X-{number}: 1")).collect();
@@ -172,7 +174,8 @@ fn http_attacks() -> Vec<Attack> {
         what: "17 KB in pieces of one byte".into(),
         stage: Stage::Tcp,
         pieces: single,
-        expect: Http(400),
+        // Too many reads; a server that was slow to begin finds more bytes in each, and too many of them.
+        expect: HttpEither(400, 431),
     });
     rows.push(attack("H3", "not a byte", Stage::Tcp, "", Http(408)));
     rows.push(attack("H3", "an upgrade and no hello", Stage::Upgraded, "", Expect::Close(4408)));
@@ -473,10 +476,11 @@ fn run(gateway: &Gateway, number: usize, row: &Attack) -> Result<(), String> {
     let pauses: u64 = row.pieces.iter().map(|(wait_ms, _)| wait_ms).sum();
     let wrong = |got: String| if got.is_empty() { Ok(()) } else { Err(format!("expected {:?}, got {got}", row.expect)) };
     let verdict = match &row.expect {
-        Expect::Http(status) => {
+        Expect::Http(status) | Expect::HttpEither(status, _) => {
+            let or = if let Expect::HttpEither(_, or) = &row.expect { or } else { status };
             let answer = String::from_utf8_lossy(&raw.rest()).into_owned();
             let answers = answer.matches("Connection: close").count();
-            let good = answers == 1 && answer.starts_with(&format!("HTTP/1.1 {status} "));
+            let good = answers == 1 && [status, or].iter().any(|status| answer.starts_with(&format!("HTTP/1.1 {status} ")));
             wrong(if good { String::new() } else { answer })
         }
         Expect::Dropped => wrong(String::from_utf8_lossy(&raw.rest()).into_owned()),

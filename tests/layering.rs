@@ -26,10 +26,13 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("cli", &["auth", "config", "control", "io", "log", "net", "shard"]),
 ];
 /// Files that exist for tests alone, whatever their name.
-const TEST_FILES: [&str; 12] = [
+const TEST_FILES: [&str; 16] = [
     "auth/vectors.rs",
     "cli/log/tests.rs",
     "control/tests.rs",
+    "io/portable/descriptor_tests.rs",
+    "io/portable/disk_tests.rs",
+    "io/portable/tests.rs",
     "io/ring/disk_tests.rs",
     "io/ring/tests.rs",
     "log/index_tests.rs",
@@ -37,11 +40,12 @@ const TEST_FILES: [&str; 12] = [
     "log/scan_tests.rs",
     "log/segment_index_tests.rs",
     "net/tls_tests.rs",
+    "shard/disk_tests.rs",
     "protocol/attacks.rs",
     "ws/decoder_tests.rs",
 ];
 /// Every dependency and the files that may name it.
-const CRATES: [(&str, &[&str]); 32] = [
+const CRATES: [(&str, &[&str]); 34] = [
     ("arc_swap", &[]),
     ("aws_lc_rs", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs", "shard/start.rs"]),
     ("axum", &["control/http.rs", "control/listener.rs", "control/revocations.rs", "control/run.rs"]),
@@ -67,6 +71,8 @@ const CRATES: [(&str, &[&str]); 32] = [
             "io/ring/slots.rs",
         ],
     ),
+    // The version that monoio has, for the flags of its ring.
+    ("io_uring_06", &["io/portable/mod.rs"]),
     ("indicatif", &["cli/log/directory.rs"]),
     ("itoa", &["protocol/splice.rs", "protocol/write.rs"]),
     ("jsonwebtoken", &["auth/keys.rs"]),
@@ -74,16 +80,20 @@ const CRATES: [(&str, &[&str]); 32] = [
         "libc",
         &[
             "cli/doctor.rs",
+            "io/portable/disk.rs",
+            "io/portable/mod.rs",
             "io/probe.rs",
             "io/ring/disk.rs",
             "io/ring/listen.rs",
             "io/ring/mod.rs",
             "io/ring/receive.rs",
             "io/ring/send.rs",
+            "io/segments.rs",
         ],
     ),
     ("loom", &["shard/lanes.rs"]),
     ("mimalloc", &["main.rs"]),
+    ("monoio", &["io/portable/mod.rs", "io/portable/tasks.rs"]),
     (
         "rustix",
         &[
@@ -91,6 +101,9 @@ const CRATES: [(&str, &[&str]); 32] = [
             "cli/doctor.rs",
             "cli/serve.rs",
             "io/files.rs",
+            "io/portable/disk.rs",
+            "io/portable/edge.rs",
+            "io/probe.rs",
             "io/ring/listen.rs",
             "io/ring/slots.rs",
             "shard/start.rs",
@@ -149,6 +162,7 @@ const CRATES: [(&str, &[&str]); 32] = [
     (
         "tracing",
         &[
+            "cli/engine.rs",
             "cli/serve.rs",
             "control/http.rs",
             "control/revocations.rs",
@@ -162,6 +176,7 @@ const CRATES: [(&str, &[&str]); 32] = [
             "shard/keeping.rs",
             "shard/outbound.rs",
             "shard/reading.rs",
+            "shard/resize.rs",
             "shard/start.rs",
             "shard/store.rs",
         ],
@@ -399,7 +414,8 @@ fn stages_are_pure() {
         }
     }
     // The shard's core as well, but for what starts its thread and what other threads call.
-    let impure_files = ["shard/start.rs", "shard/store.rs", "shard/port.rs", "shard/lanes.rs", "shard/counters.rs"];
+    let impure_files =
+        ["shard/start.rs", "shard/resize.rs", "shard/store.rs", "shard/port.rs", "shard/lanes.rs", "shard/counters.rs"];
     for source in sources().iter().filter(|source| source.folder() == "shard" && !impure_files.contains(&&*source.name)) {
         for impure in
             ["Instant::now", "SystemTime", "std::thread::s", "std::env", "std::fs", "HashSet<", "async ", ".await", "monoio"]
@@ -418,6 +434,9 @@ fn unsafe_stands_in_io_only() {
     for source in sources() {
         if source.folder() != "io" && (!named_after(&source.code, "unsafe ").is_empty() || source.code.contains("unsafe_code")) {
             problems.push(format!("src/{}: unsafe", source.name));
+        }
+        if source.name.starts_with("io/portable/") && source.code.contains("unsafe ") {
+            problems.push(format!("src/{}: unsafe; the portable engine has none", source.name));
         }
         if source.folder() == "io" {
             for (number, line) in source.text.lines().enumerate() {

@@ -7,7 +7,7 @@ use crate::wire;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Incoming {
     Message(Stamp),
-    /// `rw.ack` of a message of ours.
+    /// `rw.ack`, or the bare relay's ack, of a message of ours.
     Ack(Stamp),
     /// `rw.error`.
     Error,
@@ -59,9 +59,17 @@ pub fn is_type(payload: &[u8], kind: &[u8]) -> bool {
     after(payload, TYPE).and_then(|rest| rest.strip_prefix(kind)).is_some_and(|rest| rest.first() == Some(&b'"'))
 }
 
-/// Reads a bare frame: the mark comes first.
+/// What an ack of the bare relay begins with, its message's mark next. No mark begins so: k is no hexadecimal digit.
+pub const BARE_ACK: &[u8] = b"ack";
+/// Bytes of such an ack, filled up to about an `rw.ack` of a message of this harness.
+pub const BARE_ACK_BYTES: usize = 120;
+
+/// Reads a bare frame: of a message the mark comes first.
 pub fn read_bare(payload: &[u8]) -> Incoming {
-    Stamp::read(payload).map_or(Incoming::Unknown, Incoming::Message)
+    match payload.strip_prefix(BARE_ACK) {
+        Some(marked) => Stamp::read(marked).map_or(Incoming::Unknown, Incoming::Ack),
+        None => Stamp::read(payload).map_or(Incoming::Unknown, Incoming::Message),
+    }
 }
 
 /// The `seq` of a delivered message.
@@ -146,5 +154,17 @@ mod tests {
         assert_eq!(bare_payload(128).len(), 128);
         assert_eq!(read_bare(&bare_payload(36)), Incoming::Message(Stamp { sender: 0, number: 0, intended_ns: 0 }));
         assert_eq!(read_bare(b"{\"type\""), Incoming::Unknown);
+    }
+
+    #[test]
+    fn a_bare_ack_is_told_from_a_message_and_is_as_long_as_the_gateways() {
+        let ack = [BARE_ACK, &STAMP.write(), b"   "].concat();
+        assert_eq!(read_bare(&ack), Incoming::Ack(STAMP));
+        assert_eq!(read_bare(&ack[..BARE_ACK.len() + stamp::BYTES - 1]), Incoming::Unknown);
+        assert_eq!(read_bare(&ack[BARE_ACK.len()..]), Incoming::Message(STAMP));
+        let session = format!("load.{:x}.{}", 1_000_000_000_u64, 500);
+        let gateways =
+            format!("{{\"type\":\"rw.ack\",\"id\":\"{}\",\"session_id\":\"{session}\",\"payload\":{{\"seq\":10000}}}}", id());
+        assert!(BARE_ACK_BYTES.abs_diff(gateways.len()) <= 8, "{} bytes: {gateways}", gateways.len());
     }
 }

@@ -16,6 +16,16 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// Of a receiver whose first message is to be this one.
+    pub fn starting_at(number: u64) -> Self {
+        Self { next: number, ..Self::default() }
+    }
+
+    /// Messages that never came although a later one did.
+    pub fn holes(&self) -> u64 {
+        self.missing.len() as u64
+    }
+
     /// Books a message of the sender.
     pub fn receive(&mut self, number: u64) {
         if number == self.next {
@@ -122,6 +132,16 @@ mod tests {
         loss.book(&ledger, 5);
         assert!(!loss.clean());
         assert_eq!((loss.lost, loss.duplicates), (1, 2));
+    }
+
+    #[test]
+    fn who_starts_in_the_middle_misses_only_what_comes_after() {
+        let mut ledger = Ledger::starting_at(5);
+        ledger.receive(5);
+        ledger.receive(7);
+        assert_eq!((ledger.received, ledger.holes(), ledger.lost(8), ledger.lost(10)), (2, 1, 1, 3));
+        ledger.receive(4);
+        assert_eq!(ledger.duplicates, 1, "what it had is not for it");
     }
 
     #[test]

@@ -51,6 +51,7 @@ fn run(command: &Command) -> Result<bool, String> {
         Command::Reconnect(options) => (Scenario::Reconnect, options),
         Command::Crash(options) => (Scenario::Crash, options),
         Command::Soak(options) => (Scenario::Soak, options),
+        Command::History(options) => (Scenario::History, options),
         Command::Smoke(options) => return smoke(options),
         Command::Floor(floor) => return run_floor(floor),
         Command::Compare { before, after } => {

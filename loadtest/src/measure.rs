@@ -46,6 +46,11 @@ pub fn rss_bytes(pid: u32) -> Option<u64> {
     statm.split_ascii_whitespace().nth(1)?.parse::<u64>().ok().map(|pages| pages * 4096)
 }
 
+/// Files, sockets and rings that a process has open.
+pub fn open_files(pid: u32) -> Option<u64> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64)
+}
+
 /// Resident memory of a process, in bytes: exact, and walks its page tables, so never in a measured window.
 pub fn rss_exact_bytes(pid: u32) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
@@ -76,6 +81,8 @@ mod tests {
         let (cheap, exact) = (rss_bytes(pid).unwrap(), rss_exact_bytes(pid).unwrap());
         assert!(cheap.abs_diff(exact) < 16 << 20 && exact > 100_000, "{cheap} and {exact}");
         assert_eq!(process_cpu(0), None);
+        // Other tests open and close some at the same time.
+        assert!((3..10_000).contains(&open_files(pid).unwrap()));
         assert_eq!(Cpu::read("123 456 7\n"), Some(Cpu { on_ns: 123, waiting_ns: 456 }));
     }
 }

@@ -35,8 +35,11 @@ pub enum Command {
     Reconnect(Options),
     /// The gateway is killed again and again, and started on the same log: what it acknowledged may not be missing or come twice.
     Crash(Options),
-    /// Relay for long, with connections that come and go: memory must not grow.
+    /// Relay for long, with connections that come and go: memory and open files must not grow.
     Soak(Options),
+    /// A session larger than the gateway's memory: one reader catches up on it, from the start and from the middle in turns, while
+    /// others are at the tail, against the same without it.
+    History(Options),
     /// About five seconds of echo, relay, fanout and reconnect, small: for continuous integration.
     Smoke(Options),
     /// The bare servers: the machine's limit.
@@ -89,9 +92,12 @@ pub struct Options {
     #[arg(long, value_name = "PATH", conflicts_with = "url")]
     pub spawn: Option<PathBuf>,
     /// With --spawn: the gateway keeps its log in a directory of the harness's own, gone with the run, and acknowledges what is as
-    /// durable as this; without it the log is in memory alone (crash: written).
+    /// durable as this; without it the log is in memory alone (crash, history: written).
     #[arg(long, value_enum, requires = "spawn")]
     pub durability: Option<Durability>,
+    /// With --spawn: the gateway's `server.engine` (ring, monoio, epoll); without it the best that this machine lets run.
+    #[arg(long, value_name = "ENGINE", requires = "spawn")]
+    pub engine: Option<String>,
     /// A server that runs already, e.g. ws://127.0.0.1:8080/v1/ws; for `echo` any echo server.
     #[arg(long)]
     pub url: Option<String>,
@@ -119,7 +125,7 @@ pub struct Options {
     /// Pin nothing.
     #[arg(long)]
     pub no_pin: bool,
-    /// Connections in all (relay, reconnect, soak: two a session; fanout, channel, slow: readers). Each scenario has its default.
+    /// Connections in all (relay, reconnect, soak: two a session; fanout, channel, slow, history: readers). Each scenario has its default.
     #[arg(long, short = 'c')]
     pub connections: Option<usize>,
     /// The payload: a bare message's bytes, or the JSON value of an envelope's `payload`.
@@ -147,8 +153,11 @@ pub struct Options {
     /// Measure the floor in the same run, and print ratios to it.
     #[arg(long)]
     pub with_floor: bool,
-    /// Bytes of the floor's messages; default: --payload-bytes for echo and relay, the size of a delivered envelope for fanout
-    /// and channel.
+    /// relay, with --with-floor: the bare server beside it: echo (one receive, one send a message; what the target is stated
+    /// against; default), or relay (one receive, a send to the other, an ack to the sender).
+    #[arg(long, value_enum, requires = "with_floor")]
+    pub floor_kind: Option<floor::Kind>,
+    /// Bytes of the floor's messages; default: --payload-bytes where the floor is the echo, else the size of a delivered envelope.
     #[arg(long)]
     pub floor_bytes: Option<usize>,
     /// idle: connections at which memory is read.
@@ -175,6 +184,12 @@ pub struct Options {
     /// slow: percent of the readers that are stalled.
     #[arg(long, default_value_t = 1.0)]
     pub stalled_percent: f64,
+    /// history: bytes of the payloads that are in the session before the load begins.
+    #[arg(long, default_value_t = 256 << 20)]
+    pub history_bytes: u64,
+    /// A started gateway keeps all messages of a session.
+    #[arg(skip)]
+    pub keep_all: bool,
     /// Write the result as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -4,7 +4,7 @@ use crate::floor;
 use crate::options::{Durability, Options};
 use crate::report::{Figure, Report, Runs};
 use crate::scenario::deliver::{self, Shape};
-use crate::scenario::{Measured, connect, echo, reconnect};
+use crate::scenario::{Measured, connect, echo, history, reconnect};
 use crate::target::Target;
 use std::path::Path;
 
@@ -22,6 +22,7 @@ pub enum Scenario {
     Reconnect,
     Crash,
     Soak,
+    History,
 }
 
 impl Scenario {
@@ -38,15 +39,22 @@ impl Scenario {
             Self::Reconnect => "reconnect",
             Self::Crash => "crash",
             Self::Soak => "soak",
+            Self::History => "history",
         }
     }
 
-    /// The bare server that bounds it, where one does.
-    fn floor(self) -> Option<floor::Kind> {
-        match self {
-            Self::Connect | Self::Idle | Self::Echo | Self::Relay => Some(floor::Kind::Echo),
-            Self::Fanout | Self::Channel => Some(floor::Kind::Fanout),
-            Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak => None,
+    /// The bare server that bounds it, where one does. Errors: one was asked for that does not.
+    fn floor(self, asked_for: Option<floor::Kind>) -> Result<Option<floor::Kind>, String> {
+        match (self, asked_for) {
+            (Self::Relay, Some(kind @ (floor::Kind::Echo | floor::Kind::Relay))) => Ok(Some(kind)),
+            (_, Some(kind)) => Err(format!(
+                "--floor-kind {} does not go with {}: only relay has a choice, and it is echo or relay",
+                kind.name(),
+                self.name()
+            )),
+            (Self::Connect | Self::Idle | Self::Echo | Self::Relay, None) => Ok(Some(floor::Kind::Echo)),
+            (Self::Fanout | Self::Channel, None) => Ok(Some(floor::Kind::Fanout)),
+            (Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak | Self::History, None) => Ok(None),
         }
     }
 
@@ -64,20 +72,22 @@ impl Scenario {
                 let kills = reconnect::Cuts::Kills { rounds: options.rounds, seed: options.seed };
                 reconnect::measure(kills, label, target, options)
             }
+            Self::History => history::measure(true, label, target, options),
             Self::Soak => reconnect::measure(reconnect::Cuts::Churn(options.churn_per_s), label, target, options),
         }
     }
 
-    /// The same load on the floor: a relay's message is one echo there, in as many connections as there are senders.
+    /// The same load on the floor: on the echo floor a relay's message is one echo, in as many connections as there are senders.
     fn measure_floor(self, kind: floor::Kind, options: &Options, payload_bytes: usize) -> Result<Measured, String> {
         let label = format!("{} floor", self.name());
         let mut options = options.clone();
-        if self == Self::Relay {
+        let as_echo = self == Self::Relay && kind == floor::Kind::Echo;
+        if as_echo {
             options.connections = Some(options.connections.unwrap_or(2000) / 2);
         }
         let target = Target::floor(kind, payload_bytes, &options)?;
         match self {
-            Self::Relay => echo::measure(&label, &target, &options, payload_bytes),
+            _ if as_echo => echo::measure(&label, &target, &options, payload_bytes),
             Self::Channel => Self::Fanout.measure(&label, &target, &options, payload_bytes),
             _ => self.measure(&label, &target, &options, payload_bytes),
         }
@@ -86,8 +96,11 @@ impl Scenario {
 
 /// Runs a scenario as often as asked, in pairs with the floor where wanted.
 pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String> {
-    if scenario == Scenario::Slow {
-        return slow(options);
+    let bounded_by = scenario.floor(options.floor_kind)?;
+    match scenario {
+        Scenario::Slow => return slow(options),
+        Scenario::History => return history(options),
+        _ => {}
     }
     let crash;
     let options = if scenario == Scenario::Crash {
@@ -100,7 +113,7 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
     } else {
         options
     };
-    let floor = scenario.floor().filter(|_| options.with_floor);
+    let floor = bounded_by.filter(|_| options.with_floor);
     let (mut main, mut beside) = (Vec::new(), Vec::new());
     for pair in 0..options.pairs.max(1) {
         // The first one tells how large a delivered envelope is, which the floor then sends; after that they take turns at
@@ -122,7 +135,7 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
         &Runs { name: "floor", runs: &beside },
     );
     if options.with_floor {
-        report.notes.push(match scenario.floor() {
+        report.notes.push(match bounded_by {
             Some(kind) => {
                 format!("the floor is the bare {kind:?} server with messages of {} bytes", floor_bytes(kind, options, &main))
             }
@@ -133,13 +146,20 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
 }
 
 fn floor_bytes(kind: floor::Kind, options: &Options, main: &[Measured]) -> usize {
-    let delivered = main.first().and_then(|run| run.delivered_bytes).filter(|_| kind == floor::Kind::Fanout);
+    let delivered = main.first().and_then(|run| run.delivered_bytes).filter(|_| kind != floor::Kind::Echo);
     options.floor_bytes.or(delivered).unwrap_or(options.payload_bytes)
 }
 
 /// The floor by itself.
 pub fn floor(kind: floor::Kind, options: &Options) -> Result<Report, String> {
-    let scenario = if kind == floor::Kind::Echo { Scenario::Echo } else { Scenario::Fanout };
+    if options.floor_kind.is_some() {
+        return Err(format!("--floor-kind does not go with floor {}, which names its own: only relay has a choice", kind.name()));
+    }
+    let scenario = match kind {
+        floor::Kind::Echo => Scenario::Echo,
+        floor::Kind::Relay => Scenario::Relay,
+        floor::Kind::Fanout => Scenario::Fanout,
+    };
     let bytes = options.floor_bytes.unwrap_or(options.payload_bytes);
     let runs: Result<Vec<_>, String> = (0..options.pairs.max(1)).map(|_| scenario.measure_floor(kind, options, bytes)).collect();
     let name = format!("floor {}", scenario.name());
@@ -153,18 +173,47 @@ fn slow(options: &Options) -> Result<Report, String> {
     let readers = options.connections.unwrap_or(1000);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the readers, bounded here")]
     let stalled = (readers as f64 * options.stalled_percent.clamp(0.0, 50.0) / 100.0).ceil() as usize;
-    let (mut without, mut with) = (Vec::new(), Vec::new());
+    let (with, without) = in_turns(&options, |stalls, target| {
+        if stalls {
+            let label = format!("{stalled} stalled");
+            deliver::measure(Shape::Fanout, &label, target, &options, options.payload_bytes, stalled)
+        } else {
+            // As many that read, in both.
+            let same = Options { connections: Some(readers - stalled), ..options.clone() };
+            deliver::measure(Shape::Fanout, "none stalled", target, &same, options.payload_bytes, 0)
+        }
+    })?;
+    let mut settings = settings(Scenario::Slow, &options);
+    settings.push(("stalled readers".into(), stalled.to_string()));
+    let (with, without) = (Runs { name: "with stalled", runs: &with }, Runs { name: "without", runs: &without });
+    Ok(Report::new("slow", settings, &with, &without))
+}
+
+/// Readers at the tail, without and with one that catches up, in turns.
+fn history(options: &Options) -> Result<Report, String> {
+    let mut options = Options { keep_all: true, rate: Some(options.rate.unwrap_or(history::RATE)), ..options.clone() };
+    if options.spawn.is_some() {
+        options.durability = Some(options.durability.unwrap_or(Durability::Written));
+    }
+    let (with, without) = in_turns(&options, |far, target| {
+        history::measure(far, if far { "one catches up" } else { "none catches up" }, target, &options)
+    })?;
+    let mut settings = settings(Scenario::History, &options);
+    settings.push(("history".into(), format!("{} MiB", options.history_bytes >> 20)));
+    let (with, without) = (Runs { name: "one catches up", runs: &with }, Runs { name: "without", runs: &without });
+    Ok(Report::new("history", settings, &with, &without))
+}
+
+/// The same load with something and without it, in turns at going first, and what it did to the others.
+fn in_turns(
+    options: &Options,
+    measure: impl Fn(bool, &Target) -> Result<Measured, String>,
+) -> Result<(Vec<Measured>, Vec<Measured>), String> {
+    let (mut with, mut without) = (Vec::new(), Vec::new());
     for pair in 0..options.pairs.max(1) {
         for turn in [pair % 2 == 0, pair % 2 == 1] {
-            let target = Target::of(&options)?;
-            if turn {
-                let label = format!("{stalled} stalled");
-                with.push(deliver::measure(Shape::Fanout, &label, &target, &options, options.payload_bytes, stalled)?);
-            } else {
-                // As many that read, in both.
-                let same = Options { connections: Some(readers - stalled), ..options.clone() };
-                without.push(deliver::measure(Shape::Fanout, "none stalled", &target, &same, options.payload_bytes, 0)?);
-            }
+            let measured = measure(turn, &Target::of(options)?)?;
+            if turn { &mut with } else { &mut without }.push(measured);
         }
     }
     for (with, without) in with.iter_mut().zip(&without) {
@@ -180,10 +229,7 @@ fn slow(options: &Options) -> Result<Report, String> {
         }
         with.figures.extend(more);
     }
-    let mut settings = settings(Scenario::Slow, &options);
-    settings.push(("stalled readers".into(), stalled.to_string()));
-    let (with, without) = (Runs { name: "with stalled", runs: &with }, Runs { name: "without", runs: &without });
-    Ok(Report::new("slow", settings, &with, &without))
+    Ok((with, without))
 }
 
 /// Small and short, everything that must not lose: for continuous integration.
@@ -236,6 +282,9 @@ fn settings(scenario: Scenario, options: &Options) -> Vec<(String, String)> {
         Scenario::Crash => set("seed", options.seed.to_string()),
         Scenario::Soak => set("cut", format!("{}/s", options.churn_per_s)),
         _ => {}
+    }
+    if let Some(engine) = &options.engine {
+        set("engine", engine.clone());
     }
     if let Some(durability) = options.durability {
         set("durability", durability.name().to_owned());

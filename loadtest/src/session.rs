@@ -17,6 +17,8 @@ use std::rc::Rc;
 pub struct Access {
     endpoint: Endpoint,
     minter: Option<Minter>,
+    /// On the bare relay a session is the path that its two members connect to.
+    pairs: bool,
     /// Tells this run's names from another's on the same gateway.
     run: u64,
 }
@@ -51,11 +53,16 @@ pub struct Joined {
 
 impl Access {
     pub fn new(target: &Target) -> Self {
-        Self { endpoint: target.session_endpoint(), minter: target.minter.clone(), run: now_ns() }
+        Self { endpoint: target.session_endpoint(), minter: target.minter.clone(), pairs: target.pairs, run: now_ns() }
     }
 
     pub fn speaks_envelopes(&self) -> bool {
         self.minter.is_some()
+    }
+
+    /// Whether messages are acknowledged; other bare servers acknowledge nothing.
+    pub fn acknowledges(&self) -> bool {
+        self.speaks_envelopes() || self.pairs
     }
 
     /// A session's name in this run.
@@ -91,7 +98,9 @@ impl Access {
             Some(minter) => minter.mint(member.client, &["load.*", "channel:load.*"], number)?,
             None => String::new(),
         };
-        let opened = Connection::open(&self.endpoint, stats, member.receive_bytes, member.socket_buffer_bytes).await;
+        let pair = self.pairs.then(|| Endpoint { path: format!("/pair/{}", member.session), ..self.endpoint.clone() });
+        let endpoint = pair.as_ref().unwrap_or(&self.endpoint);
+        let opened = Connection::open(endpoint, stats, member.receive_bytes, member.socket_buffer_bytes).await;
         let (connection, mut inbox) = opened.map_err(explain)?;
         let (mut position, mut recovered, mut rewound_to) = (Position::default(), true, None);
         if self.speaks_envelopes() {

@@ -4,7 +4,7 @@ use crate::clock::{now_ns, sleep_ms};
 use crate::engine::affinity;
 use crate::engine::connection::Endpoint;
 use crate::floor;
-use crate::options::{Durability, Options};
+use crate::options::Options;
 use crate::token::Minter;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
@@ -25,6 +25,8 @@ pub struct Target {
     pub pid: Option<u32>,
     /// Signs for the gateway; `None`: a bare server.
     pub minter: Option<Minter>,
+    /// The bare relay: who connects to the same path are a pair, and messages are acknowledged.
+    pub pairs: bool,
     process: Option<Mutex<Process>>,
 }
 
@@ -50,7 +52,7 @@ impl Target {
                 Some(Minter::from_jwk(&text, &options.issuer, &options.audience)?)
             }
         };
-        Ok(Self { address, host: host.into(), path, pid: options.pid, minter, process: None })
+        Ok(Self { address, host: host.into(), path, pid: options.pid, minter, pairs: false, process: None })
     }
 
     /// A bare server of this harness, in a process of its own.
@@ -59,8 +61,7 @@ impl Target {
         let buffer_bytes = (payload_bytes * options.burst.max(1) + 256).clamp(2048, 64 << 10);
         let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
         let mut command = Command::new(program);
-        let kind = if kind == floor::Kind::Echo { "echo" } else { "fanout" };
-        command.args(["floor", kind, "--serve", &address.to_string(), "--buffer-bytes", &buffer_bytes.to_string()]);
+        command.args(["floor", kind.name(), "--serve", &address.to_string(), "--buffer-bytes", &buffer_bytes.to_string()]);
         let process = Process::start(command, options, None)?;
         process.wait_listening(address)?;
         Ok(Self {
@@ -69,6 +70,7 @@ impl Target {
             path: None,
             pid: Some(process.child.id()),
             minter: None,
+            pairs: kind == floor::Kind::Relay,
             process: Some(Mutex::new(process)),
         })
     }
@@ -76,7 +78,7 @@ impl Target {
     fn gateway(program: &Path, options: &Options) -> Result<Self, String> {
         let minter = Minter::random()?;
         let [address, admin] = free_addresses()?;
-        let files = TemporaryFiles::new(&minter, address, admin, options.durability)?;
+        let files = TemporaryFiles::new(&minter, address, admin, options)?;
         let mut command = Command::new(program);
         command.arg("serve").arg("--config").arg(&files.config);
         let process = Process::start(command, options, Some(files))?;
@@ -87,6 +89,7 @@ impl Target {
             path: None,
             pid: Some(process.child.id()),
             minter: Some(minter),
+            pairs: false,
             process: Some(Mutex::new(process)),
         })
     }
@@ -140,15 +143,18 @@ struct TemporaryFiles {
 }
 
 impl TemporaryFiles {
-    fn new(minter: &Minter, listen: SocketAddr, admin: SocketAddr, durability: Option<Durability>) -> Result<Self, String> {
+    fn new(minter: &Minter, listen: SocketAddr, admin: SocketAddr, options: &Options) -> Result<Self, String> {
         let folder = std::env::temp_dir().join(format!("ringway-loadtest-{}-{}", std::process::id(), now_ns()));
         let files = Self { config: folder.join("ringway.toml"), folder };
         let key = files.folder.join("load.jwk");
         let write = || -> std::io::Result<()> {
             std::fs::create_dir(&files.folder)?;
             write_private(&key, &minter.jwk())?;
-            let mut config = gateway_config(minter, &key, listen, admin);
-            if let Some(durability) = durability {
+            let mut config = gateway_config(minter, &key, listen, admin, options.engine.as_deref().unwrap_or("auto"));
+            if options.keep_all {
+                config.push_str("\n[session]\nhistory_messages = 100000000\n");
+            }
+            if let Some(durability) = options.durability {
                 let dir = files.folder.join("log");
                 let _ = write!(config, "\n[log]\ndir = \"{}\"\ndurability = \"{}\"\n", dir.display(), durability.name());
             }
@@ -167,11 +173,14 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 
 /// One shard, no limits that a single generating host would meet. A gateway refuses to start where its connections and its own
 /// files might not fit the process's limit, so it gets most of that and not all.
-fn gateway_config(minter: &Minter, key: &Path, listen: SocketAddr, admin: SocketAddr) -> String {
-    let max_connections = (affinity::raise_open_files() * 17 / 20).clamp(100, 100_000);
+fn gateway_config(minter: &Minter, key: &Path, listen: SocketAddr, admin: SocketAddr, engine: &str) -> String {
+    // monoio takes two files a connection.
+    let per_connection = if matches!(engine, "monoio" | "epoll") { 2 } else { 1 };
+    let max_connections = (affinity::raise_open_files() * 17 / 20 / per_connection).clamp(100, 100_000);
     format!(
         r#"[server]
 listen = "{listen}"
+engine = "{engine}"
 shards = 1
 pin = true
 max_connections = {max_connections}
@@ -316,22 +325,31 @@ impl Drop for Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::{Cli, Command};
+    use clap::Parser as _;
 
     #[test]
     fn the_key_file_is_private_and_goes_with_the_run() {
         use std::os::unix::fs::PermissionsExt as _;
         let minter = Minter::random().unwrap();
         let [listen, admin] = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
-        let files = TemporaryFiles::new(&minter, listen, admin, Some(Durability::Synced)).unwrap();
+        let options = |arguments: &[&str]| {
+            let all = [&["ringway-loadtest", "relay", "--spawn", "x"], arguments].concat();
+            let Command::Relay(options) = Cli::parse_from(all).command else { panic!("relay was asked for") };
+            options
+        };
+        let synced = Options { keep_all: true, ..options(&["--durability", "synced"]) };
+        let files = TemporaryFiles::new(&minter, listen, admin, &synced).unwrap();
         let key = files.folder.join("load.jwk");
         assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
         let config = std::fs::read_to_string(&files.config).unwrap();
         assert!(config.contains("listen = \"127.0.0.1:1\"") && config.contains(&key.display().to_string()));
         let log = format!("[log]\ndir = \"{}\"\ndurability = \"synced\"\n", files.folder.join("log").display());
-        assert!(config.ends_with(&log), "{config}");
+        assert!(config.ends_with(&log) && config.contains("[session]\nhistory_messages = 100000000\n"), "{config}");
         drop(files);
         assert!(!key.exists());
-        let files = TemporaryFiles::new(&minter, listen, admin, None).unwrap();
-        assert!(!std::fs::read_to_string(&files.config).unwrap().contains("[log]"));
+        let files = TemporaryFiles::new(&minter, listen, admin, &options(&[])).unwrap();
+        let config = std::fs::read_to_string(&files.config).unwrap();
+        assert!(!config.contains("[log]") && !config.contains("[session]"), "{config}");
     }
 }

@@ -86,6 +86,62 @@ fn the_echo_floor_keeps_a_fixed_rate_over_two_workers() {
 }
 
 #[test]
+fn the_relay_floor_delivers_and_acknowledges_every_size_whole() {
+    for size in ["36", "128", "5000", "300000"] {
+        let arguments = ["relay", "-c", "12", "--payload-bytes", size, "--in-flight", "3", "--workers", "2"];
+        let result = on_floor(&format!("relay-{size}"), &arguments);
+        let loss = &result["loss"];
+        assert!(loss["sent"].as_u64().unwrap() >= 18 && loss["delivered"] == loss["sent"], "{loss}");
+        // The acks came: without them `unanswered` would count, and nothing would be timed.
+        assert!(loss["unanswered"] == 0 && figure(&result, "ack p50") > 0.0, "{loss}");
+    }
+    let result = on_floor("relay-rate", &["relay", "-c", "4", "--rate", "300"]);
+    assert!(figure(&result, "sent late p50") > 0.0);
+}
+
+#[test]
+fn a_relay_is_read_against_the_floor_that_is_asked_for() {
+    let relay = ["relay", "-c", "4", "--with-floor"];
+    let (code, result) = on_gateway("relay-beside-echo", Fault::None, &relay);
+    let note = |result: &Value| result["notes"].as_array().unwrap().last().unwrap().as_str().unwrap().to_owned();
+    let beside = |result: &Value, name: &str| {
+        result["rows"].as_array().unwrap().iter().any(|row| row["name"] == name && !row["floor"].is_null())
+    };
+    assert!(code == Some(0) && beside(&result, "latency p50") && !beside(&result, "ack p50"), "an echo has no acks");
+    assert_eq!(note(&result), "the floor is the bare Echo server with messages of 128 bytes");
+    let (code, result) = on_gateway("relay-beside-relay", Fault::None, &[&relay[..], &["--floor-kind", "relay"]].concat());
+    assert!(code == Some(0) && beside(&result, "latency p50") && beside(&result, "ack p50"), "{}", result["loss"]);
+    let said = note(&result);
+    let bytes =
+        said.strip_prefix("the floor is the bare Relay server with messages of ").and_then(|rest| rest.strip_suffix(" bytes"));
+    let bytes: usize = bytes.unwrap_or_else(|| panic!("{said}")).parse().unwrap();
+    assert!((200..400).contains(&bytes), "a payload of 128 bytes, in its envelope: {bytes}");
+}
+
+#[test]
+fn a_choice_of_floor_is_relays_alone() {
+    let url = ["--url", "ws://127.0.0.1:1/", "--with-floor", "--floor-kind"];
+    for (arguments, kind) in [
+        (&["echo"][..], "relay"),
+        (&["fanout"], "fanout"),
+        (&["slow"], "echo"),
+        (&["history"], "echo"),
+        (&["smoke"], "relay"),
+        (&["relay"], "fanout"),
+        (&["floor", "relay"], "relay"),
+    ] {
+        let output = harness(&[arguments, &url, &[kind]].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.code() == Some(2) && said.contains("--floor-kind") && said.contains("relay"),
+            "{arguments:?}: {said}"
+        );
+    }
+    let output = harness(&["relay", "--url", "ws://127.0.0.1:1/", "--floor-kind", "relay"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--with-floor"));
+}
+
+#[test]
 fn the_fanout_floor_reaches_every_other_in_order() {
     let result = on_floor("fanout", &["fanout", "-c", "20", "--burst", "16", "--workers", "2"]);
     let loss = &result["loss"];
@@ -105,6 +161,7 @@ fn a_gateway_that_keeps_its_promises_passes_everywhere() {
         &["soak", "-c", "10", "--rate", "300", "--churn-per-s", "20"],
         &["connect", "-c", "30"],
         &["slow", "-c", "20", "--stalled-percent", "10"],
+        HISTORY,
     ] {
         let (code, result) = on_gateway(&format!("good-{}-{}", scenario[0], scenario.len()), Fault::None, scenario);
         assert_eq!(code, Some(0), "{scenario:?}: {} {}", result["loss"], result["problems"]);
@@ -112,6 +169,23 @@ fn a_gateway_that_keeps_its_promises_passes_everywhere() {
             assert!(result["loss"]["delivered"].as_u64().unwrap() > 0, "{scenario:?}");
         }
     }
+}
+
+const HISTORY: &[&str] = &["history", "-c", "4", "--rate", "300", "--history-bytes", "40000"];
+
+#[test]
+fn a_reader_catches_up_from_the_start_and_from_the_middle() {
+    let (code, result) = on_gateway("history", Fault::None, &[HISTORY, &["--workers", "2"]].concat());
+    assert_eq!(code, Some(0), "{} {}", result["loss"], result["problems"]);
+    // 312 messages were there before, twice; one was live.
+    assert!(result["loss"]["sent"].as_u64().unwrap() > 624, "{}", result["loss"]);
+    let laps = figure(&result, "times caught up");
+    assert!(laps >= 2.0, "{laps}");
+    for place in ["start", "middle"] {
+        assert!(figure(&result, &format!("catch-up from the {place}")) > 0.0);
+    }
+    let beside = |name: &str| result["rows"].as_array().unwrap().iter().any(|row| row["name"] == name && !row["floor"].is_null());
+    assert!(beside("latency p99") && !beside("times caught up"), "the same load runs without the far reader");
 }
 
 #[test]
@@ -127,6 +201,8 @@ fn every_broken_promise_is_found() {
         (Fault::Lose(20), &["relay", "-c", "4", "--rate", "300"][..], "lost"),
         (Fault::Repeat(20), &["relay", "-c", "4", "--rate", "300"], "duplicates"),
         (Fault::Withhold(20), &["relay", "-c", "4", "--rate", "300"], "unanswered"),
+        (Fault::Skip(20), HISTORY, "lost"),
+        (Fault::Repeat(20), HISTORY, "duplicates"),
         (Fault::Lose(20), &["fanout", "-c", "4", "--rate", "300"], "lost"),
         (Fault::Repeat(20), &["rooms", "-c", "6", "--room-size", "3", "--rate", "300"], "duplicates"),
     ] {

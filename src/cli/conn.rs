@@ -107,7 +107,7 @@ fn details(info: &ConnectionInfo) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{self, ControlOptions};
+    use crate::control::{self, ControlOptions, EngineLabels};
     use crate::shard::port::{ConnectionState, Snapshot};
     use std::sync::Arc;
     use std::time::Duration;
@@ -144,6 +144,7 @@ mod tests {
     #[test]
     fn a_running_listener_is_understood() {
         let options = ControlOptions {
+            engine: EngineLabels { engine: "ring", driver: "io_uring" },
             listen: "127.0.0.1:0".parse().unwrap(),
             snapshot: Arc::new(Snapshot::default()),
             reload: None,

@@ -1,7 +1,8 @@
 //! `ringway dev`: a node with no configuration and a key in memory, and two clients to paste.
 
+use super::engine::{Choice, choose};
 use super::serve::{Node, START_SHARDS, run, shard_count};
-use super::{CliError, DevArgs, doctor, now_s, print};
+use super::{CliError, DevArgs, now_s, print};
 use crate::auth::{KeyAlgorithm, KeyMaterial};
 use crate::config::Settings;
 use crate::control::logging;
@@ -17,16 +18,18 @@ const SESSION: &str = "s-42";
 const TOKEN_LIFETIME_S: u64 = 86_400;
 
 pub(super) fn dev(arguments: &DevArgs) -> Result<(), CliError> {
-    doctor::require_ring()?;
-    let settings = settings(arguments)?;
+    let mut settings = settings(arguments)?;
+    let engine = choose(settings.server.engine)?;
+    fit_open_files(&mut settings, engine.engine.files_per_connection());
     let mut secret = [0_u8; 32];
     aws_lc_rs::rand::fill(&mut secret).map_err(|_| CliError("the system gives no random bytes".to_owned()))?;
     let token = token(&secret, now_s());
     let keys = vec![KeyMaterial { key_id: KEY_ID.to_owned(), algorithm: KeyAlgorithm::Hs256, bytes: secret.to_vec() }];
     let log = logging::start(settings.diagnostics.log_format, settings.diagnostics.log_level)?;
-    let ended = run(Node { settings, keys, tls: None, dev: true, reload: None }, START_SHARDS, |address, admin| {
+    let node = Node { settings, keys, tls: None, dev: true, reload: None, engine: engine.clone() };
+    let ended = run(node, START_SHARDS, |address, admin| {
         // Where stdout is gone there is nobody to read it; the node runs all the same.
-        drop(print(&welcome(address, admin, &token)));
+        drop(print(&welcome(address, admin, &engine, &token)));
     });
     log.flush();
     ended
@@ -35,18 +38,22 @@ pub(super) fn dev(arguments: &DevArgs) -> Result<(), CliError> {
 fn settings(arguments: &DevArgs) -> Result<Settings, CliError> {
     // Through the parser, so that what `serve` refuses is refused here in the same words.
     let text = format!(
-        "[server]\nlisten = \"{}\"\nshards = {}\n[admin]\nlisten = \"{}\"\n",
-        arguments.listen, arguments.shards, arguments.admin
+        "[server]\nlisten = \"{}\"\nshards = {}\nengine = {:?}\n[admin]\nlisten = \"{}\"\n",
+        arguments.listen, arguments.shards, arguments.engine, arguments.admin
     );
-    let mut settings = Settings::parse(&text, [])
-        .map_err(|error| CliError(error.0.into_iter().map(|problem| problem.message).collect::<Vec<_>>().join("\n")))?;
-    // A machine with few open files still runs a node to try out; `serve` refuses instead.
-    let reserve = settings.files_needed(shard_count(&settings)) - settings.server.max_connections as u64;
+    Settings::parse(&text, [])
+        .map_err(|error| CliError(error.0.into_iter().map(|problem| problem.message).collect::<Vec<_>>().join("\n")))
+}
+
+/// A machine with few open files still runs a node to try out; `serve` refuses instead.
+fn fit_open_files(settings: &mut Settings, per_connection: u64) {
+    let most = settings.server.max_connections;
+    let there = super::serve::segments_there(settings);
+    let reserve = settings.files_needed(shard_count(settings), per_connection, there) - most as u64 * per_connection;
     if let Some(maximum) = getrlimit(Resource::Nofile).maximum {
-        let room = usize::try_from(maximum.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
-        settings.server.max_connections = settings.server.max_connections.min(room);
+        let room = usize::try_from(maximum.saturating_sub(reserve) / per_connection).unwrap_or(usize::MAX).max(1);
+        settings.server.max_connections = most.min(room);
     }
-    Ok(settings)
 }
 
 /// A JWT (RFC 7519) signed with HS256, for every session, good for a day.
@@ -76,7 +83,7 @@ fn hello(client: &str, token: &str) -> String {
     )
 }
 
-fn welcome(address: SocketAddr, admin: SocketAddr, token: &str) -> String {
+fn welcome(address: SocketAddr, admin: SocketAddr, engine: &Choice, token: &str) -> String {
     let url = format!("ws://{}/v1/ws", reachable(address));
     let open = if address.ip().is_loopback() {
         String::new()
@@ -90,6 +97,7 @@ fn welcome(address: SocketAddr, admin: SocketAddr, token: &str) -> String {
 
   url      {url}
   admin    http://{admin}/metrics
+  engine   {engine}: {why}
 
 NOT for the Internet:
 {open}  - no TLS: tokens and messages cross the network in the clear
@@ -122,6 +130,8 @@ Ctrl-C ends it.
 
 "#,
         version = env!("CARGO_PKG_VERSION"),
+        engine = engine.engine,
+        why = engine.why,
         ana = hello("ana", token),
         bob = hello("bob", token),
     )
@@ -130,10 +140,11 @@ Ctrl-C ends it.
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::probe;
     use serde_json::Value;
 
     fn arguments(listen: &str, admin: &str) -> DevArgs {
-        DevArgs { listen: listen.parse().unwrap(), admin: admin.parse().unwrap(), shards: 1 }
+        DevArgs { listen: listen.parse().unwrap(), admin: admin.parse().unwrap(), shards: 1, engine: "auto".to_owned() }
     }
 
     #[test]
@@ -152,7 +163,9 @@ mod tests {
     #[test]
     fn the_lines_to_paste_are_whole() {
         let address: SocketAddr = "0.0.0.0:8080".parse().unwrap();
-        let text = welcome(address, "127.0.0.1:9090".parse().unwrap(), "a.b.c");
+        let engine = Choice { engine: probe::Engine::MonoioEpoll, why: "not ring: it is refused".into(), fallen_back: true };
+        let text = welcome(address, "127.0.0.1:9090".parse().unwrap(), &engine, "a.b.c");
+        assert!(text.contains("\n  engine   monoio on epoll: not ring: it is refused\n"), "{text}");
         assert!(text.contains("websocat --protocol ringway.v1 ws://127.0.0.1:8080/v1/ws\n"), "{text}");
         assert!(text.contains("it listens on 0.0.0.0:8080, beyond this machine"), "{text}");
         let hellos = text.lines().filter_map(|line| Some(&line[line.find("{\"type\":\"rw.hello\"")?..=line.rfind('}')?]));
@@ -161,7 +174,7 @@ mod tests {
         for (hello, client) in clients.iter().zip(["dev/ana", "dev/bob"]) {
             assert_eq!((&hello["payload"]["client_id"], &hello["payload"]["auth_token"]), (&client.into(), &"a.b.c".into()));
         }
-        assert!(!welcome("[::1]:1".parse().unwrap(), address, "t").contains("beyond this machine"));
+        assert!(!welcome("[::1]:1".parse().unwrap(), address, &engine, "t").contains("beyond this machine"));
     }
 
     #[test]
@@ -169,5 +182,8 @@ mod tests {
         let error = settings(&arguments("127.0.0.1:1", "0.0.0.0:2")).unwrap_err().0;
         assert!(error.starts_with("admin.listen = \"0.0.0.0:2\": must be a loopback address"), "{error}");
         assert!(settings(&arguments("0.0.0.0:1", "[::1]:2")).is_ok());
+        let other = DevArgs { engine: "tokio".to_owned(), ..arguments("0.0.0.0:1", "[::1]:2") };
+        let error = settings(&other).unwrap_err().0;
+        assert!(error.starts_with("server.engine = \"tokio\"") && error.contains("\"auto\""), "{error}");
     }
 }

@@ -1,9 +1,10 @@
 //! `ringway doctor`: what of this machine keeps the gateway from running, or from running well, each with its fix.
 
-use super::serve::shard_count;
+use super::engine::{self, Choice};
+use super::serve::{segments_there, shard_count};
 use super::{CliError, print};
 use crate::config::Settings;
-use crate::io::probe::{ProbeError, probe};
+use crate::io::probe::{Engine, ProbeError, probe};
 use rustix::process::{Resource, getrlimit};
 use std::fmt::Write;
 
@@ -20,10 +21,14 @@ struct Facts {
     ring_disabled: Option<u64>,
     /// The errno of a trial ring that was refused.
     ring_refused: Option<i32>,
+    /// What would run the shards, or why nothing would.
+    engine: Result<Choice, String>,
     /// Soft limits; `None` is none.
     memlock_bytes: Option<u64>,
     files_soft: Option<u64>,
     files_hard: Option<u64>,
+    /// Files that the log has already; each stays open.
+    segments: u64,
     cores: usize,
     accept_queue: Option<u64>,
 }
@@ -65,21 +70,23 @@ fn ring_disabled() -> Option<u64> {
 
 fn errno(error: &ProbeError) -> i32 {
     match error {
-        ProbeError::Refused(error) => error.raw_os_error().unwrap_or(0),
-        ProbeError::TooOld(_) => libc::EINVAL,
+        ProbeError::Refused(_, error) => error.raw_os_error().unwrap_or(0),
+        ProbeError::TooOld { .. } => libc::EINVAL,
     }
 }
 
 impl Facts {
-    fn gather() -> Self {
+    fn gather(settings: &Settings) -> Self {
         let files = getrlimit(Resource::Nofile);
         Self {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             ring_disabled: ring_disabled(),
-            ring_refused: probe().err().map(|error| errno(&error)),
+            ring_refused: probe(Engine::Ring).err().map(|error| errno(&error)),
+            engine: engine::choose(settings.server.engine).map_err(|error| error.0),
             memlock_bytes: getrlimit(Resource::Memlock).current,
             files_soft: files.current,
             files_hard: files.maximum,
+            segments: segments_there(settings),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             accept_queue: number_in("/proc/sys/net/core/somaxconn"),
         }
@@ -113,14 +120,12 @@ fn ring_refusal(code: i32, disabled: Option<u64>) -> (String, &'static str) {
     (what, fix)
 }
 
-/// For commands that need a ring: one line where there is none to be had.
-pub(super) fn require_ring() -> Result<(), CliError> {
-    match probe() {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let (what, fix) = ring_refusal(errno(&error), ring_disabled());
-            Err(CliError(format!("{what}; {fix}")))
-        }
+/// What a refused engine means, and what to do.
+pub(super) fn refusal(error: &ProbeError) -> (String, &'static str) {
+    match error {
+        ProbeError::Refused("io_uring", _) => ring_refusal(errno(error), ring_disabled()),
+        ProbeError::Refused(..) => (error.to_string(), "a sandbox forbids what every network server needs: allow it"),
+        ProbeError::TooOld { .. } => (error.to_string(), "use a later kernel"),
     }
 }
 
@@ -128,7 +133,10 @@ fn findings(facts: &Facts, settings: &Settings, shards: usize) -> Vec<Finding> {
     let mut found = Vec::new();
     found.push(match version(&facts.kernel) {
         Some(kernel) if kernel >= KERNEL_MIN => fine(format!("kernel {}", facts.kernel)),
-        Some(_) => blocking(format!("kernel {} is older than 6.1", facts.kernel), "use kernel 6.1 or later (Debian 12 has it)"),
+        Some(_) => better(
+            format!("kernel {} is older than 6.1", facts.kernel),
+            "use kernel 6.1 or later (Debian 12 has it): the native engine needs it",
+        ),
         None => {
             better(format!("kernel {:?} has no version this command can read", facts.kernel), "make sure that it is 6.1 or later")
         }
@@ -137,8 +145,16 @@ fn findings(facts: &Facts, settings: &Settings, shards: usize) -> Vec<Finding> {
         None => fine("io_uring works".to_owned()),
         Some(code) => {
             let (what, fix) = ring_refusal(code, facts.ring_disabled);
-            blocking(what, fix)
+            better(what, fix)
         }
+    });
+    found.push(match &facts.engine {
+        Ok(choice) if choice.fallen_back => better(
+            format!("the engine is {}: {}", choice.engine, choice.why),
+            "what keeps the better one is told above; without it a message costs more (docs/BENCHMARKS.md)",
+        ),
+        Ok(choice) => fine(format!("the engine is {}: {}", choice.engine, choice.why)),
+        Err(why) => blocking(why.clone(), "set server.engine to \"auto\", or do what is told above"),
     });
     found.push(match facts.memlock_bytes {
         Some(bytes) if bytes < MEMLOCK_BYTES_MIN => better(
@@ -169,15 +185,19 @@ fn findings(facts: &Facts, settings: &Settings, shards: usize) -> Vec<Finding> {
 }
 
 fn files(facts: &Facts, settings: &Settings, shards: usize) -> Finding {
-    let needed = settings.files_needed(shards);
+    let per_connection = facts.engine.as_ref().map_or(1, |choice| choice.engine.files_per_connection());
+    let needed = settings.files_needed(shards, per_connection, facts.segments);
     let connections = settings.server.max_connections;
     match (facts.files_soft, facts.files_hard) {
         (_, Some(hard)) if hard < needed => blocking(
-            format!("nofile is limited to {hard}; server.max_connections = {connections} needs {needed}"),
+            format!(
+                "nofile is limited to {hard}; server.max_connections = {connections} and {} files of the log need {needed}",
+                facts.segments
+            ),
             format!("systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}; or lower server.max_connections"),
         ),
         (Some(soft), _) if soft < needed => fine(format!("nofile {soft}, raised to {needed} at start")),
-        _ => fine(format!("nofile is enough for server.max_connections = {connections}")),
+        _ => fine(format!("nofile is enough for server.max_connections = {connections} and {} files of the log", facts.segments)),
     }
 }
 
@@ -198,7 +218,7 @@ fn report(found: &[Finding]) -> String {
 }
 
 pub(super) fn doctor(settings: &Settings) -> Result<(), CliError> {
-    let found = findings(&Facts::gather(), settings, shard_count(settings));
+    let found = findings(&Facts::gather(settings), settings, shard_count(settings));
     print(&report(&found))?;
     match found.iter().filter(|finding| finding.weight == Weight::Blocking).count() {
         0 => Ok(()),
@@ -216,9 +236,11 @@ mod tests {
             kernel: "6.1.0-18-amd64".into(),
             ring_disabled: Some(0),
             ring_refused: None,
+            engine: Ok(Choice { engine: Engine::Ring, why: "it is the best".into(), fallen_back: false }),
             memlock_bytes: None,
             files_soft: Some(1_024),
             files_hard: Some(1_048_576),
+            segments: 0,
             cores: 4,
             accept_queue: Some(4_096),
         }
@@ -237,17 +259,22 @@ mod tests {
 
     #[test]
     fn each_fault_has_its_weight_and_fix() {
-        let cases: [(Facts, Weight, &str); 9] = [
-            (Facts { kernel: "5.15.0-91".into(), ..good() }, Weight::Blocking, "6.1"),
+        let epoll = Choice { engine: Engine::MonoioEpoll, why: "not ring".into(), fallen_back: true };
+        let cases: [(Facts, Weight, &str); 12] = [
+            (Facts { kernel: "5.15.0-91".into(), ..good() }, Weight::Better, "6.1"),
             (
                 Facts { ring_refused: Some(1), ring_disabled: Some(2), ..good() },
-                Weight::Blocking,
+                Weight::Better,
                 "sysctl -w kernel.io_uring_disabled=0",
             ),
-            (Facts { ring_refused: Some(1), ring_disabled: Some(1), ..good() }, Weight::Blocking, "io_uring_group"),
-            (Facts { ring_refused: Some(1), ..good() }, Weight::Blocking, "seccomp"),
-            (Facts { ring_refused: Some(38), ring_disabled: None, ..good() }, Weight::Blocking, "CONFIG_IO_URING"),
+            (Facts { ring_refused: Some(1), ring_disabled: Some(1), ..good() }, Weight::Better, "io_uring_group"),
+            (Facts { ring_refused: Some(1), ..good() }, Weight::Better, "seccomp"),
+            (Facts { ring_refused: Some(38), ring_disabled: None, ..good() }, Weight::Better, "CONFIG_IO_URING"),
+            (Facts { engine: Ok(epoll.clone()), ..good() }, Weight::Better, "costs more"),
+            (Facts { engine: Err("not possible".into()), ..good() }, Weight::Blocking, "server.engine"),
             (Facts { files_hard: Some(4_096), ..good() }, Weight::Blocking, "LimitNOFILE=10544"),
+            // monoio takes two descriptors a connection.
+            (Facts { engine: Ok(epoll), files_hard: Some(16_384), ..good() }, Weight::Blocking, "LimitNOFILE=20800"),
             (Facts { memlock_bytes: Some(65_536), ..good() }, Weight::Better, "LimitMEMLOCK"),
             (Facts { cores: 2, ..good() }, Weight::Better, "server.shards"),
             (Facts { accept_queue: Some(128), ..good() }, Weight::Better, "somaxconn=4096"),
@@ -277,8 +304,20 @@ mod tests {
     }
 
     #[test]
+    fn the_log_s_files_count() {
+        let needs = |settings: &Settings, segments| {
+            let facts = Facts { segments, files_hard: Some(11_000), ..good() };
+            findings(&facts, settings, 1).iter().any(|finding| finding.weight == Weight::Blocking)
+        };
+        let memory = Settings::default();
+        let disk = Settings::parse("[log]\ndir = \"d\"", []).unwrap();
+        let capped = Settings::parse("[log]\ndir = \"d\"\nmax_bytes = 67108864000", []).unwrap();
+        assert_eq!([needs(&memory, 0), needs(&disk, 0), needs(&disk, 400), needs(&capped, 0)], [false, false, true, true]);
+    }
+
+    #[test]
     fn this_machine_can_be_asked() {
-        let facts = Facts::gather();
+        let facts = Facts::gather(&Settings::default());
         assert!(facts.cores >= 1 && version(&facts.kernel).is_some());
     }
 }

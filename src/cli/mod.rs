@@ -9,6 +9,7 @@ mod admin_client;
 mod conn;
 mod dev;
 mod doctor;
+pub mod engine;
 pub mod keys;
 mod keys_adaptor;
 mod log;
@@ -86,6 +87,9 @@ pub(crate) struct DevArgs {
     /// Shards, one thread each; 0: one per core
     #[arg(long, default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(0..=256))]
     pub(crate) shards: u16,
+    /// What runs the shards: auto, ring, monoio or epoll
+    #[arg(long, default_value = "auto", value_name = "ENGINE")]
+    pub(crate) engine: String,
 }
 
 #[derive(Debug, Args)]

@@ -1,10 +1,12 @@
 //! `ringway serve`, and the life of the process: limits raised, control built, shards started, control let run, all ended.
 
-use super::{CliError, doctor, read_file, read_settings};
+use super::engine::{Choice, choose};
+use super::{CliError, read_file, read_settings};
 use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet, TokenPolicy};
 use crate::config::{Change, Settings};
 use crate::control::logging;
-use crate::control::{Control, ControlOptions, Outcome, Reload, Reloaded};
+use crate::control::{Control, ControlOptions, EngineLabels, Outcome, Reload, Reloaded};
+use crate::io::probe::Engine;
 use crate::net::origin::OriginPolicy;
 use crate::net::tls::TlsServer;
 use crate::net::upgrade::Policy;
@@ -32,6 +34,8 @@ pub struct Node {
     pub tls: Option<TlsServer>,
     /// What SIGHUP calls.
     pub reload: Option<Reload>,
+    /// What runs the shards.
+    pub engine: Choice,
 }
 
 /// Shards that run.
@@ -44,12 +48,12 @@ pub struct Shards {
     pub threads: Vec<JoinHandle<()>>,
 }
 
-/// Starts the shards: how many, with what.
-pub type StartShards = fn(usize, &Arc<Snapshot>) -> Result<Shards, String>;
+/// Starts the shards: how many, with what, on which engine.
+pub type StartShards = fn(usize, &Arc<Snapshot>, Engine) -> Result<Shards, String>;
 
-/// Runs the shards on the native engine.
-pub(super) const START_SHARDS: StartShards = |count, snapshot| {
-    let running = crate::shard::start::start(count, snapshot)?;
+/// Runs the shards on a kernel.
+pub(super) const START_SHARDS: StartShards = |count, snapshot, engine| {
+    let running = crate::shard::start::start(count, snapshot, engine)?;
     Ok(Shards { address: running.address, ports: running.ports, threads: running.threads })
 };
 
@@ -115,10 +119,10 @@ pub(super) fn serve(file: &Path) -> Result<(), CliError> {
     settings.ready_to_serve().map_err(|error| CliError(format!("{}: {error}", file.display())))?;
     let keys = load_keys(&settings, file)?;
     let tls = load_tls(&settings, file)?;
-    doctor::require_ring()?;
+    let engine = choose(settings.server.engine)?;
     let log = logging::start(settings.diagnostics.log_format, settings.diagnostics.log_level)?;
     let reload = reloader(file.to_owned(), settings.clone(), keys.clone(), tls.clone());
-    let node = Node { settings, keys, tls: tls.map(|tls| tls.server), dev: false, reload: Some(reload) };
+    let node = Node { settings, keys, tls: tls.map(|tls| tls.server), dev: false, reload: Some(reload), engine };
     let ended = run(node, START_SHARDS, |address, admin| {
         tracing::info!(%address, %admin, version = env!("CARGO_PKG_VERSION"), "serving");
     });
@@ -178,6 +182,11 @@ pub(crate) fn shard_count(settings: &Settings) -> usize {
     }
 }
 
+/// Files that the log has already; what does not read is told when it is opened.
+pub(crate) fn segments_there(settings: &Settings) -> u64 {
+    settings.log.dir.as_ref().map_or(0, |root| crate::io::directory::count_segments(root))
+}
+
 /// Raises the soft limit of open files to what is needed.
 fn raise_open_files(needed: u64) -> Result<(), String> {
     let limit = getrlimit(Resource::Nofile);
@@ -186,8 +195,9 @@ fn raise_open_files(needed: u64) -> Result<(), String> {
     }
     if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
         return Err(format!(
-            "open files: server.max_connections needs {needed}, but this process may have {maximum}: raise nofile (systemd: \
-             LimitNOFILE={needed}; shell: ulimit -Hn {needed}) or lower server.max_connections"
+            "open files: server.max_connections and the log's files need {needed}, but this process may have {maximum}: raise nofile \
+             (systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}), lower server.max_connections, or give the log fewer files \
+             (log.segment_bytes, log.max_bytes)"
         ));
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum: limit.maximum })
@@ -200,7 +210,9 @@ fn raise_open_files(needed: u64) -> Result<(), String> {
 /// One line: what could not be started, or which shards did not stop.
 pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), CliError> {
     let count = shard_count(&node.settings);
-    raise_open_files(node.settings.files_needed(count))?;
+    let choice = node.engine;
+    let engine = choice.engine;
+    raise_open_files(node.settings.files_needed(count, engine.files_per_connection(), segments_there(&node.settings)))?;
     let snapshot = snapshot(Arc::new(node.settings), &node.keys, node.tls, node.dev)?;
     let control = Control::build(ControlOptions {
         listen: snapshot.settings.admin.listen,
@@ -208,9 +220,11 @@ pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, Soc
         reload: node.reload,
         signals: true,
         tick: Duration::from_secs(1),
+        engine: EngineLabels { engine: engine.name(), driver: engine.driver() },
     })
     .map_err(|error| CliError(error.to_string()))?;
-    let shards = start(count, &snapshot)?;
+    let shards = start(count, &snapshot, engine)?;
+    choice.log();
     let handle = control.spawn(shards.ports.clone());
     announce(shards.address, handle.address());
     let outcome = handle.wait();
@@ -295,9 +309,13 @@ mod tests {
     #[test]
     fn a_node_whose_shards_do_not_start_says_so() {
         let settings = Settings::parse("[admin]\nlisten = \"127.0.0.1:0\"\n[server]\nmax_connections = 10", []).unwrap();
-        let node = Node { settings, keys: Vec::new(), tls: None, dev: true, reload: None };
-        let error = run(node, |_, _| Err("no ring".to_owned()), |_, _| panic!("announced")).unwrap_err();
+        let node = Node { settings, keys: Vec::new(), tls: None, dev: true, reload: None, engine: ring() };
+        let error = run(node, |_, _, _| Err("no ring".to_owned()), |_, _| panic!("announced")).unwrap_err();
         assert_eq!(error.0, "no ring");
+    }
+
+    fn ring() -> Choice {
+        Choice { engine: Engine::Ring, why: String::new(), fallen_back: false }
     }
 
     struct Unpark(std::thread::Thread);
@@ -308,7 +326,7 @@ mod tests {
     }
 
     /// One shard without sockets, which turns when it is rung and ends when it is told.
-    fn one_shard(count: usize, _: &Arc<Snapshot>) -> Result<Shards, String> {
+    fn one_shard(count: usize, _: &Arc<Snapshot>, _: Engine) -> Result<Shards, String> {
         assert_eq!(count, 1);
         let (give, take) = std::sync::mpsc::channel::<PortReceiver>();
         let thread = std::thread::spawn(move || {
@@ -337,7 +355,7 @@ mod tests {
             signal(Signal::TERM);
             Err("told to".to_owned())
         });
-        let node = Node { settings, keys: Vec::new(), tls: None, dev: false, reload: Some(reload) };
+        let node = Node { settings, keys: Vec::new(), tls: None, dev: false, reload: Some(reload), engine: ring() };
         assert_eq!(run(node, one_shard, |_, _| signal(Signal::HUP)), Ok(()));
     }
 }

@@ -17,4 +17,4 @@ pub use render::{Change, defaults_toml, docs_markdown};
 pub use sections::{
     Admin, Auth, AuthKey, Deflate, Diagnostics, Drain, Key, Limits, Log, SECTIONS, Section, Server, Session, Settings, Tls, cap,
 };
-pub use value::{Durability, HeaderName, HistoryView, KeyAlgorithm, LogFormat, LogLevel, Network, NodeName, Origin};
+pub use value::{Durability, Engine, HeaderName, HistoryView, KeyAlgorithm, LogFormat, LogLevel, Network, NodeName, Origin};

@@ -47,6 +47,8 @@ impl Settings {
             log: super::Log {
                 early_delivery: self.log.early_delivery,
                 retention_age_s: self.log.retention_age_s,
+                retention_messages: self.log.retention_messages,
+                retention_bytes: self.log.retention_bytes,
                 max_bytes: self.log.max_bytes,
                 ..old.log.clone()
             },
@@ -173,10 +175,11 @@ mod tests {
                     ("allowed_origins", _) => "[\"https://a.example\"]".to_owned(),
                     ("trusted_proxies", _) => "[\"10.0.0.0/8\"]".to_owned(),
                     ("listen", _) => format!("\"127.0.0.2:{}\"", section.name.len()),
+                    ("engine", _) => "\"monoio\"".to_owned(),
                     ("log_format", _) => "\"json\"".to_owned(),
                     ("log_level", _) => "\"warn\"".to_owned(),
                     ("durability", _) => "\"synced\"".to_owned(),
-                    ("max_bytes", _) => "1000000000".to_owned(),
+                    ("max_bytes" | "reserve_bytes" | "retention_bytes", _) => "1000000000".to_owned(),
                     ("history", _) => "\"from_join\"".to_owned(),
                     (_, "true") => "false".to_owned(),
                     (_, "false") => "true".to_owned(),

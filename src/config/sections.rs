@@ -1,7 +1,7 @@
 //! Every setting, once: its section, name, type, default, unit, range, whether a reload takes it, and what it does.
 
 use super::value::{Allowed, HeaderName, NodeName, Origin, Raw, Value};
-use super::{Durability, HistoryView, KeyAlgorithm, LogFormat, LogLevel, Network};
+use super::{Durability, Engine, HistoryView, KeyAlgorithm, LogFormat, LogLevel, Network};
 use crate::limits::{FRAGMENTS_MAX, MEMBERS_PER_SESSION_MAX, MESSAGE_BYTES_MAX, MESSAGE_UNFINISHED_MS_MAX, ROOMS_PER_CLIENT_MAX};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -135,11 +135,15 @@ sections! {
         shards: usize = 0, "", Allowed::AutoOr(1, 256), restart;
         /// Pins each shard's thread to its core.
         pin: bool = true, "", Allowed::Any, restart;
+        /// What runs the shards: ring, on io_uring of kernel 6.1 or later; monoio, on io_uring of 5.6 or else on epoll; epoll, which is
+        /// monoio without io_uring; auto: the best of these that works.
+        engine: Engine = Engine::Auto, "", Allowed::Any, restart;
         /// How long an idle shard polls before it sleeps. 0: not at all; 50 halves latency at part load and burns the core.
         spin_us: u64 = 0, "us", Allowed::Range(0, 10_000), restart;
         /// Origins of browser pages that may connect. Empty: pages of the request's own host; "*": any page.
         allowed_origins: Vec<Origin> = Vec::new(), "", Allowed::Any, live;
-        /// Connections of the whole node. The process needs as many open files and 512 more.
+        /// Connections of the whole node. The process needs as many open files (twice as many with monoio), 512 more, and one for each
+        /// file of the log.
         max_connections: usize = 10_000, "", Allowed::Range(1, 10_000_000), restart;
         /// Peers whose word on the client's address is believed (client_ip_header, proxy_protocol).
         trusted_proxies: Vec<Network> = Vec::new(), "", Allowed::Any, live;
@@ -233,6 +237,8 @@ sections! {
         reply_queue_bytes: usize = 65_536, "bytes", Allowed::Range(4_096, 16_777_216), live;
         /// Replies waiting for one client.
         reply_queue_frames: usize = 1_024, "", Allowed::Range(16, 65_536), live;
+        /// How long a sender whose session can't take more is not read from before it is told so (0: told at once).
+        backpressure_hold_ms: u64 = 2_000, "ms", Allowed::Range(0, 60_000), live;
         /// Buffers of a shard's connections together: partial messages, replies, ephemeral messages.
         shard_memory_bytes: usize = 268_435_456, "bytes", Allowed::Range(16_777_216, 1_099_511_627_776), live;
         /// Sessions one connection may be attached to, the hello's counted.
@@ -288,12 +294,19 @@ sections! {
         durability: Durability = Durability::Written, "", Allowed::Any, restart;
         /// Delivers messages before they are durable; acknowledgements still wait.
         early_delivery: bool = false, "", Allowed::Any, live;
-        /// Bytes of one file of the log, rounded down to whole MiB; files that are there keep their size.
+        /// Bytes of one file of the log, rounded down to whole MiB; with another value the next start writes the log again.
         segment_bytes: u64 = 67_108_864, "bytes", Allowed::Range(2_097_152, 4_294_967_296), restart;
-        /// How long messages are retained on disk; they go by whole files.
-        retention_age_s: u64 = 604_800, "s", Allowed::OffOr(60, 3_153_600_000), live;
-        /// Bytes of the directory, above which durable messages are refused.
-        max_bytes: u64 = 0, "bytes", Allowed::OffOr(134_217_728, 1_125_899_906_842_624), live;
+        /// How long a session retains a message, in memory too; up to 1/256 of it longer, but a second at least.
+        retention_age_s: u64 = 604_800, "s", Allowed::OffOr(1, 3_153_600_000), live;
+        /// Messages a session retains; 0: session.history_messages.
+        retention_messages: usize = 0, "", Allowed::AutoOr(1, COUNT_MAX), live;
+        /// Bytes of messages a session retains, each with its record's header; the newest one stays in any case.
+        retention_bytes: u64 = 0, "bytes", Allowed::OffOr(1_024, 1_125_899_906_842_624), live;
+        /// Bytes of the directory, above which durable messages are refused; each shard has an equal share of it.
+        max_bytes: u64 = 0, "bytes", Allowed::OffOr(16_777_216, 1_125_899_906_842_624), live;
+        /// Bytes of the directory's file system that stay free: the log takes no new file that would use them, and durable messages
+        /// are refused when the file before it is full.
+        reserve_bytes: u64 = 0, "bytes", Allowed::OffOr(1_048_576, 1_125_899_906_842_624), restart;
     }
 
     /// permessage-deflate (RFC 7692), without context takeover.
@@ -334,10 +347,17 @@ impl Tls {
 }
 
 impl Settings {
-    /// Open files the process needs for `shards` shards: connections, and a reserve for rings, bells, listeners, logs, the admin
-    /// listener and connections that are being refused.
+    /// Open files the process needs for `shards` shards on an engine that takes so many a connection: connections, and a reserve for
+    /// rings, bells, listeners, the admin listener and connections that are being refused; and the log's files, which all stay open:
+    /// `there` are, and as many come as `log.max_bytes` allows (where it allows any number, a quarter more).
     #[must_use]
-    pub fn files_needed(&self, shards: usize) -> u64 {
-        self.server.max_connections as u64 + 512 + 8 * shards as u64
+    pub fn files_needed(&self, shards: usize, per_connection: u64, there: u64) -> u64 {
+        let others = self.server.max_connections as u64 * per_connection + 256 + 256 * per_connection + 8 * shards as u64;
+        let segments = match self.log.max_bytes {
+            _ if self.log.dir.is_none() => 0,
+            0 => there + there / 4 + 64 * shards as u64,
+            max_bytes => (max_bytes / self.log.segment_bytes + shards as u64).max(there),
+        };
+        others + segments
     }
 }

@@ -407,6 +407,20 @@ choice! {
 }
 
 choice! {
+    /// What runs the shards.
+    Engine {
+        /// The best that this machine lets run: ring, else monoio, on epoll in the end.
+        Auto = "auto",
+        /// The native one: io_uring of kernel 6.1 or later.
+        Ring = "ring",
+        /// The portable one: on io_uring of kernel 5.6 or later, else on epoll.
+        Monoio = "monoio",
+        /// The portable one on epoll, whatever the kernel has.
+        Epoll = "epoll",
+    }
+}
+
+choice! {
     /// What of a session a newcomer may read (protocol.md section 6).
     HistoryView {
         /// All that is retained.

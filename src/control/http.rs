@@ -1,7 +1,7 @@
 //! The admin listener's answers: health, readiness, metrics, the connections; and the revocations, which alone it changes.
 
 use super::health::Health;
-use super::{metrics, revocations};
+use super::{EngineLabels, metrics, revocations};
 use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionInfo, Port, PortMessage, Snapshot};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
@@ -29,6 +29,7 @@ const CONNECTION_ID_BYTES_MAX: usize = 128;
 /// What the answers are made from.
 pub(super) struct Shared {
     pub(super) ports: Vec<Port>,
+    pub(super) engine: EngineLabels,
     pub(super) health: Mutex<Health>,
     /// What is in force, and the shards that could not be told yet.
     published: Mutex<Published>,
@@ -40,9 +41,9 @@ struct Published {
 }
 
 impl Shared {
-    pub(super) fn new(ports: Vec<Port>, snapshot: Arc<Snapshot>) -> Self {
+    pub(super) fn new(ports: Vec<Port>, snapshot: Arc<Snapshot>, engine: EngineLabels) -> Self {
         let health = Mutex::new(Health::new(ports.len()));
-        Self { ports, health, published: Mutex::new(Published { snapshot, behind: Vec::new() }) }
+        Self { ports, engine, health, published: Mutex::new(Published { snapshot, behind: Vec::new() }) }
     }
 
     fn published(&self) -> MutexGuard<'_, Published> {
@@ -184,12 +185,17 @@ pub(super) fn json(value: &impl Serialize) -> Response {
 }
 
 async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
+    let named = |shards: &[usize]| shards.iter().map(|shard| format!("shard {shard}")).collect::<Vec<_>>().join(", ");
     let stuck = shared.health().stuck();
-    if stuck.is_empty() {
-        return "ok\n".into_response();
+    if !stuck.is_empty() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{} has not turned for 5 s\n", named(&stuck))).into_response();
     }
-    let names: Vec<String> = stuck.iter().map(|shard| format!("shard {shard}")).collect();
-    (StatusCode::SERVICE_UNAVAILABLE, format!("{} has not turned for 5 s\n", names.join(", "))).into_response()
+    // Alive: a restart by itself mends no disk, and would end what goes on without it.
+    let failed: Vec<usize> = shared.ports.iter().filter(|port| port.counters().log_failed.get() > 0).map(Port::shard).collect();
+    if !failed.is_empty() {
+        return format!("degraded: the log of {} has failed; look at the disk, then restart\n", named(&failed)).into_response();
+    }
+    "ok\n".into_response()
 }
 
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
@@ -202,7 +208,7 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
     let health = shared.health().clone();
-    let text = metrics::text(&shared.ports, &health, shared.snapshot().revocations.len());
+    let text = metrics::text(&shared.ports, &health, shared.snapshot().revocations.len(), shared.engine);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

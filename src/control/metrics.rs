@@ -2,6 +2,7 @@
 //!
 //! Labels are the shard's number and reasons from our own enums: a client's text is never one.
 
+use super::EngineLabels;
 use super::health::Health;
 use super::logging;
 use crate::close::CloseReason;
@@ -51,6 +52,24 @@ const TURN: Family = Family {
     help: "From the end of a wait to the start of the next.",
     advice: "Above 10 ms: one turn does too much; look at fan-outs and at the machine.",
 };
+const LOG_WRITE: Family = Family {
+    name: "ringway_log_write_seconds",
+    kind: "histogram",
+    help: "From the start of a write of the log to its answer.",
+    advice: "Rises: the disk is busy or out of cache; acknowledgements of written wait for it.",
+};
+const LOG_SYNC: Family = Family {
+    name: "ringway_log_sync_seconds",
+    kind: "histogram",
+    help: "From the start of a sync of the log to its answer.",
+    advice: "Acknowledgements of synced wait for one or two of them: look at the disk.",
+};
+const LOG_BATCH: Family = Family {
+    name: "ringway_log_batch_bytes",
+    kind: "histogram",
+    help: "Bytes of a write of the log: what a turn and those that waited for the write before have appended.",
+    advice: "Grows with the load; small ones at a high load: the disk is faster than the senders.",
+};
 const STUCK: Family = Family {
     name: "ringway_shard_stuck",
     kind: "gauge",
@@ -65,6 +84,12 @@ const READY: Family = Family {
 };
 const BUILD: Family =
     Family { name: "ringway_build_info", kind: "gauge", help: "1, with the version.", advice: "Tells which version runs where." };
+const ENGINE: Family = Family {
+    name: "ringway_engine_info",
+    kind: "gauge",
+    help: "1, with the engine that runs the shards and what it waits with.",
+    advice: "monoio or epoll where ring is expected: this machine refuses io_uring; `ringway doctor` says why.",
+};
 const LOG_DROPS: Family = Family {
     name: "ringway_log_lines_dropped_total",
     kind: "counter",
@@ -103,8 +128,26 @@ const FILES: Family = Family {
 };
 
 /// All families beside the plain counters, in the order of `/metrics`.
-pub static FAMILIES: &[Family] =
-    &[CLOSES, DROPS, LIMITS, ROUTING, TURN, STUCK, READY, BUILD, LOG_DROPS, REVOCATIONS, REVOCATIONS_REFUSED, CPU, RSS, FILES];
+pub static FAMILIES: &[Family] = &[
+    CLOSES,
+    DROPS,
+    LIMITS,
+    ROUTING,
+    TURN,
+    LOG_WRITE,
+    LOG_SYNC,
+    LOG_BATCH,
+    STUCK,
+    READY,
+    BUILD,
+    ENGINE,
+    LOG_DROPS,
+    REVOCATIONS,
+    REVOCATIONS_REFUSED,
+    CPU,
+    RSS,
+    FILES,
+];
 
 /// The name under which a plain counter stands in `/metrics`.
 #[must_use]
@@ -116,7 +159,7 @@ pub fn full_name(metric: &MetricInfo) -> String {
 }
 
 /// The whole text. Writing to a string cannot fail, so that its results are not looked at.
-pub(super) fn text(ports: &[Port], health: &Health, revocations: usize) -> String {
+pub(super) fn text(ports: &[Port], health: &Health, revocations: usize, labels: EngineLabels) -> String {
     let mut out = String::with_capacity(16 * 1024 * (ports.len() + 1));
     let shards: Vec<(usize, &ShardCounters)> = ports.iter().map(|port| (port.shard(), &***port.counters())).collect();
     let values: Vec<Vec<u64>> = shards.iter().map(|(_, counters)| counters.values().collect()).collect();
@@ -146,8 +189,11 @@ pub(super) fn text(ports: &[Port], health: &Health, revocations: usize) -> Strin
             labelled(&mut out, &LIMITS, *shard, "limit", limit.label(), counters.limit_count(*limit));
         }
     }
-    histogram(&mut out, &ROUTING, shards.iter().map(|(shard, counters)| (*shard, &counters.routing_ns)));
-    histogram(&mut out, &TURN, shards.iter().map(|(shard, counters)| (*shard, &counters.turn_ns)));
+    histogram(&mut out, &ROUTING, shards.iter().map(|(shard, counters)| (*shard, &counters.routing_ns)), seconds);
+    histogram(&mut out, &TURN, shards.iter().map(|(shard, counters)| (*shard, &counters.turn_ns)), seconds);
+    histogram(&mut out, &LOG_WRITE, shards.iter().map(|(shard, counters)| (*shard, &counters.log_write_ns)), seconds);
+    histogram(&mut out, &LOG_SYNC, shards.iter().map(|(shard, counters)| (*shard, &counters.log_sync_ns)), seconds);
+    histogram(&mut out, &LOG_BATCH, shards.iter().map(|(shard, counters)| (*shard, &counters.log_batch_bytes)), |bytes| bytes);
     family(&mut out, &STUCK);
     let stuck = health.stuck();
     for (shard, _) in &shards {
@@ -157,6 +203,8 @@ pub(super) fn text(ports: &[Port], health: &Health, revocations: usize) -> Strin
     let _ = writeln!(out, "{} {}", READY.name, u8::from(health.ready().is_ok()));
     family(&mut out, &BUILD);
     let _ = writeln!(out, "{}{{version=\"{}\"}} 1", BUILD.name, env!("CARGO_PKG_VERSION"));
+    family(&mut out, &ENGINE);
+    let _ = writeln!(out, "{}{{engine=\"{}\",driver=\"{}\"}} 1", ENGINE.name, labels.engine, labels.driver);
     family(&mut out, &LOG_DROPS);
     let _ = writeln!(out, "{} {}", LOG_DROPS.name, logging::lines_dropped());
     family(&mut out, &REVOCATIONS);
@@ -211,7 +259,12 @@ fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }
 
-fn histogram<'a>(out: &mut String, of: &Family, shards: impl Iterator<Item = (usize, &'a Histogram)>) {
+fn histogram<'a, T: std::fmt::Display>(
+    out: &mut String,
+    of: &Family,
+    shards: impl Iterator<Item = (usize, &'a Histogram)>,
+    in_unit: impl Fn(u64) -> T,
+) {
     family(out, of);
     let name = of.name;
     for (shard, histogram) in shards {
@@ -222,10 +275,10 @@ fn histogram<'a>(out: &mut String, of: &Family, shards: impl Iterator<Item = (us
             if *bound_ns == u64::MAX {
                 let _ = writeln!(out, "{name}_bucket{{shard=\"{shard}\",le=\"+Inf\"}} {cumulative}");
             } else {
-                let _ = writeln!(out, "{name}_bucket{{shard=\"{shard}\",le=\"{}\"}} {cumulative}", seconds(*bound_ns));
+                let _ = writeln!(out, "{name}_bucket{{shard=\"{shard}\",le=\"{}\"}} {cumulative}", in_unit(*bound_ns));
             }
         }
-        let _ = writeln!(out, "{name}_sum{{shard=\"{shard}\"}} {}", seconds(reading.sum_ns));
+        let _ = writeln!(out, "{name}_sum{{shard=\"{shard}\"}} {}", in_unit(reading.sum_ns));
         let _ = writeln!(out, "{name}_count{{shard=\"{shard}\"}} {cumulative}");
     }
 }
@@ -332,7 +385,8 @@ mod tests {
         counters.limit_reached(LimitReached::MessageRate);
         counters.routing_ns.record(1_500);
         counters.routing_ns.record(3_000_000);
-        let text = text(&ports, &Health::new(2), 0);
+        let text = text(&ports, &Health::new(2), 0, EngineLabels { engine: "monoio", driver: "epoll" });
+        assert!(text.contains("\nringway_engine_info{engine=\"monoio\",driver=\"epoll\"} 1\n"), "{text}");
         let samples = read(&text);
         assert_eq!(samples["ringway_messages_in_total{shard=\"1\"}"], 7.0);
         assert_eq!(samples["ringway_messages_in_total{shard=\"0\"}"], 0.0);

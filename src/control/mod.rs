@@ -39,8 +39,17 @@ pub struct Reloaded {
     pub snapshot: Arc<Snapshot>,
 }
 
+/// The engine under the shards, as `/metrics` names it.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineLabels {
+    pub engine: &'static str,
+    pub driver: &'static str,
+}
+
 /// What control works with.
 pub struct ControlOptions {
+    /// What runs the shards.
+    pub engine: EngineLabels,
     /// `[admin] listen`; port 0 takes a free one.
     pub listen: SocketAddr,
     /// What is in force at start.

@@ -2,7 +2,7 @@
 
 use super::http::{Shared, router};
 use super::listener::Capped;
-use super::{Command, ControlOptions, Outcome, Reload};
+use super::{Command, ControlOptions, EngineLabels, Outcome, Reload};
 use crate::shard::port::{Port, PortMessage, Snapshot};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) struct Runner {
     snapshot: Arc<Snapshot>,
+    engine: EngineLabels,
     reload: Option<Reload>,
     inbox: Inbox,
     tick: Duration,
@@ -73,11 +74,11 @@ impl Runner {
             interrupt: take(SignalKind::interrupt())?,
             hang_up: take(SignalKind::hangup())?,
         };
-        Ok(Self { snapshot: options.snapshot, reload: options.reload, inbox, tick: options.tick })
+        Ok(Self { snapshot: options.snapshot, engine: options.engine, reload: options.reload, inbox, tick: options.tick })
     }
 
     pub(super) async fn run(mut self, listener: TcpListener, ports: Vec<Port>) -> Outcome {
-        let shared = Arc::new(Shared::new(ports, Arc::clone(&self.snapshot)));
+        let shared = Arc::new(Shared::new(ports, Arc::clone(&self.snapshot), self.engine));
         let app = router(Arc::clone(&shared));
         // Ends with the runtime; serve itself never returns.
         tokio::spawn(async move { axum::serve(Capped::new(listener), app).await });

@@ -120,6 +120,7 @@ fn options(text: &str) -> ControlOptions {
         reload: None,
         signals: false,
         tick: Duration::from_millis(20),
+        engine: EngineLabels { engine: "ring", driver: "io_uring" },
     }
 }
 
@@ -195,6 +196,21 @@ fn a_shard_that_does_not_turn_is_named() {
     control.ask(Command::Stop);
     assert_eq!(control.wait(), Outcome::Stopped);
     assert!(thread.join().unwrap().stopped);
+}
+
+#[test]
+fn a_log_that_has_failed_is_named_and_restarts_nothing() {
+    let counters = shared_counters();
+    let (door, receiver) = port(0, Arc::new(ThreadBell::default()), Arc::clone(&counters));
+    let control = spawn(options(""), vec![door]).unwrap();
+    let address = control.address();
+    assert_eq!(get(address, "/healthz"), (200, "ok\n".to_owned()));
+    counters.log_failed.set(1);
+    let degraded = "degraded: the log of shard 0 has failed; look at the disk, then restart\n";
+    assert_eq!(get(address, "/healthz"), (200, degraded.to_owned()));
+    control.ask(Command::Stop);
+    drop(receiver);
+    assert_eq!(control.wait(), Outcome::Stopped);
 }
 
 #[test]

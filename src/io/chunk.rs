@@ -13,7 +13,12 @@ pub struct Chunk {
     len: Cell<usize>,
     /// Its end is being written; left set by a panic there, so that nobody builds on it.
     filling: Cell<bool>,
+    /// Bytes whose pages have been touched.
+    warm: Cell<usize>,
 }
+
+/// What the kernel hands out at a touch, at least.
+const PAGE_BYTES: usize = 4096;
 
 impl Chunk {
     /// An empty chunk of `capacity` bytes.
@@ -23,7 +28,21 @@ impl Chunk {
         let memory = Box::into_raw(vec![0_u8; capacity].into_boxed_slice());
         // SAFETY: a box is never null.
         let memory = unsafe { NonNull::new_unchecked(memory.cast::<u8>()) };
-        Rc::new(Self { memory, capacity, len: Cell::new(0), filling: Cell::new(false) })
+        Rc::new(Self { memory, capacity, len: Cell::new(0), filling: Cell::new(false), warm: Cell::new(0) })
+    }
+
+    /// Has the kernel hand out the memory of `bytes` more, so that appending finds it there: the first touch of a page costs up to
+    /// 20 us in a virtual machine, 5 ms for a chunk of 1 MiB.
+    pub fn warm(&self, bytes: usize) {
+        let (from, len) = (self.warm.get(), self.len.get());
+        let to = from.saturating_add(bytes).min(self.capacity);
+        self.warm.set(to);
+        let first = from.max(len).next_multiple_of(PAGE_BYTES);
+        for page in (first..to).step_by(PAGE_BYTES) {
+            // SAFETY: within the allocation, behind `len`, where only zeros lie and nobody reads: writing one changes nothing. Volatile,
+            // because the touch is the purpose.
+            unsafe { self.memory.as_ptr().add(page).write_volatile(0) };
+        }
     }
 
     /// Bytes appended.
@@ -98,6 +117,18 @@ impl Drop for Chunk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warming_changes_nothing_that_was_or_will_be_appended() {
+        let chunk = Chunk::new(3 * PAGE_BYTES);
+        chunk.append(&[7; PAGE_BYTES + 10]);
+        (0..200).for_each(|_| chunk.warm(100));
+        assert_eq!(chunk.bytes(), [7; PAGE_BYTES + 10]);
+        assert_eq!(chunk.warm.get(), chunk.capacity());
+        chunk.append(&[8; PAGE_BYTES]);
+        chunk.warm(usize::MAX);
+        assert_eq!(chunk.bytes()[PAGE_BYTES + 10..], [8; PAGE_BYTES]);
+    }
 
     #[test]
     fn what_was_lent_stays_while_more_is_appended() {

@@ -59,7 +59,7 @@ impl Directory {
     /// # Errors
     /// One line: what is in the way, and what to do about it.
     pub fn open(root: &Path, shards: usize, fresh_key: [u8; 16]) -> Result<Self, String> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(|error| told(root, &error))?;
+        make_root(root).map_err(|error| told(root, &error))?;
         let lock = lock(root)?;
         let path = root.join(FORMAT);
         let directory = match fs::metadata(&path) {
@@ -74,7 +74,20 @@ impl Directory {
                 Self { root: root.to_owned(), generation, shards, key, _lock: lock }
             }
         };
+        directory.remove_other_generations()?;
         Ok(directory)
+    }
+
+    /// A change of generations that was interrupted left the one before, or a part of the next.
+    fn remove_other_generations(&self) -> Result<(), String> {
+        for entry in fs::read_dir(&self.root).map_err(|error| told(&self.root, &error))? {
+            let path = entry.map_err(|error| told(&self.root, &error))?.path();
+            let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u32>().ok());
+            if number.is_some_and(|number| number != self.generation) {
+                fs::remove_dir_all(&path).map_err(|error| told(&path, &error))?;
+            }
+        }
+        Ok(())
     }
 
     fn write_format(&self) -> Result<(), String> {
@@ -101,7 +114,19 @@ impl Directory {
     /// Where a shard's log is.
     #[must_use]
     pub fn shard(&self, shard: usize) -> PathBuf {
-        self.root.join(self.generation.to_string()).join(format!("shard-{shard}"))
+        self.shard_of(self.generation, shard)
+    }
+
+    /// Where a shard's log of that generation is.
+    #[must_use]
+    pub fn shard_of(&self, generation: u32, shard: usize) -> PathBuf {
+        self.root.join(generation.to_string()).join(format!("shard-{shard}"))
+    }
+
+    /// Where all is.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// A shard's directory, made where it is new.
@@ -109,7 +134,15 @@ impl Directory {
     /// # Errors
     /// One line.
     pub fn make_shard(&self, shard: usize) -> Result<PathBuf, String> {
-        let path = self.shard(shard);
+        self.make_shard_of(self.generation, shard)
+    }
+
+    /// A shard's directory of that generation, made where it is new.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn make_shard_of(&self, generation: u32, shard: usize) -> Result<PathBuf, String> {
+        let path = self.shard_of(generation, shard);
         let make = || {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
             if let Some(parent) = path.parent() {
@@ -121,10 +154,11 @@ impl Directory {
         Ok(path)
     }
 
-    /// Goes over to a new generation of so many shards: what the old one held has been written to the new one's logs.
+    /// Goes over to the next generation, of so many shards: what this one holds has been written to the next one's logs, durably. The
+    /// file `format` is replaced as a whole, so that either generation is in force, with all of its logs; then the old one goes.
     ///
     /// # Errors
-    /// One line; the old generation is still in force then.
+    /// One line; the old generation may be in force still, or only its files be left: the next start knows.
     pub fn succeed(&mut self, shards: usize) -> Result<(), String> {
         let (old, count) = (self.generation, self.shards);
         (self.generation, self.shards) = (old + 1, shards);
@@ -132,9 +166,25 @@ impl Directory {
             (self.generation, self.shards) = (old, count);
             return Err(error);
         }
-        let path = self.root.join(old.to_string());
-        fs::remove_dir_all(&path).map_err(|error| told(&path, &error))
+        self.remove_other_generations()
     }
+}
+
+/// Makes the directory, and its name in the one above durable, which the names in it alone are not: without it a power cut takes the
+/// whole log.
+fn make_root(root: &Path) -> io::Result<()> {
+    let parent =
+        |path: &Path| path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")).to_owned();
+    let fresh: Vec<&Path> = root.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+    for made in &fresh {
+        sync_directory(&parent(made))?;
+    }
+    if fresh.is_empty() {
+        // A start before this one may have ended in between. Where it may not be read, somebody else has made it.
+        let _ = sync_directory(&parent(root));
+    }
+    Ok(())
 }
 
 fn lock(root: &Path) -> Result<File, String> {
@@ -203,6 +253,21 @@ pub fn segments(shard: &Path, number_of: impl Fn(&str) -> Option<u64>) -> Result
     }
     found.sort_by_key(|segment| segment.number);
     Ok(found)
+}
+
+/// How many segments all logs under a directory have; what cannot be listed has none.
+#[must_use]
+pub fn count_segments(root: &Path) -> u64 {
+    let list = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let shards = list(root).flat_map(|generation| list(&generation).collect::<Vec<_>>());
+    let files = shards.flat_map(|shard| list(&shard).collect::<Vec<_>>());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).count() as u64
+}
+
+/// Whether a shard's log was ended in good order, leaving the sign of it.
+#[must_use]
+pub fn is_clean(shard: &Path) -> bool {
+    shard.join(CLEAN).exists()
 }
 
 /// Whether a shard's log was ended in good order. The sign of it is taken away: from now on the end is open.

@@ -2,8 +2,9 @@
 //!
 //! A shard asks through its [`FilesHandle`]; the answer waits there, and a knock on the shard's eventfd says so.
 
+use super::BELOW_RESERVE;
 use crate::limits::SEGMENT_REQUESTS_MAX;
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstatvfs, memfd_create};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -20,12 +21,12 @@ const ZEROS_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
 enum What {
-    /// Make the file, of so many bytes.
+    /// Make the file, of so many bytes, where more than the reserve stays free.
     Prepare(u64),
     /// Make the index of what the file holds.
-    Index(File),
+    Index(Arc<File>),
     /// Delete it, and its index. What is open of them is closed there, since the last close of a deleted file frees its blocks.
-    Delete(Vec<File>),
+    Delete(Vec<Arc<File>>),
 }
 
 /// A segment's index as it is made of the segment's bytes.
@@ -82,11 +83,11 @@ impl FilesHandle {
         self.ask(Request { shard: self.shard, number, path, what: What::Prepare(segment_bytes) });
     }
 
-    pub(super) fn index(&mut self, number: u64, path: PathBuf, file: File) {
+    pub(super) fn index(&mut self, number: u64, path: PathBuf, file: Arc<File>) {
         self.ask(Request { shard: self.shard, number, path, what: What::Index(file) });
     }
 
-    pub(super) fn delete(&mut self, number: u64, path: PathBuf, open: Vec<File>) {
+    pub(super) fn delete(&mut self, number: u64, path: PathBuf, open: Vec<Arc<File>>) {
         self.ask(Request { shard: self.shard, number, path, what: What::Delete(open) });
     }
 
@@ -112,11 +113,11 @@ impl FilesHandle {
 }
 
 /// Starts the thread for shards with these eventfds, in their order; `indexer` makes the segments' indexes. It ends when all handles
-/// are gone and all was done.
+/// are gone and all was done. No file is made that would leave less than `reserve_bytes` of its file system free.
 ///
 /// # Errors
 /// That of a thread that could not be made.
-pub fn start(knocks: Vec<Arc<OwnedFd>>, indexer: Indexer) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
+pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, indexer: Indexer) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
     let (requests, requested) = sync_channel::<Request>(knocks.len() * SEGMENT_REQUESTS_MAX);
     let (mut doors, mut handles) = (Vec::new(), Vec::new());
     for (shard, knock) in knocks.into_iter().enumerate() {
@@ -128,7 +129,7 @@ pub fn start(knocks: Vec<Arc<OwnedFd>>, indexer: Indexer) -> io::Result<(JoinHan
         for request in requested {
             let (answer, knock) = &doors[request.shard];
             // Never full: a shard asks for no more than it has places. A shard that has ended wants no answer.
-            if answer.send(handle(request, indexer)).is_ok() {
+            if answer.send(handle(request, reserve_bytes, indexer)).is_ok() {
                 // Full (2^64 - 2 knocks unheard) is as good as knocked.
                 let _ = rustix::io::write(&**knock, &1_u64.to_ne_bytes());
             }
@@ -164,7 +165,7 @@ pub fn write_index(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let write = || {
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        // Not synced: a start compares it with its segment, and makes what a power cut left of it anew.
         std::fs::rename(&fresh, path)?;
         Ok(file)
     };
@@ -198,13 +199,16 @@ pub fn index_in_memory(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-fn index(number: u64, path: &Path, file: &File, indexer: Indexer) -> Answer {
+fn index(number: u64, path: &Path, file: &File, reserve_bytes: u64, indexer: Indexer) -> Answer {
     let mut unsaved = None;
     let made = indexer(&mut FromStart { file, at: 0 }).and_then(|Indexed { mut bytes, directory_bytes }| {
-        let written = write_index(&path.with_extension("idx"), &bytes).or_else(|error| {
-            unsaved = Some(errno(&error));
-            index_in_memory(&bytes)
-        })?;
+        let room = keeps_free(path, bytes.len() as u64, reserve_bytes);
+        let written = room
+            .and_then(|()| write_index(&path.with_extension("idx"), &bytes).map_err(|error| errno(&error)))
+            .or_else(|errno| {
+                unsaved = Some(errno);
+                index_in_memory(&bytes)
+            })?;
         bytes.truncate(directory_bytes);
         bytes.shrink_to_fit();
         Ok((written, bytes))
@@ -212,11 +216,14 @@ fn index(number: u64, path: &Path, file: &File, indexer: Indexer) -> Answer {
     Answer::Indexed { number, result: made.map_err(|error| errno(&error)), unsaved }
 }
 
-fn handle(request: Request, indexer: Indexer) -> Answer {
+fn handle(request: Request, reserve_bytes: u64, indexer: Indexer) -> Answer {
     let Request { number, path, what, .. } = request;
     match what {
-        What::Prepare(bytes) => Answer::Ready { number, result: prepare(&path, bytes).map_err(|error| errno(&error)) },
-        What::Index(file) => index(number, &path, &file, indexer),
+        What::Prepare(bytes) => {
+            let room = keeps_free(&path, bytes, reserve_bytes);
+            Answer::Ready { number, result: room.and_then(|()| prepare(&path, bytes).map_err(|error| errno(&error))) }
+        }
+        What::Index(file) => index(number, &path, &file, reserve_bytes, indexer),
         What::Delete(open) => Answer::Gone { number, result: delete(&path, open).map_err(|error| errno(&error)) },
     }
 }
@@ -224,6 +231,24 @@ fn handle(request: Request, indexer: Indexer) -> Answer {
 fn errno(error: &io::Error) -> i32 {
     // A write that takes nothing comes without one, and a segment that no index can be made of.
     error.raw_os_error().unwrap_or(Errno::IO.raw_os_error())
+}
+
+/// Whether `reserve_bytes` of the file system stay free when a file of `bytes` is made in it.
+fn keeps_free(path: &Path, bytes: u64, reserve_bytes: u64) -> Result<(), i32> {
+    if reserve_bytes == 0 {
+        return Ok(());
+    }
+    let free = free_bytes(path.parent().unwrap_or_else(|| Path::new("."))).map_err(|error| errno(&error))?;
+    if free >= bytes.saturating_add(reserve_bytes) { Ok(()) } else { Err(BELOW_RESERVE) }
+}
+
+/// What this process may still use of a directory's file system.
+///
+/// # Errors
+/// What the file system answered.
+pub fn free_bytes(directory: &Path) -> io::Result<u64> {
+    let stat = fstatvfs(File::open(directory)?)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Makes a file of `bytes` zeros, and its name, durable. What there is already under the name is left alone; what could not be made
@@ -264,7 +289,7 @@ fn write_zeros(mut file: &File, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn delete(path: &Path, open: Vec<File>) -> io::Result<()> {
+fn delete(path: &Path, open: Vec<Arc<File>>) -> io::Result<()> {
     std::fs::remove_file(path)?;
     // Often there is none; one that stays behind is removed by the next start.
     let _ = std::fs::remove_file(path.with_extension("idx"));
@@ -274,6 +299,16 @@ fn delete(path: &Path, open: Vec<File>) -> io::Result<()> {
 
 fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
+/// An index for tests: a file's length, as text, and then its bytes' sum.
+#[cfg(test)]
+pub(super) fn lengths(file: &mut dyn Read) -> io::Result<Indexed> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let length = bytes.len().to_string();
+    let sum: u64 = bytes.iter().map(|byte| u64::from(*byte)).sum();
+    Ok(Indexed { bytes: format!("{length}{sum}").into(), directory_bytes: length.len() })
 }
 
 #[cfg(test)]
@@ -314,6 +349,41 @@ mod tests {
         std::fs::write(&path, b"records").unwrap();
         assert_eq!(prepare(&path, 4096).unwrap_err().raw_os_error(), Some(Errno::EXIST.raw_os_error()));
         assert_eq!(std::fs::read(&path).unwrap(), b"records");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_must_stay_free_is_left_free() {
+        let directory = directory("reserve");
+        let prepare = |reserve_bytes| {
+            let path = segment_path(&directory, 1);
+            let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Prepare(4096) };
+            let Answer::Ready { result, .. } = handle(request, reserve_bytes, |_| Err(Errno::NOTSUP.into())) else {
+                panic!("asked for a file")
+            };
+            (result.map(drop), path.exists())
+        };
+        assert_eq!(prepare(1 << 60), (Err(BELOW_RESERVE), false));
+        assert_eq!(prepare(1), (Ok(()), true));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn an_index_that_finds_no_room_is_held_in_memory() {
+        let directory = directory("unsaved");
+        let path = segment_path(&directory, 1);
+        let file = Arc::new(prepare(&path, 4096).unwrap());
+        let index = |reserve_bytes| {
+            let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Index(Arc::clone(&file)) };
+            let Answer::Indexed { result: Ok((file, head)), unsaved, .. } = handle(request, reserve_bytes, lengths) else {
+                panic!("asked for an index");
+            };
+            let mut bytes = [0; 5];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            (head, bytes, unsaved, index_path(&directory, 1).exists())
+        };
+        assert_eq!(index(1 << 60), (b"4096".to_vec(), *b"40960", Some(BELOW_RESERVE), false));
+        assert_eq!(index(1), (b"4096".to_vec(), *b"40960", None, true));
         std::fs::remove_dir_all(directory).unwrap();
     }
 

@@ -1,7 +1,7 @@
 //! The kernel's edge: the interface between a shard and the engine that runs it.
 //!
 //! An engine owns the event loop. It calls [`Shard::event`] for everything that happened and then [`Shard::turn`] once; the shard
-//! acts through [`Io`]. Three engines fit: `ring` (io_uring, the default), `portable` (monoio, to come) and the simulator's.
+//! acts through [`Io`]. Three engines fit: `ring` (io_uring, the default), `portable` (monoio: on io_uring, or on epoll where that is refused) and the simulator's.
 //!
 //! May import the vocabulary only. `unsafe` lives in this folder and nowhere else.
 //!
@@ -13,8 +13,10 @@ mod buffers;
 pub mod chunk;
 pub mod directory;
 pub mod files;
+pub mod portable;
 pub mod probe;
 pub mod ring;
+pub mod segments;
 
 pub use crate::ids::ConnId;
 use crate::time::Tick;
@@ -23,6 +25,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+
+/// Stands for an errno where a new segment would use what must stay free of the file system; above all that the kernel gives.
+pub const BELOW_RESERVE: i32 = 4096;
 
 /// What the engine tells a shard.
 #[derive(Debug)]
@@ -47,7 +52,8 @@ pub enum Event<'a> {
     Synced { tag: u64, result: Result<(), i32> },
     /// The answer to [`Io::read_back`] and [`Io::read_index`], lent for the call: as many bytes as were asked for, fewer at the end of the file; or an errno.
     ReadBack { tag: u64, result: Result<&'a [u8], i32> },
-    /// The answer to [`Io::prepare_segment`]: it can be written, or an errno and no file of this number was left behind.
+    /// The answer to [`Io::prepare_segment`]: it can be written, or an errno (or [`BELOW_RESERVE`]) and no file of this number was
+    /// left behind.
     SegmentReady { number: u64, result: Result<(), i32> },
     /// The answer to [`Io::delete_segment`].
     SegmentGone { number: u64, result: Result<(), i32> },

@@ -216,6 +216,7 @@ impl Log {
             }
             header.seal(record, addresses, previous)
         });
+        self.warm_next(frame_at + frame_bytes);
         appended(at, frame_at, frame_bytes)
     }
 
@@ -223,7 +224,16 @@ impl Log {
     pub fn append_copy(&mut self, record: &[u8], frame_at: usize) -> Appended {
         let (at, chunk) = self.tail(record.len());
         chunk.append(record);
+        self.warm_next(record.len());
         appended(at, frame_at, record.len() - frame_at)
+    }
+
+    /// While the log still grows: has as much of the next chunk's memory handed out as was just appended, so that no turn pays for a
+    /// whole chunk.
+    fn warm_next(&mut self, bytes: usize) {
+        if self.chunks.len() < self.chunks_max {
+            self.spare.get_or_insert_with(|| Chunk::new(CHUNK_BYTES)).warm(bytes);
+        }
     }
 
     /// The tail chunk with room for `len` bytes more, so that nothing moves, and the position they will have.
@@ -235,6 +245,15 @@ impl Log {
         let number = self.first + self.chunks.len() as u64 - 1;
         let Some(chunk) = self.chunks.back() else { unreachable!("roll pushed a chunk") };
         (Position(number * CHUNK_BYTES as u64 + chunk.len() as u64), chunk)
+    }
+
+    /// The segment that a record of `len` bytes would come to stand in.
+    #[must_use]
+    pub fn segment_of_next(&self, len: usize) -> Option<u64> {
+        let segment_bytes = self.disk.as_ref()?.geometry.segment_bytes;
+        let fits = self.chunks.back().is_some_and(|chunk| chunk.len() + len <= CHUNK_BYTES);
+        let next = self.first + self.chunks.len() as u64 - u64::from(fits);
+        Some(next * CHUNK_BYTES as u64 / segment_bytes)
     }
 
     fn roll(&mut self) {

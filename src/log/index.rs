@@ -71,6 +71,16 @@ pub struct Index {
     dense_first: u64,
     /// From `dense_first` to the head without a hole, in the order of their positions.
     dense: VecDeque<Entry>,
+    /// Of all records held together; of a run's part, in proportion.
+    bytes: u64,
+}
+
+/// What the oldest number held is in.
+#[derive(Clone, Copy)]
+enum Oldest {
+    Run(Run),
+    Scattered(u64, Entry),
+    Dense(Entry),
 }
 
 const NONE: Position = Position(u64::MAX);
@@ -87,6 +97,7 @@ impl Index {
             scattered: Vec::new(),
             dense_first: next,
             dense: VecDeque::new(),
+            bytes: 0,
         }
     }
 
@@ -133,6 +144,7 @@ impl Index {
             self.dense.reserve_exact(1);
         }
         self.oldest = self.oldest.min(entry.at);
+        self.bytes += u64::from(entry.record_bytes());
         self.dense.push_back(entry);
     }
 
@@ -176,23 +188,95 @@ impl Index {
             return 0;
         }
         let mut gone = self.trim_cold(from, newest);
-        while let Some(entry) = self.dense.front()
+        while let Some(entry) = self.dense.front().copied()
             && (entry.at < from.at || self.dense_first < newest)
         {
-            self.dense.pop_front();
-            self.dense_first += 1;
-            gone += 1;
+            gone += self.drop_oldest(Oldest::Dense(entry), 1);
         }
-        if self.dense.is_empty() {
-            // A session that fell quiet gives its memory back.
-            self.dense.shrink_to(0);
-        }
-        self.refresh();
+        self.settle();
         gone
     }
 
-    fn trim_cold(&mut self, from: Retained, newest: u64) -> u64 {
+    /// Forgets the oldest numbers as long as they stand where `is_gone` says; those of a run together, by where its last is. Returns how
+    /// many went.
+    pub fn trim_while(&mut self, segment_bytes: u64, is_gone: impl Fn(Position) -> bool) -> u64 {
         let mut gone = 0;
+        while let Some(oldest) = self.oldest()
+            && match &oldest {
+                Oldest::Run(run) => is_gone(Position(u64::from(run.segment) * segment_bytes + u64::from(run.last_offset))),
+                Oldest::Scattered(_, entry) | Oldest::Dense(entry) => is_gone(entry.at),
+            }
+        {
+            gone += self.drop_oldest(oldest, u64::MAX);
+        }
+        if gone > 0 {
+            self.settle();
+        }
+        gone
+    }
+
+    /// Forgets the oldest numbers until the records of those left have no more than `bytes_max` together, but never the newest
+    /// `kept`. Returns how many went.
+    pub fn trim_bytes(&mut self, bytes_max: u64, kept: usize) -> u64 {
+        let (mut gone, end) = (0, (self.head() + 1).saturating_sub(kept as u64));
+        while let Some(excess) = self.bytes.checked_sub(bytes_max).filter(|excess| *excess > 0)
+            && let Some(oldest) = self.oldest()
+        {
+            let (seq, numbers) = match &oldest {
+                Oldest::Run(run) => (run.first_seq, excess.div_ceil(u64::from(run.bytes_each().max(1)))),
+                Oldest::Scattered(seq, _) => (*seq, 1),
+                Oldest::Dense(_) => (self.dense_first, 1),
+            };
+            if seq >= end {
+                break;
+            }
+            gone += self.drop_oldest(oldest, numbers.min(end - seq));
+        }
+        if gone > 0 {
+            self.settle();
+        }
+        gone
+    }
+
+    fn oldest(&self) -> Option<Oldest> {
+        let (run, apart) = (self.runs.first(), self.scattered.first());
+        match (run, apart) {
+            (Some(run), Some((seq, _))) if run.first_seq < *seq => Some(Oldest::Run(*run)),
+            (_, Some((seq, entry))) => Some(Oldest::Scattered(*seq, *entry)),
+            (Some(run), None) => Some(Oldest::Run(*run)),
+            (None, None) => self.dense.front().copied().map(Oldest::Dense),
+        }
+    }
+
+    /// Takes the oldest number out, or up to so many where they are in one run; [`Index::settle`] is left to be called.
+    fn drop_oldest(&mut self, oldest: Oldest, numbers: u64) -> u64 {
+        match oldest {
+            Oldest::Run(run) => {
+                let numbers = numbers.min(run.count.into());
+                let left = run.part(run.first_seq + numbers, run.end_seq());
+                if left.count == 0 {
+                    self.runs.remove(0);
+                } else {
+                    self.runs[0] = left;
+                }
+                self.bytes -= u64::from(run.bytes - left.bytes);
+                return numbers;
+            }
+            Oldest::Scattered(_, entry) => {
+                self.scattered.remove(0);
+                self.bytes -= u64::from(entry.record_bytes());
+            }
+            Oldest::Dense(entry) => {
+                self.dense.pop_front();
+                self.dense_first += 1;
+                self.bytes -= u64::from(entry.record_bytes());
+            }
+        }
+        1
+    }
+
+    fn trim_cold(&mut self, from: Retained, newest: u64) -> u64 {
+        let (mut gone, cold_bytes) = (0, self.cold_bytes());
         if self.oldest_run < from.segment || self.runs.first().is_some_and(|run| run.first_seq < newest) {
             self.runs.retain_mut(|run| {
                 let dead = if run.segment < from.segment { run.end_seq() } else { newest.min(run.end_seq()) };
@@ -200,53 +284,75 @@ impl Index {
                 *run = run.part(dead.max(run.first_seq), run.end_seq());
                 run.count > 0
             });
-            self.oldest_run = self.runs.iter().map(|run| run.segment).min().unwrap_or(u32::MAX);
-            if self.runs.is_empty() {
-                self.runs.shrink_to(0);
-            }
         }
         let before = self.scattered.len();
         self.scattered.retain(|(seq, entry)| entry.at >= from.at && *seq >= newest);
+        self.bytes -= cold_bytes - self.cold_bytes();
         gone + (before - self.scattered.len()) as u64
     }
 
-    fn refresh(&mut self) {
+    /// Bytes of what is in runs and scattered.
+    fn cold_bytes(&self) -> u64 {
+        let runs = self.runs.iter().map(|run| u64::from(run.bytes));
+        runs.chain(self.scattered.iter().map(|(_, entry)| u64::from(entry.record_bytes()))).sum()
+    }
+
+    /// What follows from what is held is made right again, and memory that is not needed given back.
+    fn settle(&mut self) {
+        if self.dense.is_empty() {
+            // A session that fell quiet gives its memory back.
+            self.dense.shrink_to(0);
+        }
+        if self.runs.is_empty() {
+            self.runs.shrink_to(0);
+        }
         let first = self.runs.first().map_or(self.dense_first, |run| run.first_seq.min(self.dense_first));
         self.first = self.scattered.first().map_or(first, |(seq, _)| first.min(*seq));
         let oldest = self.dense.front().map_or(NONE, |entry| entry.at);
         self.oldest = self.scattered.iter().map(|(_, entry)| entry.at).fold(oldest, Position::min);
+        self.oldest_run = self.runs.iter().map(|run| run.segment).min().unwrap_or(u32::MAX);
     }
 
     /// The messages between `begin` and `end` of the log, which is segment `segment`, have an index file with these runs of the session:
-    /// their entries go. What the file does not name does not read, and is held no longer. Earlier segments come first.
-    pub fn sink(&mut self, segment: u32, begin: Position, end: Position, runs: &[Run]) {
-        let mut sunk = Vec::new();
+    /// their entries go. What the file does not name does not read, and is held no longer. A run is held in parts where the places of
+    /// two neighbours are not `together`. Earlier segments come first.
+    pub fn sink(
+        &mut self,
+        segment: u32,
+        (begin, end): (Position, Position),
+        runs: &[Run],
+        together: impl Fn(Position, Position) -> bool,
+    ) {
+        let offset = |at: Position| u32::try_from(at.0.saturating_sub(begin.0)).unwrap_or(u32::MAX);
+        let mut sunk: Vec<Run> = Vec::new();
         for run in runs {
-            let mut part = None::<(u64, u32)>;
+            let mut last = None;
             for seq in run.first_seq.max(self.first)..run.end_seq().min(self.head() + 1) {
-                let bytes = match self.find(seq) {
-                    Held::Entry(entry) if begin <= entry.at && entry.at < end => Some(entry.record_bytes()),
+                let found = match self.find(seq) {
+                    Held::Entry(entry) if begin <= entry.at && entry.at < end => Some((entry.record_bytes(), entry.at)),
                     // The file is made anew.
-                    Held::Cold(old) if old.segment == segment => Some(old.bytes_each()),
+                    Held::Cold(old) if old.segment == segment => {
+                        Some((old.bytes_each(), Position(begin.0 + u64::from(old.last_offset))))
+                    }
                     _ => None,
                 };
-                match (bytes, &mut part) {
-                    (Some(more), Some((_, bytes))) => *bytes = bytes.saturating_add(more),
-                    (Some(bytes), None) => part = Some((seq, bytes)),
-                    (None, Some((from, bytes))) => {
-                        sunk.push(Run { bytes: *bytes, ..run.part(*from, seq) });
-                        part = None;
+                match (found, last) {
+                    (Some((bytes, at)), Some(before))
+                        if together(before, at)
+                            && let Some(part) = sunk.last_mut() =>
+                    {
+                        (part.count, part.bytes) = (part.count + 1, part.bytes.saturating_add(bytes));
+                        part.last_offset = offset(at);
                     }
-                    (None, None) => {}
+                    (Some((bytes, at)), _) => sunk.push(Run { bytes, last_offset: offset(at), ..run.part(seq, seq + 1) }),
+                    (None, _) => {}
                 }
-            }
-            if let Some((from, bytes)) = part {
-                sunk.push(Run { bytes, ..run.part(from, run.end_seq().min(self.head() + 1)) });
+                last = found.map(|(_, at)| at);
             }
         }
-        while self.dense.front().is_some_and(|entry| entry.at < end) {
-            self.dense.pop_front();
-            self.dense_first += 1;
+        self.bytes -= self.cold_bytes();
+        while let Some(entry) = self.dense.front().copied().filter(|entry| entry.at < end) {
+            self.drop_oldest(Oldest::Dense(entry), 1);
         }
         // What a busy time took is given back.
         if self.dense.is_empty() || self.dense.len() < self.dense.capacity() / 4 {
@@ -257,8 +363,8 @@ impl Index {
         self.runs.reserve_exact(sunk.len());
         self.runs.extend(sunk);
         self.runs.sort_unstable_by_key(|run| run.first_seq);
-        self.oldest_run = self.runs.iter().map(|run| run.segment).min().unwrap_or(u32::MAX);
-        self.refresh();
+        self.bytes += self.cold_bytes();
+        self.settle();
     }
 
     /// Takes runs that were found on disk, before there is any entry. Of numbers that are held already the later copy counts.
@@ -267,14 +373,15 @@ impl Index {
         if !self.dense.is_empty() {
             return;
         }
+        self.bytes -= self.cold_bytes();
         for run in runs.iter().filter(|run| run.count > 0) {
             self.cut_runs(run.first_seq, run.end_seq());
             let place = self.runs.partition_point(|other| other.first_seq < run.first_seq);
             self.runs.insert(place, *run);
             self.dense_first = self.dense_first.max(run.end_seq());
         }
-        self.oldest_run = self.runs.iter().map(|run| run.segment).min().unwrap_or(u32::MAX);
-        self.refresh();
+        self.bytes += self.cold_bytes();
+        self.settle();
     }
 
     /// A message of a run has been copied to where `entry` says. False where its place was not that run's.
@@ -282,11 +389,12 @@ impl Index {
         if !matches!(self.find(seq), Held::Cold(_)) {
             return false;
         }
+        self.bytes -= self.cold_bytes();
         self.cut_runs(seq, seq + 1);
         let place = self.scattered.partition_point(|(other, _)| *other < seq);
         self.scattered.insert(place, (seq, entry));
-        self.oldest_run = self.runs.iter().map(|run| run.segment).min().unwrap_or(u32::MAX);
-        self.refresh();
+        self.bytes += self.cold_bytes();
+        self.settle();
         true
     }
 
@@ -306,7 +414,7 @@ impl Index {
     pub fn go_on_at(&mut self, next: u64) {
         if self.dense.is_empty() {
             self.dense_first = self.dense_first.max(next);
-            self.refresh();
+            self.settle();
         }
     }
 
@@ -317,7 +425,7 @@ impl Index {
     }
 }
 
-const _: () = assert!(size_of::<Run>() == 24 && ENTRY_BYTES == 12);
+const _: () = assert!(size_of::<Run>() == 32 && ENTRY_BYTES == 12);
 
 #[cfg(test)]
 #[path = "index_tests.rs"]

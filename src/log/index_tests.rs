@@ -17,12 +17,12 @@ fn bound(at: u64) -> Retained {
 }
 
 fn run(first_seq: u64, count: u32, segment: u32) -> Run {
-    Run { first_seq, segment, count, entries_at: 64, bytes: 3 * count }
+    Run { first_seq, segment, count, entries_at: 64, bytes: 3 * count, last_offset: 0 }
 }
 
 fn sink(index: &mut Index, segment: u32, runs: &[Run]) {
     let begin = u64::from(segment) * SEGMENT;
-    index.sink(segment, Position(begin), Position(begin + SEGMENT), runs);
+    index.sink(segment, (Position(begin), Position(begin + SEGMENT)), runs, |_, _| true);
 }
 
 /// Every number that is held, and the segment it is in.
@@ -46,6 +46,7 @@ fn numbers_go_on_when_the_front_is_trimmed() {
     assert_eq!(index.get(3), Some(&entry(20)));
     assert_eq!(index.trim(bound(0), 1), 2);
     assert_eq!((index.first(), index.head()), (5, 5));
+    assert_eq!(index.trim_bytes(1, 1), 0, "the newest stays");
     index.trim(bound(100), 0);
     assert_eq!((index.first(), index.head()), (6, 5), "an empty index still knows its head");
     assert!(index.is_empty() && !index.holds_before(bound(5000)));
@@ -53,17 +54,71 @@ fn numbers_go_on_when_the_front_is_trimmed() {
 }
 
 #[test]
+fn the_oldest_go_by_their_bytes() {
+    let mut index = Index::starting_at(1);
+    (0..5).for_each(|at| index.push(entry(at * 10)));
+    assert_eq!(index.trim_bytes(15, 1), 0);
+    assert_eq!(index.trim_bytes(14, 1), 1);
+    assert_eq!((index.first(), index.trim_bytes(6, 1), index.first()), (2, 2, 4));
+    index.restart(9);
+    index.push(entry(70));
+    index.push(entry(80));
+    assert_eq!((index.trim_bytes(6, 1), index.first()), (0, 9), "bytes count from the restart on");
+}
+
+#[test]
+fn runs_go_by_their_average_bytes_and_never_the_newest() {
+    let mut index = Index::starting_at(1);
+    index.put_runs(&[Run { bytes: 1000, ..run(1, 10, 0) }, Run { bytes: 500, ..run(11, 10, 1) }]);
+    assert_eq!(index.trim_bytes(1500, 1), 0);
+    assert_eq!(index.trim_bytes(1301, 1), 2, "a part of a run goes by the average of its records");
+    assert_eq!((index.first(), index.trim_bytes(499, 1), index.first()), (3, 9, 12));
+    index.push(entry(2000));
+    assert_eq!((index.trim_bytes(0, 3), index.first(), index.head()), (7, 19, 21));
+    assert_eq!((index.trim_bytes(0, 0), index.is_empty()), (3, true));
+}
+
+#[test]
+fn the_oldest_go_by_where_they_stand_and_a_run_as_its_last_does() {
+    let mut index = Index::starting_at(1);
+    index.put_runs(&[Run { last_offset: 300, ..run(1, 3, 0) }, Run { last_offset: 500, ..run(4, 3, 1) }]);
+    (0..3).for_each(|number| index.push(entry(2000 + 100 * number)));
+    assert!(index.relocate(2, entry(2500)));
+    let before = |at: u64| move |position: Position| position < Position(at);
+    assert_eq!(index.trim_while(SEGMENT, before(300)), 0, "its last is not gone");
+    assert_eq!((index.trim_while(SEGMENT, before(2000)), index.first()), (1, 2), "a younger copy stops it");
+    assert_eq!((index.trim_while(SEGMENT, before(2501)), index.first(), index.head()), (8, 10, 9));
+}
+
+#[test]
+fn a_run_is_held_in_parts_whose_places_are_together() {
+    let mut index = Index::starting_at(1);
+    (0..8).for_each(|number| index.push(entry(number * 100)));
+    let segment = (Position(0), Position(SEGMENT));
+    let together = |one: Position, other: Position| one.0 / 300 == other.0 / 300;
+    let part = |first_seq, count, last_offset| Run {
+        entries_at: 64 + 12 * (u32::try_from(first_seq).unwrap() - 1),
+        last_offset,
+        ..run(first_seq, count, 0)
+    };
+    for _ in 0..2 {
+        index.sink(0, segment, &[run(1, 8, 0)], together);
+        assert_eq!(index.runs(), [part(1, 3, 200), part(4, 3, 500), part(7, 2, 700)]);
+    }
+}
+
+#[test]
 fn a_segment_that_is_sunk_leaves_one_run() {
     let mut index = Index::starting_at(1);
     (0..6).for_each(|number| index.push(entry(700 + number * 100)));
     sink(&mut index, 0, &[run(1, 3, 0)]);
-    assert_eq!(index.runs(), [Run { bytes: 9, ..run(1, 3, 0) }]);
+    assert_eq!(index.runs(), [Run { bytes: 9, last_offset: 900, ..run(1, 3, 0) }]);
     assert_eq!((index.first(), index.dense_first(), index.head()), (1, 4, 6));
     assert_eq!(index.find(2), Held::Cold(index.runs()[0]));
     assert_eq!(index.find(4), Held::Entry(&entry(1000)));
     assert!(index.holds_before(bound(1000)) && !index.holds_before(bound(999)));
     assert_eq!(index.trim(bound(0), 4), 2, "a run is cut as entries are");
-    assert_eq!(index.runs(), [Run { first_seq: 3, count: 1, entries_at: 64 + 24, bytes: 3, segment: 0 }]);
+    assert_eq!(index.runs(), [Run { first_seq: 3, count: 1, entries_at: 64 + 24, bytes: 3, segment: 0, last_offset: 900 }]);
     assert_eq!(index.trim(bound(1000), 0), 1);
     assert_eq!((index.first(), index.runs().len()), (4, 0));
 }
@@ -136,7 +191,7 @@ fn a_quiet_session_takes_little_memory() {
     (1..1000).for_each(|number| index.push(entry(number)));
     sink(&mut index, 0, &[run(1, 1000, 0)]);
     assert_eq!((index.dense.capacity(), index.runs.capacity()), (0, 1));
-    const { assert!(size_of::<Index>() <= 112 && size_of::<Entry>() <= 40 && RUN_BYTES + INDEX_HEADER_BYTES == 96) };
+    const { assert!(size_of::<Index>() <= 120 && size_of::<Entry>() <= 40 && RUN_BYTES + INDEX_HEADER_BYTES == 96) };
 }
 
 /// What a test does to an index.
@@ -152,6 +207,8 @@ enum Step {
     Copy(u64),
     TrimTo(u64),
     TrimCount(usize),
+    TrimAged(u64),
+    TrimBytes(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -161,6 +218,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (1..6u64).prop_map(Step::Copy),
         1 => (0..4u64).prop_map(Step::TrimTo),
         1 => (1..30usize).prop_map(Step::TrimCount),
+        1 => (0..4u64).prop_map(Step::TrimAged),
+        1 => (0..100u64).prop_map(Step::TrimBytes),
     ]
 }
 
@@ -216,8 +275,26 @@ proptest! {
                     list.retain(|seq, _| seq + max as u64 > head);
                     prop_assert_eq!(index.trim(bound(0), max), (before - list.len()) as u64);
                 }
+                Step::TrimAged(segment) => {
+                    let at = segment.min(end / SEGMENT) * SEGMENT;
+                    let before = list.len();
+                    while list.first_key_value().is_some_and(|(_, place)| *place < at) {
+                        list.pop_first();
+                    }
+                    prop_assert_eq!(index.trim_while(SEGMENT, |place| place.0 < at), (before - list.len()) as u64);
+                }
+                Step::TrimBytes(max) => {
+                    // All records of these tests have three bytes.
+                    let before = list.len();
+                    while list.len() as u64 * 3 > max && list.first_key_value().is_some_and(|(seq, _)| *seq + 2 <= head) {
+                        list.pop_first();
+                    }
+                    prop_assert_eq!(index.trim_bytes(max, 2), (before - list.len()) as u64);
+                }
                 Step::Sink { .. } => {}
             }
+            let dense: u64 = index.dense.iter().map(|entry| u64::from(entry.record_bytes())).sum();
+            prop_assert_eq!(index.bytes, dense + index.cold_bytes());
             let wanted: Vec<(u64, u64)> = list.iter().map(|(seq, at)| (*seq, at / SEGMENT)).collect();
             prop_assert_eq!(held(&index), wanted);
             prop_assert_eq!(index.head(), head);

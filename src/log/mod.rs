@@ -13,6 +13,7 @@
 //! Invariants: a record never spans chunks; positions only grow; a chunk that is dropped takes whole records with it; an index entry whose
 //! position lies before [`Log::oldest`] is dead and is trimmed before it is read.
 
+mod ages;
 mod chunks;
 mod index;
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod segment;
 mod segment_index;
 mod state;
 
+pub use ages::Ages;
 pub use chunks::{Appended, Geometry, Log, Position, Retained, Unwritten};
 pub use index::{Audience, Entry, Held, Index};
 pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, read_record, write_record};
@@ -35,3 +37,15 @@ pub use segment_index::{
     RUN_BYTES, Run, SessionRun, check_index, directory_runs, index_name, index_number, read_entries,
 };
 pub use state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState, decode_empty};
+
+/// What an acknowledged message of a session survives (protocol.md section 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Level {
+    /// Nothing: it is in memory.
+    #[default]
+    Memory,
+    /// The process's death.
+    Written,
+    /// A power cut.
+    Synced,
+}

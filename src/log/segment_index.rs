@@ -13,7 +13,7 @@
 //! A run: messages of one session that follow each other without a hole, 32 bytes
 //!  0  u64  session                        20  u32  where its entries begin in this file
 //!  8  u64  first seq                      24  u32  bytes of its records together
-//! 16  u32  count                          28  u32  0
+//! 16  u32  count                          28  u32  the offset of its last record in the segment's file
 //!
 //! An entry: one message, 12 bytes
 //!  0  u32  the record's offset in the segment's file
@@ -50,6 +50,8 @@ pub struct Run {
     pub entries_at: u32,
     /// Bytes of its records together; of a part of a run, in proportion.
     pub bytes: u32,
+    /// Where its last record is in the segment's file; of a part of a run, the same.
+    pub last_offset: u32,
 }
 
 impl Run {
@@ -67,7 +69,28 @@ impl Run {
         let count = end.min(self.end_seq()).saturating_sub(first);
         let bytes = u64::from(self.bytes) * count / u64::from(self.count).max(1);
         let entries_at = u64::from(self.entries_at) + ENTRY_BYTES as u64 * (first - self.first_seq);
-        Self { first_seq: first, segment: self.segment, count: count as u32, entries_at: entries_at as u32, bytes: bytes as u32 }
+        Self {
+            first_seq: first,
+            segment: self.segment,
+            count: count as u32,
+            entries_at: entries_at as u32,
+            bytes: bytes as u32,
+            last_offset: self.last_offset,
+        }
+    }
+
+    /// Its parts, of which one ends and another begins where two neighbours' offsets are not `together`. `entries` are its own, of its
+    /// index file.
+    pub fn split(self, entries: &[u8], together: impl Fn(u32, u32) -> bool) -> impl Iterator<Item = Self> {
+        let located: Vec<Located> = read_entries(entries).flatten().take(self.count as usize).collect();
+        let (mut from, mut parts) = (self.first_seq, Vec::new());
+        for part in located.chunk_by(|one, other| together(one.offset, other.offset)) {
+            let end = from + part.len() as u64;
+            let bytes = part.iter().fold(0, |sum: u32, one| sum.saturating_add(one.bytes));
+            parts.push(Self { bytes, last_offset: part[part.len() - 1].offset, ..self.part(from, end) });
+            from = end;
+        }
+        parts.into_iter()
     }
 
     /// Bytes of one of its records, on average.
@@ -209,6 +232,7 @@ impl IndexBuilder {
             put(&mut bytes, run_at + 16, u32::try_from(run.len()).ok()?.to_le_bytes());
             put(&mut bytes, run_at + 20, u32::try_from(entry_at).ok()?.to_le_bytes());
             put(&mut bytes, run_at + 24, u32::try_from(sum).unwrap_or(u32::MAX).to_le_bytes());
+            put(&mut bytes, run_at + 28, run[run.len() - 1].at.offset.to_le_bytes());
             run_at += RUN_BYTES;
             for noted in run {
                 put(&mut bytes, entry_at, noted.at.offset.to_le_bytes());
@@ -366,7 +390,8 @@ impl<'a> IndexDirectory<'a> {
 fn run_of(bytes: &[u8; RUN_BYTES], segment: u32) -> SessionRun {
     let word = |at: usize| u32::from_le_bytes(get(bytes, at));
     let (session, first_seq) = (u64::from_le_bytes(get(bytes, 0)), u64::from_le_bytes(get(bytes, 8)));
-    SessionRun { session, run: Run { first_seq, segment, count: word(16), entries_at: word(20), bytes: word(24) } }
+    let run = Run { first_seq, segment, count: word(16), entries_at: word(20), bytes: word(24), last_offset: word(28) };
+    SessionRun { session, run }
 }
 
 /// The runs of a directory from the `from`th on, as this process has just made it: nothing is checked again.

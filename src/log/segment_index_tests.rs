@@ -184,9 +184,25 @@ fn names_have_sixteen_digits() {
 
 #[test]
 fn a_part_of_a_run_is_within_it() {
-    let run = Run { first_seq: 10, segment: 1, count: 10, entries_at: 100, bytes: 1000 };
-    assert_eq!(run.part(12, 15), Run { first_seq: 12, segment: 1, count: 3, entries_at: 124, bytes: 300 });
+    let run = Run { first_seq: 10, segment: 1, count: 10, entries_at: 100, bytes: 1000, last_offset: 7 };
+    assert_eq!(run.part(12, 15), Run { first_seq: 12, segment: 1, count: 3, entries_at: 124, bytes: 300, last_offset: 7 });
     assert_eq!((run.part(0, 100), run.part(0, 5).count, run.part(20, 30).count), (run, 0, 0));
+}
+
+#[test]
+fn a_run_is_split_between_neighbours_that_are_not_together() {
+    let made = made();
+    let file = scanned(&made.files[0].1);
+    let run = check_index(&file.bytes).unwrap().runs().last().unwrap().run;
+    let entries = &file.bytes[run.entries_at as usize..];
+    let offsets: Vec<u32> = read_entries(entries).map(|at| at.unwrap().offset).collect();
+    assert_eq!(run.last_offset, offsets[6]);
+    assert_eq!(run.split(entries, |_, _| true).collect::<Vec<_>>(), [run]);
+    let parts: Vec<Run> = run.split(entries, |one, other| (one, other) != (offsets[1], offsets[2])).collect();
+    assert_eq!(parts.iter().map(|part| (part.first_seq, part.count)).collect::<Vec<_>>(), [(5, 2), (7, 5)]);
+    assert_eq!(parts.iter().map(|part| part.last_offset).collect::<Vec<_>>(), [offsets[1], offsets[6]]);
+    assert_eq!(parts.iter().map(|part| part.bytes).sum::<u32>(), run.bytes);
+    assert_eq!(parts[1].entries_at, run.entries_at + 2 * 12);
 }
 
 fn golden(number: u64) -> PathBuf {
@@ -210,6 +226,7 @@ fn golden_files_read_and_are_what_is_written() {
     assert_eq!((word(12), word(16), word(24), word(32), word(36)), (1, 0, 1 << 20, 1, 5));
     assert_eq!(bytes[64..72], 0x1122_3344_5566_7788_u64.to_le_bytes());
     assert_eq!((word(72), word(80), word(84)), (4, 5, 96));
+    assert_eq!(word(92), word(96 + 4 * 12), "where the last is");
     assert_eq!(bytes.len(), 64 + 32 + 5 * 12);
 }
 

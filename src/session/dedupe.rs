@@ -107,10 +107,10 @@ impl Dedupe {
         }
     }
 
-    /// After a start: what was used before `oldest_ms` is forgotten, the rest counts as used now, and no more memory is held than that
-    /// needs.
-    pub fn begin_again(&mut self, oldest_ms: u64) {
-        while !self.uses.is_empty() && self.oldest_ms < oldest_ms {
+    /// After a start: what was used before `oldest_ms` is forgotten, and all but the last `ids_max`; the rest counts as used now, and no
+    /// more memory is held than that needs.
+    pub fn begin_again(&mut self, oldest_ms: u64, ids_max: usize) {
+        while !self.uses.is_empty() && (self.oldest_ms < oldest_ms || self.uses.len() > ids_max) {
             self.forget_oldest();
         }
         self.oldest_ms = 0;

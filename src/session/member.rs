@@ -43,11 +43,19 @@ pub struct Member {
     pub since_ms: u64,
     /// Since when it is away, on the monotonic clock; 0 while attached.
     pub away_since_ms: u64,
+    /// How long it had been away when the process began, which is where that clock begins.
+    pub away_before_ms: u64,
     /// Others have been told that it is gone.
     pub told_lost: bool,
 }
 
 impl Member {
+    /// How long it has been away; 0 while attached.
+    #[must_use]
+    pub const fn away_ms(&self, now_ms: u64) -> u64 {
+        if self.away_since_ms == 0 { 0 } else { now_ms.saturating_sub(self.away_since_ms).saturating_add(self.away_before_ms) }
+    }
+
     /// The user behind it: the token's `sub`.
     #[must_use]
     pub fn subject(&self) -> &str {

@@ -6,7 +6,7 @@ use super::member::{Member, MemberKey};
 use super::presence::Watcher;
 use super::stream::StreamKey;
 use crate::ids::HashKey;
-use crate::log::Position;
+use crate::log::{Level, Position};
 use crate::slots::{Key, Slots};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as TableEntry;
@@ -36,6 +36,8 @@ pub struct Session {
     pub past_epochs: Vec<(u64, u64)>,
     /// Where the log last kept its state whole.
     pub kept_at: Position,
+    /// How durable its messages are before they are acknowledged.
+    pub level: Level,
     pub members: Vec<MemberKey>,
     pub watchers: Few<Watcher>,
     pub mirrors: Few<MirrorOut>,
@@ -92,6 +94,7 @@ impl Sessions {
             epoch,
             past_epochs: Vec::new(),
             kept_at: Position::default(),
+            level: Level::default(),
             members,
             watchers,
             mirrors,
@@ -307,6 +310,7 @@ mod tests {
             presence: None,
             since_ms: 0,
             away_since_ms: 0,
+            away_before_ms: 0,
             told_lost: false,
         })
     }

@@ -67,6 +67,7 @@ impl Core {
         let stream = self.streams.insert(Stream::new(session_id, hash, None, 1));
         let epoch = self.next_random().max(1);
         let key = self.sessions.create(hash, stream, epoch, session_id.starts_with("channel:"));
+        self.set_level(key);
         self.counters.sessions.set(self.sessions.sessions.len() as u64);
         self.keep_session(key, now);
         key
@@ -144,6 +145,7 @@ impl Core {
             presence: None,
             since_ms: now.wall_ms,
             away_since_ms: 0,
+            away_before_ms: 0,
             told_lost: true,
         }))
     }
@@ -175,7 +177,7 @@ impl Core {
         let before = member.place.replace(place);
         let returns = member.told_lost;
         member.told_lost = false;
-        member.away_since_ms = 0;
+        (member.away_since_ms, member.away_before_ms) = (0, 0);
         match before {
             Some(before) if before != place => {
                 if before.shard == self.shard_number() {

@@ -268,11 +268,7 @@ impl Core {
                 let open = OpenFrame::begin(&mut frame);
                 crate::protocol::detached(&mut frame, head);
                 open.finish(Opcode::Text, &mut frame);
-                if place.shard == self.shard_number() {
-                    self.put_ordered(place, after, Waiting::Detached(frame));
-                } else {
-                    self.send_reply(place, LaneMessage::Detached { to: place, after, frame });
-                }
+                self.detach_behind_history(place, after, frame);
             }
             Command::Hello(_) | Command::Attach(_) | Command::Refresh(_) => {}
         }
@@ -413,6 +409,7 @@ impl Core {
             frames: Vec::new(),
             ends: Vec::new(),
             reading: false,
+            detached: None,
         };
         self.history_for(io, Box::new(page));
     }

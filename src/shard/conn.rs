@@ -254,6 +254,8 @@ pub struct Conn {
     pub stalled_taken: u64,
     /// Since when it is not read for backpressure; 0 where it is.
     pub paused_ms: u64,
+    /// The episode of pressure in which it was held last; 0 where it never was.
+    pub held_in: u32,
     pub messages_in: u64,
     pub messages_out: u64,
     pub flags: Flags,
@@ -312,6 +314,8 @@ pub struct Flags {
     pub pong_queued: bool,
     /// TLS's handshake is done.
     pub secured: bool,
+    /// Not read from because its session can't take more.
+    pub held: bool,
     /// TLS is to be closed when everything is sent.
     pub close_notify: bool,
 }
@@ -372,6 +376,7 @@ impl Conn {
             stalled_ms: 0,
             stalled_taken: 0,
             paused_ms: 0,
+            held_in: 0,
             messages_in: 0,
             messages_out: 0,
             flags: Flags { acks: true, ..Flags::default() },
@@ -402,6 +407,12 @@ impl Conn {
     /// Its attachments with their numbers.
     pub fn attachments(&self) -> impl Iterator<Item = (u16, &Attachment)> {
         self.slots.iter().enumerate().filter_map(|(number, slot)| Some((u16::try_from(number).ok()?, slot.attached()?)))
+    }
+
+    /// Whether it is past its handshake and not closing.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Echo)
     }
 
     /// Whether frames of the protocol may be written to it.

@@ -7,6 +7,7 @@ use super::admission::Admission;
 use super::conn::{Attachment, Conn, Phase};
 use super::counters::{LimitReached, SharedCounters};
 use super::durable::{Disk, READ_TAGS};
+use super::holding::Pressure;
 use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
@@ -17,7 +18,7 @@ use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
 use crate::limits::SEND_BYTES_MAX;
-use crate::log::Log;
+use crate::log::{Ages, Log};
 use crate::protocol::{CommandParser, Parser};
 use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
@@ -86,6 +87,9 @@ pub struct Core {
     pub(super) sessions: Sessions,
     pub(super) log: Log,
     pub(super) mirror_log: Log,
+    /// When what stands where in the log was appended.
+    pub(super) ages: Ages,
+    pub(super) age_due_ms: u64,
     pub(super) parser: Option<Box<Parser>>,
     pub(super) commands: Option<Box<CommandParser>>,
     pub(super) buffers: Buffers,
@@ -121,6 +125,7 @@ pub struct Core {
     /// Attachments whose last reply is out.
     pub(super) left: Vec<Place>,
     /// Connections that opened `/v1/echo` while their head was read.
+    pub(super) pressure: Pressure,
     pub(super) echo_opened: Vec<ConnId>,
     /// Ids that were posted to channels from outside; they share one window.
     pub(super) posted: Dedupe,
@@ -168,6 +173,8 @@ impl Core {
             sessions: Sessions::new(options.key),
             log: Log::new(settings.log.memory_bytes),
             mirror_log: Log::new(settings.log.memory_bytes / 4),
+            ages: Ages::default(),
+            age_due_ms: 0,
             parser: Some(Box::default()),
             commands: Some(Box::default()),
             buffers: Buffers::new(POOL_BUFFERS, POOL_BUFFER_BYTES, POOL_BYTES),
@@ -195,6 +202,7 @@ impl Core {
             pulls: Vec::new(),
             pages: Vec::new(),
             left: Vec::new(),
+            pressure: Pressure::default(),
             echo_opened: Vec::new(),
             posted: Dedupe::default(),
             channel_id: String::new(),
@@ -334,6 +342,7 @@ impl Core {
         counters.members.set(self.sessions.members.len() as u64);
         counters.log_chunks.set((self.log.resident_bytes() / crate::limits::CHUNK_BYTES) as u64);
         counters.log_bytes.set(self.log.resident_bytes() as u64);
+        counters.log_full.set(u64::from(self.disk.as_ref().is_some_and(|disk| disk.full.is_some())));
         counters.mirrors.set(self.mirrors.len() as u64);
         counters.mirror_bytes.set(self.mirror_log.resident_bytes() as u64);
         let stats = io.stats();
@@ -342,6 +351,8 @@ impl Core {
             counters.ring_overflows.set(stats.overflows);
             counters.ring_rearms.set(stats.rearmed);
             counters.accept_failures.set(stats.accepts_failed);
+            counters.ring_short_writes.set(stats.short_writes);
+            counters.log_reads_waited.set(stats.read_backs_waited);
             self.ring_seen = stats;
         }
         let took_ns = io.clock().mono_ns.saturating_sub(started.mono_ns);
@@ -401,11 +412,13 @@ impl Shard for Core {
         }
         let mut busy = self.drain_lanes(io, now);
         busy |= self.fire_timers(io, now);
+        self.age_log(now);
         self.sweep(now);
         while let Some(id) = self.echo_opened.pop() {
             self.read_on(io, id);
             self.set_timer(id, now);
         }
+        let held_ms = self.release_held(io, now);
         let departure_ms = self.depart(io, now);
         self.end_doomed(io, now);
         // Replies first: they come before the records that follow their places.
@@ -427,7 +440,7 @@ impl Shard for Core {
             return Next::Again;
         }
         let timer_ns = self.wheel.next_ms().map(|due_ms| due_ms * 1_000_000);
-        let departure_ns = departure_ms.map(|at_ms| at_ms * 1_000_000);
+        let departure_ns = departure_ms.into_iter().chain(held_ms).min().map(|at_ms| at_ms * 1_000_000);
         let disk_ns = self.disk_due_ms().map(|due_ms| if self.stopping { now.mono_ms() + 1 } else { due_ms } * 1_000_000);
         let lane_ns = lane_full.then_some(now.mono_ns + LANE_FULL_WAIT_NS);
         [timer_ns, departure_ns, lane_ns, disk_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)

@@ -98,8 +98,10 @@ reasons! {
         HistoryMessages = "history_messages",
         /// Messages cut from a session's history since the log's memory was full.
         LogMemory = "log_memory",
-        /// Messages cut from sessions' histories since their file of the log was older than log.retention_age_s.
+        /// Messages cut from a session's history since they were older than log.retention_age_s.
         LogAge = "log_age",
+        /// Messages cut from a session's history by log.retention_bytes.
+        LogBytes = "log_bytes",
         /// A record of the log that did not read back whole from disk; its readers were told of the gap.
         LogDamaged = "log_damaged",
         /// The record of a closed connection, pushed out before its ten minutes.
@@ -112,8 +114,16 @@ reasons! {
     LimitReached {
         /// Bytes that wait for the log's disk.
         LogPending = "log_pending",
-        /// The log's disk is full, or has log.max_bytes.
+        /// Senders that are not read from because their session can't take more.
+        Hold = "hold",
+        /// Turns in which work had waited too long to be sent; senders are pushed back.
+        UnsentAge = "unsent_age",
+        /// The log's disk is full: a file of the log could not be made or written.
         Disk = "disk",
+        /// log.max_bytes. A shard's files have its share.
+        LogBytes = "log_bytes",
+        /// log.reserve_bytes. Another file of the log would use what must stay free.
+        LogReserve = "log_reserve",
         /// Reads of the log that wait for the disk.
         LogReads = "log_reads",
         /// limits.max_message_bytes.
@@ -228,6 +238,12 @@ macro_rules! counters {
             pub routing_ns: Histogram,
             /// From the end of a wait to the start of the next, in nanoseconds.
             pub turn_ns: Histogram,
+            /// From the start of a write of the log to its answer, in nanoseconds.
+            pub log_write_ns: Histogram,
+            /// The same of a sync.
+            pub log_sync_ns: Histogram,
+            /// Bytes of a write of the log.
+            pub log_batch_bytes: Histogram,
         }
 
         impl Default for ShardCounters {
@@ -239,6 +255,9 @@ macro_rules! counters {
                     limits: std::array::from_fn(|_| Cell64::default()),
                     routing_ns: Histogram::default(),
                     turn_ns: Histogram::default(),
+                    log_write_ns: Histogram::default(),
+                    log_sync_ns: Histogram::default(),
+                    log_batch_bytes: Histogram::default(),
                 }
             }
         }
@@ -323,6 +342,10 @@ counters! {
     ring_overflows: Counter, "Not zero: turns are too long; look at turn_seconds.";
     /// Multishot requests that the kernel ended and the ring started again.
     ring_rearms: Counter, "Follows ring_no_buffers.";
+    /// Writes of the log that the kernel took a part of, and that were carried on.
+    ring_short_writes: Counter, "Not zero: the disk is nearly full, or a signal came in between.";
+    /// Reads of the log that waited for others to end.
+    log_reads_waited: Counter, "A high share of log_reads: many readers are far behind, or the disk is slow.";
     /// Chunks the log holds.
     log_chunks: Gauge, "Multiply by 1 MiB for its memory.";
     /// Bytes of records the log holds.
@@ -345,6 +368,8 @@ counters! {
     log_index_failures: Counter, "Any: is the log's disk full, or failing?";
     /// Files of the log.
     log_segments: Gauge, "Against log.max_bytes over log.segment_bytes.";
+    /// 1 while durable messages have no room: the disk is full, or log.max_bytes or log.reserve_bytes is reached.
+    log_full: Gauge, "Make room, or change log.retention_*, log.max_bytes; it is looked at again each second.";
     /// 1 after a write or sync of the log failed for good.
     log_failed: Gauge, "Look at the disk and restart: recovery keeps what was acknowledged.";
     /// Bytes of connections' buffers: partial messages, replies, ephemeral messages.

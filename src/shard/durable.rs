@@ -9,8 +9,9 @@ use super::indexing::Indexing;
 use super::keeping::Kept;
 use super::publish::Origin;
 use crate::config::Durability;
-use crate::io::Io;
-use crate::log::{Audience, HEADER_BYTES, Header, Kind, Mark, Position};
+use crate::io::{BELOW_RESERVE, Io};
+use crate::limits::{ADDRESSES_MAX, ENVELOPE_ADDED_BYTES_MAX};
+use crate::log::{Audience, HEADER_BYTES, Header, Kind, Level, Mark, Position};
 use crate::protocol::{Envelope, Head, ack};
 use crate::session::{Place, SessionKey, StreamKey};
 use crate::time::Tick;
@@ -20,6 +21,8 @@ use std::collections::VecDeque;
 
 /// Bytes that may wait for the disk, above which senders are told to wait.
 pub(super) const PENDING_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// What a record has besides its sender's text at most: header, addresses, frame head and what the gateway adds.
+const RECORD_BYTES_MORE_MAX: usize = HEADER_BYTES + 8 * ADDRESSES_MAX + 10 + ENVELOPE_ADDED_BYTES_MAX;
 /// How often what nobody waits for is synced all the same: it bounds what a power cut takes, and marks it for recovery.
 const SYNC_EVERY_MS: u64 = 1000;
 /// How long the disk rests after it was full, or a segment could not be made.
@@ -83,6 +86,9 @@ pub(super) struct Disk {
     synced: Queue,
     /// Where the write in flight ends.
     writing: Option<Position>,
+    /// When it, and the sync in flight, began, on the monotonic clock.
+    write_began_ns: u64,
+    sync_began_ns: u64,
     /// Up to where the sync in flight covers.
     syncing: Option<Position>,
     /// Everything before has been synced.
@@ -106,6 +112,8 @@ pub(super) struct Disk {
     pub(super) look_due_ms: u64,
     /// The disk is left alone until then.
     rests_until_ms: u64,
+    /// No segment is asked for until then: there was no room for one.
+    segment_due_ms: u64,
     /// A write failed in a way that no retry mends; the errno.
     pub(super) failed: Option<i32>,
     /// A sync failed: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
@@ -123,6 +131,8 @@ impl Disk {
             written: Queue::default(),
             synced: Queue::default(),
             writing: None,
+            write_began_ns: 0,
+            sync_began_ns: 0,
             syncing: None,
             synced_to: begin,
             proven_to: begin,
@@ -136,6 +146,7 @@ impl Disk {
             rewritten_to: begin,
             look_due_ms: 0,
             rests_until_ms: 0,
+            segment_due_ms: 0,
             starved: false,
             failed: None,
             sync_failed: None,
@@ -150,30 +161,57 @@ impl Disk {
 }
 
 impl Core {
-    /// How durable a message must be before it is acknowledged.
-    pub(super) fn durability(&self) -> Durability {
-        if self.disk.is_some() { self.snapshot.settings.log.durability } else { Durability::Memory }
+    /// How durable a session's messages must be before they are acknowledged.
+    fn level_of(&self, session: SessionKey) -> Level {
+        self.sessions.sessions.get(session).filter(|_| self.disk.is_some()).map_or(Level::Memory, |session| session.level)
+    }
+
+    /// The level of sessions of which nothing else is said.
+    fn default_level(&self) -> Level {
+        match self.snapshot.settings.log.durability {
+            _ if self.disk.is_none() => Level::Memory,
+            Durability::Memory => Level::Memory,
+            Durability::Written => Level::Written,
+            Durability::Synced => Level::Synced,
+        }
+    }
+
+    /// Gives a session that is new, here or to this process, its level.
+    pub(super) fn set_level(&mut self, key: SessionKey) {
+        let level = self.default_level();
+        if let Some(session) = self.sessions.sessions.get_mut(key) {
+            session.level = level;
+        }
     }
 
     /// Why the log takes no more messages now, if it does not: what to tell the sender.
-    pub(super) fn log_refuses(&self) -> Option<(crate::protocol::ErrorCode, &'static str)> {
+    pub(super) fn log_refuses(
+        &self,
+        session: SessionKey,
+        envelope: &Envelope<'_>,
+    ) -> Option<(crate::protocol::ErrorCode, &'static str)> {
         use crate::protocol::ErrorCode;
         let disk = self.disk.as_ref()?;
-        let level = self.durability();
-        if level == Durability::Memory {
-            return None;
-        }
-        if disk.failed.is_some() || (level == Durability::Synced && disk.sync_failed.is_some()) {
+        let level = self.level_of(session);
+        // What nobody waits for is taken as long as there is memory for it.
+        let waits = level != Level::Memory;
+        if waits && disk.failed.is_some() || level == Level::Synced && disk.sync_failed.is_some() {
             return Some((
                 ErrorCode::LimitDisk,
                 "the log's disk has failed: the operator must look at it and restart the gateway",
             ));
         }
-        let pending = self.log.end().0 - self.log.written().0.min(self.log.end().0);
-        if pending < PENDING_BYTES_MAX {
+        if waits && self.has_no_room(disk, envelope.object.len() + RECORD_BYTES_MORE_MAX) {
+            self.counters.limit_reached(LimitReached::Disk);
+            return Some((
+                ErrorCode::LimitDisk,
+                "the log has no room: its disk is full, or at log.max_bytes or log.reserve_bytes; what needs no log goes on",
+            ));
+        }
+        if self.pending_to(level) < PENDING_BYTES_MAX {
             return None;
         }
-        if disk.full.is_some() || disk.sync_failed.is_some() {
+        if disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some() {
             return Some((
                 ErrorCode::LimitDisk,
                 "the log's disk is full or has failed: what needs no log goes on, this message was not taken",
@@ -181,6 +219,26 @@ impl Core {
         }
         self.counters.limit_reached(LimitReached::LogPending);
         Some((ErrorCode::LimitBackpressure, "the log's disk is behind: send it again after retry_after_ms"))
+    }
+
+    /// Bytes of the log that are not yet as durable as messages are to be by default.
+    pub(super) fn pending_bytes(&self) -> u64 {
+        self.pending_to(self.default_level())
+    }
+
+    /// Bytes of the log that are not that durable yet. Those of the lowest level are not waited for, but memory holds them as well.
+    fn pending_to(&self, level: Level) -> u64 {
+        let durable = match (&self.disk, level) {
+            (None, _) => return 0,
+            (Some(disk), Level::Synced) => disk.synced_to,
+            (Some(_), Level::Memory | Level::Written) => self.log.written(),
+        };
+        self.log.end().0.saturating_sub(durable.0)
+    }
+
+    /// Whether a record of so many bytes would wait for a segment that cannot be made.
+    fn has_no_room(&self, disk: &Disk, bytes: usize) -> bool {
+        disk.starved && disk.full.is_some() && self.log.segment_of_next(bytes).is_none_or(|next| disk.ready < Some(next))
     }
 
     /// Shows a new record to its audience and acknowledges it: at once, or when it is as durable as its session asks.
@@ -192,7 +250,7 @@ impl Core {
         seq: u64,
         targets: &[u64],
     ) {
-        if self.durability() == Durability::Memory {
+        if self.level_of(session) == Level::Memory {
             self.note_appended(session, stream, seq, targets);
             return self.acknowledge(origin, envelope, seq, false);
         }
@@ -208,7 +266,7 @@ impl Core {
         envelope: &Envelope<'_>,
         seq: u64,
     ) {
-        if !self.is_pending(stream, seq) {
+        if !self.is_pending((session, stream), seq) {
             return self.acknowledge(origin, envelope, seq, true);
         }
         let head = Head { id: envelope.id, session_id: envelope.session_id };
@@ -225,11 +283,11 @@ impl Core {
         ack_of: Option<(Head<'_>, bool)>,
         ack_seq: u64,
     ) {
-        let level = self.durability();
+        let level = self.level_of(session);
         let end = self.log.end();
         let early = self.snapshot.settings.log.early_delivery;
         let Some(disk) = &mut self.disk else { return };
-        let queue = if level == Durability::Synced { &mut disk.synced } else { &mut disk.written };
+        let queue = if level == Level::Synced { &mut disk.synced } else { &mut disk.written };
         let before = queue.acks.len();
         if let Some((head, is_duplicate)) = ack_of {
             let open = OpenFrame::begin(&mut queue.acks);
@@ -251,10 +309,18 @@ impl Core {
     }
 
     /// Whether a record is still waiting to be durable: its repeat is not acknowledged before.
-    fn is_pending(&self, stream: StreamKey, seq: u64) -> bool {
+    fn is_pending(&self, (session, stream): (SessionKey, StreamKey), seq: u64) -> bool {
         let Some(disk) = &self.disk else { return false };
-        let limit = if self.durability() == Durability::Synced { disk.synced_to } else { self.log.written() };
-        self.streams.get(stream).and_then(|stream| stream.index.get(seq)).is_some_and(|entry| entry.at >= limit)
+        let limit = match self.level_of(session) {
+            Level::Memory => return false,
+            Level::Written => self.log.written(),
+            Level::Synced => disk.synced_to,
+        };
+        match self.streams.get(stream).and_then(|stream| stream.index.get(seq)) {
+            Some(entry) => entry.at >= limit,
+            // Retention has dropped it, which says nothing of the disk: not before all that there is.
+            None => limit < self.log.end(),
+        }
     }
 
     /// Wakes those that a record is for.
@@ -277,9 +343,9 @@ impl Core {
     }
 
     /// Lets go what is durable up to `limit`.
-    fn release(&mut self, level: Durability, limit: Position) {
+    fn release(&mut self, level: Level, limit: Position) {
         let Some(disk) = &mut self.disk else { return };
-        let mut queue = std::mem::take(if level == Durability::Synced { &mut disk.synced } else { &mut disk.written });
+        let mut queue = std::mem::take(if level == Level::Synced { &mut disk.synced } else { &mut disk.written });
         while let Some((waiting, ack)) = queue.next(limit) {
             if waiting.seq > 0 {
                 if let Some(stream) = self.streams.get_mut(waiting.stream) {
@@ -294,7 +360,7 @@ impl Core {
         }
         queue.tidy();
         if let Some(disk) = &mut self.disk {
-            *(if level == Durability::Synced { &mut disk.synced } else { &mut disk.written }) = queue;
+            *(if level == Level::Synced { &mut disk.synced } else { &mut disk.written }) = queue;
         }
     }
 
@@ -323,7 +389,9 @@ impl Core {
                     || self.log.geometry().is_none_or(|geometry| disk.synced_to.0 >= part.segment * geometry.segment_bytes))
             {
                 disk.writing = Some(part.end);
+                disk.write_began_ns = now.mono_ns;
                 self.counters.log_writes.increment();
+                self.counters.log_batch_bytes.record(part.part.len() as u64);
                 self.counters.log_written_bytes.add(part.part.len() as u64);
                 io.write(part.segment, part.at, part.chunk, part.part, WRITE_TAG);
             }
@@ -332,15 +400,16 @@ impl Core {
     }
 
     /// Whether clients must wait: for what recovery appended to be durable.
-    pub(super) fn recovery_pending(&self) -> bool {
+    #[must_use]
+    pub fn recovery_pending(&self) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.opens_at.is_some())
     }
 
     fn open_door<I: Io>(&mut self, io: &mut I) {
-        let (level, written) = (self.durability(), self.log.written());
+        let (level, written) = (self.default_level(), self.log.written());
         let Some(disk) = &mut self.disk else { return };
         let Some(opens_at) = disk.opens_at else { return };
-        let durable = if level == Durability::Synced { disk.synced_to } else { written };
+        let durable = if level == Level::Synced { disk.synced_to } else { written };
         // A disk that takes nothing is no reason to keep out those that need no log.
         let in_vain = disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some();
         if durable >= opens_at || in_vain {
@@ -375,6 +444,7 @@ impl Core {
         }
         disk.syncing = Some(if rolls { boundary } else { written });
         disk.sync_due_ms = now.mono_ms() + SYNC_EVERY_MS;
+        disk.sync_began_ns = now.mono_ns;
         self.counters.log_syncs.increment();
         io.sync(segment, SYNC_TAG);
     }
@@ -383,7 +453,7 @@ impl Core {
     fn make_segment<I: Io>(&mut self, io: &mut I, now: Tick) {
         let (end, Some(geometry)) = (self.log.end(), self.log.geometry()) else { return };
         let Some(disk) = &mut self.disk else { return };
-        if disk.preparing.is_some() || now.mono_ms() < disk.rests_until_ms || disk.failed.is_some() {
+        if disk.preparing.is_some() || now.mono_ms() < disk.segment_due_ms || disk.failed.is_some() {
             return;
         }
         let tail = end.0 / geometry.segment_bytes;
@@ -397,14 +467,15 @@ impl Core {
         };
         let max_bytes = self.snapshot.settings.log.max_bytes / self.mesh.shards() as u64;
         if max_bytes > 0 && (disk.kept.len() as u64 + 1) * geometry.segment_bytes > max_bytes {
+            disk.starved = true;
             if disk.full.replace(libc_errno::ENOSPC).is_none() {
                 tracing::error!(
                     shard = self.shard,
                     "the log has its share of log.max_bytes: durable messages are refused until retention lets files go"
                 );
             }
-            disk.rests_until_ms = now.mono_ms() + RETRY_MS;
-            self.counters.limit_reached(LimitReached::Disk);
+            disk.segment_due_ms = now.mono_ms() + RETRY_MS;
+            self.counters.limit_reached(LimitReached::LogBytes);
             return;
         }
         disk.preparing = Some(next);
@@ -418,18 +489,29 @@ impl Core {
             Ok(()) => {
                 disk.ready = Some(number);
                 disk.starved = false;
-                disk.kept.push_back(Kept { number, created_ms: now.wall_ms });
+                disk.kept.push_back(Kept { number });
                 disk.full = None;
                 self.counters.log_segments.add(1);
             }
             Err(errno) => {
                 disk.starved = true;
-                if disk.full.replace(errno).is_none() {
+                let is_new = disk.full.replace(errno).is_none();
+                disk.segment_due_ms = now.mono_ms() + RETRY_MS;
+                if errno == BELOW_RESERVE {
+                    self.counters.limit_reached(LimitReached::LogReserve);
+                    if is_new {
+                        tracing::error!(
+                            shard = self.shard,
+                            "another file of the log would use what log.reserve_bytes keeps free: durable messages are refused until there is room"
+                        );
+                    }
+                    return;
+                }
+                self.counters.limit_reached(LimitReached::Disk);
+                if is_new {
                     let error = std::io::Error::from_raw_os_error(errno);
                     tracing::error!(shard = self.shard, segment = number, %error, "a segment of the log could not be made; trying again each second");
                 }
-                disk.rests_until_ms = now.mono_ms() + RETRY_MS;
-                self.counters.limit_reached(LimitReached::Disk);
             }
         }
     }
@@ -437,13 +519,14 @@ impl Core {
     pub(super) fn on_written<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.writing.take() else { return };
+        self.counters.log_write_ns.record(now.mono_ns.saturating_sub(disk.write_began_ns));
         match result {
             Ok(()) => {
                 if !disk.starved {
                     disk.full = None;
                 }
                 self.log.wrote(end);
-                self.release(Durability::Written, end);
+                self.release(Level::Written, end);
                 self.write_log(io, now);
             }
             Err(errno) if matches!(errno, libc_errno::ENOSPC | libc_errno::EDQUOT) => {
@@ -466,13 +549,14 @@ impl Core {
     pub(super) fn on_synced<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.syncing.take() else { return };
+        self.counters.log_sync_ns.record(now.mono_ns.saturating_sub(disk.sync_began_ns));
         match result {
             Ok(()) => {
                 disk.synced_to = end;
                 // At a boundary nothing of the next segment has been written yet.
                 let boundary = self.log.geometry().is_some_and(|geometry| end.0.is_multiple_of(geometry.segment_bytes));
                 disk.proven_to = if boundary { self.log.written() } else { end };
-                self.release(Durability::Synced, end);
+                self.release(Level::Synced, end);
                 self.write_log(io, now);
             }
             Err(errno) => {
@@ -491,14 +575,18 @@ impl Core {
         if disk.failed.is_some() || disk.sync_failed.is_some() || disk.syncing.is_some() {
             return None;
         }
-        let stuck = disk.writing.is_none() && disk.preparing.is_none() && self.log.unwritten().is_some();
         let unsynced = disk.synced_to < self.log.written();
-        let retry_ms = stuck.then_some(disk.rests_until_ms.max(1));
+        let waiting = self.log.unwritten().filter(|_| disk.writing.is_none() && disk.preparing.is_none());
+        let retry_ms = waiting.map(|part| {
+            let homeless = disk.ready.is_none_or(|ready| part.segment > ready);
+            disk.rests_until_ms.max(if homeless { disk.segment_due_ms } else { 1 })
+        });
         retry_ms.into_iter().chain(unsynced.then_some(disk.sync_due_ms)).min()
     }
 
     /// Whether all that was appended is on disk, synced.
-    pub(super) fn log_is_whole(&self) -> bool {
+    #[must_use]
+    pub fn log_is_whole(&self) -> bool {
         let end = self.log.end();
         self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
     }

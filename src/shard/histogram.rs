@@ -1,4 +1,4 @@
-//! A histogram of durations in a fixed number of atomics: two buckets to each doubling.
+//! A histogram of durations, or of bytes, in a fixed number of atomics: two buckets to each doubling.
 //!
 //! May import nothing of the crate. One writer, any number of readers, no allocation, a bounded error: a value is known to a
 //! third of itself or better.

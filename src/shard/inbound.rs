@@ -12,6 +12,7 @@ use crate::limits::{ECHO_FRAGMENTS_MAX, ECHO_MESSAGE_BYTES_MAX};
 use crate::protocol::{ErrorCode, Failure, Head, Kind, ParseError, Refusal, command_kind};
 use crate::time::Tick;
 use crate::ws::decoder::{Item, Limits as FrameLimits, Payload};
+use crate::ws::deflate::Inflater;
 use crate::ws::{Opcode, encoder};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -48,7 +49,12 @@ impl Core {
                 break;
             };
             tls.lend(&mut self.buffers);
-            let received = tls.receive(rest, &mut plain, PLAIN_BYTES);
+            // Contained like the decoder's: ciphertext is one connection's, and so is the state that reads it.
+            let Ok(received) = contained(|| tls.receive(rest, &mut plain, PLAIN_BYTES)) else {
+                self.plain = plain;
+                self.on_tls_panic(id);
+                break self.close(io, id, CloseReason::Internal, now);
+            };
             tls.reclaim(&mut self.buffers);
             let secured = !tls.handshaking();
             let wants_send = !tls.pending().is_empty();
@@ -131,7 +137,7 @@ impl Core {
             let echo = matches!(conn.phase, Phase::Echo);
             let limits = Self::frame_limits(&self.snapshot.settings.limits, echo, conn.flags.deflate);
             let (decoder, buffers) = (&mut conn.decoder, &mut self.buffers);
-            // The only place where a panic is contained: these bytes are this connection's alone.
+            // A panic is contained where one connection's bytes are read, and nowhere else: these are this connection's alone.
             let item = contained(|| decoder.next(&mut rest, &limits, buffers));
             match item {
                 Ok(Ok(Some(item))) => self.on_item(io, id, item, now),
@@ -147,6 +153,17 @@ impl Core {
         self.counters.panics.increment();
         tracing::error!(connection_id = %self.connection_id(id), "a panic while decoding this connection's bytes closed it");
         self.close(io, id, CloseReason::Internal, now);
+    }
+
+    /// A panic in TLS leaves a state that nobody may ask again, not even for the ciphertext of a close frame: it goes, nothing more
+    /// is sent, and whoever calls this ends the connection, which drops it.
+    pub(super) fn on_tls_panic(&mut self, id: ConnId) {
+        self.counters.panics.increment();
+        tracing::error!(connection_id = %self.connection_id(id), "a panic in this connection's TLS closed it");
+        let Some(conn) = self.conn_mut(id) else { return };
+        conn.tls = None;
+        conn.flags.ended = true;
+        conn.flags.blocked = true;
     }
 
     /// What one read leaves behind: the clock of an unfinished message, and backpressure.
@@ -210,7 +227,12 @@ impl Core {
             let echo = self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Echo));
             let bytes_max = if echo { ECHO_MESSAGE_BYTES_MAX } else { self.snapshot.settings.limits.max_message_bytes };
             let mut inflated = std::mem::take(&mut self.inflated);
-            let outcome = self.inflater.inflate(&payload, bytes_max, &mut inflated);
+            // Contained like the decoder's; the codec that a panic left is not trusted with the next message.
+            let Ok(outcome) = contained(|| self.inflater.inflate(&payload, bytes_max, &mut inflated)) else {
+                self.inflater = Inflater::new();
+                payload.recycle(&mut self.buffers);
+                return self.on_decode_panic(io, id, now);
+            };
             match outcome {
                 Ok(()) if echo && text && std::str::from_utf8(&inflated).is_err() => {
                     self.close(io, id, CloseReason::NotUtf8, now);
@@ -387,6 +409,10 @@ impl Core {
         let close_ms = self.snapshot.settings.limits.close_ms;
         let Some(conn) = self.conn_mut(id) else { return };
         if matches!(conn.phase, Phase::Closing(_)) {
+            // Broken while it closed: nothing more can be sent, and nothing is waited for.
+            if conn.flags.ended {
+                self.drop_conn(io, id, now);
+            }
             return;
         }
         let framed = conn.speaks_frames();
@@ -421,12 +447,7 @@ impl Core {
             Phase::Head(_) | Phase::Closing(_) => {}
         }
         conn.decoder.release(&mut self.buffers);
-        if let Some(tls) = &mut conn.tls {
-            conn.flags.close_notify = !silent;
-            if silent {
-                tls.close();
-            }
-        }
+        conn.flags.close_notify = conn.tls.is_some() && !silent;
         if silent
             || matches!(reason, CloseReason::Tls)
                 && conn.queue.is_empty()
@@ -507,7 +528,7 @@ impl Core {
 }
 
 /// Runs what reads one connection's bytes; a panic in it is that connection's end and no other's.
-fn contained<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
+pub(super) fn contained<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
     catch_unwind(AssertUnwindSafe(|| {
         let done = work();
         #[cfg(test)]

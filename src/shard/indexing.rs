@@ -39,6 +39,11 @@ impl Indexing {
         self.waiting.len()
     }
 
+    /// The reads that wait for a file.
+    pub(super) fn waiting_jobs(&mut self) -> impl Iterator<Item = &mut Job> {
+        self.waiting.iter_mut().map(|(_, job)| job)
+    }
+
     fn take_waiting(&mut self, number: u64) -> Vec<Job> {
         let (taken, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|(segment, _)| *segment == number);
         self.waiting = waiting;
@@ -123,6 +128,7 @@ impl Core {
         };
         let (begin, end) = (Position(number * geometry.segment_bytes), Position((number + 1) * geometry.segment_bytes));
         let mut left = directory_runs(&directory, taken).peekable();
+        let no_limit = self.snapshot.settings.log.retention_age_s == 0;
         let (mut runs, mut seen) = (Vec::new(), 0);
         while (seen < RUNS_PER_TURN || !runs.is_empty())
             && let Some(SessionRun { session, run }) = left.next()
@@ -138,7 +144,8 @@ impl Core {
                 && let Some(stream) = self.sessions.sessions.get(key).map(|session| session.stream)
                 && let Some(stream) = self.streams.get_mut(stream)
             {
-                stream.index.sink(run.segment, begin, end, &runs);
+                let together = |one, other| no_limit || self.ages.together(one, other);
+                stream.index.sink(run.segment, (begin, end), &runs, together);
             }
             runs.clear();
         }

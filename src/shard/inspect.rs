@@ -4,6 +4,7 @@ use super::conn::{Conn, Phase, Slot};
 use super::core::Core;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
+use crate::log::Held;
 use std::collections::{BTreeMap, BTreeSet};
 
 macro_rules! ensure {
@@ -25,6 +26,34 @@ impl Core {
         let session = self.sessions.sessions.get(self.sessions.find(self.session_hash(session_id))?)?;
         let stream = self.streams.get(session.stream)?;
         Some((stream.index.first(), stream.head()))
+    }
+
+    /// The newest `seq` of a session at home here, whether or not it may be seen yet.
+    pub fn appended_head(&self, session_id: &str) -> u64 {
+        let session = self.sessions.find(self.session_hash(session_id)).and_then(|key| self.sessions.sessions.get(key));
+        session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
+    }
+
+    /// Whether the log's disk is full or has failed.
+    pub fn log_refuses_all(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some())
+    }
+
+    /// Where each message of the sessions at home here stands in the log; `located` knows what an entry of a segment's index says.
+    pub fn log_entries(&self, located: impl Fn(u64, u64) -> Option<u64>) -> BTreeMap<String, BTreeMap<u64, u64>> {
+        let place = |stream: &crate::session::Stream, seq: u64| match stream.index.find(seq) {
+            Held::Entry(entry) => Some((seq, entry.at.0)),
+            Held::Cold(run) => {
+                let at = located(run.segment.into(), run.part(seq, seq + 1).entries_at.into());
+                Some((seq, at.expect("a run's segment has an index that names its messages")))
+            }
+            Held::Nothing { .. } => None,
+        };
+        let streams = self.streams.iter().map(|(_, stream)| stream).filter(|stream| stream.home.is_none());
+        let entries = |stream: &crate::session::Stream| {
+            (stream.index.first()..=stream.index.head()).filter_map(|seq| place(stream, seq)).collect()
+        };
+        streams.map(|stream| (stream.session_id.to_string(), entries(stream))).collect()
     }
 
     /// Connections in the table.

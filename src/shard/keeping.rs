@@ -2,9 +2,11 @@
 //! one is enough; before a file of the log goes, what only it holds is written again at the tail.
 
 use super::core::Core;
+use super::counters::DropReason;
+use crate::config::cap;
 use crate::io::Io;
 use crate::log::{EpochState, Header, Kind, MemberState, Position, Receipt, SessionState, StateError, StayState};
-use crate::session::{MemberKey, SessionKey};
+use crate::session::{MemberKey, SessionKey, StreamKey};
 use crate::time::Tick;
 
 /// Sessions whose state is written again in one look at the oldest file.
@@ -16,8 +18,6 @@ const LOOK_EVERY_MS: u64 = 1000;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kept {
     pub(super) number: u64,
-    /// When it was begun (Unix ms).
-    pub(super) created_ms: u64,
 }
 
 impl Core {
@@ -96,7 +96,7 @@ impl Core {
                 to: stay.to,
             })
             .collect();
-        let away_ms = if member.away_since_ms == 0 { 0 } else { now.mono_ms().saturating_sub(member.away_since_ms).max(1) };
+        let away_ms = if member.away_since_ms == 0 { 0 } else { member.away_ms(now.mono_ms()).max(1) };
         let state = MemberState {
             client_id: &member.client_id,
             subject_bytes: member.subject_bytes,
@@ -145,28 +145,22 @@ impl Core {
     /// Lets the oldest file of the log go once nothing in it is retained; what of sessions and members only it holds is written again.
     pub(super) fn let_files_go<I: Io>(&mut self, io: &mut I, now: Tick) {
         let Some(geometry) = self.log.geometry() else { return };
-        let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
         let Some(disk) = &mut self.disk else { return };
         if now.mono_ms() < disk.look_due_ms || disk.failed.is_some() {
             return;
         }
         disk.look_due_ms = now.mono_ms() + LOOK_EVERY_MS;
-        let [oldest, next, ..] = *disk.kept.make_contiguous() else { return };
+        let [oldest, _, ..] = *disk.kept.make_contiguous() else { return };
         let end = Position((oldest.number + 1) * geometry.segment_bytes);
-        // What stands in a file is older than the next one's beginning.
-        let aged = age_ms > 0 && next.created_ms + age_ms <= now.wall_ms;
         // Neither what is in it nor what was written again of it may be lost with the power.
         if disk.synced_to < end.max(disk.rewritten_to) {
             return;
         }
-        if aged {
-            self.log.retain_from(end);
-        }
-        let (mut rewrite, from, gone) = (Vec::new(), self.log.retained(), self.log.bound(end));
+        let (mut rewrite, gone) = (Vec::new(), self.log.bound(end));
         for (key, session) in self.sessions.sessions.iter() {
             let Some(stream) = self.streams.get_mut(session.stream) else { continue };
-            let cut = stream.index.trim(from, 0);
-            self.counters.dropped(super::counters::DropReason::LogAge, cut);
+            let cut = stream.index.trim_while(geometry.segment_bytes, |at| self.ages.is_aged(at));
+            self.counters.dropped(DropReason::LogAge, cut);
             if stream.index.holds_before(gone) {
                 return;
             }
@@ -188,6 +182,57 @@ impl Core {
         let rewritten_to = self.log.end();
         if let Some(disk) = &mut self.disk {
             disk.rewritten_to = rewritten_to;
+        }
+    }
+
+    /// How late a message may go by its age.
+    pub(super) fn age_step_ms(&self) -> u64 {
+        let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
+        // What was appended while there was no limit gets one when there is: to the minute.
+        if age_ms == 0 { 60_000 } else { (age_ms / 256).max(1000) }
+    }
+
+    /// Whether the messages at these positions may go by their age together; so they may all where there is no limit.
+    pub(super) fn age_together(&self, one: Position, other: Position) -> bool {
+        self.snapshot.settings.log.retention_age_s == 0 || self.ages.together(one, other)
+    }
+
+    /// What is too old is known once a second; each session's [`Core::trim`] takes it out.
+    pub(super) fn age_log(&mut self, now: Tick) {
+        if now.mono_ms() < self.age_due_ms {
+            return;
+        }
+        self.age_due_ms = now.mono_ms() + LOOK_EVERY_MS;
+        let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
+        self.ages.age(if age_ms == 0 { 0 } else { now.wall_ms.saturating_sub(age_ms) });
+    }
+
+    /// Forgets what left the log's memory, or a session's own bounds.
+    pub(super) fn trim(&mut self, key: StreamKey) {
+        let settings = &self.snapshot.settings;
+        let messages_max = match settings.log.retention_messages {
+            0 => settings.session.history_messages,
+            messages_max => messages_max,
+        };
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        if stream.home.is_some() {
+            // Its home says what is retained; this is only what is at hand of it.
+            stream.index.trim(self.mirror_log.retained(), messages_max);
+            return;
+        }
+        let segment_bytes = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
+        // What nobody has seen yet does not count: a reader at rest would be woken behind it.
+        let hidden = usize::try_from(stream.index.head().saturating_sub(stream.head())).unwrap_or(usize::MAX);
+        let messages_max = if messages_max == 0 { 0 } else { messages_max.saturating_add(hidden) };
+        let by_memory = stream.index.trim(self.log.retained(), 0);
+        let by_age = stream.index.trim_while(segment_bytes, |at| self.ages.is_aged(at));
+        let by_count = stream.index.trim(self.log.bound(Position(0)), messages_max);
+        let by_bytes = stream.index.trim_bytes(cap(settings.log.retention_bytes), hidden.max(1));
+        if by_memory + by_age + by_count + by_bytes > 0 {
+            self.counters.dropped(DropReason::LogMemory, by_memory);
+            self.counters.dropped(DropReason::LogAge, by_age);
+            self.counters.dropped(DropReason::HistoryMessages, by_count);
+            self.counters.dropped(DropReason::LogBytes, by_bytes);
         }
     }
 

@@ -34,7 +34,7 @@ impl Core {
         if member.away_since_ms == 0 {
             return;
         }
-        let away_ms = now_ms.saturating_sub(member.away_since_ms);
+        let away_ms = member.away_ms(now_ms);
         let channel = self.sessions.sessions.get(member.session).is_some_and(|session| session.channel);
         // A channel keeps no presence and addresses no member: a reader that is away for the grace is none.
         let unseen_ms = if channel { settings.presence_grace_ms } else { settings.member_unseen_ms };

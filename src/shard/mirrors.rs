@@ -316,10 +316,13 @@ impl Core {
     pub(super) fn on_page(&mut self, to: Place, page: &Page) {
         let Some(attachment) = self.attachment_at(to) else { return };
         let stream = attachment.stream;
-        if !attachment.pulling || attachment.cursor != page.after {
+        if !std::mem::take(&mut attachment.pulling) {
             return;
         }
-        attachment.pulling = false;
+        if attachment.cursor != page.after {
+            // It was told of a gap while the page was read, and asks again from behind it.
+            return self.mark(to.conn);
+        }
         // A reply that waits for a place within the page goes out there; what lies behind it is asked for again.
         let waits_at = attachment.ordered.front().map_or(u64::MAX, |ordered| ordered.after.max(page.after));
         let gap_to = page.gap.map_or(0, |(_, to)| to);

@@ -15,9 +15,12 @@ mod commands;
 pub mod conn;
 pub mod core;
 pub mod counters;
+#[cfg(test)]
+mod disk_tests;
 mod durable;
 mod handshake;
 pub mod histogram;
+mod holding;
 pub mod inbound;
 mod indexing;
 #[cfg(test)]
@@ -34,6 +37,7 @@ pub mod rate;
 mod reading;
 pub mod recover;
 mod replies;
+mod resize;
 pub mod start;
 pub mod store;
 mod timers;

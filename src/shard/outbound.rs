@@ -121,6 +121,7 @@ impl Core {
         self.begin_waking();
         // At least one round, in which streams without readers are done with.
         let mut left = sends_max.min(self.dirty.len() + self.asleep()).max(1);
+        let mut sent = 0;
         while left > 0 {
             let most = left.min(SENDS_PER_TURN_MAX);
             self.wake_some(most.saturating_sub(self.dirty.len()));
@@ -129,9 +130,12 @@ impl Core {
                 break;
             }
             left -= block;
+            sent += block;
             self.send_block(io, now, block);
         }
-        let more = !self.dirty.is_empty() || !self.out.waking.is_empty();
+        let waiting = self.dirty.len() + self.asleep();
+        self.pressure.sent(sent, waiting, now);
+        let more = waiting > 0 || !self.out.waking.is_empty();
         // Those left over find the batches again, unless these have grown too much meanwhile.
         if !more || self.out.shared.len() > SHARED_BYTES_MAX {
             self.out.batches.clear();
@@ -464,9 +468,7 @@ impl Core {
 
     /// Nothing waits for this connection any more: reading goes on, a close goes on.
     pub(super) fn after_flush<I: Io>(&mut self, io: &mut I, id: ConnId) {
-        let resume_below = self.snapshot.settings.limits.reply_queue_bytes / 2;
         let Some(conn) = self.conn_mut(id) else { return };
-        let queued_bytes = conn.queued_bytes();
         match &mut conn.phase {
             Phase::Closing(closing) => {
                 let ends = closing.peer_done && !closing.finished;
@@ -477,10 +479,7 @@ impl Core {
             }
             // A handover waits for its 101 to be sent: the engine is asked once more whether the socket is quiet.
             Phase::HandingOver(_) if !conn.flags.blocked => io.read(id, Read::Off),
-            Phase::Open | Phase::Echo if conn.paused_ms > 0 && queued_bytes <= resume_below => {
-                conn.paused_ms = 0;
-                io.read(id, Read::Stream);
-            }
+            Phase::Open | Phase::Echo if conn.paused_ms > 0 => self.read_again(io, id),
             _ => {}
         }
     }

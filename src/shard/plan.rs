@@ -2,7 +2,9 @@
 
 use super::conn::{Conn, Paging, Phase, Slot, Waiting};
 use super::core::Core;
+use super::inbound::contained;
 use super::outbound::{Outbound, Piece, Source, has_more};
+use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::limits::{SEND_BYTES_MAX, SEND_PARTS_MAX};
@@ -52,8 +54,11 @@ impl Core {
             let piece = Piece { source: Source::Queue, bytes, attachment: 0, seq: 0, upto: 0, frames: conn.queued_frames };
             out.pieces.insert(first, piece);
         }
-        if conn.tls.is_some() {
-            self.encrypt(&mut conn, out, first);
+        let sealed = conn.tls.is_none() || self.encrypt(&mut conn, out, first);
+        if !sealed {
+            self.conns[id.index as usize] = Some(conn);
+            self.on_tls_panic(id);
+            return self.doom(id, CloseReason::Internal);
         }
         let more = out.pieces.len() == first && has_more(&conn, self);
         self.conns[id.index as usize] = Some(conn);
@@ -66,18 +71,24 @@ impl Core {
     }
 
     /// Replaces the pieces of a TLS connection by their ciphertext; cursors move when encrypted. Plaintext that is left is found when
-    /// the ciphertext has been sent.
-    fn encrypt(&mut self, conn: &mut Conn, out: &mut Outbound, first: usize) {
+    /// the ciphertext has been sent. `false`: TLS panicked, which is contained as in `inbound.rs`, for before it writes it reads what
+    /// is kept of the peer's bytes.
+    fn encrypt(&mut self, conn: &mut Conn, out: &mut Outbound, first: usize) -> bool {
         let mut pieces = std::mem::take(&mut out.pieces);
         if let Some(tls) = &mut conn.tls {
             tls.lend(&mut self.buffers);
         }
         let mut left = false;
         for piece in &pieces[first..] {
-            let taken = match (piece.source, &mut conn.tls) {
-                (Source::Queue, Some(tls)) => tls.encrypt(&[&conn.queue[conn.queue_at as usize..]]),
-                (_, Some(tls)) => tls.encrypt(&[self.slice_of(conn.id, piece, out)]),
-                (_, None) => break,
+            let Some(tls) = &mut conn.tls else { break };
+            let plain = match piece.source {
+                Source::Queue => &conn.queue[conn.queue_at as usize..],
+                _ => self.slice_of(conn.id, piece, out),
+            };
+            let Ok(taken) = contained(|| tls.encrypt(&[plain])) else {
+                pieces.truncate(first);
+                out.pieces = pieces;
+                return false;
             };
             self.book(conn, piece, taken, out);
             if taken < piece.bytes as usize {
@@ -88,15 +99,16 @@ impl Core {
         pieces.truncate(first);
         out.pieces = pieces;
         let done = !left && conn.queue.is_empty();
-        let Some(tls) = &mut conn.tls else { return };
-        if done && std::mem::take(&mut conn.flags.close_notify) {
-            tls.close();
+        let Some(tls) = &mut conn.tls else { return true };
+        if done && std::mem::take(&mut conn.flags.close_notify) && contained(|| tls.close()).is_err() {
+            return false;
         }
         tls.reclaim(&mut self.buffers);
         let bytes = u32::try_from(tls.pending().len()).unwrap_or(u32::MAX);
         if bytes > 0 {
             out.pieces.push(Piece { source: Source::Tls, bytes, attachment: 0, seq: 0, upto: 0, frames: 0 });
         }
+        true
     }
 
     /// Notes what one of a connection's sessions has for it.

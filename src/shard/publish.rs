@@ -18,6 +18,9 @@ use crate::ws::encoder::frame_head;
 /// Ids of posts to channels at home here that are remembered against repeats.
 pub(super) const POSTED_IDS_MAX: usize = 65_536;
 
+/// What a sender is told whose session takes no more.
+const TOO_MUCH: &str = "the session takes no more right now: send it again after retry_after_ms";
+
 /// The half of a content hash that the window compares; the record holds the whole.
 #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
 pub(super) const fn low(content: u128) -> u64 {
@@ -131,13 +134,7 @@ impl Core {
     /// Tells that a lane had no room, which `offer` has counted.
     fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        self.refuse_with(
-            id,
-            head,
-            ErrorCode::LimitBackpressure,
-            "the session takes no more right now: send it again later",
-            None,
-        );
+        self.refuse_with(id, head, ErrorCode::LimitBackpressure, TOO_MUCH, None);
     }
 
     /// A member's message into its session, at home here.
@@ -213,8 +210,11 @@ impl Core {
                 return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
             }
         }
-        if let Some((code, message)) = self.log_refuses() {
+        if let Some((code, message)) = self.log_refuses(session, envelope) {
             return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
+        }
+        if !self.takes(io, origin.place, now) {
+            return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));
         }
         let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
         let used = match member {
@@ -296,6 +296,7 @@ impl Core {
         self.splice(&mut tail, Some(seq), origin.client_id, envelope, now);
         let (head, head_bytes) = frame_head(envelope.object.len() + tail.as_bytes().len(), Opcode::Text, true, false);
         let put = self.log.append(&header, audiences.recorded(), &[&head[..head_bytes], envelope.object, tail.as_bytes()]);
+        self.ages.note(put.at, now.wall_ms, self.age_step_ms());
         if let Some(stream) = self.streams.get_mut(stream) {
             stream.index.push(Entry::new(put, audiences.audience(), origin.client));
         }
@@ -560,8 +561,11 @@ impl Core {
             let content = self.content_hash(envelope, &audiences);
             let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
             match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
-                Seen::New => match self.log_refuses() {
+                Seen::New => match self.log_refuses(session, envelope) {
                     Some((code, message)) => self.refuse_place(origin, &refusal_of(envelope, code, message, "")),
+                    None if !self.takes(io, origin.place, now) => {
+                        self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));
+                    }
                     None => {
                         let seq = self.append(stream, hash, origin, &moved, &audiences, id_hash, content, now);
                         self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
@@ -586,19 +590,6 @@ impl Core {
         self.counters.refused.increment();
         let frame = Some(origin.number).filter(|number| *number > 0);
         self.reply_to(origin.place, AT_ONCE, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
-    }
-
-    /// Forgets what left the log's memory, or a session's own bound.
-    pub(super) fn trim(&mut self, key: StreamKey) {
-        let messages_max = self.snapshot.settings.session.history_messages;
-        let Some(stream) = self.streams.get_mut(key) else { return };
-        let from = if stream.home.is_some() { self.mirror_log.retained() } else { self.log.retained() };
-        let by_memory = stream.index.trim(from, 0);
-        let by_count = stream.index.trim(from, messages_max);
-        if stream.home.is_none() && by_memory + by_count > 0 {
-            self.counters.dropped(DropReason::LogMemory, by_memory);
-            self.counters.dropped(DropReason::HistoryMessages, by_count);
-        }
     }
 }
 

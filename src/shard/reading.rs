@@ -26,6 +26,8 @@ const PLACES_PER_READ: u64 = 1024;
 const PLACES_MAX: usize = 64;
 /// Reads that may be under way or wait, for all readers of a shard.
 const READS_MAX: usize = 4096;
+/// Times a read is asked for again that brought less than is there.
+const SHORT_READS_MAX: u8 = 8;
 /// Pages of history that are being read together from disk; the others wait. Each holds up to [`HISTORY_PAGE_BYTES_MAX`].
 const HISTORIES_MAX: usize = 32;
 
@@ -62,6 +64,8 @@ pub(super) struct HistoryPage {
     pub(super) ends: Vec<usize>,
     /// It is one of [`HISTORIES_MAX`].
     pub(super) reading: bool,
+    /// What ends the attachment, and its place in the order: asked for while the page was read.
+    pub(super) detached: Option<(u64, Vec<u8>)>,
 }
 
 /// What a read is for.
@@ -74,8 +78,16 @@ pub(super) enum Job {
 /// What of the disk is being read.
 #[derive(Debug)]
 enum Asked {
-    Places { stream: StreamKey, segment: u32, first_seq: u64, count: u64 },
-    Records { at: Position, bytes: usize, places: Option<Rc<Places>> },
+    /// Where the messages of a part of a run are.
+    Places {
+        stream: StreamKey,
+        part: Run,
+    },
+    Records {
+        at: Position,
+        bytes: usize,
+        places: Option<Rc<Places>>,
+    },
 }
 
 /// A read under way.
@@ -83,6 +95,17 @@ enum Asked {
 pub(super) struct Reading {
     asked: Asked,
     job: Job,
+    /// Times that it brought less than was asked for, which is there.
+    tries: u8,
+}
+
+impl Asked {
+    const fn bytes(&self) -> usize {
+        match self {
+            Self::Places { part, .. } => part.count as usize * ENTRY_BYTES,
+            Self::Records { bytes, .. } => *bytes,
+        }
+    }
 }
 
 /// What was just read.
@@ -251,40 +274,48 @@ impl Core {
             Job::Page { .. } => (true, SEND_BYTES_MAX),
             Job::History(page) => (page.ascending, HISTORY_PAGE_BYTES_MAX),
         };
-        let tag = self.next_read;
-        match want {
+        let asked = match want {
             Want::Index(segment) => return self.wait_for_index(segment, job),
             Want::Places(run) => {
                 let first = if ascending { seq } else { (seq + 1).saturating_sub(PLACES_PER_READ) };
-                let part = run.part(first, first + PLACES_PER_READ);
-                let (segment, first_seq, count) = (run.segment, part.first_seq, u64::from(part.count));
-                let asked = Asked::Places { stream: key, segment, first_seq, count };
-                self.jobs.insert(tag, Reading { asked, job });
-                io.read_index(segment.into(), part.entries_at.into(), part.count as usize * ENTRY_BYTES, tag);
+                Asked::Places { stream: key, part: run.part(first, first + PLACES_PER_READ) }
             }
-            Want::Records => {
-                let (Some(geometry), Some((at, bytes))) =
-                    (self.log.geometry(), self.stretch(key, seq, hand, ascending, wanted_bytes))
-                else {
-                    return self.abandon(job);
-                };
-                let asked = Asked::Records { at, bytes, places: hand.places.cloned() };
-                self.jobs.insert(tag, Reading { asked, job });
+            Want::Records => match self.stretch(key, seq, hand, ascending, wanted_bytes) {
+                Some((at, bytes)) => Asked::Records { at, bytes, places: hand.places.cloned() },
+                None => return self.abandon(job),
+            },
+        };
+        self.ask(io, Reading { asked, job, tries: 0 });
+    }
+
+    fn ask<I: Io>(&mut self, io: &mut I, reading: Reading) {
+        let Some(geometry) = self.log.geometry() else { return self.abandon(reading.job) };
+        let tag = self.next_read;
+        self.next_read = self.next_read.wrapping_add(1).max(READ_TAGS);
+        self.counters.log_reads.increment();
+        let bytes = reading.asked.bytes();
+        match &reading.asked {
+            Asked::Places { part, .. } => io.read_index(part.segment.into(), part.entries_at.into(), bytes, tag),
+            Asked::Records { at, .. } => {
                 io.read_back(at.0 / geometry.segment_bytes, at.0 % geometry.segment_bytes, bytes, tag);
             }
         }
-        self.next_read = self.next_read.wrapping_add(1).max(READ_TAGS);
-        self.counters.log_reads.increment();
+        self.jobs.insert(tag, reading);
     }
 
     pub(super) fn on_read_back<I: Io>(&mut self, io: &mut I, tag: u64, result: Result<&[u8], i32>) {
-        let Some(Reading { asked, job }) = self.jobs.remove(&tag) else { return };
+        let Some(mut reading) = self.jobs.remove(&tag) else { return };
+        if result.is_ok_and(|bytes| bytes.len() < reading.asked.bytes()) && reading.tries < SHORT_READS_MAX {
+            reading.tries += 1;
+            return self.ask(io, reading);
+        }
+        let Reading { asked, job, .. } = reading;
         match (asked, result) {
-            (Asked::Places { stream, segment, first_seq, count }, read) => {
+            (Asked::Places { stream, part }, read) if read.is_ok() || !self.was_remade(part.segment) => {
                 // What can't be read is as good as damaged: the file is made anew.
                 let found = read_entries(read.unwrap_or_default()).chain(std::iter::repeat(None));
-                let count = usize::try_from(count).unwrap_or(usize::MAX);
-                let places = Rc::new(Places { stream, segment, first_seq, at: found.take(count).collect() });
+                let at = found.take(part.count as usize).collect();
+                let places = Rc::new(Places { stream, segment: part.segment, first_seq: part.first_seq, at });
                 self.places.truncate(PLACES_MAX - 1);
                 self.places.push_front(Rc::clone(&places));
                 self.serve(io, job, &Hand { places: Some(&places), ..Hand::default() });
@@ -292,9 +323,9 @@ impl Core {
             (Asked::Records { at, bytes: asked_bytes, places }, Ok(bytes)) => {
                 self.serve(io, job, &Hand { at, bytes, asked_bytes, places: places.as_ref() });
             }
-            (Asked::Records { at, .. }, Err(errno)) => {
-                let error = std::io::Error::from_raw_os_error(errno);
-                tracing::error!(shard = self.shard, position = at.0, %error, "the log could not be read back");
+            (asked, read) => {
+                let error = std::io::Error::from_raw_os_error(read.err().unwrap_or_default());
+                tracing::error!(shard = self.shard, ?asked, %error, "the log could not be read back");
                 self.abandon(job);
             }
         }
@@ -404,7 +435,7 @@ impl Core {
     fn serve_history<I: Io>(&mut self, io: &mut I, page: Box<HistoryPage>, hand: &Hand<'_>) {
         match self.history_step(io, page, hand) {
             Step::Reads => {}
-            Step::Gone(page) => self.histories -= usize::from(page.reading),
+            Step::Gone(page) => self.abandon(Job::History(page)),
             Step::Complete(page) => {
                 self.histories -= usize::from(page.reading);
                 self.send_history(*page);
@@ -467,6 +498,23 @@ impl Core {
         Step::Reads
     }
 
+    /// Sends what ends an attachment; a page of history that is still being read goes before it.
+    pub(super) fn detach_behind_history(&mut self, place: Place, after: u64, frame: Vec<u8>) {
+        let waiting = self.disk.iter_mut().flat_map(|disk| disk.indexing.waiting_jobs());
+        let jobs = self.jobs.values_mut().map(|reading| &mut reading.job).chain(waiting);
+        let pages = jobs.filter_map(|job| match job {
+            Job::History(page) => Some(page),
+            Job::Page { .. } => None,
+        });
+        if let Some(page) = pages.chain(&mut self.histories_waiting).find(|page| page.place == place) {
+            page.detached = Some((after, frame));
+        } else if place.shard == self.shard_number() {
+            self.put_ordered(place, after, Waiting::Detached(frame));
+        } else {
+            self.send_reply(place, LaneMessage::Detached { to: place, after, frame });
+        }
+    }
+
     fn send_history(&mut self, page: HistoryPage) {
         let Some(stream) = self.streams.get(page.stream) else { return };
         let (session_id, oldest) = (stream.session_id.clone(), stream.index.first());
@@ -492,6 +540,9 @@ impl Core {
             self.put_ordered(page.place, page.after, Waiting::History(bytes));
         } else {
             self.send_reply(page.place, LaneMessage::History { to: page.place, after: page.after, frame: bytes });
+        }
+        if let Some((after, frame)) = page.detached {
+            self.detach_behind_history(page.place, after, frame);
         }
     }
 }

@@ -4,6 +4,7 @@ use super::core::{Core, Timer};
 use super::durable::Disk;
 use super::indexing::Indexing;
 use super::keeping::Kept;
+use super::publish::POSTED_IDS_MAX;
 use crate::ids::{HashKey, Map};
 use crate::log::{
     Geometry, IndexBuilder, IndexFile, Kind, Log, MemberState, Position, Receipt, Record, Run, SegmentHeader, SessionRun,
@@ -48,6 +49,8 @@ struct Messages {
 pub struct Replay {
     key: HashKey,
     sessions: Map<u64, Messages>,
+    /// Ids posted to channels that are known, which share one window.
+    posted: Dedupe,
     segment: IndexBuilder,
     /// The time of the last record (Unix ms).
     last_ms: u64,
@@ -57,21 +60,12 @@ impl Replay {
     /// One that begins; its maps are keyed with `key`.
     #[must_use]
     pub fn new(key: HashKey) -> Self {
-        Self { key, sessions: Map::with_hasher(key), segment: IndexBuilder::default(), last_ms: 0 }
+        Self { key, sessions: Map::with_hasher(key), posted: Dedupe::default(), segment: IndexBuilder::default(), last_ms: 0 }
     }
 
     fn of(&mut self, session: u64) -> &mut Messages {
         let key = self.key;
         self.sessions.entry(session).or_insert_with(|| Messages { runs: Vec::new(), used: Map::with_hasher(key) })
-    }
-
-    /// All of a segment was read: its index, of which the runs are kept. `None` where its number is beyond what an index can name.
-    pub fn close_segment(&mut self, header: &SegmentHeader) -> Option<IndexFile> {
-        let file = self.segment.finish(header)?;
-        for SessionRun { session, run } in directory_runs(&file.bytes[..file.directory_bytes], 0) {
-            self.of(session).runs.push(run);
-        }
-        Some(file)
     }
 }
 
@@ -85,9 +79,27 @@ impl Core {
         self.log = Log::on_disk(memory_bytes, geometry, next, found.chain, Position(oldest * geometry.segment_bytes));
         let mut disk = Disk::new(begin);
         disk.indexing = Indexing::from(next);
-        disk.kept.extend(found.segments.iter().map(|(number, created_ms)| Kept { number: *number, created_ms: *created_ms }));
+        disk.kept.extend(found.segments.iter().map(|(number, _)| Kept { number: *number }));
         self.counters.log_segments.set(found.segments.len() as u64);
         self.disk = Some(disk);
+    }
+
+    /// All of a segment was read: its index, of which the runs are kept. `None` where its number is beyond what an index can name.
+    pub fn close_segment(&self, replay: &mut Replay, header: &SegmentHeader) -> Option<IndexFile> {
+        let file = replay.segment.finish(header)?;
+        let begin = header.number * header.segment_bytes;
+        let at = |offset: u32| Position(begin + u64::from(offset));
+        let whole = self.age_together(Position(begin), Position(begin + header.segment_bytes));
+        for SessionRun { session, run } in directory_runs(&file.bytes[..file.directory_bytes], 0) {
+            let runs = &mut replay.of(session).runs;
+            if whole {
+                runs.push(run);
+            } else {
+                let entries = file.bytes.get(run.entries_at as usize..).unwrap_or_default();
+                runs.extend(run.split(entries, |one, other| self.age_together(at(one), at(other))));
+            }
+        }
+        Some(file)
     }
 
     /// Takes one record of the log, in order; `offset` is its place in its segment's file.
@@ -131,9 +143,16 @@ impl Core {
                 }
             }
             (Kind::Message, _) => {
+                self.ages.note(at, header.ts_ms, self.age_step_ms());
                 let settings = &self.snapshot.settings.session;
-                let limits = DedupeLimits { ids_max: settings.dedupe_ids, window_ms: settings.dedupe_ms };
-                let used = replay.of(header.session).used.entry(header.sender).or_default();
+                // A session that is not known yet may be a channel; if it is not, its windows are cut when all is read.
+                let channel = found.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.channel);
+                let ids_max = if channel == Some(false) { settings.dedupe_ids } else { POSTED_IDS_MAX };
+                let limits = DedupeLimits { ids_max, window_ms: settings.dedupe_ms };
+                let used = match channel {
+                    Some(true) => &mut replay.posted,
+                    _ => replay.of(header.session).used.entry(header.sender).or_default(),
+                };
                 used.remember(header.id, super::publish::low(header.content), header.seq, header.ts_ms, limits);
             }
             (Kind::Mark, _) | (Kind::Member | Kind::MemberGone | Kind::Receipt, None) => {}
@@ -145,7 +164,9 @@ impl Core {
             Some(key) => key,
             None => {
                 let stream = self.streams.insert(Stream::new(state.session_id, hash, None, 1));
-                self.sessions.create(hash, stream, 1, state.session_id.starts_with("channel:"))
+                let key = self.sessions.create(hash, stream, 1, state.session_id.starts_with("channel:"));
+                self.set_level(key);
+                key
             }
         };
         let Some(session) = self.sessions.sessions.get_mut(key) else { return };
@@ -172,20 +193,25 @@ impl Core {
             stream.index.put_runs(&messages.runs);
             outcome.messages += stream.index.runs().iter().map(|run| u64::from(run.count)).sum::<u64>();
             for (sender, mut used) in messages.used {
-                used.begin_again(oldest_ms);
                 if session.channel {
                     posted.push(used);
-                } else if let Some(member) =
-                    self.sessions.member(key, sender).and_then(|member| self.sessions.members.get_mut(member))
+                    continue;
+                }
+                used.begin_again(oldest_ms, settings.dedupe_ids);
+                if let Some(member) = self.sessions.member(key, sender).and_then(|member| self.sessions.members.get_mut(member))
                     && !used.is_empty()
                 {
                     member.used = Some(Box::new(used));
                 }
             }
         }
-        // The channels' ids share one window.
-        let limits = DedupeLimits { ids_max: super::publish::POSTED_IDS_MAX, window_ms: settings.dedupe_ms };
-        posted.iter().for_each(|used| self.posted.take_in(used, limits));
+        // Messages of a channel before the record that names it come before those behind.
+        posted.push(replay.posted);
+        let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, window_ms: settings.dedupe_ms };
+        for mut used in posted {
+            used.begin_again(oldest_ms, POSTED_IDS_MAX);
+            self.posted.take_in(&used, limits);
+        }
         let runs = replay.sessions.values().flat_map(|messages| &messages.runs);
         outcome.orphans = runs.map(|run| u64::from(run.count)).sum();
         outcome
@@ -216,6 +242,7 @@ impl Core {
             since_ms: state.since_ms,
             // Told apart when all is read: away since then (Unix ms), or there when the process ended (0).
             away_since_ms: if state.present { 0 } else { state.away_since_ms.max(1) },
+            away_before_ms: 0,
             told_lost: state.told_lost,
         });
         for stay in state.stays.iter().filter(|stay| stay.to == u64::MAX) {
@@ -242,9 +269,8 @@ impl Core {
         for key in members {
             let Some(member) = self.sessions.members.get_mut(key) else { continue };
             let away_ms = if member.away_since_ms == 0 { 0 } else { now.wall_ms.saturating_sub(member.away_since_ms) };
-            // The monotonic clock began with the process; times before it count from its beginning.
-            member.away_since_ms = now.mono_ms().saturating_sub(away_ms).max(1);
-            self.wheel.schedule(now.mono_ms() + grace_ms, Timer::Member(key));
+            (member.away_since_ms, member.away_before_ms) = (now.mono_ms().max(1), away_ms);
+            self.wheel.schedule(now.mono_ms() + grace_ms.saturating_sub(away_ms), Timer::Member(key));
         }
         let sessions: Vec<SessionKey> = self.sessions.sessions.iter().map(|(key, _)| key).collect();
         outcome.sessions = sessions.len();

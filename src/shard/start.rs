@@ -5,13 +5,17 @@ use super::core::{Core, CoreOptions};
 use super::counters::shared_counters;
 use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
+use super::resize::{Wanted, resize};
 use super::store::{index_of, recover};
 use crate::config::Settings;
 use crate::ids::HashKey;
-use crate::io::Io;
+use crate::io::Io as _;
 use crate::io::directory::{Directory, leave_clean};
 use crate::io::files;
-use crate::io::ring::{Bells, Disk, Options, Ring, listen};
+use crate::io::portable::{self, Driver, Portable};
+use crate::io::probe::Engine;
+use crate::io::ring::{self, Bells, Ring, listen};
+use crate::io::segments::Disk;
 use crate::limits::CHUNK_BYTES;
 use crate::time::Tick;
 use rustix::event::{EventfdFlags, eventfd};
@@ -57,15 +61,66 @@ struct Seat {
     number: usize,
     listener: TcpListener,
     receiver: PortReceiver,
-    eventfd: Arc<OwnedFd>,
     core: Option<usize>,
 }
 
-/// Starts `count` shards.
+/// What a shard's engine is made of, on the shard's thread.
+struct Parts {
+    engine: Engine,
+    shard: usize,
+    connections_max: usize,
+    spin_us: u64,
+    bells: Arc<Bells>,
+    eventfds: Arc<[Arc<OwnedFd>]>,
+}
+
+/// An engine that is set up.
+enum Ready {
+    Ring(Box<Ring>),
+    Portable(Box<Portable>),
+}
+
+impl Parts {
+    fn set_up(self, listener: TcpListener, disk: Option<Disk>) -> Result<Ready, String> {
+        let Self { engine, shard, connections_max, spin_us, bells, eventfds } = self;
+        let listener = Some(listener);
+        let driver = match engine {
+            Engine::Ring => {
+                let options = ring::Options { shard, connections_max, buffers: BUFFERS, buffer_bytes: BUFFER_BYTES, spin_us };
+                let ring = Ring::new(options, listener, bells, Arc::clone(&eventfds[shard]), disk);
+                return ring.map(|ring| Ready::Ring(Box::new(ring))).map_err(|error| format!("io_uring: {error}"));
+            }
+            Engine::MonoioUring => Driver::Uring,
+            Engine::MonoioEpoll => Driver::Epoll,
+        };
+        let options = portable::Options { shard, connections_max, spin_us, driver };
+        let portable = Portable::new(options, listener, eventfds, disk);
+        portable.map(|portable| Ready::Portable(Box::new(portable))).map_err(|error| format!("{engine}: {error}"))
+    }
+}
+
+impl Ready {
+    /// Runs the shard to its end, and gives it back.
+    fn run(&mut self, mut core: Core) -> io::Result<Core> {
+        let accepts = !core.recovery_pending();
+        match self {
+            Self::Ring(ring) => {
+                ring.accept(accepts);
+                ring.run(&mut core).map(|()| core)
+            }
+            Self::Portable(portable) => {
+                portable.edge().accept(accepts);
+                portable.run(core)
+            }
+        }
+    }
+}
+
+/// Starts `count` shards on an engine.
 ///
 /// # Errors
 /// One line: what could not be bound or set up.
-pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> {
+pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<Running, String> {
     let settings = &snapshot.settings;
     if !(1..=SHARDS_MAX).contains(&count) {
         return Err(format!("server.shards: {count} shards; 1 to {SHARDS_MAX} are possible"));
@@ -87,37 +142,41 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
         let listener = bind(address)?;
         // With port 0 the first listener's port is all the others'.
         address = listener.local_addr().map_err(|error| format!("server.listen {address}: {error}"))?;
-        let eventfd = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| format!("eventfd: {error}"))?;
+        // The ring's read of it waits in the kernel; monoio's waits for readiness first, and must not wait again.
+        let flags = if engine == Engine::Ring { EventfdFlags::CLOEXEC } else { EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK };
+        let eventfd = eventfd(0, flags).map_err(|error| format!("eventfd: {error}"))?;
         let eventfd = Arc::new(eventfd);
         let bell = Arc::new(EventBell(Arc::clone(&eventfd)));
         let counters = shared_counters();
         let (door, receiver) = port(number, bell, counters);
         ports.push(door);
         knocks.push(Arc::clone(&eventfd));
-        seats.push(Seat { number, listener, receiver, eventfd, core: cores.get(number % cores.len().max(1)).copied() });
+        seats.push(Seat { number, listener, receiver, core: cores.get(number % cores.len().max(1)).copied() });
     }
+    let eventfds: Arc<[Arc<OwnedFd>]> = knocks.clone().into();
     let mut handles = Vec::new();
     if directory.is_some() {
-        (_, handles) = files::start(knocks, index_of).map_err(|error| format!("a thread for the log's files: {error}"))?;
+        (_, handles) = files::start(knocks, settings.log.reserve_bytes, index_of)
+            .map_err(|error| format!("a thread for the log's files: {error}"))?;
         handles.reverse();
     }
     let barrier = Arc::new(Barrier::new(count + 1));
     let (tell, told) = mpsc::channel::<Result<(), String>>();
     let mut threads = Vec::new();
     for seat in seats {
-        let options = Options {
+        let parts = Parts {
+            engine,
             shard: seat.number,
             // The node's limit is counted by `admission`; a shard may hold all of it, and those that are told so.
             connections_max: settings.server.max_connections + REFUSED_MAX,
-            buffers: BUFFERS,
-            buffer_bytes: BUFFER_BYTES,
             spin_us: settings.server.spin_us,
+            bells: Arc::clone(&bells),
+            eventfds: Arc::clone(&eventfds),
         };
         let counters = Arc::clone(ports[seat.number].counters());
-        let (mesh, bells, admission) = (Arc::clone(&mesh), Arc::clone(&bells), Arc::clone(&admission));
+        let (mesh, admission) = (Arc::clone(&mesh), Arc::clone(&admission));
         let (snapshot, barrier, tell) = (Arc::clone(snapshot), Arc::clone(&barrier), tell.clone());
-        let (directory, segment_bytes, files) =
-            (directory.clone(), settings.log.segment_bytes / CHUNK_BYTES as u64 * CHUNK_BYTES as u64, handles.pop());
+        let (directory, segment_bytes, files) = (directory.clone(), segment_bytes(settings), handles.pop());
         let run = move || {
             pin(seat.core);
             let seed = seed ^ (seat.number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -130,20 +189,20 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
                 }),
                 _ => Ok(None),
             };
-            let ring = disk.and_then(|disk| {
-                Ring::new(options, Some(seat.listener), bells, seat.eventfd, disk).map_err(|error| format!("io_uring: {error}"))
-            });
-            let outcome = ring.as_ref().map(|_| ()).map_err(Clone::clone);
+            let ready = disk.and_then(|disk| parts.set_up(seat.listener, disk));
+            let outcome = ready.as_ref().map(|_| ()).map_err(Clone::clone);
             // The starter is gone only if another shard failed first.
             let _ = tell.send(outcome);
             // A bell rung for a ring that is not up yet would be lost: all wait for all.
             barrier.wait();
-            let Ok(mut ring) = ring else { return };
-            ring.accept(!core.recovery_pending());
-            if let Err(error) = ring.run(&mut core) {
-                tracing::error!(shard = seat.number, %error, "the ring failed for good; the process ends and restarts clean");
-                std::process::abort();
-            }
+            let Ok(mut ready) = ready else { return };
+            let core = match ready.run(core) {
+                Ok(core) => core,
+                Err(error) => {
+                    tracing::error!(shard = seat.number, %error, "the engine failed for good; the process ends and restarts clean");
+                    std::process::abort();
+                }
+            };
             if let Some(directory) = directory.filter(|_| core.log_is_whole()) {
                 // Without the sign the next start begins new epochs, no more.
                 let _ = leave_clean(&directory.shard(seat.number));
@@ -172,16 +231,18 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>) -> Result<Running, String> 
 /// The log's directory, where there is to be one; a new one gets `fresh_key`.
 fn open_log(settings: &Settings, shards: usize, fresh_key: HashKey) -> Result<Option<Arc<Directory>>, String> {
     let Some(root) = &settings.log.dir else { return Ok(None) };
-    let directory = Directory::open(root, shards, fresh_key.0)?;
-    if directory.shards != shards {
-        return Err(format!(
-            "log.dir: {} was written by {} shards and this gateway has {shards}: set server.shards = {}",
-            root.display(),
-            directory.shards,
-            directory.shards
-        ));
-    }
+    let mut directory = Directory::open(root, shards, fresh_key.0)?;
+    resize(
+        &mut directory,
+        &Wanted { shards, segment_bytes: segment_bytes(settings), reserve_bytes: settings.log.reserve_bytes },
+        now(),
+    )?;
     Ok(Some(Arc::new(directory)))
+}
+
+/// A segment is a whole number of chunks.
+const fn segment_bytes(settings: &Settings) -> u64 {
+    settings.log.segment_bytes / CHUNK_BYTES as u64 * CHUNK_BYTES as u64
 }
 
 /// The clocks before any ring has begun its own.

@@ -52,6 +52,16 @@ pub enum ReadError {
     Scan(ScanError),
 }
 
+impl ReadError {
+    /// One line: what is wrong with the log in this directory.
+    pub(super) fn told(&self, path: &Path) -> String {
+        match self {
+            Self::Io(number, error) => format!("log.dir: {}: {error}", path.join(segment_name(*number)).display()),
+            Self::Scan(error) => damage(path, error),
+        }
+    }
+}
+
 /// A log that was read whole.
 #[derive(Debug)]
 pub struct Reading {
@@ -81,10 +91,7 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
         indexes.push((number, keep_index(&path, number, bytes)?));
         Ok(())
     };
-    let reading = read_log(core, &mut sources, &identity, keep).map_err(|error| match error {
-        ReadError::Io(number, error) => format!("log.dir: {}: {error}", path.join(segment_name(number)).display()),
-        ReadError::Scan(error) => damage(&path, &error),
-    })?;
+    let reading = read_log(core, &mut sources, &identity, keep).map_err(|error| error.told(&path))?;
     if let Some(torn) = &reading.scanned.torn {
         tracing::warn!(
             shard,
@@ -146,19 +153,10 @@ pub fn read_log<R: Read + Seek>(
     let mut scanner = Scanner::new(identity.shard, identity.generation);
     let mut chunk = vec![0; CHUNK_BYTES];
     for (segment, header) in segments.iter_mut().zip(headers) {
-        let told = |error: std::io::Error| ReadError::Io(segment.number, error);
-        segment.reader.rewind().map_err(told)?;
-        scanner.segment(segment.number).map_err(ReadError::Scan)?;
-        loop {
-            let filled = read_up_to(&mut segment.reader, &mut chunk).map_err(told)?;
-            let each = |at: Position, record: &Record<'_>| core.replay(&mut replay, at, at.0 % size, record);
-            scanner.chunk(&chunk[..filled], each).map_err(ReadError::Scan)?;
-            if filled < CHUNK_BYTES {
-                break;
-            }
-        }
+        scan_one(&mut scanner, segment, &mut chunk, |at, record| core.replay(&mut replay, at, at.0 % size, record))?;
         if let Some(header) = header {
-            let index = replay.close_segment(&header).ok_or_else(|| told(std::io::ErrorKind::Unsupported.into()))?;
+            let told = |error: std::io::Error| ReadError::Io(segment.number, error);
+            let index = core.close_segment(&mut replay, &header).ok_or_else(|| told(std::io::ErrorKind::Unsupported.into()))?;
             keep_index(segment.number, &index.bytes).map_err(told)?;
         }
     }
@@ -225,6 +223,39 @@ pub fn go_on(core: &mut Core, reading: Reading, clean: bool, now: Tick) -> Recov
     outcome
 }
 
+/// Reads a shard's segments from their beginning, and shows each record.
+pub(super) fn scan<R: Read + Seek>(
+    segments: &mut [Segment<R>],
+    identity: &Identity,
+    mut each: impl FnMut(Position, &Record<'_>),
+) -> Result<Scanned, ReadError> {
+    let mut scanner = Scanner::new(identity.shard, identity.generation);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    for segment in segments {
+        scan_one(&mut scanner, segment, &mut chunk, &mut each)?;
+    }
+    scanner.finish().map_err(ReadError::Scan)
+}
+
+/// The next segment, by way of a chunk of memory.
+fn scan_one<R: Read + Seek>(
+    scanner: &mut Scanner,
+    segment: &mut Segment<R>,
+    chunk: &mut [u8],
+    mut each: impl FnMut(Position, &Record<'_>),
+) -> Result<(), ReadError> {
+    let told = |error: std::io::Error| ReadError::Io(segment.number, error);
+    segment.reader.rewind().map_err(told)?;
+    scanner.segment(segment.number).map_err(ReadError::Scan)?;
+    loop {
+        let filled = read_up_to(&mut segment.reader, chunk).map_err(told)?;
+        scanner.chunk(&chunk[..filled], &mut each).map_err(ReadError::Scan)?;
+        if filled < chunk.len() {
+            return Ok(());
+        }
+    }
+}
+
 fn damage(path: &Path, error: &ScanError) -> String {
     format!(
         "log.dir: {}: {error}; `ringway log verify` shows more, `ringway log repair --quarantine` sets the damaged part aside",
@@ -233,7 +264,7 @@ fn damage(path: &Path, error: &ScanError) -> String {
 }
 
 /// A file's header, where it has one that reads; what is wrong with it the scan tells.
-fn header_of(segment: &mut (impl Read + Seek)) -> std::io::Result<Option<SegmentHeader>> {
+pub(super) fn header_of(segment: &mut (impl Read + Seek)) -> std::io::Result<Option<SegmentHeader>> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     segment.rewind()?;
     let filled = read_up_to(segment, &mut bytes)?;

@@ -55,7 +55,7 @@ impl World {
         session: &str,
         payload: &Value,
         asked: (Vec<String>, u64, Vec<String>),
-        resume: Option<u64>,
+        resume: Option<(String, u64)>,
     ) {
         let names = |key: &str| -> Vec<String> {
             payload[key].as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
@@ -64,10 +64,16 @@ impl World {
         let client = &self.clients[c];
         let (id, echo) = (client.id.clone(), client.echo);
         let seq = payload["seq"].as_u64().unwrap_or(0);
-        if let Some(held) = resume
-            && (start_seq != held + 1 || payload["rewound_to"] != Value::Null)
-        {
-            self.oracle.wrong(format!("{id} resumes after {held} and starts at {start_seq}: {payload}"));
+        if let Some((of, held)) = resume {
+            let (cursor, sure) = self.oracle.resumes(session, &of, held, epoch);
+            let told = (start_seq.wrapping_sub(1), payload["rewound_to"].as_u64());
+            let known = cursor.is_some_and(|cursor| told == (cursor, (cursor < held).then_some(cursor)));
+            // A session that does not know the epoch begins at the beginning.
+            let unknown = !sure && told == (0, (held > 0).then_some(0)) && payload["recovered"] == Value::Bool(false);
+            if !known && !unknown {
+                self.oracle
+                    .wrong(format!("{id} resumes after {held} of {of}, from {cursor:?} (sure {sure}), and is told {payload}"));
+            }
         }
         let begin = Begin {
             client: &id,
@@ -82,7 +88,8 @@ impl World {
             roles: asked.2,
         };
         let head = self.bounds(session).1;
-        let view = self.oracle.begin(&begin, head);
+        let appended = self.appended(session);
+        let view = self.oracle.begin(&begin, head, appended);
         self.clients[c].been_in.insert(session.to_owned(), true);
         // A token that went out after the attach.
         let roles = self.clients[c].roles.clone();
@@ -220,11 +227,12 @@ impl World {
                 self.oracle.ack(&me, &target, id, &to, seq);
             }
             What::Join(room) => {
-                self.oracle.joined(&me, session, &room, seq);
+                let appended = self.appended(session);
+                self.oracle.joined(&me, session, &room, seq, appended);
             }
             What::Leave(room, number) => {
-                let head = self.bounds(session).1;
-                self.oracle.left(&me, session, &room, head, number);
+                let heads = (self.bounds(session).1, self.appended(session));
+                self.oracle.left(&me, session, &room, heads, number);
             }
             What::Ping { acked_max } => {
                 if let Some(view) = self.view(c, session, kind) {
@@ -238,7 +246,7 @@ impl World {
             }
             What::Attach { asked, resume } => self.begin(c, session, payload, (asked, sent_ns, roles), resume),
             What::Other("rw.welcome") => {
-                let (asked, resume) = (self.link(c).hello_rooms.clone(), self.link(c).hello_resume);
+                let (asked, resume) = (self.link(c).hello_rooms.clone(), self.link(c).hello_resume.clone());
                 self.begin(c, session, payload, (asked, sent_ns, roles), resume);
             }
             What::Mood(mood) => {
@@ -287,7 +295,10 @@ impl World {
             || match what {
                 What::Bad => true,
                 What::Message { .. } | What::Ephemeral => {
-                    matches!(code, "limit.backpressure" | "limit.rate" | "route.no_such_member" | "session.not_attached")
+                    matches!(
+                        code,
+                        "limit.backpressure" | "limit.rate" | "limit.disk" | "route.no_such_member" | "session.not_attached"
+                    )
                 }
                 What::Other("rw.history_end") => {
                     matches!(code, "limit.history_busy" | "limit.backpressure" | "session.not_attached")

@@ -47,7 +47,7 @@ pub enum What {
     },
     Attach {
         asked: Vec<String>,
-        resume: Option<u64>,
+        resume: Option<(String, u64)>,
     },
     Other(&'static str),
     /// Not answered, or only by an error.
@@ -97,7 +97,7 @@ pub struct Link {
     pub pages: BTreeMap<String, (u64, Page)>,
     pub acked: BTreeMap<String, u64>,
     pub hello_rooms: Vec<String>,
-    pub hello_resume: Option<u64>,
+    pub hello_resume: Option<(String, u64)>,
     pub next_action: u64,
     pub next_read: u64,
     /// Reads nothing until then.
@@ -307,7 +307,7 @@ impl World {
     }
 
     /// Where a client starts, and the rooms it names.
-    pub fn start_keys(&mut self, c: usize, session: &str, payload: &mut Value) -> (Vec<String>, Option<u64>) {
+    pub fn start_keys(&mut self, c: usize, session: &str, payload: &mut Value) -> (Vec<String>, Option<(String, u64)>) {
         let mut rooms = Vec::new();
         if session.starts_with("s.") && self.random.percent(40) {
             rooms.push(self.random.pick(&ROOMS).to_owned());
@@ -319,7 +319,7 @@ impl World {
         match held {
             Some((seq, epoch)) if self.settling || self.random.percent(85) => {
                 payload["resume"] = json!({"epoch": epoch, "seq": seq});
-                resume = Some(seq);
+                resume = Some((epoch, seq));
             }
             _ => {
                 let start = [json!("cursor"), json!("head"), json!("oldest"), json!({"last": 5})];

@@ -1,7 +1,39 @@
-//! The disk of one shard: segments that are vectors of bytes. What it is asked is done at once and answered at the shard's next run.
+//! The disk of one shard: segments that are bytes in memory, answers that take their time, and what a crash leaves of it all.
+//!
+//! A segment's bytes are what the page cache holds. What stood under each write is kept until a sync covers that write, so that a power
+//! cut can leave either in every sector.
 
+use super::random::Random;
 use crate::io::Event;
-use std::collections::{BTreeMap, VecDeque};
+use crate::log::read_entries;
+use crate::shard::store::{Segment, index_of};
+use std::collections::BTreeMap;
+use std::io::Cursor;
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// It is killed: what was written stays.
+    Kill,
+    /// The power goes: what was not synced may be lost, sector by sector.
+    PowerCut,
+}
+
+/// What a disk does wrong, in percent of what it is asked; each after a time of up to `delay_us`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskFaults {
+    pub delay_us: u64,
+    /// Segments that can't be made and writes that find no room.
+    pub full: u64,
+    /// Writes that fail for good, with a part of them done.
+    pub write_errors: u64,
+    pub sync_errors: u64,
+    pub read_errors: u64,
+    /// Reads that bring less than was asked for.
+    pub short_reads: u64,
+    /// Reads with one bit flipped.
+    pub flips: u64,
+}
 
 /// What the shard is told.
 #[derive(Debug)]
@@ -11,7 +43,7 @@ pub enum Answer {
     ReadBack(u64, Result<Vec<u8>, i32>),
     SegmentReady(u64, Result<(), i32>),
     SegmentGone(u64, Result<(), i32>),
-    SegmentIndexed(u64, Result<Vec<u8>, i32>),
+    SegmentIndexed(u64, Result<Vec<u8>, i32>, Option<i32>),
 }
 
 impl Answer {
@@ -22,70 +54,304 @@ impl Answer {
             Self::ReadBack(tag, ref result) => Event::ReadBack { tag, result: result.as_deref().map_err(|errno| *errno) },
             Self::SegmentReady(number, result) => Event::SegmentReady { number, result },
             Self::SegmentGone(number, result) => Event::SegmentGone { number, result },
-            Self::SegmentIndexed(number, ref result) => Event::SegmentIndexed { number, result: result.clone(), unsaved: None },
+            Self::SegmentIndexed(number, ref result, unsaved) => {
+                Event::SegmentIndexed { number, result: result.clone(), unsaved }
+            }
         }
     }
 }
 
+#[derive(Debug)]
+enum Work {
+    Write {
+        segment: u64,
+        at: usize,
+        bytes: Vec<u8>,
+        tag: u64,
+    },
+    /// Covers so many of the segment's writes that were not synced before.
+    Sync {
+        segment: u64,
+        covers: usize,
+        tag: u64,
+    },
+    Read {
+        segment: u64,
+        of_index: bool,
+        at: usize,
+        len: usize,
+        tag: u64,
+    },
+    Index(u64),
+    Prepare(u64),
+    Delete(u64),
+}
+
+#[derive(Debug)]
+struct Pending {
+    due_ns: u64,
+    work: Work,
+}
+
+/// Bytes that stood at a place before they were written over.
+type Before = (usize, Vec<u8>);
+
+#[derive(Debug, Default)]
+struct File {
+    bytes: Vec<u8>,
+    unsynced: Vec<Before>,
+    /// A sync failed: what it covered never becomes durable, whatever later syncs say.
+    forsaken: bool,
+}
+
+impl File {
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        let end = at + bytes.len();
+        assert!(end <= self.bytes.len(), "a write to {at}..{end} of a segment of {}", self.bytes.len());
+        self.unsynced.push((at, self.bytes[at..end].to_vec()));
+        self.bytes[at..end].copy_from_slice(bytes);
+    }
+
+    /// What of the unsynced writes a power cut leaves.
+    fn cut_power(&mut self, random: &mut Random) {
+        let mut old = self.bytes.clone();
+        for (at, before) in self.unsynced.iter().rev() {
+            old[*at..at + before.len()].copy_from_slice(before);
+        }
+        // All of it is lost, all of it is there, each sector or page is one or the other, or writeback got so far.
+        let (kind, sector) = (random.below(5), random.pick(&[512, 4096]));
+        let first = self.unsynced.iter().map(|(at, _)| *at).min().unwrap_or(0) / sector;
+        let last = self.unsynced.iter().map(|(at, before)| at + before.len()).max().unwrap_or(0).div_ceil(sector);
+        let until = first + random.index(last - first + 1);
+        for number in first..last {
+            let lost = match kind {
+                0 => true,
+                1 => false,
+                2 => number >= until,
+                _ => random.percent(50),
+            };
+            if lost {
+                let end = (number * sector + sector).min(old.len());
+                self.bytes[number * sector..end].copy_from_slice(&old[number * sector..end]);
+            }
+        }
+    }
+}
+
+/// A segment's index file.
+#[derive(Debug)]
+struct Index {
+    bytes: Vec<u8>,
+    /// It is in memory alone, since it could not be written.
+    unsaved: bool,
+}
+
 #[derive(Debug, Default)]
 pub struct Disk {
-    segments: BTreeMap<u64, Vec<u8>>,
-    indexes: BTreeMap<u64, Vec<u8>>,
-    pub answers: VecDeque<Answer>,
+    segment_bytes: usize,
+    files: BTreeMap<u64, File>,
+    indexes: BTreeMap<u64, Index>,
+    pending: Vec<Pending>,
+    pub faults: DiskFaults,
+    /// Something was answered that no retry mends: its shard waits for a restart.
+    pub failed: bool,
+    /// Bits that were flipped in what was read.
+    pub flipped: u64,
 }
 
 impl Disk {
-    pub const fn new() -> Self {
-        Self { segments: BTreeMap::new(), indexes: BTreeMap::new(), answers: VecDeque::new() }
+    pub fn new(segment_bytes: u64, faults: DiskFaults) -> Self {
+        Self { segment_bytes: usize::try_from(segment_bytes).unwrap(), faults, ..Self::default() }
     }
 
-    pub fn write(&mut self, segment: u64, at: u64, bytes: &[u8], tag: u64) {
+    pub fn ask_write(&mut self, random: &mut Random, now_ns: u64, (segment, at): (u64, u64), bytes: &[u8], tag: u64) {
         let at = usize::try_from(at).unwrap();
-        let result = self.segments.get_mut(&segment).ok_or(libc::ENOENT).map(|file| {
-            file.resize(file.len().max(at + bytes.len()), 0);
-            file[at..at + bytes.len()].copy_from_slice(bytes);
-        });
-        self.answers.push_back(Answer::Written(tag, result));
+        self.ask(random, now_ns, Work::Write { segment, at, bytes: bytes.to_vec(), tag });
     }
 
-    pub fn sync(&mut self, segment: u64, tag: u64) {
-        let result = if self.segments.contains_key(&segment) { Ok(()) } else { Err(libc::ENOENT) };
-        self.answers.push_back(Answer::Synced(tag, result));
+    pub fn ask_sync(&mut self, random: &mut Random, now_ns: u64, segment: u64, tag: u64) {
+        let covers = self.files.get(&segment).map_or(0, |file| file.unsynced.len());
+        self.ask(random, now_ns, Work::Sync { segment, covers, tag });
     }
 
-    pub fn read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+    pub fn ask_read(&mut self, random: &mut Random, now_ns: u64, (segment, at): (u64, u64), len: usize, tag: u64) {
         let at = usize::try_from(at).unwrap();
-        let result = self.segments.get(&segment).ok_or(libc::ENOENT);
-        let result = result.map(|file| file[at.min(file.len())..(at + len).min(file.len())].to_vec());
-        self.answers.push_back(Answer::ReadBack(tag, result));
+        self.ask(random, now_ns, Work::Read { segment, of_index: false, at, len, tag });
     }
 
-    pub fn read_index(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+    pub fn ask_read_index(&mut self, random: &mut Random, now_ns: u64, (segment, at): (u64, u64), len: usize, tag: u64) {
         let at = usize::try_from(at).unwrap();
-        let result = self.indexes.get(&segment).ok_or(libc::ENOENT);
-        let result = result.map(|file| file[at.min(file.len())..(at + len).min(file.len())].to_vec());
-        self.answers.push_back(Answer::ReadBack(tag, result));
+        self.ask(random, now_ns, Work::Read { segment, of_index: true, at, len, tag });
     }
 
-    pub fn index(&mut self, number: u64) {
-        let result = self.segments.get(&number).ok_or(libc::ENOENT).and_then(|bytes| {
-            let indexed = crate::shard::store::index_of(&mut &bytes[..]).map_err(|_| libc::EIO)?;
-            let directory = indexed.bytes[..indexed.directory_bytes].to_vec();
-            self.indexes.insert(number, indexed.bytes);
-            Ok(directory)
-        });
-        self.answers.push_back(Answer::SegmentIndexed(number, result));
+    pub fn ask_index(&mut self, random: &mut Random, now_ns: u64, number: u64) {
+        self.ask(random, now_ns, Work::Index(number));
     }
 
-    pub fn prepare(&mut self, number: u64) {
-        let known = self.segments.contains_key(&number);
-        self.segments.entry(number).or_default();
-        self.answers.push_back(Answer::SegmentReady(number, if known { Err(libc::EEXIST) } else { Ok(()) }));
+    pub fn ask_prepare(&mut self, random: &mut Random, now_ns: u64, number: u64) {
+        self.ask(random, now_ns, Work::Prepare(number));
     }
 
-    pub fn delete(&mut self, number: u64) {
-        self.indexes.remove(&number);
-        let result = self.segments.remove(&number).ok_or(libc::ENOENT).map(drop);
-        self.answers.push_back(Answer::SegmentGone(number, result));
+    pub fn ask_delete(&mut self, random: &mut Random, now_ns: u64, number: u64) {
+        self.ask(random, now_ns, Work::Delete(number));
+    }
+
+    fn ask(&mut self, random: &mut Random, now_ns: u64, work: Work) {
+        let due_ns = now_ns + random.below(self.faults.delay_us * 1000 + 1);
+        self.pending.push(Pending { due_ns, work });
+    }
+
+    /// When the next answer comes.
+    pub fn due_ns(&self) -> Option<u64> {
+        self.pending.iter().map(|pending| pending.due_ns).min()
+    }
+
+    /// Does one thing that is due.
+    pub fn next_answer(&mut self, random: &mut Random, now_ns: u64) -> Option<Answer> {
+        let at = self.pending.iter().position(|pending| pending.due_ns <= now_ns)?;
+        let work = self.pending.remove(at).work;
+        Some(self.answer(random, work))
+    }
+
+    fn answer(&mut self, random: &mut Random, work: Work) -> Answer {
+        let faults = self.faults;
+        match work {
+            Work::Write { segment, at, bytes, tag } => {
+                let errno = match self.files.get_mut(&segment) {
+                    None => Some(libc::ENOENT),
+                    Some(_) if random.percent(faults.full) => Some(libc::ENOSPC),
+                    Some(_) => random.percent(faults.write_errors).then_some(libc::EIO),
+                };
+                let done = if errno.is_some() { random.index(bytes.len() + 1) } else { bytes.len() };
+                if let Some(file) = self.files.get_mut(&segment) {
+                    file.write(at, &bytes[..done]);
+                }
+                self.failed |= errno == Some(libc::EIO);
+                Answer::Written(tag, errno.map_or(Ok(()), Err))
+            }
+            Work::Sync { segment, covers, tag } => {
+                let Some(file) = self.files.get_mut(&segment) else { return Answer::Synced(tag, Err(libc::ENOENT)) };
+                if random.percent(faults.sync_errors) {
+                    (file.forsaken, self.failed) = (true, true);
+                    return Answer::Synced(tag, Err(libc::EIO));
+                }
+                if !file.forsaken {
+                    file.unsynced.drain(..covers);
+                }
+                Answer::Synced(tag, Ok(()))
+            }
+            Work::Read { segment, of_index, at, len, tag } => {
+                let index = self.indexes.get(&segment).map(|index| &index.bytes);
+                let file = if of_index { index } else { self.files.get(&segment).map(|file| &file.bytes) };
+                let Some(file) = file else { return Answer::ReadBack(tag, Err(libc::ENOENT)) };
+                if random.percent(faults.read_errors) {
+                    return Answer::ReadBack(tag, Err(libc::EIO));
+                }
+                let mut bytes = file[at.min(file.len())..(at + len).min(file.len())].to_vec();
+                if random.percent(faults.short_reads) {
+                    bytes.truncate(random.index(bytes.len() + 1));
+                }
+                if random.percent(faults.flips) && !bytes.is_empty() {
+                    self.flipped += 1;
+                    let place = random.index(bytes.len());
+                    bytes[place] ^= 1 << random.below(8);
+                }
+                Answer::ReadBack(tag, Ok(bytes))
+            }
+            Work::Prepare(number) => {
+                let errno = if self.files.contains_key(&number) {
+                    Some(libc::EEXIST)
+                } else {
+                    random.percent(faults.full).then_some(libc::ENOSPC)
+                };
+                if errno.is_none() {
+                    self.files.insert(number, File { bytes: vec![0; self.segment_bytes], ..File::default() });
+                }
+                Answer::SegmentReady(number, errno.map_or(Ok(()), Err))
+            }
+            Work::Index(number) => self.index(random, number),
+            Work::Delete(number) => {
+                self.indexes.remove(&number);
+                Answer::SegmentGone(number, self.files.remove(&number).ok_or(libc::ENOENT).map(drop))
+            }
+        }
+    }
+
+    fn index(&mut self, random: &mut Random, number: u64) -> Answer {
+        let Some(file) = self.files.get(&number) else { return Answer::SegmentIndexed(number, Err(libc::ENOENT), None) };
+        if random.percent(self.faults.read_errors) {
+            return Answer::SegmentIndexed(number, Err(libc::EIO), None);
+        }
+        let indexed = index_of(&mut &file.bytes[..]).unwrap();
+        let unsaved = random.percent(self.faults.full);
+        let directory = indexed.bytes[..indexed.directory_bytes].to_vec();
+        self.indexes.insert(number, Index { bytes: indexed.bytes, unsaved });
+        Answer::SegmentIndexed(number, Ok(directory), unsaved.then_some(libc::ENOSPC))
+    }
+
+    /// Where the message is whose entry stands there in a segment's index.
+    pub fn located(&self, segment: u64, entry_at: u64) -> Option<u64> {
+        let index = &self.indexes.get(&segment)?.bytes;
+        let offset = read_entries(index.get(usize::try_from(entry_at).ok()?..)?).next()??.offset;
+        Some(segment * self.segment_bytes as u64 + u64::from(offset))
+    }
+
+    /// What is left when the process ends: what was under way is done in part, or not at all.
+    pub fn crash(&mut self, random: &mut Random, crash: Crash) {
+        for Pending { work, .. } in std::mem::take(&mut self.pending) {
+            match work {
+                Work::Write { segment, at, bytes, .. } => {
+                    let done = random.index(bytes.len() + 1);
+                    if let Some(file) = self.files.get_mut(&segment) {
+                        file.write(at, &bytes[..done]);
+                    }
+                }
+                // Its name was not synced, or its blocks not all given.
+                Work::Prepare(number) if random.percent(50) && !self.files.contains_key(&number) => {
+                    let len = random.pick(&[0, self.segment_bytes / 2, self.segment_bytes]);
+                    self.files.insert(number, File { bytes: vec![0; len], ..File::default() });
+                }
+                // A segment goes before its index does.
+                Work::Delete(number) if random.percent(50) => {
+                    self.files.remove(&number);
+                    if random.percent(50) {
+                        self.indexes.remove(&number);
+                    }
+                }
+                Work::Index(number) if random.percent(50) => drop(self.index(random, number)),
+                Work::Prepare(_) | Work::Delete(_) | Work::Sync { .. } | Work::Read { .. } | Work::Index(_) => {}
+            }
+        }
+        // Their names are not synced.
+        self.indexes.retain(|_, index| !index.unsaved && (crash == Crash::Kill || random.percent(50)));
+        self.failed = false;
+        if crash == Crash::PowerCut {
+            for file in self.files.values_mut() {
+                file.cut_power(random);
+                (file.unsynced, file.forsaken) = (Vec::new(), false);
+            }
+        }
+    }
+
+    /// The segments as recovery reads them.
+    pub fn segments(&self) -> Vec<Segment<Cursor<&[u8]>>> {
+        self.files.iter().map(|(number, file)| Segment { number: *number, reader: Cursor::new(&file.bytes[..]) }).collect()
+    }
+
+    /// Makes a segment's index what recovery wants it to be.
+    pub fn keep_index(&mut self, number: u64, bytes: &[u8]) {
+        self.indexes.insert(number, Index { bytes: bytes.to_vec(), unsaved: false });
+    }
+
+    /// What recovery does with the files: the last one is cut to what is good in it and synced, those behind it go.
+    pub fn trim(&mut self, last: Option<(u64, u64)>) {
+        self.files.retain(|number, _| last.is_some_and(|(last, _)| *number <= last));
+        self.indexes.retain(|number, _| self.files.contains_key(number));
+        if let Some((number, valid_bytes)) = last
+            && let Some(file) = self.files.get_mut(&number)
+        {
+            file.bytes.truncate(usize::try_from(valid_bytes).unwrap());
+            file.unsynced.clear();
+        }
     }
 }

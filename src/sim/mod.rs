@@ -9,6 +9,7 @@
 mod actions;
 mod answers;
 mod client;
+mod crash;
 mod disk;
 mod net;
 mod oracle;
@@ -20,10 +21,11 @@ mod visitors;
 mod wire;
 mod world;
 
-use crate::config::Server;
-use crate::config::Settings;
+use crate::config::{Durability, Server, Settings};
+use crate::limits::CHUNK_BYTES;
 use crate::shard::port::PortMessage;
 use client::{Casting, ROLES, Sabotage};
+use disk::{Crash, DiskFaults};
 use net::Faults;
 use random::Random;
 use visitors::{Errand, Visitor};
@@ -60,13 +62,21 @@ fn plan(random: &mut Random) -> Plan {
     settings.limits.stall_bytes_per_second = 16;
     settings.session.history_messages = random.pick(&[10_000, 10_000, 60, 12]);
     settings.session.presence_grace_ms = random.pick(&[15_000, 200]);
-    settings.server.max_connections = random.pick(&[10_000, 10_000, 8]);
+    settings.server.max_connections = random.pick(&[10_000, 10_000, 10]);
+    let on_disk = random.percent(45);
+    if on_disk {
+        settings.log.dir = Some("/of/the/simulation".into());
+        settings.log.durability =
+            random.pick(&[Durability::Written, Durability::Written, Durability::Synced, Durability::Synced, Durability::Memory]);
+        settings.log.early_delivery = random.percent(20);
+        settings.log.segment_bytes = random.pick(&[1, 1, 2]) * CHUNK_BYTES as u64;
+    }
     let features = Features {
         proxied: random.percent(20),
         tls: random.percent(8),
         addresses: if settings.limits.connections_per_ip > 0 { 3 } else { 0 },
         crowd: random.percent(4),
-        long: random.percent(10),
+        long: random.percent(if on_disk { 30 } else { 10 }),
     };
     if features.proxied {
         settings.server.proxy_protocol = true;
@@ -84,11 +94,22 @@ fn plan(random: &mut Random) -> Plan {
         delay_us: random.pick(&[0, 500, 5_000]),
         pauses: random.pick(&[0, 0, 2]),
     };
+    let percent = if random.percent(25) { 3 } else { 0 };
+    let disk = DiskFaults {
+        delay_us: random.pick(&[0, 300, 3_000, 30_000]),
+        full: random.pick(&[0, percent, 10 * percent]),
+        write_errors: random.pick(&[0, 0, percent / 2]),
+        sync_errors: random.pick(&[0, 0, percent / 2]),
+        read_errors: random.pick(&[0, percent]),
+        short_reads: random.pick(&[0, percent]),
+        flips: 0,
+    };
     Plan {
         features,
         shards: usize::try_from(random.between(1, 3)).unwrap(),
         lane_depth: random.pick(&[2, 8, 64, 1024]),
         faults,
+        disk,
         settings,
     }
 }
@@ -147,6 +168,7 @@ struct Outcome {
     violations: Vec<String>,
     delivered: u64,
     acked: u64,
+    crashes: u64,
 }
 
 fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
@@ -157,8 +179,16 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
     populate(&mut world, &mut random);
     let step_ms = active_ms / 4;
     let drains = random.percent(15) && sabotage.is_none();
+    let ends = plan.settings.log.dir.is_some() && random.percent(60);
     for quarter in 0..4 {
         world.run_for(step_ms);
+        if ends && random.percent(50) {
+            match random.below(8) {
+                0 if sabotage.is_none() => world.stop_and_start(),
+                1..=4 => world.crash(Crash::PowerCut),
+                _ => world.crash(Crash::Kill),
+            }
+        }
         match random.below(6) {
             0 => world.wall_shift_ms += random.pick(&[0, 5_000, 40_000]),
             1 => {
@@ -173,6 +203,7 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
         }
     }
     let busy = world.steps;
+    world.mend_disks();
     if drains {
         rest::drain(&mut world, &mut random);
     } else {
@@ -192,6 +223,7 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
         violations: std::mem::take(&mut world.oracle.violations),
         delivered: world.oracle.delivered,
         acked: world.oracle.acked,
+        crashes: world.crashes,
     }
 }
 
@@ -202,6 +234,7 @@ fn judge(seed: u64) -> Outcome {
         violations: vec!["panic".to_owned()],
         delivered: 0,
         acked: 0,
+        crashes: 0,
     })
 }
 

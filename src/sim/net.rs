@@ -139,8 +139,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    pub const fn new(connections_max: usize) -> Self {
-        let disk = Disk::new();
+    pub fn new(connections_max: usize, disk: Disk) -> Self {
         Self { slots: Vec::new(), free: Vec::new(), backlog: VecDeque::new(), accepting: true, disk, connections_max }
     }
 
@@ -285,31 +284,31 @@ impl Io for SimIo<'_> {
     }
 
     fn write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64) {
-        self.engine.disk.write(segment, at, &chunk.bytes()[part], tag);
+        self.engine.disk.ask_write(self.random, self.now.mono_ns, (segment, at), &chunk.bytes()[part], tag);
     }
 
     fn sync(&mut self, segment: u64, tag: u64) {
-        self.engine.disk.sync(segment, tag);
+        self.engine.disk.ask_sync(self.random, self.now.mono_ns, segment, tag);
     }
 
     fn read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
-        self.engine.disk.read_back(segment, at, len, tag);
+        self.engine.disk.ask_read(self.random, self.now.mono_ns, (segment, at), len, tag);
     }
 
     fn read_index(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
-        self.engine.disk.read_index(segment, at, len, tag);
+        self.engine.disk.ask_read_index(self.random, self.now.mono_ns, (segment, at), len, tag);
     }
 
     fn index_segment(&mut self, number: u64) {
-        self.engine.disk.index(number);
+        self.engine.disk.ask_index(self.random, self.now.mono_ns, number);
     }
 
     fn prepare_segment(&mut self, number: u64) {
-        self.engine.disk.prepare(number);
+        self.engine.disk.ask_prepare(self.random, self.now.mono_ns, number);
     }
 
     fn delete_segment(&mut self, number: u64) {
-        self.engine.disk.delete(number);
+        self.engine.disk.ask_delete(self.random, self.now.mono_ns, number);
     }
 
     fn ring_bell(&mut self, shard: usize) {

@@ -14,11 +14,39 @@ struct Record {
     to: Vec<String>,
     /// The frame's text, once anybody was given it.
     text: Option<Vec<u8>>,
+    acked: bool,
+}
+
+/// What a start found of a session.
+#[derive(Clone, Copy, Debug)]
+pub struct Survived {
+    /// The oldest and the newest `seq` that are there.
+    pub first: u64,
+    pub head: u64,
+    /// The process before had ended in good order.
+    pub clean: bool,
+    /// What was acknowledged, or delivered, had to survive.
+    pub acknowledged: bool,
+    pub delivered: bool,
+}
+
+/// An epoch that is over.
+#[derive(Debug)]
+struct Past {
+    epoch: String,
+    /// Its last `seq` that survived.
+    last: u64,
+    /// The log remembers it: something that was appended in it is there.
+    sure: bool,
 }
 
 #[derive(Debug, Default)]
 struct Log {
+    /// Empty until somebody is told.
     epoch: String,
+    /// The newest `seq` when it began.
+    epoch_base: u64,
+    past: Vec<Past>,
     /// Somebody attached was given a message of this epoch.
     spoken: bool,
     records: BTreeMap<u64, Record>,
@@ -38,6 +66,10 @@ struct Stay {
     asked_ns: u64,
     /// A room named on attaching counts for the replay, not for what earlier attachments saw: the first view it is sure for.
     since: usize,
+    /// The first view that it is not sure for: a restart may have lost it.
+    until: usize,
+    /// It is on disk where a message behind this one is; `u64::MAX` while an answer is due.
+    kept_by: u64,
 }
 
 impl Stay {
@@ -46,7 +78,7 @@ impl Stay {
     }
 
     const fn sure(&self) -> bool {
-        self.open() && self.must_to == u64::MAX && self.must_from != u64::MAX
+        self.open() && self.must_to == u64::MAX && self.must_from != u64::MAX && self.until == usize::MAX
     }
 }
 
@@ -182,7 +214,8 @@ impl Oracle {
         {
             complaint = Some(format!("{session}: {from}'s {id} stands at {other} and at {seq}"));
         }
-        let record = log.records.entry(seq).or_insert_with(|| Record { from: from.into(), id: id.into(), to, text: None });
+        let record =
+            log.records.entry(seq).or_insert_with(|| Record { from: from.into(), id: id.into(), to, text: None, acked: false });
         if record.from != from || record.id != id {
             complaint = Some(format!("{session}: seq {seq} is {} of {} and {id} of {from}", record.id, record.from));
         }
@@ -202,14 +235,72 @@ impl Oracle {
     pub fn ack(&mut self, client: &str, session: &str, id: &str, to: &[String], seq: u64) {
         self.acked += 1;
         self.note(session, seq, client, id, to.to_vec(), None);
+        let record = self.sessions.get_mut(session).and_then(|log| log.records.get_mut(&seq));
+        record.into_iter().for_each(|record| record.acked = true);
+    }
+
+    /// The sessions that anything is known of.
+    pub fn sessions(&self) -> Vec<String> {
+        self.sessions.keys().cloned().collect()
+    }
+
+    /// The process was started again, and this is what it has of a session.
+    pub fn restarted(&mut self, session: &str, survived: Survived) {
+        let Survived { first, head, clean, acknowledged, delivered } = survived;
+        let Some(log) = self.sessions.get_mut(session) else { return };
+        let lost = log.records.split_off(&(head + 1));
+        let missed: Vec<u64> = lost
+            .iter()
+            .filter(|(_, record)| acknowledged && record.acked || delivered && record.text.is_some())
+            .map(|(seq, _)| *seq)
+            .collect();
+        // Ids of what is no longer retained are forgotten with it.
+        log.ids.retain(|_, seq| (first..=head).contains(seq));
+        log.spoken &= head > 0;
+        for past in &mut log.past {
+            past.last = past.last.min(head);
+        }
+        if !clean {
+            let (epoch, base) = (std::mem::take(&mut log.epoch), std::mem::replace(&mut log.epoch_base, head));
+            if !epoch.is_empty() {
+                log.past.push(Past { epoch, last: head, sure: head > base });
+            }
+        }
+        if !missed.is_empty() {
+            self.wrong(format!("{session}: the restart lost {missed:?}, behind {head}"));
+        }
+        for view in self.views.iter_mut().filter(|view| view.session == session) {
+            drop(view.delivered.split_off(&(head + 1)));
+            (view.position, view.last) = (view.position.min(head), view.last.min(head));
+        }
+        let views = self.views.len();
+        let stays =
+            self.stays.iter_mut().filter(|((_, of), _)| of == session).flat_map(|(_, rooms)| rooms.values_mut()).flatten();
+        for stay in stays.filter(|stay| stay.kept_by >= head) {
+            stay.until = stay.until.min(views);
+            stay.may_to = u64::MAX;
+        }
+    }
+
+    /// Where a client must go on that resumes after `seq` of an epoch; `None` where the session may not know the epoch.
+    pub fn resumes(&self, session: &str, epoch: &str, seq: u64, told: &str) -> (Option<u64>, bool) {
+        if epoch == told {
+            return (Some(seq), true);
+        }
+        let past = self.sessions.get(session).and_then(|log| log.past.iter().rfind(|past| past.epoch == epoch));
+        past.map_or((None, false), |past| (Some(seq.min(past.last)), past.sure))
     }
 
     /// A client is in a session now.
-    pub fn begin(&mut self, begin: &Begin<'_>, head: u64) -> usize {
+    pub fn begin(&mut self, begin: &Begin<'_>, head: u64, appended: u64) -> usize {
         let log = self.sessions.entry(begin.session.to_owned()).or_default();
         // A session in which nothing was ever said may be forgotten, and begin anew.
-        if !log.spoken {
+        if !log.spoken || log.epoch.is_empty() {
             begin.epoch.clone_into(&mut log.epoch);
+        }
+        if log.past.iter().any(|past| past.epoch == begin.epoch) {
+            let complaint = format!("{}: the epoch {} is over, and goes on", begin.session, begin.epoch);
+            self.violations.push(complaint);
         }
         if log.epoch != begin.epoch {
             let complaint = format!("{}: its epoch changed from {} to {}", begin.session, log.epoch, begin.epoch);
@@ -218,7 +309,7 @@ impl Oracle {
         if begin.start_seq > begin.seq + 1 {
             self.wrong(format!("{} in {}: starts at {} of {}", begin.client, begin.session, begin.start_seq, begin.seq));
         }
-        self.rooms_told(begin, head);
+        self.rooms_told(begin, head, appended);
         self.views.push(View {
             client: begin.client.to_owned(),
             session: begin.session.to_owned(),
@@ -241,7 +332,7 @@ impl Oracle {
     }
 
     /// A welcome's list of rooms settles what was in doubt.
-    fn rooms_told(&mut self, begin: &Begin<'_>, head: u64) {
+    fn rooms_told(&mut self, begin: &Begin<'_>, head: u64, appended: u64) {
         let rooms = self.stays.entry((begin.client.to_owned(), begin.session.to_owned())).or_default();
         let mut lost = Vec::new();
         for (room, stays) in rooms.iter_mut() {
@@ -254,6 +345,7 @@ impl Oracle {
                     }
                     stay.may_to = head;
                     stay.must_to = stay.must_to.min(head);
+                    stay.kept_by = appended;
                 }
             }
         }
@@ -277,6 +369,8 @@ impl Oracle {
                 leaving: 0,
                 asked_ns: begin.asked_ns,
                 since,
+                until: usize::MAX,
+                kept_by: appended,
             });
         }
         for room in lost {
@@ -296,15 +390,17 @@ impl Oracle {
                 leaving: 0,
                 asked_ns: self.now_ns,
                 since: 0,
+                until: usize::MAX,
+                kept_by: u64::MAX,
             });
         }
     }
 
     /// The join has this place in the order.
-    pub fn joined(&mut self, client: &str, session: &str, room: &str, seq: u64) {
+    pub fn joined(&mut self, client: &str, session: &str, room: &str, seq: u64, appended: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         if let Some(stay) = stays.iter_mut().find(|stay| stay.open() && stay.must_from == u64::MAX && stay.may_from <= seq + 1) {
-            (stay.may_from, stay.must_from) = (seq + 1, seq + 1);
+            (stay.may_from, stay.must_from, stay.kept_by) = (seq + 1, seq + 1, appended);
         }
     }
 
@@ -320,6 +416,7 @@ impl Oracle {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         for stay in stays.iter_mut().filter(|stay| stay.open()) {
             stay.must_to = stay.must_to.min(head);
+            stay.kept_by = u64::MAX;
             if stay.leaving == 0 {
                 stay.leaving = number;
             }
@@ -327,10 +424,10 @@ impl Oracle {
     }
 
     /// It is out of the room, at the latest at `head`.
-    pub fn left(&mut self, client: &str, session: &str, room: &str, head: u64, number: u64) {
+    pub fn left(&mut self, client: &str, session: &str, room: &str, (head, appended): (u64, u64), number: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         for stay in stays.iter_mut().filter(|stay| stay.open() && (1..=number).contains(&stay.leaving)) {
-            stay.may_to = head;
+            (stay.may_to, stay.kept_by) = (head, appended);
             stay.must_to = stay.must_to.min(head);
         }
     }
@@ -367,7 +464,7 @@ impl Oracle {
             if kind == "room" && (!own || echo) {
                 let stays = self.stays.get(&(client.clone(), session.clone())).and_then(|rooms| rooms.get(name));
                 for stay in stays.into_iter().flatten() {
-                    must |= stay.since <= view && stay.must_from <= seq && seq <= stay.must_to;
+                    must |= (stay.since..stay.until).contains(&view) && stay.must_from <= seq && seq <= stay.must_to;
                     may |= stay.may_from <= seq && seq <= stay.may_to;
                 }
             }
@@ -439,10 +536,11 @@ impl Oracle {
         }
         let (Some(first), Some(last)) = (seqs.first().copied(), seqs.last().copied()) else { return };
         let log = &self.sessions[&session];
+        // What the page began with may have left the retention before its end was said.
         let missing: Vec<u64> = log
             .records
-            .range(first.max(oldest)..=last)
-            .filter(|(seq, record)| !seqs.contains(seq) && self.entitled(view, **seq, record, true).0)
+            .range(first..=last)
+            .filter(|(seq, record)| **seq >= oldest && !seqs.contains(seq) && self.entitled(view, **seq, record, true).0)
             .map(|(seq, _)| *seq)
             .collect();
         if !missing.is_empty() {
@@ -459,6 +557,7 @@ impl Oracle {
             id: String::new(),
             to: addresses(envelope),
             text: None,
+            acked: false,
         };
         // Its place is somewhere up to the head.
         let may = (view.start..=head + 1).any(|seq| self.entitled(number, seq, &record, false).1);
@@ -536,17 +635,10 @@ impl Oracle {
                 let excused = view.gaps.iter().any(|(from, to)| from <= seq && seq <= to);
                 let (must, _) = self.entitled(number, *seq, record, false);
                 if must && !excused && !view.delivered.contains(seq) {
+                    let (Record { from, id, to, .. }, View { client, session, delivered, start, position, .. }) = (record, view);
+                    let stays = self.stays.get(&(client.clone(), session.clone()));
                     complaints.push(format!(
-                        "{} in {}: {seq} of {} ({}) to {:?} is missing; it has {:?} from {} to {}; stays {:?}",
-                        view.client,
-                        view.session,
-                        record.from,
-                        record.id,
-                        record.to,
-                        view.delivered,
-                        view.start,
-                        view.position,
-                        self.stays.get(&(view.client.clone(), view.session.clone()))
+                        "{client} in {session}: {seq} of {from} ({id}) to {to:?} is missing; it has {delivered:?} from {start} to {position}; stays {stays:?}"
                     ));
                 }
             }

@@ -1,11 +1,13 @@
 //! Situations that chance finds seldom, one test each.
 
 use super::client::{Casting, What};
+use super::disk::DiskFaults;
 use super::net::Faults;
 use super::world::{Features, Plan, World};
 use crate::auth::{Revocation, Revocations};
 use crate::close::CloseReason;
-use crate::config::Settings;
+use crate::config::{Durability, Settings};
+use crate::limits::CHUNK_BYTES;
 use crate::shard::counters::LimitReached;
 use crate::shard::inbound::faults;
 use crate::shard::port::{PortMessage, Snapshot};
@@ -17,7 +19,12 @@ fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
     settings.session.history_messages = history_messages;
-    let mut world = World::new(7, &Plan { features: Features::default(), shards, lane_depth: 8, faults: Faults::NONE, settings });
+    stage_with(Features::default(), settings, shards, subs)
+}
+
+fn stage_with(features: Features, settings: Settings, shards: usize, subs: &[&str]) -> World {
+    let disk = DiskFaults::default();
+    let mut world = World::new(7, &Plan { features, shards, lane_depth: 8, faults: Faults::NONE, disk, settings });
     world.settling = true;
     for sub in subs {
         let roles = &["agent"];
@@ -26,6 +33,35 @@ fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
     }
     assert!(world.run_until(5_000, all_in));
     world
+}
+
+/// The same with the log on disks that take `delay_us` for each answer, or up to it.
+fn stage_on_disk(shards: usize, delay_us: u64, subs: &[&str], change: impl FnOnce(&mut Settings)) -> World {
+    let mut settings = Settings::default();
+    settings.log.memory_bytes = 0;
+    settings.log.dir = Some("/of/the/simulation".into());
+    settings.log.segment_bytes = CHUNK_BYTES as u64;
+    change(&mut settings);
+    let disk = DiskFaults { delay_us, ..DiskFaults::default() };
+    let plan = Plan { features: Features::default(), shards, lane_depth: 8, faults: Faults::NONE, disk, settings };
+    let mut world = World::new(7, &plan);
+    world.settling = true;
+    for sub in subs {
+        let roles = &["agent"];
+        let casting = Casting { sub, tab: "", roles, home: "s.0", echo: false, acks: true, hostile: false, slow: false };
+        world.cast(&casting);
+    }
+    assert!(world.run_until(10_000, all_in));
+    world
+}
+
+/// Disks take so long from now on.
+fn slow_down(world: &mut World, delay_us: u64) {
+    world.seats.iter_mut().for_each(|seat| seat.engine.disk.faults.delay_us = delay_us);
+}
+
+fn count(world: &World, client: usize, kind: &str) -> u64 {
+    world.clients[client].answers.get(kind).copied().unwrap_or(0)
 }
 
 fn all_in(world: &World) -> bool {
@@ -124,6 +160,97 @@ fn a_panic_while_decoding_ends_that_connection_and_no_other() {
     }
 }
 
+/// One shard whose reasons for the ends of connections are these, and `panics` so many.
+fn ends(world: &World, panics: u64) -> Vec<CloseReason> {
+    let counters = &world.seats[0].counters;
+    assert_eq!(counters.panics.get(), panics);
+    CloseReason::ALL.iter().copied().filter(|reason| counters.closed_count(*reason) > 0).collect()
+}
+
+#[test]
+fn a_panic_while_inflating_ends_that_connection_and_no_other() {
+    for calls in 1..=3 {
+        let mut settings = Settings::default();
+        settings.log.memory_bytes = 0;
+        settings.deflate.enabled = true;
+        let mut world = stage_with(Features::default(), settings, 1, &["ana", "bob", "cleo"]);
+        // Some connections agree on deflate, and half of their messages come deflated.
+        let offers = (0..3).find(|client| world.clients[*client].link.as_ref().is_some_and(|link| link.deflate)).unwrap();
+        let others: Vec<usize> = (0..3).filter(|client| *client != offers).collect();
+        faults::panic_in("Result<(),", calls);
+        say(&mut world, offers, 12);
+        assert!(!faults::pending(), "{calls}: the call did not come");
+        let told: Vec<String> = std::mem::take(&mut world.oracle.violations);
+        assert_eq!(told, [format!("{} was closed with Some(1011)", world.clients[offers].id)], "{calls}");
+        // The shard's one codec goes on, for those who stayed and for who comes back.
+        assert!(world.run_until(60_000, all_in), "{calls}");
+        [0, 1, 2, offers].into_iter().for_each(|client| say(&mut world, client, 12));
+        assert_eq!(ends(&world, 1), [CloseReason::Internal], "{calls}");
+        assert_eq!(world.seats[0].counters.closed_count(CloseReason::Internal), 1, "{calls}");
+        let head = world.bounds("s.0").1;
+        others.iter().for_each(|client| assert_eq!(world.clients[*client].held.get("s.0"), Some(&head), "{calls}"));
+        finish(&mut world);
+    }
+}
+
+/// What reads ciphertext, and what writes it, for which TLS may read what is kept of the peer's bytes.
+#[test]
+fn a_panic_in_tls_drops_that_connection_and_no_other() {
+    for (result, calls) in [("Received", 1), ("Received", 2), ("Received", 4), ("usize", 1), ("usize", 2), ("usize", 3)] {
+        let case = format!("{result} {calls}");
+        let features = Features { tls: true, ..Features::default() };
+        let mut settings = Settings::default();
+        settings.log.memory_bytes = 0;
+        let mut world = stage_with(features, settings, 1, &["ana", "bob", "cleo"]);
+        say(&mut world, 0, 3);
+        let closes = |world: &World| world.clients.iter().flat_map(|client| client.closes.values()).copied().sum::<u64>();
+        faults::panic_in(result, calls);
+        for _ in 0..3 {
+            say(&mut world, 0, 3);
+            assert!(world.run_until(60_000, all_in), "{case}");
+        }
+        assert!(!faults::pending(), "{case}: the call did not come");
+        // Nobody was told anything: there is no ciphertext to tell it in. The client came back and misses nothing.
+        assert_eq!((ends(&world, 1), closes(&world)), (vec![CloseReason::Internal], 0), "{case}");
+        assert_eq!(world.seats[0].counters.closed_count(CloseReason::Internal), 1, "{case}");
+        (0..3).for_each(|client| say(&mut world, client, 3));
+        assert!(world.run_until(5_000, all_in), "{case}");
+        say(&mut world, 1, 1);
+        let head = world.bounds("s.0").1;
+        [0, 2].into_iter().for_each(|client| assert_eq!(world.clients[client].held.get("s.0"), Some(&head), "{case}"));
+        assert_eq!(ends(&world, 1), [CloseReason::Internal], "{case}");
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn a_panic_in_the_tls_of_a_connection_that_closes_drops_it_at_once() {
+    // The close_notify behind our close frame; the client's answer to that frame.
+    for (result, reading) in [("()", false), ("Received", true)] {
+        let features = Features { tls: true, ..Features::default() };
+        let mut settings = Settings::default();
+        settings.log.memory_bytes = 0;
+        let mut world = stage_with(features, settings, 1, &["ana", "bob"]);
+        let (now_s, until_s) = (world.now().wall_s(), u64::MAX);
+        let token = Revocation::Token { token_id: "ana.0".into(), until_s };
+        world.revoked.insert("ana.0".to_owned(), now_s);
+        if !reading {
+            faults::panic_in(result, 1);
+        }
+        world.configure(|snapshot| snapshot.revocations = Arc::new(Revocations::new([token], now_s).unwrap()));
+        let closing = |world: &World| world.seats[0].counters.closed_count(CloseReason::Auth) > 0;
+        if reading {
+            assert!(world.run_until(1_000, |world| world.clients[0].link.as_ref().is_none_or(|link| link.close_code.is_some())));
+            assert!(!closing(&world), "the connection waits for the client's close frame");
+            faults::panic_in(result, 1);
+        }
+        // Long before the time is over that a close may take.
+        assert!(world.run_until(1_000, closing), "{result}");
+        assert!(!faults::pending(), "{result}: the call did not come");
+        assert_eq!(ends(&world, 1), [CloseReason::Auth], "{result}");
+    }
+}
+
 #[test]
 fn a_full_lane_is_told_as_backpressure_and_loses_nothing_that_was_taken() {
     const SENT: usize = 40;
@@ -189,7 +316,14 @@ fn who_is_revoked_between_two_shards_is_refused_where_it_arrives() {
 fn under_way(steps: usize, then: impl FnOnce(&mut World)) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
-    let plan = Plan { features: Features::default(), shards: 2, lane_depth: 8, faults: Faults::NONE, settings };
+    let plan = Plan {
+        features: Features::default(),
+        shards: 2,
+        lane_depth: 8,
+        faults: Faults::NONE,
+        disk: DiskFaults::default(),
+        settings,
+    };
     let mut world = World::new(7, &plan);
     world.settling = true;
     for (sub, home) in [("ana", "s.0"), ("bob", "s.1"), ("eve", "s.2"), ("dan", "s.3")] {
@@ -266,4 +400,97 @@ fn a_channel_that_retention_emptied_goes_on_in_its_order() {
     }
     world.run_for(1_000);
     assert_eq!(world.bounds("channel:c.0"), (head + 1, head), "nothing is held, and the order stands");
+}
+
+#[test]
+fn a_message_that_waits_for_the_disk_is_not_dropped_before_its_reader_is_woken() {
+    for durability in [Durability::Written, Durability::Synced] {
+        let mut world = stage_on_disk(2, 300, &["ana", "bob", "cleo"], |settings| {
+            settings.session.history_messages = 4;
+            settings.log.durability = durability;
+        });
+        say(&mut world, 0, 1);
+        slow_down(&mut world, 400_000);
+        // The first goes to the disk alone; the others wait for that, more of them than the session retains.
+        let to = json!(["client:bob", "client:cleo"]);
+        (0..20).for_each(|_| world.message_to(0, "s.0", &to, 50, false));
+        assert!(world.run_until(5_000, all_in));
+        world.run_for(1_000);
+        finish(&mut world);
+        let (oldest, head) = world.bounds("s.0");
+        assert_eq!((oldest, head), (18, 21), "what was seen is held to the session's bound");
+        assert_eq!(
+            [1, 2].map(|client| count(&world, client, "rw.gap")),
+            [1, 1],
+            "what was dropped when it might be seen is told"
+        );
+        assert_eq!([1, 2].map(|client| world.clients[client].held.get("s.0").copied()), [Some(21); 2]);
+    }
+}
+
+#[test]
+fn a_repeat_is_not_acknowledged_before_its_first_is_durable_even_where_retention_has_dropped_that() {
+    let mut world = stage_on_disk(1, 0, &["ana", "bob"], |settings| {
+        settings.session.history_messages = 4;
+        settings.log.early_delivery = true;
+    });
+    say(&mut world, 0, 1);
+    slow_down(&mut world, 60_000_000);
+    let acked = count(&world, 0, "rw.ack");
+    (0..20).for_each(|_| world.message_to(0, "s.0", &Value::Null, 50, false));
+    world.run_for(50);
+    assert_eq!(world.clients[1].held.get("s.0"), Some(&21), "delivered early");
+    assert!(world.bounds("s.0").0 > 2, "the first of them is retained no longer");
+    let first = world.clients[0].past[1].clone();
+    world.send_past(0, &first);
+    world.run_for(50);
+    assert_eq!(count(&world, 0, "rw.ack"), acked, "nothing is written yet");
+    assert!(world.run_until(200_000, all_in));
+    assert_eq!(count(&world, 0, "rw.ack"), acked + 21);
+    finish(&mut world);
+}
+
+/// What the log's memory has no room for, so that reading goes to the disk.
+fn fill(world: &mut World, messages: usize) {
+    for _ in 0..messages {
+        world.message_to(0, "s.0", &Value::Null, 60_000, false);
+        world.run_for(80);
+    }
+}
+
+#[test]
+fn history_that_is_being_read_from_disk_is_answered_before_a_detach() {
+    for shards in [1, 2] {
+        let mut world = stage_on_disk(shards, 300, &["ana", "bob"], |_| {});
+        world.command(1, "rw.attach", "s.9", json!({}), What::Attach { asked: Vec::new(), resume: None });
+        fill(&mut world, 60);
+        assert!(world.run_until(2_000, all_in));
+        slow_down(&mut world, 100_000);
+        world.command(1, "rw.history", "s.0", json!({"after": 0, "limit": 5}), What::Other("rw.history_end"));
+        world.command(1, "rw.detach", "s.0", json!({}), What::Other("rw.detached"));
+        assert!(world.run_until(5_000, all_in), "{:?}", world.clients[1].waiting());
+        assert_eq!(["rw.history_end", "rw.detached", "rw.error"].map(|kind| count(&world, 1, kind)), [1, 1, 0]);
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn a_reader_that_reads_from_disk_what_retention_drops_meanwhile_goes_on_behind_the_gap() {
+    let mut world = stage_on_disk(1, 300, &["ana", "bob"], |settings| settings.session.history_messages = 50);
+    say(&mut world, 0, 1);
+    world.end_link(1, true);
+    let now = world.now();
+    world.clients[1].stay_away_ms(&now, 10_000_000);
+    fill(&mut world, 60);
+    let now = world.now();
+    world.clients[1].stay_away_ms(&now, 0);
+    // A page takes longer than it takes to drop what is on it.
+    slow_down(&mut world, 20_000_000);
+    fill(&mut world, 60);
+    slow_down(&mut world, 300);
+    assert!(world.run_until(60_000, all_in));
+    world.run_for(1_000);
+    assert_eq!(world.clients[1].held.get("s.0"), Some(&121));
+    assert!(count(&world, 1, "rw.gap") > 1);
+    finish(&mut world);
 }

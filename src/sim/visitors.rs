@@ -40,6 +40,11 @@ impl Visitor {
         Self { errand, visit: None, next_ns, done: 0 }
     }
 
+    /// The process that it talked to is gone.
+    pub fn cut_off(&mut self) {
+        self.visit = None;
+    }
+
     /// Whether it waits for something.
     pub fn waits(&self) -> bool {
         self.visit.as_ref().is_some_and(|visit| match self.errand {

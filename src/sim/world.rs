@@ -1,6 +1,7 @@
 //! A process of several shards, its clients and the network between them, on one thread and in virtual time.
 
 use super::client::Client;
+use super::disk::{Disk, DiskFaults};
 use super::net::{Engine, Faults, Net, SimIo};
 use super::oracle::Oracle;
 use super::pipe::{CERTIFICATE, KEY, Pipe};
@@ -88,6 +89,8 @@ pub struct Plan {
     pub shards: usize,
     pub lane_depth: usize,
     pub faults: Faults,
+    /// Of the disks, where `settings.log.dir` is set.
+    pub disk: DiskFaults,
     pub settings: Settings,
 }
 
@@ -98,7 +101,7 @@ pub struct World {
     pub key: HashKey,
     pub seats: Vec<Seat>,
     pub net: Net,
-    bells: Vec<Option<u64>>,
+    pub bells: Vec<Option<u64>>,
     pub clients: Vec<Client>,
     pub oracle: Oracle,
     pub faults: Faults,
@@ -124,6 +127,47 @@ pub struct World {
     pub rosters: BTreeMap<(usize, String, Option<String>), Roster>,
     /// Whom the node's tables still count.
     pub admission: Arc<Admission>,
+    pub lane_depth: usize,
+    /// How often the process ended without a word.
+    pub crashes: u64,
+}
+
+impl Seat {
+    /// A shard as its process makes it, with nothing in it.
+    pub fn new(
+        shard: usize,
+        key: HashKey,
+        (mesh, admission): (&Arc<Mesh>, &Arc<Admission>),
+        snapshot: &Arc<Snapshot>,
+        seed: u64,
+        disk: Disk,
+    ) -> Self {
+        let (port_bell, counters) = (Arc::new(PortBell::default()), shared_counters());
+        let (port, receiver) = port(shard, Arc::clone(&port_bell) as Arc<dyn Bell>, Arc::clone(&counters));
+        let core = Core::new(CoreOptions {
+            shard,
+            key,
+            mesh: Arc::clone(mesh),
+            admission: Arc::clone(admission),
+            counters: Arc::clone(&counters),
+            port: receiver,
+            snapshot: Arc::clone(snapshot),
+            seed,
+        });
+        let engine = Engine::new(snapshot.settings.server.max_connections, disk);
+        Self {
+            core,
+            engine,
+            counters,
+            next: Next::Again,
+            asleep: false,
+            again: 0,
+            paused_until: 0,
+            port,
+            port_bell,
+            stopped: false,
+        }
+    }
 }
 
 /// The id of a client's token.
@@ -157,30 +201,13 @@ impl World {
         });
         let seats = (0..plan.shards)
             .map(|shard| {
-                let (port_bell, counters) = (Arc::new(PortBell::default()), shared_counters());
-                let (port, receiver) = port(shard, Arc::clone(&port_bell) as Arc<dyn Bell>, Arc::clone(&counters));
-                let core = Core::new(CoreOptions {
-                    shard,
-                    key,
-                    mesh: Arc::clone(&mesh),
-                    admission: Arc::clone(&admission),
-                    counters: Arc::clone(&counters),
-                    port: receiver,
-                    snapshot: Arc::clone(&snapshot),
-                    seed: random.next(),
-                });
-                Seat {
-                    core,
-                    engine: Engine::new(plan.settings.server.max_connections),
-                    counters,
-                    next: Next::Again,
-                    asleep: false,
-                    again: 0,
-                    paused_until: 0,
-                    port,
-                    port_bell,
-                    stopped: false,
+                let disk = Disk::new(plan.settings.log.segment_bytes, plan.disk);
+                let mut seat = Seat::new(shard, key, (&mesh, &admission), &snapshot, random.next(), disk);
+                if plan.settings.log.dir.is_some() {
+                    let now = Tick { mono_ns: 1_000_000, wall_ms: EPOCH_WALL_MS };
+                    super::crash::recover(&mut seat, key, shard, plan.settings.log.segment_bytes, false, now).unwrap();
                 }
+                seat
             })
             .collect();
         Self {
@@ -209,6 +236,8 @@ impl World {
             revoked_users: BTreeMap::new(),
             rosters: BTreeMap::new(),
             admission,
+            lane_depth: plan.lane_depth,
+            crashes: 0,
         }
     }
 
@@ -259,6 +288,11 @@ impl World {
     /// The oldest and the newest `seq` of a session, as its home has them.
     pub fn bounds(&self, session: &str) -> (u64, u64) {
         self.seats[self.home(session)].core.session_bounds(session).unwrap_or((1, 0))
+    }
+
+    /// The newest `seq` that a session's home has appended, whether or not it may be seen yet.
+    pub fn appended(&self, session: &str) -> u64 {
+        self.seats[self.home(session)].core.appended_head(session)
     }
 
     /// A client's new connection, to some shard.
@@ -320,7 +354,7 @@ impl World {
         timer
             || self.bells[shard].is_some_and(|at| at <= self.now_ns)
             || seat.port_bell.0.load(Ordering::SeqCst)
-            || !seat.engine.disk.answers.is_empty()
+            || seat.engine.disk.due_ns().is_some_and(|at| at <= self.now_ns)
             || seat.engine.accepting && !seat.engine.backlog.is_empty()
             || (0..seat.engine.slots.len()).any(|index| self.due(shard, index).is_some())
     }
@@ -406,8 +440,9 @@ impl World {
                 self.tell_due(shard, index, due);
             }
         }
-        for answer in std::mem::take(&mut self.seats[shard].engine.disk.answers) {
+        while let Some(answer) = self.seats[shard].engine.disk.next_answer(&mut self.random, self.now_ns) {
             news = true;
+            self.trace(&[9, shard as u64]);
             self.with_io(shard, |core, io, now| core.event(io, answer.event(), now));
         }
         let rung = self.bells[shard].is_some_and(|at| at <= self.now_ns);
@@ -495,10 +530,19 @@ impl World {
         let slots = self.seats.iter().flat_map(|seat| &seat.engine.slots).filter(|slot| slot.fd.is_some());
         let slots = slots.flat_map(|slot| [slot.quiet_ns, slot.writable_ns.filter(|at| *at > self.now_ns)]).flatten();
         let bells = self.bells.iter().flatten().copied();
+        let disks = self.seats.iter().filter(|seat| !seat.stopped).filter_map(|seat| seat.engine.disk.due_ns());
         let clients = self.clients.iter().filter_map(|client| self.client_due(client));
         let visitors = self.visitors.iter().filter_map(|visitor| self.visitor_due(visitor));
         // What is due and was not done waits for a shard that stands still.
-        seats.chain(paused).chain(slots).chain(bells).chain(clients).chain(visitors).filter(|at| *at > self.now_ns).min()
+        seats
+            .chain(paused)
+            .chain(slots)
+            .chain(bells)
+            .chain(disks)
+            .chain(clients)
+            .chain(visitors)
+            .filter(|at| *at > self.now_ns)
+            .min()
     }
 
     /// Whether every replay is over.

@@ -3,7 +3,7 @@
 
     python3 -m venv target/conformance-venv
     target/conformance-venv/bin/pip install -r tests/conformance/requirements.txt
-    target/conformance-venv/bin/python tests/conformance/run.py [--binary PATH] [--cases GLOB ...]
+    target/conformance-venv/bin/python tests/conformance/run.py [--binary PATH] [--engine NAME] [--cases GLOB ...]
 
 The exit code is 0 where every case passed, closed with the right code, and as many ran as there are. Rate limits do not
 apply on /v1/echo; its message limit is 16 MiB, which the cases 9.* reach.
@@ -32,6 +32,7 @@ GOOD_CLOSE = {"OK", "INFORMATIONAL"}
 CONFIG = """
 [server]
 listen = "127.0.0.1:0"
+engine = "ENGINE"
 shards = 1
 pin = false
 max_connections = 1000
@@ -83,9 +84,9 @@ def run_cases(url, cases, output):
     os._exit(0)
 
 
-def start_gateway(binary, folder):
+def start_gateway(binary, engine, folder):
     """Starts the gateway; its process and its client port, read from the log line that announces it."""
-    (folder / "ringway.toml").write_text(CONFIG)
+    (folder / "ringway.toml").write_text(CONFIG.replace("ENGINE", engine))
     (folder / "secret").write_bytes(os.urandom(32).hex().encode())
     log = open(folder / "log", "w+", encoding="utf-8")
     gateway = subprocess.Popen(
@@ -118,6 +119,7 @@ def stop_gateway(gateway):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--binary", default="target/release/ringway", help="the gateway to run")
+    arguments.add_argument("--engine", default="auto", help="the gateway's server.engine: auto, ring, monoio or epoll")
     arguments.add_argument("--cases", nargs="*", default=[], help='case ids or globs, like "9.*"; all where left out')
     arguments.add_argument("--child", nargs=2, metavar=("URL", "FILE"), help=argparse.SUPPRESS)
     given = arguments.parse_args()
@@ -128,7 +130,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("conformance: told to end"))
     with tempfile.TemporaryDirectory(prefix="ringway-conformance-") as name:
         folder = pathlib.Path(name)
-        gateway, port = start_gateway(given.binary, folder)
+        gateway, port = start_gateway(given.binary, given.engine, folder)
         report = folder / "verdicts.json"
         command = [sys.executable, __file__, "--child", f"ws://127.0.0.1:{port}/v1/echo", str(report)]
         if given.cases:

@@ -22,6 +22,11 @@ impl LogFolder {
     }
 
     pub fn start(&self, settings: &[(&str, &str)]) -> Gateway {
+        self.with(settings, Gateway::start)
+    }
+
+    /// Does something with the settings of a gateway with this log.
+    pub fn with<T>(&self, settings: &[(&str, &str)], what: impl FnOnce(&[(&str, &str)]) -> T) -> T {
         let path = format!("{:?}", self.0.join("log"));
         let mut all = vec![
             ("log.dir", path.as_str()),
@@ -30,7 +35,7 @@ impl LogFolder {
             ("limits.bytes_per_second", "0"),
         ];
         all.extend(settings);
-        Gateway::start(&all)
+        what(&all)
     }
 
     /// When the first shard's segments that are in use were begun, by their headers (Unix ms).
@@ -162,6 +167,16 @@ async fn kill_rounds(settings: &[(&str, &str)]) {
         let said: Vec<(u64, u64)> = speaker.acknowledged.iter().map(|(number, seq)| (*number, *seq)).collect();
         assert_eq!(said, hearer.heard, "each at the place that its acknowledgement named");
     }
+    for name in ["write_seconds", "sync_seconds", "batch_bytes"] {
+        // The first sync of this start may still be under way.
+        let began = std::time::Instant::now();
+        while gateway.metric(&format!("ringway_log_{name}_count"), "") == 0 {
+            assert!(began.elapsed() < std::time::Duration::from_secs(10), "{name}");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+    let written_bytes = gateway.metric("ringway_log_written_bytes_total", "");
+    assert!(gateway.metric("ringway_log_batch_bytes_sum", "") >= written_bytes, "each write's bytes are counted");
     // The tools agree, on the directory of a gateway that runs.
     let verified =
         std::process::Command::new(env!("CARGO_BIN_EXE_ringway")).args(["log", "verify"]).arg(log.0.join("log")).output();

@@ -1,29 +1,98 @@
-//! Where the kernel refuses io_uring, one clear line and exit code 1.
+//! Where the kernel refuses io_uring the gateway serves on epoll, and says so; one that is told to use it says in one line why it can't.
+//! With `RINGWAY_TEST_ENGINE=refused` all of these tests run so.
 
-use crate::gateway::{SECRET, config, folder, run_command};
-use std::process::Command;
+use crate::client::Client;
+use crate::gateway::{Gateway, PATIENCE, SECRET, can_refuse, config, folder, refusing, run_command};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+/// The refusal is injected by a tracer; a machine without one, or one that forbids tracing, can't make the case.
+fn skipped() -> bool {
+    let skipped = !can_refuse();
+    if skipped {
+        eprintln!("skipped: strace is not here or may not trace");
+    }
+    skipped
+}
+
+fn refused(error: &str) -> Command {
+    let words = refusing(error);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).arg(env!("CARGO_BIN_EXE_ringway"));
+    command
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_refused_io_uring_serves_on_epoll_and_says_so() {
+    if skipped() {
+        return;
+    }
+    for error in ["EPERM", "ENOSYS"] {
+        let mut gateway = Gateway::start_under(&refusing(error), &[("server.engine", r#""auto""#), ("server.shards", "2")]);
+        let line = gateway.logged("its engine", |line| line["message"] == "engine");
+        assert_eq!((&line["engine"], &line["level"]), (&"monoio on epoll".into(), &"WARN".into()), "{line}");
+        let why = line["why"].as_str().unwrap();
+        assert!(why.contains("not ring: io_uring is refused: "), "{why}");
+        assert_eq!(gateway.metric("ringway_engine_info", r#"engine="monoio",driver="epoll""#), 1);
+        let mut ana = Client::join(&gateway, "s", "ana").await;
+        let mut ben = Client::join(&gateway, "s", "ben").await;
+        ana.publish("session", "hello").await;
+        assert_eq!(ben.take("chat").await["payload"], "hello");
+    }
+}
 
 #[test]
-fn a_refused_ring_is_one_line_with_its_fix() {
-    // The refusal is injected by a tracer; a machine without one, or one that forbids tracing, can't make the case.
-    let traces = Command::new("strace").args(["-qq", "-e", "trace=none", "true"]).output();
-    if !traces.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: strace is not here or may not trace");
+fn a_ring_that_was_asked_for_and_is_refused_is_one_line_with_its_fix() {
+    if skipped() {
         return;
     }
     let folder = folder();
     std::fs::write(folder.join("secret"), SECRET).unwrap();
-    std::fs::write(folder.join("ringway.toml"), config(&[])).unwrap();
+    std::fs::write(folder.join("ringway.toml"), config(&[("server.engine", r#""ring""#)])).unwrap();
     let file = folder.join("ringway.toml");
-    for arguments in [vec!["serve", "--config", file.to_str().unwrap()], vec!["dev", "--listen", "127.0.0.1:0"]] {
-        for (error, part) in [("EPERM", "io_uring"), ("ENOSYS", "io_uring")] {
-            let mut command = Command::new("strace");
-            command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=io_uring_setup", "-e"]);
-            command.arg(format!("inject=io_uring_setup:error={error}")).arg(env!("CARGO_BIN_EXE_ringway")).args(&arguments);
-            let (exit, stdout, stderr) = run_command(&mut command);
+    let dev = ["dev", "--engine", "ring", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    for arguments in [&["serve", "--config", file.to_str().unwrap()][..], &dev] {
+        for error in ["EPERM", "ENOSYS"] {
+            let (exit, stdout, stderr) = run_command(refused(error).args(arguments));
             assert_eq!((exit, &*stdout, stderr.lines().count()), (1, "", 1), "{arguments:?} {error}: {stderr}");
-            assert!(stderr.contains(part), "{stderr}");
+            assert!(stderr.contains(r#"server.engine = "ring" is not possible here: ring: io_uring is refused"#), "{stderr}");
+            assert!(stderr.contains(r#"set server.engine to "auto""#), "{stderr}");
         }
     }
+    let (exit, told, _) = run_command(refused("EPERM").args(["doctor", "--config", file.to_str().unwrap()]));
+    assert!(exit == 1 && told.contains("BLOCKING  server.engine = \"ring\" is not possible here"), "{told}");
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn the_doctor_and_dev_say_which_engine_runs() {
+    if skipped() {
+        return;
+    }
+    let (_, told, _) = run_command(refused("EPERM").arg("doctor"));
+    assert!(told.contains("warning   io_uring is refused: ") && told.contains("the engine is monoio on epoll: "), "{told}");
+    let mut child = refused("EPERM")
+        .args(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (sink, lines) = std::sync::mpsc::channel();
+    let stdout = child.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let _ = sink.send(line);
+        }
+    });
+    let engine = loop {
+        let line = lines.recv_timeout(PATIENCE).expect("the welcome of dev names its engine");
+        if line.starts_with("  engine ") {
+            break line;
+        }
+    };
+    assert!(engine.starts_with("  engine   monoio on epoll: ") && engine.contains("not ring: io_uring is refused"), "{engine}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    reader.join().unwrap();
 }

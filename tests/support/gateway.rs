@@ -34,6 +34,26 @@ const DEFAULTS: [(&str, &str); 12] = [
     ("diagnostics.log_level", r#""debug""#),
 ];
 
+/// The engine under the gateways of this run, where the run is for one: one of `server.engine`'s names, or `refused`, where a tracer
+/// refuses io_uring to a gateway that may choose.
+pub fn engine() -> Option<String> {
+    std::env::var("RINGWAY_TEST_ENGINE").ok().filter(|engine| !engine.is_empty())
+}
+
+/// What a gateway is started under so that the kernel refuses it io_uring with this error. The gateway is the child, the tracer is not.
+pub fn refusing(error: &str) -> Vec<String> {
+    let refuse = format!("inject=io_uring_setup:error={error}");
+    ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=io_uring_setup", "-e", &refuse]
+        .map(str::to_owned)
+        .into()
+}
+
+/// Whether there is a tracer, and it may trace.
+pub fn can_refuse() -> bool {
+    let traces = Command::new("strace").args(["-D", "-f", "--seccomp-bpf", "-qq", "-e", "trace=none", "true"]).output();
+    traces.is_ok_and(|output| output.status.success())
+}
+
 /// An empty folder of this test's own.
 pub fn folder() -> PathBuf {
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
@@ -45,7 +65,9 @@ pub fn folder() -> PathBuf {
 /// The configuration's text: the defaults of the tests with these over them.
 pub fn config(settings: &[(&str, &str)]) -> String {
     let mut sections: BTreeMap<&str, BTreeMap<&str, &str>> = BTreeMap::new();
-    for (name, value) in DEFAULTS.iter().chain(settings) {
+    let engine = engine().filter(|engine| engine != "refused").map(|engine| format!("{engine:?}"));
+    let engine = engine.as_deref().map(|engine| ("server.engine", engine));
+    for (name, value) in DEFAULTS.iter().chain(engine.as_ref()).chain(settings) {
         let (section, key) = name.split_once('.').unwrap();
         sections.entry(section).or_default().insert(key, value);
     }
@@ -66,19 +88,54 @@ pub struct Gateway {
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub folder: PathBuf,
+    under: Vec<String>,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
 impl Gateway {
     pub fn start(settings: &[(&str, &str)]) -> Self {
+        let under = if engine().as_deref() == Some("refused") { refusing("EPERM") } else { Vec::new() };
+        Self::start_under(&under, settings)
+    }
+
+    /// Starts it by these words, where there are any, before its own command.
+    pub fn start_under(under: &[String], settings: &[(&str, &str)]) -> Self {
+        Self::launch(Self::configured(settings), under.to_vec())
+    }
+
+    /// One whose log's directory is the empty folder `log`, where a file system of its own is mounted, in memory, of so many bytes; a
+    /// file `filler` has `filler_bytes` of it. Only its process sees it; [`Gateway::inside`] is the way there. `None` where this host
+    /// lets nobody mount.
+    pub fn start_on_small_disk(log: &Path, bytes: u64, filler_bytes: u64, settings: &[(&str, &str)]) -> Option<Self> {
+        let namespaces = ["--user", "--map-root-user", "--mount"];
+        if !Command::new("unshare").args(namespaces).arg("true").status().is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let path = format!("{log:?}");
+        let settings: Vec<(&str, &str)> = settings.iter().copied().chain([("log.dir", path.as_str())]).collect();
+        let script = r#"mount -t tmpfs -o "size=$1" tmpfs "$3" && head -c "$2" /dev/zero > "$3/filler" && shift 3 && exec "$@""#;
+        let (bytes, filler_bytes) = (bytes.to_string(), filler_bytes.to_string());
+        let shell = ["sh", "-c", script, "sh", &bytes, &filler_bytes, log.to_str().unwrap()];
+        let under: Vec<String> = ["unshare"].iter().chain(&namespaces).chain(&shell).map(|word| (*word).to_owned()).collect();
+        Some(Self::start_under(&under, &settings))
+    }
+
+    /// A path as its process sees it.
+    pub fn inside(&self, path: &Path) -> PathBuf {
+        Path::new(&format!("/proc/{}/root", self.pid())).join(path.strip_prefix("/").unwrap())
+    }
+
+    fn configured(settings: &[(&str, &str)]) -> PathBuf {
         let folder = folder();
         std::fs::write(folder.join("secret"), SECRET).unwrap();
         std::fs::write(folder.join("ringway.toml"), config(settings)).unwrap();
-        Self::launch(folder)
+        folder
     }
 
-    fn launch(folder: PathBuf) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringway"))
+    fn launch(folder: PathBuf, under: Vec<String>) -> Self {
+        let words: Vec<&str> = under.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_ringway")]).collect();
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .args(["serve", "--config"])
             .arg(folder.join("ringway.toml"))
             .stdin(Stdio::null())
@@ -94,7 +151,7 @@ impl Gateway {
             }
         });
         let unknown: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let mut gateway = Self { child, address: unknown, admin: unknown, folder, lines };
+        let mut gateway = Self { child, address: unknown, admin: unknown, folder, under, lines };
         let line = gateway.logged("that it serves", |line| line["message"] == "serving");
         let address = |key: &str| line[key].as_str().unwrap().parse().unwrap();
         (gateway.address, gateway.admin) = (address("address"), address("admin"));
@@ -109,7 +166,13 @@ impl Gateway {
 
     /// Starts one that has ended once more, with the same configuration and on new ports.
     pub fn again(mut self) -> Self {
-        Self::launch(std::mem::take(&mut self.folder))
+        Self::launch(std::mem::take(&mut self.folder), std::mem::take(&mut self.under))
+    }
+
+    /// The same with another configuration.
+    pub fn again_with(mut self, settings: &[(&str, &str)]) -> Self {
+        std::fs::write(self.folder.join("ringway.toml"), config(settings)).unwrap();
+        Self::launch(std::mem::take(&mut self.folder), std::mem::take(&mut self.under))
     }
 
     pub fn pid(&self) -> u32 {

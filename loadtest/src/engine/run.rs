@@ -20,6 +20,8 @@ pub struct Plan {
     pub duration_ms: u64,
     /// The server, for CPU and memory.
     pub pid: Option<u32>,
+    /// Count its open files too, which takes a while where there are many.
+    pub open_files: bool,
     pub progress: bool,
 }
 
@@ -62,6 +64,11 @@ impl Context {
         self.gate.early.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Whether the window is over, or another worker has given up.
+    pub fn is_over(&self) -> bool {
+        self.gate.over.load(Ordering::SeqCst)
+    }
+
     /// Waits for the end of the window, then until nothing is `pending`, at most `drain_ms`.
     pub async fn finish(&self, drain_ms: u64, pending: impl Fn() -> bool) {
         let end_ns = self.window.end_ns.load(Ordering::SeqCst);
@@ -101,6 +108,7 @@ pub struct Sample {
     pub open: u64,
     pub server_cpu: Option<Cpu>,
     pub server_rss_bytes: Option<u64>,
+    pub server_open_files: Option<u64>,
     pub worker_cpu: Vec<Cpu>,
 }
 
@@ -314,6 +322,7 @@ fn sample(plan: &Plan, counters: &[Arc<Counters>], threads: &[AtomicI32], memory
         open: sum(&|c| c.open.get()),
         server_cpu: plan.pid.filter(|_| memory).and_then(measure::process_cpu),
         server_rss_bytes: plan.pid.filter(|_| memory).and_then(measure::rss_bytes),
+        server_open_files: plan.pid.filter(|_| memory && plan.open_files).and_then(measure::open_files),
         worker_cpu: threads.iter().map(|thread| measure::thread_cpu(thread.load(Ordering::SeqCst)).unwrap_or_default()).collect(),
     }
 }

@@ -120,16 +120,23 @@ pub enum Timing {
     Connect,
     /// Connect to all missed messages received.
     Resume,
+    /// Due to sent: the generator's own share of the latency at a fixed rate.
+    SentLate,
 }
 
-pub const TIMINGS: [(Timing, &str); 4] =
-    [(Timing::Message, "message"), (Timing::Ack, "ack"), (Timing::Connect, "connect"), (Timing::Resume, "resume")];
+pub const TIMINGS: [(Timing, &str); 5] = [
+    (Timing::Message, "message"),
+    (Timing::Ack, "ack"),
+    (Timing::Connect, "connect"),
+    (Timing::Resume, "resume"),
+    (Timing::SentLate, "sent late"),
+];
 
 /// A worker's books.
 pub struct Stats {
     counters: Arc<Counters>,
     window: Arc<Window>,
-    series: [RefCell<Series>; 4],
+    series: [RefCell<Series>; TIMINGS.len()],
     problems: RefCell<Vec<String>>,
 }
 

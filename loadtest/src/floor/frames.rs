@@ -1,5 +1,7 @@
 //! Client frames to server frames, in place: a server's head is four bytes shorter, so the answer fits where the frame lay.
 
+use crate::dialect::{BARE_ACK, BARE_ACK_BYTES};
+use crate::stamp;
 use crate::wire::{self, Head, WireError};
 
 /// What a stretch of received bytes came to.
@@ -9,7 +11,7 @@ pub struct Turned {
     pub out: std::ops::Range<usize>,
     /// Where the bytes begin that are not a whole frame yet.
     pub rest_at: usize,
-    /// The peer sent a close frame: its echo is the last of `out`.
+    /// The peer sent a close frame, and nothing after it counts; where control frames are taken, its echo is the last of `out`.
     pub closing: bool,
 }
 
@@ -32,6 +34,55 @@ fn wanted(take: Take, head: &Head) -> bool {
 /// Turns the whole frames of `bytes` (unmasked on the way) into server frames. With [`Take::Control`] `bytes` must be a copy: what
 /// is not taken is overwritten too.
 pub fn turn(bytes: &mut [u8], take: Take) -> Result<Turned, WireError> {
+    turn_where(bytes, |head, _, _| wanted(take, head))
+}
+
+/// As [`turn`] with [`Take::Data`]; appends to `answers` what their sender is to get, in the frames' order: an ack of each message,
+/// a pong, the echo of a close. A message too short for a mark and a continuation have no ack.
+pub fn relay(bytes: &mut [u8], answers: &mut Vec<u8>) -> Result<Turned, WireError> {
+    turn_where(bytes, |head, payload, key| {
+        match head.opcode {
+            wire::TEXT | wire::BINARY => {
+                if let Some(mark) = payload.first_chunk() {
+                    push_ack(answers, *mark, key);
+                }
+            }
+            wire::PING => push_unmasked(answers, wire::PONG, payload, key),
+            wire::CLOSE => push_unmasked(answers, wire::CLOSE, payload, key),
+            _ => {}
+        }
+        wanted(Take::Data, head)
+    })
+}
+
+/// The mark is the payload's first bytes, still masked.
+fn push_ack(answers: &mut Vec<u8>, mut mark: [u8; stamp::BYTES], key: [u8; 4]) {
+    const FILLED: [u8; BARE_ACK_BYTES] = [b' '; BARE_ACK_BYTES];
+    wire::apply_mask(&mut mark, key);
+    let at = push_head(answers, wire::TEXT, BARE_ACK_BYTES);
+    answers.extend_from_slice(&FILLED);
+    let (ack, rest) = answers[at..].split_at_mut(BARE_ACK.len());
+    ack.copy_from_slice(BARE_ACK);
+    rest[..stamp::BYTES].copy_from_slice(&mark);
+}
+
+fn push_unmasked(answers: &mut Vec<u8>, opcode: u8, masked: &[u8], key: [u8; 4]) {
+    let at = push_head(answers, opcode, masked.len());
+    answers.extend_from_slice(masked);
+    wire::apply_mask(&mut answers[at..], key);
+}
+
+/// Appends the head of a final frame; answers where its payload goes.
+fn push_head(answers: &mut Vec<u8>, opcode: u8, payload_bytes: usize) -> usize {
+    let start = answers.len();
+    let end = start + wire::unmasked_head_bytes(payload_bytes);
+    answers.resize(end, 0);
+    wire::write_unmasked_head(&mut answers[start..], 0x80 | opcode, payload_bytes);
+    end
+}
+
+/// `is_taken` gets each whole frame once, its payload still masked with the key.
+fn turn_where(bytes: &mut [u8], mut is_taken: impl FnMut(&Head, &[u8], [u8; 4]) -> bool) -> Result<Turned, WireError> {
     let (mut at, mut out_start, mut out_end, mut closing) = (0, 0, 0, false);
     while !closing {
         let Some(head) = wire::parse_head(&bytes[at..])? else { break };
@@ -41,7 +92,7 @@ pub fn turn(bytes: &mut [u8], take: Take) -> Result<Turned, WireError> {
         if end > bytes.len() {
             break;
         }
-        if wanted(take, &head) {
+        if is_taken(&head, &bytes[payload_at..end], key) {
             wire::apply_mask(&mut bytes[payload_at..end], key);
             let opcode = if head.opcode == wire::PING { wire::PONG } else { head.opcode };
             let out_head = wire::unmasked_head_bytes(head.payload_bytes);
@@ -54,8 +105,8 @@ pub fn turn(bytes: &mut [u8], take: Take) -> Result<Turned, WireError> {
             let first = if head.fin { 0x80 | opcode } else { opcode };
             wire::write_unmasked_head(&mut bytes[out_end..out_end + out_head], first, head.payload_bytes);
             out_end += out_head + head.payload_bytes;
-            closing = head.opcode == wire::CLOSE;
         }
+        closing = head.opcode == wire::CLOSE;
         at = end;
     }
     Ok(Turned { out: out_start..out_end, rest_at: at, closing })
@@ -64,6 +115,8 @@ pub fn turn(bytes: &mut [u8], take: Take) -> Result<Turned, WireError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialect::{Incoming, read_bare};
+    use crate::stamp::Stamp;
     use crate::wire::{BINARY, CLOSE, PING, TEXT, push_masked};
 
     fn server_frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -106,6 +159,42 @@ mod tests {
         let expected =
             [server_frame(0x81, b"one"), server_frame(0x8a, b"p"), server_frame(0x81, b"two"), server_frame(0x88, &[3, 232])];
         assert_eq!(&all[turned.out], &expected.concat()[..]);
+    }
+
+    #[test]
+    fn a_relay_has_the_data_for_the_peer_and_answers_for_the_sender_in_order() {
+        let mark = Stamp { sender: 7, number: 8, intended_ns: 9 };
+        let message = [&mark.write()[..], b" and more"].concat();
+        let mut bytes = Vec::new();
+        push_masked(&mut bytes, TEXT, &message, [1, 2, 3, 4]);
+        push_masked(&mut bytes, PING, b"p", [9, 2, 2, 2]);
+        push_masked(&mut bytes, TEXT, b"too short for a mark", [3, 3, 3, 3]);
+        push_masked(&mut bytes, BINARY, &mark.write(), [8, 7, 6, 5]);
+        let cut_at = bytes.len();
+        push_masked(&mut bytes, BINARY, &message, [8, 7, 6, 5]);
+        bytes.pop();
+        let mut answers = b"before".to_vec();
+        let turned = relay(&mut bytes, &mut answers).unwrap();
+        let expected =
+            [server_frame(0x81, &message), server_frame(0x81, b"too short for a mark"), server_frame(0x82, &mark.write())];
+        assert_eq!((&bytes[turned.out], turned.rest_at, turned.closing), (&expected.concat()[..], cut_at, false));
+        let mut ack = [&b"ack"[..], &mark.write()].concat();
+        ack.resize(BARE_ACK_BYTES, b' ');
+        assert_eq!(read_bare(&ack), Incoming::Ack(mark));
+        let expected = [b"before".to_vec(), server_frame(0x81, &ack), server_frame(0x8a, b"p"), server_frame(0x81, &ack)];
+        assert_eq!(answers, expected.concat());
+    }
+
+    #[test]
+    fn nothing_after_a_close_is_relayed() {
+        let mut bytes = Vec::new();
+        push_masked(&mut bytes, TEXT, b"before", [1, 1, 1, 1]);
+        push_masked(&mut bytes, CLOSE, &[3, 232], [4, 4, 4, 4]);
+        push_masked(&mut bytes, TEXT, b"after", [1, 1, 1, 1]);
+        let mut answers = Vec::new();
+        let turned = relay(&mut bytes, &mut answers).unwrap();
+        assert!(turned.closing);
+        assert_eq!((&bytes[turned.out], answers), (&server_frame(0x81, b"before")[..], server_frame(0x88, &[3, 232])));
     }
 
     #[test]

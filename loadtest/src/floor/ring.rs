@@ -9,6 +9,7 @@
 use super::Kind;
 use super::buffers::{Buffers, GROUP};
 use super::frames::{self, Take};
+use super::pairs::{Pair, Pairs};
 use crate::wire;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use std::io;
@@ -31,6 +32,8 @@ const KIND: u64 = 0xff << 56;
 #[derive(Default)]
 struct Connection {
     fd: RawFd,
+    /// Of the relay.
+    pair: Option<Pair>,
     live: bool,
     upgraded: bool,
     receiving: bool,
@@ -43,6 +46,8 @@ struct Connection {
     pending: Option<Box<Vec<u8>>>,
 }
 
+const _: () = assert!(size_of::<Connection>() == 32);
+
 /// A send of the turn: whose, and what. The bytes stay where they are until its completion is read.
 #[derive(Clone, Copy)]
 struct Sent {
@@ -51,7 +56,8 @@ struct Sent {
     bytes: usize,
 }
 
-/// The frames that came in this turn, to go to all others.
+/// What goes out at the turn's end, and whose it is: a fan-out's frames, to all but who sent them; a relay's answers, to whom they
+/// are for.
 #[derive(Default)]
 struct Batch {
     bytes: Vec<u8>,
@@ -67,10 +73,13 @@ pub struct Server {
     accepting: bool,
     connections: Vec<Connection>,
     free: Vec<u32>,
+    /// Let go in this turn: free once the turn's batch, which may name them, is on its way.
+    freed: Vec<u32>,
+    pairs: Pairs,
     completions: Vec<(u64, i32, u32)>,
     sent: Vec<Sent>,
     sent_before: Vec<Sent>,
-    /// Whose bytes wait for a send of the same turn to be over.
+    /// Whose bytes, or whose end, wait for a send of the same turn to be over.
     deferred: Vec<u32>,
     lent: Vec<u16>,
     lent_before: Vec<u16>,
@@ -107,6 +116,8 @@ impl Server {
             accepting: false,
             connections: Vec::new(),
             free: Vec::new(),
+            freed: Vec::new(),
+            pairs: Pairs::new(),
             completions: Vec::new(),
             sent: Vec::new(),
             sent_before: Vec::new(),
@@ -156,8 +167,9 @@ impl Server {
         }
         self.completions = completions;
         if !self.batch.parts.is_empty() {
-            self.fan_out();
+            if self.kind == Kind::Relay { self.answer() } else { self.fan_out() }
         }
+        self.free.append(&mut self.freed);
         // The sends of the turn before are over, so nothing of theirs is read by the kernel any more.
         self.sent_before.clear();
         self.owned_before.clear();
@@ -257,8 +269,13 @@ impl Server {
             return;
         }
         let bytes = self.buffers.filled(id, filled);
-        if connection.upgraded && connection.partial.is_none() && self.kind == Kind::Echo {
-            match frames::turn(bytes, Take::All) {
+        if connection.upgraded && connection.partial.is_none() && self.kind != Kind::Fanout {
+            let answers_at = self.batch.bytes.len();
+            let turned = match self.kind {
+                Kind::Relay => frames::relay(bytes, &mut self.batch.bytes),
+                _ => frames::turn(bytes, Take::All),
+            };
+            match turned {
                 Ok(turned) => {
                     if turned.rest_at < bytes.len() {
                         connection.partial = Some(Box::new(bytes[turned.rest_at..].to_vec()));
@@ -267,8 +284,10 @@ impl Server {
                     let out = &bytes[turned.out];
                     let (start, length) = (out.as_ptr(), out.len());
                     self.lent.push(id);
-                    if length > 0 {
-                        self.send(index, start, length);
+                    if let Some(to) = self.bound_for(index, answers_at)
+                        && length > 0
+                    {
+                        self.send(to, start, length);
                     }
                 }
                 Err(_) => {
@@ -284,38 +303,49 @@ impl Server {
         self.on_gathered(index, gathered);
     }
 
-    /// The road for all but whole frames of an echo: the upgrade, cut frames, and the fan-out's few senders.
+    /// Who gets an echo's or a relay's frames of `index`; books the relay's answers to it, those from `answers_at` on.
+    fn bound_for(&mut self, index: u32, answers_at: usize) -> Option<u32> {
+        if self.kind != Kind::Relay {
+            return Some(index);
+        }
+        let answers = answers_at..self.batch.bytes.len();
+        if !answers.is_empty() {
+            self.batch.parts.push((index, answers));
+        }
+        let peer = self.pairs.peer(self.connections[index as usize].pair?, index)?;
+        // Nothing follows a close frame, and what is cut takes nothing.
+        (!self.connections[peer as usize].closing).then_some(peer)
+    }
+
+    /// The road for all but whole frames of an echo or a relay: the upgrade, cut frames, and the fan-out's few senders.
     fn on_gathered(&mut self, index: u32, mut gathered: Vec<u8>) {
         if !self.connections[index as usize].upgraded {
             let Some(end) = wire::http_head_end(&gathered) else {
                 self.connections[index as usize].partial = Some(Box::new(gathered));
                 return;
             };
-            let answer = std::str::from_utf8(&gathered[..end]).ok().and_then(|head| wire::http_header(head, "sec-websocket-key")).map(|key| {
-                format!(
-                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n",
-                    wire::accept_value(key)
-                )
-            });
-            let Some(answer) = answer else { return self.cut(index) };
-            self.connections[index as usize].upgraded = true;
-            self.send_owned(index, answer.into_bytes());
+            self.upgrade(index, &gathered[..end]);
             gathered.drain(..end);
-            if gathered.is_empty() {
+            if gathered.is_empty() || self.connections[index as usize].closing {
                 return;
             }
         }
         let rest_at = match self.kind {
-            Kind::Echo => match frames::turn(&mut gathered, Take::All) {
-                Ok(turned) => {
-                    self.connections[index as usize].closing = turned.closing;
-                    if !turned.out.is_empty() {
-                        self.send_owned(index, gathered[turned.out].to_vec());
-                    }
-                    turned.rest_at
+            Kind::Echo | Kind::Relay => {
+                let answers_at = self.batch.bytes.len();
+                let turned = match self.kind {
+                    Kind::Relay => frames::relay(&mut gathered, &mut self.batch.bytes),
+                    _ => frames::turn(&mut gathered, Take::All),
+                };
+                let Ok(turned) = turned else { return self.cut(index) };
+                self.connections[index as usize].closing = turned.closing;
+                if let Some(to) = self.bound_for(index, answers_at)
+                    && !turned.out.is_empty()
+                {
+                    self.send_owned(to, gathered[turned.out].to_vec());
                 }
-                Err(_) => return self.cut(index),
-            },
+                turned.rest_at
+            }
             Kind::Fanout => {
                 let mut copy = gathered.clone();
                 match (frames::turn(&mut copy, Take::Control), frames::turn(&mut gathered, Take::Data)) {
@@ -341,6 +371,43 @@ impl Server {
         }
     }
 
+    /// Answers an upgrade request; a refused connection is closing.
+    fn upgrade(&mut self, index: u32, head: &[u8]) {
+        let head = std::str::from_utf8(head).unwrap_or_default();
+        let Some(key) = wire::http_header(head, "sec-websocket-key") else { return self.cut(index) };
+        let connection = &mut self.connections[index as usize];
+        if self.kind == Kind::Relay {
+            match self.pairs.join(head, index) {
+                Ok(pair) => connection.pair = Some(pair),
+                Err(refused) => {
+                    connection.closing = true;
+                    let status = refused.status();
+                    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                    return self.send_owned(index, answer.into_bytes());
+                }
+            }
+        }
+        connection.upgraded = true;
+        let answer = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n",
+            wire::accept_value(key)
+        );
+        self.send_owned(index, answer.into_bytes());
+    }
+
+    /// One send for each receive: the acks of its messages, its pongs, and the echo of its close.
+    fn answer(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        for (index, part) in &batch.parts {
+            // Also where it is closing, for the echo of its close is one of these.
+            if self.connections[*index as usize].live {
+                let answers = &batch.bytes[part.clone()];
+                self.send(*index, answers.as_ptr(), answers.len());
+            }
+        }
+        self.batch = batch;
+    }
+
     /// One send a reader: all of the turn's frames, but a sender's own.
     fn fan_out(&mut self) {
         let batch = std::mem::take(&mut self.batch);
@@ -362,7 +429,8 @@ impl Server {
         for index in senders {
             let others = batch.parts.iter().filter(|(sender, _)| *sender != index);
             let bytes = others.flat_map(|(_, part)| &batch.bytes[part.clone()]).copied().collect::<Vec<u8>>();
-            if !bytes.is_empty() && !self.connections[index as usize].closing {
+            let connection = &self.connections[index as usize];
+            if !bytes.is_empty() && connection.live && !connection.closing {
                 self.send_owned(index, bytes);
             }
         }
@@ -391,6 +459,10 @@ impl Server {
             return;
         }
         connection.sending = true;
+        if connection.closing {
+            // Its last: nothing else may ever wake the loop to end it.
+            self.deferred.push(index);
+        }
         let slot = self.sent.len() as u64;
         let entry = opcode::Send::new(types::Fd(connection.fd), start, u32::try_from(bytes).unwrap_or(u32::MAX))
             .flags(libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
@@ -463,8 +535,11 @@ impl Server {
         }
         // SAFETY: no operation names this descriptor any more, and `live` makes this the only close of it.
         unsafe { libc::close(connection.fd) };
+        if let Some(pair) = connection.pair {
+            self.pairs.leave(pair, index);
+        }
         *connection = Connection::default();
-        self.free.push(index);
+        self.freed.push(index);
         if !self.accepting {
             self.accept();
         }

@@ -152,7 +152,7 @@ struct Sender {
     template: RefCell<Template>,
     burst: u64,
     in_flight: u64,
-    /// A bare server acknowledges nothing.
+    /// Whether the server acknowledges messages.
     acks: bool,
     closed_loop: bool,
     sent: Cell<u64>,
@@ -296,7 +296,7 @@ pub fn measure(
     let mut sent_of = std::collections::BTreeMap::new();
     for (number, sent, acked) in run.results.iter().flat_map(|books| &books.sent) {
         loss.sent += sent;
-        if access.speaks_envelopes() {
+        if access.acknowledges() {
             loss.unanswered += sent.saturating_sub(*acked);
         }
         sent_of.insert(*number, *sent);
@@ -400,7 +400,7 @@ impl Worker<'_> {
                 )),
                 burst: self.options.burst.max(1) as u64,
                 in_flight: self.options.in_flight.max(1) as u64,
-                acks: self.access.speaks_envelopes(),
+                acks: self.access.acknowledges(),
                 closed_loop: self.options.rate.is_none(),
                 sent: Cell::new(0),
                 acked: Cell::new(0),
@@ -454,6 +454,7 @@ impl Worker<'_> {
         let pacer = Rc::new(Pacer::new(begin_ns, end_ns, mine));
         let count = self.senders.len() as u64;
         let sending = pacer.keep(self.options.quantum_us * 1000, |message, due_ns| {
+            self.context.stats.time(Timing::SentLate, due_ns, now_ns());
             self.senders[usize::try_from(message % count).unwrap_or(0)].send_burst(due_ns);
         });
         sending.await.map_err(|error| format!("the schedule's timer failed: {error}"))

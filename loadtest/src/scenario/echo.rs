@@ -138,6 +138,7 @@ async fn drive(context: &Context, clients: &[Rc<Client>], options: &Options) -> 
     let pacer = Rc::new(Pacer::new(begin_ns, end_ns, rate / context.workers as f64));
     let count = clients.len() as u64;
     let sending = pacer.keep(options.quantum_us * 1000, |message, due_ns| {
+        context.stats.time(Timing::SentLate, due_ns, now_ns());
         let client = &clients[usize::try_from(message % count).unwrap_or(0)];
         client.send(due_ns);
         client.connection.flush();

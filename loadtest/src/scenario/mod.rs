@@ -3,6 +3,7 @@
 pub mod connect;
 pub mod deliver;
 pub mod echo;
+pub mod history;
 pub mod reconnect;
 
 use crate::engine::connection::{Connection, Ended, Inbox, Next};
@@ -47,6 +48,7 @@ pub fn plan(label: &str, target: &Target, options: &Options) -> Plan {
         warmup_ms: milliseconds(options.warmup_s),
         duration_ms: milliseconds(options.duration_s).max(100),
         pid: target.pid,
+        open_files: false,
         progress: !options.quiet && std::io::stderr().is_terminal(),
     }
 }

@@ -312,6 +312,7 @@ pub fn measure(cuts: Cuts, label: &str, target: &Target, options: &Options) -> R
     let rate = options.rate.unwrap_or(a_pair * pairs as f64);
     let access = Access::new(target);
     let mut plan = plan(label, target, options);
+    plan.open_files = matches!(cuts, Cuts::Churn(_));
     let kills = Kills::default();
     if let Cuts::Kills { rounds, .. } = cuts {
         // Each round is another process. The last one ends the window.
@@ -338,7 +339,9 @@ pub fn measure(cuts: Cuts, label: &str, target: &Target, options: &Options) -> R
     let mut loss = Loss::default();
     run.results.iter().for_each(|(worker, _)| loss.add(worker));
     let cut: u64 = run.results.iter().map(|(_, cut)| cut).sum();
-    let growth = growth_mib_per_hour(&run.samples.iter().map(|s| (s.at_ns, s.server_rss_bytes)).collect::<Vec<_>>());
+    let rss: Vec<_> = run.samples.iter().map(|sample| (sample.at_ns, sample.server_rss_bytes)).collect();
+    let files: Vec<_> = run.samples.iter().map(|sample| (sample.at_ns, sample.server_open_files)).collect();
+    let most_files = files.iter().filter_map(|(_, files)| *files).max();
     let mut measured = common_figures(run, "message", "messages", loss);
     if let Some(longest_ns) = away_ns.iter().max() {
         let loss = &measured.loss;
@@ -349,8 +352,14 @@ pub fn measure(cuts: Cuts, label: &str, target: &Target, options: &Options) -> R
     } else {
         measured.figures.push(Figure::neutral("connections cut", "", cut as f64));
     }
-    if let (Cuts::Churn(_), Some(growth)) = (cuts, growth) {
-        measured.figures.push(Figure::lower("server RSS growth".into(), "MiB/h", growth));
+    if matches!(cuts, Cuts::Churn(_)) {
+        if let Some(growth) = growth_per_hour(&rss) {
+            measured.figures.push(Figure::lower("server RSS growth".into(), "MiB/h", growth / f64::from(1 << 20)));
+        }
+        if let (Some(growth), Some(most)) = (growth_per_hour(&files), most_files) {
+            measured.figures.push(Figure::neutral("server open files, most", "", most as f64));
+            measured.figures.push(Figure::lower("server open files, growth".into(), "/h", growth));
+        }
     }
     Ok(measured)
 }
@@ -468,18 +477,18 @@ async fn cut_off(links: Vec<Rc<Link>>, cuts: Cuts, start_ns: u64, end_ns: u64, w
     cut
 }
 
-/// Memory of the last quarter against that of the second one: the first is warm-up.
-fn growth_mib_per_hour(samples: &[(u64, Option<u64>)]) -> Option<f64> {
+/// What a server has in the last quarter against the second one: the first is warm-up.
+fn growth_per_hour(samples: &[(u64, Option<u64>)]) -> Option<f64> {
     let quarter = samples.len() / 4;
     if quarter == 0 {
         return None;
     }
     let mean = |part: &[(u64, Option<u64>)]| {
-        let rss = part.iter().map(|(_, rss)| rss.map(|rss| rss as f64)).sum::<Option<f64>>()? / part.len() as f64;
-        Some((part.iter().map(|(at_ns, _)| *at_ns as f64).sum::<f64>() / part.len() as f64, rss))
+        let value = part.iter().map(|(_, value)| value.map(|value| value as f64)).sum::<Option<f64>>()? / part.len() as f64;
+        Some((part.iter().map(|(at_ns, _)| *at_ns as f64).sum::<f64>() / part.len() as f64, value))
     };
     let (early, late) = (mean(&samples[quarter..2 * quarter])?, mean(&samples[samples.len() - quarter..])?);
-    Some((late.1 - early.1) / f64::from(1 << 20) / ((late.0 - early.0) / 3.6e12))
+    Some((late.1 - early.1) / ((late.0 - early.0) / 3.6e12))
 }
 
 #[cfg(test)]
@@ -488,12 +497,11 @@ mod tests {
 
     #[test]
     fn growth_is_the_slope_after_warm_up() {
-        let mib = 1_u64 << 20;
         let second = 1_000_000_000;
-        let steady: Vec<_> = (0..100).map(|at| (at * second, Some(if at < 20 { at * mib } else { 20 * mib }))).collect();
-        assert!(growth_mib_per_hour(&steady).unwrap().abs() < 40.0);
-        let leaking: Vec<_> = (0..100).map(|at| (at * second, Some(at * mib))).collect();
-        assert!((growth_mib_per_hour(&leaking).unwrap() - 3600.0).abs() < 1.0);
-        assert_eq!(growth_mib_per_hour(&[(0, None); 8]), None);
+        let steady: Vec<_> = (0..100).map(|at| (at * second, Some(at.min(20)))).collect();
+        assert!(growth_per_hour(&steady).unwrap().abs() < 40.0);
+        let leaking: Vec<_> = (0..100).map(|at| (at * second, Some(at))).collect();
+        assert!((growth_per_hour(&leaking).unwrap() - 3600.0).abs() < 1.0);
+        assert_eq!(growth_per_hour(&[(0, None); 8]), None);
     }
 }

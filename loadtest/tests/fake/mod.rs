@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// The promise it breaks, every so many messages.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +21,8 @@ pub enum Fault {
     Repeat(u64),
     /// Delivered and not acknowledged.
     Withhold(u64),
+    /// Left out where somebody catches up.
+    Skip(usize),
     /// A repeated id is taken for a new message.
     ForgetIds,
 }
@@ -135,7 +138,8 @@ fn serve(stream: TcpStream, sessions: &Sessions, number: u64, fault: Fault, mess
         send(&mut own, r#"{"type":"rw.error","id":"","payload":{"code":"auth.missing"}}"#);
         return None;
     }
-    welcome(&mut own, sessions, number, &client, &home, &hello);
+    let skipped = if let Fault::Skip(every) = fault { every } else { usize::MAX };
+    welcome(&mut own, sessions, number, (&client, &home), &hello, skipped);
     while let Some(text) = frames.text() {
         message(&mut own, sessions, &client, &text, fault, messages);
     }
@@ -147,7 +151,7 @@ fn serve(stream: TcpStream, sessions: &Sessions, number: u64, fault: Fault, mess
     Some(())
 }
 
-fn welcome(own: &mut TcpStream, sessions: &Sessions, number: u64, client: &str, home: &str, hello: &Value) {
+fn welcome(own: &mut TcpStream, sessions: &Sessions, number: u64, (client, home): (&str, &str), hello: &Value, skipped: usize) {
     let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
     let session = sessions.entry(home.to_owned()).or_default();
     let head = session.log.len() as u64;
@@ -160,7 +164,10 @@ fn welcome(own: &mut TcpStream, sessions: &Sessions, number: u64, client: &str, 
         .flatten()
         .filter_map(|room| room.as_str().map(|room| format!("room:{room}")))
         .collect();
-    for logged in session.log.iter().skip(usize::try_from(start).unwrap()) {
+    for (place, logged) in session.log.iter().enumerate().skip(usize::try_from(start).unwrap()) {
+        if (place + 1).is_multiple_of(skipped) {
+            continue;
+        }
         if logged.from != client && (logged.to.is_empty() || rooms.contains(&logged.to)) {
             send(own, &logged.text);
         }
@@ -200,6 +207,12 @@ fn message(own: &mut TcpStream, sessions: &Sessions, client: &str, text: &str, f
         }
     }
     session.log.push(Logged { from: client.to_owned(), id: id.clone(), to, text });
+    drop(sessions);
+    if fault == Fault::ForgetIds {
+        // Late, so that whenever a client is cut off some are not acknowledged.
+        #[allow(clippy::disallowed_methods, reason = "this client's own thread")]
+        std::thread::sleep(Duration::from_millis(1));
+    }
     if !matches!(fault, Fault::Withhold(every) if count.is_multiple_of(every)) {
         send(own, &ack(seq));
     }

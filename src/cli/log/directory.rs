@@ -97,10 +97,11 @@ impl Directory {
         if !format.exists() {
             return Err(at(path, &"is no log's directory: it must hold a file `format`"));
         }
-        let key = key_of(&read_file(&format, FORMAT_BYTES_MAX)?).map_err(|error| at(&format, &error))?;
+        let (key, in_force) = format_of(&read_file(&format, FORMAT_BYTES_MAX)?).map_err(|error| at(&format, &error))?;
         let mut shards = Vec::new();
         for (name, path) in names(path)? {
-            let Some(generation) = number::<u32>(&name) else { continue };
+            // Another one is left of a change that was interrupted.
+            let Some(generation) = number::<u32>(&name).filter(|generation| *generation == in_force) else { continue };
             for (name, path) in names(&path)? {
                 if let Some(shard) = name.strip_prefix("shard-").and_then(number::<u16>) {
                     shards.push(Shard { generation, shard, path });
@@ -133,7 +134,8 @@ impl Directory {
     }
 }
 
-fn key_of(format: &[u8]) -> Result<HashKey, String> {
+/// The key, and the generation in force.
+fn format_of(format: &[u8]) -> Result<(HashKey, u32), String> {
     let text = std::str::from_utf8(format).map_err(|_| "not UTF-8".to_owned())?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.message().to_owned())?;
     match table.get("version").and_then(toml::Value::as_integer) {
@@ -145,7 +147,10 @@ fn key_of(format: &[u8]) -> Result<HashKey, String> {
     }
     let digits = table.get("key").and_then(toml::Value::as_str).filter(|key| key.len() == 32 && key.is_ascii());
     let key = digits.and_then(|digits| u128::from_str_radix(digits, 16).ok());
-    key.map(|key| HashKey(key.to_be_bytes())).ok_or_else(|| "key: must be 32 hexadecimal digits".to_owned())
+    let key = key.ok_or_else(|| "key: must be 32 hexadecimal digits".to_owned())?;
+    let generation = table.get("generation").and_then(toml::Value::as_integer).and_then(|number| u32::try_from(number).ok());
+    let generation = generation.ok_or_else(|| "generation: must be a number".to_owned())?;
+    Ok((HashKey(key.to_be_bytes()), generation))
 }
 
 impl Shard {

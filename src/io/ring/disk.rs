@@ -3,55 +3,23 @@
 
 use super::{Completion, Op, Ring, plain, untag};
 use crate::io::chunk::Chunk;
-use crate::io::files::{Answer, FilesHandle, segment_path};
+use crate::io::segments::{Disk, Segments};
 use crate::io::{Event, Shard};
-use crate::limits::{READ_BACK_BYTES_MAX, READ_BACKS_MAX};
+use crate::limits::READ_BACKS_MAX;
 use crate::time::Tick;
 use io_uring::{opcode, types};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Times one operation is submitted again after EINTR or EAGAIN.
 const TRIES_MAX: u8 = 16;
 /// How long an engine that ends waits for what the disk is still doing.
 const END_WAIT: Duration = Duration::from_secs(5);
-
-/// Where a shard keeps its log.
-#[derive(Debug)]
-pub struct Disk {
-    /// The shard's own.
-    pub directory: PathBuf,
-    /// The size of each segment's file.
-    pub segment_bytes: u64,
-    /// Segments that are there already, by number; open for reading, or for writing too.
-    pub segments: Vec<(u64, File)>,
-    /// Their indexes, where they have one.
-    pub indexes: Vec<(u64, File)>,
-    /// From [`crate::io::files::start`], which was given the eventfd that the engine is given.
-    pub files: FilesHandle,
-}
-
-struct Place {
-    directory: PathBuf,
-    segment_bytes: u64,
-    files: FilesHandle,
-}
-
-struct Segment {
-    file: File,
-    index: Option<File>,
-    /// Indexes that were made anew, closed when nothing is under way: an operation that is queued names its file by number.
-    replaced: Vec<File>,
-    /// Operations accepted and not yet answered.
-    operations: usize,
-    /// To be deleted when there are none.
-    doomed: bool,
-}
 
 enum Kind {
     /// The chunk is held so that it is neither freed nor used again while the kernel reads it.
@@ -62,7 +30,6 @@ enum Kind {
     Sync,
     /// The first `done` bytes of `len` have been read.
     Read {
-        of_index: bool,
         buffer: Vec<u8>,
         done: usize,
         len: usize,
@@ -72,6 +39,8 @@ enum Kind {
 struct Operation {
     segment: u64,
     tag: u64,
+    /// Open as long as this is: an index may be made anew meanwhile.
+    file: Arc<File>,
     /// Where in the file it goes on.
     at: u64,
     tries: u8,
@@ -81,8 +50,7 @@ struct Operation {
 /// What the engine keeps of its disk.
 #[derive(Default)]
 pub(super) struct Operations {
-    place: Option<Place>,
-    segments: BTreeMap<u64, Segment>,
+    pub(super) segments: Segments,
     /// In the kernel, by the number their completions bear.
     in_flight: Vec<Option<Operation>>,
     free: Vec<u32>,
@@ -90,53 +58,14 @@ pub(super) struct Operations {
     reads_waiting: VecDeque<Operation>,
     /// Buffers of reads that are over; with those in flight, [`READ_BACKS_MAX`] at most.
     spare: Vec<Vec<u8>>,
-    /// What is known without the kernel, to be told with the next events.
-    pub(super) answers: VecDeque<Event<'static>>,
 }
 
 impl Operations {
     pub(super) fn new(disk: Option<Disk>) -> Self {
-        let Some(Disk { directory, segment_bytes, segments, indexes, files }) = disk else { return Self::default() };
-        ignore_file_size_signal();
-        let mut segments: BTreeMap<u64, Segment> =
-            segments.into_iter().map(|(number, file)| (number, Segment::new(file))).collect();
-        for (number, file) in indexes {
-            if let Some(segment) = segments.get_mut(&number) {
-                segment.index = Some(file);
-            }
+        if disk.is_some() {
+            ignore_file_size_signal();
         }
-        Self { place: Some(Place { directory, segment_bytes, files }), segments, ..Self::default() }
-    }
-
-    /// Counts an operation on a segment in.
-    fn enter(&mut self, segment: u64, at: u64, len: usize) -> Result<(), i32> {
-        let Some(place) = &self.place else { return Err(libc::ENODEV) };
-        let Some(segment) = self.segments.get_mut(&segment).filter(|segment| !segment.doomed) else { return Err(libc::ENOENT) };
-        if at.checked_add(len as u64).is_none_or(|end| end > place.segment_bytes) {
-            return Err(libc::EFBIG);
-        }
-        segment.operations += 1;
-        Ok(())
-    }
-
-    /// Counts it out; a segment that waited for it to be deleted is.
-    fn leave(&mut self, number: u64) {
-        if let Some(segment) = self.segments.get_mut(&number) {
-            segment.operations -= 1;
-            if segment.operations == 0 {
-                segment.replaced.clear();
-            }
-            self.delete_if_over(number);
-        }
-    }
-
-    fn delete_if_over(&mut self, number: u64) {
-        if self.segments.get(&number).is_some_and(|segment| segment.doomed && segment.operations == 0) {
-            let open = self.segments.remove(&number).map_or_else(Vec::new, Segment::into_files);
-            if let Some(place) = &mut self.place {
-                place.files.delete(number, segment_path(&place.directory, number), open);
-            }
-        }
+        Self { segments: Segments::new(disk), ..Self::default() }
     }
 
     fn take(&mut self, number: u32) -> Option<Operation> {
@@ -178,48 +107,29 @@ impl Operations {
     }
 }
 
-impl Segment {
-    const fn new(file: File) -> Self {
-        Self { file, index: None, replaced: Vec::new(), operations: 0, doomed: false }
-    }
-
-    fn into_files(self) -> Vec<File> {
-        let mut files = self.replaced;
-        files.push(self.file);
-        files.extend(self.index);
-        files
-    }
-}
-
 impl Ring {
     pub(super) fn start_write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64) {
         assert!(part.end <= chunk.len(), "a write of bytes to {} of a chunk that holds {}", part.end, chunk.len());
-        match self.disk.enter(segment, at, part.len()) {
-            Ok(()) => self.submit(Operation { segment, tag, at, tries: 0, kind: Kind::Write { chunk, part } }),
-            Err(errno) => self.disk.answers.push_back(Event::Written { tag, result: Err(errno) }),
+        match self.disk.segments.enter_write(segment, at, part.len()) {
+            Ok(file) => self.submit(Operation { segment, tag, file, at, tries: 0, kind: Kind::Write { chunk, part } }),
+            Err(errno) => self.disk.segments.answers.push_back(Event::Written { tag, result: Err(errno) }),
         }
     }
 
     pub(super) fn start_sync(&mut self, segment: u64, tag: u64) {
-        match self.disk.enter(segment, 0, 0) {
-            Ok(()) => self.submit(Operation { segment, tag, at: 0, tries: 0, kind: Kind::Sync }),
-            Err(errno) => self.disk.answers.push_back(Event::Synced { tag, result: Err(errno) }),
+        match self.disk.segments.enter_write(segment, 0, 0) {
+            Ok(file) => self.submit(Operation { segment, tag, file, at: 0, tries: 0, kind: Kind::Sync }),
+            Err(errno) => self.disk.segments.answers.push_back(Event::Synced { tag, result: Err(errno) }),
         }
     }
 
     pub(super) fn start_read_back(&mut self, segment: u64, of_index: bool, at: u64, len: usize, tag: u64) {
-        // It may ask beyond the end of the file, where there is nothing to read.
-        let entered = match self.disk.segments.get(&segment) {
-            _ if len > READ_BACK_BYTES_MAX => Err(libc::EINVAL),
-            Some(found) if of_index && found.index.is_none() => Err(libc::ENOENT),
-            _ => self.disk.enter(segment, if of_index { 0 } else { at }, 0),
+        let file = match self.disk.segments.enter_read(segment, of_index, at, len) {
+            Ok(file) => file,
+            Err(errno) => return self.disk.segments.answers.push_back(Event::ReadBack { tag, result: Err(errno) }),
         };
-        if let Err(errno) = entered {
-            self.disk.answers.push_back(Event::ReadBack { tag, result: Err(errno) });
-            return;
-        }
-        let kind = Kind::Read { of_index, buffer: Vec::new(), done: 0, len };
-        let operation = Operation { segment, tag, at, tries: 0, kind };
+        let kind = Kind::Read { buffer: Vec::new(), done: 0, len };
+        let operation = Operation { segment, tag, file, at, tries: 0, kind };
         if self.disk.reads < READ_BACKS_MAX {
             self.submit_read(operation);
         } else {
@@ -239,43 +149,6 @@ impl Ring {
         self.submit(operation);
     }
 
-    pub(super) fn start_prepare(&mut self, number: u64) {
-        let Operations { place, segments, answers, .. } = &mut self.disk;
-        match place {
-            None => answers.push_back(Event::SegmentReady { number, result: Err(libc::ENODEV) }),
-            Some(_) if segments.contains_key(&number) => {
-                answers.push_back(Event::SegmentReady { number, result: Err(libc::EEXIST) });
-            }
-            Some(place) => place.files.prepare(number, segment_path(&place.directory, number), place.segment_bytes),
-        }
-    }
-
-    pub(super) fn start_index(&mut self, number: u64) {
-        let Operations { place, segments, answers, .. } = &mut self.disk;
-        let errno = match (place, segments.get(&number).filter(|segment| !segment.doomed)) {
-            (None, _) => libc::ENODEV,
-            (Some(_), None) => libc::ENOENT,
-            // Opened anew, so that a file that was deleted under us still reads.
-            (Some(place), Some(segment)) => match segment.file.try_clone() {
-                Ok(file) => return place.files.index(number, segment_path(&place.directory, number), file),
-                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-            },
-        };
-        answers.push_back(Event::SegmentIndexed { number, result: Err(errno), unsaved: None });
-    }
-
-    pub(super) fn start_delete(&mut self, number: u64) {
-        let errno = match self.disk.segments.get_mut(&number) {
-            _ if self.disk.place.is_none() => libc::ENODEV,
-            Some(segment) if !segment.doomed => {
-                segment.doomed = true;
-                return self.disk.delete_if_over(number);
-            }
-            _ => libc::ENOENT,
-        };
-        self.disk.answers.push_back(Event::SegmentGone { number, result: Err(errno) });
-    }
-
     fn submit(&mut self, operation: Operation) {
         let number = self.disk.free.pop().unwrap_or_else(|| {
             self.disk.in_flight.push(None);
@@ -288,20 +161,16 @@ impl Ring {
     /// Queues what is left of an operation.
     fn push_operation(&mut self, number: u32) {
         let Some(operation) = &mut self.disk.in_flight[number as usize] else { return };
-        // An operation that is counted in keeps its segment.
-        let Some(segment) = self.disk.segments.get(&operation.segment) else { return };
-        let of_index = matches!(operation.kind, Kind::Read { of_index: true, .. });
-        let file = segment.index.as_ref().filter(|_| of_index).unwrap_or(&segment.file);
-        let fd = types::Fd(file.as_raw_fd());
+        let fd = types::Fd(operation.file.as_raw_fd());
         let bytes = |len| u32::try_from(len).expect("chunks and reads are below 4 GiB");
-        // The memory named here belongs to the operation, which stays where it is until its completion is taken.
+        // The memory and the file named here belong to the operation, which stays where it is until its completion is taken.
         let entry = match &mut operation.kind {
             Kind::Write { chunk, part } => {
                 let part = &chunk.bytes()[part.clone()];
                 opcode::Write::new(fd, part.as_ptr(), bytes(part.len())).offset(operation.at).build()
             }
             Kind::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Kind::Read { buffer, done, len, .. } => {
+            Kind::Read { buffer, done, len } => {
                 let rest = &mut buffer[*done..*len];
                 opcode::Read::new(fd, rest.as_mut_ptr(), bytes(rest.len())).offset(operation.at).build()
             }
@@ -333,8 +202,10 @@ impl Ring {
             operation.at += taken.unwrap_or(0) as u64;
             return self.push_operation(number);
         }
-        let Some(Operation { segment, tag, kind, .. }) = self.disk.take(number) else { return };
-        self.disk.leave(segment);
+        let Some(Operation { segment, tag, file, kind, .. }) = self.disk.take(number) else { return };
+        // A deleted file is closed for good on the files thread.
+        drop(file);
+        self.disk.segments.leave(segment);
         let result = taken.map(drop);
         match kind {
             Kind::Write { chunk, part } => {
@@ -355,34 +226,9 @@ impl Ring {
         }
     }
 
-    /// Somebody knocked, perhaps the files thread.
-    pub(super) fn take_files_answers(&mut self) {
-        let Operations { place: Some(place), segments, answers, .. } = &mut self.disk else { return };
-        while let Some(answer) = place.files.answer() {
-            answers.push_back(match answer {
-                Answer::Ready { number, result } => {
-                    Event::SegmentReady { number, result: result.map(|file| drop(segments.insert(number, Segment::new(file)))) }
-                }
-                Answer::Gone { number, result } => Event::SegmentGone { number, result },
-                Answer::Indexed { number, result, unsaved } => {
-                    let result = result.map(|(file, directory)| {
-                        if let Some(segment) = segments.get_mut(&number) {
-                            segment.replaced.extend(segment.index.replace(file));
-                            if segment.operations == 0 {
-                                segment.replaced.clear();
-                            }
-                        }
-                        directory
-                    });
-                    Event::SegmentIndexed { number, result, unsaved }
-                }
-            });
-        }
-    }
-
     pub(super) fn tell_disk_answers<S: Shard>(&mut self, shard: &mut S, now: Tick) {
-        for _ in 0..self.disk.answers.len() {
-            let Some(answer) = self.disk.answers.pop_front() else { break };
+        for _ in 0..self.disk.segments.answers.len() {
+            let Some(answer) = self.disk.segments.answers.pop_front() else { break };
             shard.event(self, answer, now);
         }
     }
@@ -408,7 +254,7 @@ impl Ring {
 }
 
 /// A file that would grow beyond RLIMIT_FSIZE is answered with EFBIG, and with a signal that by default ends the process.
-fn ignore_file_size_signal() {
+pub(in crate::io) fn ignore_file_size_signal() {
     // SAFETY: ignoring a signal runs no code of ours, and nothing here relies on this one.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

@@ -2,8 +2,9 @@
 #![allow(clippy::disallowed_methods, reason = "clocks that bound the tests")]
 
 use super::tests::{eventfd, pattern, play};
-use super::{Bells, Disk, Options, Ring};
+use super::{Bells, Options, Ring};
 use crate::io::chunk::Chunk;
+use crate::io::segments::Disk;
 use crate::io::{Event, Io, Next, files};
 use crate::limits::{CHUNK_BYTES, READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEGMENT_REQUESTS_MAX};
 use std::fs::File;
@@ -32,18 +33,9 @@ impl Drop for Directory {
     }
 }
 
-/// An index of a file: its length, as text, and then its bytes' sum.
-fn lengths(file: &mut dyn std::io::Read) -> std::io::Result<files::Indexed> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    let length = bytes.len().to_string();
-    let sum: u64 = bytes.iter().map(|byte| u64::from(*byte)).sum();
-    Ok(files::Indexed { bytes: format!("{length}{sum}").into(), directory_bytes: length.len() })
-}
-
 fn engine(directory: &Path, segment_bytes: u64, segments: Vec<(u64, File)>) -> (Ring, JoinHandle<()>) {
     let knock = eventfd();
-    let (thread, mut handles) = files::start(vec![knock.clone()], lengths).unwrap();
+    let (thread, mut handles) = files::start(vec![knock.clone()], 0, files::lengths).unwrap();
     let disk = Disk { directory: directory.to_owned(), segment_bytes, segments, indexes: Vec::new(), files: handles.remove(0) };
     (Ring::new(OPTIONS, None, Bells::new(1), knock, Some(disk)).unwrap(), thread)
 }

@@ -14,11 +14,12 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-pub use disk::Disk;
+pub(in crate::io) use disk::ignore_file_size_signal;
 pub use listen::listen;
 
 use crate::io::buffers::BufferRing;
 use crate::io::chunk::Chunk;
+use crate::io::segments::Disk;
 use crate::io::{ConnId, Event, Io, Next, Read, RingStats, Send, Sent, Shard};
 use crate::time::Tick;
 use disk::Operations;
@@ -229,7 +230,7 @@ impl Ring {
             let next = shard.turn(self, now);
             self.between_turns(now);
             self.reap();
-            let idle = self.backlog.is_empty() && self.quiet.is_empty() && self.disk.answers.is_empty();
+            let idle = self.backlog.is_empty() && self.quiet.is_empty() && self.disk.segments.answers.is_empty();
             match next {
                 Next::Stop => return Ok(()),
                 Next::Again => self.enter(0)?,
@@ -277,7 +278,7 @@ impl Ring {
             }
             Some(Op::Eventfd) => {
                 self.arm_eventfd();
-                self.take_files_answers();
+                self.disk.segments.take_files_answers();
                 shard.event(self, Event::Bell, now);
             }
             Some(Op::BellIn) => shard.event(self, Event::Bell, now),
@@ -487,15 +488,15 @@ impl Io for Ring {
     }
 
     fn index_segment(&mut self, number: u64) {
-        self.start_index(number);
+        self.disk.segments.index(number);
     }
 
     fn prepare_segment(&mut self, number: u64) {
-        self.start_prepare(number);
+        self.disk.segments.prepare(number);
     }
 
     fn delete_segment(&mut self, number: u64) {
-        self.start_delete(number);
+        self.disk.segments.delete(number);
     }
 
     fn ring_bell(&mut self, shard: usize) {

@@ -1,0 +1,341 @@
+//! `history`: a session that is larger than the gateway's memory, with readers at the tail under a live load, and one reader that
+//! catches up on it: from the start and from the middle in turns. Nothing may be missing, come twice or out of order, wherever a
+//! reader begins.
+
+use super::{DRAIN_MS, Measured, Reader, check_open_files, common_figures, leave, make_all, plan};
+use crate::clock::now_ns;
+use crate::dialect::{self, Incoming};
+use crate::engine::connection::{Connection, Ended, Next};
+use crate::engine::pacer::Pacer;
+use crate::engine::run::{BUSY_MAX, Context, pause_ms, run};
+use crate::engine::stats::{Stats, Timing};
+use crate::ledger::{Ledger, Loss};
+use crate::options::Options;
+use crate::report::{Figure, Spread};
+use crate::session::{Access, Joined, Member, Position};
+use crate::stamp::{Stamp, Template};
+use crate::target::Target;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Messages a second of the live load, where no `--rate` is given.
+pub const RATE: f64 = 500.0;
+const TAIL_READERS: usize = 20;
+/// Who a stamp is of: what was there before, and what comes live.
+const WRITER: u32 = 0;
+const LIVE: u32 = 1;
+/// Bytes of payloads that the history's writer has on their way, well inside what the gateway lets wait for its disk.
+const WRITING_BYTES_MAX: usize = 4 << 20;
+const RECEIVE_BYTES: usize = 256 << 10;
+/// The longest that catching up once may take.
+const LAP_MS_MAX: u64 = 120_000;
+
+/// What is in the session before the load begins, and where in it the far reader may be.
+struct Begin {
+    messages: u64,
+    start: Position,
+    /// Behind the first half: the position, and the number of the next message.
+    middle: (Position, u64),
+}
+
+/// The far reader once through, from where it was to `rw.caught_up`.
+struct Lap {
+    from_start: bool,
+    bytes: u64,
+    seconds: f64,
+}
+
+/// What the workers know of each other.
+#[derive(Default)]
+struct Shared {
+    begin: OnceLock<Begin>,
+    /// Live messages.
+    sent: AtomicU64,
+}
+
+/// What each of them joins the session with.
+struct Party {
+    access: Access,
+    stats: Rc<Stats>,
+    session: String,
+    payload_bytes: usize,
+}
+
+/// Runs it once, with the far reader or without it.
+pub fn measure(far: bool, label: &str, target: &Target, options: &Options) -> Result<Measured, String> {
+    if !target.speaks_envelopes() {
+        return Err("a history needs the gateway: give --spawn, or --url with --key".into());
+    }
+    let readers = options.connections.unwrap_or(TAIL_READERS);
+    check_open_files(readers + 3)?;
+    let (access, shared) = (Access::new(target), Shared::default());
+    let run = run(&plan(label, target, options), |context| work(context, access.clone(), &shared, options, (readers, far)))?;
+    let mut loss = Loss::default();
+    run.results.iter().for_each(|(worker, _)| loss.add(worker));
+    let laps: Vec<&Lap> = run.results.iter().flat_map(|(_, laps)| laps).collect();
+    let void = run.generator_busy() > BUSY_MAX;
+    let mut figures = Vec::new();
+    for (from_start, name) in [(true, "catch-up from the start"), (false, "catch-up from the middle")] {
+        let rates = laps.iter().filter(|lap| lap.from_start == from_start).map(|lap| lap.bytes as f64 / 1e6 / lap.seconds);
+        if let Some(rate) = Spread::of(rates) {
+            figures.push(Figure::higher(name.into(), "MB/s", rate.median).void_if(void));
+        }
+    }
+    if far {
+        figures.push(Figure::neutral("times caught up", "", laps.len() as f64));
+    }
+    let mut measured = common_figures(run, "delivery", "deliveries", loss);
+    measured.figures.extend(figures);
+    Ok(measured)
+}
+
+async fn work(
+    context: Context,
+    access: Access,
+    shared: &Shared,
+    options: &Options,
+    (readers, far): (usize, bool),
+) -> Result<(Loss, Vec<Lap>), String> {
+    let (session, stats, payload_bytes) = (access.session(0), Rc::clone(&context.stats), options.payload_bytes);
+    let party = Rc::new(Party { access, stats, session, payload_bytes });
+    let mut loss = Loss::default();
+    if context.worker == 0 {
+        let begin = party.write_history(options.history_bytes).await?;
+        loss.sent += begin.messages;
+        let _ = shared.begin.set(begin);
+    }
+    let begin = loop {
+        if let Some(begin) = shared.begin.get() {
+            break begin;
+        }
+        if context.is_over() {
+            return Err("the worker that writes the history gave up".into());
+        }
+        pause_ms(1).await;
+    };
+    let joined = make_all(context.share(readers), 64, |number| {
+        let party = Rc::clone(&party);
+        async move { party.join(&format!("tail-{number}"), number + 2, None).await }
+    })
+    .await?;
+    let mut tails = Vec::new();
+    let mut open = Vec::new();
+    for joined in joined {
+        let (party, ledger) = (Rc::clone(&party), Rc::new(RefCell::new(Ledger::default())));
+        tails.push(Rc::clone(&ledger));
+        let take = move |payload: &[u8]| party.take_at_tail(&ledger, payload);
+        open.push(Reader::start(&context, joined.connection, joined.inbox, take, || {}));
+    }
+    let sender = if context.worker == 0 { Some(party.sender(&context, &mut open).await?) } else { None };
+    let (begin_ns, end_ns) = context.ready().await;
+    // On the last worker: another one's than the sender's, where there are several.
+    let catching_up = (far && context.worker + 1 == context.workers).then(|| {
+        let (party, messages, start_ns) = (Rc::clone(&party), begin.messages, context.window_start_ns());
+        let places = [(begin.start.clone(), 0), begin.middle.clone()];
+        tokio_uring::spawn(async move { party.catch_up_again_and_again(&places, messages, start_ns).await })
+    });
+    if let Some(sender) = &sender {
+        let pacer = Rc::new(Pacer::new(begin_ns, end_ns, options.rate.unwrap_or(RATE)));
+        let sending = pacer.keep(options.quantum_us * 1000, |_, due_ns| {
+            sender.send(due_ns);
+            shared.sent.store(sender.sent.get(), Ordering::Release);
+        });
+        sending.await.map_err(|error| format!("the schedule's timer failed: {error}"))?;
+    }
+    let unanswered = || sender.as_ref().map_or(0, |sender| sender.sent.get() - sender.acked.get());
+    let sent = || shared.sent.load(Ordering::Acquire);
+    context.finish(DRAIN_MS, || unanswered() > 0 || tails.iter().any(|tail| tail.borrow().received < sent())).await;
+    let mut laps = Vec::new();
+    if let Some(catching_up) = catching_up {
+        let (all, booked) = catching_up.await.map_err(|error| format!("the far reader's task failed: {error}"))??;
+        loss.add(&booked);
+        laps = all;
+    }
+    leave(open).await;
+    if sender.is_some() {
+        loss.sent += sent();
+        loss.unanswered += unanswered();
+    }
+    tails.iter().for_each(|tail| loss.book(&tail.borrow(), sent()));
+    Ok((loss, laps))
+}
+
+impl Party {
+    async fn join(&self, client: &str, number: usize, resume: Option<&Position>) -> Result<Joined, String> {
+        let receive_bytes = RECEIVE_BYTES;
+        let member = Member { client, session: &self.session, rooms: &[], resume, receive_bytes, socket_buffer_bytes: None };
+        self.access.join(&self.stats, member, number).await
+    }
+
+    /// Makes the far reader a member, and then the session long.
+    async fn write_history(&self, bytes: u64) -> Result<Begin, String> {
+        // From before the first message on: what is sent before a client is known is not for it.
+        let far = self.join("far", 0, None).await?;
+        far.connection.cut();
+        let messages = (bytes / self.payload_bytes.max(1) as u64).max(2);
+        let in_flight = (WRITING_BYTES_MAX / self.payload_bytes.max(1)).clamp(1, 1000) as u64;
+        let Joined { connection, mut inbox, .. } = self.join("writer", 1, None).await?;
+        let mut template = self.access.message(&self.session, "", self.payload_bytes, connection.mask());
+        let (acked, sent, middle) = (Cell::new(0), Cell::new(0), Cell::new(None));
+        let refused = RefCell::new(None);
+        let mut send = || {
+            while sent.get() < messages.min(acked.get() + in_flight) {
+                connection.queue(template.stamped(Stamp { sender: WRITER, number: sent.get(), intended_ns: 0 }));
+                sent.set(sent.get() + 1);
+            }
+            connection.flush();
+        };
+        send();
+        let take = |payload: &[u8]| {
+            match self.access.read(payload) {
+                Incoming::Ack(stamp) => {
+                    acked.set(acked.get() + 1);
+                    if stamp.number + 1 == messages / 2 {
+                        middle.set(dialect::seq_of(payload));
+                    }
+                }
+                Incoming::Control => {}
+                _ => *refused.borrow_mut() = Some(shown(payload)),
+            }
+            if acked.get() == messages || refused.borrow().is_some() { Next::Stop } else { Next::Go }
+        };
+        let ended = inbox.run(&connection, |_, payload| take(payload), send).await;
+        if let Some(refused) = refused.take() {
+            return Err(format!("the history could not be written, the server said: {refused}"));
+        }
+        ended.map_err(|ended| format!("the history could not be written: {ended}"))?;
+        connection.cut();
+        let seq = middle.get().ok_or("an acknowledgement without a seq")?;
+        let middle = (Position { epoch: far.position.epoch.clone(), seq }, messages / 2);
+        Ok(Begin { messages, start: far.position, middle })
+    }
+
+    async fn sender(self: &Rc<Self>, context: &Context, open: &mut Vec<Reader>) -> Result<Rc<Sender>, String> {
+        let joined = self.join("sender", 1, None).await?;
+        let template = self.access.message(&self.session, "", self.payload_bytes, joined.connection.mask());
+        let sender = Rc::new(Sender {
+            connection: Rc::clone(&joined.connection),
+            template: RefCell::new(template),
+            sent: Cell::new(0),
+            acked: Cell::new(0),
+        });
+        let (party, own) = (Rc::clone(self), Rc::clone(&sender));
+        let take = move |payload: &[u8]| {
+            match party.access.read(payload) {
+                Incoming::Ack(stamp) => {
+                    own.acked.set(own.acked.get() + 1);
+                    party.stats.time(Timing::Ack, stamp.intended_ns, now_ns());
+                }
+                Incoming::Control => {}
+                _ => party.stats.problem(|| format!("the server said: {}", shown(payload))),
+            }
+            Next::Go
+        };
+        open.push(Reader::start(context, joined.connection, joined.inbox, take, || {}));
+        Ok(sender)
+    }
+
+    fn take_at_tail(&self, ledger: &RefCell<Ledger>, payload: &[u8]) -> Next {
+        match self.access.read(payload) {
+            Incoming::Message(stamp) if stamp.sender == LIVE => {
+                ledger.borrow_mut().receive(stamp.number);
+                self.stats.time(Timing::Message, stamp.intended_ns, now_ns());
+                self.stats.completed.add(1);
+                self.stats.delivered_bytes.add(payload.len() as u64);
+            }
+            Incoming::Control if !dialect::is_type(payload, b"rw.gap") => {}
+            _ => self.stats.problem(|| format!("a reader at the tail got: {}", shown(payload))),
+        }
+        Next::Go
+    }
+
+    /// While the load lasts: catches up from one of the places, each with the number of its first message, and from the other.
+    async fn catch_up_again_and_again(
+        &self,
+        places: &[(Position, u64); 2],
+        messages: u64,
+        start_ns: u64,
+    ) -> Result<(Vec<Lap>, Loss), String> {
+        while now_ns() < start_ns {
+            pause_ms(1).await;
+        }
+        let (mut laps, mut loss) = (Vec::new(), Loss::default());
+        for (from, first) in places.iter().cycle() {
+            if !self.stats.sending() {
+                break;
+            }
+            laps.push(self.catch_up(from, *first, messages, &mut loss).await?);
+        }
+        Ok((laps, loss))
+    }
+
+    async fn catch_up(&self, from: &Position, first: u64, messages: u64, loss: &mut Loss) -> Result<Lap, String> {
+        let began_ns = now_ns();
+        let Joined { connection, mut inbox, recovered, .. } = self.join("far", 0, Some(from)).await?;
+        if !recovered {
+            self.stats.problem(|| "the far reader was told that not all could be recovered".into());
+        }
+        let over = Rc::new(Cell::new(false));
+        let (watched, ended) = (Rc::clone(&connection), Rc::clone(&over));
+        let watch = tokio_uring::spawn(async move {
+            while !ended.get() && now_ns() < began_ns + LAP_MS_MAX * 1_000_000 {
+                pause_ms(20).await;
+            }
+            watched.cut();
+        });
+        let (mut history, mut live) = (Ledger::starting_at(first), Ledger::default());
+        let (mut bytes, mut last_seq, mut head) = (0, from.seq, None);
+        let mut take = |payload: &[u8]| {
+            bytes += payload.len() as u64;
+            match self.access.read(payload) {
+                Incoming::Message(stamp) => {
+                    if stamp.sender == WRITER { &mut history } else { &mut live }.receive(stamp.number);
+                    last_seq = dialect::seq_of(payload).unwrap_or(0);
+                }
+                Incoming::Control if dialect::is_type(payload, b"rw.caught_up") => {
+                    head = dialect::seq_of(payload);
+                    return Next::Stop;
+                }
+                Incoming::Control if !dialect::is_type(payload, b"rw.gap") => {}
+                _ => self.stats.problem(|| format!("the far reader got: {}", shown(payload))),
+            }
+            Next::Go
+        };
+        let ran = inbox.run(&connection, |_, payload| take(payload), || {}).await;
+        let seconds = (now_ns() - began_ns) as f64 / 1e9;
+        over.set(true);
+        watch.await.map_err(|error| format!("the far reader's watch failed: {error}"))?;
+        match ran {
+            Ok(()) if head == Some(last_seq) => {}
+            Ok(()) => self.stats.problem(|| format!("caught up to {head:?} with {last_seq} as the last message")),
+            Err(Ended::Eof) => return Err(format!("the far reader did not catch up within {} s", LAP_MS_MAX / 1000)),
+            Err(ended) => return Err(format!("the far reader was cut off: {ended}")),
+        }
+        loss.book(&history, messages);
+        loss.book(&live, 0);
+        loss.lost += live.holes();
+        Ok(Lap { from_start: first == 0, bytes, seconds })
+    }
+}
+
+struct Sender {
+    connection: Rc<Connection>,
+    template: RefCell<Template>,
+    sent: Cell<u64>,
+    acked: Cell<u64>,
+}
+
+impl Sender {
+    fn send(&self, intended_ns: u64) {
+        let stamp = Stamp { sender: LIVE, number: self.sent.get(), intended_ns };
+        self.sent.set(stamp.number + 1);
+        self.connection.queue(self.template.borrow_mut().stamped(stamp));
+        self.connection.flush();
+    }
+}
+
+fn shown(payload: &[u8]) -> String {
+    String::from_utf8_lossy(&payload[..payload.len().min(300)]).into_owned()
+}

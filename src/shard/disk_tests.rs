@@ -1,0 +1,245 @@
+//! A shard and its disk without an engine: what is asked of the disk is held until the test answers.
+
+use super::admission::Admission;
+use super::core::{Core, CoreOptions};
+use super::counters::shared_counters;
+use super::lanes::Mesh;
+use super::port::{Bell, Snapshot, port};
+use super::publish::Origin;
+use super::recover::{Found, Recovered, Replay};
+use crate::config::Settings;
+use crate::ids::{ConnId, HashKey};
+use crate::io::{Chunk, Event, Io, Read, RingStats, Send, Sent, Shard};
+use crate::log::{Geometry, Header, Kind, Level, MemberState, SessionState, StateError, read_record, write_record};
+use crate::protocol::Parser;
+use crate::session::{Place, Target};
+use crate::time::Tick;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+const KEY: HashKey = HashKey([3; 16]);
+const HOUR_MS: u64 = 3_600_000;
+const WALL_MS: u64 = 1_800_000_000_000;
+
+fn at(mono_ms: u64) -> Tick {
+    Tick { mono_ns: mono_ms * 1_000_000, wall_ms: WALL_MS + mono_ms }
+}
+
+/// What was asked and is not answered yet.
+#[derive(Debug, Default)]
+struct Held {
+    writes: Vec<u64>,
+    syncs: Vec<u64>,
+    prepared: Vec<u64>,
+    accepting: bool,
+}
+
+impl Io for Held {
+    fn accept(&mut self, on: bool) {
+        self.accepting = on;
+    }
+    fn adopt(&mut self, fd: OwnedFd) -> Result<ConnId, OwnedFd> {
+        Err(fd)
+    }
+    fn read(&mut self, _conn: ConnId, _mode: Read) {}
+    fn detach(&mut self, _conn: ConnId) -> Option<OwnedFd> {
+        None
+    }
+    fn finish(&mut self, _conn: ConnId) {}
+    fn close(&mut self, _conn: ConnId) {}
+    fn send_batch(&mut self, _batch: &[Send<'_>], out: &mut Vec<Sent>) {
+        out.clear();
+    }
+    fn want_write(&mut self, _conn: ConnId) {}
+    fn write(&mut self, _segment: u64, _at: u64, _chunk: Rc<Chunk>, _part: Range<usize>, tag: u64) {
+        self.writes.push(tag);
+    }
+    fn sync(&mut self, _segment: u64, tag: u64) {
+        self.syncs.push(tag);
+    }
+    fn read_back(&mut self, _segment: u64, _at: u64, _len: usize, _tag: u64) {}
+    fn read_index(&mut self, _segment: u64, _at: u64, _len: usize, _tag: u64) {}
+    fn index_segment(&mut self, _number: u64) {}
+    fn prepare_segment(&mut self, number: u64) {
+        self.prepared.push(number);
+    }
+    fn delete_segment(&mut self, _number: u64) {}
+    fn ring_bell(&mut self, _shard: usize) {}
+    fn clock(&self) -> Tick {
+        at(0)
+    }
+    fn stats(&self) -> RingStats {
+        RingStats::default()
+    }
+}
+
+#[derive(Debug)]
+struct Silent;
+
+impl Bell for Silent {
+    fn ring(&self) {}
+}
+
+fn core(settings: &str) -> Core {
+    let counters = shared_counters();
+    let (_, receiver) = port(0, Arc::new(Silent), Arc::clone(&counters));
+    let settings = Arc::new(Settings::parse(settings, []).unwrap());
+    let mut core = Core::new(CoreOptions {
+        shard: 0,
+        key: KEY,
+        mesh: Mesh::new(1),
+        admission: Arc::new(Admission::new(KEY)),
+        counters,
+        port: receiver,
+        snapshot: Arc::new(Snapshot { settings, ..Snapshot::default() }),
+        seed: 5,
+    });
+    core.take_disk(Geometry { segment_bytes: 2 << 20, shard: 0, generation: 1 }, &Found::default());
+    core
+}
+
+/// Answers all that is asked of the disk, in as many rounds as it takes.
+fn settle(core: &mut Core, io: &mut Held, now: Tick) {
+    for _ in 0..20 {
+        core.turn(io, now);
+        for number in std::mem::take(&mut io.prepared) {
+            core.event(io, Event::SegmentReady { number, result: Ok(()) }, now);
+        }
+        for tag in std::mem::take(&mut io.writes) {
+            core.event(io, Event::Written { tag, result: Ok(()) }, now);
+        }
+        for tag in std::mem::take(&mut io.syncs) {
+            core.event(io, Event::Synced { tag, result: Ok(()) }, now);
+        }
+    }
+}
+
+fn publish(core: &mut Core, io: &mut Held, session_id: &str, id: &str, now: Tick) {
+    let text = format!(r#"{{"type":"chat","id":"{id}","session_id":"{session_id}","payload":1}}"#);
+    let mut parser = Parser::default();
+    let envelope = parser.parse(text.as_bytes()).unwrap();
+    let place = Place { shard: 0, attachment: 0, ticket: 9, conn: ConnId { index: 0, generation: 1 } };
+    let client = core.sessions.target(Target::Client, "ana");
+    let origin = Origin { place, client_id: "ana", client, acks: true, number: 1 };
+    let hash = core.session_hash(session_id);
+    core.publish_post(io, &origin, hash, session_id, &envelope, now);
+}
+
+#[test]
+fn sessions_of_every_level_live_on_one_shard() {
+    let (mut core, mut io) = (core("[log]\ndir = \"unused\"\n"), Held::default());
+    settle(&mut core, &mut io, at(1));
+    for (id, level) in [("m", Level::Memory), ("w", Level::Written), ("s", Level::Synced)] {
+        let hash = core.session_hash(id);
+        let session = core.create_session(id, hash, at(0));
+        assert_eq!(core.sessions.sessions.get(session).unwrap().level, Level::Written, "the default of log.durability");
+        core.sessions.sessions.get_mut(session).unwrap().level = level;
+    }
+    for id in ["s", "w", "m"] {
+        publish(&mut core, &mut io, id, "1", at(2));
+    }
+    let shown = |core: &Core| {
+        ["m", "w", "s"].map(|id| {
+            let session = core.sessions.find(core.session_hash(id)).unwrap();
+            core.streams.get(core.sessions.sessions.get(session).unwrap().stream).unwrap().head()
+        })
+    };
+    assert_eq!((core.counters.acknowledged.get(), shown(&core)), (1, [1, 0, 0]), "memory waits for nothing");
+    core.turn(&mut io, at(3));
+    assert_eq!(io.writes.len(), 1, "all of them in one write");
+    let tag = io.writes.pop().unwrap();
+    core.event(&mut io, Event::Written { tag, result: Ok(()) }, at(4));
+    assert_eq!((core.counters.acknowledged.get(), shown(&core)), (2, [1, 1, 0]));
+    // A repeat is acknowledged when its first was, and not before.
+    publish(&mut core, &mut io, "w", "1", at(4));
+    publish(&mut core, &mut io, "s", "1", at(4));
+    assert_eq!(core.counters.acknowledged.get(), 3);
+    let tag = io.syncs.pop().expect("somebody waits for it");
+    core.event(&mut io, Event::Synced { tag, result: Ok(()) }, at(5));
+    assert_eq!((core.counters.acknowledged.get(), shown(&core)), (5, [1, 1, 1]));
+}
+
+#[test]
+fn what_nobody_waits_for_is_bounded_too() {
+    let (mut core, mut io) = (core("[log]\ndir = \"unused\"\ndurability = \"memory\"\n"), Held::default());
+    for number in 0..600_000 {
+        publish(&mut core, &mut io, "m", &number.to_string(), at(0));
+        if core.counters.refused.get() > 0 {
+            break;
+        }
+    }
+    // Nothing was ever written.
+    assert_eq!(core.counters.refused.get(), 1);
+    let held = core.log.resident_bytes();
+    assert!((8 << 20..18 << 20).contains(&held), "{held}");
+}
+
+fn record(kind: Kind, session: u64, sender: u64, encode: impl FnOnce(&mut Vec<u8>) -> Result<(), StateError>) -> Vec<u8> {
+    let (mut body, mut record) = (Vec::new(), Vec::new());
+    encode(&mut body).unwrap();
+    let header = Header { kind, session, seq: 0, epoch: 0, ts_ms: WALL_MS, sender, id: 0, content: 0 };
+    write_record(&mut record, &header, &[], &body, 0);
+    record
+}
+
+/// A core that recovered a member that is away since so long before the start.
+fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
+    let mut core = core("[log]\ndir = \"unused\"\n[session]\nmember_unseen_ms = 86400000\npresence_grace_ms = 15000\n");
+    let (session, client) = (core.session_hash("s"), core.sessions.target(Target::Client, "ana"));
+    let state = SessionState { session_id: "s", head: 0, oldest: 1, epochs: Vec::new() };
+    let member = MemberState {
+        client_id: "ana",
+        subject_bytes: 3,
+        user: core.sessions.target(Target::User, "ana"),
+        present,
+        told_lost: false,
+        since_ms: 1,
+        received_seq: 0,
+        hidden_to: 0,
+        away_since_ms: if present { 0 } else { WALL_MS - away_ms },
+        roles: Vec::new(),
+        stays: Vec::new(),
+        presence: None,
+    };
+    let mut replay = Replay::new(KEY);
+    for bytes in [
+        record(Kind::Session, session, 0, |out| state.encode(out)),
+        record(Kind::Member, session, client, |out| member.encode(out)),
+    ] {
+        core.replay(&mut replay, crate::log::Position(64), 64, &read_record(&bytes, None).unwrap());
+    }
+    core.finish_recovery(true, at(0), &mut Recovered::default());
+    (core, session, client)
+}
+
+#[test]
+fn a_member_unseen_is_let_go_by_the_time_before_the_start_too() {
+    let (mut core, session, client) = with_member_away(23 * HOUR_MS, false);
+    let mut io = Held::default();
+    let is_there =
+        |core: &Core| core.sessions.find(session).is_some_and(|session| core.sessions.member(session, client).is_some());
+    for mono_ms in [0, 20_000, HOUR_MS - 1000] {
+        core.turn(&mut io, at(mono_ms));
+        assert!(is_there(&core), "{mono_ms}");
+    }
+    core.turn(&mut io, at(HOUR_MS + 1000));
+    assert!(!is_there(&core));
+}
+
+#[test]
+fn a_members_grace_goes_on_over_a_start_and_begins_with_it_where_it_was_there() {
+    for (present, away_ms, lost_ms) in [(false, 10_000, 5_000), (true, 0, 15_000)] {
+        let (mut core, session, client) = with_member_away(away_ms, present);
+        let mut io = Held::default();
+        let lost = |core: &Core| {
+            let member = core.sessions.member(core.sessions.find(session).unwrap(), client).unwrap();
+            core.sessions.members.get(member).unwrap().told_lost
+        };
+        core.turn(&mut io, at(lost_ms - 100));
+        assert!(!lost(&core));
+        core.turn(&mut io, at(lost_ms + 100));
+        assert!(lost(&core), "{present}");
+    }
+}

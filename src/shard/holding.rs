@@ -1,0 +1,153 @@
+//! Pushing back on senders whose session can't take more (protocol.md section 5): a connection with one session is not read from for a
+//! while, one with several is told at once.
+//!
+//! Two things press: bytes that wait for the disk, and work that waits to be sent. What a held connection had sent already is taken all
+//! the same, up to the log's own bound.
+
+use super::core::Core;
+use super::counters::LimitReached;
+use super::durable::PENDING_BYTES_MAX;
+use crate::ids::ConnId;
+use crate::io::{Io, Read};
+use crate::limits::UNSENT_AGE_MS_MAX;
+use crate::session::Place;
+use crate::time::Tick;
+use std::collections::VecDeque;
+
+/// Bytes waiting for the disk from which senders are held, and below which they are read again.
+const HOLDS_AT_BYTES: u64 = PENDING_BYTES_MAX / 2;
+const EASES_AT_BYTES: u64 = PENDING_BYTES_MAX / 4;
+
+/// What is known of a shard's load.
+#[derive(Debug, Default)]
+pub(super) struct Pressure {
+    on: bool,
+    /// Counts the times it came on, from 1.
+    episode: u32,
+    /// Held connections with since when (monotonic ms), in this order.
+    held: VecDeque<(ConnId, u64)>,
+    /// Connections that were to be sent to when the count began, as far as they have not had their turn; since when.
+    unsent: Option<(usize, u64)>,
+}
+
+impl Pressure {
+    fn come_on(&mut self) {
+        if !self.on {
+            self.on = true;
+            self.episode = self.episode.wrapping_add(1).max(1);
+        }
+    }
+
+    /// Books a round of sends: so many connections had their turn, so many still wait.
+    pub(super) fn sent(&mut self, count: usize, left: usize, now: Tick) {
+        self.unsent = match self.unsent {
+            Some((before, since_ms)) if before > count => Some((before - count, since_ms)),
+            _ => (left > 0).then_some((left, now.mono_ms())),
+        };
+    }
+
+    fn is_late(&self, now: Tick) -> bool {
+        self.unsent.is_some_and(|(_, since_ms)| now.mono_ms() >= since_ms + UNSENT_AGE_MS_MAX)
+    }
+}
+
+impl Core {
+    /// Whether a message may be taken. Where its session can't take more, it is taken of a connection that is held from now on.
+    pub(super) fn takes<I: Io>(&mut self, io: &mut I, place: Place, now: Tick) -> bool {
+        if self.pending_bytes() >= HOLDS_AT_BYTES {
+            self.pressure.come_on();
+        }
+        if !self.pressure.on {
+            return true;
+        }
+        let (episode, hold_ms) = (self.pressure.episode, self.snapshot.settings.limits.backpressure_hold_ms);
+        if place.shard != self.shard_number() || hold_ms == 0 {
+            return false;
+        }
+        let Some(conn) = self.conn_mut(place.conn) else { return false };
+        if conn.flags.held {
+            return true;
+        }
+        if conn.held_in == episode || conn.attachments().count() != 1 {
+            return false;
+        }
+        conn.flags.held = true;
+        conn.held_in = episode;
+        if conn.paused_ms == 0 {
+            conn.paused_ms = now.mono_ms().max(1);
+            io.read(place.conn, Read::Off);
+        }
+        self.pressure.held.push_back((place.conn, now.mono_ms()));
+        self.counters.limit_reached(LimitReached::Hold);
+        true
+    }
+
+    /// Reads again from those that were held for long enough, or from all once the pressure is gone; says when the next is due.
+    pub(super) fn release_held<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
+        if self.pressure.is_late(now) {
+            self.pressure.come_on();
+            self.counters.limit_reached(LimitReached::UnsentAge);
+        } else if self.pressure.on && self.pending_bytes() < EASES_AT_BYTES {
+            self.pressure.on = false;
+        }
+        let hold_ms = self.snapshot.settings.limits.backpressure_hold_ms;
+        while let Some((id, since_ms)) = self.pressure.held.front().copied() {
+            if self.pressure.on && now.mono_ms() < since_ms + hold_ms {
+                return Some(since_ms + hold_ms);
+            }
+            self.pressure.held.pop_front();
+            if let Some(conn) = self.conn_mut(id).filter(|conn| conn.flags.held) {
+                conn.flags.held = false;
+                self.read_again(io, id);
+            }
+        }
+        None
+    }
+
+    /// Reads again from a connection that was not read from, once nothing stands against it.
+    pub(super) fn read_again<I: Io>(&mut self, io: &mut I, id: ConnId) {
+        let resume_below = self.snapshot.settings.limits.reply_queue_bytes / 2;
+        let Some(conn) = self.conn_mut(id) else { return };
+        if conn.paused_ms == 0 || conn.flags.held || !conn.is_open() || conn.queued_bytes() > resume_below {
+            return;
+        }
+        conn.paused_ms = 0;
+        // A ping that was not read the answer of is asked again.
+        conn.pinged_ms = 0;
+        io.read(id, Read::Stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(mono_ms: u64) -> Tick {
+        Tick { mono_ns: mono_ms * 1_000_000, wall_ms: 0 }
+    }
+
+    #[test]
+    fn work_is_late_when_what_waited_first_has_not_been_sent_in_time() {
+        let mut pressure = Pressure::default();
+        pressure.sent(1024, 5000, at(10));
+        pressure.sent(4000, 9000, at(10 + UNSENT_AGE_MS_MAX - 1));
+        assert!(!pressure.is_late(at(10 + UNSENT_AGE_MS_MAX - 1)));
+        assert!(pressure.is_late(at(10 + UNSENT_AGE_MS_MAX)), "1,000 of the first 5,000 still wait");
+        // The last of them go: the count begins anew with those that came after.
+        pressure.sent(1000, 9000, at(10 + UNSENT_AGE_MS_MAX));
+        assert!(!pressure.is_late(at(9 + 2 * UNSENT_AGE_MS_MAX)));
+        pressure.sent(9000, 0, at(9 + 2 * UNSENT_AGE_MS_MAX));
+        assert!(!pressure.is_late(at(u64::MAX / 2_000_000)), "nothing waits");
+    }
+
+    #[test]
+    fn each_time_it_comes_on_is_an_episode_of_its_own() {
+        let mut pressure = Pressure::default();
+        pressure.come_on();
+        pressure.come_on();
+        assert_eq!(pressure.episode, 1);
+        pressure.on = false;
+        pressure.come_on();
+        assert_eq!(pressure.episode, 2);
+    }
+}

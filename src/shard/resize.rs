@@ -1,0 +1,441 @@
+//! Another number of shards, or another size of segments, over a directory that has a log: every record is written again into a new
+//! generation's logs, each at its session's new home, and then the new generation is put in force as a whole. Runs before any shard does.
+//!
+//! Until `format` names the new generation, nothing of the old one has changed; from then on the old one is only left to be deleted. So a
+//! start that was interrupted anywhere is begun again by the next one, or was done.
+
+use super::store::{Identity, Segment, header_of, scan};
+use crate::ids::{HashKey, Map};
+use crate::io::directory::{Directory, SegmentFile, is_clean, leave_clean, segments, sync_directory};
+use crate::io::files::{free_bytes, segment_path};
+use crate::log::{Geometry, Header, Kind, Log, Mark, Position, Record, SessionState, segment_number};
+use crate::time::Tick;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// What the directory shall be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) shards: usize,
+    pub(super) segment_bytes: u64,
+    /// What must stay free of the file system.
+    pub(super) reserve_bytes: u64,
+}
+
+/// How far a change is; for tests that interrupt it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Begun,
+    Record,
+    Written,
+    Signed,
+    InForce,
+}
+
+/// One shard's log of the old generation.
+struct Old {
+    path: PathBuf,
+    identity: Identity,
+    files: Vec<SegmentFile>,
+}
+
+/// One shard's log of the new generation, written as it is filled.
+struct New {
+    path: PathBuf,
+    log: Log,
+    /// The segment that is being written.
+    file: Option<(u64, File)>,
+}
+
+/// What the records of all shards say of the sessions.
+struct Known {
+    /// The home of each session there is, by its hash.
+    homes: Map<u64, usize>,
+    /// Where one was last forgotten: what comes before is an earlier session's of the same id.
+    gone: Map<u64, Position>,
+}
+
+fn told(path: &Path, error: &io::Error) -> String {
+    format!("log.dir: {}: {error}", path.display())
+}
+
+/// Makes the directory what it shall be; does nothing where it is.
+///
+/// # Errors
+/// One line: what stands in the way.
+pub(super) fn resize(directory: &mut Directory, wanted: &Wanted, now: Tick) -> Result<(), String> {
+    resize_by(directory, wanted, now, &mut |_| Ok(()))
+}
+
+fn resize_by(
+    directory: &mut Directory,
+    wanted: &Wanted,
+    now: Tick,
+    step: &mut impl FnMut(Step) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut olds = open_old(directory)?;
+    let mut size = None;
+    for old in &olds {
+        for file in &old.files {
+            let header = header_of(&mut &file.file).map_err(|error| told(&file.path, &error))?;
+            size = size.or_else(|| header.map(|header| header.segment_bytes));
+        }
+    }
+    if directory.shards == wanted.shards && size.is_none_or(|size| size == wanted.segment_bytes) {
+        return Ok(());
+    }
+    let (from, to) = (directory.shards, wanted.shards);
+    tracing::info!(
+        from,
+        to,
+        segment_bytes = wanted.segment_bytes,
+        "the log is written again for another number of shards or size of segments"
+    );
+    has_room(directory, &olds, wanted)?;
+    let mut known = Known { homes: Map::with_hasher(HashKey(directory.key)), gone: Map::with_hasher(HashKey(directory.key)) };
+    let mut whole = true;
+    for old in &mut olds {
+        let scanned = read(old, |at, record| known.note(at, record, &HashKey(directory.key), wanted.shards))?;
+        whole &= scanned && (is_clean(&old.path) || old.files.is_empty());
+    }
+    let generation = directory.generation + 1;
+    let mut news = Vec::new();
+    for shard in 0..wanted.shards {
+        let path = directory.make_shard_of(generation, shard)?;
+        let number = u16::try_from(shard).unwrap_or(u16::MAX);
+        let geometry = Geometry { segment_bytes: wanted.segment_bytes, shard: number, generation };
+        let mut log = Log::on_disk(0, geometry, 0, 0, Position(0));
+        log.tick(now.wall_ms);
+        news.push(New { path, log, file: None });
+    }
+    step(Step::Begun)?;
+    let (mut records, mut orphans) = (0_u64, 0_u64);
+    for old in &mut olds {
+        let mut failed = Ok(());
+        read(old, |at, record| {
+            if failed.is_err() {
+                return;
+            }
+            failed = match known.home(at, record) {
+                Some(home) => {
+                    records += 1;
+                    step(Step::Record).and_then(|()| news[home].append(record))
+                }
+                None => {
+                    orphans += u64::from(record.header.kind == Kind::Message && !known.gone.contains_key(&record.header.session));
+                    Ok(())
+                }
+            };
+        })?;
+        failed?;
+    }
+    for new in &mut news {
+        new.finish(now)?;
+    }
+    step(Step::Written)?;
+    if whole {
+        // Nothing is lost on the way: sessions keep their epochs.
+        for new in &news {
+            leave_clean(&new.path).map_err(|error| told(&new.path, &error))?;
+        }
+    }
+    step(Step::Signed)?;
+    directory.succeed(wanted.shards)?;
+    step(Step::InForce)?;
+    tracing::info!(records, orphans, clean = whole, "the log was written again; the old one is deleted");
+    Ok(())
+}
+
+fn open_old(directory: &Directory) -> Result<Vec<Old>, String> {
+    let mut olds = Vec::new();
+    for shard in 0..directory.shards {
+        let path = directory.shard(shard);
+        let files = segments(&path, segment_number)?;
+        let identity = Identity {
+            shard: u16::try_from(shard).unwrap_or(u16::MAX),
+            generation: directory.generation,
+            segment_bytes: 0,
+            key: HashKey(directory.key),
+        };
+        olds.push(Old { path, identity, files });
+    }
+    Ok(olds)
+}
+
+/// Reads a log whole; whether its end is.
+fn read(old: &mut Old, each: impl FnMut(Position, &Record<'_>)) -> Result<bool, String> {
+    let mut sources: Vec<Segment<&File>> =
+        old.files.iter().map(|file| Segment { number: file.number, reader: &file.file }).collect();
+    let scanned = scan(&mut sources, &old.identity, each).map_err(|error| error.told(&old.path))?;
+    Ok(scanned.torn.is_none())
+}
+
+/// Refuses where the two generations would not fit beside each other.
+fn has_room(directory: &Directory, olds: &[Old], wanted: &Wanted) -> Result<(), String> {
+    let mut need = wanted.reserve_bytes;
+    for file in olds.iter().flat_map(|old| &old.files) {
+        need = need.saturating_add(file.file.metadata().map_err(|error| told(&file.path, &error))?.len());
+    }
+    let root = directory.root();
+    let free = free_bytes(root).map_err(|error| told(root, &error))?;
+    if free >= need {
+        return Ok(());
+    }
+    Err(format!(
+        "log.dir: {}: the log must be written again for {} shards and segments of {} bytes, which needs {need} free bytes (log.reserve_bytes \
+         counted) and there are {free}: make room, or go back to server.shards = {} and the segment_bytes of before",
+        root.display(),
+        wanted.shards,
+        wanted.segment_bytes,
+        directory.shards
+    ))
+}
+
+impl Known {
+    fn note(&mut self, at: Position, record: &Record<'_>, key: &HashKey, shards: usize) {
+        let session = record.header.session;
+        match record.header.kind {
+            Kind::Session => {
+                if let Ok(state) = SessionState::decode(record.body) {
+                    self.homes.insert(session, key.home_shard(state.session_id, shards));
+                }
+            }
+            Kind::SessionGone => {
+                self.homes.remove(&session);
+                self.gone.insert(session, at);
+            }
+            _ => {}
+        }
+    }
+
+    /// Where a record goes; `None` where it goes no further.
+    fn home(&self, at: Position, record: &Record<'_>) -> Option<usize> {
+        // Marks speak of positions in the old log.
+        if record.header.kind == Kind::Mark || self.gone.get(&record.header.session).is_some_and(|gone| at <= *gone) {
+            return None;
+        }
+        self.homes.get(&record.header.session).copied()
+    }
+}
+
+impl New {
+    fn append(&mut self, record: &Record<'_>) -> Result<(), String> {
+        let addresses: Vec<u64> =
+            record.addresses.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)).collect();
+        let chunks = self.log.resident_bytes();
+        self.log.append(&record.header, &addresses, &[record.body]);
+        // Whenever a chunk is full what is before goes to its file.
+        if self.log.resident_bytes() > chunks { self.write() } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> Result<(), String> {
+        while let Some(part) = self.log.unwritten() {
+            let path = segment_path(&self.path, part.segment);
+            let mut write = || {
+                if self.file.as_ref().is_none_or(|(number, _)| *number != part.segment) {
+                    if let Some((_, file)) = self.file.take() {
+                        file.sync_all()?;
+                    }
+                    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+                    self.file = Some((part.segment, file));
+                }
+                let Some((_, file)) = &mut self.file else { return Ok(()) };
+                file.seek(SeekFrom::Start(part.at))?;
+                file.write_all(&part.chunk.bytes()[part.part.clone()])
+            };
+            write().map_err(|error| told(&path, &error))?;
+            self.log.wrote(part.end);
+        }
+        Ok(())
+    }
+
+    /// All of it is durable, which its last record says.
+    fn finish(&mut self, now: Tick) -> Result<(), String> {
+        let end = self.log.end();
+        if end > Position(0) {
+            let header =
+                Header { kind: Kind::Mark, session: 0, seq: 0, epoch: 0, ts_ms: now.wall_ms, sender: 0, id: 0, content: 0 };
+            let mut body = Vec::new();
+            Mark { synced_to: end.0 }.encode(&mut body);
+            self.log.append(&header, &[], &[&body]);
+        }
+        self.write()?;
+        let sync = || {
+            if let Some((_, file)) = &self.file {
+                file.sync_all()?;
+            }
+            sync_directory(&self.path)
+        };
+        sync().map_err(|error| told(&self.path, &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::CHUNK_BYTES;
+    use crate::log::made::{Made, header};
+    use crate::log::{EpochState, segment_name};
+    use std::collections::BTreeMap;
+
+    const KEY: HashKey = HashKey([7; 16]);
+    const NOW: Tick = Tick { mono_ns: 0, wall_ms: 1_800_000_000_000 };
+
+    struct Folder(PathBuf);
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn wanted(shards: usize) -> Wanted {
+        Wanted { shards, segment_bytes: 2 * CHUNK_BYTES as u64, reserve_bytes: 0 }
+    }
+
+    /// A directory of two shards with some sessions, one of which was forgotten and made again.
+    fn make(name: &str) -> Folder {
+        let folder = Folder(std::env::temp_dir().join(format!("ringway-resize-{name}-{}", std::process::id())));
+        let _ = std::fs::remove_dir_all(&folder.0);
+        let directory = Directory::open(&folder.0, 2, KEY.0).unwrap();
+        let mut logs: Vec<Made> = (0..2).map(|shard| Made::new(shard, 1, CHUNK_BYTES, 5)).collect();
+        for number in 0..6 {
+            let id = format!("s-{number}");
+            let session = KEY.hash64(&[b"session", id.as_bytes()]);
+            let log = &mut logs[KEY.home_shard(&id, 2)];
+            let epochs = vec![EpochState { name: 70 + number, last_seq: None }];
+            let state = SessionState { session_id: &id, head: 0, oldest: 1, epochs };
+            log.session(session, &state);
+            log.message(session, 1, "first");
+            log.mark();
+            if number == 3 {
+                log.put(&header(Kind::SessionGone, session, 0), &[], &[]);
+                log.session(session, &state);
+            }
+            for seq in 1..=2 + number {
+                // Some of 300 KB, so that there are chunks and segments.
+                log.message(session, seq + u64::from(number != 3), &"x".repeat(if seq % 2 == 0 { 300_000 } else { 9 }));
+            }
+            log.put(&header(Kind::MemberGone, session, 2), &[], &[]);
+        }
+        for log in logs {
+            let path = directory.make_shard(usize::from(log.shard)).unwrap();
+            for (number, bytes) in &log.files {
+                std::fs::write(path.join(segment_name(*number)), bytes).unwrap();
+            }
+            leave_clean(&path).unwrap();
+        }
+        folder
+    }
+
+    type Records = BTreeMap<u64, Vec<(Header, Vec<u8>, Vec<u8>)>>;
+
+    /// What a directory holds of each session, each at its home.
+    fn contents(directory: &Directory) -> Records {
+        let mut known = Known { homes: Map::with_hasher(KEY), gone: Map::with_hasher(KEY) };
+        let mut olds = open_old(directory).unwrap();
+        for old in &mut olds {
+            assert!(read(old, |at, record| known.note(at, record, &KEY, directory.shards)).unwrap());
+        }
+        let mut records = Records::new();
+        for (shard, old) in olds.iter_mut().enumerate() {
+            let each = |at: Position, record: &Record<'_>| {
+                if let Some(home) = known.home(at, record) {
+                    assert_eq!(home, shard);
+                    let of_session = records.entry(record.header.session).or_default();
+                    of_session.push((record.header, record.addresses.to_vec(), record.body.to_vec()));
+                }
+            };
+            read(old, each).unwrap();
+        }
+        records
+    }
+
+    fn clean(directory: &Directory) -> Vec<bool> {
+        (0..directory.shards).map(|shard| is_clean(&directory.shard(shard))).collect()
+    }
+
+    #[test]
+    fn every_record_comes_along_to_any_number_of_shards() {
+        let folder = make("all");
+        let mut directory = Directory::open(&folder.0, 9, [0; 16]).unwrap();
+        let before = contents(&directory);
+        assert_eq!(before.values().map(Vec::len).sum::<usize>(), 44);
+        for shards in [3, 1, 4, 1] {
+            resize(&mut directory, &wanted(shards), NOW).unwrap();
+            assert_eq!((directory.shards, clean(&directory)), (shards, vec![true; shards]));
+            assert_eq!(contents(&directory), before);
+        }
+        assert_eq!(directory.generation, 5);
+        let left: Vec<_> = std::fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 3, "format, lock and one generation: {left:?}");
+        resize(&mut directory, &wanted(1), NOW).unwrap();
+        assert_eq!(directory.generation, 5, "nothing to be done");
+        let larger = Wanted { segment_bytes: 8 * CHUNK_BYTES as u64, ..wanted(1) };
+        resize(&mut directory, &larger, NOW).unwrap();
+        assert_eq!((directory.generation, contents(&directory)), (6, before));
+    }
+
+    #[test]
+    fn a_change_that_ends_anywhere_leaves_one_generation_whole() {
+        let (mut interrupted, mut in_force) = (0, 0);
+        for stop_at in 0.. {
+            let folder = make("stops");
+            let mut directory = Directory::open(&folder.0, 2, [0; 16]).unwrap();
+            let before = contents(&directory);
+            let (mut steps, mut last) = (0, None);
+            let done = resize_by(&mut directory, &wanted(3), NOW, &mut |step| {
+                last = Some(step);
+                steps += 1;
+                if steps > stop_at { Err("stopped".to_owned()) } else { Ok(()) }
+            });
+            drop(directory);
+            let mut directory = Directory::open(&folder.0, 2, [0; 16]).unwrap();
+            assert_eq!(contents(&directory), before, "stopped at {last:?}");
+            let is_new = last == Some(Step::InForce);
+            assert_eq!((directory.generation, directory.shards), if is_new { (2, 3) } else { (1, 2) }, "stopped at {last:?}");
+            resize(&mut directory, &wanted(3), NOW).unwrap();
+            assert_eq!((contents(&directory), clean(&directory)), (before, vec![true; 3]), "stopped at {last:?}");
+            assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 3);
+            interrupted += u32::from(done.is_err());
+            in_force += u32::from(done.is_err() && is_new);
+            if done.is_ok() {
+                break;
+            }
+        }
+        assert_eq!((interrupted, in_force), (44 + 4, 1));
+    }
+
+    #[test]
+    fn what_was_not_ended_in_good_order_is_not_after_it_either() {
+        let folder = make("unclean");
+        std::fs::remove_file(folder.0.join("1/shard-1/clean")).unwrap();
+        let mut directory = Directory::open(&folder.0, 2, [0; 16]).unwrap();
+        resize(&mut directory, &wanted(1), NOW).unwrap();
+        assert_eq!(clean(&directory), [false]);
+    }
+
+    #[test]
+    fn where_there_is_no_room_for_both_nothing_changes() {
+        let folder = make("room");
+        let mut directory = Directory::open(&folder.0, 2, [0; 16]).unwrap();
+        let error = resize(&mut directory, &Wanted { reserve_bytes: 1 << 60, ..wanted(1) }, NOW).unwrap_err();
+        assert!(error.contains("must be written again for 1 shards") && error.contains("server.shards = 2"), "{error}");
+        assert_eq!((directory.generation, directory.shards), (1, 2));
+    }
+
+    #[test]
+    fn damage_stops_it_and_is_told() {
+        let folder = make("damage");
+        let path = folder.0.join("1/shard-0").join(segment_name(5));
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[300] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let mut directory = Directory::open(&folder.0, 2, [0; 16]).unwrap();
+        let error = resize(&mut directory, &wanted(1), NOW).unwrap_err();
+        assert!(error.contains("0000000000000005.seg") && error.contains("log repair"), "{error}");
+        assert_eq!((directory.generation, std::fs::read_dir(&folder.0).unwrap().count()), (1, 3), "nothing was begun");
+    }
+}

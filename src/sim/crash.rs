@@ -1,0 +1,193 @@
+//! The end of a process and its next start over the same disks: what must be there again, and what clients go on from.
+
+use super::client::DOUBT_NS;
+use super::disk::{Crash, Disk, DiskFaults};
+use super::oracle::Survived;
+use super::world::{Seat, World};
+use crate::config::Durability;
+use crate::ids::HashKey;
+use crate::shard::admission::Admission;
+use crate::shard::lanes::Mesh;
+use crate::shard::port::PortMessage;
+use crate::shard::store::{Identity, ReadError, go_on, read_log};
+use crate::time::Tick;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How long after a crash clients come back, at most.
+const BACK_WITHIN_NS: u64 = 100_000_000;
+/// How long a drain and a stop may take.
+const STOP_MS: u64 = 20_000;
+
+/// Where each message of each session stands in its shard's log, as the shard has it.
+type Entries = BTreeMap<String, BTreeMap<u64, u64>>;
+
+/// Reads a seat's disk into its core, as a start of the gateway does.
+pub fn recover(seat: &mut Seat, key: HashKey, shard: usize, segment_bytes: u64, clean: bool, now: Tick) -> Result<(), String> {
+    let identity = Identity { shard: u16::try_from(shard).unwrap(), generation: 1, segment_bytes, key };
+    let mut indexes = Vec::new();
+    let keep = |number, bytes: &[u8]| {
+        indexes.push((number, bytes.to_vec()));
+        Ok(())
+    };
+    let reading = read_log(&mut seat.core, &mut seat.engine.disk.segments(), &identity, keep).map_err(|error| match error {
+        ReadError::Io(number, error) => format!("segment {number}: {error}"),
+        ReadError::Scan(error) => error.to_string(),
+    })?;
+    indexes.iter().for_each(|(number, bytes)| seat.engine.disk.keep_index(*number, bytes));
+    seat.engine.disk.trim(reading.scanned.last.map(|last| (last.number, last.valid_bytes)));
+    let clean = clean && reading.scanned.torn.is_none();
+    go_on(&mut seat.core, reading, clean, now);
+    seat.engine.accepting = !seat.core.recovery_pending();
+    Ok(())
+}
+
+impl World {
+    /// Whether what was acknowledged outlives such an end.
+    fn outlives(&self, crash: Crash) -> bool {
+        match self.snapshot.settings.log.durability {
+            Durability::Memory => false,
+            Durability::Written => crash == Crash::Kill,
+            Durability::Synced => true,
+        }
+    }
+
+    /// The process ends between two instructions, and is started again.
+    pub fn crash(&mut self, crash: Crash) {
+        self.crashes += 1;
+        self.trace(&[10, self.now_ns, u64::from(crash == Crash::PowerCut)]);
+        self.cut_links();
+        let acknowledged = self.outlives(crash);
+        let delivered = acknowledged && !self.snapshot.settings.log.early_delivery;
+        let before = self.seats.iter().map(entries).collect();
+        let mut random = self.random.clone();
+        for seat in &mut self.seats {
+            seat.engine.disk.crash(&mut random, crash);
+        }
+        self.random = random;
+        let clean = vec![false; self.seats.len()];
+        self.start_again(before, &clean, acknowledged, delivered);
+    }
+
+    /// Everybody is told to go, the process ends in good order, and is started again.
+    pub fn stop_and_start(&mut self) {
+        self.draining = true;
+        for shard in 0..self.seats.len() {
+            self.tell(shard, PortMessage::Drain { window_ms: 100, restart: true });
+        }
+        self.run_for(1_000);
+        (0..self.seats.len()).for_each(|shard| self.tell(shard, PortMessage::Stop));
+        if !self.run_until(STOP_MS, |world| world.seats.iter().all(|seat| seat.stopped)) {
+            return self.oracle.wrong("the process does not stop".to_owned());
+        }
+        self.trace(&[11, self.now_ns]);
+        self.cut_links();
+        // A disk that is full or has failed is not waited for.
+        let clean: Vec<bool> = self.seats.iter().map(|seat| seat.core.log_is_whole()).collect();
+        let refusing = self.seats.iter().map(|seat| seat.core.log_refuses_all());
+        if let Some(shard) = refusing.zip(&clean).position(|(refusing, clean)| !refusing && !clean) {
+            return self.oracle.wrong(format!("not all was on disk when shard {shard} ended"));
+        }
+        let before = self.seats.iter().map(entries).collect();
+        for seat in &mut self.seats {
+            seat.engine.disk.crash(&mut self.random, Crash::Kill);
+        }
+        let acknowledged = self.outlives(Crash::Kill);
+        self.start_again(before, &clean, acknowledged, acknowledged && !self.snapshot.settings.log.early_delivery);
+        self.draining = false;
+    }
+
+    /// Clients read what had come to them, or a part, and find their connections ended.
+    fn cut_links(&mut self) {
+        for c in 0..self.clients.len() {
+            let Some(link) = &self.clients[c].link else { continue };
+            let socket = link.pipe.socket;
+            let arrived = self.random.index(self.net.sockets[socket].to_client.len() + 1);
+            self.net.sockets[socket].to_client.truncate(arrived);
+            while self.clients[c].link.is_some() && !self.net.sockets[socket].to_client.is_empty() {
+                self.read(c);
+            }
+            if self.clients[c].link.is_some() {
+                self.end_link(c, false);
+            }
+            self.clients[c].away_until = self.now_ns + DOUBT_NS + self.random.below(BACK_WITHIN_NS);
+        }
+        self.visitors.iter_mut().for_each(super::visitors::Visitor::cut_off);
+        for socket in self.net.sockets.iter_mut().filter(|socket| !socket.server_closed) {
+            (socket.server_closed, socket.closed_ns) = (true, self.now_ns);
+        }
+    }
+
+    /// `acknowledged` and `delivered`: what was so had to survive, also where the end was not in good order.
+    fn start_again(&mut self, before: Vec<Entries>, clean: &[bool], acknowledged: bool, delivered: bool) {
+        let sessions = self.oracle.sessions();
+        let disks: Vec<Disk> = self.seats.iter_mut().map(|seat| std::mem::take(&mut seat.engine.disk)).collect();
+        let segment_bytes = self.snapshot.settings.log.segment_bytes;
+        let mesh = Mesh::with_depth(disks.len(), self.lane_depth);
+        self.admission = Arc::new(Admission::new(self.key));
+        self.bells = vec![None; disks.len()];
+        self.now_ns += self.random.between(1_000_000, 50_000_000);
+        let now = self.now();
+        self.seats.clear();
+        for (shard, disk) in disks.into_iter().enumerate() {
+            let seed = self.random.next();
+            let mut seat = Seat::new(shard, self.key, (&mesh, &self.admission), &self.snapshot, seed, disk);
+            if let Err(what) = recover(&mut seat, self.key, shard, segment_bytes, clean[shard], now) {
+                self.oracle.wrong(format!("shard {shard} does not recover: {what}"));
+            }
+            let after = entries(&seat);
+            if let Some(what) = not_a_prefix(&before[shard], &after) {
+                self.oracle.wrong(format!("shard {shard}: what was recovered is no prefix of what was appended: {what}"));
+            }
+            self.seats.push(seat);
+        }
+        for session in sessions {
+            let (first, head) = self.bounds(&session);
+            let clean = clean[self.home(&session)];
+            let (acknowledged, delivered) = (acknowledged || clean, delivered || clean);
+            self.oracle.restarted(&session, Survived { first, head, clean, acknowledged, delivered });
+        }
+        for client in &mut self.clients {
+            client.been_in.values_mut().for_each(|sure| *sure = false);
+            client.moods.values_mut().for_each(|(_, heard)| *heard = false);
+        }
+        self.rosters.clear();
+    }
+
+    /// Disks do no wrong from now on; a process whose disk has failed is started again, as its operator must.
+    pub fn mend_disks(&mut self) {
+        let failed = self.seats.iter().any(|seat| seat.engine.disk.failed);
+        for seat in &mut self.seats {
+            seat.engine.disk.faults = DiskFaults::default();
+        }
+        if failed {
+            self.crash(Crash::Kill);
+        }
+    }
+}
+
+fn entries(seat: &Seat) -> Entries {
+    seat.core.log_entries(|segment, entry_at| seat.engine.disk.located(segment, entry_at))
+}
+
+/// What of `after` contradicts that it is `before` up to some place of the log.
+fn not_a_prefix(before: &Entries, after: &Entries) -> Option<String> {
+    for (session, entries) in after {
+        let Some(known) = before.get(session) else { continue };
+        let oldest = known.keys().next().copied().unwrap_or(u64::MAX);
+        for (seq, at) in entries.iter().filter(|(seq, _)| **seq >= oldest) {
+            if known.get(seq) != Some(at) {
+                return Some(format!("{session}: {seq} is at {at}, and was at {:?}", known.get(seq)));
+            }
+        }
+    }
+    let end = after.values().flat_map(|entries| entries.values()).max().copied()?;
+    for (session, entries) in before {
+        for (seq, at) in entries.iter().filter(|(_, at)| **at <= end) {
+            if after.get(session).and_then(|after| after.get(seq)) != Some(at) {
+                return Some(format!("{session}: {seq} at {at} is missing, and what is at {end} is there"));
+            }
+        }
+    }
+    None
+}
