@@ -49,16 +49,20 @@ struct Slot<T> {
     tenant: Option<T>,
 }
 
+/// Places of a page. A table grows by pages, so that no growth copies a large table, and leaves none of its old memory behind.
+const PAGE: usize = 1024;
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Slots<T> {
-    slots: Vec<Slot<T>>,
+    /// All but the last are full.
+    pages: Vec<Vec<Slot<T>>>,
     free: Vec<u32>,
 }
 
 impl<T> Default for Slots<T> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new() }
+        Self { pages: Vec::new(), free: Vec::new() }
     }
 }
 
@@ -68,19 +72,36 @@ impl<T> Slots<T> {
     /// # Panics
     /// Above four billion tenants, which every table's own limit is far below.
     pub fn insert(&mut self, tenant: T) -> Key<T> {
-        if let Some(index) = self.free.pop() {
-            let slot = &mut self.slots[index as usize];
+        if let Some(index) = self.free.pop()
+            && let Some(slot) = self.slot_mut(index)
+        {
             slot.tenant = Some(tenant);
             return Key { index, generation: slot.generation, tenant: PhantomData };
         }
-        let index = u32::try_from(self.slots.len()).expect("tables are bounded far below 2^32");
-        self.slots.push(Slot { generation: 0, tenant: Some(tenant) });
+        let index = u32::try_from(self.places()).expect("tables are bounded far below 2^32");
+        match self.pages.last_mut().filter(|page| page.len() < PAGE) {
+            Some(page) => page.push(Slot { generation: 0, tenant: Some(tenant) }),
+            None => {
+                // Most tables stay small.
+                let mut page = Vec::with_capacity(if self.pages.is_empty() { 1 } else { PAGE });
+                page.push(Slot { generation: 0, tenant: Some(tenant) });
+                self.pages.push(page);
+            }
+        }
         Key { index, generation: 0, tenant: PhantomData }
+    }
+
+    fn slot(&self, index: usize) -> Option<&Slot<T>> {
+        self.pages.get(index / PAGE)?.get(index % PAGE)
+    }
+
+    fn slot_mut(&mut self, index: u32) -> Option<&mut Slot<T>> {
+        self.pages.get_mut(index as usize / PAGE)?.get_mut(index as usize % PAGE)
     }
 
     /// Takes a tenant out.
     pub fn remove(&mut self, key: Key<T>) -> Option<T> {
-        let slot = self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)?;
+        let slot = self.slot_mut(key.index).filter(|slot| slot.generation == key.generation)?;
         let tenant = slot.tenant.take()?;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(key.index);
@@ -90,18 +111,18 @@ impl<T> Slots<T> {
     /// The tenant of a place.
     #[must_use]
     pub fn get(&self, key: Key<T>) -> Option<&T> {
-        self.slots.get(key.index as usize).filter(|slot| slot.generation == key.generation)?.tenant.as_ref()
+        self.slot(key.index as usize).filter(|slot| slot.generation == key.generation)?.tenant.as_ref()
     }
 
     /// The tenant of a place.
     pub fn get_mut(&mut self, key: Key<T>) -> Option<&mut T> {
-        self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)?.tenant.as_mut()
+        self.slot_mut(key.index).filter(|slot| slot.generation == key.generation)?.tenant.as_mut()
     }
 
     /// How many tenants there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.places() - self.free.len()
     }
 
     /// Whether there is none.
@@ -112,7 +133,7 @@ impl<T> Slots<T> {
 
     /// All tenants, by place.
     pub fn iter(&self) -> impl Iterator<Item = (Key<T>, &T)> {
-        self.slots.iter().enumerate().filter_map(|(index, slot)| {
+        self.pages.iter().flatten().enumerate().filter_map(|(index, slot)| {
             let key = Key { index: u32::try_from(index).ok()?, generation: slot.generation, tenant: PhantomData };
             slot.tenant.as_ref().map(|tenant| (key, tenant))
         })
@@ -121,7 +142,7 @@ impl<T> Slots<T> {
     /// The tenant at a position of the table, for a sweep that goes round in small steps; wraps at [`Slots::places`].
     #[must_use]
     pub fn at(&self, position: usize) -> Option<(Key<T>, &T)> {
-        let slot = self.slots.get(position)?;
+        let slot = self.slot(position)?;
         let key = Key { index: u32::try_from(position).ok()?, generation: slot.generation, tenant: PhantomData };
         slot.tenant.as_ref().map(|tenant| (key, tenant))
     }
@@ -129,7 +150,7 @@ impl<T> Slots<T> {
     /// Places, free ones included.
     #[must_use]
     pub fn places(&self) -> usize {
-        self.slots.len()
+        self.pages.last().map_or(0, |last| (self.pages.len() - 1) * PAGE + last.len())
     }
 }
 
@@ -146,5 +167,20 @@ mod tests {
         assert_eq!((slots.get(first), slots.get(second)), (None, Some(&"b")));
         assert_eq!(Key::unpack(second.pack()), second);
         assert_eq!((slots.len(), slots.places()), (1, 1));
+    }
+
+    #[test]
+    fn tenants_are_found_on_every_page() {
+        let mut slots = Slots::default();
+        let keys: Vec<Key<usize>> = (0..3 * PAGE + 10).map(|number| slots.insert(number)).collect();
+        assert!(keys.iter().enumerate().all(|(number, key)| slots.get(*key) == Some(&number)));
+        assert_eq!((slots.places(), slots.remove(keys[PAGE])), (3 * PAGE + 10, Some(PAGE)));
+        assert_eq!((slots.get(keys[PAGE]), slots.at(PAGE).is_none(), slots.at(PAGE + 1).unwrap().1), (None, true, &(PAGE + 1)));
+        assert_eq!(slots.iter().map(|(_, number)| *number).sum::<usize>(), (0..3 * PAGE + 10).sum::<usize>() - PAGE);
+        let again = slots.insert(7);
+        assert_eq!((slots.len(), slots.places(), slots.get(again)), (3 * PAGE + 10, 3 * PAGE + 10, Some(&7)));
+        *slots.get_mut(again).unwrap() = 8;
+        assert_eq!(slots.at(PAGE).map(|(key, number)| (key == again, *number)), Some((true, 8)));
+        assert_eq!(slots.at(3 * PAGE + 10).map(|(_, number)| *number), None);
     }
 }

@@ -229,6 +229,7 @@ file = "{file}"
 [limits]
 messages_per_second = 0
 bytes_per_second = 0
+sessions_per_shard = 1000000
 connections_per_ip = 0
 handshakes_per_ip_per_second = 0
 handshakes_per_second = 0

@@ -189,6 +189,17 @@ fn a_reader_catches_up_from_the_start_and_from_the_middle() {
 }
 
 #[test]
+fn sessions_are_made_and_the_servers_memory_is_read() {
+    let sessions = ["sessions", "-c", "100", "--session-messages", "3"];
+    let pid = std::process::id().to_string();
+    let (code, result) = on_gateway("sessions", Fault::None, &[&sessions[..], &["--pid", &pid]].concat());
+    assert_eq!(code, Some(0), "{} {}", result["loss"], result["problems"]);
+    assert!(figure(&result, "RSS") > 1.0);
+    let (code, _) = on_gateway("sessions-unread", Fault::None, &sessions);
+    assert_eq!(code, Some(2), "a process must be named");
+}
+
+#[test]
 fn a_storm_cuts_everyone_and_everyone_catches_up() {
     let (code, result) = on_gateway("storm", Fault::None, &["reconnect", "-c", "10", "--rate", "300", "--storms", "2"]);
     assert_eq!((code, figure(&result, "connections cut")), (Some(0), 20.0));

@@ -67,12 +67,41 @@ pub struct Index {
     /// By their numbers; none overlaps another.
     runs: Vec<Run>,
     /// Entries below `dense_first`, by their numbers: copies whose segment has no index file yet.
-    scattered: Vec<(u64, Entry)>,
+    scattered: Scattered,
     dense_first: u64,
     /// From `dense_first` to the head without a hole, in the order of their positions.
     dense: VecDeque<Entry>,
     /// Of all records held together; of a run's part, in proportion.
     bytes: u64,
+}
+
+/// Entries that are nearly always none, and then cost one word.
+#[derive(Debug, Default)]
+#[expect(clippy::box_collection, reason = "one word instead of three is the point")]
+struct Scattered(Option<Box<Vec<(u64, Entry)>>>);
+
+impl std::ops::Deref for Scattered {
+    type Target = [(u64, Entry)];
+
+    fn deref(&self) -> &[(u64, Entry)] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Scattered {
+    fn insert(&mut self, place: usize, entry: (u64, Entry)) {
+        self.0.get_or_insert_default().insert(place, entry);
+    }
+
+    /// Keeps those for which it holds; the memory goes with the last.
+    fn retain(&mut self, keep: impl FnMut(&(u64, Entry)) -> bool) {
+        if let Some(entries) = &mut self.0 {
+            entries.retain(keep);
+            if entries.is_empty() {
+                self.0 = None;
+            }
+        }
+    }
 }
 
 /// What the oldest number held is in.
@@ -94,7 +123,7 @@ impl Index {
             oldest: NONE,
             oldest_run: u32::MAX,
             runs: Vec::new(),
-            scattered: Vec::new(),
+            scattered: Scattered(None),
             dense_first: next,
             dense: VecDeque::new(),
             bytes: 0,
@@ -262,8 +291,8 @@ impl Index {
                 self.bytes -= u64::from(run.bytes - left.bytes);
                 return numbers;
             }
-            Oldest::Scattered(_, entry) => {
-                self.scattered.remove(0);
+            Oldest::Scattered(oldest, entry) => {
+                self.scattered.retain(|(seq, _)| *seq != oldest);
                 self.bytes -= u64::from(entry.record_bytes());
             }
             Oldest::Dense(entry) => {

@@ -191,7 +191,7 @@ fn a_quiet_session_takes_little_memory() {
     (1..1000).for_each(|number| index.push(entry(number)));
     sink(&mut index, 0, &[run(1, 1000, 0)]);
     assert_eq!((index.dense.capacity(), index.runs.capacity()), (0, 1));
-    const { assert!(size_of::<Index>() <= 120 && size_of::<Entry>() <= 40 && RUN_BYTES + INDEX_HEADER_BYTES == 96) };
+    const { assert!(size_of::<Index>() <= 104 && size_of::<Entry>() <= 40 && RUN_BYTES + INDEX_HEADER_BYTES == 96) };
 }
 
 /// What a test does to an index.

@@ -33,16 +33,54 @@ pub enum Seen {
     Different,
 }
 
+/// Up to so many uses are looked through; a table begins above.
+const UNTABLED_MAX: usize = 8;
+
 /// See the module's text. Empty, it owns no memory.
 #[derive(Debug, Default)]
 pub struct Dedupe {
     uses: VecDeque<Used>,
+    /// Of all uses, where there are or were more than [`UNTABLED_MAX`].
+    table: Option<Box<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
     /// Places in the order of use, counted from the window's beginning of time (wrapping), by their ids' keys.
     places: HashTable<u32>,
     /// The place of the oldest use.
     first: u32,
     /// When that was, here so that remembering touches only the newest use.
     oldest_ms: u64,
+}
+
+impl Table {
+    /// Of all uses there are.
+    fn of(uses: &VecDeque<Used>) -> Self {
+        let oldest_ms = uses.front().map_or(0, |oldest| oldest.at_ms);
+        let mut table = Self { oldest_ms, ..Self::default() };
+        (0..uses.len()).for_each(|index| table.add(uses, index));
+        table
+    }
+
+    /// Adds the use at an index.
+    fn add(&mut self, uses: &VecDeque<Used>, index: usize) {
+        self.make_room(uses);
+        let first = self.first;
+        let place = first.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX));
+        self.places.insert_unique(key_at(uses, first, place), place, |place| key_at(uses, first, *place));
+    }
+
+    /// Keeps the table at most half full: then what removals leave behind is cleared in place, and a full window never moves again.
+    fn make_room(&mut self, uses: &VecDeque<Used>) {
+        let (len, buckets, first) = (self.places.len(), self.places.num_buckets(), self.first);
+        // What hashbrown fills of its buckets before it moves or clears.
+        let holds = if buckets < 8 { buckets.saturating_sub(1) } else { buckets / 8 * 7 };
+        if (len + 1) * 2 > holds {
+            let more = self.places.capacity() - len + 1;
+            self.places.reserve(more, |place| key_at(uses, first, *place));
+        }
+    }
 }
 
 impl Dedupe {
@@ -59,9 +97,10 @@ impl Dedupe {
     }
 
     fn find(&self, key: u64) -> Option<&Used> {
-        let (uses, first) = (&self.uses, self.first);
-        let place = self.places.find(key, |place| use_at(uses, first, *place).is_some_and(|used| used.key == key))?;
-        use_at(uses, first, *place)
+        let uses = &self.uses;
+        let Some(table) = &self.table else { return uses.iter().find(|used| used.key == key) };
+        let place = table.places.find(key, |place| key_at(uses, table.first, *place) == key)?;
+        use_at(uses, table.first, *place)
     }
 
     /// What is known of an id at `now_ms` (monotonic).
@@ -75,49 +114,50 @@ impl Dedupe {
         }
     }
 
+    fn oldest_ms(&self) -> u64 {
+        match &self.table {
+            Some(table) => table.oldest_ms,
+            None => self.uses.front().map_or(0, |oldest| oldest.at_ms),
+        }
+    }
+
     /// Remembers an id that [`Dedupe::look_up`] called new; the oldest ones leave.
     pub fn remember(&mut self, key: u64, content: u64, seq: u64, now_ms: u64, limits: DedupeLimits) {
         if limits.ids_max == 0 {
             return;
         }
         while !self.uses.is_empty()
-            && (self.uses.len() >= limits.ids_max || now_ms.saturating_sub(self.oldest_ms) >= limits.window_ms)
+            && (self.uses.len() >= limits.ids_max || now_ms.saturating_sub(self.oldest_ms()) >= limits.window_ms)
         {
             self.forget_oldest();
         }
-        if self.uses.is_empty() {
-            self.oldest_ms = now_ms;
+        if self.uses.capacity() == 0 {
+            // Many clients say one thing, and then nothing for long.
+            self.uses.reserve_exact(1);
         }
-        self.make_room();
-        let place = self.first.wrapping_add(u32::try_from(self.uses.len()).unwrap_or(u32::MAX));
         self.uses.push_back(Used { key, content, seq, at_ms: now_ms });
-        let (uses, first) = (&self.uses, self.first);
-        self.places.insert_unique(key, place, |place| use_at(uses, first, *place).map_or(0, |used| used.key));
-    }
-
-    /// Keeps the table at most half full: then what removals leave behind is cleared in place, and a full window never moves again.
-    fn make_room(&mut self) {
-        let (len, buckets) = (self.places.len(), self.places.num_buckets());
-        // What hashbrown fills of its buckets before it moves or clears.
-        let holds = if buckets < 8 { buckets.saturating_sub(1) } else { buckets / 8 * 7 };
-        if (len + 1) * 2 > holds {
-            let (uses, first) = (&self.uses, self.first);
-            let more = self.places.capacity() - len + 1;
-            self.places.reserve(more, |place| use_at(uses, first, *place).map_or(0, |used| used.key));
+        let len = self.uses.len();
+        match &mut self.table {
+            Some(table) => {
+                if len == 1 {
+                    table.oldest_ms = now_ms;
+                }
+                table.add(&self.uses, len - 1);
+            }
+            None if len > UNTABLED_MAX => self.table = Some(Box::new(Table::of(&self.uses))),
+            None => {}
         }
     }
 
     /// After a start: what was used before `oldest_ms` is forgotten, and all but the last `ids_max`; the rest counts as used now, and no
     /// more memory is held than that needs.
     pub fn begin_again(&mut self, oldest_ms: u64, ids_max: usize) {
-        while !self.uses.is_empty() && (self.oldest_ms < oldest_ms || self.uses.len() > ids_max) {
+        while !self.uses.is_empty() && (self.oldest_ms() < oldest_ms || self.uses.len() > ids_max) {
             self.forget_oldest();
         }
-        self.oldest_ms = 0;
         self.uses.iter_mut().for_each(|used| used.at_ms = 0);
         self.uses.shrink_to_fit();
-        let (uses, first) = (&self.uses, self.first);
-        self.places.shrink_to_fit(|place| use_at(uses, first, *place).map_or(0, |used| used.key));
+        self.table = (self.uses.len() > UNTABLED_MAX).then(|| Box::new(Table::of(&self.uses)));
     }
 
     /// Takes in another window's uses.
@@ -128,19 +168,24 @@ impl Dedupe {
     }
 
     fn forget_oldest(&mut self) {
-        let Some(oldest) = self.uses.front().map(|oldest| oldest.key) else { return };
-        let place = self.first;
-        if let Ok(entry) = self.places.find_entry(oldest, |other| *other == place) {
-            entry.remove();
+        let Some(oldest) = self.uses.pop_front() else { return };
+        if let Some(table) = &mut self.table {
+            let first = table.first;
+            if let Ok(entry) = table.places.find_entry(oldest.key, |other| *other == first) {
+                entry.remove();
+            }
+            table.first = first.wrapping_add(1);
+            table.oldest_ms = self.uses.front().map_or(0, |oldest| oldest.at_ms);
         }
-        self.uses.pop_front();
-        self.first = self.first.wrapping_add(1);
-        self.oldest_ms = self.uses.front().map_or(0, |oldest| oldest.at_ms);
     }
 }
 
 fn use_at(uses: &VecDeque<Used>, first: u32, place: u32) -> Option<&Used> {
     uses.get(place.wrapping_sub(first) as usize)
+}
+
+fn key_at(uses: &VecDeque<Used>, first: u32, place: u32) -> u64 {
+    use_at(uses, first, place).map_or(0, |used| used.key)
 }
 
 #[cfg(test)]
@@ -170,7 +215,30 @@ mod tests {
         assert_eq!(dedupe.look_up(3, 0, 0, three), Seen::Same { seq: 3 });
         dedupe.remember(6, 0, 6, 2000, three);
         assert_eq!(dedupe.len(), 1, "all others were too old");
-        assert_eq!(dedupe.places.len(), 1);
+        (7..=UNTABLED_MAX as u64 + 7).for_each(|key| dedupe.remember(key, 0, key, 2000, LIMITS));
+        assert_eq!((dedupe.len(), dedupe.table.as_ref().unwrap().places.len()), (10, 10));
+        dedupe.remember(1, 0, 1, 4000, LIMITS);
+        assert_eq!((dedupe.len(), dedupe.table.as_ref().unwrap().places.len()), (1, 1), "all others were too old");
+        assert_eq!(dedupe.look_up(1, 0, 4999, LIMITS), Seen::Same { seq: 1 });
+        dedupe.remember(2, 0, 2, 5000, LIMITS);
+        assert_eq!(dedupe.len(), 1, "the time of the oldest is that of the only one");
+    }
+
+    #[test]
+    fn a_new_beginning_keeps_the_newest_and_little_memory() {
+        let mut dedupe = Dedupe::default();
+        let many = DedupeLimits { ids_max: 1000, ..LIMITS };
+        (0..100).for_each(|key| dedupe.remember(key, 0, key, 500 + key, many));
+        dedupe.begin_again(550, 40);
+        assert_eq!((dedupe.len(), dedupe.uses.capacity()), (40, 40));
+        assert_eq!(dedupe.look_up(59, 0, 0, many), Seen::New);
+        assert!((60..100).all(|key| dedupe.look_up(key, 0, 999, many) == Seen::Same { seq: key }));
+        dedupe.begin_again(0, 5);
+        assert!(dedupe.table.is_none() && dedupe.uses.capacity() == 5);
+        assert_eq!((dedupe.look_up(94, 0, 0, many), dedupe.look_up(95, 0, 0, many)), (Seen::New, Seen::Same { seq: 95 }));
+        dedupe.remember(7, 0, 7, 10, many);
+        assert_eq!(dedupe.look_up(7, 0, 10, many), Seen::Same { seq: 7 });
+        const { assert!(size_of::<Dedupe>() <= 40) };
     }
 
     #[test]
@@ -194,18 +262,20 @@ mod tests {
                 dedupe.remember(mixed ^ (mixed >> 31), 0, key, 0, limits);
             };
             (0..ids_max as u64).for_each(|key| remember(&mut dedupe, key));
-            let buckets = dedupe.places.num_buckets();
+            let buckets = |dedupe: &Dedupe| dedupe.table.as_ref().map_or(0, |table| table.places.num_buckets());
+            let before = buckets(&dedupe);
             for key in ids_max as u64..20 * ids_max as u64 + 1_000 {
                 remember(&mut dedupe, key);
-                assert_eq!((dedupe.places.num_buckets(), dedupe.len()), (buckets, ids_max), "after {key} of {ids_max}");
+                assert_eq!((buckets(&dedupe), dedupe.len()), (before, ids_max), "after {key} of {ids_max}");
             }
         }
     }
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_list(keys in proptest::collection::vec(0u64..40, 0..400), start in any::<u32>()) {
-            let mut dedupe = Dedupe { first: start, ..Dedupe::default() };
+        fn it_agrees_with_a_list(keys in proptest::collection::vec(0u64..40, 0..400), start in any::<u32>(), from_start in any::<bool>()) {
+            let table = from_start.then(|| Box::new(Table { first: start, ..Table::default() }));
+            let mut dedupe = Dedupe { table, ..Dedupe::default() };
             let mut list: Vec<(u64, u64)> = Vec::new();
             for (seq, key) in keys.iter().enumerate() {
                 let seq = seq as u64;
@@ -219,7 +289,7 @@ mod tests {
                         list.remove(0);
                     }
                 }
-                prop_assert_eq!(dedupe.len(), dedupe.places.len());
+                prop_assert!(dedupe.table.as_ref().is_none_or(|table| table.places.len() == dedupe.len()));
             }
         }
     }

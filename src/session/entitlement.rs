@@ -1,7 +1,9 @@
 //! Whom a record is for, and who may see it (protocol.md sections 3 and 6).
 
+use super::few::Few;
 use crate::ids::HashKey;
 use crate::log::{Audience, Entry};
+use std::sync::Arc;
 
 /// What an address names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +38,8 @@ pub struct Stay {
 pub struct Entitlements {
     pub client: u64,
     pub user: u64,
-    pub roles: Box<[u64]>,
-    pub stays: Vec<Stay>,
+    pub roles: Arc<[u64]>,
+    pub stays: Few<Stay>,
     /// Nothing up to here is seen (`history = "from_join"`); 0 where all is.
     pub hidden_to: u64,
     /// Its own messages come back to it.
@@ -139,7 +141,7 @@ mod tests {
     }
 
     fn me() -> Entitlements {
-        Entitlements { client: ME, user: 101, roles: Box::new([ROLE]), ..Entitlements::default() }
+        Entitlements { client: ME, user: 101, roles: Arc::new([ROLE]), ..Entitlements::default() }
     }
 
     #[test]

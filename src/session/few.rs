@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 
 /// See the module's text.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::box_collection, reason = "one word instead of three is the point")]
 pub struct Few<T>(Option<Box<Vec<T>>>);
 
@@ -27,6 +27,13 @@ impl<T> Few<T> {
                 self.0 = None;
             }
         }
+    }
+}
+
+impl<T> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        let items: Vec<T> = items.into_iter().collect();
+        Self((!items.is_empty()).then(|| Box::new(items)))
     }
 }
 
@@ -58,6 +65,8 @@ mod tests {
         few.iter_mut().for_each(|item| *item += 1);
         few.retain(|_| false);
         assert!(few.is_empty() && few.0.is_none());
+        assert!((0..0).collect::<Few<u8>>().0.is_none());
+        assert_eq!(*(0..2).collect::<Few<u8>>(), [0, 1]);
         assert_eq!(size_of::<Few<u64>>(), size_of::<usize>());
     }
 }

@@ -2,9 +2,11 @@
 
 use super::dedupe::Dedupe;
 use super::entitlement::Entitlements;
+use super::few::Few;
 use super::table::SessionKey;
 use crate::ids::ConnId;
 use crate::slots::Key;
+use std::rc::Rc;
 
 /// A member's place on its session's home shard.
 pub type MemberKey = Key<Member>;
@@ -27,9 +29,9 @@ pub struct Member {
     /// Bytes of `client_id` that are the token's `sub`.
     pub subject_bytes: u16,
     /// The names behind `entitlements.roles`, for others to see.
-    pub roles: Box<[Box<str>]>,
+    pub roles: Rc<[Box<str>]>,
     /// The rooms it is in now, by name; their stays are in `entitlements`.
-    pub rooms: Vec<Box<str>>,
+    pub rooms: Few<Box<str>>,
     pub entitlements: Entitlements,
     /// Where it is attached, if it is.
     pub place: Option<Place>,

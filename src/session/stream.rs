@@ -48,7 +48,7 @@ impl Stream {
             home,
             index: Index::starting_at(next),
             hidden_from: u64::MAX,
-            readers: Vec::with_capacity(1),
+            readers: Vec::new(),
             broadcast_from: 0,
             waking_from: 0,
             dirty: false,

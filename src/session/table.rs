@@ -10,6 +10,8 @@ use crate::log::{Level, Position};
 use crate::slots::{Key, Slots};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as TableEntry;
+use std::rc::Rc;
+use std::sync::Arc;
 
 /// A session's place on its home shard.
 pub type SessionKey = Key<Session>;
@@ -47,10 +49,45 @@ pub struct Session {
     pub channel: bool,
 }
 
+/// Members that an address names: mostly one, of a user.
 #[derive(Debug)]
 struct Group {
     key: u64,
-    members: Vec<MemberKey>,
+    members: Members,
+}
+
+#[derive(Debug)]
+#[expect(clippy::box_collection, reason = "one word instead of three is the point")]
+enum Members {
+    One(MemberKey),
+    Many(Box<Vec<MemberKey>>),
+}
+
+impl Members {
+    fn as_slice(&self) -> &[MemberKey] {
+        match self {
+            Self::One(member) => std::slice::from_ref(member),
+            Self::Many(members) => members,
+        }
+    }
+
+    fn add(&mut self, member: MemberKey) {
+        match self {
+            Self::One(first) => *self = Self::Many(Box::new(vec![*first, member])),
+            Self::Many(members) => members.push(member),
+        }
+    }
+
+    /// Takes a member out; false where none is left.
+    fn remove(&mut self, member: MemberKey) -> bool {
+        match self {
+            Self::One(only) => *only != member,
+            Self::Many(members) => {
+                members.retain(|other| *other != member);
+                !members.is_empty()
+            }
+        }
+    }
 }
 
 /// See the module's text.
@@ -62,6 +99,8 @@ pub struct Sessions {
     by_hash: HashTable<(u64, SessionKey)>,
     by_client: HashTable<(u64, MemberKey)>,
     groups: HashTable<Group>,
+    /// The roles that were given last, by name and by hash: most members have the same, and share them.
+    roles: (Rc<[Box<str>]>, Arc<[u64]>),
 }
 
 impl Sessions {
@@ -75,6 +114,7 @@ impl Sessions {
             by_hash: HashTable::new(),
             by_client: HashTable::new(),
             groups: HashTable::new(),
+            roles: (Rc::new([]), Arc::new([])),
         }
     }
 
@@ -117,6 +157,13 @@ impl Sessions {
         None
     }
 
+    /// Gives back what the tables have too much, once many were added and taken out.
+    pub fn shrink(&mut self) {
+        self.by_hash.shrink_to_fit(|(hash, _)| *hash);
+        self.by_client.shrink_to_fit(|(scope, _)| *scope);
+        self.groups.shrink_to_fit(|group| group.key);
+    }
+
     /// The hash of an address.
     #[must_use]
     pub fn target(&self, target: Target, name: &str) -> u64 {
@@ -142,8 +189,8 @@ impl Sessions {
             self.by_client.insert_unique(scope, (scope, key), |(scope, _)| *scope);
         }
         self.join_group(session, user, key);
-        for role in roles {
-            self.join_group(session, role, key);
+        for role in roles.iter() {
+            self.join_group(session, *role, key);
         }
         key
     }
@@ -153,7 +200,7 @@ impl Sessions {
         let member = self.members.remove(key)?;
         let named = &member.entitlements;
         self.leave_group(member.session, named.user, key);
-        for role in &named.roles {
+        for role in named.roles.iter() {
             self.leave_group(member.session, *role, key);
         }
         for stay in named.stays.iter().filter(|stay| stay.to == u64::MAX) {
@@ -171,18 +218,29 @@ impl Sessions {
     }
 
     /// Gives a member the roles of a new token.
-    pub fn set_roles(&mut self, key: MemberKey, roles: Box<[Box<str>]>) {
-        let hashes: Box<[u64]> = roles.iter().map(|role| self.target(Target::Role, role)).collect();
+    pub fn set_roles(&mut self, key: MemberKey, roles: &[Box<str>]) {
+        if self.members.get(key).is_none_or(|member| *member.roles == *roles) {
+            return;
+        }
+        let (names, hashes) = self.share_roles(roles);
         let Some(member) = self.members.get_mut(key) else { return };
         let session = member.session;
-        member.roles = roles;
-        let old = std::mem::replace(&mut member.entitlements.roles, hashes.clone());
-        for role in old {
-            self.leave_group(session, role, key);
+        member.roles = names;
+        let old = std::mem::replace(&mut member.entitlements.roles, Arc::clone(&hashes));
+        for role in old.iter() {
+            self.leave_group(session, *role, key);
         }
-        for role in hashes {
-            self.join_group(session, role, key);
+        for role in hashes.iter() {
+            self.join_group(session, *role, key);
         }
+    }
+
+    /// Roles by name and by hash, in memory that members with the same share.
+    pub fn share_roles(&mut self, roles: &[Box<str>]) -> (Rc<[Box<str>]>, Arc<[u64]>) {
+        if *self.roles.0 != *roles {
+            self.roles = (roles.into(), roles.iter().map(|role| self.target(Target::Role, role)).collect());
+        }
+        self.roles.clone()
     }
 
     /// Lets a member into a room from a place in the order on; false if it is in already.
@@ -216,7 +274,7 @@ impl Sessions {
     pub fn group(&self, session: SessionKey, target: u64) -> &[MemberKey] {
         let Some(session) = self.sessions.get(session) else { return &[] };
         let key = scoped(session.hash, target);
-        self.groups.find(key, |group| group.key == key).map_or(&[], |group| &group.members)
+        self.groups.find(key, |group| group.key == key).map_or(&[], |group| group.members.as_slice())
     }
 
     /// A page of members in the order of their client ids, after one, and whether more follow.
@@ -240,12 +298,12 @@ impl Sessions {
 
     /// The entitlements of a client that is new to a session.
     #[must_use]
-    pub fn entitle(&self, client_id: &str, subject: &str, roles: &[Box<str>], hidden_to: u64) -> Entitlements {
+    pub fn entitle(&mut self, client_id: &str, subject: &str, roles: &[Box<str>], hidden_to: u64) -> Entitlements {
         Entitlements {
             client: self.target(Target::Client, client_id),
             user: self.target(Target::User, subject),
-            roles: roles.iter().map(|role| self.target(Target::Role, role)).collect(),
-            stays: Vec::new(),
+            roles: self.share_roles(roles).1,
+            stays: Few::default(),
             hidden_to,
             echo: false,
         }
@@ -256,12 +314,12 @@ impl Sessions {
         let key = scoped(session.hash, target);
         match self.groups.entry(key, |group| group.key == key, |group| group.key) {
             TableEntry::Occupied(mut group) => {
-                if !group.get().members.contains(&member) {
-                    group.get_mut().members.push(member);
+                if !group.get().members.as_slice().contains(&member) {
+                    group.get_mut().members.add(member);
                 }
             }
             TableEntry::Vacant(place) => {
-                place.insert(Group { key, members: vec![member] });
+                place.insert(Group { key, members: Members::One(member) });
             }
         }
     }
@@ -269,11 +327,10 @@ impl Sessions {
     fn leave_group(&mut self, session: SessionKey, target: u64, member: MemberKey) {
         let Some(session) = self.sessions.get(session) else { return };
         let key = scoped(session.hash, target);
-        if let Ok(mut group) = self.groups.find_entry(key, |group| group.key == key) {
-            group.get_mut().members.retain(|other| *other != member);
-            if group.get().members.is_empty() {
-                group.remove();
-            }
+        if let Ok(mut group) = self.groups.find_entry(key, |group| group.key == key)
+            && !group.get_mut().members.remove(member)
+        {
+            group.remove();
         }
     }
 }
@@ -301,8 +358,8 @@ mod tests {
             session,
             client_id: client_id.into(),
             subject_bytes: subject.len() as u16,
-            roles,
-            rooms: Vec::new(),
+            roles: roles.into(),
+            rooms: Few::default(),
             entitlements,
             place: None,
             received_seq: 0,
@@ -350,7 +407,7 @@ mod tests {
     fn new_roles_replace_the_old() {
         let (mut sessions, session) = table();
         let one = join(&mut sessions, session, "ana", &["agent"]);
-        sessions.set_roles(one, Box::new(["human".into()]));
+        sessions.set_roles(one, &["human".into()]);
         assert!(sessions.group(session, sessions.target(Target::Role, "agent")).is_empty());
         assert_eq!(sessions.group(session, sessions.target(Target::Role, "human")), [one]);
     }

@@ -96,7 +96,7 @@ impl Core {
             if name == epoch_name(epoch) { Some(head) } else { past }
         });
         self.enter_rooms(request, member, begin.cursor)?;
-        self.sessions.set_roles(member, request.roles.clone());
+        self.sessions.set_roles(member, &request.roles);
         self.take_place(io, member, request.place, now);
         let mirror_from = self.mirror_for(session, request.place.shard, head);
         let Some(entry) = self.sessions.members.get_mut(member) else { return Err(gone(request)) };
@@ -113,7 +113,7 @@ impl Core {
             recovered: begin.recovered,
             rewound_to: begin.rewound_to,
             oldest_seq: oldest,
-            rooms: entry.rooms.clone(),
+            rooms: entry.rooms.to_vec(),
             entitlements: entry.entitlements.clone(),
             mirror_from,
         })
@@ -132,12 +132,13 @@ impl Core {
         let hidden_to = if self.snapshot.settings.session.history == HistoryView::FromJoin { head } else { 0 };
         let subject = request.client_id.get(..usize::from(request.subject_bytes)).unwrap_or(&request.client_id);
         let entitlements = self.sessions.entitle(&request.client_id, subject, &request.roles, hidden_to);
+        let (roles, _) = self.sessions.share_roles(&request.roles);
         Ok(self.sessions.add_member(Member {
             session,
             client_id: request.client_id.clone(),
             subject_bytes: request.subject_bytes,
-            roles: request.roles.clone(),
-            rooms: Vec::new(),
+            roles,
+            rooms: crate::session::Few::default(),
             entitlements,
             place: None,
             received_seq: 0,
@@ -223,6 +224,10 @@ impl Core {
             entry.index.restart(answer.mirror_from);
         }
         let reader = u32::try_from(entry.readers.len()).unwrap_or(u32::MAX);
+        if entry.readers.capacity() == 0 {
+            // Most sessions have one or two.
+            entry.readers.reserve_exact(1);
+        }
         entry.readers.push(Reader { conn: place.conn, attachment: place.attachment });
         let attachment = Attachment {
             stream,
@@ -500,6 +505,9 @@ impl Core {
         let place = reader as usize;
         if place < entry.readers.len() {
             entry.readers.swap_remove(place);
+            if entry.readers.is_empty() {
+                entry.readers.shrink_to(0);
+            }
             let (moved, waking_from) = (entry.readers.get(place).copied(), entry.waking_from);
             if let Some(moved) = moved
                 && waking_from > 0

@@ -135,7 +135,7 @@ impl Core {
             let place = self.place_here(id, number);
             match home {
                 None => {
-                    self.sessions.set_roles(member, roles.clone());
+                    self.sessions.set_roles(member, &roles);
                     self.publish_entitlements(io, member);
                     self.keep_member(member, now);
                 }

@@ -90,7 +90,7 @@ impl Core {
             LaneMessage::Entitle { to, entitlements } => self.entitle(to, *entitlements),
             LaneMessage::Roles { member, place, roles } => {
                 if self.sessions.members.get(member).is_some_and(|member| member.place == Some(place)) {
-                    self.sessions.set_roles(member, roles);
+                    self.sessions.set_roles(member, &roles);
                     self.publish_entitlements(io, member);
                     self.keep_member(member, now);
                 }

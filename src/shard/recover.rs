@@ -228,12 +228,13 @@ impl Core {
             .filter(|stay| stay.to != u64::MAX)
             .map(|stay| Stay { room: stay.hash, from: stay.from, to: stay.to })
             .collect();
+        let (roles, _) = self.sessions.share_roles(&roles);
         let member = self.sessions.add_member(Member {
             session,
             client_id: state.client_id.into(),
             subject_bytes: state.subject_bytes,
             roles,
-            rooms: Vec::new(),
+            rooms: crate::session::Few::default(),
             entitlements,
             place: None,
             received_seq: state.received_seq.max(before.as_ref().map_or(0, |before| before.received_seq)),
@@ -265,6 +266,7 @@ impl Core {
         // The records below may begin a segment, whose age is what lets the files before it go.
         self.log.tick(now.wall_ms);
         let grace_ms = self.snapshot.settings.session.presence_grace_ms;
+        self.sessions.shrink();
         let members: Vec<MemberKey> = self.sessions.members.iter().map(|(key, _)| key).collect();
         for key in members {
             let Some(member) = self.sessions.members.get_mut(key) else { continue };
@@ -280,6 +282,7 @@ impl Core {
             let Some(session) = self.sessions.sessions.get_mut(key) else { continue };
             let head = self.streams.get(session.stream).map_or(0, |stream| stream.index.head());
             if !clean {
+                session.past_epochs.reserve_exact(1);
                 session.past_epochs.push((session.epoch, head));
                 let excess = (session.past_epochs.len() + 1).saturating_sub(crate::limits::EPOCHS_PER_SESSION_MAX);
                 session.past_epochs.drain(..excess);

@@ -23,6 +23,9 @@ const AT_ONCE: usize = 64;
 const RECEIVE_BYTES: usize = 8192;
 /// Bytes of payloads that all sessions being made have on their way together, well inside what the gateway lets wait for its disk.
 const WRITING_BYTES_MAX: usize = 4 << 20;
+/// The gateway's `log.memory_bytes` where nobody has set it, and the payloads it is filled with.
+const LOG_MEMORY_BYTES: u64 = 64 << 20;
+const FILLER_BYTES: usize = 16 << 10;
 /// Until memory that was freed is given back, and what is done behind the last message is done.
 const SETTLE_MS: u64 = 3_000;
 /// How long a start may take.
@@ -123,13 +126,7 @@ pub fn measure(label: &str, target: &Target, options: &Options) -> Result<Measur
     Ok(measured)
 }
 
-async fn work(
-    context: Context,
-    access: Access,
-    target: &Target,
-    options: &Options,
-    sessions: usize,
-) -> Result<Readings, String> {
+async fn work(context: Context, access: Access, target: &Target, options: &Options, sessions: usize) -> Result<Readings, String> {
     let maker = Maker {
         access: Rc::new(access),
         stats: Rc::clone(&context.stats),
@@ -137,7 +134,12 @@ async fn work(
         payload_bytes: options.payload_bytes,
     };
     context.ready().await;
-    let rss = || target.pid().and_then(rss_exact_bytes).ok_or("the server's memory can't be read: give --spawn, or --pid with --url");
+    let rss =
+        || target.pid().and_then(rss_exact_bytes).ok_or("the server's memory can't be read: give --spawn, or --pid with --url");
+    // The log's memory is as large however many sessions there are: it is filled first, by a session that is none of them.
+    let filler = Maker { messages: LOG_MEMORY_BYTES / FILLER_BYTES as u64, payload_bytes: FILLER_BYTES, ..maker.clone() };
+    filler.clone().make(sessions).await?;
+    sleep_ms(SETTLE_MS);
     let empty_bytes = rss()?;
     let made = make_all(0..sessions, AT_ONCE, |number| maker.clone().make(number)).await?;
     sleep_ms(SETTLE_MS);
@@ -159,8 +161,11 @@ async fn work(
             context.stats.problem(|| "not all could be recovered".into());
         }
         joined.connection.cut();
-        sleep_ms(SETTLE_MS);
         let peak_bytes = target.pid().and_then(peak_rss_bytes).unwrap_or(0);
+        // As when nothing was there: the log's memory is full, and the allocator was used since the start's own memory was freed.
+        sleep_ms(SETTLE_MS);
+        filler.make(sessions + 1).await?;
+        sleep_ms(SETTLE_MS);
         readings.started = Some(Started { log_bytes, took_ns, bytes: rss()?, peak_bytes });
     }
     context.done_early();
@@ -172,7 +177,7 @@ fn figures(readings: &Readings, sessions: usize) -> Vec<Figure> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let each = |bytes: u64| bytes.saturating_sub(readings.empty_bytes) as f64 / sessions.max(1) as f64;
     let mut figures = vec![
-        Figure::neutral("RSS with none", "MiB", mib(readings.empty_bytes)),
+        Figure::neutral("RSS with none, the log's memory full", "MiB", mib(readings.empty_bytes)),
         Figure::lower("RSS".into(), "MiB", mib(readings.live_bytes)),
         Figure::lower("RSS a session".into(), "B", each(readings.live_bytes)),
     ];
