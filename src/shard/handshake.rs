@@ -9,6 +9,7 @@ use crate::auth::AuthError;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::{Io, Read};
+use crate::limits::TOKEN_BYTES_MAX;
 use crate::net::http::{HeadReader, Progress, Request};
 use crate::net::proxy::{ProxyProgress, ProxyReader, client_ip};
 use crate::net::refusal::HttpRefusal;
@@ -49,6 +50,7 @@ impl Core {
                 Err(error) => {
                     tracing::error!(%error, "TLS can't be set up for a connection");
                     self.admission.leave_node();
+                    self.counters.closed(CloseReason::Tls);
                     io.close(id);
                     return;
                 }
@@ -257,6 +259,9 @@ impl Core {
 
     pub(super) fn answer_http<I: Io>(&mut self, io: &mut I, id: ConnId, refusal: &HttpRefusal, now: Tick) {
         self.counters.http_refused.increment();
+        if refusal.is_over_bound() {
+            self.counters.limit_reached(LimitReached::RequestHead);
+        }
         tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         self.buffers.lend(&mut conn.queue);
@@ -296,10 +301,12 @@ impl Core {
             },
             Ok(_) => {}
             Err(refusal) => {
+                let no_token = &*refusal.pointer == "/payload/auth_token";
+                if no_token {
+                    self.counters.auth_refused.increment();
+                }
                 self.refuse(id, &refusal);
-                let reason =
-                    if &*refusal.pointer == "/payload/auth_token" { CloseReason::Auth } else { CloseReason::HelloExpected };
-                self.close(io, id, reason, now);
+                self.close(io, id, if no_token { CloseReason::Auth } else { CloseReason::HelloExpected }, now);
             }
         }
         self.commands = Some(commands);
@@ -335,6 +342,9 @@ impl Core {
 
     /// Judges a token by the keys, the policy and the revocations in force.
     pub(super) fn verify_token(&self, token: &str, client_id: &str, now: Tick) -> Result<crate::auth::Grant, AuthError> {
+        if token.len() > TOKEN_BYTES_MAX {
+            self.counters.limit_reached(LimitReached::TokenBytes);
+        }
         let grant = self.snapshot.keys.verify(token, &self.snapshot.tokens, now)?;
         self.snapshot.revocations.check(&grant, client_id)?;
         Ok(grant)
