@@ -95,9 +95,7 @@ impl Core {
 
     /// Above the cap the oldest half-open connection gives way.
     fn evict_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
-        let settings = &self.snapshot.settings;
-        let share = settings.server.max_connections * settings.limits.half_open_percent as usize / 100;
-        let cap = (share / self.mesh.shards()).max(1);
+        let cap = self.half_open_cap();
         while self.half_open_count > cap {
             let Some(oldest) = self.half_open.pop_front() else { break };
             if self.conn(oldest).is_some_and(|conn| conn.flags.half_open) {
@@ -105,10 +103,19 @@ impl Core {
                 self.close(io, oldest, CloseReason::Shed, now);
             }
         }
-        // Those that got through leave stale ids in front; the queue never outgrows the table by more than the cap.
-        while self.half_open.front().is_some_and(|id| self.conn(*id).is_none_or(|conn| !conn.flags.half_open)) {
-            self.half_open.pop_front();
+        // Those that got through leave stale ids, behind one that is slow too.
+        if self.half_open.len() > 2 * cap {
+            let mut queue = std::mem::take(&mut self.half_open);
+            queue.retain(|id| self.conn(*id).is_some_and(|conn| conn.flags.half_open));
+            self.half_open = queue;
         }
+    }
+
+    /// Half-open connections that this shard may have.
+    pub(super) fn half_open_cap(&self) -> usize {
+        let settings = &self.snapshot.settings;
+        let share = settings.server.max_connections * settings.limits.half_open_percent as usize / 100;
+        (share / self.mesh.shards()).max(1)
     }
 
     /// It is no longer half open: it has its welcome, goes to another shard, or ends.

@@ -91,6 +91,7 @@ impl Core {
         ensure!(count == self.conns_count, "{count} connections, counted {}", self.conns_count);
         let half_open = self.conns.iter().flatten().filter(|conn| conn.flags.half_open).count();
         ensure!(half_open == self.half_open_count, "{half_open} half-open connections, counted {}", self.half_open_count);
+        ensure!(self.half_open.len() <= 2 * self.half_open_cap(), "{} places in the half-open queue", self.half_open.len());
         let mut dirty: BTreeMap<ConnId, usize> = BTreeMap::new();
         self.dirty.iter().for_each(|id| *dirty.entry(*id).or_default() += 1);
         let mut queued = 0;
