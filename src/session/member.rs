@@ -11,7 +11,7 @@ pub type MemberKey = Key<Member>;
 
 /// Where a member's connection is: its shard, the socket there, and the attachment on that connection. Numbers are used again, tickets
 /// are not: what is still under way to an attachment never reaches the next one of its number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     pub shard: u16,
     pub attachment: u16,

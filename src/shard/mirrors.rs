@@ -423,6 +423,9 @@ impl Core {
                     break;
                 }
             }
+            if self.lane_backlog[to].is_empty() {
+                self.evicted[to].clear();
+            }
         }
         waits
     }
