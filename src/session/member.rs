@@ -47,6 +47,8 @@ pub struct Member {
     pub away_before_ms: u64,
     /// Others have been told that it is gone.
     pub told_lost: bool,
+    /// When the shard looks whether it was unseen for too long; 0: not to be looked at. One deadline, however often it goes.
+    pub unseen_due_ms: u64,
 }
 
 impl Member {

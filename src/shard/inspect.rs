@@ -82,6 +82,11 @@ impl Core {
         (members.map(|place| (place.shard, place.conn, place.attachment)).collect(), attached.collect())
     }
 
+    /// Deadlines that it holds.
+    pub fn deadlines(&self) -> usize {
+        self.wheel.len()
+    }
+
     /// Checks the shard's invariants. `resting`: it has asked for no further turn.
     ///
     /// # Errors

@@ -112,6 +112,32 @@ fn a_member_unseen_and_a_session_that_is_empty_are_forgotten_in_time_and_no_soon
     }
 }
 
+/// A deadline is never cancelled, and that of a member unseen is a day ahead.
+#[test]
+fn a_member_that_comes_and_goes_keeps_one_deadline_and_is_forgotten_after_its_last_absence() {
+    for unseen_ms in [86_400_000, 6_000] {
+        let mut world = stage(&[("ana", "s.0")], |settings| {
+            settings.session.presence_grace_ms = 500;
+            settings.session.member_unseen_ms = unseen_ms;
+        });
+        for _ in 0..50 {
+            leave(&mut world, 0, 3_000);
+            pass(&mut world, 0, 3_000);
+            assert!(world.run_until(5_000, |world| world.clients[0].is_open()));
+        }
+        leave(&mut world, 0, 5_000);
+        pass(&mut world, 0, 5_000);
+        assert_eq!(world.seats[0].counters.members.get(), 1, "the deadline of the absence before is none");
+        // Its connections had some too; by now they are over.
+        for _ in 0..60 {
+            pass(&mut world, 0, 1_000);
+        }
+        let left = (world.seats[0].counters.members.get(), world.seats[0].core.deadlines());
+        assert_eq!(left, if unseen_ms > 60_000 { (1, 1) } else { (0, 0) });
+        assert_eq!(world.oracle.violations, Vec::<String>::new());
+    }
+}
+
 /// One who reads nothing and asks for much: too many replies, or too many bytes of a shard's buffers.
 #[test]
 fn replies_that_nobody_takes_are_bounded_by_their_number_and_by_the_shards_memory() {
