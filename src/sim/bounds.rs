@@ -5,7 +5,7 @@ use super::disk::DiskFaults;
 use super::net::Faults;
 use super::world::{Features, Plan, World};
 use crate::close::CloseReason;
-use crate::config::Settings;
+use crate::config::{Durability, Settings};
 use crate::limits::CHUNK_BYTES;
 use crate::shard::counters::LimitReached;
 use serde_json::{Value, json};
@@ -206,6 +206,40 @@ fn a_sender_is_held_and_then_told_when_its_session_can_take_no_more() {
         world.claim_heads();
         world.oracle.finish();
         assert_eq!(world.oracle.violations, Vec::<String>::new());
+    }
+}
+
+/// A disk that fails for good answers nothing any more: the shard answers for it, what waited and what comes, a repeat too.
+#[test]
+fn what_waits_for_a_disk_that_fails_is_answered_once() {
+    const SENT: u64 = 20;
+    for durability in [Durability::Written, Durability::Synced] {
+        for (write_errors, sync_errors) in [(100, 0), (0, 100)] {
+            let mut world = stage(&[("ana", "s.0"), ("bob", "s.0")], |settings| {
+                settings.log.dir = Some("/of/the/simulation".into());
+                settings.log.segment_bytes = 64 * CHUNK_BYTES as u64;
+                settings.log.durability = durability;
+            });
+            leave(&mut world, 1, 0);
+            let faults = &mut world.seats[0].engine.disk.faults;
+            (faults.delay_us, faults.write_errors, faults.sync_errors) = (500_000, write_errors, sync_errors);
+            (0..SENT).for_each(|_| world.message_to(0, "s.0", &Value::Null, 50, false));
+            pass(&mut world, 1, 5_000);
+            let case = format!("{durability:?} {write_errors} {sync_errors}: {:?}", world.clients[0].answers);
+            assert_eq!(world.clients[0].waiting(), Vec::<String>::new(), "{case}");
+            let hopeless = write_errors > 0 || durability == Durability::Synced;
+            // What was on its way to the disk when it was still well may be in.
+            let told = answers(&world, 0, "limit.disk");
+            assert_eq!((told + answers(&world, 0, "rw.ack"), told > SENT / 2), (SENT, hopeless), "{case}");
+            let past = world.clients[0].past.back().cloned().unwrap();
+            for _ in 0..3 {
+                world.send_past(0, &past);
+            }
+            pass(&mut world, 1, 2_000);
+            assert_eq!(world.clients[0].waiting(), Vec::<String>::new(), "{case}");
+            assert_eq!(answers(&world, 0, "limit.disk") - told, if hopeless { 3 } else { 0 }, "{case}");
+            assert_eq!(world.oracle.violations, Vec::<String>::new(), "{case}");
+        }
     }
 }
 
