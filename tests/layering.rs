@@ -451,6 +451,15 @@ fn unsafe_stands_in_io_only() {
     check(&problems);
 }
 
+#[test]
+fn the_readme_shows_the_examples_as_they_are() {
+    let read = |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let readme = read("README.md");
+    for example in ["examples/client.py", "examples/page.html"] {
+        assert!(readme.contains(read(example).trim_end()), "README.md shows another {example}");
+    }
+}
+
 /// What `/metrics` and the manual list, something counts.
 #[test]
 fn no_counter_is_listed_and_never_counted() {
