@@ -60,6 +60,8 @@ impl Io for Held {
         self.syncs.push(tag);
     }
     fn read_back(&mut self, _segment: u64, _at: u64, _len: usize, _tag: u64) {}
+    fn read_index(&mut self, _segment: u64, _at: u64, _len: usize, _tag: u64) {}
+    fn index_segment(&mut self, _number: u64) {}
     fn prepare_segment(&mut self, number: u64) {
         self.prepared.push(number);
     }
@@ -211,7 +213,7 @@ fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
         record(Kind::Session, session, 0, |out| state.encode(out)),
         record(Kind::Member, session, client, |out| member.encode(out)),
     ] {
-        core.replay(&mut replay, crate::log::Position(64), &read_record(&bytes, None).unwrap());
+        core.replay(&mut replay, crate::log::Position(64), 64, &read_record(&bytes, None).unwrap());
     }
     core.finish_recovery(true, at(0), &mut Recovered::default());
     (core, session, client)
