@@ -27,6 +27,8 @@ pub struct DiskFaults {
     /// Writes that fail for good, with a part of them done.
     pub write_errors: u64,
     pub sync_errors: u64,
+    /// Syncs that are said to be done, and are not.
+    pub lies: u64,
     pub read_errors: u64,
     /// Reads that bring less than was asked for.
     pub short_reads: u64,
@@ -105,8 +107,9 @@ impl File {
         self.bytes[at..end].copy_from_slice(bytes);
     }
 
-    /// What of the unsynced writes a power cut leaves.
-    fn cut_power(&mut self, random: &mut Random) {
+    /// Leaves of the unsynced writes what a power cut does; whether that is less than there was.
+    fn cut_power(&mut self, random: &mut Random) -> bool {
+        let whole = self.bytes.clone();
         let mut old = self.bytes.clone();
         for (at, before) in self.unsynced.iter().rev() {
             old[*at..at + before.len()].copy_from_slice(before);
@@ -128,6 +131,7 @@ impl File {
                 self.bytes[number * sector..end].copy_from_slice(&old[number * sector..end]);
             }
         }
+        self.bytes != whole
     }
 }
 
@@ -210,7 +214,7 @@ impl Disk {
                     (file.forsaken, self.failed) = (true, true);
                     return Answer::Synced(tag, Err(libc::EIO));
                 }
-                if !file.forsaken {
+                if !file.forsaken && (faults.lies == 0 || !random.percent(faults.lies)) {
                     file.unsynced.drain(..covers);
                 }
                 Answer::Synced(tag, Ok(()))
@@ -246,8 +250,9 @@ impl Disk {
         }
     }
 
-    /// What is left when the process ends: what was under way is done in part, or not at all.
-    pub fn crash(&mut self, random: &mut Random, crash: Crash) {
+    /// What is left when the process ends: what was under way is done in part, or not at all. Whether something is gone that was
+    /// written.
+    pub fn crash(&mut self, random: &mut Random, crash: Crash) -> bool {
         for Pending { work, .. } in std::mem::take(&mut self.pending) {
             match work {
                 Work::Write { segment, at, bytes, .. } => {
@@ -266,12 +271,14 @@ impl Disk {
             }
         }
         self.failed = false;
+        let mut lossy = false;
         if crash == Crash::PowerCut {
             for file in self.files.values_mut() {
-                file.cut_power(random);
+                lossy |= file.cut_power(random);
                 (file.unsynced, file.forsaken) = (Vec::new(), false);
             }
         }
+        lossy
     }
 
     /// The segments as recovery reads them.

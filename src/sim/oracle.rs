@@ -535,6 +535,10 @@ impl Oracle {
             seqs.push(seq);
         }
         let (Some(first), Some(last)) = (seqs.first().copied(), seqs.last().copied()) else { return };
+        // All of the page may have been dropped since it was read.
+        if oldest > last {
+            return;
+        }
         let log = &self.sessions[&session];
         let missing: Vec<u64> = log
             .records

@@ -530,3 +530,27 @@ fn a_reader_that_reads_from_disk_what_retention_drops_meanwhile_goes_on_behind_t
     assert!(count(&world, 1, "rw.gap") > 1);
     finish(&mut world);
 }
+
+#[test]
+fn a_page_of_history_names_the_oldest_that_is_left_when_it_is_sent() {
+    let mut world = stage_on_disk(1, 300, &["ana", "bob"], |settings| {
+        settings.session.history_messages = 50;
+        settings.log.durability = Durability::Memory;
+    });
+    fill(&mut world, 60);
+    assert!(world.run_until(5_000, all_in));
+    let reads = |world: &World| world.seats[0].counters.log_reads.get();
+    let before = reads(&world);
+    slow_down(&mut world, 15_000_000);
+    world.command(1, "rw.history", "s.0", json!({"after": 0, "limit": 15}), What::Other("rw.history_end"));
+    // A part of the page is read, and what comes next on it is dropped before that is.
+    assert!(world.run_until(20_000, |world| reads(world) == before + 2));
+    (0..12).for_each(|_| world.message_to(0, "s.0", &Value::Null, 60_000, false));
+    assert!(world.run_until(5_000, |world| world.bounds("s.0").0 == 23));
+    assert_eq!(count(&world, 1, "rw.history_end"), 0);
+    slow_down(&mut world, 300);
+    assert!(world.run_until(60_000, all_in));
+    world.run_for(1_000);
+    assert_eq!(count(&world, 1, "rw.history_end"), 1);
+    finish(&mut world);
+}
