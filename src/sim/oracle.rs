@@ -524,9 +524,7 @@ impl Oracle {
         let complaint = (view.delivered.last().is_some_and(|last| *last > seq))
             .then(|| format!("{} in {}: {what} at {seq} after {:?}", view.client, view.session, view.delivered.last()));
         view.position = view.position.max(seq);
-        if let Some(complaint) = complaint {
-            self.wrong(complaint);
-        }
+        complaint.into_iter().for_each(|complaint| self.wrong(complaint));
     }
 
     /// Judges what is only known at the end: nothing that was to be seen is missing.
