@@ -233,6 +233,12 @@ fn two_results_are_compared_and_a_page_is_written() {
     let output = harness(&["compare", &a, &b]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains("server CPU a message") && text.contains('%'), "{text}");
+    let option = harness(&["--compare", &a, &b]);
+    assert!(option.status.success() && String::from_utf8(option.stdout).unwrap() == text, "the option is the command");
+    for wrong in [&["--compare", &a][..], &["--compare", &a, &b, &a], &["--compare", &a, &b, "echo"], &[]] {
+        let output = harness(wrong);
+        assert!(output.status.code() == Some(2) && !output.stderr.is_empty(), "{wrong:?}");
+    }
 }
 
 #[test]
