@@ -17,6 +17,7 @@ pub mod portable;
 pub mod probe;
 pub mod ring;
 pub mod segments;
+mod watch;
 
 pub use crate::ids::ConnId;
 use crate::time::Tick;
@@ -57,6 +58,8 @@ pub enum Event<'a> {
     SegmentReady { number: u64, result: Result<(), i32> },
     /// The answer to [`Io::delete_segment`].
     SegmentGone { number: u64, result: Result<(), i32> },
+    /// Somebody else has deleted a segment's file: what is written to it is gone with the process. Told once.
+    SegmentLost { number: u64 },
 }
 
 /// How a connection is read.

@@ -3,6 +3,7 @@
 
 use super::Event;
 use super::files::{Answer, FilesHandle, segment_path};
+use super::watch::Known;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::path::PathBuf;
@@ -54,7 +55,9 @@ pub(super) struct Segments {
 
 impl Segments {
     pub(super) fn new(disk: Option<Disk>) -> Self {
-        let Some(Disk { directory, segment_bytes, segments, files }) = disk else { return Self::default() };
+        let Some(Disk { directory, segment_bytes, segments, mut files }) = disk else { return Self::default() };
+        let known = |(number, file): &(u64, File)| Some((*number, Known::of(segment_path(&directory, *number), file)?));
+        files.watch(segments.iter().filter_map(known).collect());
         let open = segments.into_iter().map(|(number, file)| (number, Segment::new(file))).collect();
         Self { place: Some(Place { directory, segment_bytes, files }), open, answers: VecDeque::new() }
     }
@@ -124,6 +127,7 @@ impl Segments {
                     Event::SegmentReady { number, result: result.map(|file| drop(open.insert(number, Segment::new(file)))) }
                 }
                 Answer::Gone { number, result } => Event::SegmentGone { number, result },
+                Answer::Lost { number } => Event::SegmentLost { number },
             });
         }
     }

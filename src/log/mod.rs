@@ -24,7 +24,7 @@ mod scan_tests;
 mod segment;
 mod state;
 
-pub use ages::Ages;
+pub use ages::{AgeClock, Ages};
 pub use chunks::{Appended, Geometry, Log, Position, Unwritten};
 pub use index::{Audience, Entry, Index};
 pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, read_record, write_record};

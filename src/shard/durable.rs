@@ -517,6 +517,10 @@ impl Core {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.writing.take() else { return };
         self.counters.log_write_ns.record(now.mono_ns.saturating_sub(disk.write_began_ns));
+        if disk.failed.is_some() {
+            // To a file that was deleted meanwhile.
+            return;
+        }
         match result {
             Ok(()) => {
                 if !disk.starved {
@@ -547,6 +551,9 @@ impl Core {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.syncing.take() else { return };
         self.counters.log_sync_ns.record(now.mono_ns.saturating_sub(disk.sync_began_ns));
+        if disk.failed.is_some() {
+            return;
+        }
         match result {
             Ok(()) => {
                 disk.synced_to = end;
@@ -563,6 +570,20 @@ impl Core {
                 tracing::error!(shard = self.shard, %error, "the log could not be synced: nothing is acknowledged as synced any more; restart to recover");
             }
         }
+    }
+
+    /// A file of the log was deleted under it. What is in there can be read as long as this process runs, and nothing more is
+    /// acknowledged that would be gone with it.
+    pub(super) fn on_segment_lost(&mut self, number: u64) {
+        let Some(disk) = &mut self.disk else { return };
+        disk.failed = Some(libc_errno::ENOENT);
+        self.counters.log_failed.set(1);
+        tracing::error!(
+            shard = self.shard,
+            segment = crate::log::segment_name(number),
+            "a file of the log was deleted while it is in use: no more messages are taken; its content is lost when this process ends, so \
+             copy it from /proc first, as docs/OPERATING.md says"
+        );
     }
 
     /// When the disk wants to be looked at again, on the monotonic clock.
@@ -594,8 +615,9 @@ impl Core {
     }
 }
 
-/// The errors that room on the disk mends.
+/// A name that is gone, and the errors that room on the disk mends.
 mod libc_errno {
+    pub(super) const ENOENT: i32 = 2;
     pub(super) const ENOSPC: i32 = 28;
     pub(super) const EDQUOT: i32 = 122;
 }

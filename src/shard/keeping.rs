@@ -199,7 +199,15 @@ impl Core {
         }
         self.age_due_ms = now.mono_ms() + LOOK_EVERY_MS;
         let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
-        self.ages.age(if age_ms == 0 { 0 } else { now.wall_ms.saturating_sub(age_ms) });
+        let (wall_ms, set_forward_ms) = self.age_clock.at(now.mono_ms(), now.wall_ms, self.ages.newest_ms());
+        if let Some(ahead_ms) = set_forward_ms {
+            tracing::warn!(
+                shard = self.shard,
+                ahead_ms,
+                "the wall clock is far ahead of where it was: if it stays there, messages age by it in an hour"
+            );
+        }
+        self.ages.age(if age_ms == 0 { 0 } else { wall_ms.saturating_sub(age_ms) });
     }
 
     /// Forgets what left the log's memory, or a session's own bounds.
