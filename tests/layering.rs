@@ -2,6 +2,8 @@
 //! pure code may not touch, where `unsafe` may stand, and how long a file may be.
 #![allow(clippy::unwrap_used, reason = "a test process of its own, not the gateway")]
 
+use ringway::close::CloseReason;
+use ringway::shard::counters::{DropReason, LimitReached, METRICS};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -26,7 +28,7 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("cli", &["auth", "config", "control", "io", "log", "net", "shard"]),
 ];
 /// Files that exist for tests alone, whatever their name.
-const TEST_FILES: [&str; 14] = [
+const TEST_FILES: [&str; 16] = [
     "auth/vectors.rs",
     "cli/log/tests.rs",
     "control/tests.rs",
@@ -35,8 +37,10 @@ const TEST_FILES: [&str; 14] = [
     "io/portable/tests.rs",
     "io/ring/disk_tests.rs",
     "io/ring/tests.rs",
+    "log/index_tests.rs",
     "log/made.rs",
     "log/scan_tests.rs",
+    "log/segment_index_tests.rs",
     "net/tls_tests.rs",
     "shard/disk_tests.rs",
     "protocol/attacks.rs",
@@ -49,7 +53,7 @@ const CRATES: [(&str, &[&str]); 34] = [
     ("axum", &["control/http.rs", "control/listener.rs", "control/revocations.rs", "control/run.rs"]),
     ("base64", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs"]),
     ("clap", &["cli/log/mod.rs", "cli/mod.rs"]),
-    ("crc32c", &["log/record.rs", "log/segment.rs"]),
+    ("crc32c", &["log/record.rs", "log/segment.rs", "log/segment_index.rs"]),
     ("crossbeam", &["shard/counters.rs", "shard/lanes.rs", "shard/port.rs"]),
     ("fastwebsockets", &["ws/decoder.rs"]),
     ("flate2", &["ws/deflate.rs"]),
@@ -170,6 +174,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "shard/durable.rs",
             "shard/handshake.rs",
             "shard/inbound.rs",
+            "shard/indexing.rs",
             "shard/keeping.rs",
             "shard/outbound.rs",
             "shard/reading.rs",
@@ -445,6 +450,46 @@ fn unsafe_stands_in_io_only() {
                 }
             }
         }
+    }
+    check(&problems);
+}
+
+#[test]
+fn the_readme_shows_the_examples_as_they_are() {
+    let read = |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let readme = read("README.md");
+    for example in ["examples/client.py", "examples/page.html"] {
+        assert!(readme.contains(read(example).trim_end()), "README.md shows another {example}");
+    }
+}
+
+/// What `/metrics` and the manual list, something counts.
+#[test]
+fn no_counter_is_listed_and_never_counted() {
+    let sources = sources();
+    let others: Vec<&Source> = sources
+        .iter()
+        .filter(|source| !source.is_test() && source.name != "shard/counters.rs" && source.name != "close.rs")
+        .collect();
+    let counted = |what: &[String]| others.iter().any(|source| what.iter().any(|what| source.code.contains(what)));
+    let mut problems = Vec::new();
+    let mut need = |name: String, what: &[String]| {
+        if !counted(what) {
+            problems.push(format!("{name} is listed, and nothing counts it"));
+        }
+    };
+    for drop in DropReason::ALL {
+        need(format!("{drop:?}"), &[format!("DropReason::{drop:?}")]);
+    }
+    let by_close: Vec<LimitReached> = CloseReason::ALL.into_iter().filter_map(LimitReached::behind).collect();
+    for limit in LimitReached::ALL.iter().filter(|limit| !by_close.contains(limit)) {
+        need(format!("{limit:?}"), &[format!("LimitReached::{limit:?}")]);
+    }
+    for reason in CloseReason::ALL {
+        need(format!("{reason:?}"), &[format!("CloseReason::{reason:?}")]);
+    }
+    for metric in METRICS {
+        need(metric.name.to_owned(), &["add(", "increment()", "set("].map(|call| format!("{}.{call}", metric.name)));
     }
     check(&problems);
 }

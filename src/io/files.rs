@@ -5,13 +5,13 @@
 use super::BELOW_RESERVE;
 use super::watch::{Known, Watch};
 use crate::limits::SEGMENT_REQUESTS_MAX;
-use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstatvfs, memfd_create};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -27,11 +27,25 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 enum What {
     /// Make the file, of so many bytes, where more than the reserve stays free.
     Prepare(u64),
-    /// Delete it. What is open of it is closed there, since the last close of a deleted file frees its blocks.
-    Delete(Option<File>),
+    /// Make the index of what the file holds.
+    Index(Arc<File>),
+    /// Delete it, and its index. What is open of them is closed there, since the last close of a deleted file frees its blocks.
+    Delete(Vec<Arc<File>>),
     /// Miss these when somebody else deletes them; not answered.
     Watch(Vec<(u64, Known)>),
 }
+
+/// A segment's index as it is made of the segment's bytes.
+#[derive(Debug)]
+pub struct Indexed {
+    /// The index file.
+    pub bytes: Vec<u8>,
+    /// How many of them, from the first on, the shard is told.
+    pub directory_bytes: usize,
+}
+
+/// Makes an index of a segment's bytes. What it does is the log's, not the engine's.
+pub type Indexer = fn(&mut dyn Read) -> io::Result<Indexed>;
 
 #[derive(Debug)]
 struct Request {
@@ -51,6 +65,12 @@ pub(super) enum Answer {
     Gone {
         number: u64,
         result: Result<(), i32>,
+    },
+    /// The index, open, and its beginning.
+    Indexed {
+        number: u64,
+        result: Result<(File, Vec<u8>), i32>,
+        unsaved: Option<i32>,
     },
     /// Somebody else has deleted a file. Told once, and asked for by nobody.
     Lost {
@@ -73,8 +93,12 @@ impl FilesHandle {
         self.ask(Request { shard: self.shard, number, path, what: What::Prepare(segment_bytes) });
     }
 
-    pub(super) fn delete(&mut self, number: u64, path: PathBuf, file: Option<File>) {
-        self.ask(Request { shard: self.shard, number, path, what: What::Delete(file) });
+    pub(super) fn index(&mut self, number: u64, path: PathBuf, file: Arc<File>) {
+        self.ask(Request { shard: self.shard, number, path, what: What::Index(file) });
+    }
+
+    pub(super) fn delete(&mut self, number: u64, path: PathBuf, open: Vec<Arc<File>>) {
+        self.ask(Request { shard: self.shard, number, path, what: What::Delete(open) });
     }
 
     /// Has files that are there already missed when they are deleted.
@@ -107,12 +131,12 @@ impl FilesHandle {
     }
 }
 
-/// Starts the thread for shards with these eventfds, in their order. It ends when all handles are gone and all was done. No file is made
-/// that would leave less than `reserve_bytes` of its file system free.
+/// Starts the thread for shards with these eventfds, in their order; `indexer` makes the segments' indexes. It ends when all handles
+/// are gone and all was done. No file is made that would leave less than `reserve_bytes` of its file system free.
 ///
 /// # Errors
 /// That of a thread that could not be made.
-pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
+pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, indexer: Indexer) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
     // One more each: what a shard has when it begins, and what it has lost.
     let (requests, requested) = sync_channel::<Request>(knocks.len() * (SEGMENT_REQUESTS_MAX + 1));
     let (mut doors, mut handles) = (Vec::new(), Vec::new());
@@ -136,7 +160,7 @@ pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64) -> io::Result<(JoinH
                 Ok(Request { shard, what: What::Watch(files), .. }) => watch.add_all(shard, files),
                 Ok(request) => {
                     let shard = request.shard;
-                    tell(shard, handle(request, reserve_bytes, &mut watch));
+                    tell(shard, handle(request, reserve_bytes, indexer, &mut watch));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -161,7 +185,73 @@ pub fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:016x}.seg"))
 }
 
-fn handle(request: Request, reserve_bytes: u64, watch: &mut Watch) -> Answer {
+/// A segment's index file, beside the segment.
+#[must_use]
+pub fn index_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number:016x}.idx"))
+}
+
+/// Puts a segment's index in its place, whole or not at all.
+///
+/// # Errors
+/// What the file system answered; an index that was there before stays.
+pub fn write_index(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let fresh = path.with_extension("idx.new");
+    let write = || {
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(bytes)?;
+        // Not synced: a start compares it with its segment, and makes what a power cut left of it anew.
+        std::fs::rename(&fresh, path)?;
+        Ok(file)
+    };
+    write().inspect_err(|_| {
+        // Where even this fails, the next start removes it.
+        let _ = std::fs::remove_file(&fresh);
+    })
+}
+
+/// Reads a file from its beginning, wherever others who have it open are.
+struct FromStart<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(into, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// An index that could not be put in its place, in memory: what is read of the log goes on, and the next start makes it again.
+///
+/// # Errors
+/// Where there is no memory.
+pub fn index_in_memory(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("index", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+fn index(number: u64, path: &Path, file: &File, reserve_bytes: u64, indexer: Indexer) -> Answer {
+    let mut unsaved = None;
+    let made = indexer(&mut FromStart { file, at: 0 }).and_then(|Indexed { mut bytes, directory_bytes }| {
+        let room = keeps_free(path, bytes.len() as u64, reserve_bytes);
+        let written = room
+            .and_then(|()| write_index(&path.with_extension("idx"), &bytes).map_err(|error| errno(&error)))
+            .or_else(|errno| {
+                unsaved = Some(errno);
+                index_in_memory(&bytes)
+            })?;
+        bytes.truncate(directory_bytes);
+        bytes.shrink_to_fit();
+        Ok((written, bytes))
+    });
+    Answer::Indexed { number, result: made.map_err(|error| errno(&error)), unsaved }
+}
+
+fn handle(request: Request, reserve_bytes: u64, indexer: Indexer, watch: &mut Watch) -> Answer {
     let Request { shard, number, path, what } = request;
     match what {
         What::Prepare(bytes) => {
@@ -172,16 +262,17 @@ fn handle(request: Request, reserve_bytes: u64, watch: &mut Watch) -> Answer {
             }
             Answer::Ready { number, result }
         }
-        What::Delete(file) => {
+        What::Index(file) => index(number, &path, &file, reserve_bytes, indexer),
+        What::Delete(open) => {
             watch.forget(shard, number);
-            Answer::Gone { number, result: delete(&path, file).map_err(|error| errno(&error)) }
+            Answer::Gone { number, result: delete(&path, open).map_err(|error| errno(&error)) }
         }
         What::Watch(_) => Answer::Gone { number, result: Ok(()) },
     }
 }
 
 fn errno(error: &io::Error) -> i32 {
-    // Only a write of zeros that takes nothing comes without one.
+    // A write that takes nothing comes without one, and a segment that no index can be made of.
     error.raw_os_error().unwrap_or(Errno::IO.raw_os_error())
 }
 
@@ -241,9 +332,11 @@ fn write_zeros(mut file: &File, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn delete(path: &Path, file: Option<File>) -> io::Result<()> {
+fn delete(path: &Path, open: Vec<Arc<File>>) -> io::Result<()> {
     std::fs::remove_file(path)?;
-    drop(file);
+    // Often there is none; one that stays behind is removed by the next start.
+    let _ = std::fs::remove_file(path.with_extension("idx"));
+    drop(open);
     sync_directory_of(path)
 }
 
@@ -251,10 +344,19 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
+/// An index for tests: a file's length, as text, and then its bytes' sum.
+#[cfg(test)]
+pub(super) fn lengths(file: &mut dyn Read) -> io::Result<Indexed> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let length = bytes.len().to_string();
+    let sum: u64 = bytes.iter().map(|byte| u64::from(*byte)).sum();
+    Ok(Indexed { bytes: format!("{length}{sum}").into(), directory_bytes: length.len() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read as _;
 
     fn directory(name: &str) -> PathBuf {
         let directory = std::env::temp_dir().join(format!("ringway-files-{name}-{}", std::process::id()));
@@ -299,13 +401,35 @@ mod tests {
         let prepare = |reserve_bytes| {
             let path = segment_path(&directory, 1);
             let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Prepare(4096) };
-            let Answer::Ready { result, .. } = handle(request, reserve_bytes, &mut Watch::new(1)) else {
+            let indexer = |_: &mut dyn Read| Err(Errno::NOTSUP.into());
+            let Answer::Ready { result, .. } = handle(request, reserve_bytes, indexer, &mut Watch::new(1)) else {
                 panic!("asked for a file")
             };
             (result.map(drop), path.exists())
         };
         assert_eq!(prepare(1 << 60), (Err(BELOW_RESERVE), false));
         assert_eq!(prepare(1), (Ok(()), true));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn an_index_that_finds_no_room_is_held_in_memory() {
+        let directory = directory("unsaved");
+        let path = segment_path(&directory, 1);
+        let file = Arc::new(prepare(&path, 4096).unwrap());
+        let index = |reserve_bytes| {
+            let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Index(Arc::clone(&file)) };
+            let Answer::Indexed { result: Ok((file, head)), unsaved, .. } =
+                handle(request, reserve_bytes, lengths, &mut Watch::new(1))
+            else {
+                panic!("asked for an index");
+            };
+            let mut bytes = [0; 5];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            (head, bytes, unsaved, index_path(&directory, 1).exists())
+        };
+        assert_eq!(index(1 << 60), (b"4096".to_vec(), *b"40960", Some(BELOW_RESERVE), false));
+        assert_eq!(index(1), (b"4096".to_vec(), *b"40960", None, true));
         std::fs::remove_dir_all(directory).unwrap();
     }
 

@@ -156,6 +156,8 @@ impl Header {
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     pub header: Header,
+    /// All bytes before the body.
+    pub head: &'a [u8],
     pub addresses: &'a [u8],
     pub body: &'a [u8],
     pub chain: u32,
@@ -183,7 +185,8 @@ pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'
         return Err(RecordError::Chain);
     }
     let header = header(kind, bytes);
-    Ok(Record { header, addresses: &bytes[HEADER_BYTES..head_bytes], body, chain: stated, length })
+    let (head, addresses) = (&bytes[..head_bytes], &bytes[HEADER_BYTES..head_bytes]);
+    Ok(Record { header, head, addresses, body, chain: stated, length })
 }
 
 /// Kind, bytes before the body and whole length of a record; `bytes` holds a header at least.

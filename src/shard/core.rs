@@ -11,20 +11,21 @@ use super::holding::Pressure;
 use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
-use super::reading::Job;
+use super::reading::{HistoryPage, Places, Reading};
 use super::wheel::Wheel;
 use crate::buffers::Buffers;
 use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
 use crate::limits::SEND_BYTES_MAX;
-use crate::log::{AgeClock, Ages, Log, Position};
+use crate::log::{AgeClock, Ages, Log};
 use crate::protocol::{CommandParser, Parser};
 use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
 use crate::time::Tick;
 use crate::ws::deflate::{Deflater, Inflater};
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// How long a stop waits for the disk to take what was appended.
@@ -103,6 +104,8 @@ pub struct Core {
     pub(super) dirty_streams: Vec<StreamKey>,
     pub(super) out: Outbound,
     pub(super) lane_backlog: Vec<VecDeque<LaneMessage>>,
+    /// Whose connections end with a message that waits there: each has one.
+    pub(super) evicted: Vec<Map<Place, ()>>,
     pub(super) spoken: Spoken,
     pub(super) mirrored: Vec<SessionKey>,
     pub(super) shaking: super::rate::Bucket,
@@ -137,7 +140,12 @@ pub struct Core {
     /// The log's disk, where it has one.
     pub(super) disk: Option<Disk>,
     /// What was asked of the disk, by the tags of the reads.
-    pub(super) jobs: Map<u64, (Position, Job)>,
+    pub(super) jobs: Map<u64, Reading>,
+    /// Parts of index files that were read last, the newest first.
+    pub(super) places: VecDeque<Rc<Places>>,
+    /// Pages of history that are being read, and those that wait for that.
+    pub(super) histories: usize,
+    pub(super) histories_waiting: VecDeque<Box<HistoryPage>>,
     pub(super) next_read: u64,
     /// Scratch for a record's addresses.
     pub(super) targets: Vec<u64>,
@@ -184,6 +192,7 @@ impl Core {
             dirty_streams: Vec::new(),
             out: Outbound::default(),
             lane_backlog: (0..shards).map(|_| VecDeque::new()).collect(),
+            evicted: (0..shards).map(|_| Map::with_hasher(options.key)).collect(),
             spoken: Spoken::default(),
             mirrored: Vec::new(),
             shaking: super::rate::Bucket::default(),
@@ -206,6 +215,9 @@ impl Core {
             random_id: options.seed,
             disk: None,
             jobs: Map::with_hasher(options.key),
+            places: VecDeque::new(),
+            histories: 0,
+            histories_waiting: VecDeque::new(),
             next_read: READ_TAGS,
             targets: Vec::new(),
             draining: false,
@@ -394,6 +406,7 @@ impl Shard for Core {
             Event::ReadBack { tag, result } => self.on_read_back(io, tag, result),
             Event::SegmentReady { number, result } => self.on_segment_ready(number, result, now),
             Event::SegmentGone { number, result } => self.on_segment_gone(number, result),
+            Event::SegmentIndexed { number, result, unsaved } => self.on_segment_indexed(number, result, unsaved, now),
             Event::SegmentLost { number } => self.on_segment_lost(number),
         }
     }
@@ -423,6 +436,7 @@ impl Shard for Core {
         self.end_doomed(io, now);
         self.free_left(io);
         self.send_pulls(io);
+        busy |= self.index_segments(io, now);
         lane_full |= self.push_backlog(io);
         self.publish_counters(io, now);
         if self.stopping && (self.log_settled() || now.mono_ms() >= self.stop_until_ms) {

@@ -86,10 +86,6 @@ reasons! {
         AfterClose = "after_close",
         /// A lane message for a connection or session that was gone.
         LaneStale = "lane_stale",
-        /// A lane message that found no room, where its loss is repaired by a retry.
-        LaneFull = "lane_full",
-        /// A message of control for which the port had no room.
-        PortFull = "port_full",
         /// A reply to control that nobody waited for any more.
         PortReplyUnwanted = "port_reply_unwanted",
         /// A receipt or cursor of a member that was gone.
@@ -158,15 +154,13 @@ reasons! {
         HalfOpen = "half_open",
         /// limits.half_open_per_ip.
         HalfOpenPerIp = "half_open_per_ip",
-        /// Addresses that the per-address tables can hold.
-        AddressTable = "address_table",
         /// limits.handshake_ms.
         HandshakeTime = "handshake_time",
         /// limits.tls_handshake_ms.
         TlsHandshakeTime = "tls_handshake_time",
         /// limits.close_ms.
         CloseTime = "close_time",
-        /// The bytes of the HTTP request line or head, or the count of its headers.
+        /// The bytes of the HTTP request line or head, the count of its headers, or the reads it took.
         RequestHead = "request_head",
         /// The bytes of a token.
         TokenBytes = "token_bytes",
@@ -192,12 +186,23 @@ reasons! {
         HeartbeatTime = "heartbeat_time",
         /// One history request at a time.
         HistoryBusy = "history_busy",
-        /// The bytes of presence data.
-        PresenceData = "presence_data",
         /// The lanes between shards.
         Lane = "lane",
         /// The file descriptors of the process.
         OpenFiles = "open_files",
+    }
+}
+
+impl LimitReached {
+    /// The bound on what is read that ends a connection for this, where it is one; others are counted where they are looked at.
+    #[must_use]
+    pub const fn behind(reason: CloseReason) -> Option<Self> {
+        match reason {
+            CloseReason::MessageTooBig => Some(Self::MessageBytes),
+            CloseReason::TooManyFragments => Some(Self::Fragments),
+            CloseReason::TooDeep => Some(Self::JsonDepth),
+            _ => None,
+        }
     }
 }
 
@@ -362,6 +367,10 @@ counters! {
     log_syncs: Counter, "Messages over this is how many share a sync.";
     /// Reads of the log's files, for readers behind what is in memory.
     log_reads: Counter, "Many: raise log.memory_bytes.";
+    /// Segments of the log that were indexed since the start.
+    log_indexed: Counter, "With log_segments: cold segments of which memory holds only which messages are in them.";
+    /// Indexes of segments that could not be made or written; their messages stay in memory's index, or the index in memory.
+    log_index_failures: Counter, "Any: is the log's disk full, or failing?";
     /// Files of the log.
     log_segments: Gauge, "Against log.max_bytes over log.segment_bytes.";
     /// 1 while durable messages have no room: the disk is full, or log.max_bytes or log.reserve_bytes is reached.

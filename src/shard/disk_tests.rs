@@ -60,6 +60,8 @@ impl Io for Held {
         self.syncs.push(tag);
     }
     fn read_back(&mut self, _segment: u64, _at: u64, _len: usize, _tag: u64) {}
+    fn read_index(&mut self, _segment: u64, _at: u64, _len: usize, _tag: u64) {}
+    fn index_segment(&mut self, _number: u64) {}
     fn prepare_segment(&mut self, number: u64) {
         self.prepared.push(number);
     }
@@ -80,20 +82,25 @@ impl Bell for Silent {
     fn ring(&self) {}
 }
 
-fn core(settings: &str) -> Core {
+/// Shard 0 of so many, of which the others do nothing.
+pub(super) fn one_of(shards: usize, settings: &str) -> Core {
     let counters = shared_counters();
     let (_, receiver) = port(0, Arc::new(Silent), Arc::clone(&counters));
     let settings = Arc::new(Settings::parse(settings, []).unwrap());
-    let mut core = Core::new(CoreOptions {
+    Core::new(CoreOptions {
         shard: 0,
         key: KEY,
-        mesh: Mesh::new(1),
+        mesh: Mesh::new(shards),
         admission: Arc::new(Admission::new(KEY)),
         counters,
         port: receiver,
         snapshot: Arc::new(Snapshot { settings, ..Snapshot::default() }),
         seed: 5,
-    });
+    })
+}
+
+fn core(settings: &str) -> Core {
+    let mut core = one_of(1, settings);
     core.take_disk(Geometry { segment_bytes: 2 << 20, shard: 0, generation: 1 }, &Found::default());
     core
 }
@@ -206,7 +213,7 @@ fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
         record(Kind::Session, session, 0, |out| state.encode(out)),
         record(Kind::Member, session, client, |out| member.encode(out)),
     ] {
-        core.replay(&mut replay, crate::log::Position(64), &read_record(&bytes, None).unwrap());
+        core.replay(&mut replay, crate::log::Position(64), 64, &read_record(&bytes, None).unwrap());
     }
     core.finish_recovery(true, at(0), &mut Recovered::default());
     (core, session, client)

@@ -5,13 +5,16 @@
 
 use super::core::Core;
 use super::counters::LimitReached;
+use super::inbound::RETRY_AFTER_MS;
+use super::indexing::Indexing;
 use super::keeping::Kept;
-use super::publish::Origin;
+use super::publish::{Origin, refusal_of};
+use super::replies::AT_ONCE;
 use crate::config::Durability;
 use crate::io::{BELOW_RESERVE, Io};
 use crate::limits::{ADDRESSES_MAX, ENVELOPE_ADDED_BYTES_MAX};
 use crate::log::{Audience, HEADER_BYTES, Header, Kind, Level, Mark, Position};
-use crate::protocol::{Envelope, Head, ack};
+use crate::protocol::{Envelope, ErrorCode, Failure, Head, ack, error};
 use crate::session::{Place, SessionKey, StreamKey};
 use crate::time::Tick;
 use crate::ws::Opcode;
@@ -104,6 +107,7 @@ pub(super) struct Disk {
     preparing: Option<u64>,
     /// The files that are there, the one being written last.
     pub(super) kept: VecDeque<Kept>,
+    pub(super) indexing: Indexing,
     /// Where the state ends that was last written again for the oldest file to go.
     pub(super) rewritten_to: Position,
     /// When the oldest file is looked at again.
@@ -114,6 +118,8 @@ pub(super) struct Disk {
     segment_due_ms: u64,
     /// A write failed in a way that no retry mends; the errno.
     pub(super) failed: Option<i32>,
+    /// That was for a file that somebody deleted: what is under way to it is gone with the process.
+    pub(super) lost: bool,
     /// A sync failed: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
     pub(super) sync_failed: Option<i32>,
     /// The next segment could not be made. Writes to the one there is may still succeed.
@@ -140,12 +146,14 @@ impl Disk {
             ready: None,
             preparing: None,
             kept: VecDeque::new(),
+            indexing: Indexing::default(),
             rewritten_to: begin,
             look_due_ms: 0,
             rests_until_ms: 0,
             segment_due_ms: 0,
             starved: false,
             failed: None,
+            lost: false,
             sync_failed: None,
             full: None,
         }
@@ -182,12 +190,7 @@ impl Core {
     }
 
     /// Why the log takes no more messages now, if it does not: what to tell the sender.
-    pub(super) fn log_refuses(
-        &self,
-        session: SessionKey,
-        envelope: &Envelope<'_>,
-    ) -> Option<(crate::protocol::ErrorCode, &'static str)> {
-        use crate::protocol::ErrorCode;
+    pub(super) fn log_refuses(&self, session: SessionKey, envelope: &Envelope<'_>) -> Option<(ErrorCode, &'static str)> {
         let disk = self.disk.as_ref()?;
         let level = self.level_of(session);
         // What nobody waits for is taken as long as there is memory for it.
@@ -265,6 +268,10 @@ impl Core {
     ) {
         if !self.is_pending((session, stream), seq) {
             return self.acknowledge(origin, envelope, seq, true);
+        }
+        // As a new one would be: what waits is bounded, and a disk that has failed answers nothing.
+        if let Some((code, message)) = self.log_refuses(session, envelope) {
+            return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
         }
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         if origin.acks {
@@ -358,6 +365,33 @@ impl Core {
         queue.tidy();
         if let Some(disk) = &mut self.disk {
             *(if level == Level::Synced { &mut disk.synced } else { &mut disk.written }) = queue;
+        }
+    }
+
+    /// What waits for a disk that has failed is told so. Whether it outlives the process shows after the next start, by its id.
+    pub(super) fn give_up(&mut self) {
+        let Some(disk) = &mut self.disk else { return };
+        let never_written = disk.failed.is_some();
+        // A sync that is under way may still bring some of them.
+        let never_synced = (never_written || disk.sync_failed.is_some()) && disk.syncing.is_none();
+        let message =
+            "the log's disk failed before this message was durable: send it again, with its id, when the gateway was restarted";
+        for hopeless in [never_written.then_some(Level::Written), never_synced.then_some(Level::Synced)].into_iter().flatten() {
+            let (Some(disk), Some(mut parser)) = (&mut self.disk, self.parser.take()) else { return };
+            let mut queue = std::mem::take(if hopeless == Level::Synced { &mut disk.synced } else { &mut disk.written });
+            while let Some((waiting, frame)) = queue.next(Position(u64::MAX)) {
+                let frame = &queue.acks[frame];
+                // The head of a frame of the gateway's own (RFC 6455 5.2): unmasked, and an ack is short.
+                let head_bytes = if frame.get(1).is_some_and(|length| *length < 126) { 2 } else { 4 };
+                let Some(Ok(ack)) = frame.get(head_bytes..).map(|text| parser.parse(text)) else { continue };
+                let head = Head { id: ack.id, session_id: ack.session_id };
+                let (code, retry_after_ms) = (ErrorCode::LimitDisk, Some(RETRY_AFTER_MS));
+                self.counters.refused.increment();
+                self.reply_to(waiting.to, AT_ONCE, |out| {
+                    error(out, &Failure { head, code, message, retry_after_ms, pointer: None, frame: None });
+                });
+            }
+            self.parser = Some(parser);
         }
     }
 
@@ -517,8 +551,7 @@ impl Core {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.writing.take() else { return };
         self.counters.log_write_ns.record(now.mono_ns.saturating_sub(disk.write_began_ns));
-        if disk.failed.is_some() {
-            // To a file that was deleted meanwhile.
+        if disk.lost {
             return;
         }
         match result {
@@ -543,6 +576,7 @@ impl Core {
                 disk.failed = Some(errno);
                 self.counters.log_failed.set(1);
                 tracing::error!(shard = self.shard, %error, "the log could not be written: it takes no more messages; look at the disk, then restart");
+                self.give_up();
             }
         }
     }
@@ -551,8 +585,8 @@ impl Core {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.syncing.take() else { return };
         self.counters.log_sync_ns.record(now.mono_ns.saturating_sub(disk.sync_began_ns));
-        if disk.failed.is_some() {
-            return;
+        if disk.lost {
+            return self.give_up();
         }
         match result {
             Ok(()) => {
@@ -570,20 +604,7 @@ impl Core {
                 tracing::error!(shard = self.shard, %error, "the log could not be synced: nothing is acknowledged as synced any more; restart to recover");
             }
         }
-    }
-
-    /// A file of the log was deleted under it. What is in there can be read as long as this process runs, and nothing more is
-    /// acknowledged that would be gone with it.
-    pub(super) fn on_segment_lost(&mut self, number: u64) {
-        let Some(disk) = &mut self.disk else { return };
-        disk.failed = Some(libc_errno::ENOENT);
-        self.counters.log_failed.set(1);
-        tracing::error!(
-            shard = self.shard,
-            segment = crate::log::segment_name(number),
-            "a file of the log was deleted while it is in use: no more messages are taken; its content is lost when this process ends, so \
-             copy it from /proc first, as docs/OPERATING.md says"
-        );
+        self.give_up();
     }
 
     /// When the disk wants to be looked at again, on the monotonic clock.
@@ -615,9 +636,8 @@ impl Core {
     }
 }
 
-/// A name that is gone, and the errors that room on the disk mends.
+/// The errors that room on the disk mends.
 mod libc_errno {
-    pub(super) const ENOENT: i32 = 2;
     pub(super) const ENOSPC: i32 = 28;
     pub(super) const EDQUOT: i32 = 122;
 }

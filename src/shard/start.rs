@@ -6,7 +6,7 @@ use super::counters::shared_counters;
 use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
 use super::resize::{Wanted, resize};
-use super::store::recover;
+use super::store::{index_of, recover};
 use crate::config::Settings;
 use crate::ids::HashKey;
 use crate::io::Io as _;
@@ -156,8 +156,8 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
     let eventfds: Arc<[Arc<OwnedFd>]> = knocks.clone().into();
     let mut handles = Vec::new();
     if directory.is_some() {
-        (_, handles) =
-            files::start(knocks, settings.log.reserve_bytes).map_err(|error| format!("a thread for the log's files: {error}"))?;
+        (_, handles) = files::start(knocks, settings.log.reserve_bytes, index_of)
+            .map_err(|error| format!("a thread for the log's files: {error}"))?;
         handles.reverse();
     }
     let barrier = Arc::new(Barrier::new(count + 1));
@@ -184,8 +184,8 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
             let mut core = Core::new(CoreOptions { shard: seat.number, key, mesh, admission, counters, port, snapshot, seed });
             let disk = match (&directory, files) {
                 (Some(directory), Some(files)) => recover(&mut core, directory, seat.number, segment_bytes, now()).map(|store| {
-                    let crate::shard::store::Store { directory, segment_bytes, segments } = store;
-                    Some(Disk { directory, segment_bytes, segments, files })
+                    let crate::shard::store::Store { directory, segment_bytes, segments, indexes } = store;
+                    Some(Disk { directory, segment_bytes, segments, indexes, files })
                 }),
                 _ => Ok(None),
             };

@@ -5,7 +5,8 @@
 
 use super::random::Random;
 use crate::io::Event;
-use crate::shard::store::Segment;
+use crate::log::read_entries;
+use crate::shard::store::{Segment, index_of};
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
@@ -44,6 +45,7 @@ pub enum Answer {
     ReadBack(u64, Result<Vec<u8>, i32>),
     SegmentReady(u64, Result<(), i32>),
     SegmentGone(u64, Result<(), i32>),
+    SegmentIndexed(u64, Result<Vec<u8>, i32>, Option<i32>),
 }
 
 impl Answer {
@@ -54,6 +56,9 @@ impl Answer {
             Self::ReadBack(tag, ref result) => Event::ReadBack { tag, result: result.as_deref().map_err(|errno| *errno) },
             Self::SegmentReady(number, result) => Event::SegmentReady { number, result },
             Self::SegmentGone(number, result) => Event::SegmentGone { number, result },
+            Self::SegmentIndexed(number, ref result, unsaved) => {
+                Event::SegmentIndexed { number, result: result.clone(), unsaved }
+            }
         }
     }
 }
@@ -74,10 +79,12 @@ enum Work {
     },
     Read {
         segment: u64,
+        of_index: bool,
         at: usize,
         len: usize,
         tag: u64,
     },
+    Index(u64),
     Prepare(u64),
     Delete(u64),
 }
@@ -135,10 +142,19 @@ impl File {
     }
 }
 
+/// A segment's index file.
+#[derive(Debug)]
+struct Index {
+    bytes: Vec<u8>,
+    /// It is in memory alone, since it could not be written.
+    unsaved: bool,
+}
+
 #[derive(Debug, Default)]
 pub struct Disk {
     segment_bytes: usize,
     files: BTreeMap<u64, File>,
+    indexes: BTreeMap<u64, Index>,
     pending: Vec<Pending>,
     pub faults: DiskFaults,
     /// Something was answered that no retry mends: its shard waits for a restart.
@@ -164,7 +180,16 @@ impl Disk {
 
     pub fn ask_read(&mut self, random: &mut Random, now_ns: u64, (segment, at): (u64, u64), len: usize, tag: u64) {
         let at = usize::try_from(at).unwrap();
-        self.ask(random, now_ns, Work::Read { segment, at, len, tag });
+        self.ask(random, now_ns, Work::Read { segment, of_index: false, at, len, tag });
+    }
+
+    pub fn ask_read_index(&mut self, random: &mut Random, now_ns: u64, (segment, at): (u64, u64), len: usize, tag: u64) {
+        let at = usize::try_from(at).unwrap();
+        self.ask(random, now_ns, Work::Read { segment, of_index: true, at, len, tag });
+    }
+
+    pub fn ask_index(&mut self, random: &mut Random, now_ns: u64, number: u64) {
+        self.ask(random, now_ns, Work::Index(number));
     }
 
     pub fn ask_prepare(&mut self, random: &mut Random, now_ns: u64, number: u64) {
@@ -219,12 +244,14 @@ impl Disk {
                 }
                 Answer::Synced(tag, Ok(()))
             }
-            Work::Read { segment, at, len, tag } => {
-                let Some(file) = self.files.get(&segment) else { return Answer::ReadBack(tag, Err(libc::ENOENT)) };
+            Work::Read { segment, of_index, at, len, tag } => {
+                let index = self.indexes.get(&segment).map(|index| &index.bytes);
+                let file = if of_index { index } else { self.files.get(&segment).map(|file| &file.bytes) };
+                let Some(file) = file else { return Answer::ReadBack(tag, Err(libc::ENOENT)) };
                 if random.percent(faults.read_errors) {
                     return Answer::ReadBack(tag, Err(libc::EIO));
                 }
-                let mut bytes = file.bytes[at.min(file.bytes.len())..(at + len).min(file.bytes.len())].to_vec();
+                let mut bytes = file[at.min(file.len())..(at + len).min(file.len())].to_vec();
                 if random.percent(faults.short_reads) {
                     bytes.truncate(random.index(bytes.len() + 1));
                 }
@@ -246,8 +273,31 @@ impl Disk {
                 }
                 Answer::SegmentReady(number, errno.map_or(Ok(()), Err))
             }
-            Work::Delete(number) => Answer::SegmentGone(number, self.files.remove(&number).ok_or(libc::ENOENT).map(drop)),
+            Work::Index(number) => self.index(random, number),
+            Work::Delete(number) => {
+                self.indexes.remove(&number);
+                Answer::SegmentGone(number, self.files.remove(&number).ok_or(libc::ENOENT).map(drop))
+            }
         }
+    }
+
+    fn index(&mut self, random: &mut Random, number: u64) -> Answer {
+        let Some(file) = self.files.get(&number) else { return Answer::SegmentIndexed(number, Err(libc::ENOENT), None) };
+        if random.percent(self.faults.read_errors) {
+            return Answer::SegmentIndexed(number, Err(libc::EIO), None);
+        }
+        let indexed = index_of(&mut &file.bytes[..]).unwrap();
+        let unsaved = random.percent(self.faults.full);
+        let directory = indexed.bytes[..indexed.directory_bytes].to_vec();
+        self.indexes.insert(number, Index { bytes: indexed.bytes, unsaved });
+        Answer::SegmentIndexed(number, Ok(directory), unsaved.then_some(libc::ENOSPC))
+    }
+
+    /// Where the message is whose entry stands there in a segment's index.
+    pub fn located(&self, segment: u64, entry_at: u64) -> Option<u64> {
+        let index = &self.indexes.get(&segment)?.bytes;
+        let offset = read_entries(index.get(usize::try_from(entry_at).ok()?..)?).next()??.offset;
+        Some(segment * self.segment_bytes as u64 + u64::from(offset))
     }
 
     /// What is left when the process ends: what was under way is done in part, or not at all. Whether something is gone that was
@@ -266,10 +316,19 @@ impl Disk {
                     let len = random.pick(&[0, self.segment_bytes / 2, self.segment_bytes]);
                     self.files.insert(number, File { bytes: vec![0; len], ..File::default() });
                 }
-                Work::Delete(number) if random.percent(50) => drop(self.files.remove(&number)),
-                Work::Prepare(_) | Work::Delete(_) | Work::Sync { .. } | Work::Read { .. } => {}
+                // A segment goes before its index does.
+                Work::Delete(number) if random.percent(50) => {
+                    self.files.remove(&number);
+                    if random.percent(50) {
+                        self.indexes.remove(&number);
+                    }
+                }
+                Work::Index(number) if random.percent(50) => drop(self.index(random, number)),
+                Work::Prepare(_) | Work::Delete(_) | Work::Sync { .. } | Work::Read { .. } | Work::Index(_) => {}
             }
         }
+        // Their names are not synced.
+        self.indexes.retain(|_, index| !index.unsaved && (crash == Crash::Kill || random.percent(50)));
         self.failed = false;
         let mut lossy = false;
         if crash == Crash::PowerCut {
@@ -286,9 +345,15 @@ impl Disk {
         self.files.iter().map(|(number, file)| Segment { number: *number, reader: Cursor::new(&file.bytes[..]) }).collect()
     }
 
+    /// Makes a segment's index what recovery wants it to be.
+    pub fn keep_index(&mut self, number: u64, bytes: &[u8]) {
+        self.indexes.insert(number, Index { bytes: bytes.to_vec(), unsaved: false });
+    }
+
     /// What recovery does with the files: the last one is cut to what is good in it and synced, those behind it go.
     pub fn trim(&mut self, last: Option<(u64, u64)>) {
         self.files.retain(|number, _| last.is_some_and(|(last, _)| *number <= last));
+        self.indexes.retain(|number, _| self.files.contains_key(number));
         if let Some((number, valid_bytes)) = last
             && let Some(file) = self.files.get_mut(&number)
         {

@@ -8,6 +8,7 @@
 
 mod actions;
 mod answers;
+mod bounds;
 mod client;
 mod crash;
 mod crashes;

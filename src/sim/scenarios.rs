@@ -450,6 +450,42 @@ fn a_repeat_is_not_acknowledged_before_its_first_is_durable_even_where_retention
     finish(&mut world);
 }
 
+#[test]
+fn a_sender_with_one_session_is_held_before_it_is_told_and_one_with_several_is_told_at_once() {
+    let mut world = stage_on_disk(1, 0, &["ana", "bob"], |settings| {
+        settings.log.segment_bytes = 16 * CHUNK_BYTES as u64;
+        settings.limits.bytes_per_second = 0;
+    });
+    let hold_ms = Settings::default().limits.backpressure_hold_ms;
+    world.command(1, "rw.attach", "s.1", json!({}), What::Attach { asked: Vec::new(), resume: None });
+    assert!(world.run_until(2_000, all_in));
+    let counters = world.seats[0].counters.clone();
+
+    // More than may wait for a disk that has stopped.
+    slow_down(&mut world, 20_000_000);
+    (0..150).for_each(|_| world.message_to(0, "s.0", &Value::Null, 60_000, false));
+    assert!(world.run_until(5_000, |_| counters.limit_count(LimitReached::Hold) == 1));
+    let held_at_ms = world.now().mono_ms();
+    world.message_to(1, "s.0", &Value::Null, 50, false);
+    assert!(world.run_until(hold_ms, |world| count(world, 1, "limit.backpressure") == 1), "its other session would wait as well");
+
+    assert!(world.run_until(2 * hold_ms, |world| count(world, 0, "limit.backpressure") > 0));
+    let told_after_ms = world.now().mono_ms() - held_at_ms;
+    assert!(told_after_ms >= hold_ms, "it was told after {told_after_ms} ms");
+    world.message_to(0, "s.0", &Value::Null, 50, false);
+    world.run_for(50);
+    let refused = count(&world, 0, "limit.backpressure");
+    assert!((2..100).contains(&refused), "{refused}: what came after the hold, which is once an episode");
+
+    slow_down(&mut world, 0);
+    assert!(world.run_until(60_000, all_in));
+    say(&mut world, 0, 1);
+    assert_eq!(count(&world, 0, "limit.backpressure"), refused);
+    assert_eq!(count(&world, 0, "rw.ack"), 152 - refused);
+    assert_eq!(counters.limit_count(LimitReached::Hold), 1);
+    finish(&mut world);
+}
+
 /// What the log's memory has no room for, so that reading goes to the disk.
 fn fill(world: &mut World, messages: usize) {
     for _ in 0..messages {

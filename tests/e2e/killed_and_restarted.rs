@@ -168,7 +168,12 @@ async fn kill_rounds(settings: &[(&str, &str)]) {
         assert_eq!(said, hearer.heard, "each at the place that its acknowledgement named");
     }
     for name in ["write_seconds", "sync_seconds", "batch_bytes"] {
-        assert!(gateway.metric(&format!("ringway_log_{name}_count"), "") > 0, "{name}");
+        // The first sync of this start may still be under way.
+        let began = std::time::Instant::now();
+        while gateway.metric(&format!("ringway_log_{name}_count"), "") == 0 {
+            assert!(began.elapsed() < std::time::Duration::from_secs(10), "{name}");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
     }
     let written_bytes = gateway.metric("ringway_log_written_bytes_total", "");
     assert!(gateway.metric("ringway_log_batch_bytes_sum", "") >= written_bytes, "each write's bytes are counted");
