@@ -28,8 +28,9 @@ pub struct Directory {
     pub shards: usize,
     /// The key under which the logs name sessions and clients.
     pub key: [u8; 16],
-    // Held until the process ends.
+    // Held until the process ends. The second so that a deleted directory can be saved with its key, from /proc.
     _lock: File,
+    _format: Option<File>,
 }
 
 /// A file of a shard's log.
@@ -59,19 +60,21 @@ impl Directory {
     /// # Errors
     /// One line: what is in the way, and what to do about it.
     pub fn open(root: &Path, shards: usize, fresh_key: [u8; 16]) -> Result<Self, String> {
+        // A log that is written again for other shards is written before there is an engine.
+        super::ring::ignore_file_size_signal();
         make_root(root).map_err(|error| told(root, &error))?;
         let lock = lock(root)?;
         let path = root.join(FORMAT);
         let directory = match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let made = Self { root: root.to_owned(), generation: 1, shards, key: fresh_key, _lock: lock };
+                let mut made = Self { root: root.to_owned(), generation: 1, shards, key: fresh_key, _lock: lock, _format: None };
                 made.write_format()?;
                 made
             }
             Err(error) => return Err(told(&path, &error)),
             Ok(_) => {
                 let (generation, shards, key) = read_format(&path)?;
-                Self { root: root.to_owned(), generation, shards, key, _lock: lock }
+                Self { root: root.to_owned(), generation, shards, key, _lock: lock, _format: File::open(&path).ok() }
             }
         };
         directory.remove_other_generations()?;
@@ -90,7 +93,7 @@ impl Directory {
         Ok(())
     }
 
-    fn write_format(&self) -> Result<(), String> {
+    fn write_format(&mut self) -> Result<(), String> {
         use std::fmt::Write as _;
         let mut text = String::from(
             "# The log of a ringway gateway. The key names sessions and clients in it: keep it as secret as they are.\n",
@@ -108,7 +111,9 @@ impl Directory {
             fs::rename(&fresh, &path)?;
             sync_directory(&self.root)
         };
-        write().map_err(|error| told(&path, &error))
+        write().map_err(|error| told(&path, &error))?;
+        self._format = File::open(&path).ok();
+        Ok(())
     }
 
     /// Where a shard's log is.

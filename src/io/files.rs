@@ -3,6 +3,7 @@
 //! A shard asks through its [`FilesHandle`]; the answer waits there, and a knock on the shard's eventfd says so.
 
 use super::BELOW_RESERVE;
+use super::watch::{Known, Watch};
 use crate::limits::SEGMENT_REQUESTS_MAX;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstatvfs, memfd_create};
 use rustix::io::Errno;
@@ -13,11 +14,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Zeros written at a time where the file system can't preallocate.
 const ZEROS_BYTES: usize = 64 * 1024;
+/// How often it is looked whether files still have their names.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum What {
@@ -27,6 +31,8 @@ enum What {
     Index(Arc<File>),
     /// Delete it, and its index. What is open of them is closed there, since the last close of a deleted file frees its blocks.
     Delete(Vec<Arc<File>>),
+    /// Miss these when somebody else deletes them; not answered.
+    Watch(Vec<(u64, Known)>),
 }
 
 /// A segment's index as it is made of the segment's bytes.
@@ -66,6 +72,10 @@ pub(super) enum Answer {
         result: Result<(File, Vec<u8>), i32>,
         unsaved: Option<i32>,
     },
+    /// Somebody else has deleted a file. Told once, and asked for by nobody.
+    Lost {
+        number: u64,
+    },
 }
 
 /// A shard's way to the thread. Asks for [`SEGMENT_REQUESTS_MAX`] at a time; others wait here, one or two a segment.
@@ -91,6 +101,12 @@ impl FilesHandle {
         self.ask(Request { shard: self.shard, number, path, what: What::Delete(open) });
     }
 
+    /// Has files that are there already missed when they are deleted.
+    pub(super) fn watch(&mut self, files: Vec<(u64, Known)>) {
+        // There is a place for it, see `start`.
+        let _ = self.requests.try_send(Request { shard: self.shard, number: 0, path: PathBuf::new(), what: What::Watch(files) });
+    }
+
     fn ask(&mut self, request: Request) {
         if self.asked < SEGMENT_REQUESTS_MAX {
             self.asked += 1;
@@ -104,6 +120,9 @@ impl FilesHandle {
     /// The next answer, if one is there.
     pub(super) fn answer(&mut self) -> Option<Answer> {
         let answer = self.answers.try_recv().ok()?;
+        if let Answer::Lost { .. } = answer {
+            return Some(answer);
+        }
         self.asked -= 1;
         if let Some(request) = self.waiting.pop_front() {
             self.ask(request);
@@ -118,20 +137,36 @@ impl FilesHandle {
 /// # Errors
 /// That of a thread that could not be made.
 pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, indexer: Indexer) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
-    let (requests, requested) = sync_channel::<Request>(knocks.len() * SEGMENT_REQUESTS_MAX);
+    // One more each: what a shard has when it begins, and what it has lost.
+    let (requests, requested) = sync_channel::<Request>(knocks.len() * (SEGMENT_REQUESTS_MAX + 1));
     let (mut doors, mut handles) = (Vec::new(), Vec::new());
     for (shard, knock) in knocks.into_iter().enumerate() {
-        let (answer, answers) = sync_channel(SEGMENT_REQUESTS_MAX);
+        let (answer, answers) = sync_channel(SEGMENT_REQUESTS_MAX + 1);
         doors.push((answer, knock));
         handles.push(FilesHandle { shard, requests: requests.clone(), answers, asked: 0, waiting: VecDeque::new() });
     }
     let run = move || {
-        for request in requested {
-            let (answer, knock) = &doors[request.shard];
+        let mut watch = Watch::new(doors.len());
+        let tell = |shard: usize, what: Answer| {
+            let (answer, knock) = &doors[shard];
             // Never full: a shard asks for no more than it has places. A shard that has ended wants no answer.
-            if answer.send(handle(request, reserve_bytes, indexer)).is_ok() {
+            if answer.send(what).is_ok() {
                 // Full (2^64 - 2 knocks unheard) is as good as knocked.
                 let _ = rustix::io::write(&**knock, &1_u64.to_ne_bytes());
+            }
+        };
+        loop {
+            match requested.recv_timeout(LOOK_EVERY) {
+                Ok(Request { shard, what: What::Watch(files), .. }) => watch.add_all(shard, files),
+                Ok(request) => {
+                    let shard = request.shard;
+                    tell(shard, handle(request, reserve_bytes, indexer, &mut watch));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            for (shard, number) in watch.look() {
+                tell(shard, Answer::Lost { number });
             }
         }
     };
@@ -216,15 +251,23 @@ fn index(number: u64, path: &Path, file: &File, reserve_bytes: u64, indexer: Ind
     Answer::Indexed { number, result: made.map_err(|error| errno(&error)), unsaved }
 }
 
-fn handle(request: Request, reserve_bytes: u64, indexer: Indexer) -> Answer {
-    let Request { number, path, what, .. } = request;
+fn handle(request: Request, reserve_bytes: u64, indexer: Indexer, watch: &mut Watch) -> Answer {
+    let Request { shard, number, path, what } = request;
     match what {
         What::Prepare(bytes) => {
             let room = keeps_free(&path, bytes, reserve_bytes);
-            Answer::Ready { number, result: room.and_then(|()| prepare(&path, bytes).map_err(|error| errno(&error))) }
+            let result = room.and_then(|()| prepare(&path, bytes).map_err(|error| errno(&error)));
+            if let Ok(file) = &result {
+                watch.add(shard, number, &path, file);
+            }
+            Answer::Ready { number, result }
         }
         What::Index(file) => index(number, &path, &file, reserve_bytes, indexer),
-        What::Delete(open) => Answer::Gone { number, result: delete(&path, open).map_err(|error| errno(&error)) },
+        What::Delete(open) => {
+            watch.forget(shard, number);
+            Answer::Gone { number, result: delete(&path, open).map_err(|error| errno(&error)) }
+        }
+        What::Watch(_) => Answer::Gone { number, result: Ok(()) },
     }
 }
 
@@ -358,7 +401,8 @@ mod tests {
         let prepare = |reserve_bytes| {
             let path = segment_path(&directory, 1);
             let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Prepare(4096) };
-            let Answer::Ready { result, .. } = handle(request, reserve_bytes, |_| Err(Errno::NOTSUP.into())) else {
+            let indexer = |_: &mut dyn Read| Err(Errno::NOTSUP.into());
+            let Answer::Ready { result, .. } = handle(request, reserve_bytes, indexer, &mut Watch::new(1)) else {
                 panic!("asked for a file")
             };
             (result.map(drop), path.exists())
@@ -375,7 +419,9 @@ mod tests {
         let file = Arc::new(prepare(&path, 4096).unwrap());
         let index = |reserve_bytes| {
             let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Index(Arc::clone(&file)) };
-            let Answer::Indexed { result: Ok((file, head)), unsaved, .. } = handle(request, reserve_bytes, lengths) else {
+            let Answer::Indexed { result: Ok((file, head)), unsaved, .. } =
+                handle(request, reserve_bytes, lengths, &mut Watch::new(1))
+            else {
                 panic!("asked for an index");
             };
             let mut bytes = [0; 5];

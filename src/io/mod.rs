@@ -17,6 +17,7 @@ pub mod portable;
 pub mod probe;
 pub mod ring;
 pub mod segments;
+mod watch;
 
 pub use crate::ids::ConnId;
 use crate::time::Tick;
@@ -60,6 +61,8 @@ pub enum Event<'a> {
     /// The answer to [`Io::index_segment`]: the beginning of the index, which can be read from now on, or an errno (one there was before
     /// stays). `unsaved` is the errno where it could not be written: it is in memory then, until the process ends.
     SegmentIndexed { number: u64, result: Result<Vec<u8>, i32>, unsaved: Option<i32> },
+    /// Somebody else has deleted a segment's file: what is written to it is gone with the process. Told once.
+    SegmentLost { number: u64 },
 }
 
 /// How a connection is read.

@@ -3,6 +3,7 @@
 
 use super::Event;
 use super::files::{Answer, FilesHandle, segment_path};
+use super::watch::Known;
 use crate::limits::READ_BACK_BYTES_MAX;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -58,7 +59,9 @@ pub(super) struct Segments {
 
 impl Segments {
     pub(super) fn new(disk: Option<Disk>) -> Self {
-        let Some(Disk { directory, segment_bytes, segments, indexes, files }) = disk else { return Self::default() };
+        let Some(Disk { directory, segment_bytes, segments, indexes, mut files }) = disk else { return Self::default() };
+        let known = |(number, file): &(u64, File)| Some((*number, Known::of(segment_path(&directory, *number), file)?));
+        files.watch(segments.iter().filter_map(known).collect());
         let mut open: BTreeMap<u64, Segment> = segments.into_iter().map(|(number, file)| (number, Segment::new(file))).collect();
         for (number, file) in indexes {
             if let Some(segment) = open.get_mut(&number) {
@@ -167,6 +170,7 @@ impl Segments {
                     });
                     Event::SegmentIndexed { number, result, unsaved }
                 }
+                Answer::Lost { number } => Event::SegmentLost { number },
             });
         }
     }

@@ -26,7 +26,7 @@ mod segment;
 mod segment_index;
 mod state;
 
-pub use ages::Ages;
+pub use ages::{AgeClock, Ages};
 pub use chunks::{Appended, Geometry, Log, Position, Retained, Unwritten};
 pub use index::{Audience, Entry, Held, Index};
 pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, read_record, write_record};

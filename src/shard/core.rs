@@ -18,7 +18,7 @@ use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
 use crate::limits::SEND_BYTES_MAX;
-use crate::log::{Ages, Log};
+use crate::log::{AgeClock, Ages, Log};
 use crate::protocol::{CommandParser, Parser};
 use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
@@ -89,6 +89,7 @@ pub struct Core {
     pub(super) mirror_log: Log,
     /// When what stands where in the log was appended.
     pub(super) ages: Ages,
+    pub(super) age_clock: AgeClock,
     pub(super) age_due_ms: u64,
     pub(super) parser: Option<Box<Parser>>,
     pub(super) commands: Option<Box<CommandParser>>,
@@ -176,6 +177,7 @@ impl Core {
             log: Log::new(settings.log.memory_bytes),
             mirror_log: Log::new(settings.log.memory_bytes / 4),
             ages: Ages::default(),
+            age_clock: AgeClock::default(),
             age_due_ms: 0,
             parser: Some(Box::default()),
             commands: Some(Box::default()),
@@ -405,6 +407,7 @@ impl Shard for Core {
             Event::SegmentReady { number, result } => self.on_segment_ready(number, result, now),
             Event::SegmentGone { number, result } => self.on_segment_gone(number, result),
             Event::SegmentIndexed { number, result, unsaved } => self.on_segment_indexed(number, result, unsaved, now),
+            Event::SegmentLost { number } => self.on_segment_lost(number),
         }
     }
 

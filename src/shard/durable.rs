@@ -118,6 +118,8 @@ pub(super) struct Disk {
     segment_due_ms: u64,
     /// A write failed in a way that no retry mends; the errno.
     pub(super) failed: Option<i32>,
+    /// That was for a file that somebody deleted: what is under way to it is gone with the process.
+    pub(super) lost: bool,
     /// A sync failed: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
     pub(super) sync_failed: Option<i32>,
     /// The next segment could not be made. Writes to the one there is may still succeed.
@@ -151,6 +153,7 @@ impl Disk {
             segment_due_ms: 0,
             starved: false,
             failed: None,
+            lost: false,
             sync_failed: None,
             full: None,
         }
@@ -366,7 +369,7 @@ impl Core {
     }
 
     /// What waits for a disk that has failed is told so. Whether it outlives the process shows after the next start, by its id.
-    fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         let Some(disk) = &mut self.disk else { return };
         let never_written = disk.failed.is_some();
         // A sync that is under way may still bring some of them.
@@ -548,6 +551,9 @@ impl Core {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.writing.take() else { return };
         self.counters.log_write_ns.record(now.mono_ns.saturating_sub(disk.write_began_ns));
+        if disk.lost {
+            return;
+        }
         match result {
             Ok(()) => {
                 if !disk.starved {
@@ -579,6 +585,9 @@ impl Core {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.syncing.take() else { return };
         self.counters.log_sync_ns.record(now.mono_ns.saturating_sub(disk.sync_began_ns));
+        if disk.lost {
+            return self.give_up();
+        }
         match result {
             Ok(()) => {
                 disk.synced_to = end;

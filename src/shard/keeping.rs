@@ -9,6 +9,8 @@ use crate::log::{EpochState, Header, Kind, MemberState, Position, Receipt, Sessi
 use crate::session::{MemberKey, SessionKey, StreamKey};
 use crate::time::Tick;
 
+/// No such file.
+const ENOENT: i32 = 2;
 /// Sessions whose state is written again in one look at the oldest file.
 const REWRITTEN_PER_LOOK: usize = 256;
 /// How often the oldest file is looked at.
@@ -204,7 +206,15 @@ impl Core {
         }
         self.age_due_ms = now.mono_ms() + LOOK_EVERY_MS;
         let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
-        self.ages.age(if age_ms == 0 { 0 } else { now.wall_ms.saturating_sub(age_ms) });
+        let (wall_ms, set_forward_ms) = self.age_clock.at(now.mono_ms(), now.wall_ms, self.ages.newest_ms());
+        if let Some(ahead_ms) = set_forward_ms {
+            tracing::warn!(
+                shard = self.shard,
+                ahead_ms,
+                "the wall clock is far ahead of where it was: if it stays there, messages age by it in an hour"
+            );
+        }
+        self.ages.age(if age_ms == 0 { 0 } else { wall_ms.saturating_sub(age_ms) });
     }
 
     /// Forgets what left the log's memory, or a session's own bounds.
@@ -243,6 +253,21 @@ impl Core {
         for member in members {
             self.keep_member(member, now);
         }
+    }
+
+    /// A file of the log was deleted under it. What is in there can be read as long as this process runs, and nothing more is
+    /// acknowledged that would be gone with it.
+    pub(super) fn on_segment_lost(&mut self, number: u64) {
+        let Some(disk) = &mut self.disk else { return };
+        (disk.failed, disk.lost) = (Some(ENOENT), true);
+        self.counters.log_failed.set(1);
+        tracing::error!(
+            shard = self.shard,
+            segment = crate::log::segment_name(number),
+            "a file of the log was deleted while it is in use: no more messages are taken; its content is lost when this process ends, so \
+             copy it from /proc first, as docs/OPERATING.md says"
+        );
+        self.give_up();
     }
 
     pub(super) fn on_segment_gone(&mut self, number: u64, result: Result<(), i32>) {

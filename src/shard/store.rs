@@ -121,6 +121,13 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
             "the log was recovered"
         );
     }
+    if outcome.orphans > 0 {
+        tracing::error!(
+            shard,
+            messages = outcome.orphans,
+            "messages of sessions that nothing in the log names are not served, and go with their files: an older file was deleted"
+        );
+    }
     let segments = files.into_iter().map(|segment| (segment.number, segment.file)).collect();
     Ok(Store { directory: path, segment_bytes: size, segments, indexes })
 }

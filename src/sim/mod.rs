@@ -13,6 +13,7 @@ mod client;
 mod crash;
 mod crashes;
 mod disk;
+mod disk_faults;
 mod net;
 mod oracle;
 mod pipe;

@@ -437,10 +437,6 @@ impl Oracle {
             seqs.push(seq);
         }
         let (Some(first), Some(last)) = (seqs.first().copied(), seqs.last().copied()) else { return };
-        // All of the page may have been dropped since it was read.
-        if oldest > last {
-            return;
-        }
         let log = &self.sessions[&session];
         // What the page began with may have left the retention before its end was said.
         let missing: Vec<u64> = log

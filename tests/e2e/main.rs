@@ -31,6 +31,7 @@ mod heartbeat;
 mod hello_and_welcome;
 mod history;
 mod killed_and_restarted;
+mod log_faults;
 mod members_and_watch;
 mod origins;
 mod presence_grace;

@@ -269,6 +269,12 @@ pub(super) fn verify(directory: &Directory, out: &mut Out<'_>) -> Result<(), Hal
         }
     }
     for (hash, session) in std::mem::take(&mut survey.sessions) {
+        if session.id.is_none() && session.messages > 0 {
+            let what = format!(
+                "session hash:{hash:016x}: nothing names it, so that its messages would not be served: an older file is missing"
+            );
+            survey.problem(what);
+        }
         let name = session.id.as_deref().map_or_else(|| format!("hash:{hash:016x}"), plain);
         for (first, last) in session.holes() {
             survey.problem(format!("session {name}: seq {first} to {last} are not in the log, though later ones are"));
