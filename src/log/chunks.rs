@@ -1,6 +1,6 @@
 //! The log in memory: a queue of chunks, appended at the tail, dropped at the head.
 
-use super::record::{HEADER_BYTES, Header};
+use super::record::{HEADER_BYTES, Header, stated_length};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::io::chunk::Chunk;
 use crate::limits::CHUNK_BYTES;
@@ -45,6 +45,22 @@ pub struct Unwritten {
     pub part: Range<usize>,
     /// The position behind it.
     pub end: Position,
+}
+
+impl Unwritten {
+    /// The records in it.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        let mut left = self.chunk.bytes().get(self.part.clone()).unwrap_or_default();
+        if self.at == 0 {
+            left = left.get(SEGMENT_HEADER_BYTES..).unwrap_or_default();
+        }
+        let mut records = 0;
+        while let Some(rest) = stated_length(left).filter(|length| *length > 0).and_then(|length| left.get(length..)) {
+            (left, records) = (rest, records + 1);
+        }
+        records
+    }
 }
 
 #[derive(Debug)]
@@ -331,6 +347,26 @@ mod tests {
             assert_eq!(bytes.is_empty(), index < 2);
             assert_eq!(put.at < log.oldest(), index < 2);
         }
+    }
+
+    #[test]
+    fn what_is_written_next_knows_its_records() {
+        let geometry = Geometry { segment_bytes: 2 * CHUNK_BYTES as u64, shard: 0, generation: 1 };
+        let mut log = Log::on_disk(0, geometry, 0, 0, Position(0));
+        for seq in 0..3 {
+            log.append(&header(seq), &[21], &[b"ab"]);
+        }
+        let part = log.unwritten().unwrap();
+        assert_eq!((part.at, part.records()), (0, 3), "behind the segment's header");
+        log.wrote(part.end);
+        log.append(&header(3), &[], &[&[7; CHUNK_BYTES / 2]]);
+        log.append(&header(4), &[], &[&[7; CHUNK_BYTES / 2]]);
+        for _ in 0..2 {
+            let part = log.unwritten().unwrap();
+            assert_eq!(part.records(), 1, "of its own chunk");
+            log.wrote(part.end);
+        }
+        assert!(log.unwritten().is_none());
     }
 
     proptest! {

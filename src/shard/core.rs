@@ -332,7 +332,7 @@ impl Core {
         counters.connections_half_open.set(self.half_open_count as u64);
         counters.members.set(self.sessions.members.len() as u64);
         counters.log_chunks.set((self.log.resident_bytes() / crate::limits::CHUNK_BYTES) as u64);
-        counters.log_bytes.set(self.log.resident_bytes() as u64);
+        counters.log_bytes.set(self.log.end().0.saturating_sub(self.log.oldest().0));
         counters.log_full.set(u64::from(self.disk.as_ref().is_some_and(|disk| disk.full.is_some())));
         counters.mirrors.set(self.mirrors.len() as u64);
         counters.mirror_bytes.set(self.mirror_log.resident_bytes() as u64);

@@ -4,7 +4,7 @@
 //! its stream hides it from readers. Both go in the order of the log, so that two queues are enough, one for each level.
 
 use super::core::Core;
-use super::counters::LimitReached;
+use super::counters::{LimitReached, RECORD};
 use super::keeping::Kept;
 use super::publish::Origin;
 use crate::config::Durability;
@@ -389,6 +389,7 @@ impl Core {
                 disk.write_began_ns = now.mono_ns;
                 self.counters.log_writes.increment();
                 self.counters.log_batch_bytes.record(part.part.len() as u64);
+                self.counters.log_batch_records.record(part.records() * RECORD);
                 self.counters.log_written_bytes.add(part.part.len() as u64);
                 io.write(part.segment, part.at, part.chunk, part.part, WRITE_TAG);
             }
