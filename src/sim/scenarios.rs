@@ -1,7 +1,7 @@
 //! Situations that chance finds seldom, one test each.
 
 use super::client::{Casting, What};
-use super::disk::DiskFaults;
+use super::disk::{Crash, DiskFaults};
 use super::net::Faults;
 use super::world::{Features, Plan, World};
 use crate::auth::{Revocation, Revocations};
@@ -493,4 +493,43 @@ fn a_reader_that_reads_from_disk_what_retention_drops_meanwhile_goes_on_behind_t
     assert_eq!(world.clients[1].held.get("s.0"), Some(&121));
     assert!(count(&world, 1, "rw.gap") > 1);
     finish(&mut world);
+}
+
+#[test]
+fn an_epoch_that_went_with_a_crash_was_of_nobody_who_held_a_message() {
+    let (mut unknown, mut known) = (0, 0);
+    for (durability, crash) in [(Durability::Written, Crash::Kill), (Durability::Synced, Crash::PowerCut)] {
+        for after_ms in (0..60).map(|step| step * 5) {
+            let mut world = stage_on_disk(1, 0, &["ana", "bob"], |settings| settings.log.durability = durability);
+            slow_down(&mut world, 200_000);
+            for _ in 0..after_ms {
+                world.random.next();
+            }
+            for client in 0..2 {
+                let attach = What::Attach { asked: Vec::new(), resume: None };
+                world.command(client, "rw.attach", "s.9", json!({}), attach);
+            }
+            let told = |world: &World| world.clients.iter().all(|client| client.epochs.contains_key("s.9"));
+            assert!(world.run_until(1_000, told), "{after_ms}");
+            let told = world.clients[1].epochs["s.9"].clone();
+            world.message_to(0, "s.9", &Value::Null, 10, false);
+            world.run_for(after_ms);
+            world.crash(crash);
+            let held = world.clients[1].held["s.9"];
+            assert!(world.run_until(10_000, all_in));
+            world.command(1, "rw.attach", "s.9", json!({"resume": {"epoch": told, "seq": held}}), {
+                What::Attach { asked: Vec::new(), resume: Some((told.clone(), held)) }
+            });
+            assert!(world.run_until(10_000, all_in));
+            // The oracle has looked at what it was told.
+            if world.seats[0].core.knows_epoch("s.9", &told) {
+                known += 1;
+            } else {
+                unknown += 1;
+                assert_eq!(held, 0, "{after_ms}");
+            }
+            finish(&mut world);
+        }
+    }
+    assert!(unknown > 5 && known > 5, "{unknown} unknown, {known} known");
 }
