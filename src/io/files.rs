@@ -2,15 +2,16 @@
 //!
 //! A shard asks through its [`FilesHandle`]; the answer waits there, and a knock on the shard's eventfd says so.
 
-use super::BELOW_RESERVE;
-use crate::limits::SEGMENT_REQUESTS_MAX;
+use super::{BELOW_RESERVE, PurgeStep};
+use crate::limits::{CHUNK_BYTES, SEGMENT_REQUESTS_MAX};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -25,7 +26,13 @@ enum What {
     Prepare(u64),
     /// Delete it. What is open of it is closed there, since the last close of a deleted file frees its blocks.
     Delete(Option<File>),
+    /// A step of a session's purge, on this file where it is a segment's.
+    Purge { session: u64, step: PurgeStep, file: Option<Arc<File>> },
 }
+
+/// Takes a session's messages out of the first so many bytes of a part of a segment, which may be its first, and tells which bytes have
+/// changed. What it does is the log's, not the engine's.
+pub type Purger = fn(&mut [u8], usize, u64, bool, &mut dyn FnMut(Range<usize>)) -> io::Result<()>;
 
 #[derive(Debug)]
 struct Request {
@@ -40,6 +47,7 @@ struct Request {
 pub(super) enum Answer {
     Ready { number: u64, result: Result<File, i32> },
     Gone { number: u64, result: Result<(), i32> },
+    Purged { step: PurgeStep, result: Result<u64, i32> },
 }
 
 /// A shard's way to the thread. Asks for [`SEGMENT_REQUESTS_MAX`] at a time; others wait here, one or two a segment.
@@ -59,6 +67,11 @@ impl FilesHandle {
 
     pub(super) fn delete(&mut self, number: u64, path: PathBuf, file: Option<File>) {
         self.ask(Request { shard: self.shard, number, path, what: What::Delete(file) });
+    }
+
+    /// `directory` is the shard's.
+    pub(super) fn purge(&mut self, session: u64, step: PurgeStep, directory: PathBuf, file: Option<Arc<File>>) {
+        self.ask(Request { shard: self.shard, number: 0, path: directory, what: What::Purge { session, step, file } });
     }
 
     fn ask(&mut self, request: Request) {
@@ -87,7 +100,7 @@ impl FilesHandle {
 ///
 /// # Errors
 /// That of a thread that could not be made.
-pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
+pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, purger: Purger) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
     let (requests, requested) = sync_channel::<Request>(knocks.len() * SEGMENT_REQUESTS_MAX);
     let (mut doors, mut handles) = (Vec::new(), Vec::new());
     for (shard, knock) in knocks.into_iter().enumerate() {
@@ -99,7 +112,7 @@ pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64) -> io::Result<(JoinH
         for request in requested {
             let (answer, knock) = &doors[request.shard];
             // Never full: a shard asks for no more than it has places. A shard that has ended wants no answer.
-            if answer.send(handle(request, reserve_bytes)).is_ok() {
+            if answer.send(handle(request, reserve_bytes, purger)).is_ok() {
                 // Full (2^64 - 2 knocks unheard) is as good as knocked.
                 let _ = rustix::io::write(&**knock, &1_u64.to_ne_bytes());
             }
@@ -120,7 +133,7 @@ pub fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:016x}.seg"))
 }
 
-fn handle(request: Request, reserve_bytes: u64) -> Answer {
+fn handle(request: Request, reserve_bytes: u64, purger: Purger) -> Answer {
     let Request { number, path, what, .. } = request;
     match what {
         What::Prepare(bytes) => {
@@ -128,11 +141,101 @@ fn handle(request: Request, reserve_bytes: u64) -> Answer {
             Answer::Ready { number, result: room.and_then(|()| prepare(&path, bytes).map_err(|error| errno(&error))) }
         }
         What::Delete(file) => Answer::Gone { number, result: delete(&path, file).map_err(|error| errno(&error)) },
+        What::Purge { session, step, file } => {
+            let done = match (step, file) {
+                (PurgeStep::Begin, _) => begin_purge(&path, session).map(|()| 0),
+                (PurgeStep::End, _) => end_purge(&path, session).map(|()| 0),
+                (PurgeStep::Segment { end, .. }, Some(file)) => purge_file(&file, session, end, purger),
+                (PurgeStep::Segment { .. }, None) => Err(Errno::NOENT.into()),
+            };
+            Answer::Purged { step, result: done.map_err(|error| errno(&error)) }
+        }
     }
 }
 
+/// Stands in a shard's directory while the session is purged.
+fn purge_path(directory: &Path, session: u64) -> PathBuf {
+    directory.join(format!("{session:016x}.purge"))
+}
+
+/// Has the next start finish the purge of a session, should this one not.
+///
+/// # Errors
+/// What the file system answered.
+pub fn begin_purge(directory: &Path, session: u64) -> io::Result<()> {
+    let path = purge_path(directory, session);
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    sync_directory_of(&path)
+}
+
+/// It is finished.
+///
+/// # Errors
+/// What the file system answered.
+pub fn end_purge(directory: &Path, session: u64) -> io::Result<()> {
+    let path = purge_path(directory, session);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| sync_directory_of(&path)),
+    }
+}
+
+/// The sessions whose purge has begun in a shard's directory, and not ended.
+///
+/// # Errors
+/// What the file system answered.
+pub fn purges(directory: &Path) -> io::Result<Vec<u64>> {
+    let mut sessions = Vec::new();
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(sessions),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_suffix(".purge")).filter(|digits| digits.len() == 16);
+        sessions.extend(digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()));
+    }
+    Ok(sessions)
+}
+
+/// Takes a session's messages out of the first `end` bytes of a segment's file, durably. How many there were.
+///
+/// # Errors
+/// What the file system answered; without an errno where the file does not read as a segment.
+pub fn purge_file(file: &File, session: u64, end: u64, purger: Purger) -> io::Result<u64> {
+    let (mut buffer, mut changed, mut messages) = (vec![0; CHUNK_BYTES], Vec::new(), 0);
+    let mut at = 0;
+    while at < end {
+        let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+        let mut filled = 0;
+        while filled < wanted {
+            match file.read_at(&mut buffer[filled..wanted], at + filled as u64) {
+                Ok(0) => break,
+                Ok(bytes) => filled += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let purged = purger(&mut buffer[..filled], filled, session, at == 0, &mut |range| changed.push(range));
+        for range in changed.drain(..) {
+            messages += 1;
+            // Only these bytes: others of the part may be written meanwhile.
+            file.write_all_at(&buffer[range.clone()], at + range.start as u64)?;
+        }
+        purged?;
+        if filled < CHUNK_BYTES {
+            break;
+        }
+        at += CHUNK_BYTES as u64;
+    }
+    if messages > 0 {
+        file.sync_data()?;
+    }
+    Ok(messages)
+}
+
 fn errno(error: &io::Error) -> i32 {
-    // Only a write of zeros that takes nothing comes without one.
+    // A write that takes nothing comes without one, and a segment that does not read.
     error.raw_os_error().unwrap_or(Errno::IO.raw_os_error())
 }
 
@@ -250,7 +353,9 @@ mod tests {
         let prepare = |reserve_bytes| {
             let path = segment_path(&directory, 1);
             let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Prepare(4096) };
-            let Answer::Ready { result, .. } = handle(request, reserve_bytes) else { panic!("asked for a file") };
+            let Answer::Ready { result, .. } = handle(request, reserve_bytes, |_, _, _, _, _| Ok(())) else {
+                panic!("asked for a file")
+            };
             (result.map(drop), path.exists())
         };
         assert_eq!(prepare(1 << 60), (Err(BELOW_RESERVE), false));

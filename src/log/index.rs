@@ -141,6 +141,15 @@ impl Index {
         }
     }
 
+    /// Forgets all up to `seq`. Returns how many went.
+    pub fn forget_to(&mut self, seq: u64) -> usize {
+        let before = self.entries.len();
+        while self.first <= seq && !self.entries.is_empty() {
+            self.drop_first();
+        }
+        before - self.entries.len()
+    }
+
     /// Forgets everything and starts again at `next` (a mirror that lost its place).
     pub fn restart(&mut self, next: u64) {
         self.entries.clear();
@@ -169,8 +178,11 @@ mod tests {
         assert_eq!(index.trim(Position(0), 1), 2);
         assert_eq!((index.first(), index.head(), index.len()), (5, 5, 1));
         assert_eq!(index.trim_bytes(1, 1), 0, "the newest stays");
+        assert_eq!((index.forget_to(4), index.forget_to(5), index.first(), index.head()), (0, 1, 6, 5));
+        index.push(entry(50));
+        assert_eq!(index.forget_to(5), 0);
         index.trim(Position(100), 0);
-        assert_eq!((index.first(), index.head()), (6, 5), "an empty index still knows its head");
+        assert_eq!((index.first(), index.head()), (7, 6), "an empty index still knows its head");
     }
 
     #[test]

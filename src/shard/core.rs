@@ -11,6 +11,7 @@ use super::holding::Pressure;
 use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
+use super::purging::{Purge, Purging};
 use super::reading::Job;
 use super::wheel::Wheel;
 use crate::buffers::Buffers;
@@ -138,6 +139,8 @@ pub struct Core {
     /// What was asked of the disk, by the tags of the reads.
     pub(super) jobs: Map<u64, (Position, Job)>,
     pub(super) next_read: u64,
+    /// Sessions that are being purged, one at a time.
+    pub(super) purges: VecDeque<Purge>,
     /// Scratch for a record's addresses.
     pub(super) targets: Vec<u64>,
     pub(super) draining: bool,
@@ -205,6 +208,7 @@ impl Core {
             disk: None,
             jobs: Map::with_hasher(options.key),
             next_read: READ_TAGS,
+            purges: VecDeque::new(),
             targets: Vec::new(),
             draining: false,
             stopping: false,
@@ -392,6 +396,7 @@ impl Shard for Core {
             Event::ReadBack { tag, result } => self.on_read_back(io, tag, result),
             Event::SegmentReady { number, result } => self.on_segment_ready(number, result, now),
             Event::SegmentGone { number, result } => self.on_segment_gone(number, result),
+            Event::Purged { step, result } => self.on_purged(step, result),
         }
     }
 
@@ -415,6 +420,11 @@ impl Shard for Core {
         self.push_backlog(io);
         let mut lane_full = self.push_mirrors(io);
         self.let_files_go(io, now);
+        match self.purge_on(io, now) {
+            Purging::Rests => {}
+            Purging::Busy => busy = true,
+            Purging::LaneFull => lane_full = true,
+        }
         self.write_log(io, now);
         busy |= self.flush(io, now, crate::limits::SENDS_PER_TURN_MAX);
         self.end_doomed(io, now);

@@ -105,6 +105,8 @@ reasons! {
         LogAge = "log_age",
         /// Messages cut from a session's history by log.retention_bytes.
         LogBytes = "log_bytes",
+        /// Messages cut from a session's history by a purge.
+        Purged = "purged",
         /// A record of the log that did not read back whole from disk; its readers were told of the gap.
         LogDamaged = "log_damaged",
         /// The record of a closed connection, pushed out before its ten minutes.

@@ -96,6 +96,8 @@ pub(super) struct Disk {
     pub(super) opens_at: Option<Position>,
     /// The end of the last record that has been synced: what a mark may say.
     proven_to: Position,
+    /// Somebody waits for a sync of all before.
+    pub(super) sync_for: Position,
     /// What the last mark in the log says.
     marked_to: Position,
     sync_due_ms: u64,
@@ -135,6 +137,7 @@ impl Disk {
             synced_to: begin,
             proven_to: begin,
             opens_at: None,
+            sync_for: begin,
             marked_to: begin,
             sync_due_ms: 0,
             ready: None,
@@ -435,8 +438,10 @@ impl Core {
             }
             return;
         }
-        let wanted =
-            rolls || disk.opens_at.is_some() || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
+        let wanted = rolls
+            || disk.opens_at.is_some()
+            || disk.sync_for > disk.synced_to
+            || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
         if !wanted && now.mono_ms() < disk.sync_due_ms && !self.stopping {
             return;
         }

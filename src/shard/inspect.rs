@@ -43,6 +43,11 @@ impl Core {
         session.is_some_and(names)
     }
 
+    /// Whether a text stands in the memory of the logs.
+    pub fn memory_holds(&self, text: &[u8]) -> bool {
+        self.log.holds(text) || self.mirror_log.holds(text)
+    }
+
     /// Whether the log's disk is full or has failed.
     pub fn log_refuses_all(&self) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some())

@@ -5,7 +5,7 @@ use super::durable::Disk;
 use super::keeping::Kept;
 use crate::ids::{HashKey, Map};
 use crate::log::{
-    Appended, Audience, Entry, Geometry, HEADER_BYTES, Kind, Log, MemberState, Position, Receipt, Record, SessionState,
+    Appended, Audience, Entry, Geometry, HEADER_BYTES, Header, Kind, Log, MemberState, Position, Receipt, Record, SessionState,
 };
 use crate::session::{Dedupe, DedupeLimits, Member, MemberKey, SessionKey, Stay, Stream};
 use crate::time::Tick;
@@ -46,13 +46,15 @@ pub struct Replay {
     pub outcome: Recovered,
     /// Where sessions were last forgotten: messages before are an earlier session's of the same id.
     gone: Map<u64, Position>,
+    /// Where sessions were last purged: of their messages before only the ids count.
+    purged: Map<u64, Position>,
 }
 
 impl Replay {
     /// One that begins; the map is keyed with `key`.
     #[must_use]
     pub fn new(key: HashKey) -> Self {
-        Self { pass: Pass::State, outcome: Recovered::default(), gone: Map::with_hasher(key) }
+        Self { pass: Pass::State, outcome: Recovered::default(), gone: Map::with_hasher(key), purged: Map::with_hasher(key) }
     }
 }
 
@@ -79,6 +81,9 @@ impl Core {
             match found {
                 _ if header.kind != Kind::Message || forgotten => {}
                 Some(session) => {
+                    if replay.purged.get(&header.session).is_some_and(|purged| at < *purged) {
+                        return self.replay_id(session, header);
+                    }
                     replay.outcome.messages += 1;
                     self.replay_message(session, at, record);
                 }
@@ -116,6 +121,13 @@ impl Core {
                     self.forget_session(session);
                 }
             }
+            (Kind::Purge, _) => {
+                replay.purged.insert(header.session, at);
+                let stream = found.and_then(|session| self.sessions.sessions.get(session)).map(|session| session.stream);
+                if let Some(stream) = stream.and_then(|stream| self.streams.get_mut(stream)) {
+                    stream.index.restart(header.seq.max(stream.index.head()) + 1);
+                }
+            }
             (Kind::Message | Kind::Mark, _) | (Kind::Member | Kind::MemberGone | Kind::Receipt, None) => {}
         }
     }
@@ -145,10 +157,8 @@ impl Core {
     fn replay_message(&mut self, session: SessionKey, at: Position, record: &Record<'_>) {
         let header = &record.header;
         self.ages.note(at, header.ts_ms, self.age_step_ms());
-        let Some((stream_key, channel)) = self.sessions.sessions.get(session).map(|entry| (entry.stream, entry.channel)) else {
-            return;
-        };
-        let Some(stream) = self.streams.get_mut(stream_key) else { return };
+        let Some(stream) = self.sessions.sessions.get(session).map(|entry| entry.stream) else { return };
+        let Some(stream) = self.streams.get_mut(stream) else { return };
         if stream.index.is_empty() || header.seq > stream.index.head() + 1 {
             // The first that is left, or behind a hole: files before it are gone.
             stream.index.restart(header.seq);
@@ -166,6 +176,12 @@ impl Core {
         let frame_at = HEADER_BYTES + record.addresses.len();
         let put = Appended { at, frame_at: narrow(frame_at), frame_bytes: narrow(record.body.len()) };
         stream.index.push(Entry::new(put, audience, header.sender));
+        self.replay_id(session, header);
+    }
+
+    /// A message's id was used; also that of one that was purged, whose repeat is none.
+    fn replay_id(&mut self, session: SessionKey, header: &Header) {
+        let channel = self.sessions.sessions.get(session).is_some_and(|session| session.channel);
         let settings = &self.snapshot.settings.session;
         let limits = DedupeLimits { ids_max: settings.dedupe_ids, window_ms: settings.dedupe_ms };
         #[expect(clippy::cast_possible_truncation, reason = "the low half is what windows hold")]

@@ -5,6 +5,7 @@ use super::core::{Core, CoreOptions};
 use super::counters::shared_counters;
 use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
+use super::purge_files::{finish_purges, purge_part};
 use super::resize::{Wanted, resize};
 use super::store::recover;
 use crate::config::Settings;
@@ -156,8 +157,8 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
     let eventfds: Arc<[Arc<OwnedFd>]> = knocks.clone().into();
     let mut handles = Vec::new();
     if directory.is_some() {
-        (_, handles) =
-            files::start(knocks, settings.log.reserve_bytes).map_err(|error| format!("a thread for the log's files: {error}"))?;
+        (_, handles) = files::start(knocks, settings.log.reserve_bytes, purge_part)
+            .map_err(|error| format!("a thread for the log's files: {error}"))?;
         handles.reverse();
     }
     let barrier = Arc::new(Barrier::new(count + 1));
@@ -232,6 +233,9 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
 fn open_log(settings: &Settings, shards: usize, fresh_key: HashKey) -> Result<Option<Arc<Directory>>, String> {
     let Some(root) = &settings.log.dir else { return Ok(None) };
     let mut directory = Directory::open(root, shards, fresh_key.0)?;
+    for shard in 0..directory.shards {
+        finish_purges(&directory.shard(shard), shard, directory.generation)?;
+    }
     resize(
         &mut directory,
         &Wanted { shards, segment_bytes: segment_bytes(settings), reserve_bytes: settings.log.reserve_bytes },

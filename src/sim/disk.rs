@@ -4,9 +4,12 @@
 //! cut can leave either in every sector.
 
 use super::random::Random;
-use crate::io::Event;
-use crate::shard::store::Segment;
-use std::collections::BTreeMap;
+use crate::io::{Event, PurgeStep};
+use crate::limits::CHUNK_BYTES;
+use crate::log::purge;
+use crate::shard::purge_files::find_purges;
+use crate::shard::store::{ReadError, Segment};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 
 /// How a process ends.
@@ -42,6 +45,7 @@ pub enum Answer {
     ReadBack(u64, Result<Vec<u8>, i32>),
     SegmentReady(u64, Result<(), i32>),
     SegmentGone(u64, Result<(), i32>),
+    Purged(PurgeStep, Result<u64, i32>),
 }
 
 impl Answer {
@@ -52,6 +56,7 @@ impl Answer {
             Self::ReadBack(tag, ref result) => Event::ReadBack { tag, result: result.as_deref().map_err(|errno| *errno) },
             Self::SegmentReady(number, result) => Event::SegmentReady { number, result },
             Self::SegmentGone(number, result) => Event::SegmentGone { number, result },
+            Self::Purged(step, result) => Event::Purged { step, result },
         }
     }
 }
@@ -78,6 +83,10 @@ enum Work {
     },
     Prepare(u64),
     Delete(u64),
+    Purge {
+        session: u64,
+        step: PurgeStep,
+    },
 }
 
 #[derive(Debug)]
@@ -135,6 +144,8 @@ impl File {
 pub struct Disk {
     segment_bytes: usize,
     files: BTreeMap<u64, File>,
+    /// Sessions whose purge has begun.
+    purges: BTreeSet<u64>,
     pending: Vec<Pending>,
     pub faults: DiskFaults,
     /// Something was answered that no retry mends: its shard waits for a restart.
@@ -169,6 +180,10 @@ impl Disk {
 
     pub fn ask_delete(&mut self, random: &mut Random, now_ns: u64, number: u64) {
         self.ask(random, now_ns, Work::Delete(number));
+    }
+
+    pub fn ask_purge(&mut self, random: &mut Random, now_ns: u64, session: u64, step: PurgeStep) {
+        self.ask(random, now_ns, Work::Purge { session, step });
     }
 
     fn ask(&mut self, random: &mut Random, now_ns: u64, work: Work) {
@@ -242,8 +257,49 @@ impl Disk {
                 }
                 Answer::SegmentReady(number, errno.map_or(Ok(()), Err))
             }
+            Work::Purge { session, step } => {
+                let result = match step {
+                    PurgeStep::Begin => {
+                        self.purges.insert(session);
+                        Ok(0)
+                    }
+                    PurgeStep::End => {
+                        self.purges.remove(&session);
+                        Ok(0)
+                    }
+                    PurgeStep::Segment { number, end } => self.purge(session, number, end),
+                };
+                Answer::Purged(step, result)
+            }
             Work::Delete(number) => Answer::SegmentGone(number, self.files.remove(&number).ok_or(libc::ENOENT).map(drop)),
         }
+    }
+
+    fn purge(&mut self, session: u64, number: u64, end: u64) -> Result<u64, i32> {
+        let file = self.files.get_mut(&number).ok_or(libc::ENOENT)?;
+        let (mut messages, end) = (0, usize::try_from(end).unwrap().min(file.bytes.len()));
+        for (index, chunk) in file.bytes[..end].chunks_mut(CHUNK_BYTES).enumerate() {
+            let len = chunk.len();
+            purge(chunk, len, session, index == 0, &mut |_| messages += 1).unwrap();
+        }
+        Ok(messages)
+    }
+
+    /// The purges that were begun, and where their messages end; each is finished.
+    pub fn finish_purges(&mut self, shard: u16) -> Result<(), ReadError> {
+        let sessions: Vec<u64> = std::mem::take(&mut self.purges).into_iter().collect();
+        let (size, found) = find_purges(&mut self.segments(), (shard, 1), &sessions)?;
+        for (session, at) in found {
+            for number in self.files.keys().copied().collect::<Vec<_>>() {
+                self.purge(session, number, at.0.saturating_sub(number * size).min(size)).unwrap();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a text stands in a segment.
+    pub fn holds(&self, text: &[u8]) -> bool {
+        self.files.values().any(|file| file.bytes.windows(text.len()).any(|bytes| bytes == text))
     }
 
     /// What is left when the process ends: what was under way is done in part, or not at all.
@@ -262,7 +318,20 @@ impl Disk {
                     self.files.insert(number, File { bytes: vec![0; len], ..File::default() });
                 }
                 Work::Delete(number) if random.percent(50) => drop(self.files.remove(&number)),
-                Work::Prepare(_) | Work::Delete(_) | Work::Sync { .. } | Work::Read { .. } => {}
+                Work::Purge { session, step: PurgeStep::Begin } if random.percent(50) => drop(self.purges.insert(session)),
+                Work::Purge { session, step: PurgeStep::End } if random.percent(50) => drop(self.purges.remove(&session)),
+                Work::Purge { session, step: PurgeStep::Segment { number, end } } => {
+                    let Some(before) = self.files.get(&number).map(|file| file.bytes.clone()) else { continue };
+                    self.purge(session, number, end).unwrap();
+                    let file = self.files.get_mut(&number).unwrap();
+                    // Each sector of it is done or not.
+                    for (now, before) in file.bytes.chunks_mut(512).zip(before.chunks(512)) {
+                        if now != before && random.percent(50) {
+                            now.copy_from_slice(before);
+                        }
+                    }
+                }
+                Work::Prepare(_) | Work::Delete(_) | Work::Purge { .. } | Work::Sync { .. } | Work::Read { .. } => {}
             }
         }
         self.failed = false;

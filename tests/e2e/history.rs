@@ -5,7 +5,7 @@ use crate::gateway::Gateway;
 use serde_json::{Value, json};
 
 /// A page: the messages and the end.
-async fn page(client: &mut Client, payload: Value) -> (Vec<Value>, Value) {
+pub async fn page(client: &mut Client, payload: Value) -> (Vec<Value>, Value) {
     let id = client.fresh_id();
     let session = client.session.clone();
     client.send(&json!({"type": "rw.history", "id": id, "session_id": session, "payload": payload})).await;

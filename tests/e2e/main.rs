@@ -33,6 +33,7 @@ mod killed_and_restarted;
 mod members_and_watch;
 mod origins;
 mod presence_grace;
+mod purge;
 mod receipts;
 mod refresh_expiry_replacement;
 mod reload;
