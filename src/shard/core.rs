@@ -316,7 +316,7 @@ impl Core {
             if session.empty_since_ms == 0 {
                 session.empty_since_ms = now.mono_ms().max(1);
             }
-            let idle = now.mono_ms() - session.empty_since_ms >= idle_ms;
+            let idle = now.mono_ms().saturating_sub(session.empty_since_ms) >= idle_ms;
             // Where anything was ever said, the order goes on even though retention has dropped all of it.
             let bare = self.streams.get(stream).is_some_and(|stream| stream.index.head() == 0);
             if (idle || bare)

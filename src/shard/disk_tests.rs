@@ -268,6 +268,20 @@ fn of_a_message_that_was_purged_the_id_is_left() {
 }
 
 #[test]
+fn a_session_whose_members_are_gone_is_not_forgotten_with_the_first_turn_after_a_start() {
+    let mut core = core("[log]\ndir = \"unused\"\n[session]\nidle_ms = 2000\n");
+    let session = core.session_hash("s");
+    let state = SessionState { session_id: "s", head: 9, oldest: 10, epochs: Vec::new() };
+    let bytes = record(Kind::Session, session, 0, |out| state.encode(out));
+    core.replay(&mut Replay::new(KEY), crate::log::Position(64), &read_record(&bytes, None).unwrap());
+    core.finish_recovery(true, at(0), &mut Recovered::default());
+    for (mono_ms, is_there) in [(0, true), (1_000, true), (3_500, false)] {
+        core.turn(&mut Held::default(), at(mono_ms));
+        assert_eq!(core.sessions.find(session).is_some(), is_there, "{mono_ms}");
+    }
+}
+
+#[test]
 fn a_members_grace_goes_on_over_a_start_and_begins_with_it_where_it_was_there() {
     for (present, away_ms, lost_ms) in [(false, 10_000, 5_000), (true, 0, 15_000)] {
         let (mut core, session, client) = with_member_away(away_ms, present);

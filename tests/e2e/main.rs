@@ -31,6 +31,7 @@ mod hello_and_welcome;
 mod history;
 mod killed_and_restarted;
 mod members_and_watch;
+mod members_over_restarts;
 mod origins;
 mod presence_grace;
 mod purge;
