@@ -579,6 +579,14 @@ fn unharmed(gateway: &Gateway, files_before: usize) {
     assert_eq!(raw.json()["type"], "rw.welcome");
 }
 
+/// What a table's rows ran into is counted, each bound as often at least.
+fn counted(gateway: &Gateway, limits: &[(&str, u64)]) {
+    for (limit, least) in limits {
+        let count = gateway.metric("ringway_limits_reached_total", &format!("limit=\"{limit}\""));
+        assert!(count >= *least, "{limit}: counted {count} times, reached {least} times at least");
+    }
+}
+
 /// Open files once the listeners and the log are, before any client.
 fn files(gateway: &Gateway) -> usize {
     gateway.until_metric("ringway_connections", "", |connections| connections == 0);
@@ -591,6 +599,7 @@ fn the_http_upgrade() {
     let before = files(&gateway);
     assert_eq!(rows.len(), 53, "rows are added here too, so that none is lost unseen");
     run_all(&gateway, &rows);
+    counted(&gateway, &[("request_head", 4), ("handshake_time", 3)]);
     unharmed(&gateway, before);
 }
 
@@ -600,6 +609,8 @@ fn frames() {
     let before = files(&gateway);
     assert_eq!(rows.len(), 81);
     run_all(&gateway, &rows);
+    let limits = [("message_bytes", 7), ("fragments", 2), ("control_frame_rate", 2), ("unfinished_message", 3)];
+    counted(&gateway, &limits);
     unharmed(&gateway, before);
 }
 
@@ -609,6 +620,7 @@ fn envelopes() {
     let before = files(&gateway);
     assert_eq!(rows.len(), 52);
     run_all(&gateway, &rows);
+    counted(&gateway, &[("json_depth", 3)]);
     unharmed(&gateway, before);
 }
 
@@ -618,6 +630,9 @@ fn tokens() {
     let before = files(&gateway);
     assert_eq!(rows.len(), 58);
     run_all(&gateway, &rows);
+    counted(&gateway, &[("token_bytes", 1)]);
+    let refused = rows.iter().filter(|row| matches!(row.expect, Expect::Refused(..))).count();
+    assert_eq!(gateway.metric("ringway_auth_refused_total", ""), refused as u64);
     unharmed(&gateway, before);
     let log = gateway.log().join("\n");
     assert!(!log.contains("eyJ"), "the beginning of a token is in the log");

@@ -2,6 +2,8 @@
 //! pure code may not touch, where `unsafe` may stand, and how long a file may be.
 #![allow(clippy::unwrap_used, reason = "a test process of its own, not the gateway")]
 
+use ringway::close::CloseReason;
+use ringway::shard::counters::{DropReason, LimitReached, METRICS};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -457,6 +459,46 @@ fn unsafe_stands_in_io_only() {
                 }
             }
         }
+    }
+    check(&problems);
+}
+
+#[test]
+fn the_readme_shows_the_examples_as_they_are() {
+    let read = |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let readme = read("README.md");
+    for example in ["examples/client.py", "examples/page.html"] {
+        assert!(readme.contains(read(example).trim_end()), "README.md shows another {example}");
+    }
+}
+
+/// What `/metrics` and the manual list, something counts.
+#[test]
+fn no_counter_is_listed_and_never_counted() {
+    let sources = sources();
+    let others: Vec<&Source> = sources
+        .iter()
+        .filter(|source| !source.is_test() && source.name != "shard/counters.rs" && source.name != "close.rs")
+        .collect();
+    let counted = |what: &[String]| others.iter().any(|source| what.iter().any(|what| source.code.contains(what)));
+    let mut problems = Vec::new();
+    let mut need = |name: String, what: &[String]| {
+        if !counted(what) {
+            problems.push(format!("{name} is listed, and nothing counts it"));
+        }
+    };
+    for drop in DropReason::ALL {
+        need(format!("{drop:?}"), &[format!("DropReason::{drop:?}")]);
+    }
+    let by_close: Vec<LimitReached> = CloseReason::ALL.into_iter().filter_map(LimitReached::behind).collect();
+    for limit in LimitReached::ALL.iter().filter(|limit| !by_close.contains(limit)) {
+        need(format!("{limit:?}"), &[format!("LimitReached::{limit:?}")]);
+    }
+    for reason in CloseReason::ALL {
+        need(format!("{reason:?}"), &[format!("CloseReason::{reason:?}")]);
+    }
+    for metric in METRICS {
+        need(metric.name.to_owned(), &["add(", "increment()", "set("].map(|call| format!("{}.{call}", metric.name)));
     }
     check(&problems);
 }

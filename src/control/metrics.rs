@@ -32,7 +32,7 @@ const DROPS: Family = Family {
     name: "ringway_drops_total",
     kind: "counter",
     help: "What was thrown away, by reason.",
-    advice: "ephemeral_slow is normal with slow readers; lane_full, port_full: a shard lags; log_memory: raise log.memory_bytes.",
+    advice: "ephemeral_slow is normal with slow readers; ephemeral_lane_full: a shard lags; log_memory: raise log.memory_bytes.",
 };
 const LIMITS: Family = Family {
     name: "ringway_limits_reached_total",
@@ -399,7 +399,7 @@ mod tests {
         let counters = ports[1].counters();
         counters.messages_in.add(7);
         counters.closed(CloseReason::TooSlow);
-        counters.dropped(DropReason::LaneFull, 2);
+        counters.dropped(DropReason::LaneStale, 2);
         counters.limit_reached(LimitReached::MessageRate);
         counters.routing_ns.record(1_500);
         counters.routing_ns.record(3_000_000);
@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(samples["ringway_messages_in_total{shard=\"1\"}"], 7.0);
         assert_eq!(samples["ringway_messages_in_total{shard=\"0\"}"], 0.0);
         assert_eq!(samples["ringway_closes_total{shard=\"1\",reason=\"too_slow\"}"], 1.0);
-        assert_eq!(samples["ringway_drops_total{shard=\"1\",reason=\"lane_full\"}"], 2.0);
+        assert_eq!(samples["ringway_drops_total{shard=\"1\",reason=\"lane_stale\"}"], 2.0);
         assert_eq!(samples["ringway_limits_reached_total{shard=\"1\",limit=\"message_rate\"}"], 1.0);
         assert_eq!(samples["ringway_routing_seconds_bucket{shard=\"1\",le=\"0.000001024\"}"], 0.0);
         assert_eq!(samples["ringway_routing_seconds_bucket{shard=\"1\",le=\"0.000001536\"}"], 1.0);

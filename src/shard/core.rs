@@ -103,6 +103,8 @@ pub struct Core {
     pub(super) dirty_streams: Vec<StreamKey>,
     pub(super) out: Outbound,
     pub(super) lane_backlog: Vec<VecDeque<LaneMessage>>,
+    /// Whose connections end with a message that waits there: each has one.
+    pub(super) evicted: Vec<Map<Place, ()>>,
     pub(super) spoken: Spoken,
     pub(super) mirrored: Vec<SessionKey>,
     pub(super) shaking: super::rate::Bucket,
@@ -185,6 +187,7 @@ impl Core {
             dirty_streams: Vec::new(),
             out: Outbound::default(),
             lane_backlog: (0..shards).map(|_| VecDeque::new()).collect(),
+            evicted: (0..shards).map(|_| Map::with_hasher(options.key)).collect(),
             spoken: Spoken::default(),
             mirrored: Vec::new(),
             shaking: super::rate::Bucket::default(),

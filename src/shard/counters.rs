@@ -89,10 +89,6 @@ reasons! {
         AfterClose = "after_close",
         /// A lane message for a connection or session that was gone.
         LaneStale = "lane_stale",
-        /// A lane message that found no room, where its loss is repaired by a retry.
-        LaneFull = "lane_full",
-        /// A message of control for which the port had no room.
-        PortFull = "port_full",
         /// A reply to control that nobody waited for any more.
         PortReplyUnwanted = "port_reply_unwanted",
         /// A receipt or cursor of a member that was gone.
@@ -163,15 +159,13 @@ reasons! {
         HalfOpen = "half_open",
         /// limits.half_open_per_ip.
         HalfOpenPerIp = "half_open_per_ip",
-        /// Addresses that the per-address tables can hold.
-        AddressTable = "address_table",
         /// limits.handshake_ms.
         HandshakeTime = "handshake_time",
         /// limits.tls_handshake_ms.
         TlsHandshakeTime = "tls_handshake_time",
         /// limits.close_ms.
         CloseTime = "close_time",
-        /// The bytes of the HTTP request line or head, or the count of its headers.
+        /// The bytes of the HTTP request line or head, the count of its headers, or the reads it took.
         RequestHead = "request_head",
         /// The bytes of a token.
         TokenBytes = "token_bytes",
@@ -197,12 +191,23 @@ reasons! {
         HeartbeatTime = "heartbeat_time",
         /// One history request at a time.
         HistoryBusy = "history_busy",
-        /// The bytes of presence data.
-        PresenceData = "presence_data",
         /// The lanes between shards.
         Lane = "lane",
         /// The file descriptors of the process.
         OpenFiles = "open_files",
+    }
+}
+
+impl LimitReached {
+    /// The bound on what is read that ends a connection for this, where it is one; others are counted where they are looked at.
+    #[must_use]
+    pub const fn behind(reason: CloseReason) -> Option<Self> {
+        match reason {
+            CloseReason::MessageTooBig => Some(Self::MessageBytes),
+            CloseReason::TooManyFragments => Some(Self::Fragments),
+            CloseReason::TooDeep => Some(Self::JsonDepth),
+            _ => None,
+        }
     }
 }
 

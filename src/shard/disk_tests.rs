@@ -84,20 +84,25 @@ impl Bell for Silent {
     fn ring(&self) {}
 }
 
-fn core(settings: &str) -> Core {
+/// Shard 0 of so many, of which the others do nothing.
+pub(super) fn one_of(shards: usize, settings: &str) -> Core {
     let counters = shared_counters();
     let (_, receiver) = port(0, Arc::new(Silent), Arc::clone(&counters));
     let settings = Arc::new(Settings::parse(settings, []).unwrap());
-    let mut core = Core::new(CoreOptions {
+    Core::new(CoreOptions {
         shard: 0,
         key: KEY,
-        mesh: Mesh::new(1),
+        mesh: Mesh::new(shards),
         admission: Arc::new(Admission::new(KEY)),
         counters,
         port: receiver,
         snapshot: Arc::new(Snapshot { settings, ..Snapshot::default() }),
         seed: 5,
-    });
+    })
+}
+
+fn core(settings: &str) -> Core {
+    let mut core = one_of(1, settings);
     core.take_disk(Geometry { segment_bytes: 2 << 20, shard: 0, generation: 1 }, &Found::default());
     core
 }

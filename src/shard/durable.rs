@@ -5,13 +5,15 @@
 
 use super::core::Core;
 use super::counters::{LimitReached, RECORD};
+use super::inbound::RETRY_AFTER_MS;
 use super::keeping::Kept;
-use super::publish::Origin;
+use super::publish::{Origin, refusal_of};
+use super::replies::AT_ONCE;
 use crate::config::Durability;
 use crate::io::{BELOW_RESERVE, Io};
 use crate::limits::{ADDRESSES_MAX, ENVELOPE_ADDED_BYTES_MAX};
 use crate::log::{Audience, HEADER_BYTES, Header, Kind, Level, Mark, Position};
-use crate::protocol::{Envelope, Head, ack};
+use crate::protocol::{Envelope, ErrorCode, Failure, Head, ack, error};
 use crate::session::{Place, SessionKey, StreamKey};
 use crate::time::Tick;
 use crate::ws::Opcode;
@@ -185,12 +187,7 @@ impl Core {
     }
 
     /// Why the log takes no more messages now, if it does not: what to tell the sender.
-    pub(super) fn log_refuses(
-        &self,
-        session: SessionKey,
-        envelope: &Envelope<'_>,
-    ) -> Option<(crate::protocol::ErrorCode, &'static str)> {
-        use crate::protocol::ErrorCode;
+    pub(super) fn log_refuses(&self, session: SessionKey, envelope: &Envelope<'_>) -> Option<(ErrorCode, &'static str)> {
         let disk = self.disk.as_ref()?;
         let level = self.level_of(session);
         // What nobody waits for is taken as long as there is memory for it.
@@ -268,6 +265,10 @@ impl Core {
     ) {
         if !self.is_pending((session, stream), seq) {
             return self.acknowledge(origin, envelope, seq, true);
+        }
+        // As a new one would be: what waits is bounded, and a disk that has failed answers nothing.
+        if let Some((code, message)) = self.log_refuses(session, envelope) {
+            return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
         }
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         if origin.acks {
@@ -361,6 +362,33 @@ impl Core {
         queue.tidy();
         if let Some(disk) = &mut self.disk {
             *(if level == Level::Synced { &mut disk.synced } else { &mut disk.written }) = queue;
+        }
+    }
+
+    /// What waits for a disk that has failed is told so. Whether it outlives the process shows after the next start, by its id.
+    fn give_up(&mut self) {
+        let Some(disk) = &mut self.disk else { return };
+        let never_written = disk.failed.is_some();
+        // A sync that is under way may still bring some of them.
+        let never_synced = (never_written || disk.sync_failed.is_some()) && disk.syncing.is_none();
+        let message =
+            "the log's disk failed before this message was durable: send it again, with its id, when the gateway was restarted";
+        for hopeless in [never_written.then_some(Level::Written), never_synced.then_some(Level::Synced)].into_iter().flatten() {
+            let (Some(disk), Some(mut parser)) = (&mut self.disk, self.parser.take()) else { return };
+            let mut queue = std::mem::take(if hopeless == Level::Synced { &mut disk.synced } else { &mut disk.written });
+            while let Some((waiting, frame)) = queue.next(Position(u64::MAX)) {
+                let frame = &queue.acks[frame];
+                // The head of a frame of the gateway's own (RFC 6455 5.2): unmasked, and an ack is short.
+                let head_bytes = if frame.get(1).is_some_and(|length| *length < 126) { 2 } else { 4 };
+                let Some(Ok(ack)) = frame.get(head_bytes..).map(|text| parser.parse(text)) else { continue };
+                let head = Head { id: ack.id, session_id: ack.session_id };
+                let (code, retry_after_ms) = (ErrorCode::LimitDisk, Some(RETRY_AFTER_MS));
+                self.counters.refused.increment();
+                self.reply_to(waiting.to, AT_ONCE, |out| {
+                    error(out, &Failure { head, code, message, retry_after_ms, pointer: None, frame: None });
+                });
+            }
+            self.parser = Some(parser);
         }
     }
 
@@ -545,6 +573,7 @@ impl Core {
                 disk.failed = Some(errno);
                 self.counters.log_failed.set(1);
                 tracing::error!(shard = self.shard, %error, "the log could not be written: it takes no more messages; look at the disk, then restart");
+                self.give_up();
             }
         }
     }
@@ -569,6 +598,7 @@ impl Core {
                 tracing::error!(shard = self.shard, %error, "the log could not be synced: nothing is acknowledged as synced any more; restart to recover");
             }
         }
+        self.give_up();
     }
 
     /// When the disk wants to be looked at again, on the monotonic clock.

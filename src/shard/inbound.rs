@@ -424,6 +424,9 @@ impl Core {
         );
         conn.paused_ms = 0;
         conn.unfinished_ms = 0;
+        if let Some(limit) = LimitReached::behind(reason) {
+            self.counters.limit_reached(limit);
+        }
         tracing::debug!(connection_id = %self.connection_id(id), reason = reason.label(), "closing");
         self.leave_all(io, id, now);
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };

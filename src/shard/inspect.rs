@@ -97,6 +97,11 @@ impl Core {
         (members.map(|place| (place.shard, place.conn, place.attachment)).collect(), attached.collect())
     }
 
+    /// Deadlines that it holds.
+    pub fn deadlines(&self) -> usize {
+        self.wheel.len()
+    }
+
     /// Checks the shard's invariants. `resting`: it has asked for no further turn.
     ///
     /// # Errors
@@ -106,6 +111,7 @@ impl Core {
         ensure!(count == self.conns_count, "{count} connections, counted {}", self.conns_count);
         let half_open = self.conns.iter().flatten().filter(|conn| conn.flags.half_open).count();
         ensure!(half_open == self.half_open_count, "{half_open} half-open connections, counted {}", self.half_open_count);
+        ensure!(self.half_open.len() <= 2 * self.half_open_cap(), "{} places in the half-open queue", self.half_open.len());
         let mut dirty: BTreeMap<ConnId, usize> = BTreeMap::new();
         self.dirty.iter().for_each(|id| *dirty.entry(*id).or_default() += 1);
         let mut queued = 0;

@@ -424,6 +424,9 @@ impl Core {
                     break;
                 }
             }
+            if self.lane_backlog[to].is_empty() {
+                self.evicted[to].clear();
+            }
         }
         waits
     }

@@ -193,8 +193,9 @@ impl Core {
             let (Some(member), Some(stream)) = (self.sessions.members.get(page.member), self.streams.get(page.stream)) else {
                 return self.abandon(Job::History(page));
             };
-            // It may have left the retention meanwhile.
+            // It may have left the retention meanwhile, and the page says so.
             let Some(entry) = stream.index.get(seq).copied() else {
+                page.oldest = page.oldest.max(stream.index.first());
                 page.left.pop();
                 continue;
             };

@@ -230,6 +230,7 @@ impl Core {
             away_since_ms: if state.present { 0 } else { state.away_since_ms.max(1) },
             away_before_ms: 0,
             told_lost: state.told_lost,
+            unseen_due_ms: 0,
         });
         for stay in state.stays.iter().filter(|stay| stay.to == u64::MAX) {
             self.sessions.enter_room(member, stay.room, stay.from);

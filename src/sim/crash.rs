@@ -50,16 +50,19 @@ impl World {
 
     /// The process ends between two instructions, and is started again.
     pub fn crash(&mut self, crash: Crash) {
-        self.crashes += 1;
+        match crash {
+            Crash::Kill => self.kills += 1,
+            Crash::PowerCut => self.power_cuts += 1,
+        }
         self.trace(&[10, self.now_ns, u64::from(crash == Crash::PowerCut)]);
         self.cut_links();
         let acknowledged = self.outlives(crash);
         let delivered = acknowledged && !self.snapshot.settings.log.early_delivery;
-        let mut random = self.random.clone();
+        let mut lossy = false;
         for seat in &mut self.seats {
-            seat.engine.disk.crash(&mut random, crash);
+            lossy |= seat.engine.disk.crash(&mut self.random, crash);
         }
-        self.random = random;
+        self.lossy_cuts += u64::from(lossy);
         let clean = vec![false; self.seats.len()];
         self.start_again(&clean, acknowledged, delivered);
     }

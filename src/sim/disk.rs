@@ -30,6 +30,8 @@ pub struct DiskFaults {
     /// Writes that fail for good, with a part of them done.
     pub write_errors: u64,
     pub sync_errors: u64,
+    /// Syncs that are said to be done, and are not.
+    pub lies: u64,
     pub read_errors: u64,
     /// Reads that bring less than was asked for.
     pub short_reads: u64,
@@ -114,8 +116,9 @@ impl File {
         self.bytes[at..end].copy_from_slice(bytes);
     }
 
-    /// What of the unsynced writes a power cut leaves.
-    fn cut_power(&mut self, random: &mut Random) {
+    /// Leaves of the unsynced writes what a power cut does; whether that is less than there was.
+    fn cut_power(&mut self, random: &mut Random) -> bool {
+        let whole = self.bytes.clone();
         let mut old = self.bytes.clone();
         for (at, before) in self.unsynced.iter().rev() {
             old[*at..at + before.len()].copy_from_slice(before);
@@ -137,6 +140,7 @@ impl File {
                 self.bytes[number * sector..end].copy_from_slice(&old[number * sector..end]);
             }
         }
+        self.bytes != whole
     }
 }
 
@@ -225,7 +229,7 @@ impl Disk {
                     (file.forsaken, self.failed) = (true, true);
                     return Answer::Synced(tag, Err(libc::EIO));
                 }
-                if !file.forsaken {
+                if !file.forsaken && (faults.lies == 0 || !random.percent(faults.lies)) {
                     file.unsynced.drain(..covers);
                 }
                 Answer::Synced(tag, Ok(()))
@@ -302,8 +306,9 @@ impl Disk {
         self.files.values().any(|file| file.bytes.windows(text.len()).any(|bytes| bytes == text))
     }
 
-    /// What is left when the process ends: what was under way is done in part, or not at all.
-    pub fn crash(&mut self, random: &mut Random, crash: Crash) {
+    /// What is left when the process ends: what was under way is done in part, or not at all. Whether something is gone that was
+    /// written.
+    pub fn crash(&mut self, random: &mut Random, crash: Crash) -> bool {
         for Pending { work, .. } in std::mem::take(&mut self.pending) {
             match work {
                 Work::Write { segment, at, bytes, .. } => {
@@ -335,12 +340,14 @@ impl Disk {
             }
         }
         self.failed = false;
+        let mut lossy = false;
         if crash == Crash::PowerCut {
             for file in self.files.values_mut() {
-                file.cut_power(random);
+                lossy |= file.cut_power(random);
                 (file.unsynced, file.forsaken) = (Vec::new(), false);
             }
         }
+        lossy
     }
 
     /// The segments as recovery reads them.

@@ -1,7 +1,7 @@
 //! Situations that chance finds seldom, one test each.
 
 use super::client::{Casting, What};
-use super::disk::{Crash, DiskFaults};
+use super::disk::DiskFaults;
 use super::net::Faults;
 use super::world::{Features, Plan, World};
 use crate::auth::{Revocation, Revocations};
@@ -10,10 +10,9 @@ use crate::config::{Durability, Settings};
 use crate::limits::CHUNK_BYTES;
 use crate::shard::counters::LimitReached;
 use crate::shard::inbound::faults;
-use crate::shard::port::{PortMessage, Purged, Snapshot};
+use crate::shard::port::{PortMessage, Snapshot};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use tokio::sync::oneshot;
 
 /// A quiet world whose clients do only what the test says.
 fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
@@ -37,7 +36,7 @@ fn stage_with(features: Features, settings: Settings, shards: usize, subs: &[&st
 }
 
 /// The same with the log on disks that take `delay_us` for each answer, or up to it.
-fn stage_on_disk(shards: usize, delay_us: u64, subs: &[&str], change: impl FnOnce(&mut Settings)) -> World {
+pub(super) fn stage_on_disk(shards: usize, delay_us: u64, subs: &[&str], change: impl FnOnce(&mut Settings)) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
     settings.log.dir = Some("/of/the/simulation".into());
@@ -57,7 +56,7 @@ fn stage_on_disk(shards: usize, delay_us: u64, subs: &[&str], change: impl FnOnc
 }
 
 /// Disks take so long from now on.
-fn slow_down(world: &mut World, delay_us: u64) {
+pub(super) fn slow_down(world: &mut World, delay_us: u64) {
     world.seats.iter_mut().for_each(|seat| seat.engine.disk.faults.delay_us = delay_us);
 }
 
@@ -65,16 +64,16 @@ fn count(world: &World, client: usize, kind: &str) -> u64 {
     world.clients[client].answers.get(kind).copied().unwrap_or(0)
 }
 
-fn all_in(world: &World) -> bool {
+pub(super) fn all_in(world: &World) -> bool {
     world.clients.iter().all(|client| client.is_open() && client.waiting().is_empty()) && world.caught_up()
 }
 
-fn say(world: &mut World, client: usize, count: usize) {
+pub(super) fn say(world: &mut World, client: usize, count: usize) {
     (0..count).for_each(|_| world.message_to(client, "s.0", &Value::Null, 50, false));
     world.run_for(200);
 }
 
-fn finish(world: &mut World) {
+pub(super) fn finish(world: &mut World) {
     world.claim_heads();
     world.oracle.finish();
     assert_eq!(world.oracle.violations, Vec::<String>::new());
@@ -451,6 +450,42 @@ fn a_repeat_is_not_acknowledged_before_its_first_is_durable_even_where_retention
     finish(&mut world);
 }
 
+#[test]
+fn a_sender_with_one_session_is_held_before_it_is_told_and_one_with_several_is_told_at_once() {
+    let mut world = stage_on_disk(1, 0, &["ana", "bob"], |settings| {
+        settings.log.segment_bytes = 16 * CHUNK_BYTES as u64;
+        settings.limits.bytes_per_second = 0;
+    });
+    let hold_ms = Settings::default().limits.backpressure_hold_ms;
+    world.command(1, "rw.attach", "s.1", json!({}), What::Attach { asked: Vec::new(), resume: None });
+    assert!(world.run_until(2_000, all_in));
+    let counters = world.seats[0].counters.clone();
+
+    // More than may wait for a disk that has stopped.
+    slow_down(&mut world, 20_000_000);
+    (0..150).for_each(|_| world.message_to(0, "s.0", &Value::Null, 60_000, false));
+    assert!(world.run_until(5_000, |_| counters.limit_count(LimitReached::Hold) == 1));
+    let held_at_ms = world.now().mono_ms();
+    world.message_to(1, "s.0", &Value::Null, 50, false);
+    assert!(world.run_until(hold_ms, |world| count(world, 1, "limit.backpressure") == 1), "its other session would wait as well");
+
+    assert!(world.run_until(2 * hold_ms, |world| count(world, 0, "limit.backpressure") > 0));
+    let told_after_ms = world.now().mono_ms() - held_at_ms;
+    assert!(told_after_ms >= hold_ms, "it was told after {told_after_ms} ms");
+    world.message_to(0, "s.0", &Value::Null, 50, false);
+    world.run_for(50);
+    let refused = count(&world, 0, "limit.backpressure");
+    assert!((2..100).contains(&refused), "{refused}: what came after the hold, which is once an episode");
+
+    slow_down(&mut world, 0);
+    assert!(world.run_until(60_000, all_in));
+    say(&mut world, 0, 1);
+    assert_eq!(count(&world, 0, "limit.backpressure"), refused);
+    assert_eq!(count(&world, 0, "rw.ack"), 152 - refused);
+    assert_eq!(counters.limit_count(LimitReached::Hold), 1);
+    finish(&mut world);
+}
+
 /// What the log's memory has no room for, so that reading goes to the disk.
 fn fill(world: &mut World, messages: usize) {
     for _ in 0..messages {
@@ -497,115 +532,25 @@ fn a_reader_that_reads_from_disk_what_retention_drops_meanwhile_goes_on_behind_t
 }
 
 #[test]
-fn an_epoch_that_went_with_a_crash_was_of_nobody_who_held_a_message() {
-    let (mut unknown, mut known) = (0, 0);
-    for (durability, crash) in [(Durability::Written, Crash::Kill), (Durability::Synced, Crash::PowerCut)] {
-        for after_ms in (0..60).map(|step| step * 5) {
-            let mut world = stage_on_disk(1, 0, &["ana", "bob"], |settings| settings.log.durability = durability);
-            slow_down(&mut world, 200_000);
-            for _ in 0..after_ms {
-                world.random.next();
-            }
-            for client in 0..2 {
-                let attach = What::Attach { asked: Vec::new(), resume: None };
-                world.command(client, "rw.attach", "s.9", json!({}), attach);
-            }
-            let told = |world: &World| world.clients.iter().all(|client| client.epochs.contains_key("s.9"));
-            assert!(world.run_until(1_000, told), "{after_ms}");
-            let told = world.clients[1].epochs["s.9"].clone();
-            world.message_to(0, "s.9", &Value::Null, 10, false);
-            world.run_for(after_ms);
-            world.crash(crash);
-            let held = world.clients[1].held["s.9"];
-            assert!(world.run_until(10_000, all_in));
-            world.command(1, "rw.attach", "s.9", json!({"resume": {"epoch": told, "seq": held}}), {
-                What::Attach { asked: Vec::new(), resume: Some((told.clone(), held)) }
-            });
-            assert!(world.run_until(10_000, all_in));
-            // The oracle has looked at what it was told.
-            if world.seats[0].core.knows_epoch("s.9", &told) {
-                known += 1;
-            } else {
-                unknown += 1;
-                assert_eq!(held, 0, "{after_ms}");
-            }
-            finish(&mut world);
-        }
-    }
-    assert!(unknown > 5 && known > 5, "{unknown} unknown, {known} known");
-}
-
-/// What each message of the session has in its text.
-const OF_SESSION: &[u8] = b"\"session_id\":\"s.0\"";
-
-/// Two clients, of which one is away since the fifth of forty messages, and the home of their session, where it is now purged.
-fn purging(delay_us: u64) -> (World, usize, oneshot::Receiver<Result<Option<Purged>, String>>) {
-    let mut world = stage_on_disk(2, 0, &["ana", "bob"], |settings| settings.log.durability = Durability::Synced);
-    say(&mut world, 0, 5);
+fn a_page_of_history_names_the_oldest_that_is_left_when_it_is_sent() {
+    let mut world = stage_on_disk(1, 300, &["ana", "bob"], |settings| {
+        settings.session.history_messages = 50;
+        settings.log.durability = Durability::Memory;
+    });
+    fill(&mut world, 60);
     assert!(world.run_until(5_000, all_in));
-    world.end_link(1, true);
-    let now = world.now();
-    world.clients[1].stay_away_ms(&now, 300_000);
-    for _ in 0..35 {
-        world.message_to(0, "s.0", &Value::Null, 50_000, false);
-        world.run_for(20);
-    }
-    let home = world.home("s.0");
-    assert!(world.run_until(10_000, |world| world.clients[0].waiting().is_empty()));
-    assert!(world.seats[home].engine.disk.holds(OF_SESSION) && world.seats[home].core.memory_holds(OF_SESSION));
-    slow_down(&mut world, delay_us);
-    let (reply, answer) = oneshot::channel();
-    world.tell(home, PortMessage::Purge { session_id: "s.0".into(), reply });
-    (world, home, answer)
-}
-
-#[test]
-fn a_purge_leaves_nothing_and_is_told_as_a_gap() {
-    let (mut world, home, mut answer) = purging(0);
-    let mut purged = None;
-    assert!(world.run_until(10_000, |_| {
-        purged = purged.take().or_else(|| answer.try_recv().ok());
-        purged.is_some()
-    }));
-    assert_eq!(purged, Some(Ok(Some(Purged { messages: 40 }))));
-    for seat in &world.seats {
-        assert!(!seat.engine.disk.holds(OF_SESSION) && !seat.core.memory_holds(OF_SESSION));
-    }
-    assert_eq!(world.bounds("s.0"), (41, 40));
-    say(&mut world, 0, 3);
-    assert!(world.run_until(500_000, all_in));
-    world.run_for(100);
-    assert_eq!((world.clients[1].answers.get("rw.gap"), world.clients[1].held.get("s.0")), (Some(&1), Some(&43)));
-    world.crash(Crash::PowerCut);
-    assert!(world.run_until(100_000, all_in));
-    assert_eq!(world.bounds("s.0"), (41, 43));
-    assert!(world.seats[home].engine.disk.holds(OF_SESSION), "what came later stays");
+    let reads = |world: &World| world.seats[0].counters.log_reads.get();
+    let before = reads(&world);
+    slow_down(&mut world, 15_000_000);
+    world.command(1, "rw.history", "s.0", json!({"after": 0, "limit": 15}), What::Other("rw.history_end"));
+    // A part of the page is read, and what comes next on it is dropped before that is.
+    assert!(world.run_until(20_000, |world| reads(world) == before + 2));
+    (0..12).for_each(|_| world.message_to(0, "s.0", &Value::Null, 60_000, false));
+    assert!(world.run_until(5_000, |world| world.bounds("s.0").0 == 23));
+    assert_eq!(count(&world, 1, "rw.history_end"), 0);
+    slow_down(&mut world, 300);
+    assert!(world.run_until(60_000, all_in));
+    world.run_for(1_000);
+    assert_eq!(count(&world, 1, "rw.history_end"), 1);
     finish(&mut world);
-}
-
-#[test]
-fn a_purge_that_is_interrupted_anywhere_is_done_or_not_begun() {
-    let (mut undone, mut done) = (0, 0);
-    for (crash, after_ms) in
-        [Crash::Kill, Crash::PowerCut].into_iter().flat_map(|crash| (0..50).map(move |step| (crash, step * 7)))
-    {
-        let (mut world, home, _answer) = purging(50_000);
-        for _ in 0..after_ms {
-            world.random.next();
-        }
-        world.run_for(after_ms);
-        world.crash(crash);
-        if world.seats[home].engine.disk.holds(OF_SESSION) {
-            undone += 1;
-            assert_eq!(world.bounds("s.0"), (1, 40), "{after_ms}");
-        } else {
-            done += 1;
-            assert_eq!(world.bounds("s.0"), (41, 40), "{after_ms}");
-        }
-        assert!(world.run_until(10_000, |world| world.clients[0].is_open()), "{after_ms}");
-        say(&mut world, 0, 1);
-        assert!(world.run_until(500_000, all_in), "{after_ms}");
-        finish(&mut world);
-    }
-    assert!(undone > 5 && done > 5, "{undone} not begun, {done} done");
 }
