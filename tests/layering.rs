@@ -28,7 +28,7 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("cli", &["auth", "config", "control", "io", "log", "net", "shard"]),
 ];
 /// Files that exist for tests alone, whatever their name.
-const TEST_FILES: [&str; 14] = [
+const TEST_FILES: [&str; 16] = [
     "auth/vectors.rs",
     "cli/log/tests.rs",
     "control/tests.rs",
@@ -37,8 +37,10 @@ const TEST_FILES: [&str; 14] = [
     "io/portable/tests.rs",
     "io/ring/disk_tests.rs",
     "io/ring/tests.rs",
+    "log/index_tests.rs",
     "log/made.rs",
     "log/scan_tests.rs",
+    "log/segment_index_tests.rs",
     "net/tls_tests.rs",
     "shard/disk_tests.rs",
     "protocol/attacks.rs",
@@ -51,7 +53,7 @@ const CRATES: [(&str, &[&str]); 34] = [
     ("axum", &["control/http.rs", "control/listener.rs", "control/purges.rs", "control/revocations.rs", "control/run.rs"]),
     ("base64", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs"]),
     ("clap", &["cli/log/mod.rs", "cli/mod.rs"]),
-    ("crc32c", &["log/record.rs", "log/segment.rs"]),
+    ("crc32c", &["log/record.rs", "log/segment.rs", "log/segment_index.rs"]),
     ("crossbeam", &["shard/counters.rs", "shard/lanes.rs", "shard/port.rs"]),
     ("fastwebsockets", &["ws/decoder.rs"]),
     ("flate2", &["ws/deflate.rs"]),
@@ -175,6 +177,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "shard/durable.rs",
             "shard/handshake.rs",
             "shard/inbound.rs",
+            "shard/indexing.rs",
             "shard/keeping.rs",
             "shard/outbound.rs",
             "shard/reading.rs",

@@ -123,6 +123,14 @@ impl Io for MemoryIo {
         self.answers.push_back(Event::ReadBack { tag, result: Ok(&[]) });
     }
 
+    fn read_index(&mut self, _segment: u64, _at: u64, _len: usize, tag: u64) {
+        self.answers.push_back(Event::ReadBack { tag, result: Ok(&[]) });
+    }
+
+    fn index_segment(&mut self, number: u64) {
+        self.answers.push_back(Event::SegmentIndexed { number, result: Err(95), unsaved: None });
+    }
+
     fn prepare_segment(&mut self, number: u64) {
         self.answers.push_back(Event::SegmentReady { number, result: Ok(()) });
     }

@@ -245,7 +245,7 @@ sections! {
         max_attached_sessions: usize = 64, "", Allowed::Range(1, 4_096), live;
         /// Members of one session; for more readers use a channel.
         members_per_session: usize = MEMBERS_PER_SESSION_MAX, "", Allowed::Range(1, MEMBERS_PER_SESSION_MAX as u64), live;
-        /// Rooms of a session one client may be in.
+        /// Rooms of a session one client may be in, and as many that it may watch.
         rooms_per_client: usize = ROOMS_PER_CLIENT_MAX, "", Allowed::Range(1, ROOMS_PER_CLIENT_MAX as u64), live;
         /// Sessions at home on one shard.
         sessions_per_shard: usize = 100_000, "", Allowed::Range(1, COUNT_MAX), live;

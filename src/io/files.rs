@@ -4,11 +4,11 @@
 
 use super::{BELOW_RESERVE, PurgeStep};
 use crate::limits::{CHUNK_BYTES, SEGMENT_REQUESTS_MAX};
-use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstatvfs, memfd_create};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read, Write as _};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -24,15 +24,36 @@ const ZEROS_BYTES: usize = 64 * 1024;
 enum What {
     /// Make the file, of so many bytes, where more than the reserve stays free.
     Prepare(u64),
-    /// Delete it. What is open of it is closed there, since the last close of a deleted file frees its blocks.
-    Delete(Option<File>),
+    /// Make the index of what the file holds.
+    Index(Arc<File>),
+    /// Delete it, and its index. What is open of them is closed there, since the last close of a deleted file frees its blocks.
+    Delete(Vec<Arc<File>>),
     /// A step of a session's purge, on this file where it is a segment's.
     Purge { session: u64, step: PurgeStep, file: Option<Arc<File>> },
 }
 
+/// What the thread does with what a segment holds, which is the log's to know and not the engine's.
+#[derive(Clone, Copy, Debug)]
+pub struct OfLog {
+    pub indexer: Indexer,
+    pub purger: Purger,
+}
+
 /// Takes a session's messages out of the first so many bytes of a part of a segment, which may be its first, and tells which bytes have
-/// changed. What it does is the log's, not the engine's.
+/// changed.
 pub type Purger = fn(&mut [u8], usize, u64, bool, &mut dyn FnMut(Range<usize>)) -> io::Result<()>;
+
+/// A segment's index as it is made of the segment's bytes.
+#[derive(Debug)]
+pub struct Indexed {
+    /// The index file.
+    pub bytes: Vec<u8>,
+    /// How many of them, from the first on, the shard is told.
+    pub directory_bytes: usize,
+}
+
+/// Makes an index of a segment's bytes.
+pub type Indexer = fn(&mut dyn Read) -> io::Result<Indexed>;
 
 #[derive(Debug)]
 struct Request {
@@ -45,9 +66,24 @@ struct Request {
 /// What became of a request; errors are errnos.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Ready { number: u64, result: Result<File, i32> },
-    Gone { number: u64, result: Result<(), i32> },
-    Purged { step: PurgeStep, result: Result<u64, i32> },
+    Ready {
+        number: u64,
+        result: Result<File, i32>,
+    },
+    Gone {
+        number: u64,
+        result: Result<(), i32>,
+    },
+    /// The index, open, and its beginning.
+    Indexed {
+        number: u64,
+        result: Result<(File, Vec<u8>), i32>,
+        unsaved: Option<i32>,
+    },
+    Purged {
+        step: PurgeStep,
+        result: Result<u64, i32>,
+    },
 }
 
 /// A shard's way to the thread. Asks for [`SEGMENT_REQUESTS_MAX`] at a time; others wait here, one or two a segment.
@@ -65,8 +101,12 @@ impl FilesHandle {
         self.ask(Request { shard: self.shard, number, path, what: What::Prepare(segment_bytes) });
     }
 
-    pub(super) fn delete(&mut self, number: u64, path: PathBuf, file: Option<File>) {
-        self.ask(Request { shard: self.shard, number, path, what: What::Delete(file) });
+    pub(super) fn index(&mut self, number: u64, path: PathBuf, file: Arc<File>) {
+        self.ask(Request { shard: self.shard, number, path, what: What::Index(file) });
+    }
+
+    pub(super) fn delete(&mut self, number: u64, path: PathBuf, open: Vec<Arc<File>>) {
+        self.ask(Request { shard: self.shard, number, path, what: What::Delete(open) });
     }
 
     /// `directory` is the shard's.
@@ -95,12 +135,12 @@ impl FilesHandle {
     }
 }
 
-/// Starts the thread for shards with these eventfds, in their order. It ends when all handles are gone and all was done. No file is made
-/// that would leave less than `reserve_bytes` of its file system free.
+/// Starts the thread for shards with these eventfds, in their order. It ends when all handles
+/// are gone and all was done. No file is made that would leave less than `reserve_bytes` of its file system free.
 ///
 /// # Errors
 /// That of a thread that could not be made.
-pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, purger: Purger) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
+pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, log: OfLog) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
     let (requests, requested) = sync_channel::<Request>(knocks.len() * SEGMENT_REQUESTS_MAX);
     let (mut doors, mut handles) = (Vec::new(), Vec::new());
     for (shard, knock) in knocks.into_iter().enumerate() {
@@ -112,7 +152,7 @@ pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, purger: Purger) -> i
         for request in requested {
             let (answer, knock) = &doors[request.shard];
             // Never full: a shard asks for no more than it has places. A shard that has ended wants no answer.
-            if answer.send(handle(request, reserve_bytes, purger)).is_ok() {
+            if answer.send(handle(request, reserve_bytes, log)).is_ok() {
                 // Full (2^64 - 2 knocks unheard) is as good as knocked.
                 let _ = rustix::io::write(&**knock, &1_u64.to_ne_bytes());
             }
@@ -133,19 +173,93 @@ pub fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:016x}.seg"))
 }
 
-fn handle(request: Request, reserve_bytes: u64, purger: Purger) -> Answer {
+/// A segment's index file, beside the segment.
+#[must_use]
+pub fn index_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number:016x}.idx"))
+}
+
+/// Puts a segment's index in its place, whole or not at all.
+///
+/// # Errors
+/// What the file system answered; an index that was there before stays.
+pub fn write_index(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let fresh = path.with_extension("idx.new");
+    let write = || {
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(bytes)?;
+        // Not synced: a start compares it with its segment, and makes what a power cut left of it anew.
+        std::fs::rename(&fresh, path)?;
+        Ok(file)
+    };
+    write().inspect_err(|_| {
+        // Where even this fails, the next start removes it.
+        let _ = std::fs::remove_file(&fresh);
+    })
+}
+
+/// Reads a file from its beginning, wherever others who have it open are.
+struct FromStart<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(into, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// An index that could not be put in its place, in memory: what is read of the log goes on, and the next start makes it again.
+///
+/// # Errors
+/// Where there is no memory.
+pub fn index_in_memory(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("index", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+fn index(number: u64, path: &Path, file: &File, reserve_bytes: u64, indexer: Indexer) -> Answer {
+    let mut unsaved = None;
+    let made = indexer(&mut FromStart { file, at: 0 }).and_then(|Indexed { mut bytes, directory_bytes }| {
+        let room = keeps_free(path, bytes.len() as u64, reserve_bytes);
+        let written = room
+            .and_then(|()| write_index(&path.with_extension("idx"), &bytes).map_err(|error| errno(&error)))
+            .or_else(|errno| {
+                unsaved = Some(errno);
+                index_in_memory(&bytes)
+            })?;
+        bytes.truncate(directory_bytes);
+        bytes.shrink_to_fit();
+        Ok((written, bytes))
+    });
+    Answer::Indexed { number, result: made.map_err(|error| errno(&error)), unsaved }
+}
+
+fn handle(request: Request, reserve_bytes: u64, log: OfLog) -> Answer {
     let Request { number, path, what, .. } = request;
     match what {
         What::Prepare(bytes) => {
             let room = keeps_free(&path, bytes, reserve_bytes);
             Answer::Ready { number, result: room.and_then(|()| prepare(&path, bytes).map_err(|error| errno(&error))) }
         }
-        What::Delete(file) => Answer::Gone { number, result: delete(&path, file).map_err(|error| errno(&error)) },
+        What::Index(file) => index(number, &path, &file, reserve_bytes, log.indexer),
+        What::Delete(open) => Answer::Gone { number, result: delete(&path, open).map_err(|error| errno(&error)) },
         What::Purge { session, step, file } => {
             let done = match (step, file) {
                 (PurgeStep::Begin, _) => begin_purge(&path, session).map(|()| 0),
                 (PurgeStep::End, _) => end_purge(&path, session).map(|()| 0),
-                (PurgeStep::Segment { end, .. }, Some(file)) => purge_file(&file, session, end, purger),
+                (PurgeStep::Segment { number, end }, Some(file)) => {
+                    purge_file(&file, session, end, log.purger).inspect(|messages| {
+                        // It names what is gone. Who has it open reads on; the next start makes it anew.
+                        if *messages > 0 {
+                            let _ = std::fs::remove_file(index_path(&path, number));
+                        }
+                    })
+                }
                 (PurgeStep::Segment { .. }, None) => Err(Errno::NOENT.into()),
             };
             Answer::Purged { step, result: done.map_err(|error| errno(&error)) }
@@ -295,9 +409,11 @@ fn write_zeros(mut file: &File, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn delete(path: &Path, file: Option<File>) -> io::Result<()> {
+fn delete(path: &Path, open: Vec<Arc<File>>) -> io::Result<()> {
     std::fs::remove_file(path)?;
-    drop(file);
+    // Often there is none; one that stays behind is removed by the next start.
+    let _ = std::fs::remove_file(path.with_extension("idx"));
+    drop(open);
     sync_directory_of(path)
 }
 
@@ -305,10 +421,40 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
+/// For tests: an index is a file's length, as text, and then its bytes' sum; a purge takes out capital letters, each a message.
+#[cfg(test)]
+pub(super) const fn lengths() -> OfLog {
+    OfLog { indexer: length_and_sum, purger: purge_capitals }
+}
+
+#[cfg(test)]
+#[expect(clippy::unnecessary_wraps, reason = "a purger")]
+fn purge_capitals(
+    bytes: &mut [u8],
+    end: usize,
+    _session: u64,
+    _is_first: bool,
+    each: &mut dyn FnMut(Range<usize>),
+) -> io::Result<()> {
+    for at in (0..end).filter(|at| bytes[*at].is_ascii_uppercase()).collect::<Vec<_>>() {
+        bytes[at] = b'-';
+        each(at..at + 1);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+fn length_and_sum(file: &mut dyn Read) -> io::Result<Indexed> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let length = bytes.len().to_string();
+    let sum: u64 = bytes.iter().map(|byte| u64::from(*byte)).sum();
+    Ok(Indexed { bytes: format!("{length}{sum}").into(), directory_bytes: length.len() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read as _;
 
     fn directory(name: &str) -> PathBuf {
         let directory = std::env::temp_dir().join(format!("ringway-files-{name}-{}", std::process::id()));
@@ -353,13 +499,30 @@ mod tests {
         let prepare = |reserve_bytes| {
             let path = segment_path(&directory, 1);
             let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Prepare(4096) };
-            let Answer::Ready { result, .. } = handle(request, reserve_bytes, |_, _, _, _, _| Ok(())) else {
-                panic!("asked for a file")
-            };
+            let Answer::Ready { result, .. } = handle(request, reserve_bytes, lengths()) else { panic!("asked for a file") };
             (result.map(drop), path.exists())
         };
         assert_eq!(prepare(1 << 60), (Err(BELOW_RESERVE), false));
         assert_eq!(prepare(1), (Ok(()), true));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn an_index_that_finds_no_room_is_held_in_memory() {
+        let directory = directory("unsaved");
+        let path = segment_path(&directory, 1);
+        let file = Arc::new(prepare(&path, 4096).unwrap());
+        let index = |reserve_bytes| {
+            let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Index(Arc::clone(&file)) };
+            let Answer::Indexed { result: Ok((file, head)), unsaved, .. } = handle(request, reserve_bytes, lengths()) else {
+                panic!("asked for an index");
+            };
+            let mut bytes = [0; 5];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            (head, bytes, unsaved, index_path(&directory, 1).exists())
+        };
+        assert_eq!(index(1 << 60), (b"4096".to_vec(), *b"40960", Some(BELOW_RESERVE), false));
+        assert_eq!(index(1), (b"4096".to_vec(), *b"40960", None, true));
         std::fs::remove_dir_all(directory).unwrap();
     }
 

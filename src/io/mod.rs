@@ -50,13 +50,16 @@ pub enum Event<'a> {
     Written { tag: u64, result: Result<(), i32> },
     /// The answer to [`Io::sync`], or an errno: then nothing is known of what was written since the sync before.
     Synced { tag: u64, result: Result<(), i32> },
-    /// The answer to [`Io::read_back`], lent for the call: as many bytes as were asked for, fewer at the end of the file; or an errno.
+    /// The answer to [`Io::read_back`] and [`Io::read_index`], lent for the call: as many bytes as were asked for, fewer at the end of the file; or an errno.
     ReadBack { tag: u64, result: Result<&'a [u8], i32> },
     /// The answer to [`Io::prepare_segment`]: it can be written, or an errno (or [`BELOW_RESERVE`]) and no file of this number was
     /// left behind.
     SegmentReady { number: u64, result: Result<(), i32> },
     /// The answer to [`Io::delete_segment`].
     SegmentGone { number: u64, result: Result<(), i32> },
+    /// The answer to [`Io::index_segment`]: the beginning of the index, which can be read from now on, or an errno (one there was before
+    /// stays). `unsaved` is the errno where it could not be written: it is in memory then, until the process ends.
+    SegmentIndexed { number: u64, result: Result<Vec<u8>, i32>, unsaved: Option<i32> },
     /// The answer to [`Io::purge`]: messages that were taken out, or an errno.
     Purged { step: PurgeStep, result: Result<u64, i32> },
 }
@@ -126,17 +129,22 @@ pub trait Io {
     /// Writes `part` of what was appended to `chunk` at the offset `at` of a segment; answered by [`Event::Written`]. The chunk is
     /// held until then. A short write is carried on by the engine. Two writes at once may be done in either order.
     ///
-    /// This call and the five below are for shards that have a disk; where there is none each is answered with ENODEV.
+    /// This call and the seven below are for shards that have a disk; where there is none each is answered with ENODEV.
     fn write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64);
     /// Makes durable what of a segment was written by writes that were answered before (fdatasync); answered by [`Event::Synced`].
     fn sync(&mut self, segment: u64, tag: u64);
     /// Reads up to `len` bytes ([`crate::limits::READ_BACK_BYTES_MAX`]) at the offset `at` of a segment; answered by
     /// [`Event::ReadBack`]. [`crate::limits::READ_BACKS_MAX`] are done at a time, others wait their turn.
     fn read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64);
+    /// The same of a segment's index file.
+    fn read_index(&mut self, segment: u64, at: u64, len: usize, tag: u64);
+    /// Makes the index file of a segment that is written no more, off this thread; answered by [`Event::SegmentIndexed`]. Once a number
+    /// until it is answered.
+    fn index_segment(&mut self, number: u64);
     /// Makes the file of a new segment at its full size, of zeros, durably and off this thread; answered by
     /// [`Event::SegmentReady`]. Once a number until it is answered.
     fn prepare_segment(&mut self, number: u64);
-    /// Deletes a segment's file once nothing of it is in the kernel, off this thread; answered by [`Event::SegmentGone`]. What asks
+    /// Deletes a segment's file, and its index, once nothing of it is in the kernel, off this thread; answered by [`Event::SegmentGone`]. What asks
     /// for the segment from now on gets ENOENT.
     fn delete_segment(&mut self, number: u64);
     /// Does a step of purging a session (by its hash), durably and off this thread; answered by [`Event::Purged`]. What a segment's step

@@ -3,6 +3,7 @@
 
 use super::files::{Answer, FilesHandle, segment_path};
 use super::{Event, PurgeStep};
+use crate::limits::READ_BACK_BYTES_MAX;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ pub struct Disk {
     pub segment_bytes: u64,
     /// Segments that are there already, by number; open for reading, or for writing too.
     pub segments: Vec<(u64, File)>,
+    /// Their indexes, where they have one.
+    pub indexes: Vec<(u64, File)>,
     /// From [`crate::io::files::start`], which was given the eventfd that the engine is given.
     pub files: FilesHandle,
 }
@@ -31,6 +34,7 @@ struct Place {
 #[derive(Debug)]
 struct Segment {
     file: Arc<File>,
+    index: Option<Arc<File>>,
     /// Operations accepted and not yet answered.
     operations: usize,
     /// To be deleted when there are none.
@@ -39,7 +43,7 @@ struct Segment {
 
 impl Segment {
     fn new(file: File) -> Self {
-        Self { file: Arc::new(file), operations: 0, doomed: false }
+        Self { file: Arc::new(file), index: None, operations: 0, doomed: false }
     }
 }
 
@@ -54,20 +58,41 @@ pub(super) struct Segments {
 
 impl Segments {
     pub(super) fn new(disk: Option<Disk>) -> Self {
-        let Some(Disk { directory, segment_bytes, segments, files }) = disk else { return Self::default() };
-        let open = segments.into_iter().map(|(number, file)| (number, Segment::new(file))).collect();
+        let Some(Disk { directory, segment_bytes, segments, indexes, files }) = disk else { return Self::default() };
+        let mut open: BTreeMap<u64, Segment> = segments.into_iter().map(|(number, file)| (number, Segment::new(file))).collect();
+        for (number, file) in indexes {
+            if let Some(segment) = open.get_mut(&number) {
+                segment.index = Some(Arc::new(file));
+            }
+        }
         Self { place: Some(Place { directory, segment_bytes, files }), open, answers: VecDeque::new() }
     }
 
-    /// Counts an operation on a segment in, which keeps the segment until it is counted out.
-    pub(super) fn enter(&mut self, number: u64, at: u64, len: usize) -> Result<(), i32> {
+    /// Counts a write or sync of a segment in, which keeps the segment until it is counted out; gives its file.
+    pub(super) fn enter_write(&mut self, number: u64, at: u64, len: usize) -> Result<Arc<File>, i32> {
+        self.enter(number, at, len).map(|segment| Arc::clone(&segment.file))
+    }
+
+    fn enter(&mut self, number: u64, at: u64, len: usize) -> Result<&Segment, i32> {
         let Some(place) = &self.place else { return Err(libc::ENODEV) };
         let Some(segment) = self.open.get_mut(&number).filter(|segment| !segment.doomed) else { return Err(libc::ENOENT) };
         if at.checked_add(len as u64).is_none_or(|end| end > place.segment_bytes) {
             return Err(libc::EFBIG);
         }
         segment.operations += 1;
-        Ok(())
+        Ok(segment)
+    }
+
+    /// The same for a read of a segment or of its index, which may ask beyond the end, where there is nothing to read.
+    pub(super) fn enter_read(&mut self, number: u64, of_index: bool, at: u64, len: usize) -> Result<Arc<File>, i32> {
+        if len > READ_BACK_BYTES_MAX {
+            return Err(libc::EINVAL);
+        }
+        if of_index && self.open.get(&number).is_some_and(|segment| segment.index.is_none()) {
+            return Err(libc::ENOENT);
+        }
+        let segment = self.enter(number, if of_index { 0 } else { at }, 0)?;
+        Ok(Arc::clone(segment.index.as_ref().filter(|_| of_index).unwrap_or(&segment.file)))
     }
 
     /// Counts it out; a segment that waited for it to be deleted is.
@@ -78,16 +103,12 @@ impl Segments {
         }
     }
 
-    /// The file of a segment.
-    pub(super) fn file(&self, number: u64) -> Option<&Arc<File>> {
-        self.open.get(&number).map(|segment| &segment.file)
-    }
-
     fn delete_if_over(&mut self, number: u64) {
         if self.open.get(&number).is_some_and(|segment| segment.doomed && segment.operations == 0) {
-            let file = self.open.remove(&number).and_then(|segment| Arc::into_inner(segment.file));
+            let segment = self.open.remove(&number);
+            let open = segment.into_iter().flat_map(|segment| [Some(segment.file), segment.index]).flatten().collect();
             if let Some(place) = &mut self.place {
-                place.files.delete(number, segment_path(&place.directory, number), file);
+                place.files.delete(number, segment_path(&place.directory, number), open);
             }
         }
     }
@@ -101,6 +122,18 @@ impl Segments {
             }
             Some(place) => place.files.prepare(number, segment_path(&place.directory, number), place.segment_bytes),
         }
+    }
+
+    pub(super) fn index(&mut self, number: u64) {
+        let Self { place, open, answers } = self;
+        let errno = match (place, open.get(&number).filter(|segment| !segment.doomed)) {
+            (None, _) => libc::ENODEV,
+            (Some(_), None) => libc::ENOENT,
+            (Some(place), Some(segment)) => {
+                return place.files.index(number, segment_path(&place.directory, number), Arc::clone(&segment.file));
+            }
+        };
+        answers.push_back(Event::SegmentIndexed { number, result: Err(errno), unsaved: None });
     }
 
     pub(super) fn delete(&mut self, number: u64) {
@@ -135,6 +168,16 @@ impl Segments {
                 }
                 Answer::Gone { number, result } => Event::SegmentGone { number, result },
                 Answer::Purged { step, result } => Event::Purged { step, result },
+                Answer::Indexed { number, result, unsaved } => {
+                    let result = result.map(|(file, directory)| {
+                        // Reads of the one before that are under way have it open themselves.
+                        if let Some(segment) = open.get_mut(&number) {
+                            segment.index = Some(Arc::new(file));
+                        }
+                        directory
+                    });
+                    Event::SegmentIndexed { number, result, unsaved }
+                }
             });
         }
     }

@@ -71,6 +71,13 @@ impl Ages {
         self.mixed_to = last_old.map_or(self.aged_to, |_| behind.unwrap_or(end));
     }
 
+    /// Whether the messages at these positions are too old at the same time.
+    #[must_use]
+    pub fn together(&self, one: Position, other: Position) -> bool {
+        let next = self.spans.partition_point(|span| span.from <= one.min(other));
+        self.spans.get(next).is_none_or(|next| one.max(other) < next.from)
+    }
+
     /// Whether the message at that position is too old. It may be so up to a `step_ms` late.
     #[must_use]
     pub fn is_aged(&self, at: Position) -> bool {
@@ -109,6 +116,14 @@ mod tests {
         assert!(!ages.is_aged(Position(400)), "what comes later is none of the old ones");
         ages.age(1_022);
         assert_eq!((ages.is_aged(Position(399)), ages.is_aged(Position(400))), (true, false));
+    }
+
+    #[test]
+    fn messages_of_one_span_go_together() {
+        let ages = ages(&[(100, 1_000), (150, 1_009), (200, 1_010), (300, 1_020)]);
+        let together = |one, other| ages.together(Position(one), Position(other));
+        assert!(together(100, 150) && together(199, 100) && together(300, 1 << 40));
+        assert!(!together(150, 200) && !together(300, 299) && !together(100, 300));
     }
 
     #[test]

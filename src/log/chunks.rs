@@ -12,6 +12,13 @@ use std::rc::Rc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Position(pub u64);
 
+/// From where on a log is held: a position, and the first segment that is not wholly before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retained {
+    pub at: Position,
+    pub segment: u32,
+}
+
 /// Where a record was put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
@@ -115,6 +122,19 @@ impl Log {
     #[must_use]
     pub fn oldest(&self) -> Position {
         self.disk.as_ref().map_or_else(|| self.resident(), |disk| disk.retained)
+    }
+
+    /// [`Log::oldest`], and the segment there.
+    #[must_use]
+    pub fn retained(&self) -> Retained {
+        self.bound(self.oldest())
+    }
+
+    /// A position and its segment; 0 where there are none.
+    #[must_use]
+    pub fn bound(&self, at: Position) -> Retained {
+        let segment = self.disk.as_ref().map_or(0, |disk| at.0 / disk.geometry.segment_bytes);
+        Retained { at, segment: u32::try_from(segment).unwrap_or(u32::MAX) }
     }
 
     /// The oldest position that is in memory.

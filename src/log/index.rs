@@ -1,6 +1,11 @@
-//! Where a session's sequence numbers stand in a log, with what a reader needs to skip a record without touching it.
+//! Where a session's sequence numbers stand in a log.
+//!
+//! The newest are entries, with what a reader needs to skip a record without touching it. What lies in segments that have an index file
+//! (`segment_index.rs`) is one [`Run`] a segment, so that a session's memory does not grow with its history. A message that was copied
+//! to the log's tail (compaction) keeps its number: what is held need not stand in the order of its numbers, and may have holes.
 
-use super::chunks::{Appended, Position};
+use super::chunks::{Appended, Position, Retained};
+use super::segment_index::{ENTRY_BYTES, Run};
 use std::collections::VecDeque;
 
 /// Whom a record is for.
@@ -39,22 +44,61 @@ impl Entry {
     }
 }
 
-/// The entries of `first` to `head`, without a hole.
+/// What is known of a sequence number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held<'a> {
+    /// Where its record is.
+    Entry(&'a Entry),
+    /// Its place is in the index file of this run's segment.
+    Cold(Run),
+    /// It is not held. The nearest numbers that are: 0 where none is before it, `head + 1` where none is behind.
+    Nothing { before: u64, next: u64 },
+}
+
+/// The numbers from `first` to `head`; see the module's text.
 #[derive(Debug)]
 pub struct Index {
+    /// The oldest number held.
     first: u64,
-    /// Where the oldest entry's record is, here so that most calls of [`Index::trim`] touch nothing else.
+    /// Where the oldest record of `scattered` and `dense` is, and the lowest segment of `runs`, here so that most calls of
+    /// [`Index::trim`] touch nothing else.
     oldest: Position,
-    entries: VecDeque<Entry>,
-    /// Of the entries' records together.
+    oldest_run: u32,
+    /// By their numbers; none overlaps another.
+    runs: Vec<Run>,
+    /// Entries below `dense_first`, by their numbers: copies whose segment has no index file yet.
+    scattered: Vec<(u64, Entry)>,
+    dense_first: u64,
+    /// From `dense_first` to the head without a hole, in the order of their positions.
+    dense: VecDeque<Entry>,
+    /// Of all records held together; of a run's part, in proportion.
     bytes: u64,
 }
+
+/// What the oldest number held is in.
+#[derive(Clone, Copy)]
+enum Oldest {
+    Run(Run),
+    Scattered(u64, Entry),
+    Dense(Entry),
+}
+
+const NONE: Position = Position(u64::MAX);
 
 impl Index {
     /// An index whose next entry will have the sequence number `next` (a session's first is 1).
     #[must_use]
     pub const fn starting_at(next: u64) -> Self {
-        Self { first: next, oldest: Position(0), entries: VecDeque::new(), bytes: 0 }
+        Self {
+            first: next,
+            oldest: NONE,
+            oldest_run: u32::MAX,
+            runs: Vec::new(),
+            scattered: Vec::new(),
+            dense_first: next,
+            dense: VecDeque::new(),
+            bytes: 0,
+        }
     }
 
     /// The oldest sequence number held; `head + 1` where none is.
@@ -63,138 +107,339 @@ impl Index {
         self.first
     }
 
-    /// The newest sequence number; `first - 1` where none is held.
+    /// The newest sequence number there was, held or not.
     #[must_use]
     pub fn head(&self) -> u64 {
-        self.first + self.entries.len() as u64 - 1
+        self.dense_first + self.dense.len() as u64 - 1
     }
 
-    /// Where the oldest entry's record is.
+    /// The oldest number from which on all have entries in the order of their positions.
     #[must_use]
-    pub fn oldest_at(&self) -> Option<Position> {
-        (!self.entries.is_empty()).then_some(self.oldest)
-    }
-
-    /// How many are held.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.entries.len()
+    pub const fn dense_first(&self) -> u64 {
+        self.dense_first
     }
 
     /// Whether none is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.dense.is_empty() && self.runs.is_empty() && self.scattered.is_empty()
+    }
+
+    /// Whether a record is held that stands before `end`.
+    #[must_use]
+    pub const fn holds_before(&self, end: Retained) -> bool {
+        self.oldest.0 < end.at.0 || self.oldest_run < end.segment
+    }
+
+    /// The runs, by their numbers.
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
     }
 
     /// Appends the entry of `head + 1`.
     pub fn push(&mut self, entry: Entry) {
-        if self.entries.is_empty() {
-            self.oldest = entry.at;
+        if self.dense.capacity() == 0 {
+            // Many sessions have one message, and then none for long.
+            self.dense.reserve_exact(1);
         }
+        self.oldest = self.oldest.min(entry.at);
         self.bytes += u64::from(entry.record_bytes());
-        self.entries.push_back(entry);
+        self.dense.push_back(entry);
     }
 
-    /// The entry of a sequence number.
+    /// The entry of a sequence number, where it has one.
     #[must_use]
     pub fn get(&self, seq: u64) -> Option<&Entry> {
-        usize::try_from(seq.checked_sub(self.first)?).ok().and_then(|index| self.entries.get(index))
-    }
-
-    /// Forgets entries before `oldest` in the log, and all but the newest `messages_max` (0: no limit). Returns how many went.
-    pub fn trim(&mut self, oldest: Position, messages_max: usize) -> usize {
-        let before = self.entries.len();
-        while !self.entries.is_empty() && (self.oldest < oldest || (messages_max > 0 && self.entries.len() > messages_max)) {
-            self.drop_first();
+        match seq.checked_sub(self.dense_first) {
+            Some(place) => usize::try_from(place).ok().and_then(|place| self.dense.get(place)),
+            None => {
+                let place = self.scattered.binary_search_by_key(&seq, |(seq, _)| *seq).ok()?;
+                self.scattered.get(place).map(|(_, entry)| entry)
+            }
         }
-        before - self.entries.len()
     }
 
-    /// Forgets the oldest entries as long as they stand where `is_gone` says. Returns how many went.
-    pub fn trim_while(&mut self, is_gone: impl Fn(Position) -> bool) -> usize {
-        let before = self.entries.len();
-        while self.oldest_at().is_some_and(&is_gone) {
-            self.drop_first();
+    /// What is known of a sequence number.
+    #[must_use]
+    pub fn find(&self, seq: u64) -> Held<'_> {
+        if let Some(entry) = self.get(seq) {
+            return Held::Entry(entry);
         }
-        before - self.entries.len()
+        let behind = self.runs.partition_point(|run| run.first_seq <= seq);
+        let run = behind.checked_sub(1).and_then(|before| self.runs.get(before));
+        if let Some(run) = run.filter(|run| seq < run.end_seq()) {
+            return Held::Cold(*run);
+        }
+        let apart = self.scattered.partition_point(|(other, _)| *other < seq);
+        let before = run.map_or(0, |run| run.end_seq() - 1);
+        let before = apart.checked_sub(1).and_then(|place| self.scattered.get(place)).map_or(before, |(seq, _)| before.max(*seq));
+        let before = if seq >= self.dense_first && !self.dense.is_empty() { self.head() } else { before };
+        let next = self.runs.get(behind).map_or(u64::MAX, |run| run.first_seq);
+        let next = self.scattered.get(apart).map_or(next, |(seq, _)| next.min(*seq));
+        let dense = if seq < self.dense_first { self.dense_first } else { self.head() + 1 };
+        Held::Nothing { before, next: next.min(dense) }
     }
 
-    /// Forgets the oldest entries until the records of those left have no more than `bytes_max` together, but never the newest
+    /// Forgets what stands before `from`, and all numbers but the newest `messages_max` (0: no limit). Returns how many went.
+    pub fn trim(&mut self, from: Retained, messages_max: usize) -> u64 {
+        let newest = if messages_max > 0 { (self.head() + 1).saturating_sub(messages_max as u64) } else { 0 };
+        if !self.holds_before(from) && (self.first >= newest || self.is_empty()) {
+            return 0;
+        }
+        let mut gone = self.trim_cold(from, newest);
+        while let Some(entry) = self.dense.front().copied()
+            && (entry.at < from.at || self.dense_first < newest)
+        {
+            gone += self.drop_oldest(Oldest::Dense(entry), 1);
+        }
+        self.settle();
+        gone
+    }
+
+    /// Forgets the oldest numbers as long as they stand where `is_gone` says; those of a run together, by where its last is. Returns how
+    /// many went.
+    pub fn trim_while(&mut self, segment_bytes: u64, is_gone: impl Fn(Position) -> bool) -> u64 {
+        let mut gone = 0;
+        while let Some(oldest) = self.oldest()
+            && match &oldest {
+                Oldest::Run(run) => is_gone(Position(u64::from(run.segment) * segment_bytes + u64::from(run.last_offset))),
+                Oldest::Scattered(_, entry) | Oldest::Dense(entry) => is_gone(entry.at),
+            }
+        {
+            gone += self.drop_oldest(oldest, u64::MAX);
+        }
+        if gone > 0 {
+            self.settle();
+        }
+        gone
+    }
+
+    /// Forgets the oldest numbers until the records of those left have no more than `bytes_max` together, but never the newest
     /// `kept`. Returns how many went.
-    pub fn trim_bytes(&mut self, bytes_max: u64, kept: usize) -> usize {
-        let before = self.entries.len();
-        while self.bytes > bytes_max && self.entries.len() > kept {
-            self.drop_first();
+    pub fn trim_bytes(&mut self, bytes_max: u64, kept: usize) -> u64 {
+        let (mut gone, end) = (0, (self.head() + 1).saturating_sub(kept as u64));
+        while let Some(excess) = self.bytes.checked_sub(bytes_max).filter(|excess| *excess > 0)
+            && let Some(oldest) = self.oldest()
+        {
+            let (seq, numbers) = match &oldest {
+                Oldest::Run(run) => (run.first_seq, excess.div_ceil(u64::from(run.bytes_each().max(1)))),
+                Oldest::Scattered(seq, _) => (*seq, 1),
+                Oldest::Dense(_) => (self.dense_first, 1),
+            };
+            if seq >= end {
+                break;
+            }
+            gone += self.drop_oldest(oldest, numbers.min(end - seq));
         }
-        before - self.entries.len()
+        if gone > 0 {
+            self.settle();
+        }
+        gone
     }
 
-    fn drop_first(&mut self) {
-        let Some(entry) = self.entries.pop_front() else { return };
-        self.bytes -= u64::from(entry.record_bytes());
-        self.first += 1;
-        match self.entries.front() {
-            Some(entry) => self.oldest = entry.at,
+    fn oldest(&self) -> Option<Oldest> {
+        let (run, apart) = (self.runs.first(), self.scattered.first());
+        match (run, apart) {
+            (Some(run), Some((seq, _))) if run.first_seq < *seq => Some(Oldest::Run(*run)),
+            (_, Some((seq, entry))) => Some(Oldest::Scattered(*seq, *entry)),
+            (Some(run), None) => Some(Oldest::Run(*run)),
+            (None, None) => self.dense.front().copied().map(Oldest::Dense),
+        }
+    }
+
+    /// Takes the oldest number out, or up to so many where they are in one run; [`Index::settle`] is left to be called.
+    fn drop_oldest(&mut self, oldest: Oldest, numbers: u64) -> u64 {
+        match oldest {
+            Oldest::Run(run) => {
+                let numbers = numbers.min(run.count.into());
+                let left = run.part(run.first_seq + numbers, run.end_seq());
+                if left.count == 0 {
+                    self.runs.remove(0);
+                } else {
+                    self.runs[0] = left;
+                }
+                self.bytes -= u64::from(run.bytes - left.bytes);
+                return numbers;
+            }
+            Oldest::Scattered(_, entry) => {
+                self.scattered.remove(0);
+                self.bytes -= u64::from(entry.record_bytes());
+            }
+            Oldest::Dense(entry) => {
+                self.dense.pop_front();
+                self.dense_first += 1;
+                self.bytes -= u64::from(entry.record_bytes());
+            }
+        }
+        1
+    }
+
+    fn trim_cold(&mut self, from: Retained, newest: u64) -> u64 {
+        let (mut gone, cold_bytes) = (0, self.cold_bytes());
+        if self.oldest_run < from.segment || self.runs.first().is_some_and(|run| run.first_seq < newest) {
+            self.runs.retain_mut(|run| {
+                let dead = if run.segment < from.segment { run.end_seq() } else { newest.min(run.end_seq()) };
+                gone += dead.saturating_sub(run.first_seq);
+                *run = run.part(dead.max(run.first_seq), run.end_seq());
+                run.count > 0
+            });
+        }
+        let before = self.scattered.len();
+        self.scattered.retain(|(seq, entry)| entry.at >= from.at && *seq >= newest);
+        self.bytes -= cold_bytes - self.cold_bytes();
+        gone + (before - self.scattered.len()) as u64
+    }
+
+    /// Bytes of what is in runs and scattered.
+    fn cold_bytes(&self) -> u64 {
+        let runs = self.runs.iter().map(|run| u64::from(run.bytes));
+        runs.chain(self.scattered.iter().map(|(_, entry)| u64::from(entry.record_bytes()))).sum()
+    }
+
+    /// What follows from what is held is made right again, and memory that is not needed given back.
+    fn settle(&mut self) {
+        if self.dense.is_empty() {
             // A session that fell quiet gives its memory back.
-            None => self.entries.shrink_to(0),
+            self.dense.shrink_to(0);
+        }
+        if self.runs.is_empty() {
+            self.runs.shrink_to(0);
+        }
+        let first = self.runs.first().map_or(self.dense_first, |run| run.first_seq.min(self.dense_first));
+        self.first = self.scattered.first().map_or(first, |(seq, _)| first.min(*seq));
+        let oldest = self.dense.front().map_or(NONE, |entry| entry.at);
+        self.oldest = self.scattered.iter().map(|(_, entry)| entry.at).fold(oldest, Position::min);
+        self.oldest_run = self.runs.iter().map(|run| run.segment).min().unwrap_or(u32::MAX);
+    }
+
+    /// The messages between `begin` and `end` of the log, which is segment `segment`, have an index file with these runs of the session:
+    /// their entries go. What the file does not name does not read, and is held no longer. A run is held in parts where the places of
+    /// two neighbours are not `together`. Earlier segments come first.
+    pub fn sink(
+        &mut self,
+        segment: u32,
+        (begin, end): (Position, Position),
+        runs: &[Run],
+        together: impl Fn(Position, Position) -> bool,
+    ) {
+        let offset = |at: Position| u32::try_from(at.0.saturating_sub(begin.0)).unwrap_or(u32::MAX);
+        let mut sunk: Vec<Run> = Vec::new();
+        for run in runs {
+            let mut last = None;
+            for seq in run.first_seq.max(self.first)..run.end_seq().min(self.head() + 1) {
+                let found = match self.find(seq) {
+                    Held::Entry(entry) if begin <= entry.at && entry.at < end => Some((entry.record_bytes(), entry.at)),
+                    // The file is made anew.
+                    Held::Cold(old) if old.segment == segment => {
+                        Some((old.bytes_each(), Position(begin.0 + u64::from(old.last_offset))))
+                    }
+                    _ => None,
+                };
+                match (found, last) {
+                    (Some((bytes, at)), Some(before))
+                        if together(before, at)
+                            && let Some(part) = sunk.last_mut() =>
+                    {
+                        (part.count, part.bytes) = (part.count + 1, part.bytes.saturating_add(bytes));
+                        part.last_offset = offset(at);
+                    }
+                    (Some((bytes, at)), _) => sunk.push(Run { bytes, last_offset: offset(at), ..run.part(seq, seq + 1) }),
+                    (None, _) => {}
+                }
+                last = found.map(|(_, at)| at);
+            }
+        }
+        self.bytes -= self.cold_bytes();
+        while let Some(entry) = self.dense.front().copied().filter(|entry| entry.at < end) {
+            self.drop_oldest(Oldest::Dense(entry), 1);
+        }
+        // What a busy time took is given back.
+        if self.dense.is_empty() || self.dense.len() < self.dense.capacity() / 4 {
+            self.dense.shrink_to(self.dense.len() * 2);
+        }
+        self.scattered.retain(|(_, entry)| !(begin <= entry.at && entry.at < end));
+        self.runs.retain(|run| run.segment != segment);
+        self.runs.reserve_exact(sunk.len());
+        self.runs.extend(sunk);
+        self.runs.sort_unstable_by_key(|run| run.first_seq);
+        self.bytes += self.cold_bytes();
+        self.settle();
+    }
+
+    /// Takes runs that were found on disk, before there is any entry. Of numbers that are held already the later copy counts.
+    pub fn put_runs(&mut self, runs: &[Run]) {
+        self.runs.reserve_exact(runs.len());
+        if !self.dense.is_empty() {
+            return;
+        }
+        self.bytes -= self.cold_bytes();
+        for run in runs.iter().filter(|run| run.count > 0) {
+            self.cut_runs(run.first_seq, run.end_seq());
+            let place = self.runs.partition_point(|other| other.first_seq < run.first_seq);
+            self.runs.insert(place, *run);
+            self.dense_first = self.dense_first.max(run.end_seq());
+        }
+        self.bytes += self.cold_bytes();
+        self.settle();
+    }
+
+    /// A message of a run has been copied to where `entry` says. False where its place was not that run's.
+    pub fn relocate(&mut self, seq: u64, entry: Entry) -> bool {
+        if !matches!(self.find(seq), Held::Cold(_)) {
+            return false;
+        }
+        self.bytes -= self.cold_bytes();
+        self.cut_runs(seq, seq + 1);
+        let place = self.scattered.partition_point(|(other, _)| *other < seq);
+        self.scattered.insert(place, (seq, entry));
+        self.bytes += self.cold_bytes();
+        self.settle();
+        true
+    }
+
+    /// Takes the numbers from `first` to before `end` out of the runs.
+    fn cut_runs(&mut self, first: u64, end: u64) {
+        let from = self.runs.partition_point(|run| run.end_seq() <= first);
+        let to = self.runs.partition_point(|run| run.first_seq < end);
+        if from >= to {
+            return;
+        }
+        let (lowest, highest) = (self.runs[from], self.runs[to - 1]);
+        let left = [lowest.part(lowest.first_seq, first), highest.part(end, highest.end_seq())];
+        self.runs.splice(from..to, left.into_iter().filter(|part| part.count > 0));
+    }
+
+    /// The order goes on at `next` at least, whatever is held.
+    pub fn go_on_at(&mut self, next: u64) {
+        if self.dense.is_empty() {
+            self.dense_first = self.dense_first.max(next);
+            self.settle();
         }
     }
 
     /// Forgets all up to `seq`. Returns how many went.
-    pub fn forget_to(&mut self, seq: u64) -> usize {
-        let before = self.entries.len();
-        while self.first <= seq && !self.entries.is_empty() {
-            self.drop_first();
+    pub fn forget_to(&mut self, seq: u64) -> u64 {
+        match self.head().checked_sub(seq).and_then(|left| usize::try_from(left).ok()).filter(|left| *left > 0) {
+            Some(left) => self.trim(Retained { at: Position(0), segment: 0 }, left),
+            None => {
+                let cold: u64 = self.runs.iter().map(|run| u64::from(run.count)).sum();
+                let gone = cold + (self.scattered.len() + self.dense.len()) as u64;
+                self.restart(self.head() + 1);
+                gone
+            }
         }
-        before - self.entries.len()
     }
 
     /// Forgets everything and starts again at `next` (a mirror that lost its place).
     pub fn restart(&mut self, next: u64) {
-        self.entries.clear();
-        self.bytes = 0;
-        self.first = next;
+        self.dense.clear();
+        *self = Self { dense: std::mem::take(&mut self.dense), ..Self::starting_at(next) };
     }
 }
+
+const _: () = assert!(size_of::<Run>() == 32 && ENTRY_BYTES == 12);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(at: u64) -> Entry {
-        Entry { at: Position(at), frame_at: 1, frame_bytes: 2, audience: Audience::All, sender: 0 }
-    }
-
-    #[test]
-    fn numbers_go_on_when_the_front_is_trimmed() {
-        let mut index = Index::starting_at(1);
-        (0..5).for_each(|at| index.push(entry(at * 10)));
-        assert_eq!((index.first(), index.head()), (1, 5));
-        assert_eq!(index.trim(Position(20), 0), 2);
-        assert_eq!((index.first(), index.head()), (3, 5));
-        assert_eq!(index.get(2), None);
-        assert_eq!(index.get(3), Some(&entry(20)));
-        assert_eq!(index.trim(Position(0), 1), 2);
-        assert_eq!((index.first(), index.head(), index.len()), (5, 5, 1));
-        assert_eq!(index.trim_bytes(1, 1), 0, "the newest stays");
-        assert_eq!((index.forget_to(4), index.forget_to(5), index.first(), index.head()), (0, 1, 6, 5));
-        index.push(entry(50));
-        assert_eq!(index.forget_to(5), 0);
-        index.trim(Position(100), 0);
-        assert_eq!((index.first(), index.head()), (7, 6), "an empty index still knows its head");
-    }
-
-    #[test]
-    fn the_oldest_go_by_their_bytes() {
-        let mut index = Index::starting_at(1);
-        (0..5).for_each(|at| index.push(entry(at * 10)));
-        assert_eq!(index.trim_bytes(15, 1), 0);
-        assert_eq!(index.trim_bytes(14, 1), 1);
-        assert_eq!((index.first(), index.trim_bytes(6, 1), index.first()), (2, 2, 4));
-        index.restart(9);
-        index.push(entry(70));
-        index.push(entry(80));
-        assert_eq!((index.trim_bytes(6, 1), index.first()), (0, 9), "bytes count from the restart on");
-    }
-}
+#[path = "index_tests.rs"]
+mod tests;

@@ -2,7 +2,8 @@
 //!
 //! Every logged message is one record: a header, its addresses, then the complete outgoing WebSocket frame. Records live in chunks
 //! of [`crate::limits::CHUNK_BYTES`]; a session's [`Index`] says where its sequence numbers stand, and a reader is a position in that index.
-//! A mirror of another shard's session is the same index over a second [`Log`] of the shard.
+//! A mirror of another shard's session is the same index over a second [`Log`] of the shard. Of what lies in files that are written no
+//! more the index knows only which of them hold which numbers; the places are in a file beside each ([`IndexFile`]).
 //!
 //! On disk a shard's log is a sequence of segments, each a header and then the same bytes as the chunks; [`Scanner`] reads them back.
 //! docs/log-format.md is the format, byte by byte.
@@ -22,16 +23,21 @@ mod scan;
 #[cfg(test)]
 mod scan_tests;
 mod segment;
+mod segment_index;
 mod state;
 
 pub use ages::Ages;
-pub use chunks::{Appended, Geometry, Log, Position, Unwritten};
-pub use index::{Audience, Entry, Index};
+pub use chunks::{Appended, Geometry, Log, Position, Retained, Unwritten};
+pub use index::{Audience, Entry, Held, Index};
 pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, purge, read_record, write_record};
 pub use scan::{
     BadReason, Damage, LastSegment, Proof, SESSIONS_AFTER_MAX, ScanError, Scanned, Scanner, SeqRange, Torn, Uncovered,
 };
 pub use segment::{SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentError, SegmentHeader, segment_name, segment_number};
+pub use segment_index::{
+    ENTRY_BYTES, INDEX_HEADER_BYTES, INDEX_VERSION, IndexBuilder, IndexDirectory, IndexError, IndexFile, IndexScan, Located,
+    RUN_BYTES, Run, SessionRun, check_index, directory_runs, index_name, index_number, read_entries,
+};
 pub use state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState, decode_empty};
 
 /// What an acknowledged message of a session survives (protocol.md section 5).

@@ -166,6 +166,8 @@ impl Header {
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     pub header: Header,
+    /// All bytes before the body.
+    pub head: &'a [u8],
     pub addresses: &'a [u8],
     pub body: &'a [u8],
     pub chain: u32,
@@ -202,7 +204,8 @@ pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'
         return Err(RecordError::Chain);
     }
     let header = header(kind, bytes);
-    Ok(Record { header, addresses: &bytes[HEADER_BYTES..head_bytes], body, chain: stated, length, purged })
+    let (head, addresses) = (&bytes[..head_bytes], &bytes[HEADER_BYTES..head_bytes]);
+    Ok(Record { header, head, addresses, body, chain: stated, length, purged })
 }
 
 /// The message at the start of `bytes` where it continues the chain, whatever its body is: its purge may have stopped half way.
@@ -212,6 +215,7 @@ pub(super) fn read_half_purged(bytes: &[u8], previous_chain: u32) -> Option<Reco
     let value = chain(previous_chain, head);
     (kind == Kind::Message && value == u32::from_le_bytes(get(bytes, 80))).then(|| Record {
         header: header(kind, bytes),
+        head,
         addresses: &head[HEADER_BYTES..],
         body,
         chain: value,

@@ -107,6 +107,26 @@ impl Dedupe {
         }
     }
 
+    /// After a start: what was used before `oldest_ms` is forgotten, and all but the last `ids_max`; the rest counts as used now, and no
+    /// more memory is held than that needs.
+    pub fn begin_again(&mut self, oldest_ms: u64, ids_max: usize) {
+        while !self.uses.is_empty() && (self.oldest_ms < oldest_ms || self.uses.len() > ids_max) {
+            self.forget_oldest();
+        }
+        self.oldest_ms = 0;
+        self.uses.iter_mut().for_each(|used| used.at_ms = 0);
+        self.uses.shrink_to_fit();
+        let (uses, first) = (&self.uses, self.first);
+        self.places.shrink_to_fit(|place| use_at(uses, first, *place).map_or(0, |used| used.key));
+    }
+
+    /// Takes in another window's uses.
+    pub fn take_in(&mut self, other: &Self, limits: DedupeLimits) {
+        for used in &other.uses {
+            self.remember(used.key, used.content, used.seq, used.at_ms, limits);
+        }
+    }
+
     fn forget_oldest(&mut self) {
         let Some(oldest) = self.uses.front().map(|oldest| oldest.key) else { return };
         let place = self.first;

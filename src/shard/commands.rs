@@ -10,8 +10,6 @@ use super::reading::HistoryPage;
 use super::replies::AT_ONCE;
 use crate::ids::ConnId;
 use crate::io::Io;
-use crate::limits::HISTORY_PAGE_BYTES_MAX;
-use crate::log::HEADER_BYTES;
 use crate::protocol::{
     Command, CommandKind, Envelope, ErrorCode, Head, HistoryFrom, Kind, MemberState, Members, Refusal, Watch, command_kind,
 };
@@ -321,9 +319,16 @@ impl Core {
 
     fn watch(&mut self, place: Place, member: MemberKey, head: Head<'_>, watch: &Watch<'_>, after: u64) {
         let watcher = Watcher { member, room: watch.room.map(Into::into) };
+        let rooms_max = self.snapshot.settings.limits.rooms_per_client;
         let session = self.sessions.members.get(member).map(|member| member.session);
         if let Some(session) = session.and_then(|session| self.sessions.sessions.get_mut(session)) {
             session.watchers.retain(|other| *other != watcher);
+            let rooms = session.watchers.iter().filter(|other| other.member == member && other.room.is_some()).count();
+            if watch.presence && watch.room.is_some() && rooms >= rooms_max {
+                self.counters.limit_reached(LimitReached::RoomsPerClient);
+                let message = format!("a client may watch {rooms_max} rooms (limits.rooms_per_client): end another watch first");
+                return self.refuse_at(place, &refusal(head, ErrorCode::LimitRooms, message, "/payload/room"));
+            }
             if watch.presence {
                 session.watchers.push(watcher);
             }
@@ -388,11 +393,31 @@ impl Core {
         let Some(stream) = self.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
         self.trim(stream);
         let room = wanted.room.map(|room| self.sessions.target(Target::Room, room));
-        let Some((mut left, more, oldest)) = self.history_page(key, stream, wanted, room) else { return };
-        left.reverse();
-        let (id, frames) = (envelope.id.into(), Vec::new());
-        let page =
-            HistoryPage { place, member: key, stream, id, room, more, oldest, after, left, frames, count: 0, detached: None };
+        let Some((first, head)) = self.streams.get(stream).map(|stream| (stream.index.first(), stream.head())) else { return };
+        let ascending = matches!(wanted.from, HistoryFrom::After(_));
+        let (low, high) = match wanted.from {
+            HistoryFrom::Newest => (first, head),
+            HistoryFrom::Before(seq) => (first, head.min(seq.saturating_sub(1))),
+            HistoryFrom::After(seq) => (first.max(seq.saturating_add(1)), head),
+        };
+        let page = HistoryPage {
+            place,
+            member: key,
+            stream,
+            id: envelope.id.into(),
+            room,
+            limit: wanted.limit,
+            after,
+            low,
+            high,
+            ascending,
+            at: if ascending { low } else { high },
+            more: false,
+            frames: Vec::new(),
+            ends: Vec::new(),
+            reading: false,
+            detached: None,
+        };
         self.history_for(io, Box::new(page));
     }
 
@@ -419,59 +444,6 @@ impl Core {
         let message = "the answer to an earlier request is still on its way: wait for its rw.history_end";
         self.refuse_with(place.conn, head, ErrorCode::LimitHistoryBusy, message, None);
         false
-    }
-
-    /// The sequence numbers of a page in ascending order, whether more lie beyond it, and the oldest there is.
-    fn history_page(
-        &self,
-        key: MemberKey,
-        stream: crate::session::StreamKey,
-        wanted: &crate::protocol::History<'_>,
-        room: Option<u64>,
-    ) -> Option<(Vec<u64>, bool, u64)> {
-        let (member, stream) = (self.sessions.members.get(key)?, self.streams.get(stream)?);
-        let (first, head) = (stream.index.first(), stream.head());
-        let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
-        let mut bytes = 0;
-        let mut shows = |seq: u64| -> Option<bool> {
-            let entry = stream.index.get(seq)?;
-            let addresses = || self.log.bytes(entry.at, header, entry.frame_at - header);
-            let in_room = room.is_none_or(|room| match entry.audience {
-                crate::log::Audience::All => false,
-                crate::log::Audience::One(target) => target == room,
-                crate::log::Audience::Many => addresses().chunks_exact(8).any(|target| target == room.to_le_bytes()),
-            });
-            // Whom a list names is known when it has been read.
-            let unknown = entry.audience == crate::log::Audience::Many && entry.at < self.log.resident();
-            let shown = unknown || in_room && member.entitlements.shows(entry, seq, addresses);
-            bytes += if shown { entry.frame_bytes as usize } else { 0 };
-            // None: the page is full by its bytes.
-            if shown && bytes > HISTORY_PAGE_BYTES_MAX { None } else { Some(shown) }
-        };
-        let mut page = Vec::new();
-        let mut more = false;
-        let ascending = matches!(wanted.from, HistoryFrom::After(_));
-        let (low, high) = match wanted.from {
-            HistoryFrom::Newest => (first, head),
-            HistoryFrom::Before(seq) => (first, head.min(seq.saturating_sub(1))),
-            HistoryFrom::After(seq) => (first.max(seq.saturating_add(1)), head),
-        };
-        let mut at = if ascending { low } else { high };
-        while low <= at && at <= high && at > 0 {
-            match shows(at) {
-                Some(false) => {}
-                Some(true) if page.len() < wanted.limit => page.push(at),
-                Some(true) | None => {
-                    more = true;
-                    break;
-                }
-            }
-            at = if ascending { at + 1 } else { at - 1 };
-        }
-        if !ascending {
-            page.reverse();
-        }
-        Some((page, more, first))
     }
 }
 

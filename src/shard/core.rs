@@ -12,20 +12,21 @@ use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
 use super::purging::{Purge, Purging};
-use super::reading::Job;
+use super::reading::{HistoryPage, Places, Reading};
 use super::wheel::Wheel;
 use crate::buffers::Buffers;
 use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
 use crate::limits::SEND_BYTES_MAX;
-use crate::log::{Ages, Log, Position};
+use crate::log::{Ages, Log};
 use crate::protocol::{CommandParser, Parser};
 use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
 use crate::time::Tick;
 use crate::ws::deflate::{Deflater, Inflater};
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// How long a stop waits for the disk to take what was appended.
@@ -139,7 +140,12 @@ pub struct Core {
     /// The log's disk, where it has one.
     pub(super) disk: Option<Disk>,
     /// What was asked of the disk, by the tags of the reads.
-    pub(super) jobs: Map<u64, (Position, Job)>,
+    pub(super) jobs: Map<u64, Reading>,
+    /// Parts of index files that were read last, the newest first.
+    pub(super) places: VecDeque<Rc<Places>>,
+    /// Pages of history that are being read, and those that wait for that.
+    pub(super) histories: usize,
+    pub(super) histories_waiting: VecDeque<Box<HistoryPage>>,
     pub(super) next_read: u64,
     /// Sessions that are being purged, one at a time.
     pub(super) purges: VecDeque<Purge>,
@@ -210,6 +216,9 @@ impl Core {
             random_id: options.seed,
             disk: None,
             jobs: Map::with_hasher(options.key),
+            places: VecDeque::new(),
+            histories: 0,
+            histories_waiting: VecDeque::new(),
             next_read: READ_TAGS,
             purges: VecDeque::new(),
             targets: Vec::new(),
@@ -400,6 +409,7 @@ impl Shard for Core {
             Event::SegmentReady { number, result } => self.on_segment_ready(number, result, now),
             Event::SegmentGone { number, result } => self.on_segment_gone(number, result),
             Event::Purged { step, result } => self.on_purged(step, result),
+            Event::SegmentIndexed { number, result, unsaved } => self.on_segment_indexed(number, result, unsaved, now),
         }
     }
 
@@ -433,6 +443,7 @@ impl Shard for Core {
         self.end_doomed(io, now);
         self.free_left(io);
         self.send_pulls(io);
+        busy |= self.index_segments(io, now);
         lane_full |= self.push_backlog(io);
         self.publish_counters(io, now);
         if self.stopping && (self.log_settled() || now.mono_ms() >= self.stop_until_ms) {

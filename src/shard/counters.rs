@@ -375,6 +375,10 @@ counters! {
     log_syncs: Counter, "Messages over this is how many share a sync.";
     /// Reads of the log's files, for readers behind what is in memory.
     log_reads: Counter, "Many: raise log.memory_bytes.";
+    /// Segments of the log that were indexed since the start.
+    log_indexed: Counter, "With log_segments: cold segments of which memory holds only which messages are in them.";
+    /// Indexes of segments that could not be made or written; their messages stay in memory's index, or the index in memory.
+    log_index_failures: Counter, "Any: is the log's disk full, or failing?";
     /// Files of the log.
     log_segments: Gauge, "Against log.max_bytes over log.segment_bytes.";
     /// 1 while durable messages have no room: the disk is full, or log.max_bytes or log.reserve_bytes is reached.

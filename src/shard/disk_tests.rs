@@ -6,11 +6,13 @@ use super::counters::shared_counters;
 use super::lanes::Mesh;
 use super::port::{Bell, Snapshot, port};
 use super::publish::Origin;
-use super::recover::{Found, Pass, Recovered, Replay};
+use super::recover::{Found, Recovered, Replay};
 use crate::config::Settings;
 use crate::ids::{ConnId, HashKey};
 use crate::io::{Chunk, Event, Io, PurgeStep, Read, RingStats, Send, Sent, Shard};
-use crate::log::{Geometry, Header, Kind, Level, MemberState, SessionState, StateError, read_record, write_record};
+use crate::log::{
+    Geometry, Header, Kind, Level, MemberState, SegmentHeader, SessionState, StateError, read_record, write_record,
+};
 use crate::protocol::Parser;
 use crate::session::{DedupeLimits, Place, Seen, Target};
 use crate::time::Tick;
@@ -61,6 +63,8 @@ impl Io for Held {
         self.syncs.push(tag);
     }
     fn read_back(&mut self, _segment: u64, _at: u64, _len: usize, _tag: u64) {}
+    fn read_index(&mut self, _segment: u64, _at: u64, _len: usize, _tag: u64) {}
+    fn index_segment(&mut self, _number: u64) {}
     fn prepare_segment(&mut self, number: u64) {
         self.prepared.push(number);
     }
@@ -220,7 +224,7 @@ fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
         record(Kind::Session, session, 0, |out| state.encode(out)),
         record(Kind::Member, session, client, |out| member.encode(out)),
     ] {
-        core.replay(&mut replay, crate::log::Position(64), &read_record(&bytes, None).unwrap());
+        core.replay(&mut replay, crate::log::Position(64), 64, &read_record(&bytes, None).unwrap());
     }
     core.finish_recovery(true, at(0), &mut Recovered::default());
     (core, session, client)
@@ -258,13 +262,17 @@ fn of_a_message_that_was_purged_the_id_is_left() {
         write_record(&mut bytes, &header, &[], if header.kind == Kind::Message { b"body" } else { b"" }, 0);
         records.push(bytes);
     }
-    let mut replay = Replay::new(KEY);
-    for pass in [Pass::State, Pass::Messages] {
-        replay.pass = pass;
-        for (place, bytes) in records.iter().enumerate() {
-            core.replay(&mut replay, crate::log::Position(64 + place as u64), &read_record(bytes, None).unwrap());
+    let (mut replay, mut offset) = (Replay::new(KEY), 64);
+    for (place, bytes) in records.iter_mut().enumerate() {
+        if place < 4 {
+            crate::log::purge(bytes, usize::MAX, session, false, &mut |_| {}).unwrap();
         }
+        core.replay(&mut replay, crate::log::Position(offset), offset, &read_record(bytes, Some(0)).unwrap());
+        offset += bytes.len() as u64;
     }
+    let segment = SegmentHeader { shard: 0, generation: 1, number: 0, segment_bytes: 2 << 20, created_ms: 0, chain_before: 0 };
+    core.close_segment(&mut replay, &segment).unwrap();
+    core.settle_replay(replay);
     assert_eq!(core.session_bounds("s"), Some((3, 3)));
     let member = core.sessions.member(core.sessions.find(session).unwrap(), client).unwrap();
     let used = core.sessions.members.get(member).unwrap().used.as_ref().unwrap();
@@ -278,7 +286,7 @@ fn a_session_whose_members_are_gone_is_not_forgotten_with_the_first_turn_after_a
     let session = core.session_hash("s");
     let state = SessionState { session_id: "s", head: 9, oldest: 10, epochs: Vec::new() };
     let bytes = record(Kind::Session, session, 0, |out| state.encode(out));
-    core.replay(&mut Replay::new(KEY), crate::log::Position(64), &read_record(&bytes, None).unwrap());
+    core.replay(&mut Replay::new(KEY), crate::log::Position(64), 64, &read_record(&bytes, None).unwrap());
     core.finish_recovery(true, at(0), &mut Recovered::default());
     for (mono_ms, is_there) in [(0, true), (1_000, true), (3_500, false)] {
         core.turn(&mut Held::default(), at(mono_ms));

@@ -6,6 +6,7 @@
 use super::core::Core;
 use super::counters::{LimitReached, RECORD};
 use super::inbound::RETRY_AFTER_MS;
+use super::indexing::Indexing;
 use super::keeping::Kept;
 use super::publish::{Origin, refusal_of};
 use super::replies::AT_ONCE;
@@ -108,6 +109,7 @@ pub(super) struct Disk {
     preparing: Option<u64>,
     /// The files that are there, the one being written last.
     pub(super) kept: VecDeque<Kept>,
+    pub(super) indexing: Indexing,
     /// Where the state ends that was last written again for the oldest file to go.
     pub(super) rewritten_to: Position,
     /// When the oldest file is looked at again.
@@ -145,6 +147,7 @@ impl Disk {
             ready: None,
             preparing: None,
             kept: VecDeque::new(),
+            indexing: Indexing::default(),
             rewritten_to: begin,
             look_due_ms: 0,
             rests_until_ms: 0,

@@ -4,6 +4,7 @@ use super::conn::{Conn, Phase, Slot};
 use super::core::Core;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
+use crate::log::Held;
 use std::collections::{BTreeMap, BTreeSet};
 
 macro_rules! ensure {
@@ -53,12 +54,19 @@ impl Core {
         self.disk.as_ref().is_some_and(|disk| disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some())
     }
 
-    /// Where each message of the sessions at home here stands in the log.
-    pub fn log_entries(&self) -> BTreeMap<String, BTreeMap<u64, u64>> {
+    /// Where each message of the sessions at home here stands in the log; `located` knows what an entry of a segment's index says.
+    pub fn log_entries(&self, located: impl Fn(u64, u64) -> Option<u64>) -> BTreeMap<String, BTreeMap<u64, u64>> {
+        let place = |stream: &crate::session::Stream, seq: u64| match stream.index.find(seq) {
+            Held::Entry(entry) => Some((seq, entry.at.0)),
+            Held::Cold(run) => {
+                let at = located(run.segment.into(), run.part(seq, seq + 1).entries_at.into());
+                Some((seq, at.expect("a run's segment has an index that names its messages")))
+            }
+            Held::Nothing { .. } => None,
+        };
         let streams = self.streams.iter().map(|(_, stream)| stream).filter(|stream| stream.home.is_none());
         let entries = |stream: &crate::session::Stream| {
-            let seqs = stream.index.first()..=stream.index.head();
-            seqs.filter_map(|seq| stream.index.get(seq).map(|entry| (seq, entry.at.0))).collect()
+            (stream.index.first()..=stream.index.head()).filter_map(|seq| place(stream, seq)).collect()
         };
         streams.map(|stream| (stream.session_id.to_string(), entries(stream))).collect()
     }

@@ -161,12 +161,12 @@ impl Core {
         if disk.synced_to < end.max(disk.rewritten_to) {
             return;
         }
-        let mut rewrite = Vec::new();
+        let (mut rewrite, gone) = (Vec::new(), self.log.bound(end));
         for (key, session) in self.sessions.sessions.iter() {
             let Some(stream) = self.streams.get_mut(session.stream) else { continue };
-            let cut = stream.index.trim_while(|at| self.ages.is_aged(at));
-            self.counters.dropped(DropReason::LogAge, cut as u64);
-            if stream.index.oldest_at().is_some_and(|at| at < end) {
+            let cut = stream.index.trim_while(geometry.segment_bytes, |at| self.ages.is_aged(at));
+            self.counters.dropped(DropReason::LogAge, cut);
+            if stream.index.holds_before(gone) {
                 return;
             }
             if session.kept_at < end && rewrite.len() < REWRITTEN_PER_LOOK {
@@ -197,6 +197,11 @@ impl Core {
         if age_ms == 0 { 60_000 } else { (age_ms / 256).max(1000) }
     }
 
+    /// Whether the messages at these positions may go by their age together; so they may all where there is no limit.
+    pub(super) fn age_together(&self, one: Position, other: Position) -> bool {
+        self.snapshot.settings.log.retention_age_s == 0 || self.ages.together(one, other)
+    }
+
     /// What is too old is known once a second; each session's [`Core::trim`] takes it out.
     pub(super) fn age_log(&mut self, now: Tick) {
         if now.mono_ms() < self.age_due_ms {
@@ -217,21 +222,22 @@ impl Core {
         let Some(stream) = self.streams.get_mut(key) else { return };
         if stream.home.is_some() {
             // Its home says what is retained; this is only what is at hand of it.
-            stream.index.trim(self.mirror_log.oldest(), messages_max);
+            stream.index.trim(self.mirror_log.retained(), messages_max);
             return;
         }
+        let segment_bytes = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
         // What nobody has seen yet does not count: a reader at rest would be woken behind it.
         let hidden = usize::try_from(stream.index.head().saturating_sub(stream.head())).unwrap_or(usize::MAX);
         let messages_max = if messages_max == 0 { 0 } else { messages_max.saturating_add(hidden) };
-        let by_memory = stream.index.trim(self.log.oldest(), 0);
-        let by_age = stream.index.trim_while(|at| self.ages.is_aged(at));
-        let by_count = stream.index.trim(Position(0), messages_max);
+        let by_memory = stream.index.trim(self.log.retained(), 0);
+        let by_age = stream.index.trim_while(segment_bytes, |at| self.ages.is_aged(at));
+        let by_count = stream.index.trim(self.log.bound(Position(0)), messages_max);
         let by_bytes = stream.index.trim_bytes(cap(settings.log.retention_bytes), hidden.max(1));
         if by_memory + by_age + by_count + by_bytes > 0 {
-            self.counters.dropped(DropReason::LogMemory, by_memory as u64);
-            self.counters.dropped(DropReason::LogAge, by_age as u64);
-            self.counters.dropped(DropReason::HistoryMessages, by_count as u64);
-            self.counters.dropped(DropReason::LogBytes, by_bytes as u64);
+            self.counters.dropped(DropReason::LogMemory, by_memory);
+            self.counters.dropped(DropReason::LogAge, by_age);
+            self.counters.dropped(DropReason::HistoryMessages, by_count);
+            self.counters.dropped(DropReason::LogBytes, by_bytes);
         }
     }
 

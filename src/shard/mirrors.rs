@@ -210,7 +210,7 @@ impl Core {
         for number in 0..session.mirrors.len() {
             while let Some(mirror) = self.sessions.sessions.get(key).and_then(|session| session.mirrors.get(number)).copied() {
                 let Some(stream) = self.streams.get(stream_key) else { return false };
-                let mut from = mirror.next_seq.max(stream.index.first());
+                let mut from = mirror.next_seq.max(stream.index.dense_first());
                 // What has left memory is not sent: readers there ask for pages.
                 while stream.index.get(from).is_some_and(|entry| entry.at < self.log.resident()) {
                     from += 1;
@@ -433,7 +433,7 @@ impl Core {
 }
 
 /// A record's audience, from its own addresses.
-fn audience_of(record: &[u8], frame_at: usize) -> Audience {
+pub(super) fn audience_of(record: &[u8], frame_at: usize) -> Audience {
     match record.get(HEADER_BYTES..frame_at) {
         None | Some([]) => Audience::All,
         Some(list) if list.len() == 8 => Audience::One(u64::from_le_bytes(list.try_into().unwrap_or_default())),

@@ -22,6 +22,7 @@ mod handshake;
 pub mod histogram;
 mod holding;
 pub mod inbound;
+mod indexing;
 #[cfg(test)]
 mod inspect;
 mod keeping;

@@ -258,11 +258,13 @@ impl Core {
                 scan.collected = true;
                 continue;
             }
-            let Some(entry) = stream.index.get(next).copied() else { return false };
+            let entry = stream.index.get(next).copied();
             scan.seen += 1;
-            if entry.at < log.resident() {
-                // On disk alone. What is not for the reader is passed all the same, but a list has to be read.
-                if entry.audience == Audience::Many || attachment.entitlements.delivers(&entry, next, || &[]) {
+            if entry.is_none_or(|entry| entry.at < log.resident()) {
+                // On disk alone. What is not for the reader is passed all the same, but a list has to be read, or what there is no entry of.
+                let unseen =
+                    |entry: &Entry| entry.audience != Audience::Many && !attachment.entitlements.delivers(entry, next, || &[]);
+                if !entry.as_ref().is_some_and(unseen) {
                     if !scan.collected && !std::mem::replace(&mut attachment.pulling, true) {
                         attachment.cursor = scan.cursor;
                         let place = Place { shard, attachment: number, ticket: attachment.ticket, conn: conn.id };
@@ -278,6 +280,7 @@ impl Core {
                 scan.cursor = next;
                 continue;
             }
+            let Some(entry) = entry else { return false };
             if attachment.entitlements.delivers(&entry, next, || log.bytes(entry.at, header, entry.frame_at - header)) {
                 let mut piece = frame_piece(mirror, entry, number, next);
                 if conn.flags.deflate {

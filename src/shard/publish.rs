@@ -23,7 +23,7 @@ const TOO_MUCH: &str = "the session takes no more right now: send it again after
 
 /// The half of a content hash that the window compares; the record holds the whole.
 #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
-const fn low(content: u128) -> u64 {
+pub(super) const fn low(content: u128) -> u64 {
     content as u64
 }
 

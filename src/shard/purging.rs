@@ -166,7 +166,7 @@ impl Core {
         let stream = self.sessions.find(purge.session).and_then(|key| self.sessions.sessions.get(key)).map(|entry| entry.stream);
         if let Some(stream) = stream.and_then(|stream| self.streams.get_mut(stream)) {
             let cut = stream.index.forget_to(purge.seq);
-            self.counters.dropped(DropReason::Purged, cut as u64);
+            self.counters.dropped(DropReason::Purged, cut);
         }
         self.out.forget_gathered();
         purge.chunk = Some(self.log.resident());

@@ -1,24 +1,45 @@
 //! Reading the log back: pages for readers behind what is in memory, here or behind a mirror elsewhere, and pages of history.
 //!
-//! A read takes a stretch of a segment into a buffer of the engine's, lent for one call; nobody's chunks leave memory for it.
+//! Where a record is stands in memory, or in its segment's index file, of which a part is read first ([`Places`]). A read takes a
+//! stretch of a file into a buffer of the engine's, lent for one call; nobody's chunks leave memory for it.
 
 use super::conn::Waiting;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::durable::READ_TAGS;
 use super::lanes::{LaneMessage, Page};
+use super::mirrors::audience_of;
 use crate::io::Io;
-use crate::limits::{HISTORY_PAGE_BYTES_MAX, SEND_BYTES_MAX};
-use crate::log::{Entry, HEADER_BYTES, Position, read_record};
+use crate::limits::{HISTORY_PAGE_BYTES_MAX, READ_BACK_BYTES_MAX, SEND_BYTES_MAX};
+use crate::log::{ENTRY_BYTES, Entry, HEADER_BYTES, Held, Located, Position, Run, read_entries, read_record};
 use crate::protocol::Head;
-use crate::session::{MemberKey, Place, StreamKey};
+use crate::session::{MemberKey, Place, Stream, StreamKey};
 use crate::ws::Opcode;
 use crate::ws::encoder::OpenFrame;
+use std::rc::Rc;
 
-/// What one read fetches at least, where the segment has it.
-const READ_BYTES: u64 = 512 * 1024;
+/// Unwanted bytes between two records that are read along rather than read apart: they cost less than a second read.
+const GAP_BYTES_MAX: u64 = 64 * 1024;
+/// Places that one read of an index file fetches.
+const PLACES_PER_READ: u64 = 1024;
+/// Such reads that are kept for the next page.
+const PLACES_MAX: usize = 64;
 /// Reads that may be under way or wait, for all readers of a shard.
 const READS_MAX: usize = 4096;
+/// Times a read is asked for again that brought less than is there.
+const SHORT_READS_MAX: u8 = 8;
+/// Pages of history that are being read together from disk; the others wait. Each holds up to [`HISTORY_PAGE_BYTES_MAX`].
+const HISTORIES_MAX: usize = 32;
+
+/// Where some of a session's messages are, as its segment's index file says.
+#[derive(Debug)]
+pub(super) struct Places {
+    stream: StreamKey,
+    pub(super) segment: u32,
+    first_seq: u64,
+    /// `None` where the file is damaged.
+    at: Box<[Option<Located>]>,
+}
 
 /// A page of history that is being put together.
 #[derive(Debug)]
@@ -28,14 +49,21 @@ pub(super) struct HistoryPage {
     pub(super) stream: StreamKey,
     pub(super) id: Box<str>,
     pub(super) room: Option<u64>,
-    pub(super) more: bool,
-    pub(super) oldest: u64,
-    /// Its place in the order.
+    pub(super) limit: usize,
+    /// Where it is in the order, with what comes behind it in the reply.
     pub(super) after: u64,
-    /// The records that are still to be looked at, the next one last.
-    pub(super) left: Vec<u64>,
+    /// The numbers it is taken from, in ascending order or from the last one down.
+    pub(super) low: u64,
+    pub(super) high: u64,
+    pub(super) ascending: bool,
+    /// The next number to be looked at.
+    pub(super) at: u64,
+    pub(super) more: bool,
     pub(super) frames: Vec<u8>,
-    pub(super) count: u64,
+    /// Where each frame ends, in the order they were found.
+    pub(super) ends: Vec<usize>,
+    /// It is one of [`HISTORIES_MAX`].
+    pub(super) reading: bool,
     /// What ends the attachment, and its place in the order: asked for while the page was read.
     pub(super) detached: Option<(u64, Vec<u8>)>,
 }
@@ -47,66 +75,284 @@ pub(super) enum Job {
     History(Box<HistoryPage>),
 }
 
-/// A stretch of the log in hand.
-#[derive(Clone, Copy)]
-struct Window<'a> {
-    at: Position,
-    bytes: &'a [u8],
+/// What of the disk is being read.
+#[derive(Debug)]
+enum Asked {
+    /// Where the messages of a part of a run are.
+    Places {
+        stream: StreamKey,
+        part: Run,
+    },
+    Records {
+        at: Position,
+        bytes: usize,
+        places: Option<Rc<Places>>,
+    },
 }
 
-const NOTHING: Window<'static> = Window { at: Position(0), bytes: &[] };
+/// A read under way.
+#[derive(Debug)]
+pub(super) struct Reading {
+    asked: Asked,
+    job: Job,
+    /// Times that it brought less than was asked for, which is there.
+    tries: u8,
+}
+
+impl Asked {
+    const fn bytes(&self) -> usize {
+        match self {
+            Self::Places { part, .. } => part.count as usize * ENTRY_BYTES,
+            Self::Records { bytes, .. } => *bytes,
+        }
+    }
+}
+
+/// What was just read.
+#[derive(Clone, Copy, Default)]
+struct Hand<'a> {
+    at: Position,
+    /// As many as were asked for, or fewer where the file ends.
+    bytes: &'a [u8],
+    asked_bytes: usize,
+    places: Option<&'a Rc<Places>>,
+}
+
+/// A record's place on disk.
+#[derive(Clone, Copy)]
+struct Spot {
+    at: Position,
+    bytes: u32,
+    /// Where an index file says so, and that file's segment.
+    located: Option<(Located, u32)>,
+}
+
+/// What is to be read before a record can be looked at.
+#[derive(Clone, Copy, Debug)]
+enum Want {
+    Places(Run),
+    Records,
+    /// The segment's index file made anew.
+    Index(u32),
+}
+
+/// A number looked at.
+enum Look<'a> {
+    Record(Entry, &'a [u8]),
+    Damaged(Position),
+    Nothing { before: u64, next: u64 },
+    Want(Want),
+}
+
+/// What came of a page of history.
+enum Step {
+    Complete(Box<HistoryPage>),
+    Reads,
+    /// Nobody wants it any more.
+    Gone(Box<HistoryPage>),
+}
 
 impl Core {
-    /// A record's bytes, from memory or from what was read; `None` where it must be read first, an error where it is damaged.
-    fn record_bytes<'a>(&'a self, entry: &Entry, window: Window<'a>) -> Option<Result<&'a [u8], ()>> {
-        if entry.at >= self.log.resident() {
-            return Some(Ok(self.log.bytes(entry.at, 0, entry.record_bytes())));
-        }
-        let start = usize::try_from(entry.at.0.checked_sub(window.at.0)?).ok()?;
-        let bytes = window.bytes.get(start..start + entry.record_bytes() as usize)?;
-        Some(read_record(bytes, None).map(|_| bytes).map_err(|_| ()))
+    /// Where a record is on disk; what must be read first, where that is not known.
+    fn spot(&self, key: StreamKey, seq: u64, held: Held<'_>, hand: &Hand<'_>) -> Result<Spot, Want> {
+        let run = match held {
+            Held::Entry(entry) => return Ok(Spot { at: entry.at, bytes: entry.record_bytes(), located: None }),
+            Held::Cold(run) => run,
+            Held::Nothing { .. } => return Err(Want::Records),
+        };
+        let has = |places: &Places| {
+            places.stream == key
+                && places.segment == run.segment
+                && (places.first_seq..places.first_seq + places.at.len() as u64).contains(&seq)
+        };
+        let places = hand.places.into_iter().chain(&self.places).find(|places| has(places)).ok_or(Want::Places(run))?;
+        let place = usize::try_from(seq - places.first_seq).unwrap_or(usize::MAX);
+        let located = places.at.get(place).copied().flatten().ok_or(Want::Index(run.segment))?;
+        let begin = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes * u64::from(run.segment));
+        Ok(Spot { at: Position(begin + u64::from(located.offset)), bytes: located.bytes, located: Some((located, run.segment)) })
     }
 
-    /// Has a record's surroundings read for a job.
-    fn read_for<I: Io>(&mut self, io: &mut I, entry: &Entry, job: Job) {
-        let Some(geometry) = self.log.geometry() else { return };
-        if self.jobs.len() >= READS_MAX {
+    /// A number's record, from memory or from what was read.
+    fn look<'a>(&'a self, key: StreamKey, stream: &Stream, seq: u64, hand: &Hand<'a>) -> Look<'a> {
+        let held = stream.index.find(seq);
+        let entry = match held {
+            Held::Nothing { before, next } => return Look::Nothing { before, next },
+            Held::Entry(entry) if entry.at >= self.log.resident() => {
+                return Look::Record(*entry, self.log.bytes(entry.at, 0, entry.record_bytes()));
+            }
+            Held::Entry(entry) => Some(*entry),
+            Held::Cold(_) => None,
+        };
+        let spot = match self.spot(key, seq, held, hand) {
+            Ok(spot) => spot,
+            Err(Want::Index(segment)) => return self.not_as_indexed(segment),
+            Err(want) => return Look::Want(want),
+        };
+        let end = spot.at.0 + u64::from(spot.bytes);
+        if hand.asked_bytes == 0 || spot.at < hand.at || end > hand.at.0 + hand.asked_bytes as u64 {
+            return Look::Want(Want::Records);
+        }
+        // Nothing where the file ends before.
+        let start = usize::try_from(spot.at.0 - hand.at.0).unwrap_or(usize::MAX);
+        let bytes = hand.bytes.get(start..).and_then(|rest| rest.get(..spot.bytes as usize)).unwrap_or_default();
+        match (entry, spot.located) {
+            (Some(entry), _) => match read_record(bytes, None) {
+                Ok(record)
+                    if record.length == bytes.len() && (record.header.session, record.header.seq) == (stream.hash, seq) =>
+                {
+                    Look::Record(entry, bytes)
+                }
+                _ => Look::Damaged(spot.at),
+            },
+            (None, Some((located, segment))) => match located.read(bytes, stream.hash, seq) {
+                Some(record) => {
+                    let narrow = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+                    let entry = Entry {
+                        at: spot.at,
+                        frame_at: narrow(record.head.len()),
+                        frame_bytes: narrow(record.body.len()),
+                        audience: audience_of(bytes, record.head.len()),
+                        sender: record.header.sender,
+                    };
+                    Look::Record(entry, bytes)
+                }
+                None => self.not_as_indexed(segment),
+            },
+            (None, None) => Look::Damaged(spot.at),
+        }
+    }
+
+    /// A record is not what its segment's index says. One of the two is damaged: an index made anew names no record that does not read.
+    fn not_as_indexed(&self, segment: u32) -> Look<'static> {
+        if self.was_remade(segment) {
+            let begin = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes * u64::from(segment));
+            return Look::Damaged(Position(begin));
+        }
+        Look::Want(Want::Index(segment))
+    }
+
+    /// The stretch of a segment that holds a record and those behind it (or before it) that are near, up to `wanted_bytes` of them.
+    fn stretch(
+        &self,
+        key: StreamKey,
+        seq: u64,
+        hand: &Hand<'_>,
+        ascending: bool,
+        wanted_bytes: usize,
+    ) -> Option<(Position, usize)> {
+        let (stream, geometry) = (self.streams.get(key)?, self.log.geometry()?);
+        let spot = |seq: u64| self.spot(key, seq, stream.index.find(seq), hand).ok().filter(|spot| spot.at < self.log.resident());
+        let first = spot(seq)?;
+        let (mut from, mut to) = (first.at.0, first.at.0 + u64::from(first.bytes));
+        let (segment, mut sum, mut next) = (from / geometry.segment_bytes, first.bytes as usize, seq);
+        while sum < wanted_bytes {
+            next = if ascending { next + 1 } else { next - 1 };
+            let Some(Spot { at, bytes, .. }) = spot(next) else { break };
+            let end = at.0 + u64::from(bytes);
+            let near = if ascending {
+                at.0 >= to && at.0 - to <= GAP_BYTES_MAX && end - from <= READ_BACK_BYTES_MAX as u64
+            } else {
+                end <= from && from - end <= GAP_BYTES_MAX && to - at.0 <= READ_BACK_BYTES_MAX as u64
+            };
+            if !near || at.0 / geometry.segment_bytes != segment {
+                break;
+            }
+            (from, to) = (from.min(at.0), to.max(end));
+            sum += bytes as usize;
+        }
+        Some((Position(from), usize::try_from(to - from).unwrap_or(READ_BACK_BYTES_MAX)))
+    }
+
+    /// Has what a job lacks for `seq` read.
+    fn read_for<I: Io>(&mut self, io: &mut I, (key, seq): (StreamKey, u64), want: Want, hand: &Hand<'_>, job: Job) {
+        if self.jobs.len() + self.disk.as_ref().map_or(0, |disk| disk.indexing.waiting()) >= READS_MAX {
             // The reader asks again when it is next looked at.
             self.counters.limit_reached(LimitReached::LogReads);
             return self.abandon(job);
         }
-        let (segment, at) = (entry.at.0 / geometry.segment_bytes, entry.at.0 % geometry.segment_bytes);
-        let bytes = READ_BYTES.max(u64::from(entry.record_bytes())).min(geometry.segment_bytes - at);
+        let (ascending, wanted_bytes) = match &job {
+            Job::Page { .. } => (true, SEND_BYTES_MAX),
+            Job::History(page) => (page.ascending, HISTORY_PAGE_BYTES_MAX),
+        };
+        let asked = match want {
+            Want::Index(segment) => return self.wait_for_index(segment, job),
+            Want::Places(run) => {
+                let first = if ascending { seq } else { (seq + 1).saturating_sub(PLACES_PER_READ) };
+                Asked::Places { stream: key, part: run.part(first, first + PLACES_PER_READ) }
+            }
+            Want::Records => match self.stretch(key, seq, hand, ascending, wanted_bytes) {
+                Some((at, bytes)) => Asked::Records { at, bytes, places: hand.places.cloned() },
+                None => return self.abandon(job),
+            },
+        };
+        self.ask(io, Reading { asked, job, tries: 0 });
+    }
+
+    fn ask<I: Io>(&mut self, io: &mut I, reading: Reading) {
+        let Some(geometry) = self.log.geometry() else { return self.abandon(reading.job) };
         let tag = self.next_read;
         self.next_read = self.next_read.wrapping_add(1).max(READ_TAGS);
-        self.jobs.insert(tag, (entry.at, job));
         self.counters.log_reads.increment();
-        io.read_back(segment, at, usize::try_from(bytes).unwrap_or(usize::MAX), tag);
+        let bytes = reading.asked.bytes();
+        match &reading.asked {
+            Asked::Places { part, .. } => io.read_index(part.segment.into(), part.entries_at.into(), bytes, tag),
+            Asked::Records { at, .. } => {
+                io.read_back(at.0 / geometry.segment_bytes, at.0 % geometry.segment_bytes, bytes, tag);
+            }
+        }
+        self.jobs.insert(tag, reading);
     }
 
     pub(super) fn on_read_back<I: Io>(&mut self, io: &mut I, tag: u64, result: Result<&[u8], i32>) {
-        let Some((at, job)) = self.jobs.remove(&tag) else { return };
-        match result {
-            Ok(bytes) => {
-                let window = Window { at, bytes };
-                match job {
-                    Job::Page { place, member, after, page } => self.serve_page(io, (place, member, after), page, window),
-                    Job::History(page) => self.serve_history(io, page, window),
-                }
+        let Some(mut reading) = self.jobs.remove(&tag) else { return };
+        if result.is_ok_and(|bytes| bytes.len() < reading.asked.bytes()) && reading.tries < SHORT_READS_MAX {
+            reading.tries += 1;
+            return self.ask(io, reading);
+        }
+        let Reading { asked, job, .. } = reading;
+        match (asked, result) {
+            (Asked::Places { stream, part }, read) if read.is_ok() || !self.was_remade(part.segment) => {
+                // What can't be read is as good as damaged: the file is made anew.
+                let found = read_entries(read.unwrap_or_default()).chain(std::iter::repeat(None));
+                let at = found.take(part.count as usize).collect();
+                let places = Rc::new(Places { stream, segment: part.segment, first_seq: part.first_seq, at });
+                self.places.truncate(PLACES_MAX - 1);
+                self.places.push_front(Rc::clone(&places));
+                self.serve(io, job, &Hand { places: Some(&places), ..Hand::default() });
             }
-            Err(errno) => {
-                let error = std::io::Error::from_raw_os_error(errno);
-                tracing::error!(shard = self.shard, position = at.0, %error, "the log could not be read back");
+            (Asked::Records { at, bytes: asked_bytes, places }, Ok(bytes)) => {
+                self.serve(io, job, &Hand { at, bytes, asked_bytes, places: places.as_ref() });
+            }
+            (asked, read) => {
+                let error = std::io::Error::from_raw_os_error(read.err().unwrap_or_default());
+                tracing::error!(shard = self.shard, ?asked, %error, "the log could not be read back");
                 self.abandon(job);
             }
+        }
+        self.serve_histories(io);
+    }
+
+    /// Looks again at what a job may have lacked.
+    pub(super) fn go_on_with<I: Io>(&mut self, io: &mut I, job: Job) {
+        self.serve(io, job, &Hand::default());
+        self.serve_histories(io);
+    }
+
+    fn serve<I: Io>(&mut self, io: &mut I, job: Job, hand: &Hand<'_>) {
+        match job {
+            Job::Page { place, member, after, page } => self.serve_page(io, (place, member, after), page, hand),
+            Job::History(page) => self.serve_history(io, page, hand),
         }
     }
 
     /// A reader that cannot be served now is let go: it resumes.
-    fn abandon(&mut self, job: Job) {
+    pub(super) fn abandon(&mut self, job: Job) {
         let place = match job {
             Job::Page { place, .. } => place,
-            Job::History(page) => page.place,
+            Job::History(page) => {
+                self.histories -= usize::from(page.reading);
+                page.place
+            }
         };
         if place.shard == self.shard_number() {
             if self.attachment_at(place).is_some() {
@@ -119,7 +365,7 @@ impl Core {
 
     /// A reader is behind what is in memory, here or at its mirror: it gets a page of what it may see.
     pub(super) fn page_for<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, after: u64, page: Box<Page>) {
-        self.serve_page(io, (place, member, after), page, NOTHING);
+        self.serve_page(io, (place, member, after), page, &Hand::default());
     }
 
     fn serve_page<I: Io>(
@@ -127,7 +373,7 @@ impl Core {
         io: &mut I,
         (place, key, after): (Place, MemberKey, u64),
         mut page: Box<Page>,
-        window: Window<'_>,
+        hand: &Hand<'_>,
     ) {
         // Also for one that was detached meanwhile: it reads up to the place of its last reply.
         let Some(member) = self.sessions.members.get(key) else {
@@ -139,41 +385,39 @@ impl Core {
         page.frames.clear();
         page.ends.clear();
         (page.after, page.cursor, page.gap) = (after, after, None);
-        if page.cursor + 1 < stream.index.first() {
-            page.gap = Some((page.cursor + 1, stream.index.first() - 1));
-            page.cursor = stream.index.first() - 1;
-        }
         let mut wanted = None;
         while page.cursor < stream.head() && page.frames.len() < SEND_BYTES_MAX {
             let seq = page.cursor + 1;
-            let Some(entry) = stream.index.get(seq) else { break };
-            let record = match self.record_bytes(entry, window) {
-                Some(Ok(record)) => record,
-                // What came before the damage goes first.
-                Some(Err(())) if page.cursor > after => break,
-                Some(Err(())) => {
-                    page.gap = Some((page.gap.map_or(seq, |(from, _)| from), seq));
+            let lost_to = match self.look(stream_key, stream, seq, hand) {
+                Look::Record(entry, record) => {
+                    let frame_at = entry.frame_at as usize;
+                    if member.entitlements.delivers(&entry, seq, || &record[HEADER_BYTES..frame_at]) {
+                        page.frames.extend_from_slice(&record[frame_at..]);
+                        page.ends.push((seq, u32::try_from(page.frames.len()).unwrap_or(u32::MAX)));
+                    }
                     page.cursor = seq;
+                    continue;
+                }
+                Look::Want(want) => {
+                    wanted = Some(want);
+                    break;
+                }
+                // What came before a gap goes first.
+                _ if page.cursor > page.gap.map_or(after, |(_, to)| to) => break,
+                Look::Damaged(at) => {
                     self.counters.dropped(DropReason::LogDamaged, 1);
-                    tracing::error!(shard = self.shard, position = entry.at.0, seq, "a record of the log is damaged on disk");
-                    break;
+                    tracing::error!(shard = self.shard, position = at.0, seq, "a record of the log is damaged on disk");
+                    seq
                 }
-                None => {
-                    wanted = Some(*entry);
-                    break;
-                }
+                Look::Nothing { next, .. } => stream.head().min(next - 1),
             };
-            let frame_at = entry.frame_at as usize;
-            if member.entitlements.delivers(entry, seq, || &record[HEADER_BYTES..frame_at]) {
-                page.frames.extend_from_slice(&record[frame_at..]);
-                page.ends.push((seq, u32::try_from(page.frames.len()).unwrap_or(u32::MAX)));
-            }
-            page.cursor = seq;
+            page.gap = Some((page.gap.map_or(seq, |(from, _)| from), lost_to));
+            page.cursor = lost_to;
         }
         if page.cursor == after
-            && let Some(entry) = wanted
+            && let Some(want) = wanted
         {
-            return self.read_for(io, &entry, Job::Page { place, member: key, after, page });
+            return self.read_for(io, (stream_key, after + 1), want, hand, Job::Page { place, member: key, after, page });
         }
         if place.shard == self.shard_number() {
             self.on_page(place, &page);
@@ -185,45 +429,84 @@ impl Core {
 
     /// Puts a page of history together as far as its records are at hand, and has the next ones read.
     pub(super) fn history_for<I: Io>(&mut self, io: &mut I, page: Box<HistoryPage>) {
-        self.serve_history(io, page, NOTHING);
+        self.serve_history(io, page, &Hand::default());
     }
 
-    fn serve_history<I: Io>(&mut self, io: &mut I, mut page: Box<HistoryPage>, window: Window<'_>) {
-        while let Some(seq) = page.left.last().copied() {
+    fn serve_history<I: Io>(&mut self, io: &mut I, page: Box<HistoryPage>, hand: &Hand<'_>) {
+        match self.history_step(io, page, hand) {
+            Step::Reads => {}
+            Step::Gone(page) => self.abandon(Job::History(page)),
+            Step::Complete(page) => {
+                self.histories -= usize::from(page.reading);
+                self.send_history(*page);
+            }
+        }
+    }
+
+    /// Goes on with pages that waited until fewer were being read.
+    fn serve_histories<I: Io>(&mut self, io: &mut I) {
+        while self.histories < HISTORIES_MAX
+            && let Some(page) = self.histories_waiting.pop_front()
+        {
+            self.serve_history(io, page, &Hand::default());
+        }
+    }
+
+    fn history_step<I: Io>(&mut self, io: &mut I, mut page: Box<HistoryPage>, hand: &Hand<'_>) -> Step {
+        while (page.low..=page.high).contains(&page.at) {
+            let seq = page.at;
             let (Some(member), Some(stream)) = (self.sessions.members.get(page.member), self.streams.get(page.stream)) else {
-                return self.abandon(Job::History(page));
+                return Step::Gone(page);
             };
-            // It may have left the retention meanwhile, and the page says so.
-            let Some(entry) = stream.index.get(seq).copied() else {
-                page.oldest = page.oldest.max(stream.index.first());
-                page.left.pop();
-                continue;
-            };
-            match self.record_bytes(&entry, window) {
-                None => return self.read_for(io, &entry, Job::History(page)),
-                Some(Err(())) => self.counters.dropped(DropReason::LogDamaged, 1),
-                Some(Ok(record)) => {
-                    let addresses = &record[HEADER_BYTES..entry.frame_at as usize];
+            let mut next = if page.ascending { seq + 1 } else { seq - 1 };
+            match self.look(page.stream, stream, seq, hand) {
+                Look::Want(want) => return self.read_history(io, seq, want, hand, page),
+                Look::Damaged(_) => self.counters.dropped(DropReason::LogDamaged, 1),
+                Look::Nothing { before, next: behind } => next = if page.ascending { behind } else { before },
+                Look::Record(entry, record) => {
+                    let (addresses, frame) = record.split_at(entry.frame_at as usize);
+                    let addresses = &addresses[HEADER_BYTES..];
                     let in_room =
                         page.room.is_none_or(|room| addresses.chunks_exact(8).any(|target| target == room.to_le_bytes()));
                     if in_room && member.entitlements.shows(&entry, seq, || addresses) {
-                        page.frames.extend_from_slice(&record[entry.frame_at as usize..]);
-                        page.count += 1;
+                        if page.ends.len() >= page.limit || page.frames.len() + frame.len() > HISTORY_PAGE_BYTES_MAX {
+                            page.more = true;
+                            break;
+                        }
+                        page.frames.extend_from_slice(frame);
+                        let end = page.frames.len();
+                        page.ends.push(end);
                     }
                 }
             }
-            page.left.pop();
+            page.at = next;
         }
-        self.send_history(*page);
+        Step::Complete(page)
+    }
+
+    fn read_history<I: Io>(&mut self, io: &mut I, seq: u64, want: Want, hand: &Hand<'_>, mut page: Box<HistoryPage>) -> Step {
+        if !page.reading && self.histories >= HISTORIES_MAX {
+            // It begins again when it is its turn, and holds nothing until then.
+            page.frames = Vec::new();
+            page.ends = Vec::new();
+            page.at = if page.ascending { page.low } else { page.high };
+            self.histories_waiting.push_back(page);
+            return Step::Reads;
+        }
+        self.histories += usize::from(!std::mem::replace(&mut page.reading, true));
+        self.read_for(io, (page.stream, seq), want, hand, Job::History(page));
+        Step::Reads
     }
 
     /// Sends what ends an attachment; a page of history that is still being read goes before it.
     pub(super) fn detach_behind_history(&mut self, place: Place, after: u64, frame: Vec<u8>) {
-        let page = self.jobs.values_mut().find_map(|(_, job)| match job {
-            Job::History(page) if page.place == place => Some(page),
-            Job::History(_) | Job::Page { .. } => None,
+        let waiting = self.disk.iter_mut().flat_map(|disk| disk.indexing.waiting_jobs());
+        let jobs = self.jobs.values_mut().map(|reading| &mut reading.job).chain(waiting);
+        let pages = jobs.filter_map(|job| match job {
+            Job::History(page) => Some(page),
+            Job::Page { .. } => None,
         });
-        if let Some(page) = page {
+        if let Some(page) = pages.chain(&mut self.histories_waiting).find(|page| page.place == place) {
             page.detached = Some((after, frame));
         } else if place.shard == self.shard_number() {
             self.put_ordered(place, after, Waiting::Detached(frame));
@@ -233,16 +516,25 @@ impl Core {
     }
 
     fn send_history(&mut self, page: HistoryPage) {
-        debug_assert!(page.frames.len() <= HISTORY_PAGE_BYTES_MAX, "the page was chosen by its bytes");
-        let Some(session_id) = self.streams.get(page.stream).map(|stream| stream.session_id.clone()) else { return };
+        let Some(stream) = self.streams.get(page.stream) else { return };
+        let (session_id, oldest) = (stream.session_id.clone(), stream.index.first());
         let head = Head { id: &page.id, session_id: &session_id };
         let mut bytes = self.buffer_for(page.place);
         let open = OpenFrame::begin(&mut bytes);
-        crate::protocol::history_begin(&mut bytes, head, page.count);
+        crate::protocol::history_begin(&mut bytes, head, page.ends.len() as u64);
         open.finish(Opcode::Text, &mut bytes);
-        bytes.extend_from_slice(&page.frames);
+        if page.ascending {
+            bytes.extend_from_slice(&page.frames);
+        } else {
+            let mut end = page.frames.len();
+            for number in (0..page.ends.len()).rev() {
+                let start = number.checked_sub(1).map_or(0, |before| page.ends[before]);
+                bytes.extend_from_slice(&page.frames[start..end]);
+                end = start;
+            }
+        }
         let open = OpenFrame::begin(&mut bytes);
-        crate::protocol::history_end(&mut bytes, head, page.more, page.oldest);
+        crate::protocol::history_end(&mut bytes, head, page.more, oldest);
         open.finish(Opcode::Text, &mut bytes);
         if page.place.shard == self.shard_number() {
             self.put_ordered(page.place, page.after, Waiting::History(bytes));

@@ -2,10 +2,13 @@
 
 use super::core::{Core, Timer};
 use super::durable::Disk;
+use super::indexing::Indexing;
 use super::keeping::Kept;
+use super::publish::POSTED_IDS_MAX;
 use crate::ids::{HashKey, Map};
 use crate::log::{
-    Appended, Audience, Entry, Geometry, HEADER_BYTES, Header, Kind, Log, MemberState, Position, Receipt, Record, SessionState,
+    Geometry, IndexBuilder, IndexFile, Kind, Log, MemberState, Position, Receipt, Record, Run, SegmentHeader, SessionRun,
+    SessionState, directory_runs,
 };
 use crate::session::{Dedupe, DedupeLimits, Member, MemberKey, SessionKey, Stay, Stream};
 use crate::time::Tick;
@@ -31,30 +34,38 @@ pub struct Recovered {
     pub orphans: u64,
 }
 
-/// Which records a reading of the log takes. All state comes first: what files before had of it was written again behind messages that
-/// need it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pass {
-    State,
-    Messages,
+/// What was found of one session's messages.
+#[derive(Debug)]
+struct Messages {
+    /// In the order of the log.
+    runs: Vec<Run>,
+    /// The ids that were used last, by their senders.
+    used: Map<u64, Dedupe>,
 }
 
-/// A recovery under way.
+/// A recovery under way: one reading of the log, in order. What belongs to a session is gathered by its hash, since its own record may
+/// come later: files before had it, and what they had of state was written again before they went.
 #[derive(Debug)]
 pub struct Replay {
-    pub pass: Pass,
-    pub outcome: Recovered,
-    /// Where sessions were last forgotten: messages before are an earlier session's of the same id.
-    gone: Map<u64, Position>,
-    /// Where sessions were last purged: of their messages before only the ids count.
-    purged: Map<u64, Position>,
+    key: HashKey,
+    sessions: Map<u64, Messages>,
+    /// Ids posted to channels that are known, which share one window.
+    posted: Dedupe,
+    segment: IndexBuilder,
+    /// The time of the last record (Unix ms).
+    last_ms: u64,
 }
 
 impl Replay {
-    /// One that begins; the map is keyed with `key`.
+    /// One that begins; its maps are keyed with `key`.
     #[must_use]
     pub fn new(key: HashKey) -> Self {
-        Self { pass: Pass::State, outcome: Recovered::default(), gone: Map::with_hasher(key), purged: Map::with_hasher(key) }
+        Self { key, sessions: Map::with_hasher(key), posted: Dedupe::default(), segment: IndexBuilder::default(), last_ms: 0 }
+    }
+
+    fn of(&mut self, session: u64) -> &mut Messages {
+        let key = self.key;
+        self.sessions.entry(session).or_insert_with(|| Messages { runs: Vec::new(), used: Map::with_hasher(key) })
     }
 }
 
@@ -67,30 +78,36 @@ impl Core {
         let memory_bytes = self.snapshot.settings.log.memory_bytes;
         self.log = Log::on_disk(memory_bytes, geometry, next, found.chain, Position(oldest * geometry.segment_bytes));
         let mut disk = Disk::new(begin);
+        disk.indexing = Indexing::from(next);
         disk.kept.extend(found.segments.iter().map(|(number, _)| Kept { number: *number }));
         self.counters.log_segments.set(found.segments.len() as u64);
         self.disk = Some(disk);
     }
 
-    /// Takes one record of the log, in order. The whole log is read twice, once for each [`Pass`].
-    pub fn replay(&mut self, replay: &mut Replay, at: Position, record: &Record<'_>) {
-        let header = &record.header;
-        let found = self.sessions.find(header.session);
-        if replay.pass == Pass::Messages {
-            let forgotten = replay.gone.get(&header.session).is_some_and(|gone| at < *gone);
-            match found {
-                _ if header.kind != Kind::Message || forgotten => {}
-                Some(session) => {
-                    if replay.purged.get(&header.session).is_some_and(|purged| at < *purged) {
-                        return self.replay_id(session, header);
-                    }
-                    replay.outcome.messages += 1;
-                    self.replay_message(session, at, record);
-                }
-                None => replay.outcome.orphans += 1,
+    /// All of a segment was read: its index, of which the runs are kept. `None` where its number is beyond what an index can name.
+    pub fn close_segment(&self, replay: &mut Replay, header: &SegmentHeader) -> Option<IndexFile> {
+        let file = replay.segment.finish(header)?;
+        let begin = header.number * header.segment_bytes;
+        let at = |offset: u32| Position(begin + u64::from(offset));
+        let whole = self.age_together(Position(begin), Position(begin + header.segment_bytes));
+        for SessionRun { session, run } in directory_runs(&file.bytes[..file.directory_bytes], 0) {
+            let runs = &mut replay.of(session).runs;
+            if whole {
+                runs.push(run);
+            } else {
+                let entries = file.bytes.get(run.entries_at as usize..).unwrap_or_default();
+                runs.extend(run.split(entries, |one, other| self.age_together(at(one), at(other))));
             }
-            return;
         }
+        Some(file)
+    }
+
+    /// Takes one record of the log, in order; `offset` is its place in its segment's file.
+    pub fn replay(&mut self, replay: &mut Replay, at: Position, offset: u64, record: &Record<'_>) {
+        let header = &record.header;
+        replay.segment.note(u32::try_from(offset).unwrap_or(u32::MAX), record);
+        replay.last_ms = header.ts_ms;
+        let found = self.sessions.find(header.session);
         match (header.kind, found) {
             (Kind::Session, _) => {
                 if let Ok(state) = SessionState::decode(record.body) {
@@ -106,6 +123,9 @@ impl Core {
                 if let Some(member) = self.sessions.member(session, header.sender) {
                     self.sessions.remove_member(member);
                 }
+                if let Some(messages) = replay.sessions.get_mut(&header.session) {
+                    messages.used.remove(&header.sender);
+                }
             }
             (Kind::Receipt, Some(session)) => {
                 let member = self.sessions.member(session, header.sender);
@@ -116,19 +136,35 @@ impl Core {
                 }
             }
             (Kind::SessionGone, _) => {
-                replay.gone.insert(header.session, at);
+                // Messages before are an earlier session's of the same id.
+                replay.sessions.remove(&header.session);
                 if let Some(session) = found {
                     self.forget_session(session);
                 }
             }
             (Kind::Purge, _) => {
-                replay.purged.insert(header.session, at);
                 let stream = found.and_then(|session| self.sessions.sessions.get(session)).map(|session| session.stream);
                 if let Some(stream) = stream.and_then(|stream| self.streams.get_mut(stream)) {
-                    stream.index.restart(header.seq.max(stream.index.head()) + 1);
+                    stream.index.go_on_at(header.seq + 1);
                 }
             }
-            (Kind::Message | Kind::Mark, _) | (Kind::Member | Kind::MemberGone | Kind::Receipt, None) => {}
+            (Kind::Message, _) => {
+                // Of one that was purged the id is left, whose repeat is none.
+                if !record.purged {
+                    self.ages.note(at, header.ts_ms, self.age_step_ms());
+                }
+                let settings = &self.snapshot.settings.session;
+                // A session that is not known yet may be a channel; if it is not, its windows are cut when all is read.
+                let channel = found.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.channel);
+                let ids_max = if channel == Some(false) { settings.dedupe_ids } else { POSTED_IDS_MAX };
+                let limits = DedupeLimits { ids_max, window_ms: settings.dedupe_ms };
+                let used = match channel {
+                    Some(true) => &mut replay.posted,
+                    _ => replay.of(header.session).used.entry(header.sender).or_default(),
+                };
+                used.remember(header.id, super::publish::low(header.content), header.seq, header.ts_ms, limits);
+            }
+            (Kind::Mark, _) | (Kind::Member | Kind::MemberGone | Kind::Receipt, None) => {}
         }
     }
 
@@ -145,7 +181,7 @@ impl Core {
         let Some(session) = self.sessions.sessions.get_mut(key) else { return };
         // Where retention has dropped all messages the order goes on here.
         if let Some(stream) = self.streams.get_mut(session.stream) {
-            stream.index.restart(state.head.max(stream.index.head()) + 1);
+            stream.index.go_on_at(state.head + 1);
         }
         session.kept_at = at;
         if let Some((current, past)) = state.epochs.split_last() {
@@ -154,53 +190,40 @@ impl Core {
         }
     }
 
-    fn replay_message(&mut self, session: SessionKey, at: Position, record: &Record<'_>) {
-        let header = &record.header;
-        self.ages.note(at, header.ts_ms, self.age_step_ms());
-        let Some(stream) = self.sessions.sessions.get(session).map(|entry| entry.stream) else { return };
-        let Some(stream) = self.streams.get_mut(stream) else { return };
-        if stream.index.is_empty() || header.seq > stream.index.head() + 1 {
-            // The first that is left, or behind a hole: files before it are gone.
-            stream.index.restart(header.seq);
-        } else if header.seq <= stream.index.head() {
-            return;
+    /// All is read: what was gathered goes to the sessions and members there are now.
+    pub fn settle_replay(&mut self, mut replay: Replay) -> Recovered {
+        let mut outcome = Recovered::default();
+        let settings = self.snapshot.settings.session;
+        let oldest_ms = replay.last_ms.saturating_sub(settings.dedupe_ms);
+        let mut posted = Vec::new();
+        for (key, session) in self.sessions.sessions.iter() {
+            let Some(messages) = replay.sessions.remove(&session.hash) else { continue };
+            let Some(stream) = self.streams.get_mut(session.stream) else { continue };
+            stream.index.put_runs(&messages.runs);
+            outcome.messages += stream.index.runs().iter().map(|run| u64::from(run.count)).sum::<u64>();
+            for (sender, mut used) in messages.used {
+                if session.channel {
+                    posted.push(used);
+                    continue;
+                }
+                used.begin_again(oldest_ms, settings.dedupe_ids);
+                if let Some(member) = self.sessions.member(key, sender).and_then(|member| self.sessions.members.get_mut(member))
+                    && !used.is_empty()
+                {
+                    member.used = Some(Box::new(used));
+                }
+            }
         }
-        let audience = match record.addresses {
-            [] => Audience::All,
-            list => match <[u8; 8]>::try_from(list) {
-                Ok(one) => Audience::One(u64::from_le_bytes(one)),
-                Err(_) => Audience::Many,
-            },
-        };
-        let narrow = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-        let frame_at = HEADER_BYTES + record.addresses.len();
-        let put = Appended { at, frame_at: narrow(frame_at), frame_bytes: narrow(record.body.len()) };
-        stream.index.push(Entry::new(put, audience, header.sender));
-        self.replay_id(session, header);
-    }
-
-    /// A message's id was used; also that of one that was purged, whose repeat is none.
-    fn replay_id(&mut self, session: SessionKey, header: &Header) {
-        let channel = self.sessions.sessions.get(session).is_some_and(|session| session.channel);
-        let settings = &self.snapshot.settings.session;
-        let limits = DedupeLimits { ids_max: settings.dedupe_ids, window_ms: settings.dedupe_ms };
-        #[expect(clippy::cast_possible_truncation, reason = "the low half is what windows hold")]
-        let content = header.content as u64;
-        // Uses count from the start on, which makes windows longer, never shorter.
-        if channel {
-            self.posted.remember(
-                header.id,
-                content,
-                header.seq,
-                0,
-                DedupeLimits { ids_max: super::publish::POSTED_IDS_MAX, ..limits },
-            );
-        } else if let Some(member) =
-            self.sessions.member(session, header.sender).and_then(|key| self.sessions.members.get_mut(key))
-        {
-            let used: &mut Dedupe = member.used.get_or_insert_default();
-            used.remember(header.id, content, header.seq, 0, limits);
+        // Messages of a channel before the record that names it come before those behind.
+        posted.push(replay.posted);
+        let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, window_ms: settings.dedupe_ms };
+        for mut used in posted {
+            used.begin_again(oldest_ms, POSTED_IDS_MAX);
+            self.posted.take_in(&used, limits);
         }
+        let runs = replay.sessions.values().flat_map(|messages| &messages.runs);
+        outcome.orphans = runs.map(|run| u64::from(run.count)).sum();
+        outcome
     }
 
     fn replay_member(&mut self, session: SessionKey, client: u64, state: &MemberState<'_>) {

@@ -7,12 +7,12 @@ use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
 use super::purge_files::{finish_purges, purge_part};
 use super::resize::{Wanted, resize};
-use super::store::recover;
+use super::store::{index_of, recover};
 use crate::config::Settings;
 use crate::ids::HashKey;
 use crate::io::Io as _;
 use crate::io::directory::{Directory, leave_clean};
-use crate::io::files;
+use crate::io::files::{self, OfLog};
 use crate::io::portable::{self, Driver, Portable};
 use crate::io::probe::Engine;
 use crate::io::ring::{self, Bells, Ring, listen};
@@ -157,7 +157,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
     let eventfds: Arc<[Arc<OwnedFd>]> = knocks.clone().into();
     let mut handles = Vec::new();
     if directory.is_some() {
-        (_, handles) = files::start(knocks, settings.log.reserve_bytes, purge_part)
+        (_, handles) = files::start(knocks, settings.log.reserve_bytes, OfLog { indexer: index_of, purger: purge_part })
             .map_err(|error| format!("a thread for the log's files: {error}"))?;
         handles.reverse();
     }
@@ -185,8 +185,8 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
             let mut core = Core::new(CoreOptions { shard: seat.number, key, mesh, admission, counters, port, snapshot, seed });
             let disk = match (&directory, files) {
                 (Some(directory), Some(files)) => recover(&mut core, directory, seat.number, segment_bytes, now()).map(|store| {
-                    let crate::shard::store::Store { directory, segment_bytes, segments } = store;
-                    Some(Disk { directory, segment_bytes, segments, files })
+                    let crate::shard::store::Store { directory, segment_bytes, segments, indexes } = store;
+                    Some(Disk { directory, segment_bytes, segments, indexes, files })
                 }),
                 _ => Ok(None),
             };

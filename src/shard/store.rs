@@ -2,12 +2,14 @@
 //! anybody is let in.
 
 use super::core::Core;
-use super::recover::{Found, Pass, Recovered, Replay};
+use super::recover::{Found, Recovered, Replay};
 use crate::ids::HashKey;
 use crate::io::directory::{Directory, SegmentFile, cut, segments, sync_directory, take_clean};
+use crate::io::files::{Indexed, index_in_memory, index_path, write_index};
 use crate::limits::CHUNK_BYTES;
 use crate::log::{
-    Geometry, Position, Record, SEGMENT_HEADER_BYTES, ScanError, Scanned, Scanner, SegmentHeader, segment_name, segment_number,
+    Geometry, IndexScan, Position, Record, SEGMENT_HEADER_BYTES, ScanError, Scanned, Scanner, SegmentHeader, index_number,
+    segment_name, segment_number,
 };
 use crate::time::Tick;
 use std::fs::File;
@@ -22,6 +24,8 @@ pub struct Store {
     pub segment_bytes: u64,
     /// What is there already, by number.
     pub segments: Vec<(u64, File)>,
+    /// Their indexes.
+    pub indexes: Vec<(u64, File)>,
 }
 
 /// What makes a log a shard's own: what its segments' headers must say.
@@ -82,7 +86,12 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
         key: HashKey(directory.key),
     };
     let mut sources: Vec<Segment<&File>> = files.iter().map(|file| Segment { number: file.number, reader: &file.file }).collect();
-    let reading = read_log(core, &mut sources, &identity).map_err(|error| error.told(&path))?;
+    let mut indexes = Vec::new();
+    let keep = |number, bytes: &[u8]| {
+        indexes.push((number, keep_index(&path, number, bytes)?));
+        Ok(())
+    };
+    let reading = read_log(core, &mut sources, &identity, keep).map_err(|error| error.told(&path))?;
     if let Some(torn) = &reading.scanned.torn {
         tracing::warn!(
             shard,
@@ -95,6 +104,8 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
     }
     let last = reading.scanned.last.as_ref().map(|last| (last.number, last.valid_bytes));
     trim_files(&path, &mut files, last).map_err(|error| format!("log.dir: {}: {error}", path.display()))?;
+    indexes.retain(|(number, _)| files.iter().any(|file| file.number == *number));
+    remove_stale(&path, &indexes).map_err(|error| format!("log.dir: {}: {error}", path.display()))?;
     let clean = take_clean(&path)? && reading.scanned.torn.is_none();
     let (size, records) = (reading.geometry.segment_bytes, reading.scanned.records);
     let outcome = go_on(core, reading, clean, now);
@@ -111,31 +122,95 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
         );
     }
     let segments = files.into_iter().map(|segment| (segment.number, segment.file)).collect();
-    Ok(Store { directory: path, segment_bytes: size, segments })
+    Ok(Store { directory: path, segment_bytes: size, segments, indexes })
 }
 
-/// Reads all of a log's segments, in the order of their numbers, into a core. What is torn is left out; the caller cuts it before
-/// [`go_on`].
+/// Reads all of a log's segments, once and in the order of their numbers, into a core. What is torn is left out; the caller cuts it
+/// before [`go_on`]. `keep_index` is given each segment's index file, which its readers will need.
 ///
 /// # Errors
 /// What could not be read, or is damaged.
-pub fn read_log<R: Read + Seek>(core: &mut Core, segments: &mut [Segment<R>], identity: &Identity) -> Result<Reading, ReadError> {
+pub fn read_log<R: Read + Seek>(
+    core: &mut Core,
+    segments: &mut [Segment<R>],
+    identity: &Identity,
+    mut keep_index: impl FnMut(u64, &[u8]) -> std::io::Result<()>,
+) -> Result<Reading, ReadError> {
     let mut replay = Replay::new(identity.key);
-    let mut begun = Vec::new();
+    let (mut begun, mut headers) = (Vec::new(), Vec::new());
     // The segments keep the size they were made with.
     let mut size = identity.segment_bytes;
     for segment in segments.iter_mut() {
-        if let Some(header) = header_of(&mut segment.reader).map_err(|error| ReadError::Io(segment.number, error))? {
+        let header = header_of(&mut segment.reader).map_err(|error| ReadError::Io(segment.number, error))?;
+        headers.push(header);
+        if let Some(header) = header {
             size = header.segment_bytes;
             begun.push((segment.number, header.created_ms));
         }
     }
     let geometry = Geometry { segment_bytes: size, shard: identity.shard, generation: identity.generation };
     core.take_disk(geometry, &Found::default());
-    scan(segments, identity, |at, record| core.replay(&mut replay, at, record))?;
-    replay.pass = Pass::Messages;
-    let scanned = scan(segments, identity, |at, record| core.replay(&mut replay, at, record))?;
-    Ok(Reading { geometry, scanned, begun, outcome: replay.outcome })
+    let mut scanner = Scanner::new(identity.shard, identity.generation);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    for (segment, header) in segments.iter_mut().zip(headers) {
+        scan_one(&mut scanner, segment, &mut chunk, |at, record| core.replay(&mut replay, at, at.0 % size, record))?;
+        if let Some(header) = header {
+            let told = |error: std::io::Error| ReadError::Io(segment.number, error);
+            let index = core.close_segment(&mut replay, &header).ok_or_else(|| told(std::io::ErrorKind::Unsupported.into()))?;
+            keep_index(segment.number, &index.bytes).map_err(told)?;
+        }
+    }
+    let scanned = scanner.finish().map_err(ReadError::Scan)?;
+    let outcome = core.settle_replay(replay);
+    Ok(Reading { geometry, scanned, begun, outcome })
+}
+
+/// Makes a segment's index of its bytes.
+///
+/// # Errors
+/// What the reader answered; `InvalidData` where it is no segment.
+pub fn index_of(reader: &mut dyn Read) -> std::io::Result<Indexed> {
+    let (mut scan, mut chunk) = (IndexScan::default(), vec![0; CHUNK_BYTES]);
+    loop {
+        let filled = read_up_to(reader, &mut chunk)?;
+        scan.chunk(&chunk[..filled]);
+        if filled < CHUNK_BYTES {
+            break;
+        }
+    }
+    let file = scan.finish().ok_or(std::io::ErrorKind::InvalidData)?;
+    Ok(Indexed { bytes: file.bytes, directory_bytes: file.directory_bytes })
+}
+
+/// A segment's index file as it must be: the one that is there, where it has these bytes, else one that is made anew.
+fn keep_index(path: &Path, number: u64, bytes: &[u8]) -> std::io::Result<File> {
+    let path = index_path(path, number);
+    if let Ok(mut file) = File::open(&path) {
+        let mut found = Vec::with_capacity(bytes.len());
+        let read = Read::by_ref(&mut file).take(bytes.len() as u64 + 1).read_to_end(&mut found);
+        if read.is_ok() && found == bytes {
+            return Ok(file);
+        }
+        tracing::warn!(path = %path.display(), "a segment's index was not what its segment says: it was made anew");
+    }
+    write_index(&path, bytes).or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "a segment's index could not be written: it is held in memory");
+        index_in_memory(bytes)
+    })
+}
+
+/// Removes indexes of segments that are gone, and what a write of one has left behind.
+fn remove_stale(path: &Path, indexes: &[(u64, File)]) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let known = |number| indexes.iter().any(|(kept, _)| *kept == number);
+        if name.ends_with(".idx.new") || index_number(&name).is_some_and(|number| !known(number)) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// The log goes on behind what was read of it. Segments behind the last good one are gone.
@@ -157,18 +232,28 @@ pub(super) fn scan<R: Read + Seek>(
     let mut scanner = Scanner::new(identity.shard, identity.generation);
     let mut chunk = vec![0; CHUNK_BYTES];
     for segment in segments {
-        let told = |error: std::io::Error| ReadError::Io(segment.number, error);
-        segment.reader.rewind().map_err(told)?;
-        scanner.segment(segment.number).map_err(ReadError::Scan)?;
-        loop {
-            let filled = read_up_to(&mut segment.reader, &mut chunk).map_err(told)?;
-            scanner.chunk(&chunk[..filled], &mut each).map_err(ReadError::Scan)?;
-            if filled < CHUNK_BYTES {
-                break;
-            }
-        }
+        scan_one(&mut scanner, segment, &mut chunk, &mut each)?;
     }
     scanner.finish().map_err(ReadError::Scan)
+}
+
+/// The next segment, by way of a chunk of memory.
+fn scan_one<R: Read + Seek>(
+    scanner: &mut Scanner,
+    segment: &mut Segment<R>,
+    chunk: &mut [u8],
+    mut each: impl FnMut(Position, &Record<'_>),
+) -> Result<(), ReadError> {
+    let told = |error: std::io::Error| ReadError::Io(segment.number, error);
+    segment.reader.rewind().map_err(told)?;
+    scanner.segment(segment.number).map_err(ReadError::Scan)?;
+    loop {
+        let filled = read_up_to(&mut segment.reader, chunk).map_err(told)?;
+        scanner.chunk(&chunk[..filled], &mut each).map_err(ReadError::Scan)?;
+        if filled < chunk.len() {
+            return Ok(());
+        }
+    }
 }
 
 fn damage(path: &Path, error: &ScanError) -> String {
@@ -186,7 +271,7 @@ pub(super) fn header_of(segment: &mut (impl Read + Seek)) -> std::io::Result<Opt
     Ok(bytes.get(..filled).and_then(|bytes| SegmentHeader::decode(bytes).ok()))
 }
 
-pub(super) fn read_up_to(file: &mut impl Read, into: &mut [u8]) -> std::io::Result<usize> {
+pub(super) fn read_up_to(file: &mut (impl Read + ?Sized), into: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < into.len() {
         match file.read(&mut into[filled..]) {

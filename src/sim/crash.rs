@@ -30,7 +30,13 @@ pub fn recover(seat: &mut Seat, key: HashKey, shard: usize, segment_bytes: u64, 
     };
     seat.engine.disk.finish_purges(u16::try_from(shard).unwrap()).map_err(told)?;
     let identity = Identity { shard: u16::try_from(shard).unwrap(), generation: 1, segment_bytes, key };
-    let reading = read_log(&mut seat.core, &mut seat.engine.disk.segments(), &identity).map_err(told)?;
+    let mut indexes = Vec::new();
+    let keep = |number, bytes: &[u8]| {
+        indexes.push((number, bytes.to_vec()));
+        Ok(())
+    };
+    let reading = read_log(&mut seat.core, &mut seat.engine.disk.segments(), &identity, keep).map_err(told)?;
+    indexes.iter().for_each(|(number, bytes)| seat.engine.disk.keep_index(*number, bytes));
     seat.engine.disk.trim(reading.scanned.last.map(|last| (last.number, last.valid_bytes)));
     let clean = clean && reading.scanned.torn.is_none();
     go_on(&mut seat.core, reading, clean, now);
@@ -59,12 +65,13 @@ impl World {
         let acknowledged = self.outlives(crash);
         let delivered = acknowledged && !self.snapshot.settings.log.early_delivery;
         let mut lossy = false;
+        let before = self.seats.iter().map(entries).collect();
         for seat in &mut self.seats {
             lossy |= seat.engine.disk.crash(&mut self.random, crash);
         }
         self.lossy_cuts += u64::from(lossy);
         let clean = vec![false; self.seats.len()];
-        self.start_again(&clean, acknowledged, delivered);
+        self.start_again(before, &clean, acknowledged, delivered);
     }
 
     /// Everybody is told to go, the process ends in good order, and is started again.
@@ -86,11 +93,12 @@ impl World {
         if let Some(shard) = refusing.zip(&clean).position(|(refusing, clean)| !refusing && !clean) {
             return self.oracle.wrong(format!("not all was on disk when shard {shard} ended"));
         }
+        let before = self.seats.iter().map(entries).collect();
         for seat in &mut self.seats {
             seat.engine.disk.crash(&mut self.random, Crash::Kill);
         }
         let acknowledged = self.outlives(Crash::Kill);
-        self.start_again(&clean, acknowledged, acknowledged && !self.snapshot.settings.log.early_delivery);
+        self.start_again(before, &clean, acknowledged, acknowledged && !self.snapshot.settings.log.early_delivery);
         self.draining = false;
     }
 
@@ -116,9 +124,8 @@ impl World {
     }
 
     /// `acknowledged` and `delivered`: what was so had to survive, also where the end was not in good order.
-    fn start_again(&mut self, clean: &[bool], acknowledged: bool, delivered: bool) {
+    fn start_again(&mut self, before: Vec<Entries>, clean: &[bool], acknowledged: bool, delivered: bool) {
         let sessions = self.oracle.sessions();
-        let before: Vec<Entries> = self.seats.iter().map(|seat| seat.core.log_entries()).collect();
         let disks: Vec<Disk> = self.seats.iter_mut().map(|seat| std::mem::take(&mut seat.engine.disk)).collect();
         let segment_bytes = self.snapshot.settings.log.segment_bytes;
         let mesh = Mesh::with_depth(disks.len(), self.lane_depth);
@@ -133,7 +140,7 @@ impl World {
             if let Err(what) = recover(&mut seat, self.key, shard, segment_bytes, clean[shard], now) {
                 self.oracle.wrong(format!("shard {shard} does not recover: {what}"));
             }
-            let after = seat.core.log_entries();
+            let after = entries(&seat);
             if let Some(what) = not_a_prefix(&before[shard], &after) {
                 self.oracle.wrong(format!("shard {shard}: what was recovered is no prefix of what was appended: {what}"));
             }
@@ -162,6 +169,10 @@ impl World {
             self.crash(Crash::Kill);
         }
     }
+}
+
+fn entries(seat: &Seat) -> Entries {
+    seat.core.log_entries(|segment, entry_at| seat.engine.disk.located(segment, entry_at))
 }
 
 /// What of `after` contradicts that it is `before` up to some place of the log.

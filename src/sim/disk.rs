@@ -6,9 +6,9 @@
 use super::random::Random;
 use crate::io::{Event, PurgeStep};
 use crate::limits::CHUNK_BYTES;
-use crate::log::purge;
+use crate::log::{purge, read_entries};
 use crate::shard::purge_files::find_purges;
-use crate::shard::store::{ReadError, Segment};
+use crate::shard::store::{ReadError, Segment, index_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 
@@ -48,6 +48,7 @@ pub enum Answer {
     SegmentReady(u64, Result<(), i32>),
     SegmentGone(u64, Result<(), i32>),
     Purged(PurgeStep, Result<u64, i32>),
+    SegmentIndexed(u64, Result<Vec<u8>, i32>, Option<i32>),
 }
 
 impl Answer {
@@ -59,6 +60,9 @@ impl Answer {
             Self::SegmentReady(number, result) => Event::SegmentReady { number, result },
             Self::SegmentGone(number, result) => Event::SegmentGone { number, result },
             Self::Purged(step, result) => Event::Purged { step, result },
+            Self::SegmentIndexed(number, ref result, unsaved) => {
+                Event::SegmentIndexed { number, result: result.clone(), unsaved }
+            }
         }
     }
 }
@@ -79,10 +83,12 @@ enum Work {
     },
     Read {
         segment: u64,
+        of_index: bool,
         at: usize,
         len: usize,
         tag: u64,
     },
+    Index(u64),
     Prepare(u64),
     Delete(u64),
     Purge {
@@ -144,12 +150,21 @@ impl File {
     }
 }
 
+/// A segment's index file.
+#[derive(Debug)]
+struct Index {
+    bytes: Vec<u8>,
+    /// It is in memory alone, since it could not be written.
+    unsaved: bool,
+}
+
 #[derive(Debug, Default)]
 pub struct Disk {
     segment_bytes: usize,
     files: BTreeMap<u64, File>,
     /// Sessions whose purge has begun.
     purges: BTreeSet<u64>,
+    indexes: BTreeMap<u64, Index>,
     pending: Vec<Pending>,
     pub faults: DiskFaults,
     /// Something was answered that no retry mends: its shard waits for a restart.
@@ -175,7 +190,16 @@ impl Disk {
 
     pub fn ask_read(&mut self, random: &mut Random, now_ns: u64, (segment, at): (u64, u64), len: usize, tag: u64) {
         let at = usize::try_from(at).unwrap();
-        self.ask(random, now_ns, Work::Read { segment, at, len, tag });
+        self.ask(random, now_ns, Work::Read { segment, of_index: false, at, len, tag });
+    }
+
+    pub fn ask_read_index(&mut self, random: &mut Random, now_ns: u64, (segment, at): (u64, u64), len: usize, tag: u64) {
+        let at = usize::try_from(at).unwrap();
+        self.ask(random, now_ns, Work::Read { segment, of_index: true, at, len, tag });
+    }
+
+    pub fn ask_index(&mut self, random: &mut Random, now_ns: u64, number: u64) {
+        self.ask(random, now_ns, Work::Index(number));
     }
 
     pub fn ask_prepare(&mut self, random: &mut Random, now_ns: u64, number: u64) {
@@ -234,12 +258,14 @@ impl Disk {
                 }
                 Answer::Synced(tag, Ok(()))
             }
-            Work::Read { segment, at, len, tag } => {
-                let Some(file) = self.files.get(&segment) else { return Answer::ReadBack(tag, Err(libc::ENOENT)) };
+            Work::Read { segment, of_index, at, len, tag } => {
+                let index = self.indexes.get(&segment).map(|index| &index.bytes);
+                let file = if of_index { index } else { self.files.get(&segment).map(|file| &file.bytes) };
+                let Some(file) = file else { return Answer::ReadBack(tag, Err(libc::ENOENT)) };
                 if random.percent(faults.read_errors) {
                     return Answer::ReadBack(tag, Err(libc::EIO));
                 }
-                let mut bytes = file.bytes[at.min(file.bytes.len())..(at + len).min(file.bytes.len())].to_vec();
+                let mut bytes = file[at.min(file.len())..(at + len).min(file.len())].to_vec();
                 if random.percent(faults.short_reads) {
                     bytes.truncate(random.index(bytes.len() + 1));
                 }
@@ -275,8 +301,31 @@ impl Disk {
                 };
                 Answer::Purged(step, result)
             }
-            Work::Delete(number) => Answer::SegmentGone(number, self.files.remove(&number).ok_or(libc::ENOENT).map(drop)),
+            Work::Index(number) => self.index(random, number),
+            Work::Delete(number) => {
+                self.indexes.remove(&number);
+                Answer::SegmentGone(number, self.files.remove(&number).ok_or(libc::ENOENT).map(drop))
+            }
         }
+    }
+
+    fn index(&mut self, random: &mut Random, number: u64) -> Answer {
+        let Some(file) = self.files.get(&number) else { return Answer::SegmentIndexed(number, Err(libc::ENOENT), None) };
+        if random.percent(self.faults.read_errors) {
+            return Answer::SegmentIndexed(number, Err(libc::EIO), None);
+        }
+        let indexed = index_of(&mut &file.bytes[..]).unwrap();
+        let unsaved = random.percent(self.faults.full);
+        let directory = indexed.bytes[..indexed.directory_bytes].to_vec();
+        self.indexes.insert(number, Index { bytes: indexed.bytes, unsaved });
+        Answer::SegmentIndexed(number, Ok(directory), unsaved.then_some(libc::ENOSPC))
+    }
+
+    /// Where the message is whose entry stands there in a segment's index.
+    pub fn located(&self, segment: u64, entry_at: u64) -> Option<u64> {
+        let index = &self.indexes.get(&segment)?.bytes;
+        let offset = read_entries(index.get(usize::try_from(entry_at).ok()?..)?).next()??.offset;
+        Some(segment * self.segment_bytes as u64 + u64::from(offset))
     }
 
     fn purge(&mut self, session: u64, number: u64, end: u64) -> Result<u64, i32> {
@@ -322,7 +371,14 @@ impl Disk {
                     let len = random.pick(&[0, self.segment_bytes / 2, self.segment_bytes]);
                     self.files.insert(number, File { bytes: vec![0; len], ..File::default() });
                 }
-                Work::Delete(number) if random.percent(50) => drop(self.files.remove(&number)),
+                // A segment goes before its index does.
+                Work::Delete(number) if random.percent(50) => {
+                    self.files.remove(&number);
+                    if random.percent(50) {
+                        self.indexes.remove(&number);
+                    }
+                }
+                Work::Index(number) if random.percent(50) => drop(self.index(random, number)),
                 Work::Purge { session, step: PurgeStep::Begin } if random.percent(50) => drop(self.purges.insert(session)),
                 Work::Purge { session, step: PurgeStep::End } if random.percent(50) => drop(self.purges.remove(&session)),
                 Work::Purge { session, step: PurgeStep::Segment { number, end } } => {
@@ -336,9 +392,16 @@ impl Disk {
                         }
                     }
                 }
-                Work::Prepare(_) | Work::Delete(_) | Work::Purge { .. } | Work::Sync { .. } | Work::Read { .. } => {}
+                Work::Prepare(_)
+                | Work::Delete(_)
+                | Work::Purge { .. }
+                | Work::Sync { .. }
+                | Work::Read { .. }
+                | Work::Index(_) => {}
             }
         }
+        // Their names are not synced.
+        self.indexes.retain(|_, index| !index.unsaved && (crash == Crash::Kill || random.percent(50)));
         self.failed = false;
         let mut lossy = false;
         if crash == Crash::PowerCut {
@@ -355,9 +418,15 @@ impl Disk {
         self.files.iter().map(|(number, file)| Segment { number: *number, reader: Cursor::new(&file.bytes[..]) }).collect()
     }
 
+    /// Makes a segment's index what recovery wants it to be.
+    pub fn keep_index(&mut self, number: u64, bytes: &[u8]) {
+        self.indexes.insert(number, Index { bytes: bytes.to_vec(), unsaved: false });
+    }
+
     /// What recovery does with the files: the last one is cut to what is good in it and synced, those behind it go.
     pub fn trim(&mut self, last: Option<(u64, u64)>) {
         self.files.retain(|number, _| last.is_some_and(|(last, _)| *number <= last));
+        self.indexes.retain(|number, _| self.files.contains_key(number));
         if let Some((number, valid_bytes)) = last
             && let Some(file) = self.files.get_mut(&number)
         {

@@ -295,6 +295,14 @@ impl Io for SimIo<'_> {
         self.engine.disk.ask_read(self.random, self.now.mono_ns, (segment, at), len, tag);
     }
 
+    fn read_index(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+        self.engine.disk.ask_read_index(self.random, self.now.mono_ns, (segment, at), len, tag);
+    }
+
+    fn index_segment(&mut self, number: u64) {
+        self.engine.disk.ask_index(self.random, self.now.mono_ns, number);
+    }
+
     fn prepare_segment(&mut self, number: u64) {
         self.engine.disk.ask_prepare(self.random, self.now.mono_ns, number);
     }

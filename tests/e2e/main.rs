@@ -21,6 +21,7 @@ mod backpressure_and_rates;
 mod channels_across_shards;
 mod cli;
 mod client_addresses;
+mod cold_history;
 mod control_thread;
 mod deflate;
 mod drain_within_grace;

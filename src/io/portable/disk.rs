@@ -6,7 +6,7 @@
 use crate::io::ring::ignore_file_size_signal;
 use crate::io::segments::{Disk, Segments};
 use crate::io::{Event, RingStats};
-use crate::limits::{DISK_REQUESTS_MAX, READ_BACK_BYTES_MAX, READ_BACKS_MAX};
+use crate::limits::{DISK_REQUESTS_MAX, READ_BACKS_MAX};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -116,31 +116,33 @@ impl Threads {
     }
 
     pub(super) fn write(&mut self, segment: u64, at: u64, bytes: &[u8], tag: u64) {
-        match self.segments.enter(segment, at, bytes.len()) {
-            Ok(()) => {
+        match self.segments.enter_write(segment, at, bytes.len()) {
+            Ok(file) => {
                 let mut buffer = self.write_buffers.pop().unwrap_or_default();
                 buffer.clear();
                 buffer.extend_from_slice(bytes);
-                self.ask(Kind::Write, segment, at, buffer, bytes.len(), tag);
+                self.ask(Kind::Write, (segment, file), at, buffer, bytes.len(), tag);
             }
             Err(errno) => self.answers.push_back(Answer::Written { tag, result: Err(errno) }),
         }
     }
 
     pub(super) fn sync(&mut self, segment: u64, tag: u64) {
-        match self.segments.enter(segment, 0, 0) {
-            Ok(()) => {
-                self.ask(Kind::Sync, segment, 0, Vec::new(), 0, tag);
+        match self.segments.enter_write(segment, 0, 0) {
+            Ok(file) => {
+                self.ask(Kind::Sync, (segment, file), 0, Vec::new(), 0, tag);
             }
             Err(errno) => self.answers.push_back(Answer::Synced { tag, result: Err(errno) }),
         }
     }
 
-    pub(super) fn read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64, stats: &mut RingStats) {
-        // It may ask beyond the end of the file, where there is nothing to read.
-        let entered = if len > READ_BACK_BYTES_MAX { Err(libc::EINVAL) } else { self.segments.enter(segment, at, 0) };
-        match entered {
-            Ok(()) => stats.read_backs_waited += u64::from(self.ask(Kind::Read, segment, at, Vec::new(), len, tag)),
+    /// What is read of a segment, or of its index.
+    pub(super) fn read_back(&mut self, (segment, of_index): (u64, bool), at: u64, len: usize, tag: u64, stats: &mut RingStats) {
+        match self.segments.enter_read(segment, of_index, at, len) {
+            Ok(file) => {
+                let waits = self.ask(Kind::Read, (segment, file), at, Vec::new(), len, tag);
+                stats.read_backs_waited += u64::from(waits);
+            }
             Err(errno) => {
                 self.answers.push_back(Answer::Read { tag, result: Err(errno), buffer: Vec::new(), len: 0 });
             }
@@ -148,8 +150,7 @@ impl Threads {
     }
 
     /// Gives an operation that was counted in to its thread; true where it has to wait.
-    fn ask(&mut self, kind: Kind, segment: u64, at: u64, buffer: Vec<u8>, len: usize, tag: u64) -> bool {
-        let file = Arc::clone(self.segments.file(segment).expect("an operation that was counted in keeps its segment"));
+    fn ask(&mut self, kind: Kind, (segment, file): (u64, Arc<File>), at: u64, buffer: Vec<u8>, len: usize, tag: u64) -> bool {
         let operation = Operation { kind, segment, tag, at, file, buffer, len, done: 0, short_writes: 0, result: Ok(()) };
         let lane = &mut self.lanes[kind as usize];
         let waits = lane.asked >= lane.asked_max;

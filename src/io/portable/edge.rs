@@ -571,7 +571,15 @@ impl Io for Edge {
     }
 
     fn read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
-        self.disk.read_back(segment, at, len, tag, &mut self.stats);
+        self.disk.read_back((segment, false), at, len, tag, &mut self.stats);
+    }
+
+    fn read_index(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+        self.disk.read_back((segment, true), at, len, tag, &mut self.stats);
+    }
+
+    fn index_segment(&mut self, number: u64) {
+        self.disk.segments.index(number);
     }
 
     fn prepare_segment(&mut self, number: u64) {

@@ -5,13 +5,15 @@ use super::{Completion, Op, Ring, plain, untag};
 use crate::io::chunk::Chunk;
 use crate::io::segments::{Disk, Segments};
 use crate::io::{Event, Shard};
-use crate::limits::{READ_BACK_BYTES_MAX, READ_BACKS_MAX};
+use crate::limits::READ_BACKS_MAX;
 use crate::time::Tick;
 use io_uring::{opcode, types};
 use std::collections::VecDeque;
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Times one operation is submitted again after EINTR or EAGAIN.
@@ -37,6 +39,8 @@ enum Kind {
 struct Operation {
     segment: u64,
     tag: u64,
+    /// Open as long as this is: an index may be made anew meanwhile.
+    file: Arc<File>,
     /// Where in the file it goes on.
     at: u64,
     tries: u8,
@@ -106,28 +110,26 @@ impl Operations {
 impl Ring {
     pub(super) fn start_write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64) {
         assert!(part.end <= chunk.len(), "a write of bytes to {} of a chunk that holds {}", part.end, chunk.len());
-        match self.disk.segments.enter(segment, at, part.len()) {
-            Ok(()) => self.submit(Operation { segment, tag, at, tries: 0, kind: Kind::Write { chunk, part } }),
+        match self.disk.segments.enter_write(segment, at, part.len()) {
+            Ok(file) => self.submit(Operation { segment, tag, file, at, tries: 0, kind: Kind::Write { chunk, part } }),
             Err(errno) => self.disk.segments.answers.push_back(Event::Written { tag, result: Err(errno) }),
         }
     }
 
     pub(super) fn start_sync(&mut self, segment: u64, tag: u64) {
-        match self.disk.segments.enter(segment, 0, 0) {
-            Ok(()) => self.submit(Operation { segment, tag, at: 0, tries: 0, kind: Kind::Sync }),
+        match self.disk.segments.enter_write(segment, 0, 0) {
+            Ok(file) => self.submit(Operation { segment, tag, file, at: 0, tries: 0, kind: Kind::Sync }),
             Err(errno) => self.disk.segments.answers.push_back(Event::Synced { tag, result: Err(errno) }),
         }
     }
 
-    pub(super) fn start_read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
-        // It may ask beyond the end of the file, where there is nothing to read.
-        let entered = if len > READ_BACK_BYTES_MAX { Err(libc::EINVAL) } else { self.disk.segments.enter(segment, at, 0) };
-        if let Err(errno) = entered {
-            self.disk.segments.answers.push_back(Event::ReadBack { tag, result: Err(errno) });
-            return;
-        }
+    pub(super) fn start_read_back(&mut self, segment: u64, of_index: bool, at: u64, len: usize, tag: u64) {
+        let file = match self.disk.segments.enter_read(segment, of_index, at, len) {
+            Ok(file) => file,
+            Err(errno) => return self.disk.segments.answers.push_back(Event::ReadBack { tag, result: Err(errno) }),
+        };
         let kind = Kind::Read { buffer: Vec::new(), done: 0, len };
-        let operation = Operation { segment, tag, at, tries: 0, kind };
+        let operation = Operation { segment, tag, file, at, tries: 0, kind };
         if self.disk.reads < READ_BACKS_MAX {
             self.submit_read(operation);
         } else {
@@ -159,11 +161,9 @@ impl Ring {
     /// Queues what is left of an operation.
     fn push_operation(&mut self, number: u32) {
         let Some(operation) = &mut self.disk.in_flight[number as usize] else { return };
-        // An operation that is counted in keeps its segment.
-        let Some(file) = self.disk.segments.file(operation.segment) else { return };
-        let fd = types::Fd(file.as_raw_fd());
+        let fd = types::Fd(operation.file.as_raw_fd());
         let bytes = |len| u32::try_from(len).expect("chunks and reads are below 4 GiB");
-        // The memory named here belongs to the operation, which stays where it is until its completion is taken.
+        // The memory and the file named here belong to the operation, which stays where it is until its completion is taken.
         let entry = match &mut operation.kind {
             Kind::Write { chunk, part } => {
                 let part = &chunk.bytes()[part.clone()];
@@ -202,7 +202,9 @@ impl Ring {
             operation.at += taken.unwrap_or(0) as u64;
             return self.push_operation(number);
         }
-        let Some(Operation { segment, tag, kind, .. }) = self.disk.take(number) else { return };
+        let Some(Operation { segment, tag, file, kind, .. }) = self.disk.take(number) else { return };
+        // A deleted file is closed for good on the files thread.
+        drop(file);
         self.disk.segments.leave(segment);
         let result = taken.map(drop);
         match kind {

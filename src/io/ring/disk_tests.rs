@@ -35,8 +35,8 @@ impl Drop for Directory {
 
 fn engine(directory: &Path, segment_bytes: u64, segments: Vec<(u64, File)>) -> (Ring, JoinHandle<()>) {
     let knock = eventfd();
-    let (thread, mut handles) = files::start(vec![knock.clone()], 0, purge_capitals).unwrap();
-    let disk = Disk { directory: directory.to_owned(), segment_bytes, segments, files: handles.remove(0) };
+    let (thread, mut handles) = files::start(vec![knock.clone()], 0, files::lengths()).unwrap();
+    let disk = Disk { directory: directory.to_owned(), segment_bytes, segments, indexes: Vec::new(), files: handles.remove(0) };
     (Ring::new(OPTIONS, None, Bells::new(1), knock, Some(disk)).unwrap(), thread)
 }
 
@@ -49,6 +49,7 @@ enum Told {
     Ready(u64, Result<(), i32>),
     Gone(u64, Result<(), i32>),
     Purged(Result<u64, i32>),
+    Indexed(u64, Result<Vec<u8>, i32>, Option<i32>),
 }
 
 fn told(event: Event<'_>) -> Option<Told> {
@@ -59,6 +60,7 @@ fn told(event: Event<'_>) -> Option<Told> {
         Event::SegmentReady { number, result } => Told::Ready(number, result),
         Event::SegmentGone { number, result } => Told::Gone(number, result),
         Event::Purged { result, .. } => Told::Purged(result),
+        Event::SegmentIndexed { number, result, unsaved } => Told::Indexed(number, result, unsaved),
         _ => return None,
     })
 }
@@ -381,18 +383,46 @@ fn a_purge_goes_through_its_steps() {
     thread.join().unwrap();
 }
 
-/// Takes out capital letters, each a message.
-#[expect(clippy::unnecessary_wraps, reason = "a purger")]
-fn purge_capitals(
-    bytes: &mut [u8],
-    end: usize,
-    _session: u64,
-    _is_first: bool,
-    each: &mut dyn FnMut(std::ops::Range<usize>),
-) -> std::io::Result<()> {
-    for at in (0..end).filter(|at| bytes[*at].is_ascii_uppercase()).collect::<Vec<_>>() {
-        bytes[at] = b'-';
-        each(at..at + 1);
-    }
-    Ok(())
+#[test]
+fn a_segment_is_indexed_read_by_its_index_and_deleted_with_it() {
+    let directory = Directory::new("index");
+    let (mut ring, thread) = engine(&directory.0, SEGMENT_BYTES, Vec::new());
+    answers(&mut ring, 1, |io| io.prepare_segment(2));
+    let chunk = filled(&pattern(0, 1000));
+    answers(&mut ring, 1, |io| io.write(2, 0, Rc::clone(&chunk), 0..1000, 1));
+    let heard = answers(&mut ring, 2, |io| {
+        io.read_index(2, 0, 10, 3);
+        io.index_segment(7);
+    });
+    assert_eq!(heard, [Told::Read(3, Err(libc::ENOENT)), Told::Indexed(7, Err(libc::ENOENT), None)]);
+
+    let sum: u64 = pattern(0, 1000).iter().map(|byte| u64::from(*byte)).sum();
+    let heard = answers(&mut ring, 1, |io| io.index_segment(2));
+    let length = SEGMENT_BYTES.to_string();
+    assert_eq!(heard, [Told::Indexed(2, Ok(length.clone().into()), None)], "its beginning is told");
+    let path = files::index_path(&directory.0, 2);
+    assert_eq!(std::fs::read(&path).unwrap(), format!("{length}{sum}").into_bytes());
+    let heard = answers(&mut ring, 2, |io| {
+        io.read_index(2, length.len() as u64, 100, 4);
+        io.read_index(2, 0, READ_BACK_BYTES_MAX + 1, 5);
+    });
+    assert!(heard.contains(&Told::Read(4, Ok(sum.to_string().into()))) && heard.contains(&Told::Read(5, Err(libc::EINVAL))));
+
+    // Made anew where it cannot be written: it is read all the same, and what is under way is not given another file.
+    std::fs::create_dir(path.with_extension("idx.new")).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let heard = answers(&mut ring, 3, |io| {
+        io.index_segment(2);
+        (0..2).for_each(|tag| io.read_index(2, 0, 3, tag));
+    });
+    assert!(heard.contains(&Told::Indexed(2, Ok(length.clone().into()), Some(libc::EISDIR))), "{heard:?}");
+    assert!(heard.contains(&Told::Read(0, Ok(length.as_bytes()[..3].into()))), "{heard:?}");
+    assert!(!path.exists());
+    std::fs::remove_dir(path.with_extension("idx.new")).unwrap();
+    answers(&mut ring, 1, |io| io.index_segment(2));
+    assert!(path.exists());
+    assert_eq!(answers(&mut ring, 1, |io| io.delete_segment(2)), [Told::Gone(2, Ok(()))]);
+    assert_eq!(std::fs::read_dir(&directory.0).unwrap().count(), 0, "nothing is left of it");
+    drop(ring);
+    thread.join().unwrap();
 }

@@ -480,7 +480,15 @@ impl Io for Ring {
     }
 
     fn read_back(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
-        self.start_read_back(segment, at, len, tag);
+        self.start_read_back(segment, false, at, len, tag);
+    }
+
+    fn read_index(&mut self, segment: u64, at: u64, len: usize, tag: u64) {
+        self.start_read_back(segment, true, at, len, tag);
+    }
+
+    fn index_segment(&mut self, number: u64) {
+        self.disk.segments.index(number);
     }
 
     fn prepare_segment(&mut self, number: u64) {

@@ -1,0 +1,431 @@
+//! A segment's index file: where each session's messages stand in a segment that is not written any more. All integers are
+//! little-endian.
+//!
+//! ```text
+//!  0  8 bytes  magic "RWIDX\0\0\1"        32  u32  runs
+//!  8  u16      version (1)                36  u32  entries
+//! 10  u16      shard                      40  u32  CRC32C of the segment's header: bytes 60 to 64 of that file
+//! 12  u32      generation                 44  u32  CRC32C of the runs
+//! 16  u64      number of the segment      48  12 bytes, 0
+//! 24  u64      segment bytes              60  u32  CRC32C of bytes 0 to 60
+//! 64  the runs, by session and seq        then the entries, in the order of the runs
+//!
+//! A run: messages of one session that follow each other without a hole, 32 bytes
+//!  0  u64  session                        20  u32  where its entries begin in this file
+//!  8  u64  first seq                      24  u32  bytes of its records together
+//! 16  u32  count                          28  u32  the offset of its last record in the segment's file
+//!
+//! An entry: one message, 12 bytes
+//!  0  u32  the record's offset in the segment's file
+//!  4  u32  the record's length
+//!  8  u32  CRC32C of bytes 0 to 8 and then of the record's header and addresses
+//! ```
+//!
+//! All of it follows from the segment: it may be deleted and is made again. An entry's checksum covers the record's head, which has the
+//! session, the seq and the body's checksum in it: what is read by an entry is that record, whole, or it does not match.
+
+use super::record::{HEADER_BYTES, Kind, Record, RecordError, get, put, read_record};
+use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::limits::CHUNK_BYTES;
+
+/// The version this code writes.
+pub const INDEX_VERSION: u16 = 1;
+/// An index file's header.
+pub const INDEX_HEADER_BYTES: usize = 64;
+/// A run's bytes.
+pub const RUN_BYTES: usize = 32;
+/// An entry's bytes.
+pub const ENTRY_BYTES: usize = 12;
+
+const MAGIC: [u8; 8] = *b"RWIDX\0\0\x01";
+
+/// Messages of one session in one segment, without a hole in their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub first_seq: u64,
+    /// The segment's number. Those of a shard that has written 2^32 segments are not indexed.
+    pub segment: u32,
+    pub count: u32,
+    /// Where its first entry is in the index file.
+    pub entries_at: u32,
+    /// Bytes of its records together; of a part of a run, in proportion.
+    pub bytes: u32,
+    /// Where its last record is in the segment's file; of a part of a run, the same.
+    pub last_offset: u32,
+}
+
+impl Run {
+    /// The number behind its last.
+    #[must_use]
+    pub const fn end_seq(&self) -> u64 {
+        self.first_seq + self.count as u64
+    }
+
+    /// What of it lies from `first` to before `end`.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "a part is not more than the whole, whose fields are of 32 bits")]
+    pub fn part(&self, first: u64, end: u64) -> Self {
+        let first = first.clamp(self.first_seq, self.end_seq());
+        let count = end.min(self.end_seq()).saturating_sub(first);
+        let bytes = u64::from(self.bytes) * count / u64::from(self.count).max(1);
+        let entries_at = u64::from(self.entries_at) + ENTRY_BYTES as u64 * (first - self.first_seq);
+        Self {
+            first_seq: first,
+            segment: self.segment,
+            count: count as u32,
+            entries_at: entries_at as u32,
+            bytes: bytes as u32,
+            last_offset: self.last_offset,
+        }
+    }
+
+    /// Its parts, of which one ends and another begins where two neighbours' offsets are not `together`. `entries` are its own, of its
+    /// index file.
+    pub fn split(self, entries: &[u8], together: impl Fn(u32, u32) -> bool) -> impl Iterator<Item = Self> {
+        let located: Vec<Located> = read_entries(entries).flatten().take(self.count as usize).collect();
+        let (mut from, mut parts) = (self.first_seq, Vec::new());
+        for part in located.chunk_by(|one, other| together(one.offset, other.offset)) {
+            let end = from + part.len() as u64;
+            let bytes = part.iter().fold(0, |sum: u32, one| sum.saturating_add(one.bytes));
+            parts.push(Self { bytes, last_offset: part[part.len() - 1].offset, ..self.part(from, end) });
+            from = end;
+        }
+        parts.into_iter()
+    }
+
+    /// Bytes of one of its records, on average.
+    #[must_use]
+    pub fn bytes_each(&self) -> u32 {
+        self.bytes.checked_div(self.count).unwrap_or(0)
+    }
+}
+
+/// A run and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionRun {
+    /// Keyed hash of the session's id.
+    pub session: u64,
+    pub run: Run,
+}
+
+/// A record's place in its segment's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Located {
+    pub offset: u32,
+    pub bytes: u32,
+    check: u32,
+}
+
+impl Located {
+    fn new(offset: u32, record: &Record<'_>) -> Option<Self> {
+        let bytes = u32::try_from(record.length).ok()?;
+        Some(Self { offset, bytes, check: check(offset, bytes, record.head) })
+    }
+
+    /// Whether a record may be there: it lies within a chunk.
+    const fn may_be(&self) -> bool {
+        self.bytes as usize >= HEADER_BYTES && self.offset as usize % CHUNK_BYTES + self.bytes as usize <= CHUNK_BYTES
+    }
+
+    /// The message of that session and seq, where it is what stands at this place.
+    #[must_use]
+    pub fn read<'a>(&self, bytes: &'a [u8], session: u64, seq: u64) -> Option<Record<'a>> {
+        let record = read_record(bytes, None).ok()?;
+        let header = &record.header;
+        let right =
+            (header.kind, header.session, header.seq, record.length) == (Kind::Message, session, seq, self.bytes as usize);
+        (right && check(self.offset, self.bytes, record.head) == self.check).then_some(record)
+    }
+}
+
+fn check(offset: u32, bytes: u32, head: &[u8]) -> u32 {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&offset.to_le_bytes()), &bytes.to_le_bytes());
+    crc32c::crc32c_append(crc, head)
+}
+
+/// What is wrong with bytes that should be an index file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IndexError {
+    #[error("the index is cut short: {have} bytes of {need}")]
+    Short { have: usize, need: usize },
+    #[error("this is no index of a segment: its first 8 bytes are not those that one begins with")]
+    Magic,
+    #[error("index version {0} is not one this gateway reads (it reads {INDEX_VERSION})")]
+    Version(u16),
+    #[error("the index does not match its checksum")]
+    Checksum,
+    #[error("the index contradicts itself")]
+    Contradiction,
+}
+
+/// A file's name: the segment's number as 16 hexadecimal digits, and `.idx`.
+#[must_use]
+pub fn index_name(number: u64) -> String {
+    format!("{number:016x}.idx")
+}
+
+/// The number in an index file's name; `None` where it is not the name of one.
+#[must_use]
+pub fn index_number(name: &str) -> Option<u64> {
+    let number = u64::from_str_radix(name.strip_suffix(".idx")?, 16).ok()?;
+    (index_name(number) == name).then_some(number)
+}
+
+/// An index file's bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexFile {
+    pub bytes: Vec<u8>,
+    /// Header and runs: what a shard keeps of it.
+    pub directory_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Noted {
+    session: u64,
+    seq: u64,
+    at: Located,
+}
+
+/// Gathers a segment's messages.
+#[derive(Debug, Default)]
+pub struct IndexBuilder {
+    noted: Vec<Noted>,
+    /// Sessions that were forgotten, and where: messages before are an earlier session's of the same id.
+    gone: Vec<(u64, u32)>,
+}
+
+impl IndexBuilder {
+    /// One good record of the segment, at an offset of its file. They come in the order of the file.
+    pub fn note(&mut self, offset: u32, record: &Record<'_>) {
+        let (session, seq) = (record.header.session, record.header.seq);
+        match record.header.kind {
+            Kind::Message if record.purged => {}
+            Kind::Message => self.noted.extend(Located::new(offset, record).map(|at| Noted { session, seq, at })),
+            Kind::SessionGone => self.gone.push((session, offset)),
+            Kind::Mark | Kind::Session | Kind::Member | Kind::MemberGone | Kind::Receipt | Kind::Purge => {}
+        }
+    }
+
+    /// The file of what was noted since the last one; `None` where a number does not fit (see [`Run::segment`]).
+    pub fn finish(&mut self, header: &SegmentHeader) -> Option<IndexFile> {
+        let segment = u32::try_from(header.number).ok();
+        self.gone.sort_unstable();
+        let gone = std::mem::take(&mut self.gone);
+        self.noted.retain(|noted| {
+            let behind = gone.partition_point(|gone| *gone <= (noted.session, noted.at.offset));
+            gone.get(behind).is_none_or(|(session, _)| *session != noted.session)
+        });
+        // Of two copies the later counts.
+        self.noted.sort_unstable_by_key(|noted| (noted.session, noted.seq, std::cmp::Reverse(noted.at.offset)));
+        self.noted.dedup_by_key(|noted| (noted.session, noted.seq));
+        let follows = |pair: &[Noted; 2]| pair[0].session == pair[1].session && pair[0].seq.checked_add(1) == Some(pair[1].seq);
+        let noted = std::mem::take(&mut self.noted);
+        let breaks = noted.array_windows().filter(|pair| !follows(pair)).count();
+        let runs = breaks + usize::from(!noted.is_empty());
+        let directory_bytes = INDEX_HEADER_BYTES + runs * RUN_BYTES;
+        let mut bytes = vec![0; directory_bytes + noted.len() * ENTRY_BYTES];
+        u32::try_from(bytes.len()).ok()?;
+        let (mut run_at, mut entry_at) = (INDEX_HEADER_BYTES, directory_bytes);
+        for run in noted.chunk_by(|one, other| follows(&[*one, *other])) {
+            let sum = run.iter().map(|noted| u64::from(noted.at.bytes)).sum::<u64>();
+            put(&mut bytes, run_at, run[0].session.to_le_bytes());
+            put(&mut bytes, run_at + 8, run[0].seq.to_le_bytes());
+            put(&mut bytes, run_at + 16, u32::try_from(run.len()).ok()?.to_le_bytes());
+            put(&mut bytes, run_at + 20, u32::try_from(entry_at).ok()?.to_le_bytes());
+            put(&mut bytes, run_at + 24, u32::try_from(sum).unwrap_or(u32::MAX).to_le_bytes());
+            put(&mut bytes, run_at + 28, run[run.len() - 1].at.offset.to_le_bytes());
+            run_at += RUN_BYTES;
+            for noted in run {
+                put(&mut bytes, entry_at, noted.at.offset.to_le_bytes());
+                put(&mut bytes, entry_at + 4, noted.at.bytes.to_le_bytes());
+                put(&mut bytes, entry_at + 8, noted.at.check.to_le_bytes());
+                entry_at += ENTRY_BYTES;
+            }
+        }
+        let runs_crc = crc32c::crc32c(&bytes[INDEX_HEADER_BYTES..directory_bytes]);
+        put(&mut bytes, 0, MAGIC);
+        put(&mut bytes, 8, INDEX_VERSION.to_le_bytes());
+        put(&mut bytes, 10, header.shard.to_le_bytes());
+        put(&mut bytes, 12, header.generation.to_le_bytes());
+        put(&mut bytes, 16, header.number.to_le_bytes());
+        put(&mut bytes, 24, header.segment_bytes.to_le_bytes());
+        put(&mut bytes, 32, u32::try_from(runs).ok()?.to_le_bytes());
+        put(&mut bytes, 36, u32::try_from(noted.len()).ok()?.to_le_bytes());
+        put(&mut bytes, 40, header.chain_start().to_le_bytes());
+        put(&mut bytes, 44, runs_crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..60]);
+        put(&mut bytes, 60, crc.to_le_bytes());
+        // Kept for the next segment.
+        self.noted = noted;
+        self.noted.clear();
+        segment.map(|_| IndexFile { bytes, directory_bytes })
+    }
+}
+
+/// Makes a segment's index of its bytes alone. What does not read, or does not continue the chain, is passed over.
+#[derive(Debug, Default)]
+pub struct IndexScan {
+    builder: IndexBuilder,
+    header: Option<SegmentHeader>,
+    /// What the next record's chain goes on from; `None` behind what was passed over.
+    running: Option<u32>,
+    offset: usize,
+}
+
+impl IndexScan {
+    /// The next [`CHUNK_BYTES`] of the segment's file; only the last may be shorter.
+    pub fn chunk(&mut self, bytes: &[u8]) {
+        let start = self.offset;
+        self.offset += bytes.len();
+        let mut at = 0;
+        if start == 0 {
+            self.header = SegmentHeader::decode(bytes).ok();
+            self.running = self.header.as_ref().map(SegmentHeader::chain_start);
+            at = SEGMENT_HEADER_BYTES;
+        }
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            // The unused end of the chunk.
+            if rest[..rest.len().min(2)].iter().all(|byte| *byte == 0) && rest.iter().all(|byte| *byte == 0) {
+                break;
+            }
+            match read_record(rest, self.running) {
+                Ok(record) => {
+                    self.builder.note(u32::try_from(start + at).unwrap_or(u32::MAX), &record);
+                    self.running = Some(record.chain);
+                    at += record.length;
+                }
+                // Its head is damaged, not its length.
+                Err(RecordError::Chain) => {
+                    self.running = None;
+                    at += read_record(rest, None).map_or(1, |record| record.length);
+                }
+                // On to the next byte that may begin a record.
+                Err(_) => {
+                    self.running = None;
+                    at += 1 + rest[1..].iter().take_while(|byte| **byte == 0).count();
+                }
+            }
+        }
+    }
+
+    /// The index; `None` where the segment has no header that reads.
+    #[must_use]
+    pub fn finish(mut self) -> Option<IndexFile> {
+        self.builder.finish(&self.header?)
+    }
+}
+
+/// The header and the runs at the beginning of an index file.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexDirectory<'a> {
+    pub number: u64,
+    /// What the segment's header must have as its checksum.
+    pub segment_crc: u32,
+    pub entries: u32,
+    segment: u32,
+    runs: &'a [u8],
+}
+
+impl<'a> IndexDirectory<'a> {
+    /// Reads the beginning of an index file, as far as its entries.
+    ///
+    /// # Errors
+    /// See [`IndexError`].
+    pub fn read(bytes: &'a [u8]) -> Result<Self, IndexError> {
+        let Some(header) = bytes.get(..INDEX_HEADER_BYTES) else {
+            return Err(IndexError::Short { have: bytes.len(), need: INDEX_HEADER_BYTES });
+        };
+        if header[..8] != MAGIC {
+            return Err(IndexError::Magic);
+        }
+        if crc32c::crc32c(&header[..60]) != u32::from_le_bytes(get(header, 60)) {
+            return Err(IndexError::Checksum);
+        }
+        let version = u16::from_le_bytes(get(header, 8));
+        if version != INDEX_VERSION {
+            return Err(IndexError::Version(version));
+        }
+        let (runs, entries) = (u32::from_le_bytes(get(header, 32)) as usize, u32::from_le_bytes(get(header, 36)));
+        let need = INDEX_HEADER_BYTES + runs * RUN_BYTES;
+        let Some(runs) = bytes.get(INDEX_HEADER_BYTES..need) else { return Err(IndexError::Short { have: bytes.len(), need }) };
+        if crc32c::crc32c(runs) != u32::from_le_bytes(get(header, 44)) {
+            return Err(IndexError::Checksum);
+        }
+        let number = u64::from_le_bytes(get(header, 16));
+        let segment = u32::try_from(number).map_err(|_| IndexError::Contradiction)?;
+        let directory = Self { number, segment_crc: u32::from_le_bytes(get(header, 40)), entries, segment, runs };
+        directory.agrees(need).then_some(directory).ok_or(IndexError::Contradiction)
+    }
+
+    /// Whether the runs are in order and their entries follow each other to the file's end.
+    fn agrees(&self, directory_bytes: usize) -> bool {
+        let (mut entries_at, mut before) = (directory_bytes as u64, None::<(u64, u64)>);
+        for SessionRun { session, run } in self.runs() {
+            let ends = run.first_seq.checked_add(run.count.into());
+            if run.count == 0 || u64::from(run.entries_at) != entries_at || ends.is_none() {
+                return false;
+            }
+            if before.is_some_and(|before| before >= (session, run.first_seq)) {
+                return false;
+            }
+            before = Some((session, run.end_seq() - 1));
+            entries_at += u64::from(run.count) * ENTRY_BYTES as u64;
+        }
+        entries_at == directory_bytes as u64 + u64::from(self.entries) * ENTRY_BYTES as u64
+    }
+
+    /// The runs, by session and seq.
+    pub fn runs(&self) -> impl Iterator<Item = SessionRun> + use<'a> {
+        let segment = self.segment;
+        self.runs.as_chunks().0.iter().map(move |bytes| run_of(bytes, segment))
+    }
+
+    /// Bytes of the whole file.
+    #[must_use]
+    pub const fn file_bytes(&self) -> u64 {
+        (INDEX_HEADER_BYTES + self.runs.len()) as u64 + self.entries as u64 * ENTRY_BYTES as u64
+    }
+}
+
+fn run_of(bytes: &[u8; RUN_BYTES], segment: u32) -> SessionRun {
+    let word = |at: usize| u32::from_le_bytes(get(bytes, at));
+    let (session, first_seq) = (u64::from_le_bytes(get(bytes, 0)), u64::from_le_bytes(get(bytes, 8)));
+    let run = Run { first_seq, segment, count: word(16), entries_at: word(20), bytes: word(24), last_offset: word(28) };
+    SessionRun { session, run }
+}
+
+/// The runs of a directory from the `from`th on, as this process has just made it: nothing is checked again.
+pub fn directory_runs(directory: &[u8], from: usize) -> impl Iterator<Item = SessionRun> {
+    let segment = directory.get(16..20).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let runs = directory.get(INDEX_HEADER_BYTES + from * RUN_BYTES..).unwrap_or_default();
+    runs.as_chunks().0.iter().map(move |bytes| run_of(bytes, segment))
+}
+
+/// Reads entries; `None` for one where no record can be. Whether the right one is there, [`Located::read`] tells.
+pub fn read_entries(bytes: &[u8]) -> impl Iterator<Item = Option<Located>> {
+    bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(|entry| {
+        let word = |at: usize| u32::from_le_bytes(get(entry, at));
+        Some(Located { offset: word(0), bytes: word(4), check: word(8) }).filter(Located::may_be)
+    })
+}
+
+/// Checks what of an index file can be checked without its segment: all but where its entries lead.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check_index(bytes: &[u8]) -> Result<IndexDirectory<'_>, IndexError> {
+    let directory = IndexDirectory::read(bytes)?;
+    let need = usize::try_from(directory.file_bytes()).unwrap_or(usize::MAX);
+    if bytes.len() < need {
+        return Err(IndexError::Short { have: bytes.len(), need });
+    }
+    if bytes.len() > need {
+        return Err(IndexError::Contradiction);
+    }
+    Ok(directory)
+}
+
+#[cfg(test)]
+#[path = "segment_index_tests.rs"]
+mod tests;

@@ -1,0 +1,194 @@
+//! Cold history: segments that are written no more and have left memory get an index file, and what it holds leaves the sessions' own
+//! indexes. Files are made off this thread; what they say is taken in by slices, so that no turn is long.
+
+use super::core::Core;
+use super::reading::Job;
+use crate::io::Io;
+use crate::log::{Position, SessionRun, directory_runs};
+use crate::time::Tick;
+use std::collections::BTreeMap;
+
+/// Runs that one turn takes in.
+const RUNS_PER_TURN: usize = 2048;
+/// How long until a file that could not be made is tried again; no file is made anew more often than that either.
+const RETRY_MS: u64 = 60_000;
+
+/// How far a shard's segments are indexed.
+#[derive(Debug, Default)]
+pub(super) struct Indexing {
+    /// All segments before have their files.
+    next: u64,
+    asked: Option<u64>,
+    rests_until_ms: u64,
+    /// The file whose runs are being taken in: its segment, its beginning, and how many runs are in.
+    taking: Option<(u64, Vec<u8>, usize)>,
+    /// Files found damaged, to be made anew, and when each was last.
+    again: Vec<u64>,
+    remade_ms: BTreeMap<u64, u64>,
+    /// Reads that wait for a file.
+    waiting: Vec<(u64, Job)>,
+}
+
+impl Indexing {
+    /// All before `next` are indexed.
+    pub(super) fn from(next: u64) -> Self {
+        Self { next, ..Self::default() }
+    }
+
+    pub(super) const fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The reads that wait for a file.
+    pub(super) fn waiting_jobs(&mut self) -> impl Iterator<Item = &mut Job> {
+        self.waiting.iter_mut().map(|(_, job)| job)
+    }
+
+    fn take_waiting(&mut self, number: u64) -> Vec<Job> {
+        let (taken, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|(segment, _)| *segment == number);
+        self.waiting = waiting;
+        let taken: Vec<(u64, Job)> = taken;
+        taken.into_iter().map(|(_, job)| job).collect()
+    }
+}
+
+impl Core {
+    /// Has the next segment indexed, and takes in what was; true if there is more to take in.
+    pub(super) fn index_segments<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
+        if self.disk.as_ref().is_some_and(|disk| disk.indexing.taking.is_some()) {
+            return self.take_runs(io);
+        }
+        let (resident, Some(geometry)) = (self.log.resident(), self.log.geometry()) else { return false };
+        let Some(disk) = &mut self.disk else { return false };
+        let indexing = &mut disk.indexing;
+        if indexing.asked.is_some() {
+            return false;
+        }
+        let number = match indexing.again.pop() {
+            Some(number) => number,
+            None => {
+                let Some(next) = disk.kept.iter().map(|kept| kept.number).find(|number| *number >= indexing.next) else {
+                    return false;
+                };
+                indexing.next = next;
+                // What is in memory, or may still be written, is read there.
+                let end = Position((next + 1) * geometry.segment_bytes);
+                if end > resident || end > disk.synced_to || now.mono_ms() < indexing.rests_until_ms {
+                    return false;
+                }
+                next
+            }
+        };
+        indexing.asked = Some(number);
+        io.index_segment(number);
+        false
+    }
+
+    pub(super) fn on_segment_indexed(&mut self, number: u64, result: Result<Vec<u8>, i32>, unsaved: Option<i32>, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
+        disk.indexing.asked = None;
+        if let Some(errno) = unsaved {
+            self.counters.log_index_failures.increment();
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::warn!(
+                shard = self.shard,
+                segment = number,
+                %error,
+                "a segment's index could not be written: it is held in memory until the next start makes it again"
+            );
+        }
+        match result {
+            Ok(directory) => {
+                self.counters.log_indexed.increment();
+                disk.indexing.taking = Some((number, directory, 0));
+                self.places.retain(|places| u64::from(places.segment) != number);
+            }
+            Err(errno) => {
+                self.counters.log_index_failures.increment();
+                disk.indexing.rests_until_ms = now.mono_ms() + RETRY_MS;
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::warn!(
+                    shard = self.shard,
+                    segment = number,
+                    %error,
+                    "a segment could not be indexed: its messages stay in memory's index, and it is tried again in a minute"
+                );
+                for job in disk.indexing.take_waiting(number) {
+                    self.abandon(job);
+                }
+            }
+        }
+    }
+
+    /// Takes a slice of an index file's runs into their sessions' indexes.
+    fn take_runs<I: Io>(&mut self, io: &mut I) -> bool {
+        let Some(geometry) = self.log.geometry() else { return false };
+        let Some((number, directory, mut taken)) = self.disk.as_mut().and_then(|disk| disk.indexing.taking.take()) else {
+            return false;
+        };
+        let (begin, end) = (Position(number * geometry.segment_bytes), Position((number + 1) * geometry.segment_bytes));
+        let mut left = directory_runs(&directory, taken).peekable();
+        let no_limit = self.snapshot.settings.log.retention_age_s == 0;
+        let (mut runs, mut seen) = (Vec::new(), 0);
+        while (seen < RUNS_PER_TURN || !runs.is_empty())
+            && let Some(SessionRun { session, run }) = left.next()
+        {
+            seen += 1;
+            runs.push(run);
+            // All of a session's runs go in at once.
+            if left.peek().is_some_and(|next| next.session == session) {
+                continue;
+            }
+            taken += runs.len();
+            if let Some(key) = self.sessions.find(session)
+                && let Some(stream) = self.sessions.sessions.get(key).map(|session| session.stream)
+                && let Some(stream) = self.streams.get_mut(stream)
+            {
+                let together = |one, other| no_limit || self.ages.together(one, other);
+                stream.index.sink(run.segment, (begin, end), &runs, together);
+            }
+            runs.clear();
+        }
+        let more = left.peek().is_some();
+        drop(left);
+        let Some(disk) = &mut self.disk else { return false };
+        if more {
+            disk.indexing.taking = Some((number, directory, taken));
+            return true;
+        }
+        disk.indexing.next = disk.indexing.next.max(number + 1);
+        self.serve_waiting(io, number);
+        true
+    }
+
+    /// Whether a file that gave a damaged place was made anew lately: then it is the segment that is damaged.
+    pub(super) fn was_remade(&self, segment: u32) -> bool {
+        self.disk.as_ref().is_none_or(|disk| disk.indexing.remade_ms.contains_key(&segment.into()))
+    }
+
+    /// A read waits for a segment's index, which is missing or damaged, to be made anew.
+    pub(super) fn wait_for_index(&mut self, segment: u32, job: Job) {
+        let number = u64::from(segment);
+        let Some(disk) = &mut self.disk else { return };
+        let indexing = &mut disk.indexing;
+        let under_way = indexing.asked == Some(number) || indexing.again.contains(&number);
+        if !under_way && indexing.taking.as_ref().is_none_or(|(taking, ..)| *taking != number) {
+            tracing::warn!(shard = self.shard, segment = number, "a segment's index is missing or damaged: it is made anew");
+            indexing.again.push(number);
+        }
+        indexing.waiting.push((number, job));
+    }
+
+    fn serve_waiting<I: Io>(&mut self, io: &mut I, number: u64) {
+        let Some(disk) = &mut self.disk else { return };
+        let served = disk.indexing.take_waiting(number);
+        if !served.is_empty() {
+            let now_ms = io.clock().mono_ms();
+            disk.indexing.remade_ms.retain(|_, at_ms| now_ms.saturating_sub(*at_ms) < RETRY_MS);
+            disk.indexing.remade_ms.insert(number, now_ms);
+        }
+        for job in served {
+            self.go_on_with(io, job);
+        }
+    }
+}
