@@ -56,10 +56,9 @@ impl Scenario {
             )),
             (Self::Connect | Self::Idle | Self::Echo | Self::Relay, None) => Ok(Some(floor::Kind::Echo)),
             (Self::Fanout | Self::Channel, None) => Ok(Some(floor::Kind::Fanout)),
-            (
-                Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak | Self::History | Self::Sessions,
-                None,
-            ) => Ok(None),
+            (Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak | Self::History | Self::Sessions, None) => {
+                Ok(None)
+            }
         }
     }
 

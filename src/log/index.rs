@@ -418,6 +418,19 @@ impl Index {
         }
     }
 
+    /// Forgets all up to `seq`. Returns how many went.
+    pub fn forget_to(&mut self, seq: u64) -> u64 {
+        match self.head().checked_sub(seq).and_then(|left| usize::try_from(left).ok()).filter(|left| *left > 0) {
+            Some(left) => self.trim(Retained { at: Position(0), segment: 0 }, left),
+            None => {
+                let cold: u64 = self.runs.iter().map(|run| u64::from(run.count)).sum();
+                let gone = cold + (self.scattered.len() + self.dense.len()) as u64;
+                self.restart(self.head() + 1);
+                gone
+            }
+        }
+    }
+
     /// Forgets everything and starts again at `next` (a mirror that lost its place).
     pub fn restart(&mut self, next: u64) {
         self.dense.clear();

@@ -4,7 +4,7 @@
 //! its stream hides it from readers. Both go in the order of the log, so that two queues are enough, one for each level.
 
 use super::core::Core;
-use super::counters::LimitReached;
+use super::counters::{LimitReached, RECORD};
 use super::inbound::RETRY_AFTER_MS;
 use super::indexing::Indexing;
 use super::keeping::Kept;
@@ -99,6 +99,8 @@ pub(super) struct Disk {
     pub(super) opens_at: Option<Position>,
     /// The end of the last record that has been synced: what a mark may say.
     proven_to: Position,
+    /// Somebody waits for a sync of all before.
+    pub(super) sync_for: Position,
     /// What the last mark in the log says.
     marked_to: Position,
     sync_due_ms: u64,
@@ -141,6 +143,7 @@ impl Disk {
             synced_to: begin,
             proven_to: begin,
             opens_at: None,
+            sync_for: begin,
             marked_to: begin,
             sync_due_ms: 0,
             ready: None,
@@ -423,6 +426,7 @@ impl Core {
                 disk.write_began_ns = now.mono_ns;
                 self.counters.log_writes.increment();
                 self.counters.log_batch_bytes.record(part.part.len() as u64);
+                self.counters.log_batch_records.record(part.records() * RECORD);
                 self.counters.log_written_bytes.add(part.part.len() as u64);
                 io.write(part.segment, part.at, part.chunk, part.part, WRITE_TAG);
             }
@@ -468,8 +472,10 @@ impl Core {
             }
             return;
         }
-        let wanted =
-            rolls || disk.opens_at.is_some() || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
+        let wanted = rolls
+            || disk.opens_at.is_some()
+            || disk.sync_for > disk.synced_to
+            || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
         if !wanted && now.mono_ms() < disk.sync_due_ms && !self.stopping {
             return;
         }

@@ -144,6 +144,11 @@ impl Core {
         }
     }
 
+    /// Keeps that a session's messages before this are purged; where the record stands.
+    pub(super) fn keep_purge(&mut self, session: u64, seq: u64, now: Tick) -> Position {
+        self.keep(Kind::Purge, session, seq, 0, now.wall_ms, &[])
+    }
+
     /// Lets the oldest file of the log go once nothing in it is retained; what of sessions and members only it holds is written again.
     pub(super) fn let_files_go<I: Io>(&mut self, io: &mut I, now: Tick) {
         let Some(geometry) = self.log.geometry() else { return };

@@ -33,6 +33,8 @@ mod outbound;
 mod plan;
 pub mod port;
 mod publish;
+pub mod purge_files;
+mod purging;
 pub mod rate;
 mod reading;
 pub mod recover;

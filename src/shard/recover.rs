@@ -142,8 +142,17 @@ impl Core {
                     self.forget_session(session);
                 }
             }
+            (Kind::Purge, _) => {
+                let stream = found.and_then(|session| self.sessions.sessions.get(session)).map(|session| session.stream);
+                if let Some(stream) = stream.and_then(|stream| self.streams.get_mut(stream)) {
+                    stream.index.go_on_at(header.seq + 1);
+                }
+            }
             (Kind::Message, _) => {
-                self.ages.note(at, header.ts_ms, self.age_step_ms());
+                // Of one that was purged the id is left, whose repeat is none.
+                if !record.purged {
+                    self.ages.note(at, header.ts_ms, self.age_step_ms());
+                }
                 let settings = &self.snapshot.settings.session;
                 // A session that is not known yet may be a channel; if it is not, its windows are cut when all is read.
                 let channel = found.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.channel);

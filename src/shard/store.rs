@@ -278,7 +278,7 @@ pub(super) fn header_of(segment: &mut (impl Read + Seek)) -> std::io::Result<Opt
     Ok(bytes.get(..filled).and_then(|bytes| SegmentHeader::decode(bytes).ok()))
 }
 
-fn read_up_to(file: &mut (impl Read + ?Sized), into: &mut [u8]) -> std::io::Result<usize> {
+pub(super) fn read_up_to(file: &mut (impl Read + ?Sized), into: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < into.len() {
         match file.read(&mut into[filled..]) {
@@ -292,7 +292,7 @@ fn read_up_to(file: &mut (impl Read + ?Sized), into: &mut [u8]) -> std::io::Resu
 }
 
 /// Cuts the last file to what is good in it, and lets those behind it go: they were made ahead and never begun, or torn off.
-fn trim_files(path: &Path, files: &mut Vec<SegmentFile>, last: Option<(u64, u64)>) -> std::io::Result<()> {
+pub(crate) fn trim_files(path: &Path, files: &mut Vec<SegmentFile>, last: Option<(u64, u64)>) -> std::io::Result<()> {
     let kept = files.iter().position(|file| last.is_none_or(|(number, _)| file.number > number)).unwrap_or(files.len());
     for gone in files.drain(kept..) {
         std::fs::remove_file(&gone.path)?;

@@ -17,6 +17,7 @@ mod disk_faults;
 mod net;
 mod oracle;
 mod pipe;
+mod purges;
 mod random;
 mod rest;
 mod scenarios;

@@ -451,9 +451,8 @@ impl Oracle {
     }
 
     /// An ephemeral message came.
-    pub fn passing(&mut self, view: usize, envelope: &Value, head: u64) {
-        let number = view;
-        let view = &self.views[view];
+    pub fn passing(&mut self, number: usize, envelope: &Value, head: u64) {
+        let view = &self.views[number];
         let record = Record {
             from: envelope["from"].as_str().unwrap_or_default().to_owned(),
             id: String::new(),

@@ -123,13 +123,7 @@ pub fn measure(label: &str, target: &Target, options: &Options) -> Result<Measur
     Ok(measured)
 }
 
-async fn work(
-    context: Context,
-    access: Access,
-    target: &Target,
-    options: &Options,
-    sessions: usize,
-) -> Result<Readings, String> {
+async fn work(context: Context, access: Access, target: &Target, options: &Options, sessions: usize) -> Result<Readings, String> {
     let maker = Maker {
         access: Rc::new(access),
         stats: Rc::clone(&context.stats),
@@ -137,7 +131,8 @@ async fn work(
         payload_bytes: options.payload_bytes,
     };
     context.ready().await;
-    let rss = || target.pid().and_then(rss_exact_bytes).ok_or("the server's memory can't be read: give --spawn, or --pid with --url");
+    let rss =
+        || target.pid().and_then(rss_exact_bytes).ok_or("the server's memory can't be read: give --spawn, or --pid with --url");
     let empty_bytes = rss()?;
     let made = make_all(0..sessions, AT_ONCE, |number| maker.clone().make(number)).await?;
     sleep_ms(SETTLE_MS);
