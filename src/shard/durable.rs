@@ -3,11 +3,12 @@
 //! A message is acknowledged, and delivered, once it is as durable as its session asks. Until then its ack waits here, rendered, and
 //! its stream hides it from readers. Both go in the order of the log, so that two queues are enough, one for each level.
 
+use super::compacting::Compaction;
 use super::core::Core;
 use super::counters::{LimitReached, RECORD};
 use super::inbound::RETRY_AFTER_MS;
 use super::indexing::Indexing;
-use super::keeping::Kept;
+use super::keeping::{Kept, Survey};
 use super::publish::{Origin, refusal_of};
 use super::replies::AT_ONCE;
 use crate::config::Durability;
@@ -105,15 +106,18 @@ pub(super) struct Disk {
     marked_to: Position,
     sync_due_ms: u64,
     /// The newest segment that is ready to be written, and the one that is being made.
-    ready: Option<u64>,
+    pub(super) ready: Option<u64>,
     preparing: Option<u64>,
     /// The files that are there, the one being written last.
     pub(super) kept: VecDeque<Kept>,
     pub(super) indexing: Indexing,
     /// Where the state ends that was last written again for the oldest file to go.
     pub(super) rewritten_to: Position,
-    /// When the oldest file is looked at again.
+    /// When the oldest file is looked at again; the look under way; whether it writes state again: the one before found nothing else.
     pub(super) look_due_ms: u64,
+    pub(super) survey: Option<Survey>,
+    pub(super) rewrites_state: bool,
+    pub(super) compaction: Compaction,
     /// The disk is left alone until then.
     rests_until_ms: u64,
     /// No segment is asked for until then: there was no room for one.
@@ -152,6 +156,9 @@ impl Disk {
             indexing: Indexing::default(),
             rewritten_to: begin,
             look_due_ms: 0,
+            survey: None,
+            rewrites_state: false,
+            compaction: Compaction::default(),
             rests_until_ms: 0,
             segment_due_ms: 0,
             starved: false,
@@ -526,7 +533,7 @@ impl Core {
             Ok(()) => {
                 disk.ready = Some(number);
                 disk.starved = false;
-                disk.kept.push_back(Kept { number });
+                disk.kept.push_back(Kept { number, begun_ms: now.wall_ms });
                 disk.full = None;
                 self.counters.log_segments.add(1);
             }
