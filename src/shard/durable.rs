@@ -170,7 +170,7 @@ impl Disk {
     }
 
     /// Whether everything that was appended before `end` is as safe as it can be made, or never will be.
-    fn settled(&self, end: Position) -> bool {
+    pub(super) fn settled(&self, end: Position) -> bool {
         self.failed.is_some() || self.sync_failed.is_some() || self.synced_to >= end
     }
 }
@@ -634,18 +634,6 @@ impl Core {
             disk.rests_until_ms.max(if homeless { disk.segment_due_ms } else { 1 })
         });
         retry_ms.into_iter().chain(unsynced.then_some(disk.sync_due_ms)).min()
-    }
-
-    /// Whether all that was appended is on disk, synced.
-    #[must_use]
-    pub fn log_is_whole(&self) -> bool {
-        let end = self.log.end();
-        self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
-    }
-
-    /// Whether the log has come to rest: everything appended is synced, or cannot be.
-    pub(super) fn log_settled(&self) -> bool {
-        self.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.log.end()))
     }
 }
 

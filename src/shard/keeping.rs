@@ -325,6 +325,18 @@ impl Core {
         self.give_up();
     }
 
+    /// Whether all that was appended is on disk, synced.
+    #[must_use]
+    pub fn log_is_whole(&self) -> bool {
+        let end = self.log.end();
+        self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
+    }
+
+    /// Whether the log has come to rest: everything appended is synced, or cannot be.
+    pub(super) fn log_settled(&self) -> bool {
+        self.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.log.end()))
+    }
+
     pub(super) fn on_segment_gone(&mut self, number: u64, result: Result<(), i32>) {
         match result {
             Ok(()) => self.counters.log_segments.subtract(1),
