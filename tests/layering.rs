@@ -173,6 +173,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "control/revocations.rs",
             "control/run.rs",
             "shard/admin.rs",
+            "shard/compacting.rs",
             "shard/core.rs",
             "shard/durable.rs",
             "shard/handshake.rs",

@@ -4,7 +4,7 @@ use super::chunks::Position;
 use std::collections::VecDeque;
 
 /// Spans that are kept; above, two become one.
-const SPANS_MAX: usize = 1024;
+const SPANS_MAX: usize = 8192;
 
 /// Messages that stand next to each other and are about as old.
 #[derive(Clone, Copy, Debug)]

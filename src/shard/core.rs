@@ -435,7 +435,8 @@ impl Shard for Core {
         // Replies first: they come before the records that follow their places.
         self.push_backlog(io);
         let mut lane_full = self.push_mirrors(io);
-        self.let_files_go(io, now);
+        busy |= self.let_files_go(io, now);
+        self.compact(io, now);
         match self.purge_on(io, now) {
             Purging::Rests => {}
             Purging::Busy => busy = true,
@@ -458,8 +459,9 @@ impl Shard for Core {
         let timer_ns = self.wheel.next_ms().map(|due_ms| due_ms * 1_000_000);
         let departure_ns = departure_ms.into_iter().chain(held_ms).min().map(|at_ms| at_ms * 1_000_000);
         let disk_ns = self.disk_due_ms().map(|due_ms| if self.stopping { now.mono_ms() + 1 } else { due_ms } * 1_000_000);
+        let copy_ns = self.compaction_due_ms().map(|due_ms| due_ms * 1_000_000);
         let lane_ns = lane_full.then_some(now.mono_ns + LANE_FULL_WAIT_NS);
-        [timer_ns, departure_ns, lane_ns, disk_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)
+        [timer_ns, departure_ns, lane_ns, disk_ns, copy_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)
     }
 
     fn before_sleep(&mut self) -> bool {

@@ -373,6 +373,8 @@ counters! {
     log_written_bytes: Counter, "Against log.max_bytes and the disk's life.";
     /// Syncs of the log's files.
     log_syncs: Counter, "Messages over this is how many share a sync.";
+    /// Bytes of messages copied out of the log's oldest files, so that these could go.
+    log_compacted_bytes: Counter, "Against log_written_bytes: much is retained for long beside much that is not.";
     /// Reads of the log's files, for readers behind what is in memory.
     log_reads: Counter, "Many: raise log.memory_bytes.";
     /// Segments of the log that were indexed since the start.

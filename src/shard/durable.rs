@@ -3,11 +3,12 @@
 //! A message is acknowledged, and delivered, once it is as durable as its session asks. Until then its ack waits here, rendered, and
 //! its stream hides it from readers. Both go in the order of the log, so that two queues are enough, one for each level.
 
+use super::compacting::Compaction;
 use super::core::Core;
 use super::counters::{LimitReached, RECORD};
 use super::inbound::RETRY_AFTER_MS;
 use super::indexing::Indexing;
-use super::keeping::Kept;
+use super::keeping::{Kept, Survey};
 use super::publish::{Origin, refusal_of};
 use super::replies::AT_ONCE;
 use crate::config::Durability;
@@ -105,15 +106,18 @@ pub(super) struct Disk {
     marked_to: Position,
     sync_due_ms: u64,
     /// The newest segment that is ready to be written, and the one that is being made.
-    ready: Option<u64>,
+    pub(super) ready: Option<u64>,
     preparing: Option<u64>,
     /// The files that are there, the one being written last.
     pub(super) kept: VecDeque<Kept>,
     pub(super) indexing: Indexing,
     /// Where the state ends that was last written again for the oldest file to go.
     pub(super) rewritten_to: Position,
-    /// When the oldest file is looked at again.
+    /// When the oldest file is looked at again; the look under way; whether it writes state again: the one before found nothing else.
     pub(super) look_due_ms: u64,
+    pub(super) survey: Option<Survey>,
+    pub(super) rewrites_state: bool,
+    pub(super) compaction: Compaction,
     /// The disk is left alone until then.
     rests_until_ms: u64,
     /// No segment is asked for until then: there was no room for one.
@@ -152,6 +156,9 @@ impl Disk {
             indexing: Indexing::default(),
             rewritten_to: begin,
             look_due_ms: 0,
+            survey: None,
+            rewrites_state: false,
+            compaction: Compaction::default(),
             rests_until_ms: 0,
             segment_due_ms: 0,
             starved: false,
@@ -163,7 +170,7 @@ impl Disk {
     }
 
     /// Whether everything that was appended before `end` is as safe as it can be made, or never will be.
-    fn settled(&self, end: Position) -> bool {
+    pub(super) fn settled(&self, end: Position) -> bool {
         self.failed.is_some() || self.sync_failed.is_some() || self.synced_to >= end
     }
 }
@@ -526,7 +533,7 @@ impl Core {
             Ok(()) => {
                 disk.ready = Some(number);
                 disk.starved = false;
-                disk.kept.push_back(Kept { number });
+                disk.kept.push_back(Kept { number, begun_ms: now.wall_ms });
                 disk.full = None;
                 self.counters.log_segments.add(1);
             }
@@ -627,18 +634,6 @@ impl Core {
             disk.rests_until_ms.max(if homeless { disk.segment_due_ms } else { 1 })
         });
         retry_ms.into_iter().chain(unsynced.then_some(disk.sync_due_ms)).min()
-    }
-
-    /// Whether all that was appended is on disk, synced.
-    #[must_use]
-    pub fn log_is_whole(&self) -> bool {
-        let end = self.log.end();
-        self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
-    }
-
-    /// Whether the log has come to rest: everything appended is synced, or cannot be.
-    pub(super) fn log_settled(&self) -> bool {
-        self.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.log.end()))
     }
 }
 

@@ -12,6 +12,7 @@ mod admin;
 pub mod admission;
 mod attach;
 mod commands;
+mod compacting;
 pub mod conn;
 pub mod core;
 pub mod counters;

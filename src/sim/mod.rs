@@ -10,6 +10,7 @@ mod actions;
 mod answers;
 mod bounds;
 mod client;
+mod compaction;
 mod crash;
 mod crashes;
 mod disk;
