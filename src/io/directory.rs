@@ -18,6 +18,7 @@ const FORMAT: &str = "format";
 const CLEAN: &str = "clean";
 /// `format` is small; what is longer is something else.
 const FORMAT_BYTES_MAX: u64 = 4096;
+const CLEAN_BYTES_MAX: u64 = 64;
 
 /// A directory in use by this process.
 #[derive(Debug)]
@@ -275,24 +276,30 @@ pub fn is_clean(shard: &Path) -> bool {
     shard.join(CLEAN).exists()
 }
 
-/// Whether a shard's log was ended in good order. The sign of it is taken away: from now on the end is open.
+/// Whether a shard's log was ended in good order, with the chain value of its last record: where that is another one now, files were
+/// deleted or cut since. The sign of it is taken away: from now on the end is open.
 ///
 /// # Errors
 /// One line.
-pub fn take_clean(shard: &Path) -> Result<bool, String> {
-    match fs::remove_file(shard.join(CLEAN)) {
-        Ok(()) => sync_directory(shard).map(|()| true).map_err(|error| told(shard, &error)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+pub fn take_clean(shard: &Path) -> Result<Option<u32>, String> {
+    let path = shard.join(CLEAN);
+    let mut text = String::new();
+    let read = File::open(&path).and_then(|file| file.take(CLEAN_BYTES_MAX).read_to_string(&mut text));
+    match read.and_then(|_| fs::remove_file(&path)) {
+        Ok(()) => sync_directory(shard).map(|()| text.trim().parse().ok()).map_err(|error| told(shard, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(told(shard, &error)),
     }
 }
 
-/// Leaves the sign that a shard's log was ended in good order.
+/// Leaves the sign that a shard's log was ended in good order, with the chain value of its last record.
 ///
 /// # Errors
 /// What the file system answered; without the sign the next start counts as unclean.
-pub fn leave_clean(shard: &Path) -> io::Result<()> {
-    File::create(shard.join(CLEAN))?.sync_all()?;
+pub fn leave_clean(shard: &Path, chain: u32) -> io::Result<()> {
+    let mut file = File::create(shard.join(CLEAN))?;
+    file.write_all(format!("{chain}\n").as_bytes())?;
+    file.sync_all()?;
     sync_directory(shard)
 }
 

@@ -104,6 +104,12 @@ impl Log {
         Self { chunks: VecDeque::new(), first: 0, chunks_max, spare: None, retired: Vec::new(), chain: 0, dropped: 0, disk: None }
     }
 
+    /// The chain value of the last record.
+    #[must_use]
+    pub const fn chain(&self) -> u32 {
+        self.chain
+    }
+
     /// A log on disk. It begins with the segment `next`, behind the `chain` of what was recovered; records from `oldest` on are in
     /// segments before it.
     #[must_use]

@@ -310,6 +310,12 @@ impl Core {
         }
     }
 
+    /// The chain value of the last record.
+    #[must_use]
+    pub fn log_chain(&self) -> u32 {
+        self.log.chain()
+    }
+
     /// A file of the log was deleted under it. What is in there can be read as long as this process runs, and nothing more is
     /// acknowledged that would be gone with it.
     pub(super) fn on_segment_lost(&mut self, number: u64) {

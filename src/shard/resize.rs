@@ -140,7 +140,7 @@ fn resize_by(
     if whole {
         // Nothing is lost on the way: sessions keep their epochs.
         for new in &news {
-            leave_clean(&new.path).map_err(|error| told(&new.path, &error))?;
+            leave_clean(&new.path, new.log.chain()).map_err(|error| told(&new.path, &error))?;
         }
     }
     step(Step::Signed)?;
@@ -336,7 +336,7 @@ mod tests {
             for (number, bytes) in &log.files {
                 std::fs::write(path.join(segment_name(*number)), bytes).unwrap();
             }
-            leave_clean(&path).unwrap();
+            leave_clean(&path, 0).unwrap();
         }
         folder
     }

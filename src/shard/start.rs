@@ -206,7 +206,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
             };
             if let Some(directory) = directory.filter(|_| core.log_is_whole()) {
                 // Without the sign the next start begins new epochs, no more.
-                let _ = leave_clean(&directory.shard(seat.number));
+                let _ = leave_clean(&directory.shard(seat.number), core.log_chain());
             }
         };
         let thread = std::thread::Builder::new()

@@ -106,7 +106,7 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
     trim_files(&path, &mut files, last).map_err(|error| format!("log.dir: {}: {error}", path.display()))?;
     indexes.retain(|(number, _)| files.iter().any(|file| file.number == *number));
     remove_stale(&path, &indexes).map_err(|error| format!("log.dir: {}: {error}", path.display()))?;
-    let clean = take_clean(&path)? && reading.scanned.torn.is_none();
+    let clean = take_clean(&path)? == Some(reading.scanned.chain) && reading.scanned.torn.is_none();
     let (size, records) = (reading.geometry.segment_bytes, reading.scanned.records);
     let outcome = go_on(core, reading, clean, now);
     if records > 0 {
@@ -264,8 +264,11 @@ fn scan_one<R: Read + Seek>(
 }
 
 fn damage(path: &Path, error: &ScanError) -> String {
+    // A shard's directory is DIR/<generation>/shard-<i>.
+    let root = path.ancestors().nth(2).unwrap_or(path).display();
     format!(
-        "log.dir: {}: {error}; `ringway log verify` shows more, `ringway log repair --quarantine` sets the damaged part aside",
+        "log.dir: {}: {error}; `ringway log verify {root}` shows more, `ringway log repair {root} --quarantine` sets aside what is damaged \
+         and all behind it",
         path.display()
     )
 }

@@ -143,12 +143,15 @@ fn report(plans: &[Plan<'_>]) -> String {
         for line in &plan.lines {
             text.push_str(&format!("{line}\n"));
         }
+        if plan.cut.is_some() || !plan.go.is_empty() {
+            text.push_str("  goes to quarantine, and out of the log, what is good in it too:\n");
+        }
         if let Some((file, keep)) = &plan.cut {
             let bytes = file.bytes.saturating_sub(*keep);
-            text.push_str(&format!("  {}: {bytes} bytes from offset {keep} to quarantine\n", file.path.display()));
+            text.push_str(&format!("  {}: {bytes} bytes from offset {keep}\n", file.path.display()));
         }
         for file in &plan.go {
-            text.push_str(&format!("  {}: {} bytes, the whole file, to quarantine\n", file.path.display(), file.bytes));
+            text.push_str(&format!("  {}: {} bytes, the whole file\n", file.path.display(), file.bytes));
         }
     }
     text
@@ -184,6 +187,11 @@ fn carry_out(plan: &Plan<'_>, folder: &Path) -> Result<(), CliError> {
     }
     for each in [&to, &generation, folder] {
         sync_folder(each)?;
+    }
+    // What is left is not where it ended in good order: its clients are told.
+    match std::fs::remove_file(plan.shard.path.join("clean")) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&plan.shard.path, &error)),
+        _ => sync_folder(&plan.shard.path)?,
     }
     for file in plan.go.iter().rev() {
         std::fs::rename(&file.path, target(file, "")).map_err(|error| at(&file.path, &error))?;

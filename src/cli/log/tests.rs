@@ -246,6 +246,8 @@ fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
     let (segment, offset) = offset_of(&log, "s-1", 5);
     folder.flip(&log, segment, offset + 20);
     std::fs::write(folder.0.join("lock"), "").unwrap();
+    let sign = folder.file(&log, 0).with_file_name("clean");
+    std::fs::write(&sign, "1\n").unwrap();
     let before = files(&folder.0);
     let damaged = std::fs::read(folder.file(&log, segment)).unwrap();
 
@@ -264,6 +266,7 @@ fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
     let (text, error) = tool(&folder.0, |directory, out| repair::repair(directory, false, out));
     assert_eq!(error, "");
     assert!(text.contains("session s-1: seq 5 to 5 may be lost"), "{text}");
+    assert!(!sign.exists(), "what is left did not end in good order");
     let after = files(&folder.0);
     let quarantined: Vec<&(String, Vec<u8>)> = after.iter().filter(|(name, _)| name.starts_with("quarantine/")).collect();
     let named = |end: &str| &quarantined.iter().find(|(name, _)| name.ends_with(end)).unwrap().1;
@@ -271,7 +274,7 @@ fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
     assert_eq!(*named(&format!("/1/shard-0/0000000000000001.seg.from-{offset}")), damaged[offset..]);
     assert_eq!(*named("/1/shard-0/0000000000000002.seg"), log.files[2].1);
     let report = String::from_utf8(named("/report.txt").clone()).unwrap();
-    assert!(text.starts_with(report.trim_end()) && report.contains("the whole file, to quarantine"), "{report}");
+    assert!(text.starts_with(report.trim_end()) && report.contains("bytes, the whole file"), "{report}");
     assert_eq!(std::fs::read(folder.file(&log, segment)).unwrap(), damaged[..offset]);
     assert_eq!(verify(&folder.0), ("OK: 2 shards, 12 records, 6 messages\n".to_owned(), String::new()));
     let (text, _) = tool(&folder.0, |directory, out| repair::repair(directory, false, out));
