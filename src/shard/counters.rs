@@ -331,6 +331,8 @@ counters! {
     gaps: Counter, "Readers are slower than the log's memory; raise log.memory_bytes or session.history_messages.";
     /// Bytes received from clients.
     bytes_in: Counter, "Traffic that comes in.";
+    /// Bytes that compressed messages of clients inflated to.
+    inflated_bytes: Counter, "Many times bytes_in: deflate bombs; each connection is held to limits.bytes_per_second of it.";
     /// Bytes sent to clients.
     bytes_out: Counter, "Traffic that goes out.";
     /// Handshakes refused for their token.
