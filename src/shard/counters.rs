@@ -239,7 +239,8 @@ macro_rules! counters {
             drops: [Cell64; DropReason::COUNT],
             /// Bounds that were reached.
             limits: [Cell64; LimitReached::COUNT],
-            /// From the arrival of a message's bytes to its first send, in nanoseconds.
+            /// Each routed message's turn, from the taking in of what had arrived to the end of its sends, in nanoseconds. A message that
+            /// waits for the log's disk is sent by a later one.
             pub routing_ns: Histogram,
             /// From the end of a wait to the start of the next, in nanoseconds.
             pub turn_ns: Histogram,
