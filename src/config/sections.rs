@@ -201,7 +201,7 @@ sections! {
         messages_per_second: u64 = 200, "/s", RATE, live;
         /// Messages of one connection at once, before messages_per_second rules.
         messages_burst: u64 = 400, "", Allowed::Range(1, RATE_MAX), live;
-        /// Message bytes of one connection a second; the burst is one second's worth, at least one message.
+        /// Message bytes of one connection a second, counted after inflation; the burst is one second's worth, at least one message.
         bytes_per_second: u64 = 1_048_576, "bytes/s", RATE, live;
         /// How long a client may stay above its rate before it is closed (4429).
         rate_abuse_ms: u64 = 10_000, "ms", TIME_OR_NONE_MS, live;

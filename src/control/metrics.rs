@@ -43,7 +43,7 @@ const LIMITS: Family = Family {
 const ROUTING: Family = Family {
     name: "ringway_routing_seconds",
     kind: "histogram",
-    help: "From the arrival of a message's bytes to its first send.",
+    help: "Once for each routed message: the turn that routed it, from the taking in of what had arrived to the end of its sends.",
     advice: "p99 rises with turn_seconds: a shard is full; spread sessions or add shards.",
 };
 const TURN: Family = Family {

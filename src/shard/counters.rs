@@ -244,7 +244,8 @@ macro_rules! counters {
             drops: [Cell64; DropReason::COUNT],
             /// Bounds that were reached.
             limits: [Cell64; LimitReached::COUNT],
-            /// From the arrival of a message's bytes to its first send, in nanoseconds.
+            /// Each routed message's turn, from the taking in of what had arrived to the end of its sends, in nanoseconds. A message that
+            /// waits for the log's disk is sent by a later one.
             pub routing_ns: Histogram,
             /// From the end of a wait to the start of the next, in nanoseconds.
             pub turn_ns: Histogram,
@@ -339,6 +340,8 @@ counters! {
     gaps: Counter, "Readers are slower than the log's memory; raise log.memory_bytes or session.history_messages.";
     /// Bytes received from clients.
     bytes_in: Counter, "Traffic that comes in.";
+    /// Bytes that compressed messages of clients inflated to.
+    inflated_bytes: Counter, "Many times bytes_in: deflate bombs; each connection is held to limits.bytes_per_second of it.";
     /// Bytes sent to clients.
     bytes_out: Counter, "Traffic that goes out.";
     /// Handshakes refused for their token.
