@@ -10,10 +10,14 @@ def envelope(kind, payload):
     id = str(uuid.uuid4())
     return id, json.dumps({"type": kind, "id": id, "session_id": session, "payload": payload})
 
+def push():  # one at a time keeps the order; the same id again: what had arrived is not delivered twice
+    with contextlib.suppress(AttributeError, ConnectionClosed, StopIteration):
+        live.send(next(iter(unacked.values())))
+
 def say(line):
     id, unacked[id] = envelope("chat", line.rstrip())
-    with contextlib.suppress(AttributeError, ConnectionClosed):
-        live.send(unacked[id])
+    if len(unacked) == 1:
+        push()
 
 threading.Thread(target=lambda: [say(line) for line in sys.stdin], daemon=True).start()
 while True:
@@ -27,11 +31,15 @@ while True:
                     place = {"epoch": payload["epoch"], "seq": payload["start_seq"] - 1}
                 elif kind == "rw.caught_up":
                     place["seq"], live = max(place["seq"], payload["seq"]), ws
-                    [ws.send(text) for text in list(unacked.values())]  # the same ids: what had arrived is not delivered twice
+                    push()
                 elif "seq" in message:
                     place["seq"] = max(place["seq"], message["seq"])
                 elif kind in ("rw.ack", "rw.error"):
-                    unacked.pop(message["id"], None)
+                    if payload.get("retryable"):
+                        time.sleep((payload["retry_after_ms"] or 1000) / 1000)
+                    else:
+                        unacked.pop(message["id"], None)
+                    push()
     except ConnectionClosed as closed:
         if closed.rcvd and closed.rcvd.code in (1000, 1002, 1003, 1007, 1008, 1009, 4400, 4401, 4403, 4409):
             sys.exit(f"closed: {closed.rcvd}")

@@ -1,6 +1,6 @@
 //! What hostile clients send, as a table over raw sockets: the bytes, in pieces where that matters, the HTTP status or close
 //! code that answers them, and how long the connection may live on. Deadlines are configured short; the codes are the wire
-//! protocol's (section 7). The ids group the rows: H the HTTP upgrade, F frames, J the envelope, W tokens, U the ring.
+//! protocol's (section 7). The ids group the rows: H the HTTP upgrade, F frames, J the envelope, W tokens, U the ring, C compression.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test process of its own, not the gateway")]
 #![allow(dead_code, reason = "the support files serve several test binaries")]
 
@@ -11,9 +11,11 @@ mod raw;
 #[path = "support/token.rs"]
 mod token;
 
+use flate2::{Compress, Compression, FlushCompress};
 use gateway::{Gateway, SECRET};
 use raw::{Raw, UPGRADE, frame, head, pause, text};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use token::{base64, claims, forged, header, now_s, token, token_with};
@@ -91,7 +93,7 @@ fn http_attacks() -> Vec<Attack> {
     let mut add = |id, what: &str, bytes: Vec<u8>, expect| rows.push(attack(id, what, Stage::Tcp, bytes, expect));
     let many: Vec<String> = (0..2_000).map(|number| format!("X-{number}: 1")).collect();
     add("H1", "2,000 headers", get(&many.iter().map(String::as_str).collect::<Vec<_>>()), Http(431));
-    add("H2", "one header of 1 MiB", get(&[&format!("X: {}", "x".repeat(1 << 20))]), Http(431));
+    add("H2", "one header of 10 MiB", get(&[&format!("X: {}", "x".repeat(10 << 20))]), Http(431));
     add("H2", "a request line of 9 KiB", request(&format!("GET /{} HTTP/1.1", "x".repeat(9_000)), &[]), Http(414));
     for (what, origin, expect) in [
         ("foreign", "https://evil.example", Http(403)),
@@ -150,11 +152,13 @@ fn http_attacks() -> Vec<Attack> {
     for (what, value, expect) in [
         ("constructor", "constructor".to_owned(), Accepted),
         ("an unknown one with parameters", "x; a=1; b=\"2\"".to_owned(), Accepted),
-        ("10,000 parameters", format!("permessage-deflate{}", "; a=1".repeat(2_000)), Http(400)),
+        ("2,000 parameters", format!("permessage-deflate{}", "; a=1".repeat(2_000)), Http(400)),
+        ("10,000 parameters, more than a head holds", format!("permessage-deflate{}", "; a=1".repeat(10_000)), Http(431)),
     ] {
         add("H16", what, get(&[&format!("Sec-WebSocket-Extensions: {value}")]), expect);
     }
-    add("H17", "spaces", get(&[&format!("Sec-WebSocket-Protocol: b{}x", " ".repeat(8_000))]), Http(400));
+    add("H17", "8,000 spaces", get(&[&format!("Sec-WebSocket-Protocol: b{}x", " ".repeat(8_000))]), Http(400));
+    add("H17", "32,000 spaces", get(&[&format!("Sec-WebSocket-Protocol: b{}x", " ".repeat(32_000))]), Http(431));
     add("H17", "unknown ones only", get(&["Sec-WebSocket-Protocol: chat, soap"]), Http(400));
     add("H19", "a token in the query is of no use and no harm", request("GET /v1/ws?token=abc HTTP/1.1", &[]), Accepted);
     add("H21", "the HTTP/2 preface in clear", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), Http(400));
@@ -579,6 +583,14 @@ fn unharmed(gateway: &Gateway, files_before: usize) {
     assert_eq!(raw.json()["type"], "rw.welcome");
 }
 
+/// What a table's rows ran into is counted, each bound as often at least.
+fn counted(gateway: &Gateway, limits: &[(&str, u64)]) {
+    for (limit, least) in limits {
+        let count = gateway.metric("ringway_limits_reached_total", &format!("limit=\"{limit}\""));
+        assert!(count >= *least, "{limit}: counted {count} times, reached {least} times at least");
+    }
+}
+
 /// Open files once the listeners and the log are, before any client.
 fn files(gateway: &Gateway) -> usize {
     gateway.until_metric("ringway_connections", "", |connections| connections == 0);
@@ -589,8 +601,9 @@ fn files(gateway: &Gateway) -> usize {
 fn the_http_upgrade() {
     let (gateway, rows) = (start(&[]), http_attacks());
     let before = files(&gateway);
-    assert_eq!(rows.len(), 53, "rows are added here too, so that none is lost unseen");
+    assert_eq!(rows.len(), 55, "rows are added here too, so that none is lost unseen");
     run_all(&gateway, &rows);
+    counted(&gateway, &[("request_head", 6), ("handshake_time", 3)]);
     unharmed(&gateway, before);
 }
 
@@ -600,6 +613,8 @@ fn frames() {
     let before = files(&gateway);
     assert_eq!(rows.len(), 81);
     run_all(&gateway, &rows);
+    let limits = [("message_bytes", 7), ("fragments", 2), ("control_frame_rate", 2), ("unfinished_message", 3)];
+    counted(&gateway, &limits);
     unharmed(&gateway, before);
 }
 
@@ -609,6 +624,7 @@ fn envelopes() {
     let before = files(&gateway);
     assert_eq!(rows.len(), 52);
     run_all(&gateway, &rows);
+    counted(&gateway, &[("json_depth", 3)]);
     unharmed(&gateway, before);
 }
 
@@ -618,6 +634,9 @@ fn tokens() {
     let before = files(&gateway);
     assert_eq!(rows.len(), 58);
     run_all(&gateway, &rows);
+    counted(&gateway, &[("token_bytes", 1)]);
+    let refused = rows.iter().filter(|row| matches!(row.expect, Expect::Refused(..))).count();
+    assert_eq!(gateway.metric("ringway_auth_refused_total", ""), refused as u64);
     unharmed(&gateway, before);
     let log = gateway.log().join("\n");
     assert!(!log.contains("eyJ"), "the beginning of a token is in the log");
@@ -647,6 +666,74 @@ fn extensions_where_deflate_is_on() {
         assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{value}: {head}");
         assert_eq!(head.contains("Sec-WebSocket-Extensions: permessage-deflate"), agreed, "{value}: {head}");
     }
+    unharmed(&gateway, before);
+}
+
+fn deflated(data: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(data.len() + 1024);
+    Compress::new(Compression::best(), false).compress_vec(data, &mut out, FlushCompress::Sync).unwrap();
+    out.truncate(out.len() - 4);
+    out
+}
+
+/// C1, C2 and C4: what inflates to more than it is.
+#[test]
+fn deflate_bombs() {
+    const BYTES_PER_SECOND: u64 = 200_000;
+    let (rate, abuse_ms) = (BYTES_PER_SECOND.to_string(), SHORT_MS.to_string());
+    let gateway = start(&[
+        ("deflate.enabled", "true"),
+        ("limits.bytes_per_second", &rate),
+        ("limits.messages_per_second", "0"),
+        ("limits.rate_abuse_ms", &abuse_ms),
+    ]);
+    let before = files(&gateway);
+    let inflated = || gateway.metric("ringway_inflated_bytes_total", "");
+    let offer = UPGRADE.strip_suffix("\r\n").unwrap().to_owned() + "Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+    let large = frame(0xc1, &deflated(&vec![b' '; 8 << 20]));
+    assert!(large.len() < MESSAGE_BYTES, "its frame alone is within the limit: {}", large.len());
+    let empty_blocks = frame(0xc1, &b"\x00\x00\x00\xff\xff".repeat(10_000));
+    for (what, bytes, code) in [("C1 before the hello", large, 1009), ("C4 empty blocks", empty_blocks, 1007)] {
+        let mut raw = Raw::connect(gateway.address);
+        raw.upgrade(&offer);
+        let began = Instant::now();
+        raw.send(&bytes);
+        let (got, texts, ended) = raw.end();
+        assert_eq!(got, Some(code), "{what}: {texts:?}");
+        assert!(ended.duration_since(began) < Duration::from_millis(WITHIN_MS), "{what}");
+        assert!(inflated() <= MESSAGE_BYTES as u64 + 1, "{what}: {}", inflated());
+    }
+    // C2: each is within the limit, and good. The first ones are taken.
+    let small = frame(0xc1, &deflated(message_of(MESSAGE_BYTES).as_bytes()));
+    assert!(small.len() < 400, "{}", small.len());
+    let (mut raw, already) = (Raw::connect(gateway.address), inflated());
+    raw.upgrade(&offer);
+    raw.send(&text(&hello("bomber", &token("bomber"))));
+    assert_eq!(raw.json()["type"], "rw.welcome");
+    let (mut sender, began) = (raw.stream.try_clone().unwrap(), Instant::now());
+    let bombs = std::thread::spawn(move || {
+        let mut sent = 0;
+        while sender.write_all(&small.repeat(20)).is_ok() && began.elapsed() < Duration::from_millis(10 * WITHIN_MS) {
+            sent += 20;
+            pause(10);
+        }
+        sent
+    });
+    let (code, texts, ended) = raw.end();
+    let (took, sent) = (ended.duration_since(began), bombs.join().unwrap());
+    assert_eq!(code, Some(4429), "{:?}", texts.last());
+    assert!(took > Duration::from_millis(SHORT_MS) && took < Duration::from_millis(WITHIN_MS), "{took:?}");
+    let answers: Vec<Value> = texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+    let acks = answers.iter().filter(|answer| answer["type"] == "rw.ack").count() as u64;
+    assert!(acks >= BYTES_PER_SECOND / MESSAGE_BYTES as u64, "{acks} acks");
+    let last = answers.last().unwrap();
+    assert_eq!((&last["payload"]["code"], &last["id"]), (&json!("limit.rate"), &json!("")), "{last}");
+    let frame_number = last["payload"]["details"]["frame"].as_u64().unwrap();
+    assert!(frame_number > acks && frame_number <= sent + 20, "the number tells which was refused: {last}");
+    let (came_to, all) = (inflated() - already, frame_number * MESSAGE_BYTES as u64);
+    let paid = BYTES_PER_SECOND * (took.as_millis() as u64 + 1_000) / 1_000 + MESSAGE_BYTES as u64;
+    assert!(came_to <= paid && all > 2 * paid, "{came_to} bytes inflated, {paid} within the rate, {all} sent");
+    counted(&gateway, &[("byte_rate", 10), ("rate_abuse", 1), ("message_bytes", 1)]);
     unharmed(&gateway, before);
 }
 

@@ -2,6 +2,8 @@
 //! pure code may not touch, where `unsafe` may stand, and how long a file may be.
 #![allow(clippy::unwrap_used, reason = "a test process of its own, not the gateway")]
 
+use ringway::close::CloseReason;
+use ringway::shard::counters::{DropReason, LimitReached, METRICS};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -48,7 +50,7 @@ const TEST_FILES: [&str; 16] = [
 const CRATES: [(&str, &[&str]); 34] = [
     ("arc_swap", &[]),
     ("aws_lc_rs", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs", "shard/start.rs"]),
-    ("axum", &["control/http.rs", "control/listener.rs", "control/revocations.rs", "control/run.rs"]),
+    ("axum", &["control/http.rs", "control/listener.rs", "control/purges.rs", "control/revocations.rs", "control/run.rs"]),
     ("base64", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs"]),
     ("clap", &["cli/log/mod.rs", "cli/mod.rs"]),
     ("crc32c", &["log/record.rs", "log/segment.rs", "log/segment_index.rs"]),
@@ -118,6 +120,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "cli/admin_client.rs",
             "cli/conn.rs",
             "control/http.rs",
+            "control/purges.rs",
             "control/revocations.rs",
             "net/refusal.rs",
             "protocol/model.rs",
@@ -135,6 +138,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "cli/keys.rs",
             "cli/revoke.rs",
             "cli/log/export.rs",
+            "cli/log/purge.rs",
             "control/http.rs",
             "control/revocations.rs",
             "net/refusal.rs",
@@ -153,6 +157,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "control/http.rs",
             "control/listener.rs",
             "control/mod.rs",
+            "control/purges.rs",
             "control/revocations.rs",
             "control/run.rs",
             "shard/port.rs",
@@ -168,6 +173,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "control/revocations.rs",
             "control/run.rs",
             "shard/admin.rs",
+            "shard/compacting.rs",
             "shard/core.rs",
             "shard/durable.rs",
             "shard/handshake.rs",
@@ -176,6 +182,8 @@ const CRATES: [(&str, &[&str]); 34] = [
             "shard/keeping.rs",
             "shard/outbound.rs",
             "shard/reading.rs",
+            "shard/purge_files.rs",
+            "shard/purging.rs",
             "shard/resize.rs",
             "shard/start.rs",
             "shard/store.rs",
@@ -414,8 +422,15 @@ fn stages_are_pure() {
         }
     }
     // The shard's core as well, but for what starts its thread and what other threads call.
-    let impure_files =
-        ["shard/start.rs", "shard/resize.rs", "shard/store.rs", "shard/port.rs", "shard/lanes.rs", "shard/counters.rs"];
+    let impure_files = [
+        "shard/start.rs",
+        "shard/purge_files.rs",
+        "shard/resize.rs",
+        "shard/store.rs",
+        "shard/port.rs",
+        "shard/lanes.rs",
+        "shard/counters.rs",
+    ];
     for source in sources().iter().filter(|source| source.folder() == "shard" && !impure_files.contains(&&*source.name)) {
         for impure in
             ["Instant::now", "SystemTime", "std::thread::s", "std::env", "std::fs", "HashSet<", "async ", ".await", "monoio"]
@@ -448,6 +463,46 @@ fn unsafe_stands_in_io_only() {
                 }
             }
         }
+    }
+    check(&problems);
+}
+
+#[test]
+fn the_readme_shows_the_examples_as_they_are() {
+    let read = |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let readme = read("README.md");
+    for example in ["examples/client.py", "examples/page.html"] {
+        assert!(readme.contains(read(example).trim_end()), "README.md shows another {example}");
+    }
+}
+
+/// What `/metrics` and the manual list, something counts.
+#[test]
+fn no_counter_is_listed_and_never_counted() {
+    let sources = sources();
+    let others: Vec<&Source> = sources
+        .iter()
+        .filter(|source| !source.is_test() && source.name != "shard/counters.rs" && source.name != "close.rs")
+        .collect();
+    let counted = |what: &[String]| others.iter().any(|source| what.iter().any(|what| source.code.contains(what)));
+    let mut problems = Vec::new();
+    let mut need = |name: String, what: &[String]| {
+        if !counted(what) {
+            problems.push(format!("{name} is listed, and nothing counts it"));
+        }
+    };
+    for drop in DropReason::ALL {
+        need(format!("{drop:?}"), &[format!("DropReason::{drop:?}")]);
+    }
+    let by_close: Vec<LimitReached> = CloseReason::ALL.into_iter().filter_map(LimitReached::behind).collect();
+    for limit in LimitReached::ALL.iter().filter(|limit| !by_close.contains(limit)) {
+        need(format!("{limit:?}"), &[format!("LimitReached::{limit:?}")]);
+    }
+    for reason in CloseReason::ALL {
+        need(format!("{reason:?}"), &[format!("CloseReason::{reason:?}")]);
+    }
+    for metric in METRICS {
+        need(metric.name.to_owned(), &["add(", "increment()", "set("].map(|call| format!("{}.{call}", metric.name)));
     }
     check(&problems);
 }

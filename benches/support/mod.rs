@@ -11,7 +11,7 @@ use ringway::auth::{KeyAlgorithm, KeyMaterial, KeySet};
 use ringway::config::Settings;
 use ringway::ids::{ConnId, HashKey};
 use ringway::io::chunk::Chunk;
-use ringway::io::{Event, Io, Next, Read, RingStats, Send, Sent, Shard};
+use ringway::io::{Event, Io, Next, PurgeStep, Read, RingStats, Send, Sent, Shard};
 use ringway::shard::admission::Admission;
 use ringway::shard::core::{Core, CoreOptions};
 use ringway::shard::counters::{SharedCounters, shared_counters};
@@ -137,6 +137,10 @@ impl Io for MemoryIo {
 
     fn delete_segment(&mut self, number: u64) {
         self.answers.push_back(Event::SegmentGone { number, result: Ok(()) });
+    }
+
+    fn purge(&mut self, _session: u64, step: PurgeStep) {
+        self.answers.push_back(Event::Purged { step, result: Ok(0) });
     }
 
     fn ring_bell(&mut self, _shard: usize) {}
@@ -280,18 +284,23 @@ impl Stage {
     /// Turns until the shard has nothing left to do at once.
     pub fn settle(&mut self) {
         for _ in 0..TURNS_MAX {
-            self.io.now.mono_ns += self.step_ns;
-            self.io.now.wall_ms = EPOCH_WALL_MS + self.io.now.mono_ns / 1_000_000;
-            let now = self.io.now;
-            for _ in 0..self.io.answers.len() {
-                let Some(answer) = self.io.answers.pop_front() else { break };
-                self.core.event(&mut self.io, answer, now);
-            }
-            if self.core.turn(&mut self.io, now) != Next::Again {
+            if !self.turn() {
                 return;
             }
         }
         panic!("{TURNS_MAX} turns, and the shard still wants another");
+    }
+
+    /// One turn; whether the shard wants another at once.
+    pub fn turn(&mut self) -> bool {
+        self.io.now.mono_ns += self.step_ns;
+        self.io.now.wall_ms = EPOCH_WALL_MS + self.io.now.mono_ns / 1_000_000;
+        let now = self.io.now;
+        for _ in 0..self.io.answers.len() {
+            let Some(answer) = self.io.answers.pop_front() else { break };
+            self.core.event(&mut self.io, answer, now);
+        }
+        self.core.turn(&mut self.io, now) == Next::Again
     }
 
     /// Turns of all shards until none has anything left to do or to hear at once.

@@ -21,13 +21,20 @@ use options::{Cli, Command, Options};
 use report::Report;
 use runner::Scenario;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match run(&Cli::parse().command) {
+    let cli = Cli::parse();
+    let outcome = match (&cli.command, &cli.compare[..]) {
+        (Some(command), _) => run(command),
+        (None, [before, after]) => compare(before, after),
+        (None, _) => Err("a scenario, or --compare with two results".to_owned()),
+    };
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -55,12 +62,14 @@ fn run(command: &Command) -> Result<bool, String> {
         Command::Sessions(options) => (Scenario::Sessions, options),
         Command::Smoke(options) => return smoke(options),
         Command::Floor(floor) => return run_floor(floor),
-        Command::Compare { before, after } => {
-            print(&report::compare::render(&runner::read(before)?, &runner::read(after)?))?;
-            return Ok(true);
-        }
+        Command::Compare { before, after } => return compare(before, after),
     };
     show(&runner::scenario(scenario, options)?, options)
+}
+
+fn compare(before: &Path, after: &Path) -> Result<bool, String> {
+    print(&report::compare::render(&runner::read(before)?, &runner::read(after)?))?;
+    Ok(true)
 }
 
 fn run_floor(floor: &options::FloorOptions) -> Result<bool, String> {

@@ -7,10 +7,13 @@ use std::path::PathBuf;
 
 /// Load harness for Ringway and any other WebSocket echo server.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
+    /// Two results, written with --json, side by side; as the command `compare`.
+    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], required = true)]
+    pub compare: Vec<PathBuf>,
 }
 
 #[derive(Subcommand)]

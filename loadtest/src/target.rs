@@ -364,7 +364,7 @@ mod tests {
         let [listen, admin] = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
         let options = |arguments: &[&str]| {
             let all = [&["ringway-loadtest", "relay", "--spawn", "x"], arguments].concat();
-            let Command::Relay(options) = Cli::parse_from(all).command else { panic!("relay was asked for") };
+            let Some(Command::Relay(options)) = Cli::parse_from(all).command else { panic!("relay was asked for") };
             options
         };
         let synced = Options { keep_all: true, ..options(&["--durability", "synced"]) };

@@ -190,13 +190,11 @@ fn a_reader_catches_up_from_the_start_and_from_the_middle() {
 
 #[test]
 fn sessions_are_made_and_the_servers_memory_is_read() {
-    let sessions = ["sessions", "-c", "100", "--session-messages", "3"];
     let pid = std::process::id().to_string();
-    let (code, result) = on_gateway("sessions", Fault::None, &[&sessions[..], &["--pid", &pid]].concat());
+    let sessions = ["sessions", "-c", "100", "--session-messages", "3", "--pid", &pid];
+    let (code, result) = on_gateway("sessions", Fault::None, &sessions);
     assert_eq!(code, Some(0), "{} {}", result["loss"], result["problems"]);
     assert!(figure(&result, "RSS") > 1.0);
-    let (code, _) = on_gateway("sessions-unread", Fault::None, &sessions);
-    assert_eq!(code, Some(2), "a process must be named");
 }
 
 #[test]
@@ -244,6 +242,12 @@ fn two_results_are_compared_and_a_page_is_written() {
     let output = harness(&["compare", &a, &b]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains("server CPU a message") && text.contains('%'), "{text}");
+    let option = harness(&["--compare", &a, &b]);
+    assert!(option.status.success() && String::from_utf8(option.stdout).unwrap() == text, "the option is the command");
+    for wrong in [&["--compare", &a][..], &["--compare", &a, &b, &a], &["--compare", &a, &b, "echo"], &[]] {
+        let output = harness(wrong);
+        assert!(output.status.code() == Some(2) && !output.stderr.is_empty(), "{wrong:?}");
+    }
 }
 
 #[test]

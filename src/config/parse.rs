@@ -213,6 +213,10 @@ impl Reader<'_> {
                 }
             }
         }
+        if let Some(alg) = found[1].as_ref().filter(|alg| KeyAlgorithm::from_name(alg).is_none()) {
+            let message = format!("auth.keys.alg = {alg:?}: must be one of \"EdDSA\", \"ES256\", \"RS256\", \"HS256\"");
+            self.problem(place.clone(), message);
+        }
         if self.problems.len() > known {
             return;
         }
@@ -221,10 +225,7 @@ impl Reader<'_> {
                 AUTH_KEY_FIELDS.iter().zip(&found).filter(|(_, value)| value.is_none()).map(|(name, _)| *name).collect();
             return self.problem(place, format!("[[auth.keys]] lacks {}: each key has kid, alg and file", missing.join(" and ")));
         };
-        let Some(algorithm) = KeyAlgorithm::from_name(&alg) else {
-            let message = format!("auth.keys.alg = {alg:?}: must be one of \"EdDSA\", \"ES256\", \"RS256\", \"HS256\"");
-            return self.problem(place, message);
-        };
+        let Some(algorithm) = KeyAlgorithm::from_name(&alg) else { return };
         if self.settings.auth_keys.iter().any(|key| key.kid == kid) {
             return self.problem(place, format!("auth.keys.kid = {kid:?} stands twice: each key needs a kid of its own"));
         }
@@ -460,6 +461,12 @@ mod tests {
         for (text, message) in BAD {
             assert_eq!(parse(text, &[]).unwrap_err(), message, "{text}");
         }
+    }
+
+    #[test]
+    fn all_mistakes_of_a_key_are_told_at_once() {
+        let error = parse("[[auth.keys]]\nalg = \"none\"\nfiel = \"f\"", &[]).unwrap_err();
+        assert!(error.contains("auth.keys.alg = \"none\"") && error.contains("auth.keys.fiel"), "{error}");
     }
 
     #[test]

@@ -171,7 +171,7 @@ sections! {
         grace_ms: u64 = 30_000, "ms", Allowed::Range(1, 3_600_000), live;
     }
 
-    /// The operator's listener: /healthz, /readyz, /metrics, /v1/connections, /v1/revocations.
+    /// The operator's listener: /healthz, /readyz, /metrics, /v1/connections, /v1/revocations, /v1/purge.
     [admin] Admin: Clone Copy {
         /// Address and port; a loopback address only, since this listener asks for no credentials.
         listen: SocketAddr = loopback(9090), "", Allowed::Any, restart;
@@ -201,7 +201,7 @@ sections! {
         messages_per_second: u64 = 200, "/s", RATE, live;
         /// Messages of one connection at once, before messages_per_second rules.
         messages_burst: u64 = 400, "", Allowed::Range(1, RATE_MAX), live;
-        /// Message bytes of one connection a second; the burst is one second's worth, at least one message.
+        /// Message bytes of one connection a second, counted after inflation; the burst is one second's worth, at least one message.
         bytes_per_second: u64 = 1_048_576, "bytes/s", RATE, live;
         /// How long a client may stay above its rate before it is closed (4429).
         rate_abuse_ms: u64 = 10_000, "ms", TIME_OR_NONE_MS, live;
@@ -245,7 +245,7 @@ sections! {
         max_attached_sessions: usize = 64, "", Allowed::Range(1, 4_096), live;
         /// Members of one session; for more readers use a channel.
         members_per_session: usize = MEMBERS_PER_SESSION_MAX, "", Allowed::Range(1, MEMBERS_PER_SESSION_MAX as u64), live;
-        /// Rooms of a session one client may be in.
+        /// Rooms of a session one client may be in, and as many that it may watch.
         rooms_per_client: usize = ROOMS_PER_CLIENT_MAX, "", Allowed::Range(1, ROOMS_PER_CLIENT_MAX as u64), live;
         /// Sessions at home on one shard.
         sessions_per_shard: usize = 100_000, "", Allowed::Range(1, COUNT_MAX), live;

@@ -38,7 +38,7 @@ impl HeadReader {
         self.reads += 1;
         for (index, &byte) in bytes.iter().enumerate() {
             if self.head.len() + index >= REQUEST_HEAD_BYTES_MAX {
-                return Progress::Refused(HttpRefusal::new(
+                return Progress::Refused(HttpRefusal::over_bound(
                     431,
                     format!("the request head is longer than {REQUEST_HEAD_BYTES_MAX} bytes"),
                 ));
@@ -53,9 +53,8 @@ impl HeadReader {
             }
         }
         if self.reads >= HEAD_READS_MAX {
-            return Progress::Refused(HttpRefusal::bad_request(format!(
-                "the request head was not complete after {HEAD_READS_MAX} reads; send it in one piece"
-            )));
+            let detail = format!("the request head was not complete after {HEAD_READS_MAX} reads; send it in one piece");
+            return Progress::Refused(HttpRefusal::over_bound(400, detail));
         }
         self.head.extend_from_slice(bytes);
         Progress::More
@@ -105,12 +104,12 @@ impl HeadReader {
                 ));
             }
             if self.lines > REQUEST_HEADERS_MAX {
-                return Err(HttpRefusal::new(431, format!("the request has more than {REQUEST_HEADERS_MAX} headers")));
+                return Err(HttpRefusal::over_bound(431, format!("the request has more than {REQUEST_HEADERS_MAX} headers")));
             }
         }
         self.line_bytes += 1;
         if self.lines == 0 && self.line_bytes > REQUEST_LINE_BYTES_MAX {
-            return Err(HttpRefusal::new(414, format!("the request line is longer than {REQUEST_LINE_BYTES_MAX} bytes")));
+            return Err(HttpRefusal::over_bound(414, format!("the request line is longer than {REQUEST_LINE_BYTES_MAX} bytes")));
         }
         Ok(false)
     }
@@ -236,7 +235,7 @@ fn refused_by_parser(error: httparse::Error) -> HttpRefusal {
         httparse::Error::Token => "the request line is malformed; it must be: GET /v1/ws HTTP/1.1",
         httparse::Error::Version => "the request is not HTTP/1.1, the only version spoken here",
         httparse::Error::TooManyHeaders => {
-            return HttpRefusal::new(431, format!("the request has more than {REQUEST_HEADERS_MAX} headers"));
+            return HttpRefusal::over_bound(431, format!("the request has more than {REQUEST_HEADERS_MAX} headers"));
         }
         httparse::Error::Status => "the request line is malformed",
     })

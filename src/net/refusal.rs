@@ -13,6 +13,7 @@ pub struct HttpRefusal {
     detail: String,
     header: Option<(&'static str, &'static str)>,
     retry_after_s: Option<u32>,
+    over_bound: bool,
 }
 
 #[derive(Serialize)]
@@ -28,13 +29,19 @@ impl HttpRefusal {
     /// A refusal with this status (one that [`HttpRefusal::title`] knows) and a detail for the client's author.
     #[must_use]
     pub fn new(status: u16, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), header: None, retry_after_s: None }
+        Self { status, detail: detail.into(), header: None, retry_after_s: None, over_bound: false }
     }
 
     /// 400: the request is not what RFC 9112 and RFC 6455 section 4.1 ask for.
     #[must_use]
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(400, detail)
+    }
+
+    /// The request head is over one of its bounds.
+    #[must_use]
+    pub fn over_bound(status: u16, detail: impl Into<String>) -> Self {
+        Self { over_bound: true, ..Self::new(status, detail) }
     }
 
     /// 408: the head did not come in time.
@@ -59,6 +66,12 @@ impl HttpRefusal {
     #[must_use]
     pub fn with_header(self, name: &'static str, value: &'static str) -> Self {
         Self { header: Some((name, value)), ..self }
+    }
+
+    /// Whether a bound of the request head is the reason.
+    #[must_use]
+    pub fn is_over_bound(&self) -> bool {
+        self.over_bound
     }
 
     #[must_use]

@@ -69,7 +69,7 @@ codes! {
     LimitBackpressure = "limit.backpressure", true;
     /// One history request at a time.
     LimitHistoryBusy = "limit.history_busy", true;
-    /// Too many rooms.
+    /// Too many rooms, joined or watched.
     LimitRooms = "limit.rooms", false;
     /// The session is full.
     LimitMembers = "limit.members", true;

@@ -13,7 +13,7 @@ pub type MemberKey = Key<Member>;
 
 /// Where a member's connection is: its shard, the socket there, and the attachment on that connection. Numbers are used again, tickets
 /// are not: what is still under way to an attachment never reaches the next one of its number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     pub shard: u16,
     pub attachment: u16,
@@ -49,6 +49,8 @@ pub struct Member {
     pub away_before_ms: u64,
     /// Others have been told that it is gone.
     pub told_lost: bool,
+    /// When the shard looks whether it was unseen for too long; 0: not to be looked at. One deadline, however often it goes.
+    pub unseen_due_ms: u64,
 }
 
 impl Member {

@@ -369,6 +369,7 @@ mod tests {
             away_since_ms: 0,
             away_before_ms: 0,
             told_lost: false,
+            unseen_due_ms: 0,
         })
     }
 

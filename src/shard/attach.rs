@@ -148,6 +148,7 @@ impl Core {
             away_since_ms: 0,
             away_before_ms: 0,
             told_lost: true,
+            unseen_due_ms: 0,
         }))
     }
 

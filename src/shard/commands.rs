@@ -319,9 +319,16 @@ impl Core {
 
     fn watch(&mut self, place: Place, member: MemberKey, head: Head<'_>, watch: &Watch<'_>, after: u64) {
         let watcher = Watcher { member, room: watch.room.map(Into::into) };
+        let rooms_max = self.snapshot.settings.limits.rooms_per_client;
         let session = self.sessions.members.get(member).map(|member| member.session);
         if let Some(session) = session.and_then(|session| self.sessions.sessions.get_mut(session)) {
             session.watchers.retain(|other| *other != watcher);
+            let rooms = session.watchers.iter().filter(|other| other.member == member && other.room.is_some()).count();
+            if watch.presence && watch.room.is_some() && rooms >= rooms_max {
+                self.counters.limit_reached(LimitReached::RoomsPerClient);
+                let message = format!("a client may watch {rooms_max} rooms (limits.rooms_per_client): end another watch first");
+                return self.refuse_at(place, &refusal(head, ErrorCode::LimitRooms, message, "/payload/room"));
+            }
             if watch.presence {
                 session.watchers.push(watcher);
             }

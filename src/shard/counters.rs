@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::histogram::Histogram;
 
+/// What one record counts in a histogram of records: its lowest bound, so that one is told from two.
+pub const RECORD: u64 = 1024;
+
 /// A number with one writer and any number of readers.
 #[derive(Debug, Default)]
 pub struct Cell64(AtomicU64);
@@ -86,10 +89,6 @@ reasons! {
         AfterClose = "after_close",
         /// A lane message for a connection or session that was gone.
         LaneStale = "lane_stale",
-        /// A lane message that found no room, where its loss is repaired by a retry.
-        LaneFull = "lane_full",
-        /// A message of control for which the port had no room.
-        PortFull = "port_full",
         /// A reply to control that nobody waited for any more.
         PortReplyUnwanted = "port_reply_unwanted",
         /// A receipt or cursor of a member that was gone.
@@ -102,6 +101,8 @@ reasons! {
         LogAge = "log_age",
         /// Messages cut from a session's history by log.retention_bytes.
         LogBytes = "log_bytes",
+        /// Messages cut from a session's history by a purge.
+        Purged = "purged",
         /// A record of the log that did not read back whole from disk; its readers were told of the gap.
         LogDamaged = "log_damaged",
         /// The record of a closed connection, pushed out before its ten minutes.
@@ -158,15 +159,13 @@ reasons! {
         HalfOpen = "half_open",
         /// limits.half_open_per_ip.
         HalfOpenPerIp = "half_open_per_ip",
-        /// Addresses that the per-address tables can hold.
-        AddressTable = "address_table",
         /// limits.handshake_ms.
         HandshakeTime = "handshake_time",
         /// limits.tls_handshake_ms.
         TlsHandshakeTime = "tls_handshake_time",
         /// limits.close_ms.
         CloseTime = "close_time",
-        /// The bytes of the HTTP request line or head, or the count of its headers.
+        /// The bytes of the HTTP request line or head, the count of its headers, or the reads it took.
         RequestHead = "request_head",
         /// The bytes of a token.
         TokenBytes = "token_bytes",
@@ -192,12 +191,23 @@ reasons! {
         HeartbeatTime = "heartbeat_time",
         /// One history request at a time.
         HistoryBusy = "history_busy",
-        /// The bytes of presence data.
-        PresenceData = "presence_data",
         /// The lanes between shards.
         Lane = "lane",
         /// The file descriptors of the process.
         OpenFiles = "open_files",
+    }
+}
+
+impl LimitReached {
+    /// The bound on what is read that ends a connection for this, where it is one; others are counted where they are looked at.
+    #[must_use]
+    pub const fn behind(reason: CloseReason) -> Option<Self> {
+        match reason {
+            CloseReason::MessageTooBig => Some(Self::MessageBytes),
+            CloseReason::TooManyFragments => Some(Self::Fragments),
+            CloseReason::TooDeep => Some(Self::JsonDepth),
+            _ => None,
+        }
     }
 }
 
@@ -234,7 +244,8 @@ macro_rules! counters {
             drops: [Cell64; DropReason::COUNT],
             /// Bounds that were reached.
             limits: [Cell64; LimitReached::COUNT],
-            /// From the arrival of a message's bytes to its first send, in nanoseconds.
+            /// Each routed message's turn, from the taking in of what had arrived to the end of its sends, in nanoseconds. A message that
+            /// waits for the log's disk is sent by a later one.
             pub routing_ns: Histogram,
             /// From the end of a wait to the start of the next, in nanoseconds.
             pub turn_ns: Histogram,
@@ -244,6 +255,8 @@ macro_rules! counters {
             pub log_sync_ns: Histogram,
             /// Bytes of a write of the log.
             pub log_batch_bytes: Histogram,
+            /// Records of a write of the log, in units of [`RECORD`].
+            pub log_batch_records: Histogram,
         }
 
         impl Default for ShardCounters {
@@ -258,6 +271,7 @@ macro_rules! counters {
                     log_write_ns: Histogram::default(),
                     log_sync_ns: Histogram::default(),
                     log_batch_bytes: Histogram::default(),
+                    log_batch_records: Histogram::default(),
                 }
             }
         }
@@ -326,6 +340,8 @@ counters! {
     gaps: Counter, "Readers are slower than the log's memory; raise log.memory_bytes or session.history_messages.";
     /// Bytes received from clients.
     bytes_in: Counter, "Traffic that comes in.";
+    /// Bytes that compressed messages of clients inflated to.
+    inflated_bytes: Counter, "Many times bytes_in: deflate bombs; each connection is held to limits.bytes_per_second of it.";
     /// Bytes sent to clients.
     bytes_out: Counter, "Traffic that goes out.";
     /// Handshakes refused for their token.
@@ -346,10 +362,10 @@ counters! {
     ring_short_writes: Counter, "Not zero: the disk is nearly full, or a signal came in between.";
     /// Reads of the log that waited for others to end.
     log_reads_waited: Counter, "A high share of log_reads: many readers are far behind, or the disk is slow.";
-    /// Chunks the log holds.
-    log_chunks: Gauge, "Multiply by 1 MiB for its memory.";
-    /// Bytes of records the log holds.
-    log_bytes: Gauge, "At log.memory_bytes the oldest messages go first.";
+    /// Chunks of the log that are in memory.
+    log_chunks: Gauge, "Multiply by 1 MiB for its memory; at log.memory_bytes the oldest go first.";
+    /// Bytes from the oldest that the log holds, in memory or on disk, to its end; a file that ends early counts whole.
+    log_bytes: Gauge, "A log in memory has log.memory_bytes at most; for one on disk see log.retention_*, log.max_bytes.";
     /// Records appended to the log.
     log_appends: Counter, "Follows routed.";
     /// Records of the gateway's own in the log: sessions, members, receipts.
@@ -360,6 +376,8 @@ counters! {
     log_written_bytes: Counter, "Against log.max_bytes and the disk's life.";
     /// Syncs of the log's files.
     log_syncs: Counter, "Messages over this is how many share a sync.";
+    /// Bytes of messages copied out of the log's oldest files, so that these could go.
+    log_compacted_bytes: Counter, "Against log_written_bytes: much is retained for long beside much that is not.";
     /// Reads of the log's files, for readers behind what is in memory.
     log_reads: Counter, "Many: raise log.memory_bytes.";
     /// Segments of the log that were indexed since the start.

@@ -9,6 +9,7 @@ use crate::auth::AuthError;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::{Io, Read};
+use crate::limits::TOKEN_BYTES_MAX;
 use crate::net::http::{HeadReader, Progress, Request};
 use crate::net::proxy::{ProxyProgress, ProxyReader, client_ip};
 use crate::net::refusal::HttpRefusal;
@@ -49,6 +50,7 @@ impl Core {
                 Err(error) => {
                     tracing::error!(%error, "TLS can't be set up for a connection");
                     self.admission.leave_node();
+                    self.counters.closed(CloseReason::Tls);
                     io.close(id);
                     return;
                 }
@@ -93,9 +95,7 @@ impl Core {
 
     /// Above the cap the oldest half-open connection gives way.
     fn evict_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
-        let settings = &self.snapshot.settings;
-        let share = settings.server.max_connections * settings.limits.half_open_percent as usize / 100;
-        let cap = (share / self.mesh.shards()).max(1);
+        let cap = self.half_open_cap();
         while self.half_open_count > cap {
             let Some(oldest) = self.half_open.pop_front() else { break };
             if self.conn(oldest).is_some_and(|conn| conn.flags.half_open) {
@@ -103,10 +103,19 @@ impl Core {
                 self.close(io, oldest, CloseReason::Shed, now);
             }
         }
-        // Those that got through leave stale ids in front; the queue never outgrows the table by more than the cap.
-        while self.half_open.front().is_some_and(|id| self.conn(*id).is_none_or(|conn| !conn.flags.half_open)) {
-            self.half_open.pop_front();
+        // Those that got through leave stale ids, behind one that is slow too.
+        if self.half_open.len() > 2 * cap {
+            let mut queue = std::mem::take(&mut self.half_open);
+            queue.retain(|id| self.conn(*id).is_some_and(|conn| conn.flags.half_open));
+            self.half_open = queue;
         }
+    }
+
+    /// Half-open connections that this shard may have.
+    pub(super) fn half_open_cap(&self) -> usize {
+        let settings = &self.snapshot.settings;
+        let share = settings.server.max_connections * settings.limits.half_open_percent as usize / 100;
+        (share / self.mesh.shards()).max(1)
     }
 
     /// It is no longer half open: it has its welcome, goes to another shard, or ends.
@@ -257,6 +266,9 @@ impl Core {
 
     pub(super) fn answer_http<I: Io>(&mut self, io: &mut I, id: ConnId, refusal: &HttpRefusal, now: Tick) {
         self.counters.http_refused.increment();
+        if refusal.is_over_bound() {
+            self.counters.limit_reached(LimitReached::RequestHead);
+        }
         tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         self.buffers.lend(&mut conn.queue);
@@ -296,10 +308,12 @@ impl Core {
             },
             Ok(_) => {}
             Err(refusal) => {
+                let no_token = &*refusal.pointer == "/payload/auth_token";
+                if no_token {
+                    self.counters.auth_refused.increment();
+                }
                 self.refuse(id, &refusal);
-                let reason =
-                    if &*refusal.pointer == "/payload/auth_token" { CloseReason::Auth } else { CloseReason::HelloExpected };
-                self.close(io, id, reason, now);
+                self.close(io, id, if no_token { CloseReason::Auth } else { CloseReason::HelloExpected }, now);
             }
         }
         self.commands = Some(commands);
@@ -335,6 +349,9 @@ impl Core {
 
     /// Judges a token by the keys, the policy and the revocations in force.
     pub(super) fn verify_token(&self, token: &str, client_id: &str, now: Tick) -> Result<crate::auth::Grant, AuthError> {
+        if token.len() > TOKEN_BYTES_MAX {
+            self.counters.limit_reached(LimitReached::TokenBytes);
+        }
         let grant = self.snapshot.keys.verify(token, &self.snapshot.tokens, now)?;
         self.snapshot.revocations.check(&grant, client_id)?;
         Ok(grant)

@@ -225,6 +225,11 @@ impl Core {
     fn on_message<I: Io>(&mut self, io: &mut I, id: ConnId, text: bool, compressed: bool, payload: Payload<'_>, now: Tick) {
         if compressed {
             let echo = self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Echo));
+            if !echo && let Some(wait_ms) = self.inflates_no_more(id, now) {
+                payload.recycle(&mut self.buffers);
+                // Unread, it has no id: the refusal tells which it was by its number.
+                return self.refuse_rate(io, id, Head { id: "", session_id: "" }, wait_ms, now);
+            }
             let bytes_max = if echo { ECHO_MESSAGE_BYTES_MAX } else { self.snapshot.settings.limits.max_message_bytes };
             let mut inflated = std::mem::take(&mut self.inflated);
             // Contained like the decoder's; the codec that a panic left is not trusted with the next message.
@@ -233,6 +238,7 @@ impl Core {
                 payload.recycle(&mut self.buffers);
                 return self.on_decode_panic(io, id, now);
             };
+            self.counters.inflated_bytes.add(inflated.len() as u64);
             match outcome {
                 Ok(()) if echo && text && std::str::from_utf8(&inflated).is_err() => {
                     self.close(io, id, CloseReason::NotUtf8, now);
@@ -256,7 +262,7 @@ impl Core {
         if matches!(conn.phase, Phase::Echo) {
             return self.echo(id, text, compressed, payload);
         }
-        let over_rate = self.over_rate(id, payload.len(), now);
+        let over_rate = self.over_rate(id, payload.len(), compressed, now);
         let Some(mut parser) = self.parser.take() else { return };
         // Contained like the decoder's: the text is this connection's alone.
         let reader = &mut *parser;
@@ -309,25 +315,51 @@ impl Core {
         }
     }
 
+    fn byte_rate(&self) -> Rate {
+        let limits = &self.snapshot.settings.limits;
+        Rate { per_second: limits.bytes_per_second, burst: limits.bytes_per_second.max(limits.max_message_bytes as u64) }
+    }
+
     /// Counts a message against the connection's rates. Where it is over one of them: the milliseconds until there is room.
-    fn over_rate(&mut self, id: ConnId, bytes: usize, now: Tick) -> Option<u64> {
-        let limits = self.snapshot.settings.limits;
-        let now_ms = now.mono_ms().max(1);
+    fn over_rate(&mut self, id: ConnId, bytes: usize, inflated: bool, now: Tick) -> Option<u64> {
+        let limits = &self.snapshot.settings.limits;
         let messages = Rate { per_second: limits.messages_per_second, burst: limits.messages_burst };
-        let byte_rate =
-            Rate { per_second: limits.bytes_per_second, burst: limits.bytes_per_second.max(limits.max_message_bytes as u64) };
+        let byte_rate = self.byte_rate();
         let conn = self.conn_mut(id)?;
-        let (limit, wait_ms) = match conn.messages.take(messages, 1, now.mono_ns) {
-            Err(wait_ms) => (LimitReached::MessageRate, wait_ms),
-            Ok(()) => (LimitReached::ByteRate, conn.bytes.take(byte_rate, bytes as u64, now.mono_ns).err()?),
+        let over_messages = conn.messages.take(messages, 1, now.mono_ns).err();
+        if inflated {
+            // The work is done, even for what is refused now.
+            conn.bytes.charge(byte_rate, bytes as u64, now.mono_ns);
+        }
+        let (limit, wait_ms) = match over_messages {
+            Some(wait_ms) => (LimitReached::MessageRate, wait_ms),
+            None if inflated => return None,
+            None => (LimitReached::ByteRate, conn.bytes.take(byte_rate, bytes as u64, now.mono_ns).err()?),
         };
+        self.note_over_rate(id, limit, now);
+        Some(wait_ms)
+    }
+
+    /// A few bytes may inflate to a thousand times as many: what that came to before is paid for first, else nothing is inflated.
+    fn inflates_no_more(&mut self, id: ConnId, now: Tick) -> Option<u64> {
+        let byte_rate = self.byte_rate();
+        let conn = self.conn_mut(id)?;
+        let wait_ms = conn.bytes.wait(byte_rate, now.mono_ns)?;
+        conn.messages_in += 1;
+        self.counters.messages_in.increment();
+        self.note_over_rate(id, LimitReached::ByteRate, now);
+        Some(wait_ms)
+    }
+
+    fn note_over_rate(&mut self, id: ConnId, limit: LimitReached, now: Tick) {
+        self.counters.limit_reached(limit);
+        let now_ms = now.mono_ms().max(1);
+        let Some(conn) = self.conn_mut(id) else { return };
         let abuse = conn.abuse.get_or_insert_default();
         if abuse.over_rate_ms == 0 || now_ms.saturating_sub(abuse.last_over_rate_ms) > 1_000 {
             abuse.over_rate_ms = now_ms;
         }
         abuse.last_over_rate_ms = now_ms;
-        self.counters.limit_reached(limit);
-        Some(wait_ms)
     }
 
     /// Answers a message over its rate; a connection that keeps on is closed.
@@ -424,6 +456,9 @@ impl Core {
         );
         conn.paused_ms = 0;
         conn.unfinished_ms = 0;
+        if let Some(limit) = LimitReached::behind(reason) {
+            self.counters.limit_reached(limit);
+        }
         tracing::debug!(connection_id = %self.connection_id(id), reason = reason.label(), "closing");
         self.leave_all(io, id, now);
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };

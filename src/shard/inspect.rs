@@ -34,6 +34,21 @@ impl Core {
         session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
     }
 
+    /// Whether a session at home here knows an epoch, the one that goes on or an older one.
+    pub fn knows_epoch(&self, session_id: &str, epoch: &str) -> bool {
+        let session = self.sessions.find(self.session_hash(session_id)).and_then(|key| self.sessions.sessions.get(key));
+        let names = |session: &crate::session::Session| {
+            let past = session.past_epochs.iter().map(|(name, _)| *name);
+            past.chain([session.epoch]).any(|name| super::attach::epoch_name(name) == epoch)
+        };
+        session.is_some_and(names)
+    }
+
+    /// Whether a text stands in the memory of the logs.
+    pub fn memory_holds(&self, text: &[u8]) -> bool {
+        self.log.holds(text) || self.mirror_log.holds(text)
+    }
+
     /// Whether the log's disk is full or has failed.
     pub fn log_refuses_all(&self) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some())
@@ -90,6 +105,11 @@ impl Core {
         (members.map(|place| (place.shard, place.conn, place.attachment)).collect(), attached.collect())
     }
 
+    /// Deadlines that it holds.
+    pub fn deadlines(&self) -> usize {
+        self.wheel.len()
+    }
+
     /// Checks the shard's invariants. `resting`: it has asked for no further turn.
     ///
     /// # Errors
@@ -99,6 +119,7 @@ impl Core {
         ensure!(count == self.conns_count, "{count} connections, counted {}", self.conns_count);
         let half_open = self.conns.iter().flatten().filter(|conn| conn.flags.half_open).count();
         ensure!(half_open == self.half_open_count, "{half_open} half-open connections, counted {}", self.half_open_count);
+        ensure!(self.half_open.len() <= 2 * self.half_open_cap(), "{} places in the half-open queue", self.half_open.len());
         let mut dirty: BTreeMap<ConnId, usize> = BTreeMap::new();
         self.dirty.iter().for_each(|id| *dirty.entry(*id).or_default() += 1);
         let mut queued = 0;

@@ -162,6 +162,8 @@ pub enum LaneMessage {
     Page { to: Place, page: Box<Page> },
     /// An ephemeral message.
     Passing(Passing),
+    /// A session's messages so far are purged. It comes after their records.
+    Purge { session: u64 },
 }
 
 const _: () = assert!(size_of::<LaneMessage>() <= 64);

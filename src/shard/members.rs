@@ -31,6 +31,9 @@ impl Core {
         let settings = self.snapshot.settings.session;
         let now_ms = now.mono_ms();
         let Some(member) = self.sessions.members.get_mut(key) else { return };
+        if member.unseen_due_ms <= now_ms {
+            member.unseen_due_ms = 0;
+        }
         if member.away_since_ms == 0 {
             return;
         }
@@ -53,7 +56,11 @@ impl Core {
             }
             return;
         }
-        self.wheel.schedule(now_ms + unseen_ms - away_ms, Timer::Member(key));
+        // One of an earlier absence comes sooner, and looks again.
+        if let Some(member) = self.sessions.members.get_mut(key).filter(|member| member.unseen_due_ms == 0) {
+            member.unseen_due_ms = now_ms + unseen_ms - away_ms;
+            self.wheel.schedule(member.unseen_due_ms, Timer::Member(key));
+        }
     }
 
     /// Tells the watchers of a session, or of a room of it.

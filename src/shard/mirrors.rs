@@ -112,6 +112,7 @@ impl Core {
                 self.keep_page(page);
             }
             LaneMessage::Passing(passing) => self.on_passing(passing),
+            LaneMessage::Purge { session } => self.purge_mirror(session),
         }
     }
 
@@ -422,6 +423,9 @@ impl Core {
                     waits = true;
                     break;
                 }
+            }
+            if self.lane_backlog[to].is_empty() {
+                self.evicted[to].clear();
             }
         }
         waits

@@ -78,8 +78,11 @@ pub(super) struct Senders {
 #[derive(Clone, Copy, Debug)]
 struct Waking {
     stream: StreamKey,
-    /// The next among its readers.
+    /// The next among its readers, and where this ends, unless the list does before.
     next: usize,
+    end: usize,
+    /// Then so many from the first on.
+    rest: usize,
 }
 
 /// The buffers of the way out, kept between turns.
@@ -105,6 +108,16 @@ pub(super) struct Outbound {
 pub(super) fn reuse<A, B>(mut from: Vec<A>) -> Vec<B> {
     from.clear();
     from.into_iter().map_while(|_| None).collect()
+}
+
+impl Outbound {
+    /// Nothing that was gathered for many readers stays: they read what there still is.
+    pub(super) fn forget_gathered(&mut self) {
+        self.batches.clear();
+        self.shared.fill(0);
+        self.shared.clear();
+        self.ends.clear();
+    }
 }
 
 impl Core {
@@ -156,10 +169,10 @@ impl Core {
             let many = stream.readers.len() >= SHARED_READERS_MIN && stream.head() > from;
             if stream.waking_from == 0 {
                 stream.waking_from = from;
-                self.out.waking.push_back(Waking { stream: key, next: 0 });
+                self.out.waking.push_back(Waking { stream: key, next: 0, end: usize::MAX, rest: 0 });
             } else if let Some(waking) = self.out.waking.iter_mut().find(|waking| waking.stream == key) {
-                // Some were woken for an earlier record: once more from the first reader on, for all since that record.
-                waking.next = 0;
+                // Some were woken for an earlier record: all once more, those first that were not, for all since that record.
+                (waking.end, waking.rest) = (usize::MAX, waking.next);
             }
             if many {
                 self.gather(key, from);
@@ -170,29 +183,33 @@ impl Core {
     /// Readers still to be woken.
     fn asleep(&self) -> usize {
         let left = |waking: &Waking| {
-            self.streams.get(waking.stream).map_or(0, |stream| stream.readers.len().saturating_sub(waking.next))
+            let readers = self.streams.get(waking.stream).map_or(0, |stream| stream.readers.len());
+            waking.end.min(readers).saturating_sub(waking.next) + waking.rest.min(readers)
         };
         self.out.waking.iter().map(left).sum()
     }
 
-    /// Marks the next `count` readers dirty.
+    /// Marks the next `count` readers dirty. A stream that is not done waits for the others.
     fn wake_some(&mut self, count: usize) {
         let mut left = count;
         while left > 0 {
-            let Some(Waking { stream: key, next }) = self.out.waking.front().copied() else { return };
-            let Some(stream) = self.streams.get_mut(key) else {
-                self.out.waking.pop_front();
-                continue;
-            };
+            let Some(mut waking) = self.out.waking.pop_front() else { return };
+            let Some(stream) = self.streams.get_mut(waking.stream) else { continue };
             let from = stream.waking_from;
-            let end = stream.readers.len().min(next + left);
+            let end = waking.end.min(stream.readers.len());
+            let upto = end.min(waking.next + left);
             let mut readers: Vec<Reader> = reuse(std::mem::take(&mut self.out.readers));
-            readers.extend_from_slice(stream.readers.get(next..end).unwrap_or_default());
-            if end >= stream.readers.len() {
+            readers.extend_from_slice(stream.readers.get(waking.next..upto).unwrap_or_default());
+            waking.next = upto;
+            if upto == end {
+                (waking.next, waking.end, waking.rest) = (0, waking.rest, 0);
+            }
+            if waking.next == waking.end {
                 stream.waking_from = 0;
-                self.out.waking.pop_front();
-            } else if let Some(waking) = self.out.waking.front_mut() {
-                waking.next = end;
+            } else if left > readers.len() {
+                self.out.waking.push_front(waking);
+            } else {
+                self.out.waking.push_back(waking);
             }
             left -= readers.len();
             for reader in readers.drain(..) {

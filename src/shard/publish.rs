@@ -593,7 +593,7 @@ impl Core {
     }
 }
 
-fn refusal_of(
+pub(super) fn refusal_of(
     envelope: &Envelope<'_>,
     code: ErrorCode,
     message: impl Into<std::borrow::Cow<'static, str>>,

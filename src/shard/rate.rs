@@ -10,6 +10,16 @@ pub struct Rate {
     pub burst: u64,
 }
 
+impl Rate {
+    /// The time that so many units take.
+    fn cost_ns(self, units: u64) -> u64 {
+        if self.per_second == 0 {
+            return 0;
+        }
+        (u128::from(units) * 1_000_000_000 / u128::from(self.per_second)).min(u128::from(u64::MAX / 4)) as u64
+    }
+}
+
 /// One bucket: the time (ns) at which it will be empty again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket(pub u64);
@@ -23,17 +33,26 @@ impl Bucket {
         if rate.per_second == 0 {
             return Ok(());
         }
-        let cost =
-            |units: u64| (u128::from(units) * 1_000_000_000 / u128::from(rate.per_second)).min(u128::from(u64::MAX / 4)) as u64;
         let empty_at = self.0.max(now_ns);
         // A single taking above the burst is allowed on an empty bucket: else it could never pass.
-        let full = now_ns + cost(rate.burst.max(units));
-        let after = empty_at + cost(units);
+        let full = now_ns + rate.cost_ns(rate.burst.max(units));
+        let after = empty_at + rate.cost_ns(units);
         if after <= full {
             self.0 = after;
             return Ok(());
         }
         Err((after - full).div_ceil(1_000_000).max(1))
+    }
+
+    /// The milliseconds until there is room for one unit, where there is none now.
+    #[must_use]
+    pub fn wait(&self, rate: Rate, now_ns: u64) -> Option<u64> {
+        Self(self.0).take(rate, 1, now_ns).err()
+    }
+
+    /// Takes `units` whether there is room or not: what is over the burst is waited for by those that come after.
+    pub fn charge(&mut self, rate: Rate, units: u64, now_ns: u64) {
+        self.0 = self.0.max(now_ns).saturating_add(rate.cost_ns(units));
     }
 }
 
@@ -61,6 +80,19 @@ mod tests {
         let mut bucket = Bucket::default();
         assert_eq!(bucket.take(RATE, 20, 0), Ok(()));
         assert_eq!(bucket.take(RATE, 1, 0), Err(1800));
+    }
+
+    #[test]
+    fn what_is_charged_is_paid_for_whether_there_was_room_or_not() {
+        let mut bucket = Bucket::default();
+        for _ in 0..2 {
+            assert_eq!(bucket.wait(RATE, 0), None);
+            bucket.charge(RATE, 2, 0);
+        }
+        assert_eq!((bucket.wait(RATE, 0), bucket.take(RATE, 1, 0)), (Some(200), Err(200)));
+        assert_eq!((bucket.wait(RATE, 200 * MS), bucket.wait(RATE, 199 * MS)), (None, Some(1)));
+        bucket.charge(Rate { per_second: 0, burst: 0 }, u64::MAX, 0);
+        assert_eq!(bucket.wait(RATE, 0), Some(200), "no rate costs nothing");
     }
 
     #[test]

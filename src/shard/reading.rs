@@ -3,6 +3,7 @@
 //! Where a record is stands in memory, or in its segment's index file, of which a part is read first ([`Places`]). A read takes a
 //! stretch of a file into a buffer of the engine's, lent for one call; nobody's chunks leave memory for it.
 
+use super::compacting::{Copying, STEP_BYTES};
 use super::conn::Waiting;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
@@ -71,8 +72,15 @@ pub(super) struct HistoryPage {
 /// What a read is for.
 #[derive(Debug)]
 pub(super) enum Job {
-    Page { place: Place, member: MemberKey, after: u64, page: Box<Page> },
+    Page {
+        place: Place,
+        member: MemberKey,
+        after: u64,
+        page: Box<Page>,
+    },
     History(Box<HistoryPage>),
+    /// What of the oldest file is to be copied to the tail.
+    Copy(Copying),
 }
 
 /// What of the disk is being read.
@@ -110,7 +118,7 @@ impl Asked {
 
 /// What was just read.
 #[derive(Clone, Copy, Default)]
-struct Hand<'a> {
+pub(super) struct Hand<'a> {
     at: Position,
     /// As many as were asked for, or fewer where the file ends.
     bytes: &'a [u8],
@@ -129,7 +137,7 @@ struct Spot {
 
 /// What is to be read before a record can be looked at.
 #[derive(Clone, Copy, Debug)]
-enum Want {
+pub(super) enum Want {
     Places(Run),
     Records,
     /// The segment's index file made anew.
@@ -137,7 +145,7 @@ enum Want {
 }
 
 /// A number looked at.
-enum Look<'a> {
+pub(super) enum Look<'a> {
     Record(Entry, &'a [u8]),
     Damaged(Position),
     Nothing { before: u64, next: u64 },
@@ -173,7 +181,7 @@ impl Core {
     }
 
     /// A number's record, from memory or from what was read.
-    fn look<'a>(&'a self, key: StreamKey, stream: &Stream, seq: u64, hand: &Hand<'a>) -> Look<'a> {
+    pub(super) fn look<'a>(&'a self, key: StreamKey, stream: &Stream, seq: u64, hand: &Hand<'a>) -> Look<'a> {
         let held = stream.index.find(seq);
         let entry = match held {
             Held::Nothing { before, next } => return Look::Nothing { before, next },
@@ -264,7 +272,7 @@ impl Core {
     }
 
     /// Has what a job lacks for `seq` read.
-    fn read_for<I: Io>(&mut self, io: &mut I, (key, seq): (StreamKey, u64), want: Want, hand: &Hand<'_>, job: Job) {
+    pub(super) fn read_for<I: Io>(&mut self, io: &mut I, (key, seq): (StreamKey, u64), want: Want, hand: &Hand<'_>, job: Job) {
         if self.jobs.len() + self.disk.as_ref().map_or(0, |disk| disk.indexing.waiting()) >= READS_MAX {
             // The reader asks again when it is next looked at.
             self.counters.limit_reached(LimitReached::LogReads);
@@ -273,6 +281,7 @@ impl Core {
         let (ascending, wanted_bytes) = match &job {
             Job::Page { .. } => (true, SEND_BYTES_MAX),
             Job::History(page) => (page.ascending, HISTORY_PAGE_BYTES_MAX),
+            Job::Copy(_) => (true, STEP_BYTES),
         };
         let asked = match want {
             Want::Index(segment) => return self.wait_for_index(segment, job),
@@ -342,6 +351,7 @@ impl Core {
         match job {
             Job::Page { place, member, after, page } => self.serve_page(io, (place, member, after), page, hand),
             Job::History(page) => self.serve_history(io, page, hand),
+            Job::Copy(copying) => self.copy(io, copying, hand),
         }
     }
 
@@ -353,6 +363,7 @@ impl Core {
                 self.histories -= usize::from(page.reading);
                 page.place
             }
+            Job::Copy(_) => return self.abandon_compaction(),
         };
         if place.shard == self.shard_number() {
             if self.attachment_at(place).is_some() {
@@ -504,7 +515,7 @@ impl Core {
         let jobs = self.jobs.values_mut().map(|reading| &mut reading.job).chain(waiting);
         let pages = jobs.filter_map(|job| match job {
             Job::History(page) => Some(page),
-            Job::Page { .. } => None,
+            Job::Page { .. } | Job::Copy(_) => None,
         });
         if let Some(page) = pages.chain(&mut self.histories_waiting).find(|page| page.place == place) {
             page.detached = Some((after, frame));

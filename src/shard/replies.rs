@@ -104,7 +104,7 @@ impl Core {
             return waiting.push_back(message);
         }
         self.counters.dropped(DropReason::ReplyQueueFull, 1);
-        if !matches!(waiting.back(), Some(LaneMessage::Evict { to: other }) if *other == to) {
+        if self.evicted[usize::from(to.shard)].insert(to, ()).is_none() {
             waiting.push_back(LaneMessage::Evict { to });
         }
     }
@@ -139,5 +139,22 @@ impl Core {
         self.counters.buffer_bytes.add(bytes as u64);
         self.check_budget(id);
         self.mark(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_shard_that_does_not_turn_is_bounded() {
+        let mut core = super::super::disk_tests::one_of(2, "");
+        let place = |index| Place { shard: 1, attachment: 0, ticket: 1, conn: ConnId { index, generation: 1 } };
+        for number in 0..2 * REPLIES_WAITING_MAX {
+            core.reply_to(place(u32::try_from(number % 3).unwrap()), AT_ONCE, |out| out.push(b'x'));
+        }
+        let ends = core.lane_backlog[1].iter().filter(|message| matches!(message, LaneMessage::Evict { .. })).count();
+        assert_eq!((core.lane_backlog[1].len(), ends), (REPLIES_WAITING_MAX + 3, 3), "each of the three is ended once");
+        assert_eq!(core.counters.dropped_count(DropReason::ReplyQueueFull), REPLIES_WAITING_MAX as u64);
     }
 }

@@ -8,12 +8,17 @@
 
 mod actions;
 mod answers;
+mod bounds;
 mod client;
+mod compaction;
 mod crash;
+mod crashes;
 mod disk;
+mod disk_faults;
 mod net;
 mod oracle;
 mod pipe;
+mod purges;
 mod random;
 mod rest;
 mod scenarios;
@@ -65,11 +70,8 @@ fn plan(random: &mut Random) -> Plan {
     settings.server.max_connections = random.pick(&[10_000, 10_000, 10]);
     let on_disk = random.percent(45);
     if on_disk {
-        settings.log.dir = Some("/of/the/simulation".into());
-        settings.log.durability =
-            random.pick(&[Durability::Written, Durability::Written, Durability::Synced, Durability::Synced, Durability::Memory]);
-        settings.log.early_delivery = random.percent(20);
-        settings.log.segment_bytes = random.pick(&[1, 1, 2]) * CHUNK_BYTES as u64;
+        let levels = [Durability::Written, Durability::Written, Durability::Synced, Durability::Synced, Durability::Memory];
+        put_on_disk(&mut settings, random, &levels);
     }
     let features = Features {
         proxied: random.percent(20),
@@ -103,6 +105,7 @@ fn plan(random: &mut Random) -> Plan {
         read_errors: random.pick(&[0, percent]),
         short_reads: random.pick(&[0, percent]),
         flips: 0,
+        lies: 0,
     };
     Plan {
         features,
@@ -112,6 +115,14 @@ fn plan(random: &mut Random) -> Plan {
         disk,
         settings,
     }
+}
+
+/// The log is on disk, at one of these levels.
+fn put_on_disk(settings: &mut Settings, random: &mut Random, levels: &[Durability]) {
+    settings.log.dir = Some("/of/the/simulation".into());
+    settings.log.durability = random.pick(levels);
+    settings.log.early_delivery = random.percent(20);
+    settings.log.segment_bytes = random.pick(&[1, 1, 2]) * CHUNK_BYTES as u64;
 }
 
 fn populate(world: &mut World, random: &mut Random) {
@@ -162,13 +173,15 @@ fn crowd(world: &mut World, random: &mut Random) {
 }
 
 /// What a run came to.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Outcome {
     trace: u64,
     violations: Vec<String>,
     delivered: u64,
     acked: u64,
-    crashes: u64,
+    kills: u64,
+    power_cuts: u64,
+    lossy_cuts: u64,
 }
 
 fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
@@ -202,10 +215,16 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
             _ => {}
         }
     }
+    conclude(world, &mut random, drains)
+}
+
+/// What a world came to: faults stop, it comes to rest or is drained, and must hold what it holds then.
+fn conclude(mut world: World, random: &mut Random, drains: bool) -> Outcome {
     let busy = world.steps;
+    let (kills, power_cuts) = (world.kills, world.power_cuts);
     world.mend_disks();
     if drains {
-        rest::drain(&mut world, &mut random);
+        rest::drain(&mut world, random);
     } else {
         rest::settle(&mut world);
     }
@@ -223,23 +242,20 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
         violations: std::mem::take(&mut world.oracle.violations),
         delivered: world.oracle.delivered,
         acked: world.oracle.acked,
-        crashes: world.crashes,
+        kills,
+        power_cuts,
+        lossy_cuts: world.lossy_cuts,
     }
 }
 
-/// Runs a seed, a panic included in what is wrong with it.
-fn judge(seed: u64) -> Outcome {
-    std::panic::catch_unwind(|| run(seed, ACTIVE_MS, None)).unwrap_or_else(|_| Outcome {
-        trace: 0,
-        violations: vec!["panic".to_owned()],
-        delivered: 0,
-        acked: 0,
-        crashes: 0,
-    })
+/// What a run came to, a panic included in what is wrong with it.
+fn judge(run: impl FnOnce() -> Outcome + std::panic::UnwindSafe) -> Outcome {
+    let panicked = |_| Outcome { violations: vec!["panic".to_owned()], ..Outcome::default() };
+    std::panic::catch_unwind(run).unwrap_or_else(panicked)
 }
 
 fn check(seed: u64) -> Outcome {
-    let outcome = judge(seed);
+    let outcome = judge(|| run(seed, ACTIVE_MS, None));
     complain(seed, &outcome);
     outcome
 }
@@ -278,7 +294,7 @@ fn seed() {
 #[test]
 fn two_hundred_seeds() {
     let (mut delivered, mut acked) = (0, 0);
-    let outcomes: Vec<Outcome> = (0..SEEDS).map(judge).collect();
+    let outcomes: Vec<Outcome> = (0..SEEDS).map(|seed| judge(move || run(seed, ACTIVE_MS, None))).collect();
     let failed: Vec<String> =
         (0..).zip(&outcomes).filter_map(|(seed, outcome)| Some(format!("{seed:#x}: {}", outcome.violations.first()?))).collect();
     assert!(failed.is_empty(), "{} of {SEEDS} seeds failed; run one with RINGWAY_SEED:\n{}", failed.len(), failed.join("\n"));

@@ -36,7 +36,7 @@ fn stage_with(features: Features, settings: Settings, shards: usize, subs: &[&st
 }
 
 /// The same with the log on disks that take `delay_us` for each answer, or up to it.
-fn stage_on_disk(shards: usize, delay_us: u64, subs: &[&str], change: impl FnOnce(&mut Settings)) -> World {
+pub(super) fn stage_on_disk(shards: usize, delay_us: u64, subs: &[&str], change: impl FnOnce(&mut Settings)) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
     settings.log.dir = Some("/of/the/simulation".into());
@@ -56,24 +56,24 @@ fn stage_on_disk(shards: usize, delay_us: u64, subs: &[&str], change: impl FnOnc
 }
 
 /// Disks take so long from now on.
-fn slow_down(world: &mut World, delay_us: u64) {
+pub(super) fn slow_down(world: &mut World, delay_us: u64) {
     world.seats.iter_mut().for_each(|seat| seat.engine.disk.faults.delay_us = delay_us);
 }
 
-fn count(world: &World, client: usize, kind: &str) -> u64 {
+pub(super) fn count(world: &World, client: usize, kind: &str) -> u64 {
     world.clients[client].answers.get(kind).copied().unwrap_or(0)
 }
 
-fn all_in(world: &World) -> bool {
+pub(super) fn all_in(world: &World) -> bool {
     world.clients.iter().all(|client| client.is_open() && client.waiting().is_empty()) && world.caught_up()
 }
 
-fn say(world: &mut World, client: usize, count: usize) {
+pub(super) fn say(world: &mut World, client: usize, count: usize) {
     (0..count).for_each(|_| world.message_to(client, "s.0", &Value::Null, 50, false));
     world.run_for(200);
 }
 
-fn finish(world: &mut World) {
+pub(super) fn finish(world: &mut World) {
     world.claim_heads();
     world.oracle.finish();
     assert_eq!(world.oracle.violations, Vec::<String>::new());
@@ -528,5 +528,29 @@ fn a_reader_that_reads_from_disk_what_retention_drops_meanwhile_goes_on_behind_t
     world.run_for(1_000);
     assert_eq!(world.clients[1].held.get("s.0"), Some(&121));
     assert!(count(&world, 1, "rw.gap") > 1);
+    finish(&mut world);
+}
+
+#[test]
+fn a_page_of_history_names_the_oldest_that_is_left_when_it_is_sent() {
+    let mut world = stage_on_disk(1, 300, &["ana", "bob"], |settings| {
+        settings.session.history_messages = 50;
+        settings.log.durability = Durability::Memory;
+    });
+    fill(&mut world, 60);
+    assert!(world.run_until(5_000, all_in));
+    let reads = |world: &World| world.seats[0].counters.log_reads.get();
+    let before = reads(&world);
+    slow_down(&mut world, 15_000_000);
+    world.command(1, "rw.history", "s.0", json!({"after": 0, "limit": 15}), What::Other("rw.history_end"));
+    // A part of the page is read, and what comes next on it is dropped before that is.
+    assert!(world.run_until(20_000, |world| reads(world) == before + 2));
+    (0..12).for_each(|_| world.message_to(0, "s.0", &Value::Null, 60_000, false));
+    assert!(world.run_until(5_000, |world| world.bounds("s.0").0 == 23));
+    assert_eq!(count(&world, 1, "rw.history_end"), 0);
+    slow_down(&mut world, 300);
+    assert!(world.run_until(60_000, all_in));
+    world.run_for(1_000);
+    assert_eq!(count(&world, 1, "rw.history_end"), 1);
     finish(&mut world);
 }

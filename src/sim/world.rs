@@ -129,7 +129,10 @@ pub struct World {
     pub admission: Arc<Admission>,
     pub lane_depth: usize,
     /// How often the process ended without a word.
-    pub crashes: u64,
+    pub kills: u64,
+    pub power_cuts: u64,
+    /// Cuts that took something which was written and not synced.
+    pub lossy_cuts: u64,
 }
 
 impl Seat {
@@ -237,7 +240,9 @@ impl World {
             rosters: BTreeMap::new(),
             admission,
             lane_depth: plan.lane_depth,
-            crashes: 0,
+            kills: 0,
+            power_cuts: 0,
+            lossy_cuts: 0,
         }
     }
 

@@ -79,4 +79,5 @@ async fn refused_envelopes_are_named_and_ten_close_the_connection() {
     }
     ana.send_text("[]").await;
     assert_eq!(ana.refused().await, (Some(4400), "envelope.invalid".to_owned()));
+    assert_eq!(gateway.metric("ringway_limits_reached_total", "bad_envelopes"), 1);
 }

@@ -30,6 +30,7 @@ async fn bytes_have_a_rate_too() {
         ana.say("session", "x".repeat(40_000)).await;
     }
     assert_eq!(code(&ana.take("rw.error").await), "limit.rate");
+    assert!(gateway.metric("ringway_limits_reached_total", "\"byte_rate\"") >= 1);
 }
 
 #[tokio::test]
@@ -49,6 +50,7 @@ async fn who_goes_on_is_closed_with_4429() {
     };
     flood.await;
     assert_eq!(ana.closed().await.0, Some(4429));
+    assert_eq!(gateway.metric("ringway_limits_reached_total", "rate_abuse"), 1);
     Client::join(&gateway, "s", "ana").await.close().await;
 }
 
@@ -113,5 +115,7 @@ async fn a_sender_that_never_reads_its_answers_is_not_read_from_and_stays_bounde
     let grown = gateway.rss_bytes().saturating_sub(before);
     assert!(grown < 16 * 1024 * 1024, "{grown}");
     gateway.until_metric("ringway_closes_total", "too_slow", |closes| closes == 1);
+    assert_eq!(gateway.metric("ringway_limits_reached_total", "\"stall\""), 1);
+    assert!(gateway.metric("ringway_limits_reached_total", "\"backpressure\"") >= 1);
     Client::join(&gateway, "s", "ben").await.close().await;
 }

@@ -69,3 +69,36 @@ fn a_trusted_proxys_header_names_the_client_and_limits_count_it() {
     let mut other = Raw::connect(gateway.address);
     other.upgrade(&with_header("X-Forwarded-For: 192.0.2.8"));
 }
+
+/// Of those that come at once and stay, some get in and the rest are told when to come again.
+#[test]
+fn handshakes_are_bounded_for_an_address_and_for_a_shard() {
+    for (settings, let_in, status, limit) in [
+        (
+            &[("limits.handshakes_per_ip_per_second", "1"), ("limits.handshakes_per_ip_burst", "3")][..],
+            3,
+            429,
+            "handshakes_per_ip",
+        ),
+        (&[("limits.half_open_per_ip", "2")], 2, 429, "half_open_per_ip"),
+        (&[("limits.handshakes_per_second", "1")], 2, 503, "handshakes_per_shard"),
+    ] {
+        let gateway = Gateway::start(settings);
+        let mut held = Vec::new();
+        let heads: Vec<String> = (0..20)
+            .map(|_| {
+                let mut raw = Raw::connect(gateway.address);
+                assert!(raw.send(UPGRADE.as_bytes()));
+                let head = raw.head();
+                held.push(raw);
+                head
+            })
+            .collect();
+        let (accepted, refused): (Vec<_>, Vec<_>) = heads.iter().partition(|head| head.starts_with("HTTP/1.1 101 "));
+        assert!(accepted.len() >= let_in && !refused.is_empty(), "{limit}: {heads:?}");
+        let told = |head: &&&String| head.starts_with(&format!("HTTP/1.1 {status} ")) && head.contains("Retry-After: 1");
+        assert_eq!(refused.iter().filter(told).count(), refused.len(), "{limit}: {refused:?}");
+        let counted = gateway.metric("ringway_limits_reached_total", &format!("limit=\"{limit}\""));
+        assert_eq!(counted, refused.len() as u64, "{limit}");
+    }
+}

@@ -31,6 +31,7 @@ fn who_stays_silent_is_dropped_with_4504() {
         }
     };
     assert_eq!(code, 4504);
+    assert_eq!(gateway.metric("ringway_limits_reached_total", "heartbeat_time"), 1);
     let pinged = pinged.expect("a ping before the end");
     assert!(pinged >= Duration::from_millis(150) && began.elapsed() >= pinged + Duration::from_millis(250), "{pinged:?}");
 }

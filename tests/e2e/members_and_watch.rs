@@ -64,3 +64,21 @@ async fn a_rooms_watch_tells_of_that_room() {
     ben.command("rw.join", json!({"room": "ops"})).await;
     assert!(ana.settle().await.is_empty(), "it watches no more");
 }
+
+#[tokio::test]
+async fn a_client_watches_as_many_rooms_as_it_may_be_in() {
+    let gateway = Gateway::start(&[("limits.rooms_per_client", "2")]);
+    let mut ana = Client::join(&gateway, "s", "ana").await;
+    // The session, two rooms, and one of them again.
+    for payload in [json!({}), json!({"room": "a"}), json!({"room": "b"}), json!({"room": "a"}), json!({})] {
+        let answer = ana.command("rw.watch", payload.clone()).await;
+        assert_eq!(answer["type"], "rw.watching", "{payload}: {answer}");
+    }
+    let answer = ana.command("rw.watch", json!({"room": "c"})).await;
+    assert_eq!(crate::client::code(&answer), "limit.rooms", "{answer}");
+    assert_eq!(gateway.metric("ringway_limits_reached_total", "rooms_per_client"), 1);
+    let mut ben = Client::join(&gateway, "s", "ben").await;
+    assert_eq!(ben.command("rw.watch", json!({"room": "c"})).await["type"], "rw.watching", "each client has its own");
+    assert_eq!(ana.command("rw.watch", json!({"presence": false, "room": "a"})).await["type"], "rw.watching");
+    assert_eq!(ana.command("rw.watch", json!({"room": "c"})).await["type"], "rw.watching");
+}

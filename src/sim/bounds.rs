@@ -1,0 +1,239 @@
+//! Bounds that take long, many or much to reach, one test each: what is over them is refused, held or ended, and counted.
+
+use super::client::Casting;
+use super::disk::DiskFaults;
+use super::net::Faults;
+use super::world::{Features, Plan, World};
+use crate::close::CloseReason;
+use crate::config::{Durability, Settings};
+use crate::limits::CHUNK_BYTES;
+use crate::shard::counters::LimitReached;
+use serde_json::{Value, json};
+
+/// One shard, whose clients do only what the test says.
+fn stage(clients: &[(&str, &str)], change: impl FnOnce(&mut Settings)) -> World {
+    let mut settings = Settings::default();
+    settings.log.memory_bytes = 0;
+    change(&mut settings);
+    let (features, disk) = (Features::default(), DiskFaults { delay_us: 100, ..DiskFaults::default() });
+    let mut world = World::new(7, &Plan { features, shards: 1, lane_depth: 8, faults: Faults::NONE, disk, settings });
+    world.settling = true;
+    clients.iter().for_each(|(sub, home)| come(&mut world, sub, home, false));
+    assert!(world.run_until(5_000, |world| world.clients.iter().all(super::client::Client::is_open)));
+    world
+}
+
+fn come(world: &mut World, sub: &str, home: &str, slow: bool) {
+    world.cast(&Casting { sub, tab: "", roles: &["agent"], home, echo: false, acks: true, hostile: false, slow });
+}
+
+fn reached(world: &World, limit: LimitReached) -> u64 {
+    world.seats[0].counters.limit_count(limit)
+}
+
+fn ended(world: &World, reason: CloseReason) -> u64 {
+    world.seats[0].counters.closed_count(reason)
+}
+
+fn answers(world: &World, client: usize, kind: &str) -> u64 {
+    world.clients[client].answers.get(kind).copied().unwrap_or(0)
+}
+
+/// Gone, and back no sooner than that.
+fn leave(world: &mut World, client: usize, ms: u64) {
+    world.end_link(client, true);
+    let now = world.now();
+    world.clients[client].stay_away_ms(&now, ms);
+}
+
+/// So much time goes by and no more, though nothing happens in it: the client, which is gone, would be back then.
+fn pass(world: &mut World, gone: usize, ms: u64) {
+    let now = world.now();
+    world.clients[gone].stay_away_ms(&now, ms);
+    world.run_for(ms);
+}
+
+#[test]
+fn a_connection_ends_with_its_lifetime() {
+    let mut world = stage(&[("ana", "s.0")], |settings| settings.limits.connection_lifetime_s = 60);
+    world.run_for(53_000);
+    assert_eq!((reached(&world, LimitReached::ConnectionLifetime), ended(&world, CloseReason::Draining)), (0, 0));
+    // Unannounced, which is what the oracle says of it.
+    world.run_for(14_000);
+    assert_eq!(reached(&world, LimitReached::ConnectionLifetime), 1);
+    let violations = std::mem::take(&mut world.oracle.violations);
+    assert!(violations.iter().all(|violation| violation.contains("1012")), "{violations:?}");
+    world.run_for(1_000);
+    assert_eq!(ended(&world, CloseReason::Draining), 1);
+}
+
+#[test]
+fn a_session_takes_so_many_members_and_a_shard_so_many_sessions() {
+    let mut world = stage(&[("ana", "s.0"), ("bob", "s.0")], |settings| {
+        settings.limits.members_per_session = 2;
+        settings.limits.sessions_per_shard = 1;
+    });
+    for (sub, home, limit, code) in [
+        ("cleo", "s.0", LimitReached::MembersPerSession, "limit.members"),
+        ("dan", "s.1", LimitReached::SessionsPerShard, "limit.sessions"),
+    ] {
+        come(&mut world, sub, home, false);
+        let last = world.clients.len() - 1;
+        assert!(world.run_until(5_000, |world| answers(world, last, code) > 0), "{code}");
+        assert!(reached(&world, limit) > 0, "{code}");
+        leave(&mut world, last, 1_000_000);
+        world.run_for(1_000);
+    }
+    assert!(ended(&world, CloseReason::Overloaded) > 0);
+    assert_eq!(world.oracle.violations, Vec::<String>::new());
+    assert_eq!((world.seats[0].counters.members.get(), world.seats[0].counters.sessions.get()), (2, 1));
+}
+
+#[test]
+fn a_member_unseen_and_a_session_that_is_empty_are_forgotten_in_time_and_no_sooner() {
+    for (unseen_ms, idle_ms, left) in [(4_000, 4_000, (0, 0)), (4_000, 3_600_000, (0, 1)), (3_600_000, 4_000, (1, 1))] {
+        let mut world = stage(&[("ana", "s.0")], |settings| {
+            settings.session.presence_grace_ms = 500;
+            settings.session.member_unseen_ms = unseen_ms;
+            settings.session.idle_ms = idle_ms;
+        });
+        world.message_to(0, "s.0", &Value::Null, 50, false);
+        world.run_for(500);
+        leave(&mut world, 0, 3_000);
+        let counted = |world: &World| (world.seats[0].counters.members.get(), world.seats[0].counters.sessions.get());
+        pass(&mut world, 0, 3_000);
+        assert_eq!(counted(&world), (1, 1), "{unseen_ms} {idle_ms}");
+        for _ in 0..20 {
+            // Whatever control asks of a shard is a turn.
+            world.configure(|_| {});
+            pass(&mut world, 0, 500);
+        }
+        assert_eq!(counted(&world), left, "{unseen_ms} {idle_ms}");
+    }
+}
+
+/// A deadline is never cancelled, and that of a member unseen is a day ahead.
+#[test]
+fn a_member_that_comes_and_goes_keeps_one_deadline_and_is_forgotten_after_its_last_absence() {
+    for unseen_ms in [86_400_000, 6_000] {
+        let mut world = stage(&[("ana", "s.0")], |settings| {
+            settings.session.presence_grace_ms = 500;
+            settings.session.member_unseen_ms = unseen_ms;
+        });
+        for _ in 0..50 {
+            leave(&mut world, 0, 3_000);
+            pass(&mut world, 0, 3_000);
+            assert!(world.run_until(5_000, |world| world.clients[0].is_open()));
+        }
+        leave(&mut world, 0, 5_000);
+        pass(&mut world, 0, 5_000);
+        assert_eq!(world.seats[0].counters.members.get(), 1, "the deadline of the absence before is none");
+        // Its connections had some too; by now they are over.
+        for _ in 0..60 {
+            pass(&mut world, 0, 1_000);
+        }
+        let left = (world.seats[0].counters.members.get(), world.seats[0].core.deadlines());
+        assert_eq!(left, if unseen_ms > 60_000 { (1, 1) } else { (0, 0) });
+        assert_eq!(world.oracle.violations, Vec::<String>::new());
+    }
+}
+
+/// One who reads nothing and asks for much: too many replies, or too many bytes of a shard's buffers.
+#[test]
+fn replies_that_nobody_takes_are_bounded_by_their_number_and_by_the_shards_memory() {
+    for (frames, memory, limit) in [(16, 1 << 30, LimitReached::ReplyQueue), (65_536, 10_000, LimitReached::ShardMemory)] {
+        let mut world = stage(&[("ana", "s.0")], |settings| {
+            settings.limits.messages_per_second = 0;
+            settings.limits.reply_queue_frames = frames;
+            settings.limits.shard_memory_bytes = memory;
+        });
+        come(&mut world, "bob", "s.0", true);
+        assert!(world.run_until(5_000, |world| world.clients[1].is_open()));
+        world.run_for(500);
+        world.link(1).stalled_until = u64::MAX;
+        for _ in 0..300 {
+            world.message_to(1, "s.0", &json!("client:nobody"), 50, false);
+        }
+        world.run_for(10_000);
+        assert!(reached(&world, limit) > 0, "{limit:?}");
+        assert_eq!(ended(&world, CloseReason::TooSlow), 1, "{limit:?}");
+        assert!(world.clients[0].is_open(), "{limit:?}");
+    }
+}
+
+/// Nobody is held where the operator wants it so; with a hold: sim/scenarios.rs.
+#[test]
+fn a_sender_is_told_at_once_that_its_session_can_take_no_more_where_there_is_no_hold() {
+    let mut world = stage(&[("ana", "s.0"), ("bob", "s.0")], |settings| {
+        settings.log.dir = Some("/of/the/simulation".into());
+        settings.log.segment_bytes = 64 * CHUNK_BYTES as u64;
+        settings.limits.messages_per_second = 0;
+        settings.limits.bytes_per_second = 0;
+        settings.limits.backpressure_hold_ms = 0;
+    });
+    leave(&mut world, 1, 0);
+    world.seats[0].engine.disk.faults.delay_us = 20_000_000;
+    let mut sent = 0;
+    while answers(&world, 0, "limit.backpressure") == 0 {
+        assert!(sent < 300, "18 MB were taken, and none was written");
+        world.message_to(0, "s.0", &Value::Null, 60_000, false);
+        pass(&mut world, 1, 20);
+        sent += 1;
+    }
+    assert!(sent * 60_000 > 8_000_000, "after {sent} messages");
+    world.message_to(0, "s.0", &Value::Null, 50, false);
+    pass(&mut world, 1, 100);
+    assert_eq!((answers(&world, 0, "limit.backpressure"), reached(&world, LimitReached::Hold)), (2, 0));
+    assert_eq!(world.oracle.violations, Vec::<String>::new());
+}
+
+/// A disk that fails for good answers nothing any more: the shard answers for it, what waited and what comes, a repeat too.
+#[test]
+fn what_waits_for_a_disk_that_fails_is_answered_once() {
+    const SENT: u64 = 20;
+    for durability in [Durability::Written, Durability::Synced] {
+        for (write_errors, sync_errors) in [(100, 0), (0, 100)] {
+            let mut world = stage(&[("ana", "s.0"), ("bob", "s.0")], |settings| {
+                settings.log.dir = Some("/of/the/simulation".into());
+                settings.log.segment_bytes = 64 * CHUNK_BYTES as u64;
+                settings.log.durability = durability;
+            });
+            leave(&mut world, 1, 0);
+            let faults = &mut world.seats[0].engine.disk.faults;
+            (faults.delay_us, faults.write_errors, faults.sync_errors) = (500_000, write_errors, sync_errors);
+            (0..SENT).for_each(|_| world.message_to(0, "s.0", &Value::Null, 50, false));
+            pass(&mut world, 1, 5_000);
+            let case = format!("{durability:?} {write_errors} {sync_errors}: {:?}", world.clients[0].answers);
+            assert_eq!(world.clients[0].waiting(), Vec::<String>::new(), "{case}");
+            let hopeless = write_errors > 0 || durability == Durability::Synced;
+            // What was on its way to the disk when it was still well may be in.
+            let told = answers(&world, 0, "limit.disk");
+            assert_eq!((told + answers(&world, 0, "rw.ack"), told > SENT / 2), (SENT, hopeless), "{case}");
+            let past = world.clients[0].past.back().cloned().unwrap();
+            for _ in 0..3 {
+                world.send_past(0, &past);
+            }
+            pass(&mut world, 1, 2_000);
+            assert_eq!(world.clients[0].waiting(), Vec::<String>::new(), "{case}");
+            assert_eq!(answers(&world, 0, "limit.disk") - told, if hopeless { 3 } else { 0 }, "{case}");
+            assert_eq!(world.oracle.violations, Vec::<String>::new(), "{case}");
+        }
+    }
+}
+
+/// Checked at every step: shard/inspect.rs.
+#[test]
+fn a_slow_handshake_keeps_no_places_of_those_that_got_through() {
+    let mut world = stage(&[("ana", "s.0")], |settings| {
+        settings.limits.handshake_ms = 3_600_000;
+        settings.limits.half_open_percent = 50;
+        settings.server.max_connections = 8;
+    });
+    let _silent = world.connect_bare(1_000, 0);
+    for round in 0..20 {
+        world.end_link(0, true);
+        assert!(world.run_until(5_000, |world| world.clients[0].is_open()), "{round}");
+    }
+    assert_eq!(world.oracle.violations, Vec::<String>::new());
+    assert_eq!(world.seats[0].counters.connections_half_open.get(), 1);
+}

@@ -1,0 +1,106 @@
+//! What the oracle knows of rooms: times in them, as far as a client can know.
+
+use super::{Begin, Oracle, Stay};
+
+impl Oracle {
+    /// A welcome's list of rooms settles what was in doubt.
+    pub(super) fn rooms_told(&mut self, begin: &Begin<'_>, head: u64, appended: u64) {
+        let rooms = self.stays.entry((begin.client.to_owned(), begin.session.to_owned())).or_default();
+        let mut lost = Vec::new();
+        for (room, stays) in rooms.iter_mut() {
+            let listed = begin.rooms.contains(room);
+            for stay in stays.iter_mut().filter(|stay| stay.open()) {
+                // A join that went out after the attach says nothing of what the attach found.
+                if !listed && stay.asked_ns <= begin.asked_ns {
+                    if stay.sure() {
+                        lost.push(room.clone());
+                    }
+                    stay.may_to = head;
+                    stay.must_to = stay.must_to.min(head);
+                    stay.kept_by = appended;
+                }
+            }
+        }
+        for room in &begin.rooms {
+            let stays = rooms.entry(room.clone()).or_default();
+            if stays.iter().any(Stay::sure) {
+                continue;
+            }
+            let doubtful = stays.iter().any(Stay::open);
+            let asked = begin.asked.contains(room);
+            if !doubtful && !asked {
+                lost.push(format!("(never joined) {room}"));
+            }
+            let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
+            let since = self.views.len();
+            stays.push(Stay {
+                may_from: begin.start_seq,
+                must_from,
+                must_to: u64::MAX,
+                may_to: u64::MAX,
+                leaving: 0,
+                asked_ns: begin.asked_ns,
+                since,
+                until: usize::MAX,
+                kept_by: appended,
+            });
+        }
+        for room in lost {
+            self.wrong(format!("{} in {}: the welcome's rooms are wrong about {room}", begin.client, begin.session));
+        }
+    }
+
+    /// A join was sent when the session's head was `head`.
+    pub fn joining(&mut self, client: &str, session: &str, room: &str, head: u64) {
+        let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
+        if !stays.iter().any(Stay::sure) {
+            stays.push(Stay {
+                may_from: head + 1,
+                must_from: u64::MAX,
+                must_to: u64::MAX,
+                may_to: u64::MAX,
+                leaving: 0,
+                asked_ns: self.now_ns,
+                since: 0,
+                until: usize::MAX,
+                kept_by: u64::MAX,
+            });
+        }
+    }
+
+    /// The join has this place in the order.
+    pub fn joined(&mut self, client: &str, session: &str, room: &str, seq: u64, appended: u64) {
+        let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
+        if let Some(stay) = stays.iter_mut().find(|stay| stay.open() && stay.must_from == u64::MAX && stay.may_from <= seq + 1) {
+            (stay.may_from, stay.must_from, stay.kept_by) = (seq + 1, seq + 1, appended);
+        }
+    }
+
+    /// Whether a client is sure to be in a room now, and whether it may be.
+    pub fn is_in_room(&self, client: &str, session: &str, room: &str) -> (bool, bool) {
+        let rooms = self.stays.get(&(client.to_owned(), session.to_owned()));
+        let stays = rooms.and_then(|rooms| rooms.get(room)).map_or(&[][..], Vec::as_slice);
+        (stays.iter().any(Stay::sure), stays.iter().any(Stay::open))
+    }
+
+    /// A leave was sent when the session's head was `head`.
+    pub fn leaving(&mut self, client: &str, session: &str, room: &str, head: u64, number: u64) {
+        let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
+        for stay in stays.iter_mut().filter(|stay| stay.open()) {
+            stay.must_to = stay.must_to.min(head);
+            stay.kept_by = u64::MAX;
+            if stay.leaving == 0 {
+                stay.leaving = number;
+            }
+        }
+    }
+
+    /// It is out of the room, at the latest at `head`.
+    pub fn left(&mut self, client: &str, session: &str, room: &str, (head, appended): (u64, u64), number: u64) {
+        let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
+        for stay in stays.iter_mut().filter(|stay| stay.open() && (1..=number).contains(&stay.leaving)) {
+            (stay.may_to, stay.kept_by) = (head, appended);
+            stay.must_to = stay.must_to.min(head);
+        }
+    }
+}
