@@ -29,7 +29,7 @@ fn at(mono_ms: u64) -> Tick {
 
 /// What was asked and is not answered yet.
 #[derive(Debug, Default)]
-struct Held {
+pub(super) struct Held {
     writes: Vec<u64>,
     syncs: Vec<u64>,
     prepared: Vec<u64>,

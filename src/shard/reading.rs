@@ -423,7 +423,7 @@ impl Core {
             self.on_page(place, &page);
             self.keep_page(page);
         } else {
-            self.send_control(io, place.shard, LaneMessage::Page { to: place, page });
+            self.send_reply(place, LaneMessage::Page { to: place, page });
         }
     }
 
