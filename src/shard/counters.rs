@@ -176,6 +176,8 @@ reasons! {
         RoomsPerClient = "rooms_per_client",
         /// limits.sessions_per_shard.
         SessionsPerShard = "sessions_per_shard",
+        /// limits.sessions_per_user.
+        SessionsPerUser = "sessions_per_user",
         /// limits.connection_lifetime_s.
         ConnectionLifetime = "connection_lifetime",
         /// limits.stall_bytes_per_second over limits.stall_ms.
