@@ -99,7 +99,7 @@ pub(super) fn one_of(shards: usize, settings: &str) -> Core {
     })
 }
 
-fn core(settings: &str) -> Core {
+pub(super) fn core(settings: &str) -> Core {
     let mut core = one_of(1, settings);
     core.take_disk(Geometry { segment_bytes: 2 << 20, shard: 0, generation: 1 }, &Found::default());
     core

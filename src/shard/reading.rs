@@ -10,7 +10,7 @@ use super::durable::READ_TAGS;
 use super::lanes::{LaneMessage, Page};
 use super::mirrors::audience_of;
 use crate::io::Io;
-use crate::limits::{HISTORY_PAGE_BYTES_MAX, READ_BACK_BYTES_MAX, SEND_BYTES_MAX};
+use crate::limits::{HISTORY_PAGE_BYTES_MAX, READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEND_BYTES_MAX};
 use crate::log::{ENTRY_BYTES, Entry, HEADER_BYTES, Held, Located, Position, Run, read_entries, read_record};
 use crate::protocol::Head;
 use crate::session::{MemberKey, Place, Stream, StreamKey};
@@ -24,12 +24,14 @@ const GAP_BYTES_MAX: u64 = 64 * 1024;
 const PLACES_PER_READ: u64 = 1024;
 /// Such reads that are kept for the next page.
 const PLACES_MAX: usize = 64;
-/// Reads that may be under way or wait, for all readers of a shard.
+/// Reads that may be under way or wait, for all readers of a shard; pages of history that wait for others are as many at most.
 const READS_MAX: usize = 4096;
 /// Times a read is asked for again that brought less than is there.
 const SHORT_READS_MAX: u8 = 8;
 /// Pages of history that are being read together from disk; the others wait. Each holds up to [`HISTORY_PAGE_BYTES_MAX`].
 const HISTORIES_MAX: usize = 32;
+/// Reads under way, above which the page of a reader that waits for one more gives its memory back until then.
+const PAGES_WARM_MAX: usize = 4 * READ_BACKS_MAX;
 
 /// Where some of a session's messages are, as its segment's index file says.
 #[derive(Debug)]
@@ -264,14 +266,19 @@ impl Core {
     }
 
     /// Has what a job lacks for `seq` read.
-    fn read_for<I: Io>(&mut self, io: &mut I, (key, seq): (StreamKey, u64), want: Want, hand: &Hand<'_>, job: Job) {
+    fn read_for<I: Io>(&mut self, io: &mut I, (key, seq): (StreamKey, u64), want: Want, hand: &Hand<'_>, mut job: Job) {
         if self.jobs.len() + self.disk.as_ref().map_or(0, |disk| disk.indexing.waiting()) >= READS_MAX {
             // The reader asks again when it is next looked at.
             self.counters.limit_reached(LimitReached::LogReads);
             return self.abandon(job);
         }
-        let (ascending, wanted_bytes) = match &job {
-            Job::Page { .. } => (true, SEND_BYTES_MAX),
+        let (ascending, wanted_bytes) = match &mut job {
+            Job::Page { page, .. } => {
+                if self.jobs.len() >= PAGES_WARM_MAX {
+                    (page.frames, page.ends) = (Vec::new(), Vec::new());
+                }
+                (true, SEND_BYTES_MAX)
+            }
             Job::History(page) => (page.ascending, HISTORY_PAGE_BYTES_MAX),
         };
         let asked = match want {
@@ -486,6 +493,10 @@ impl Core {
 
     fn read_history<I: Io>(&mut self, io: &mut I, seq: u64, want: Want, hand: &Hand<'_>, mut page: Box<HistoryPage>) -> Step {
         if !page.reading && self.histories >= HISTORIES_MAX {
+            if self.histories_waiting.len() >= READS_MAX {
+                self.counters.limit_reached(LimitReached::LogReads);
+                return Step::Gone(page);
+            }
             // It begins again when it is its turn, and holds nothing until then.
             page.frames = Vec::new();
             page.ends = Vec::new();
@@ -544,5 +555,69 @@ impl Core {
         if let Some((after, frame)) = page.detached {
             self.detach_behind_history(page.place, after, frame);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ConnId;
+    use crate::shard::disk_tests::{Held, core};
+    use crate::slots::Key;
+
+    fn place(index: usize) -> Place {
+        let index = u32::try_from(index).unwrap();
+        Place { shard: 0, attachment: 0, ticket: 1, conn: ConnId { index, generation: 1 } }
+    }
+
+    fn history(index: usize) -> Box<HistoryPage> {
+        Box::new(HistoryPage {
+            place: place(index),
+            member: Key::unpack(1),
+            stream: Key::unpack(1),
+            id: "h".into(),
+            room: None,
+            limit: 10,
+            after: 1,
+            low: 1,
+            high: 9,
+            ascending: true,
+            at: 5,
+            more: false,
+            frames: Vec::with_capacity(HISTORY_PAGE_BYTES_MAX),
+            ends: Vec::new(),
+            reading: false,
+            detached: None,
+        })
+    }
+
+    const RUN: Run = Run { segment: 0, first_seq: 1, count: 9, entries_at: 0, bytes: 900, last_offset: 800 };
+
+    #[test]
+    fn pages_that_wait_for_a_disk_that_does_not_answer_hold_bounded_memory() {
+        let (mut core, mut io) = (core("[log]\ndir = \"unused\"\n"), Held::default());
+        let mut gone = 0;
+        for index in 0..HISTORIES_MAX + READS_MAX + 10 {
+            let step = core.read_history(&mut io, 5, Want::Places(RUN), &Hand::default(), history(index));
+            gone += usize::from(matches!(step, Step::Gone(_)));
+        }
+        assert_eq!((core.histories, core.jobs.len(), core.histories_waiting.len()), (HISTORIES_MAX, HISTORIES_MAX, READS_MAX));
+        assert_eq!((gone, core.counters.limit_count(LimitReached::LogReads)), (10, 10));
+        assert!(core.histories_waiting.iter().all(|page| page.frames.capacity() == 0 && page.at == page.low));
+        for index in 0..READS_MAX {
+            let page = Box::new(Page { frames: Vec::with_capacity(SEND_BYTES_MAX), ..Page::default() });
+            let job = Job::Page { place: place(index), member: Key::unpack(1), after: 4, page };
+            core.read_for(&mut io, (Key::unpack(1), 5), Want::Places(RUN), &Hand::default(), job);
+        }
+        assert_eq!(core.jobs.len(), READS_MAX);
+        let bytes: usize = core
+            .jobs
+            .values()
+            .map(|reading| match &reading.job {
+                Job::Page { page, .. } => page.frames.capacity(),
+                Job::History(page) => page.frames.capacity(),
+            })
+            .sum();
+        assert!(bytes <= HISTORIES_MAX * HISTORY_PAGE_BYTES_MAX + PAGES_WARM_MAX * SEND_BYTES_MAX, "{bytes}");
     }
 }
