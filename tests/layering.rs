@@ -28,7 +28,7 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("cli", &["auth", "config", "control", "io", "log", "net", "shard"]),
 ];
 /// Files that exist for tests alone, whatever their name.
-const TEST_FILES: [&str; 17] = [
+const TEST_FILES: [&str; 18] = [
     "auth/vectors.rs",
     "cli/log/tests.rs",
     "control/tests.rs",
@@ -44,6 +44,7 @@ const TEST_FILES: [&str; 17] = [
     "net/tls_tests.rs",
     "shard/disk_tests.rs",
     "shard/lanes_model.rs",
+    "shard/reading_tests.rs",
     "protocol/attacks.rs",
     "ws/decoder_tests.rs",
 ];
@@ -51,7 +52,7 @@ const TEST_FILES: [&str; 17] = [
 const CRATES: [(&str, &[&str]); 34] = [
     ("arc_swap", &[]),
     ("aws_lc_rs", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs", "shard/start.rs"]),
-    ("axum", &["control/http.rs", "control/listener.rs", "control/revocations.rs", "control/run.rs"]),
+    ("axum", &["control/http.rs", "control/listener.rs", "control/purges.rs", "control/revocations.rs", "control/run.rs"]),
     ("base64", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs"]),
     ("clap", &["cli/log/mod.rs", "cli/mod.rs"]),
     ("crc32c", &["log/record.rs", "log/segment.rs", "log/segment_index.rs"]),
@@ -121,6 +122,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "cli/admin_client.rs",
             "cli/conn.rs",
             "control/http.rs",
+            "control/purges.rs",
             "control/revocations.rs",
             "net/refusal.rs",
             "protocol/model.rs",
@@ -138,6 +140,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "cli/keys.rs",
             "cli/revoke.rs",
             "cli/log/export.rs",
+            "cli/log/purge.rs",
             "control/http.rs",
             "control/revocations.rs",
             "net/refusal.rs",
@@ -156,6 +159,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "control/http.rs",
             "control/listener.rs",
             "control/mod.rs",
+            "control/purges.rs",
             "control/revocations.rs",
             "control/run.rs",
             "shard/port.rs",
@@ -171,6 +175,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "control/revocations.rs",
             "control/run.rs",
             "shard/admin.rs",
+            "shard/compacting.rs",
             "shard/core.rs",
             "shard/durable.rs",
             "shard/handshake.rs",
@@ -179,6 +184,8 @@ const CRATES: [(&str, &[&str]); 34] = [
             "shard/keeping.rs",
             "shard/outbound.rs",
             "shard/reading.rs",
+            "shard/purge_files.rs",
+            "shard/purging.rs",
             "shard/resize.rs",
             "shard/start.rs",
             "shard/store.rs",
@@ -417,8 +424,15 @@ fn stages_are_pure() {
         }
     }
     // The shard's core as well, but for what starts its thread and what other threads call.
-    let impure_files =
-        ["shard/start.rs", "shard/resize.rs", "shard/store.rs", "shard/port.rs", "shard/lanes.rs", "shard/counters.rs"];
+    let impure_files = [
+        "shard/start.rs",
+        "shard/purge_files.rs",
+        "shard/resize.rs",
+        "shard/store.rs",
+        "shard/port.rs",
+        "shard/lanes.rs",
+        "shard/counters.rs",
+    ];
     for source in sources().iter().filter(|source| source.folder() == "shard" && !impure_files.contains(&&*source.name)) {
         for impure in
             ["Instant::now", "SystemTime", "std::thread::s", "std::env", "std::fs", "HashSet<", "async ", ".await", "monoio"]

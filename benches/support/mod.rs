@@ -11,7 +11,7 @@ use ringway::auth::{KeyAlgorithm, KeyMaterial, KeySet};
 use ringway::config::Settings;
 use ringway::ids::{ConnId, HashKey};
 use ringway::io::chunk::Chunk;
-use ringway::io::{Event, Io, Next, Read, RingStats, Send, Sent, Shard};
+use ringway::io::{Event, Io, Next, PurgeStep, Read, RingStats, Send, Sent, Shard};
 use ringway::shard::admission::Admission;
 use ringway::shard::core::{Core, CoreOptions};
 use ringway::shard::counters::{SharedCounters, shared_counters};
@@ -137,6 +137,10 @@ impl Io for MemoryIo {
 
     fn delete_segment(&mut self, number: u64) {
         self.answers.push_back(Event::SegmentGone { number, result: Ok(()) });
+    }
+
+    fn purge(&mut self, _session: u64, step: PurgeStep) {
+        self.answers.push_back(Event::Purged { step, result: Ok(0) });
     }
 
     fn ring_bell(&mut self, _shard: usize) {}

@@ -59,6 +59,7 @@ fn run(command: &Command) -> Result<bool, String> {
         Command::Crash(options) => (Scenario::Crash, options),
         Command::Soak(options) => (Scenario::Soak, options),
         Command::History(options) => (Scenario::History, options),
+        Command::Sessions(options) => (Scenario::Sessions, options),
         Command::Smoke(options) => return smoke(options),
         Command::Floor(floor) => return run_floor(floor),
         Command::Compare { before, after } => return compare(before, after),

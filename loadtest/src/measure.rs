@@ -58,6 +58,13 @@ pub fn rss_exact_bytes(pid: u32) -> Option<u64> {
     Some(line.split_ascii_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
+/// The most that a process's resident memory has been, in bytes.
+pub fn peak_rss_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_ascii_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
 /// What the figures were taken on.
 pub fn host() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -80,6 +87,7 @@ mod tests {
         assert!(process_cpu(pid).unwrap().on_ns > 0);
         let (cheap, exact) = (rss_bytes(pid).unwrap(), rss_exact_bytes(pid).unwrap());
         assert!(cheap.abs_diff(exact) < 16 << 20 && exact > 100_000, "{cheap} and {exact}");
+        assert!(peak_rss_bytes(pid).unwrap() + (16 << 20) > exact);
         assert_eq!(process_cpu(0), None);
         // Other tests open and close some at the same time.
         assert!((3..10_000).contains(&open_files(pid).unwrap()));

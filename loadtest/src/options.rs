@@ -43,6 +43,8 @@ pub enum Command {
     /// A session larger than the gateway's memory: one reader catches up on it, from the start and from the middle in turns, while
     /// others are at the tail, against the same without it.
     History(Options),
+    /// Many sessions whose members have gone: memory a session, and with --durability the start over their log.
+    Sessions(Options),
     /// About five seconds of echo, relay, fanout and reconnect, small: for continuous integration.
     Smoke(Options),
     /// The bare servers: the machine's limit.
@@ -128,7 +130,7 @@ pub struct Options {
     /// Pin nothing.
     #[arg(long)]
     pub no_pin: bool,
-    /// Connections in all (relay, reconnect, soak: two a session; fanout, channel, slow, history: readers). Each scenario has its default.
+    /// Connections in all (relay, reconnect, soak: two a session; fanout, channel, slow, history: readers; sessions: sessions). Each scenario has its default.
     #[arg(long, short = 'c')]
     pub connections: Option<usize>,
     /// The payload: a bare message's bytes, or the JSON value of an envelope's `payload`.
@@ -190,6 +192,9 @@ pub struct Options {
     /// history: bytes of the payloads that are in the session before the load begins.
     #[arg(long, default_value_t = 256 << 20)]
     pub history_bytes: u64,
+    /// sessions: messages in each.
+    #[arg(long, default_value_t = 1)]
+    pub session_messages: u64,
     /// A started gateway keeps all messages of a session.
     #[arg(skip)]
     pub keep_all: bool,

@@ -4,7 +4,7 @@ use crate::floor;
 use crate::options::{Durability, Options};
 use crate::report::{Figure, Report, Runs};
 use crate::scenario::deliver::{self, Shape};
-use crate::scenario::{Measured, connect, echo, history, reconnect};
+use crate::scenario::{Measured, connect, echo, history, reconnect, sessions};
 use crate::target::Target;
 use std::path::Path;
 
@@ -23,6 +23,7 @@ pub enum Scenario {
     Crash,
     Soak,
     History,
+    Sessions,
 }
 
 impl Scenario {
@@ -40,6 +41,7 @@ impl Scenario {
             Self::Crash => "crash",
             Self::Soak => "soak",
             Self::History => "history",
+            Self::Sessions => "sessions",
         }
     }
 
@@ -54,7 +56,9 @@ impl Scenario {
             )),
             (Self::Connect | Self::Idle | Self::Echo | Self::Relay, None) => Ok(Some(floor::Kind::Echo)),
             (Self::Fanout | Self::Channel, None) => Ok(Some(floor::Kind::Fanout)),
-            (Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak | Self::History, None) => Ok(None),
+            (Self::Rooms | Self::Slow | Self::Reconnect | Self::Crash | Self::Soak | Self::History | Self::Sessions, None) => {
+                Ok(None)
+            }
         }
     }
 
@@ -73,6 +77,7 @@ impl Scenario {
                 reconnect::measure(kills, label, target, options)
             }
             Self::History => history::measure(true, label, target, options),
+            Self::Sessions => sessions::measure(label, target, options),
             Self::Soak => reconnect::measure(reconnect::Cuts::Churn(options.churn_per_s), label, target, options),
         }
     }
@@ -280,6 +285,7 @@ fn settings(scenario: Scenario, options: &Options) -> Vec<(String, String)> {
         Scenario::Connect => set("concurrency", options.concurrency.to_string()),
         Scenario::Reconnect => set("storms", options.storms.to_string()),
         Scenario::Crash => set("seed", options.seed.to_string()),
+        Scenario::Sessions => set("messages a session", options.session_messages.to_string()),
         Scenario::Soak => set("cut", format!("{}/s", options.churn_per_s)),
         _ => {}
     }
@@ -289,7 +295,7 @@ fn settings(scenario: Scenario, options: &Options) -> Vec<(String, String)> {
     if let Some(durability) = options.durability {
         set("durability", durability.name().to_owned());
     }
-    if scenario != Scenario::Crash {
+    if !matches!(scenario, Scenario::Crash | Scenario::Sessions) {
         set("duration", format!("{} s", options.duration_s));
         set("warm-up", format!("{} s", options.warmup_s));
     }

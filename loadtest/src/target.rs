@@ -105,6 +105,23 @@ impl Target {
         Ok(now_ns() - killed_ns)
     }
 
+    /// Its process, also after a restart.
+    pub fn pid(&self) -> Option<u32> {
+        match &self.process {
+            Some(process) => process.lock().ok().map(|process| process.child.id()),
+            None => self.pid,
+        }
+    }
+
+    /// Bytes of the files of a started gateway's log.
+    pub fn log_bytes(&self) -> u64 {
+        let folder = self.process.as_ref().and_then(|process| {
+            let process = process.lock().ok()?;
+            process.files.as_ref().map(|files| files.folder.join("log"))
+        });
+        folder.map_or(0, |folder| file_bytes(&folder))
+    }
+
     /// True for the gateway: envelopes, sessions, tokens.
     pub fn speaks_envelopes(&self) -> bool {
         self.minter.is_some()
@@ -124,6 +141,17 @@ impl Target {
         let path = self.path.clone().unwrap_or_else(|| "/v1/ws".into());
         Endpoint { address: self.address, host: self.host.clone(), path, subprotocol: Some("ringway.v1".into()) }
     }
+}
+
+/// Bytes of all files below a folder; what cannot be read has none.
+fn file_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => file_bytes(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    entries.map(bytes).sum()
 }
 
 /// Addresses that nobody listens on now, each another: the listeners that find them live until all are found.
@@ -233,7 +261,7 @@ struct Process {
     name: String,
     /// The last lines it wrote, for when it fails.
     output: Arc<Mutex<Vec<String>>>,
-    _files: Option<TemporaryFiles>,
+    files: Option<TemporaryFiles>,
 }
 
 impl Process {
@@ -243,7 +271,7 @@ impl Process {
         let cores = (!options.no_pin).then(|| (options.server_core, options.load_core.first().copied()));
         let output = Arc::default();
         let child = spawn(&mut command, &name, cores, &output)?;
-        Ok(Self { child, command, cores, name, output, _files: files })
+        Ok(Self { child, command, cores, name, output, files })
     }
 
     /// Starts one that has ended once more.
@@ -335,7 +363,7 @@ mod tests {
         let [listen, admin] = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
         let options = |arguments: &[&str]| {
             let all = [&["ringway-loadtest", "relay", "--spawn", "x"], arguments].concat();
-            let Command::Relay(options) = Cli::parse_from(all).command else { panic!("relay was asked for") };
+            let Some(Command::Relay(options)) = Cli::parse_from(all).command else { panic!("relay was asked for") };
             options
         };
         let synced = Options { keep_all: true, ..options(&["--durability", "synced"]) };

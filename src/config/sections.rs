@@ -171,7 +171,7 @@ sections! {
         grace_ms: u64 = 30_000, "ms", Allowed::Range(1, 3_600_000), live;
     }
 
-    /// The operator's listener: /healthz, /readyz, /metrics, /v1/connections, /v1/revocations.
+    /// The operator's listener: /healthz, /readyz, /metrics, /v1/connections, /v1/revocations, /v1/purge.
     [admin] Admin: Clone Copy {
         /// Address and port; a loopback address only, since this listener asks for no credentials.
         listen: SocketAddr = loopback(9090), "", Allowed::Any, restart;

@@ -1,14 +1,14 @@
-//! The admin listener's answers: health, readiness, metrics, the connections; and the revocations, which alone it changes.
+//! The admin listener's answers: health, readiness, metrics, the connections; the revocations, which alone it changes; and purges.
 
 use super::health::Health;
-use super::{EngineLabels, metrics, revocations};
+use super::{EngineLabels, metrics, purges, revocations};
 use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionInfo, Port, PortMessage, Snapshot};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -116,9 +116,10 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/connections", get(list))
         .route("/v1/connections/{id}", get(show))
         .route("/v1/revocations", get(revocations::list).post(revocations::add).delete(revocations::lift))
+        .route("/v1/purge", post(purges::purge))
         .layer(DefaultBodyLimit::max(REQUEST_BODY_BYTES_MAX))
         .fallback(|| async {
-            problem(StatusCode::NOT_FOUND, "there is /healthz, /readyz, /metrics, /v1/connections and /v1/revocations")
+            problem(StatusCode::NOT_FOUND, "there is /healthz, /readyz, /metrics, /v1/connections, /v1/revocations and /v1/purge")
         })
         .layer(from_fn(guard))
         .with_state(shared)

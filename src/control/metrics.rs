@@ -6,7 +6,7 @@ use super::EngineLabels;
 use super::health::Health;
 use super::logging;
 use crate::close::CloseReason;
-use crate::shard::counters::{DropReason, LimitReached, METRICS, MetricInfo, MetricKind, ShardCounters};
+use crate::shard::counters::{DropReason, LimitReached, METRICS, MetricInfo, MetricKind, RECORD, ShardCounters};
 use crate::shard::histogram::Histogram;
 use crate::shard::port::Port;
 use std::fmt::Write;
@@ -69,6 +69,12 @@ const LOG_BATCH: Family = Family {
     kind: "histogram",
     help: "Bytes of a write of the log: what a turn and those that waited for the write before have appended.",
     advice: "Grows with the load; small ones at a high load: the disk is faster than the senders.",
+};
+const LOG_BATCH_RECORDS: Family = Family {
+    name: "ringway_log_batch_records",
+    kind: "histogram",
+    help: "Records of a write of the log, the gateway's own counted.",
+    advice: "Near 1 at a high load: the disk is faster than the senders, or there are few of them.",
 };
 const STUCK: Family = Family {
     name: "ringway_shard_stuck",
@@ -137,6 +143,7 @@ pub static FAMILIES: &[Family] = &[
     LOG_WRITE,
     LOG_SYNC,
     LOG_BATCH,
+    LOG_BATCH_RECORDS,
     STUCK,
     READY,
     BUILD,
@@ -194,6 +201,12 @@ pub(super) fn text(ports: &[Port], health: &Health, revocations: usize, labels: 
     histogram(&mut out, &LOG_WRITE, shards.iter().map(|(shard, counters)| (*shard, &counters.log_write_ns)), seconds);
     histogram(&mut out, &LOG_SYNC, shards.iter().map(|(shard, counters)| (*shard, &counters.log_sync_ns)), seconds);
     histogram(&mut out, &LOG_BATCH, shards.iter().map(|(shard, counters)| (*shard, &counters.log_batch_bytes)), |bytes| bytes);
+    histogram(
+        &mut out,
+        &LOG_BATCH_RECORDS,
+        shards.iter().map(|(shard, counters)| (*shard, &counters.log_batch_records)),
+        records,
+    );
     family(&mut out, &STUCK);
     let stuck = health.stuck();
     for (shard, _) in &shards {
@@ -257,6 +270,11 @@ fn labelled(out: &mut String, family: &Family, shard: usize, label: &str, value:
 #[expect(clippy::cast_precision_loss, reason = "seconds in metrics are floating point")]
 fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
+}
+
+#[expect(clippy::cast_precision_loss, reason = "records of a write fit in a chunk")]
+fn records(units: u64) -> f64 {
+    units as f64 / RECORD as f64
 }
 
 fn histogram<'a, T: std::fmt::Display>(
@@ -385,6 +403,8 @@ mod tests {
         counters.limit_reached(LimitReached::MessageRate);
         counters.routing_ns.record(1_500);
         counters.routing_ns.record(3_000_000);
+        counters.log_batch_records.record(RECORD);
+        counters.log_batch_records.record(3 * RECORD);
         let text = text(&ports, &Health::new(2), 0, EngineLabels { engine: "monoio", driver: "epoll" });
         assert!(text.contains("\nringway_engine_info{engine=\"monoio\",driver=\"epoll\"} 1\n"), "{text}");
         let samples = read(&text);
@@ -398,6 +418,10 @@ mod tests {
         assert_eq!(samples["ringway_routing_seconds_bucket{shard=\"1\",le=\"+Inf\"}"], 2.0);
         assert_eq!(samples["ringway_routing_seconds_count{shard=\"1\"}"], 2.0);
         assert!((samples["ringway_routing_seconds_sum{shard=\"1\"}"] - 0.003_001_5).abs() < 1e-12);
+        assert_eq!(samples["ringway_log_batch_records_bucket{shard=\"1\",le=\"1\"}"], 1.0);
+        assert_eq!(samples["ringway_log_batch_records_bucket{shard=\"1\",le=\"2\"}"], 1.0);
+        assert_eq!(samples["ringway_log_batch_records_bucket{shard=\"1\",le=\"3\"}"], 2.0);
+        assert_eq!(samples["ringway_log_batch_records_sum{shard=\"1\"}"], 4.0);
         assert_eq!(samples["ringway_ready"], 0.0);
         for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"] {
             assert!(samples[name] > 0.0, "{name}");

@@ -10,6 +10,7 @@ mod http;
 mod listener;
 pub mod logging;
 mod metrics;
+mod purges;
 mod revocations;
 mod run;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod tests;
 pub use health::{Health, READY_TICKS_MAX, STUCK_TICKS};
 pub use http::{ConnectionList, host_is_loopback};
 pub use metrics::{FAMILIES, Family, docs_markdown as metrics_markdown};
+pub use purges::PurgeRequest;
 pub use revocations::{RevocationList, RevocationRequest, Revoked};
 
 use crate::config::Change;

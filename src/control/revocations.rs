@@ -156,20 +156,29 @@ async fn publish(shared: &Arc<Shared>, snapshot: &Snapshot, revocations: Revocat
     revoked
 }
 
-pub(super) async fn add(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Result<Bytes, BytesRejection>) -> Response {
+/// The JSON object of a request's body; `what` it should be.
+pub(super) fn json_body<T: serde::de::DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+    what: &str,
+) -> Result<T, Box<Response>> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
-        return problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be JSON with Content-Type: application/json");
+        let detail = "the body must be JSON with Content-Type: application/json";
+        return Err(Box::new(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)));
     }
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => {
-            return problem(rejection.status(), "the body is too large or was cut off: a revocation is one JSON object");
-        }
-    };
-    let request: RevocationRequest = match serde_json::from_slice(&body) {
+    let body = body.map_err(|rejection| {
+        let detail = format!("the body is too large or was cut off: a {what} is one JSON object");
+        Box::new(problem(rejection.status(), &detail))
+    })?;
+    let wrong = |error| Box::new(problem(StatusCode::BAD_REQUEST, &format!("the body is no {what}: {error}")));
+    serde_json::from_slice(&body).map_err(wrong)
+}
+
+pub(super) async fn add(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Result<Bytes, BytesRejection>) -> Response {
+    let request: RevocationRequest = match json_body(&headers, body, "revocation") {
         Ok(request) => request,
-        Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("the body is no revocation: {error}")),
+        Err(refusal) => return *refusal,
     };
     let (snapshot, now_s) = (shared.snapshot(), now_s());
     let entry = match request.entry(&snapshot, now_s) {

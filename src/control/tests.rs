@@ -5,7 +5,7 @@ use crate::auth::{Revocation, Revocations};
 use crate::config::Settings;
 use crate::limits::REVOCATIONS_MAX;
 use crate::shard::counters::shared_counters;
-use crate::shard::port::{Bell, ConnectionInfo, ConnectionPage, ConnectionState, PortMessage, PortReceiver, port};
+use crate::shard::port::{Bell, ConnectionInfo, ConnectionPage, ConnectionState, PortMessage, PortReceiver, Purged, port};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Condvar;
@@ -89,6 +89,10 @@ fn fake_shard(number: usize, connections: u64, polite: bool) -> (Port, JoinHandl
                         return told;
                     }
                     PortMessage::Probe { reply } => drop(reply.send(())),
+                    PortMessage::Purge { session_id, reply } => drop(reply.send(match &*session_id {
+                        "fails" => Err("the disk says no".to_owned()),
+                        _ => Ok((number == 1).then_some(Purged { messages: 7 })),
+                    })),
                     PortMessage::ListConnections { from, limit, reply } => {
                         let end = connections.min(from + limit as u64);
                         let page = ConnectionPage {
@@ -298,9 +302,31 @@ fn idle_connections_hold_up_others_only_up_to_the_cap() {
 }
 
 fn post(address: SocketAddr, json: &str) -> (u16, String) {
+    post_to("/v1/revocations", address, json)
+}
+
+#[test]
+fn a_purge_is_asked_of_the_sessions_home_and_told_as_it_says() {
+    let (doors, threads): (Vec<Port>, Vec<_>) = (0..2).map(|number| fake_shard(number, 0, true)).unzip();
+    let control = spawn(options(""), doors).unwrap();
+    let purge = |json: &str| post_to("/v1/purge", control.address(), json);
+    assert_eq!(purge(r#"{"session_id":"s"}"#), (200, r#"{"messages":7}"#.to_owned()));
+    let (status, body) = purge(r#"{"session_id":"fails"}"#);
+    assert!(status == 507 && body.contains("the disk says no"), "{body}");
+    for bad in ["{}", r#"{"session_id":"s","more":1}"#, "s"] {
+        let (status, body) = purge(bad);
+        assert!(status == 400 && body.contains("the body is no purge"), "{body}");
+    }
+    assert_eq!(get(control.address(), "/v1/purge").0, 405);
+    control.ask(Command::Stop);
+    assert_eq!(control.wait(), Outcome::Stopped);
+    assert!(threads.into_iter().all(|thread| thread.join().unwrap().stopped));
+}
+
+fn post_to(path: &str, address: SocketAddr, json: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     let head = format!("Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n", json.len());
-    write!(stream, "POST /v1/revocations HTTP/1.1\r\n{head}\r\n{json}").unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\n{head}\r\n{json}").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();

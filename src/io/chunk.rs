@@ -71,6 +71,13 @@ impl Chunk {
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len.get()) }
     }
 
+    /// All of its memory, used or not.
+    #[cfg(test)]
+    pub(crate) const fn memory(&self) -> &[u8] {
+        // SAFETY: within the allocation and initialised; for tests, which append to nothing meanwhile.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.capacity) }
+    }
+
     /// Appends a copy of `part`.
     ///
     /// # Panics
@@ -93,6 +100,20 @@ impl Chunk {
         self.filling.set(false);
         self.len.set(start + len);
         filled
+    }
+
+    /// What was appended, to be changed; only who holds it alone can.
+    pub const fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: within the allocation and initialised, as in `bytes`; nobody else reads it, since `self` is borrowed alone, and what the
+        // kernel reads is held by an `Rc` of its own.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len.get()) }
+    }
+
+    /// Leaves nothing of what was ever appended to it.
+    pub fn wipe(&mut self) {
+        self.len.set(self.capacity);
+        self.bytes_mut().fill(0);
+        self.len.set(0);
     }
 
     /// Empties it for another use; only who holds it alone can.
@@ -170,6 +191,22 @@ mod tests {
         Rc::get_mut(&mut chunk).unwrap().clear();
         chunk.append(b"xy");
         assert_eq!(chunk.bytes(), b"xy");
+    }
+
+    #[test]
+    fn it_is_changed_and_wiped_only_where_nobody_else_holds_it() {
+        let mut chunk = Chunk::new(8);
+        chunk.append(b"abcdefgh");
+        let pinned = Rc::clone(&chunk);
+        assert!(Rc::get_mut(&mut chunk).is_none());
+        drop(pinned);
+        let alone = Rc::get_mut(&mut chunk).unwrap();
+        alone.bytes_mut()[1..3].fill(b'-');
+        assert_eq!(alone.bytes(), b"a--defgh");
+        alone.clear();
+        alone.wipe();
+        assert!(alone.is_empty());
+        alone.extend_with(8, |room| assert_eq!(room, [0; 8]));
     }
 
     #[test]

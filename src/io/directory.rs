@@ -18,6 +18,7 @@ const FORMAT: &str = "format";
 const CLEAN: &str = "clean";
 /// `format` is small; what is longer is something else.
 const FORMAT_BYTES_MAX: u64 = 4096;
+const CLEAN_BYTES_MAX: u64 = 64;
 
 /// A directory in use by this process.
 #[derive(Debug)]
@@ -28,8 +29,9 @@ pub struct Directory {
     pub shards: usize,
     /// The key under which the logs name sessions and clients.
     pub key: [u8; 16],
-    // Held until the process ends.
+    // Held until the process ends. The second so that a deleted directory can be saved with its key, from /proc.
     _lock: File,
+    _format: Option<File>,
 }
 
 /// A file of a shard's log.
@@ -59,19 +61,21 @@ impl Directory {
     /// # Errors
     /// One line: what is in the way, and what to do about it.
     pub fn open(root: &Path, shards: usize, fresh_key: [u8; 16]) -> Result<Self, String> {
+        // A log that is written again for other shards is written before there is an engine.
+        super::ring::ignore_file_size_signal();
         make_root(root).map_err(|error| told(root, &error))?;
         let lock = lock(root)?;
         let path = root.join(FORMAT);
         let directory = match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let made = Self { root: root.to_owned(), generation: 1, shards, key: fresh_key, _lock: lock };
+                let mut made = Self { root: root.to_owned(), generation: 1, shards, key: fresh_key, _lock: lock, _format: None };
                 made.write_format()?;
                 made
             }
             Err(error) => return Err(told(&path, &error)),
             Ok(_) => {
                 let (generation, shards, key) = read_format(&path)?;
-                Self { root: root.to_owned(), generation, shards, key, _lock: lock }
+                Self { root: root.to_owned(), generation, shards, key, _lock: lock, _format: File::open(&path).ok() }
             }
         };
         directory.remove_other_generations()?;
@@ -90,7 +94,7 @@ impl Directory {
         Ok(())
     }
 
-    fn write_format(&self) -> Result<(), String> {
+    fn write_format(&mut self) -> Result<(), String> {
         use std::fmt::Write as _;
         let mut text = String::from(
             "# The log of a ringway gateway. The key names sessions and clients in it: keep it as secret as they are.\n",
@@ -108,7 +112,9 @@ impl Directory {
             fs::rename(&fresh, &path)?;
             sync_directory(&self.root)
         };
-        write().map_err(|error| told(&path, &error))
+        write().map_err(|error| told(&path, &error))?;
+        self._format = File::open(&path).ok();
+        Ok(())
     }
 
     /// Where a shard's log is.
@@ -270,24 +276,30 @@ pub fn is_clean(shard: &Path) -> bool {
     shard.join(CLEAN).exists()
 }
 
-/// Whether a shard's log was ended in good order. The sign of it is taken away: from now on the end is open.
+/// Whether a shard's log was ended in good order, with the chain value of its last record: where that is another one now, files were
+/// deleted or cut since. The sign of it is taken away: from now on the end is open.
 ///
 /// # Errors
 /// One line.
-pub fn take_clean(shard: &Path) -> Result<bool, String> {
-    match fs::remove_file(shard.join(CLEAN)) {
-        Ok(()) => sync_directory(shard).map(|()| true).map_err(|error| told(shard, &error)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+pub fn take_clean(shard: &Path) -> Result<Option<u32>, String> {
+    let path = shard.join(CLEAN);
+    let mut text = String::new();
+    let read = File::open(&path).and_then(|file| file.take(CLEAN_BYTES_MAX).read_to_string(&mut text));
+    match read.and_then(|_| fs::remove_file(&path)) {
+        Ok(()) => sync_directory(shard).map(|()| text.trim().parse().ok()).map_err(|error| told(shard, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(told(shard, &error)),
     }
 }
 
-/// Leaves the sign that a shard's log was ended in good order.
+/// Leaves the sign that a shard's log was ended in good order, with the chain value of its last record.
 ///
 /// # Errors
 /// What the file system answered; without the sign the next start counts as unclean.
-pub fn leave_clean(shard: &Path) -> io::Result<()> {
-    File::create(shard.join(CLEAN))?.sync_all()?;
+pub fn leave_clean(shard: &Path, chain: u32) -> io::Result<()> {
+    let mut file = File::create(shard.join(CLEAN))?;
+    file.write_all(format!("{chain}\n").as_bytes())?;
+    file.sync_all()?;
     sync_directory(shard)
 }
 

@@ -2,22 +2,27 @@
 //!
 //! A shard asks through its [`FilesHandle`]; the answer waits there, and a knock on the shard's eventfd says so.
 
-use super::BELOW_RESERVE;
-use crate::limits::SEGMENT_REQUESTS_MAX;
+use super::watch::{Known, Watch};
+use super::{BELOW_RESERVE, PurgeStep};
+use crate::limits::{CHUNK_BYTES, SEGMENT_REQUESTS_MAX};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstatvfs, memfd_create};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write as _};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Zeros written at a time where the file system can't preallocate.
 const ZEROS_BYTES: usize = 64 * 1024;
+/// How often it is looked whether files still have their names.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum What {
@@ -27,7 +32,22 @@ enum What {
     Index(Arc<File>),
     /// Delete it, and its index. What is open of them is closed there, since the last close of a deleted file frees its blocks.
     Delete(Vec<Arc<File>>),
+    /// Miss these when somebody else deletes them; not answered.
+    Watch(Vec<(u64, Known)>),
+    /// A step of a session's purge, on this file where it is a segment's.
+    Purge { session: u64, step: PurgeStep, file: Option<Arc<File>> },
 }
+
+/// What the thread does with what a segment holds, which is the log's to know and not the engine's.
+#[derive(Clone, Copy, Debug)]
+pub struct OfLog {
+    pub indexer: Indexer,
+    pub purger: Purger,
+}
+
+/// Takes a session's messages out of the first so many bytes of a part of a segment, which may be its first, and tells which bytes have
+/// changed.
+pub type Purger = fn(&mut [u8], usize, u64, bool, &mut dyn FnMut(Range<usize>)) -> io::Result<()>;
 
 /// A segment's index as it is made of the segment's bytes.
 #[derive(Debug)]
@@ -38,7 +58,7 @@ pub struct Indexed {
     pub directory_bytes: usize,
 }
 
-/// Makes an index of a segment's bytes. What it does is the log's, not the engine's.
+/// Makes an index of a segment's bytes.
 pub type Indexer = fn(&mut dyn Read) -> io::Result<Indexed>;
 
 #[derive(Debug)]
@@ -66,6 +86,14 @@ pub(super) enum Answer {
         result: Result<(File, Vec<u8>), i32>,
         unsaved: Option<i32>,
     },
+    /// Somebody else has deleted a file. Told once, and asked for by nobody.
+    Lost {
+        number: u64,
+    },
+    Purged {
+        step: PurgeStep,
+        result: Result<u64, i32>,
+    },
 }
 
 /// A shard's way to the thread. Asks for [`SEGMENT_REQUESTS_MAX`] at a time; others wait here, one or two a segment.
@@ -91,6 +119,17 @@ impl FilesHandle {
         self.ask(Request { shard: self.shard, number, path, what: What::Delete(open) });
     }
 
+    /// Has files that are there already missed when they are deleted.
+    pub(super) fn watch(&mut self, files: Vec<(u64, Known)>) {
+        // There is a place for it, see `start`.
+        let _ = self.requests.try_send(Request { shard: self.shard, number: 0, path: PathBuf::new(), what: What::Watch(files) });
+    }
+
+    /// `directory` is the shard's.
+    pub(super) fn purge(&mut self, session: u64, step: PurgeStep, directory: PathBuf, file: Option<Arc<File>>) {
+        self.ask(Request { shard: self.shard, number: 0, path: directory, what: What::Purge { session, step, file } });
+    }
+
     fn ask(&mut self, request: Request) {
         if self.asked < SEGMENT_REQUESTS_MAX {
             self.asked += 1;
@@ -104,6 +143,9 @@ impl FilesHandle {
     /// The next answer, if one is there.
     pub(super) fn answer(&mut self) -> Option<Answer> {
         let answer = self.answers.try_recv().ok()?;
+        if let Answer::Lost { .. } = answer {
+            return Some(answer);
+        }
         self.asked -= 1;
         if let Some(request) = self.waiting.pop_front() {
             self.ask(request);
@@ -112,26 +154,42 @@ impl FilesHandle {
     }
 }
 
-/// Starts the thread for shards with these eventfds, in their order; `indexer` makes the segments' indexes. It ends when all handles
+/// Starts the thread for shards with these eventfds, in their order. It ends when all handles
 /// are gone and all was done. No file is made that would leave less than `reserve_bytes` of its file system free.
 ///
 /// # Errors
 /// That of a thread that could not be made.
-pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, indexer: Indexer) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
-    let (requests, requested) = sync_channel::<Request>(knocks.len() * SEGMENT_REQUESTS_MAX);
+pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, log: OfLog) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
+    // One more each: what a shard has when it begins, and what it has lost.
+    let (requests, requested) = sync_channel::<Request>(knocks.len() * (SEGMENT_REQUESTS_MAX + 1));
     let (mut doors, mut handles) = (Vec::new(), Vec::new());
     for (shard, knock) in knocks.into_iter().enumerate() {
-        let (answer, answers) = sync_channel(SEGMENT_REQUESTS_MAX);
+        let (answer, answers) = sync_channel(SEGMENT_REQUESTS_MAX + 1);
         doors.push((answer, knock));
         handles.push(FilesHandle { shard, requests: requests.clone(), answers, asked: 0, waiting: VecDeque::new() });
     }
     let run = move || {
-        for request in requested {
-            let (answer, knock) = &doors[request.shard];
+        let mut watch = Watch::new(doors.len());
+        let tell = |shard: usize, what: Answer| {
+            let (answer, knock) = &doors[shard];
             // Never full: a shard asks for no more than it has places. A shard that has ended wants no answer.
-            if answer.send(handle(request, reserve_bytes, indexer)).is_ok() {
+            if answer.send(what).is_ok() {
                 // Full (2^64 - 2 knocks unheard) is as good as knocked.
                 let _ = rustix::io::write(&**knock, &1_u64.to_ne_bytes());
+            }
+        };
+        loop {
+            match requested.recv_timeout(LOOK_EVERY) {
+                Ok(Request { shard, what: What::Watch(files), .. }) => watch.add_all(shard, files),
+                Ok(request) => {
+                    let shard = request.shard;
+                    tell(shard, handle(request, reserve_bytes, log, &mut watch));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            for (shard, number) in watch.look() {
+                tell(shard, Answer::Lost { number });
             }
         }
     };
@@ -216,20 +274,125 @@ fn index(number: u64, path: &Path, file: &File, reserve_bytes: u64, indexer: Ind
     Answer::Indexed { number, result: made.map_err(|error| errno(&error)), unsaved }
 }
 
-fn handle(request: Request, reserve_bytes: u64, indexer: Indexer) -> Answer {
-    let Request { number, path, what, .. } = request;
+fn handle(request: Request, reserve_bytes: u64, log: OfLog, watch: &mut Watch) -> Answer {
+    let Request { shard, number, path, what } = request;
     match what {
         What::Prepare(bytes) => {
             let room = keeps_free(&path, bytes, reserve_bytes);
-            Answer::Ready { number, result: room.and_then(|()| prepare(&path, bytes).map_err(|error| errno(&error))) }
+            let result = room.and_then(|()| prepare(&path, bytes).map_err(|error| errno(&error)));
+            if let Ok(file) = &result {
+                watch.add(shard, number, &path, file);
+            }
+            Answer::Ready { number, result }
         }
-        What::Index(file) => index(number, &path, &file, reserve_bytes, indexer),
-        What::Delete(open) => Answer::Gone { number, result: delete(&path, open).map_err(|error| errno(&error)) },
+        What::Index(file) => index(number, &path, &file, reserve_bytes, log.indexer),
+        What::Delete(open) => {
+            watch.forget(shard, number);
+            Answer::Gone { number, result: delete(&path, open).map_err(|error| errno(&error)) }
+        }
+        What::Watch(_) => Answer::Gone { number, result: Ok(()) },
+        What::Purge { session, step, file } => {
+            let done = match (step, file) {
+                (PurgeStep::Begin, _) => begin_purge(&path, session).map(|()| 0),
+                (PurgeStep::End, _) => end_purge(&path, session).map(|()| 0),
+                (PurgeStep::Segment { number, end }, Some(file)) => {
+                    purge_file(&file, session, end, log.purger).inspect(|messages| {
+                        // It names what is gone. Who has it open reads on; the next start makes it anew.
+                        if *messages > 0 {
+                            let _ = std::fs::remove_file(index_path(&path, number));
+                        }
+                    })
+                }
+                (PurgeStep::Segment { .. }, None) => Err(Errno::NOENT.into()),
+            };
+            Answer::Purged { step, result: done.map_err(|error| errno(&error)) }
+        }
     }
 }
 
+/// Stands in a shard's directory while the session is purged.
+fn purge_path(directory: &Path, session: u64) -> PathBuf {
+    directory.join(format!("{session:016x}.purge"))
+}
+
+/// Has the next start finish the purge of a session, should this one not.
+///
+/// # Errors
+/// What the file system answered.
+pub fn begin_purge(directory: &Path, session: u64) -> io::Result<()> {
+    let path = purge_path(directory, session);
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    sync_directory_of(&path)
+}
+
+/// It is finished.
+///
+/// # Errors
+/// What the file system answered.
+pub fn end_purge(directory: &Path, session: u64) -> io::Result<()> {
+    let path = purge_path(directory, session);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| sync_directory_of(&path)),
+    }
+}
+
+/// The sessions whose purge has begun in a shard's directory, and not ended.
+///
+/// # Errors
+/// What the file system answered.
+pub fn purges(directory: &Path) -> io::Result<Vec<u64>> {
+    let mut sessions = Vec::new();
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(sessions),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_suffix(".purge")).filter(|digits| digits.len() == 16);
+        sessions.extend(digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()));
+    }
+    Ok(sessions)
+}
+
+/// Takes a session's messages out of the first `end` bytes of a segment's file, durably. How many there were.
+///
+/// # Errors
+/// What the file system answered; without an errno where the file does not read as a segment.
+pub fn purge_file(file: &File, session: u64, end: u64, purger: Purger) -> io::Result<u64> {
+    let (mut buffer, mut changed, mut messages) = (vec![0; CHUNK_BYTES], Vec::new(), 0);
+    let mut at = 0;
+    while at < end {
+        let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+        let mut filled = 0;
+        while filled < wanted {
+            match file.read_at(&mut buffer[filled..wanted], at + filled as u64) {
+                Ok(0) => break,
+                Ok(bytes) => filled += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let purged = purger(&mut buffer[..filled], filled, session, at == 0, &mut |range| changed.push(range));
+        for range in changed.drain(..) {
+            messages += 1;
+            // Only these bytes: others of the part may be written meanwhile.
+            file.write_all_at(&buffer[range.clone()], at + range.start as u64)?;
+        }
+        purged?;
+        if filled < CHUNK_BYTES {
+            break;
+        }
+        at += CHUNK_BYTES as u64;
+    }
+    if messages > 0 {
+        file.sync_data()?;
+    }
+    Ok(messages)
+}
+
 fn errno(error: &io::Error) -> i32 {
-    // A write that takes nothing comes without one, and a segment that no index can be made of.
+    // A write that takes nothing comes without one, and a segment that does not read.
     error.raw_os_error().unwrap_or(Errno::IO.raw_os_error())
 }
 
@@ -301,9 +464,30 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
-/// An index for tests: a file's length, as text, and then its bytes' sum.
+/// For tests: an index is a file's length, as text, and then its bytes' sum; a purge takes out capital letters, each a message.
 #[cfg(test)]
-pub(super) fn lengths(file: &mut dyn Read) -> io::Result<Indexed> {
+pub(super) const fn lengths() -> OfLog {
+    OfLog { indexer: length_and_sum, purger: purge_capitals }
+}
+
+#[cfg(test)]
+#[expect(clippy::unnecessary_wraps, reason = "a purger")]
+fn purge_capitals(
+    bytes: &mut [u8],
+    end: usize,
+    _session: u64,
+    _is_first: bool,
+    each: &mut dyn FnMut(Range<usize>),
+) -> io::Result<()> {
+    for at in (0..end).filter(|at| bytes[*at].is_ascii_uppercase()).collect::<Vec<_>>() {
+        bytes[at] = b'-';
+        each(at..at + 1);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+fn length_and_sum(file: &mut dyn Read) -> io::Result<Indexed> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     let length = bytes.len().to_string();
@@ -358,7 +542,7 @@ mod tests {
         let prepare = |reserve_bytes| {
             let path = segment_path(&directory, 1);
             let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Prepare(4096) };
-            let Answer::Ready { result, .. } = handle(request, reserve_bytes, |_| Err(Errno::NOTSUP.into())) else {
+            let Answer::Ready { result, .. } = handle(request, reserve_bytes, lengths(), &mut Watch::new(1)) else {
                 panic!("asked for a file")
             };
             (result.map(drop), path.exists())
@@ -375,7 +559,9 @@ mod tests {
         let file = Arc::new(prepare(&path, 4096).unwrap());
         let index = |reserve_bytes| {
             let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Index(Arc::clone(&file)) };
-            let Answer::Indexed { result: Ok((file, head)), unsaved, .. } = handle(request, reserve_bytes, lengths) else {
+            let Answer::Indexed { result: Ok((file, head)), unsaved, .. } =
+                handle(request, reserve_bytes, lengths(), &mut Watch::new(1))
+            else {
                 panic!("asked for an index");
             };
             let mut bytes = [0; 5];

@@ -17,6 +17,7 @@ pub mod portable;
 pub mod probe;
 pub mod ring;
 pub mod segments;
+mod watch;
 
 pub use crate::ids::ConnId;
 use crate::time::Tick;
@@ -60,6 +61,23 @@ pub enum Event<'a> {
     /// The answer to [`Io::index_segment`]: the beginning of the index, which can be read from now on, or an errno (one there was before
     /// stays). `unsaved` is the errno where it could not be written: it is in memory then, until the process ends.
     SegmentIndexed { number: u64, result: Result<Vec<u8>, i32>, unsaved: Option<i32> },
+    /// Somebody else has deleted a segment's file: what is written to it is gone with the process. Told once.
+    SegmentLost { number: u64 },
+    /// The answer to [`Io::purge`]: messages that were taken out, or an errno.
+    Purged { step: PurgeStep, result: Result<u64, i32> },
+}
+
+/// A step of taking a session's messages out of the segments: first that it begins, then each segment, then that it has ended. Until
+/// the last one is done the next start finishes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PurgeStep {
+    Begin,
+    /// What stands in the first `end` bytes of its file.
+    Segment {
+        number: u64,
+        end: u64,
+    },
+    End,
 }
 
 /// How a connection is read.
@@ -114,7 +132,7 @@ pub trait Io {
     /// Writes `part` of what was appended to `chunk` at the offset `at` of a segment; answered by [`Event::Written`]. The chunk is
     /// held until then. A short write is carried on by the engine. Two writes at once may be done in either order.
     ///
-    /// This call and the six below are for shards that have a disk; where there is none each is answered with ENODEV.
+    /// This call and the seven below are for shards that have a disk; where there is none each is answered with ENODEV.
     fn write(&mut self, segment: u64, at: u64, chunk: Rc<Chunk>, part: Range<usize>, tag: u64);
     /// Makes durable what of a segment was written by writes that were answered before (fdatasync); answered by [`Event::Synced`].
     fn sync(&mut self, segment: u64, tag: u64);
@@ -132,6 +150,9 @@ pub trait Io {
     /// Deletes a segment's file, and its index, once nothing of it is in the kernel, off this thread; answered by [`Event::SegmentGone`]. What asks
     /// for the segment from now on gets ENOENT.
     fn delete_segment(&mut self, number: u64);
+    /// Does a step of purging a session (by its hash), durably and off this thread; answered by [`Event::Purged`]. What a segment's step
+    /// covers must have been synced.
+    fn purge(&mut self, session: u64, step: PurgeStep);
     /// Wakes another shard.
     fn ring_bell(&mut self, shard: usize);
     /// The clocks now, for measuring how long a turn took; what a turn decides by is the tick it was given.

@@ -1,8 +1,9 @@
 //! A shard's segments as its engine keeps them: the files that are open, what is under way on each, and what is made and deleted on
 //! the files thread.
 
-use super::Event;
 use super::files::{Answer, FilesHandle, segment_path};
+use super::watch::Known;
+use super::{Event, PurgeStep};
 use crate::limits::READ_BACK_BYTES_MAX;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -58,7 +59,9 @@ pub(super) struct Segments {
 
 impl Segments {
     pub(super) fn new(disk: Option<Disk>) -> Self {
-        let Some(Disk { directory, segment_bytes, segments, indexes, files }) = disk else { return Self::default() };
+        let Some(Disk { directory, segment_bytes, segments, indexes, mut files }) = disk else { return Self::default() };
+        let known = |(number, file): &(u64, File)| Some((*number, Known::of(segment_path(&directory, *number), file)?));
+        files.watch(segments.iter().filter_map(known).collect());
         let mut open: BTreeMap<u64, Segment> = segments.into_iter().map(|(number, file)| (number, Segment::new(file))).collect();
         for (number, file) in indexes {
             if let Some(segment) = open.get_mut(&number) {
@@ -148,6 +151,16 @@ impl Segments {
         self.answers.push_back(Event::SegmentGone { number, result: Err(errno) });
     }
 
+    pub(super) fn purge(&mut self, session: u64, step: PurgeStep) {
+        let Self { place, open, answers } = self;
+        let Some(place) = place else { return answers.push_back(Event::Purged { step, result: Err(libc::ENODEV) }) };
+        let file = match step {
+            PurgeStep::Segment { number, .. } => open.get(&number).map(|segment| Arc::clone(&segment.file)),
+            PurgeStep::Begin | PurgeStep::End => None,
+        };
+        place.files.purge(session, step, place.directory.clone(), file);
+    }
+
     /// Somebody knocked, perhaps the files thread.
     pub(super) fn take_files_answers(&mut self) {
         let Self { place: Some(place), open, answers } = self else { return };
@@ -157,6 +170,7 @@ impl Segments {
                     Event::SegmentReady { number, result: result.map(|file| drop(open.insert(number, Segment::new(file)))) }
                 }
                 Answer::Gone { number, result } => Event::SegmentGone { number, result },
+                Answer::Purged { step, result } => Event::Purged { step, result },
                 Answer::Indexed { number, result, unsaved } => {
                     let result = result.map(|(file, directory)| {
                         // Reads of the one before that are under way have it open themselves.
@@ -167,6 +181,7 @@ impl Segments {
                     });
                     Event::SegmentIndexed { number, result, unsaved }
                 }
+                Answer::Lost { number } => Event::SegmentLost { number },
             });
         }
     }

@@ -4,7 +4,7 @@ use super::chunks::Position;
 use std::collections::VecDeque;
 
 /// Spans that are kept; above, two become one.
-const SPANS_MAX: usize = 1024;
+const SPANS_MAX: usize = 8192;
 
 /// Messages that stand next to each other and are about as old.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +71,12 @@ impl Ages {
         self.mixed_to = last_old.map_or(self.aged_to, |_| behind.unwrap_or(end));
     }
 
+    /// When the youngest of all was sent, where there is any.
+    #[must_use]
+    pub fn newest_ms(&self) -> Option<u64> {
+        self.spans.iter().map(|span| span.youngest_ms).max()
+    }
+
     /// Whether the messages at these positions are too old at the same time.
     #[must_use]
     pub fn together(&self, one: Position, other: Position) -> bool {
@@ -89,10 +95,73 @@ impl Ages {
     }
 }
 
+/// A wall clock that goes forward by more than this from one look to the next was set.
+const STEP_MIN_MS: u64 = 10_000;
+/// How long a clock that was set forward must stay there before messages age by it: whoever set it wrong has so long to notice.
+const DOUBT_MS: u64 = 3_600_000;
+
+/// The wall clock as messages age by it: a step forward would drop at once what is retained, and counts only when it lasts.
+#[derive(Debug, Default)]
+pub struct AgeClock {
+    /// The monotonic and the wall clock when they were last believed.
+    believed: Option<(u64, u64)>,
+    /// Since when the wall clock is ahead, on the monotonic one.
+    ahead_since_ms: Option<u64>,
+}
+
+impl AgeClock {
+    /// The time to judge ages by; and by how much the wall clock was set forward, where that is seen now. `newest_ms` is when the
+    /// newest message there is was sent: at the first look it stands for the clock's last good value, and there is nothing to tell,
+    /// since the process may have been away for long.
+    pub fn at(&mut self, mono_ms: u64, wall_ms: u64, newest_ms: Option<u64>) -> (u64, Option<u64>) {
+        let is_first = self.believed.is_none();
+        let (mono, wall) = self.believed.unwrap_or_else(|| (mono_ms, newest_ms.unwrap_or(wall_ms)));
+        self.believed = Some((mono, wall));
+        let expected_ms = wall + mono_ms.saturating_sub(mono);
+        let lasted = self.ahead_since_ms.is_some_and(|since_ms| mono_ms.saturating_sub(since_ms) >= DOUBT_MS);
+        if wall_ms <= expected_ms.saturating_add(STEP_MIN_MS) || lasted {
+            self.believed = Some((mono_ms, wall_ms));
+            self.ahead_since_ms = None;
+            return (wall_ms, None);
+        }
+        let is_new = self.ahead_since_ms.is_none() && !is_first;
+        self.ahead_since_ms.get_or_insert(mono_ms);
+        (expected_ms, is_new.then_some(wall_ms - expected_ms))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_clock_that_is_set_forward_is_believed_when_it_stays_there() {
+        let mut clock = AgeClock::default();
+        let day_ms = 86_400_000;
+        assert_eq!(clock.at(0, day_ms, None), (day_ms, None));
+        assert_eq!(clock.at(1_000, day_ms + 1_900, None), (day_ms + 1_900, None), "it may run a little fast");
+        assert_eq!(clock.at(2_000, 2 * day_ms, None), (day_ms + 2_900, Some(day_ms - 2_900)));
+        assert_eq!(clock.at(3_000, 2 * day_ms + 1_000, None), (day_ms + 3_900, None), "told once");
+        assert_eq!(clock.at(4_000, day_ms + 4_900, None), (day_ms + 4_900, None), "and set right again");
+        assert_eq!(clock.at(5_000, 2 * day_ms, None).0, day_ms + 5_900);
+        assert_eq!(clock.at(5_000 + DOUBT_MS - 1, 2 * day_ms + DOUBT_MS, None).0, day_ms + 5_899 + DOUBT_MS);
+        assert_eq!(clock.at(5_000 + DOUBT_MS, 2 * day_ms + DOUBT_MS, None), (2 * day_ms + DOUBT_MS, None), "it lasts");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_is_believed_at_once() {
+        let mut clock = AgeClock::default();
+        clock.at(0, 5_000_000, None);
+        assert_eq!(clock.at(1_000, 2_000, None), (2_000, None));
+    }
+
+    #[test]
+    fn at_a_start_the_newest_message_says_what_time_it_was() {
+        assert_eq!(AgeClock::default().at(0, 90_000_000, Some(1_000)), (1_000, None));
+        assert_eq!(AgeClock::default().at(0, 5_000, Some(1_000)), (5_000, None));
+        assert_eq!(AgeClock::default().at(0, 5_000, Some(70_000)), (5_000, None));
+    }
 
     fn ages(noted: &[(u64, u64)]) -> Ages {
         let mut ages = Ages::default();

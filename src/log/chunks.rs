@@ -1,6 +1,6 @@
 //! The log in memory: a queue of chunks, appended at the tail, dropped at the head.
 
-use super::record::{HEADER_BYTES, Header};
+use super::record::{HEADER_BYTES, Header, purge, stated_length};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::io::chunk::Chunk;
 use crate::limits::CHUNK_BYTES;
@@ -54,6 +54,22 @@ pub struct Unwritten {
     pub end: Position,
 }
 
+impl Unwritten {
+    /// The records in it.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        let mut left = self.chunk.bytes().get(self.part.clone()).unwrap_or_default();
+        if self.at == 0 {
+            left = left.get(SEGMENT_HEADER_BYTES..).unwrap_or_default();
+        }
+        let mut records = 0;
+        while let Some(rest) = stated_length(left).filter(|length| *length > 0).and_then(|length| left.get(length..)) {
+            (left, records) = (rest, records + 1);
+        }
+        records
+    }
+}
+
 #[derive(Debug)]
 struct OnDisk {
     geometry: Geometry,
@@ -73,6 +89,8 @@ pub struct Log {
     first: u64,
     chunks_max: usize,
     spare: Option<Rc<Chunk>>,
+    /// Chunks that others held still when purged messages were taken out of their copies; wiped when they are let go.
+    retired: Vec<Rc<Chunk>>,
     chain: u32,
     dropped: u64,
     disk: Option<OnDisk>,
@@ -83,7 +101,13 @@ impl Log {
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
         let chunks_max = bytes_max.div_ceil(CHUNK_BYTES).max(2);
-        Self { chunks: VecDeque::new(), first: 0, chunks_max, spare: None, chain: 0, dropped: 0, disk: None }
+        Self { chunks: VecDeque::new(), first: 0, chunks_max, spare: None, retired: Vec::new(), chain: 0, dropped: 0, disk: None }
+    }
+
+    /// The chain value of the last record.
+    #[must_use]
+    pub const fn chain(&self) -> u32 {
+        self.chain
     }
 
     /// A log on disk. It begins with the segment `next`, behind the `chain` of what was recovered; records from `oldest` on are in
@@ -192,6 +216,43 @@ impl Log {
             disk.written = disk.written.max(end);
         }
         self.shrink();
+        self.wipe_retired();
+    }
+
+    /// Takes a session's messages before `end` out of the chunk at `from`. Where to go on, if there are more chunks.
+    pub fn purge(&mut self, session: u64, end: Position, from: Position) -> Option<Position> {
+        let from = from.max(self.resident());
+        if from >= end.min(self.end()) {
+            // What it held before is in its memory still.
+            self.retired.extend(self.spare.take());
+            self.wipe_retired();
+            return None;
+        }
+        let (number, _) = self.place(from);
+        let start = (self.first + number as u64) * CHUNK_BYTES as u64;
+        let is_first = self.disk.as_ref().is_some_and(|disk| start.is_multiple_of(disk.geometry.segment_bytes));
+        let (next, before) = (Position(start + CHUNK_BYTES as u64), usize::try_from(end.0 - start).unwrap_or(usize::MAX));
+        let chunk = self.chunks.get_mut(number)?;
+        if Rc::get_mut(chunk).is_none() {
+            let copy = Chunk::new(CHUNK_BYTES);
+            copy.append(chunk.bytes());
+            self.retired.push(std::mem::replace(chunk, copy));
+        }
+        if let Some(chunk) = Rc::get_mut(chunk) {
+            // What the log wrote itself reads.
+            let _ = purge(chunk.bytes_mut(), before, session, is_first, &mut |_| {});
+        }
+        Some(next)
+    }
+
+    fn wipe_retired(&mut self) {
+        self.retired.retain_mut(|chunk| match Rc::get_mut(chunk) {
+            Some(chunk) => {
+                chunk.wipe();
+                false
+            }
+            None => true,
+        });
     }
 
     /// Everything before `oldest` is no longer retained.
@@ -297,6 +358,13 @@ impl Log {
         }
     }
 
+    /// Whether a text stands anywhere in its memory.
+    #[cfg(test)]
+    pub(crate) fn holds(&self, text: &[u8]) -> bool {
+        let chunks = self.chunks.iter().chain(&self.spare).chain(&self.retired);
+        chunks.into_iter().any(|chunk| chunk.memory().windows(text.len()).any(|bytes| bytes == text))
+    }
+
     #[expect(clippy::cast_possible_truncation, reason = "a chunk's number among those held, an offset in it")]
     fn place(&self, at: Position) -> (usize, usize) {
         ((at.0 / CHUNK_BYTES as u64 - self.first) as usize, (at.0 % CHUNK_BYTES as u64) as usize)
@@ -350,6 +418,62 @@ mod tests {
             let bytes = log.bytes(put.at, put.frame_at, put.frame_bytes);
             assert_eq!(bytes.is_empty(), index < 2);
             assert_eq!(put.at < log.oldest(), index < 2);
+        }
+    }
+
+    #[test]
+    fn what_is_written_next_knows_its_records() {
+        let geometry = Geometry { segment_bytes: 2 * CHUNK_BYTES as u64, shard: 0, generation: 1 };
+        let mut log = Log::on_disk(0, geometry, 0, 0, Position(0));
+        for seq in 0..3 {
+            log.append(&header(seq), &[21], &[b"ab"]);
+        }
+        let part = log.unwritten().unwrap();
+        assert_eq!((part.at, part.records()), (0, 3), "behind the segment's header");
+        log.wrote(part.end);
+        log.append(&header(3), &[], &[&[7; CHUNK_BYTES / 2]]);
+        log.append(&header(4), &[], &[&[7; CHUNK_BYTES / 2]]);
+        for _ in 0..2 {
+            let part = log.unwritten().unwrap();
+            assert_eq!(part.records(), 1, "of its own chunk");
+            log.wrote(part.end);
+        }
+        assert!(log.unwritten().is_none());
+    }
+
+    #[test]
+    fn a_purge_leaves_nothing_in_memory_and_all_of_the_others() {
+        let geometry = Geometry { segment_bytes: 2 * CHUNK_BYTES as u64, shard: 0, generation: 1 };
+        for mut log in [Log::new(8 << 20), Log::on_disk(8 << 20, geometry, 0, 0, Position(0))] {
+            let frame = |of: &str| of.repeat(100_000 / of.len()).into_bytes();
+            let mut puts = Vec::new();
+            for seq in 1..=30 {
+                puts.push(log.append(
+                    &Header { session: 11 + seq % 2, ..header(seq) },
+                    &[21],
+                    &[&frame(["even", "odd!"][seq as usize % 2])],
+                ));
+            }
+            // Somebody holds the second chunk, as the kernel does.
+            let held = Rc::clone(&log.chunks[1]);
+            let end = puts[27].at;
+            let mut from = Some(Position(0));
+            while let Some(at) = from {
+                from = log.purge(12, end, at);
+            }
+            let bodies = |log: &Log, parity: usize| {
+                let of = puts.iter().skip(1 - parity).step_by(2);
+                of.map(|put| log.bytes(put.at, put.frame_at, put.frame_bytes)[0]).collect::<Vec<u8>>()
+            };
+            assert_eq!(bodies(&log, 0), vec![b'e'; 15]);
+            assert_eq!(bodies(&log, 1), [vec![0; 14], vec![b'o']].concat(), "the last one came after the purge");
+            assert!(log.retired.iter().any(|chunk| Rc::ptr_eq(chunk, &held)) && log.holds(b"odd!"));
+            drop(held);
+            log.wrote(Position(0));
+            assert!(log.retired.is_empty());
+            while log.purge(12, log.end(), Position(end.0 - end.0 % CHUNK_BYTES as u64)).is_some_and(|at| at < log.end()) {}
+            log.purge(12, log.end(), log.end());
+            assert!(!log.holds(b"odd!") && log.holds(b"even"));
         }
     }
 

@@ -131,6 +131,12 @@ impl Index {
         self.oldest.0 < end.at.0 || self.oldest_run < end.segment
     }
 
+    /// Bytes of all records held together; of a part of a run, in proportion.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The runs, by their numbers.
     #[must_use]
     pub fn runs(&self) -> &[Run] {
@@ -389,13 +395,29 @@ impl Index {
         if !matches!(self.find(seq), Held::Cold(_)) {
             return false;
         }
-        self.bytes -= self.cold_bytes();
-        self.cut_runs(seq, seq + 1);
+        self.cut_cold(seq);
         let place = self.scattered.partition_point(|(other, _)| *other < seq);
         self.scattered.insert(place, (seq, entry));
-        self.bytes += self.cold_bytes();
-        self.settle();
+        self.bytes += u64::from(entry.record_bytes());
+        self.oldest = self.oldest.min(entry.at);
         true
+    }
+
+    /// A message of a run does not read, and is held no longer.
+    pub fn forget(&mut self, seq: u64) {
+        self.cut_cold(seq);
+        self.settle();
+    }
+
+    /// Takes one number out of its run. Of what [`Index::settle`] makes right only the runs' oldest segment is.
+    fn cut_cold(&mut self, seq: u64) {
+        let Held::Cold(run) = self.find(seq) else { return };
+        let (before, after) = (run.part(run.first_seq, seq), run.part(seq + 1, run.end_seq()));
+        self.cut_runs(seq, seq + 1);
+        self.bytes -= u64::from(run.bytes - before.bytes - after.bytes);
+        if run.count == 1 && run.segment == self.oldest_run {
+            self.oldest_run = self.runs.iter().map(|run| run.segment).min().unwrap_or(u32::MAX);
+        }
     }
 
     /// Takes the numbers from `first` to before `end` out of the runs.
@@ -415,6 +437,19 @@ impl Index {
         if self.dense.is_empty() {
             self.dense_first = self.dense_first.max(next);
             self.settle();
+        }
+    }
+
+    /// Forgets all up to `seq`. Returns how many went.
+    pub fn forget_to(&mut self, seq: u64) -> u64 {
+        match self.head().checked_sub(seq).and_then(|left| usize::try_from(left).ok()).filter(|left| *left > 0) {
+            Some(left) => self.trim(Retained { at: Position(0), segment: 0 }, left),
+            None => {
+                let cold: u64 = self.runs.iter().map(|run| u64::from(run.count)).sum();
+                let gone = cold + (self.scattered.len() + self.dense.len()) as u64;
+                self.restart(self.head() + 1);
+                gone
+            }
         }
     }
 

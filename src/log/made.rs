@@ -1,7 +1,7 @@
 //! Logs as the gateway writes them, made in memory for tests of what reads them.
 
 use super::chunks::Position;
-use super::record::{HEADER_BYTES, Header, Kind, write_record};
+use super::record::{HEADER_BYTES, Header, Kind, purge, write_record};
 use super::scan::{ScanError, Scanned, Scanner};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::state::{EpochState, Mark, MemberState, Receipt, SessionState, StayState};
@@ -143,6 +143,28 @@ impl Made {
         made.message(0xabcd, 1, r#"{"type":"chat","id":"x","seq":1}"#);
         made.put(&header(Kind::SessionGone, 0xabcd, 1), &[], &[]);
         made
+    }
+
+    /// [`Made::every_kind`], and then the first session purged.
+    pub(crate) fn purged() -> Self {
+        let mut made = Self::every_kind();
+        let session = 0x1122_3344_5566_7788;
+        made.put(&header(Kind::Purge, session, 9), &[], &[]);
+        made.mark();
+        made.message(session, 10, r#"{"type":"chat","id":"m-10","seq":10}"#);
+        made.purge(session, made.puts[made.puts.len() - 3].at);
+        made
+    }
+
+    /// Takes a session's messages before a position out of the files.
+    pub(crate) fn purge(&mut self, session: u64, end: u64) {
+        for (number, bytes) in &mut self.files {
+            let end = end.saturating_sub(*number * self.segment_bytes);
+            for (index, chunk) in bytes.chunks_mut(CHUNK_BYTES).enumerate() {
+                let end = usize::try_from(end).unwrap().saturating_sub(index * CHUNK_BYTES);
+                purge(chunk, end, session, index == 0, &mut |_| {}).unwrap();
+            }
+        }
     }
 
     /// Scans the files and gives what was shown.

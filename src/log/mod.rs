@@ -26,11 +26,13 @@ mod segment;
 mod segment_index;
 mod state;
 
-pub use ages::Ages;
+pub use ages::{AgeClock, Ages};
 pub use chunks::{Appended, Geometry, Log, Position, Retained, Unwritten};
 pub use index::{Audience, Entry, Held, Index};
-pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, read_record, write_record};
-pub use scan::{BadReason, Damage, LastSegment, Proof, SESSIONS_AFTER_MAX, ScanError, Scanned, Scanner, SeqRange, Torn};
+pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, purge, read_record, write_record};
+pub use scan::{
+    BadReason, Damage, LastSegment, Proof, SESSIONS_AFTER_MAX, ScanError, Scanned, Scanner, SeqRange, Torn, Uncovered,
+};
 pub use segment::{SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentError, SegmentHeader, segment_name, segment_number};
 pub use segment_index::{
     ENTRY_BYTES, INDEX_HEADER_BYTES, INDEX_VERSION, IndexBuilder, IndexDirectory, IndexError, IndexFile, IndexScan, Located,

@@ -12,6 +12,8 @@
 //! 32  u32  epoch                    88  n × u64 addresses (none: the whole session), then the body
 //! ```
 //!
+//! Of a message that was purged the body is zeros and the bytes 84 to 88 are "GONE"; all else is as it was written.
+//!
 //! A message's body is one WebSocket frame; those of the other kinds are in `state.rs`. What must be 0 is checked to be 0, so that every
 //! bit of a record is covered by a check. docs/log-format.md is the whole format. The chain covers headers, which hold their body's CRC, and never a body: a purge may zero bodies and the chain still holds.
 
@@ -19,6 +21,9 @@
 pub const VERSION: u16 = 1;
 /// A header's bytes before its addresses.
 pub const HEADER_BYTES: usize = 88;
+/// Where a purged message says so, which no chain covers, and what stands there.
+const PURGED_AT: usize = 84;
+const PURGED: [u8; 4] = *b"GONE";
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +41,16 @@ pub enum Kind {
     MemberGone = 5,
     /// A member's durable cursor ([`super::Receipt`]).
     Receipt = 6,
-    /// A session that was forgotten or purged. No body.
+    /// A session that was forgotten. No body.
     SessionGone = 7,
+    /// All messages of the session before this record are purged. No body.
+    Purge = 8,
 }
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; 7] =
-        [Self::Message, Self::Mark, Self::Session, Self::Member, Self::MemberGone, Self::Receipt, Self::SessionGone];
+    pub const ALL: [Self; 8] =
+        [Self::Message, Self::Mark, Self::Session, Self::Member, Self::MemberGone, Self::Receipt, Self::SessionGone, Self::Purge];
 
     /// Its name in what people read.
     #[must_use]
@@ -56,6 +63,7 @@ impl Kind {
             Self::MemberGone => "member_gone",
             Self::Receipt => "receipt",
             Self::SessionGone => "session_gone",
+            Self::Purge => "purge",
         }
     }
 
@@ -102,6 +110,8 @@ pub enum RecordError {
     Body,
     #[error("the record does not continue the chain")]
     Chain,
+    #[error("the message was purged, which only the chain can prove")]
+    Purged,
 }
 
 pub(super) fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
@@ -162,6 +172,8 @@ pub struct Record<'a> {
     pub body: &'a [u8],
     pub chain: u32,
     pub length: usize,
+    /// The body is zeros: what it was has been purged.
+    pub purged: bool,
 }
 
 /// Reads the record at the start of `bytes`, checks its body's CRC and, where `previous_chain` is given, its place in the chain.
@@ -173,11 +185,18 @@ pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'
         return Err(RecordError::Short { have: bytes.len(), need: HEADER_BYTES });
     }
     let (kind, head_bytes, length) = shape(bytes)?;
+    let purged = says_purged(kind, bytes)?;
     if bytes.len() < length {
         return Err(RecordError::Short { have: bytes.len(), need: length });
     }
     let body = &bytes[head_bytes..length];
-    if crc32c::crc32c(body) != u32::from_le_bytes(get(bytes, 12)) {
+    if purged {
+        if body.iter().any(|byte| *byte != 0) {
+            return Err(RecordError::Body);
+        }
+        // Nothing but the chain says that the header is right.
+        previous_chain.ok_or(RecordError::Purged)?;
+    } else if crc32c::crc32c(body) != u32::from_le_bytes(get(bytes, 12)) {
         return Err(RecordError::Body);
     }
     let stated = u32::from_le_bytes(get(bytes, 80));
@@ -186,10 +205,66 @@ pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'
     }
     let header = header(kind, bytes);
     let (head, addresses) = (&bytes[..head_bytes], &bytes[HEADER_BYTES..head_bytes]);
-    Ok(Record { header, head, addresses, body, chain: stated, length })
+    Ok(Record { header, head, addresses, body, chain: stated, length, purged })
 }
 
-/// Kind, bytes before the body and whole length of a record; `bytes` holds a header at least.
+/// The message at the start of `bytes` where it continues the chain, whatever its body is: its purge may have stopped half way.
+pub(super) fn read_half_purged(bytes: &[u8], previous_chain: u32) -> Option<Record<'_>> {
+    let (kind, head_bytes, length) = shape(bytes.get(..HEADER_BYTES)?).ok()?;
+    let (head, body) = (bytes.get(..head_bytes)?, bytes.get(head_bytes..length)?);
+    let value = chain(previous_chain, head);
+    (kind == Kind::Message && value == u32::from_le_bytes(get(bytes, 80))).then(|| Record {
+        header: header(kind, bytes),
+        head,
+        addresses: &head[HEADER_BYTES..],
+        body,
+        chain: value,
+        length,
+        purged: true,
+    })
+}
+
+/// Whether a record says that it was purged.
+fn says_purged(kind: Kind, bytes: &[u8]) -> Result<bool, RecordError> {
+    match get(bytes, PURGED_AT) {
+        [0, 0, 0, 0] => Ok(false),
+        PURGED if kind == Kind::Message => Ok(true),
+        _ => Err(RecordError::NotZero(PURGED_AT)),
+    }
+}
+
+/// Takes a session's messages before `end` out of a part of a segment, which begins with a record, or with the segment's header:
+/// their bodies become zeros. Tells which bytes have changed.
+///
+/// # Errors
+/// A record that does not read; what comes behind it was not looked at.
+pub fn purge(
+    bytes: &mut [u8],
+    end: usize,
+    session: u64,
+    is_first: bool,
+    each: &mut dyn FnMut(std::ops::Range<usize>),
+) -> Result<(), RecordError> {
+    let end = end.min(bytes.len());
+    let mut at = if is_first { super::segment::SEGMENT_HEADER_BYTES } else { 0 };
+    while at < end && bytes[at..end].iter().take(2).any(|byte| *byte != 0) {
+        let left = &mut bytes[at..];
+        let short = |have| RecordError::Short { have, need: HEADER_BYTES };
+        let (kind, head_bytes, length) = shape(left.get(..HEADER_BYTES).ok_or_else(|| short(left.len()))?)?;
+        let record = left.get_mut(..length).ok_or_else(|| short(length))?;
+        let of_session = u64::from_le_bytes(get(record, 16)) == session;
+        let is_done = get(record, PURGED_AT) == PURGED && record[head_bytes..].iter().all(|byte| *byte == 0);
+        if kind == Kind::Message && of_session && !is_done {
+            put(record, PURGED_AT, PURGED);
+            record[head_bytes..].fill(0);
+            each(at + PURGED_AT..at + length);
+        }
+        at += length;
+    }
+    Ok(())
+}
+
+/// Kind, bytes before the body and whole length of a record, whether or not it was purged; `bytes` holds a header at least.
 fn shape(bytes: &[u8]) -> Result<(Kind, usize, usize), RecordError> {
     let version = u16::from_le_bytes(get(bytes, 0));
     if version != VERSION {
@@ -202,7 +277,7 @@ fn shape(bytes: &[u8]) -> Result<(Kind, usize, usize), RecordError> {
     if head_bytes.checked_add(body_bytes) != Some(length) {
         return Err(RecordError::Lengths);
     }
-    for (at, len) in [(3, 1), (38, 2), (84, 4)] {
+    for (at, len) in [(3, 1), (38, 2)] {
         if bytes[at..at + len].iter().any(|byte| *byte != 0) {
             return Err(RecordError::NotZero(at));
         }
@@ -226,6 +301,7 @@ fn header(kind: Kind, bytes: &[u8]) -> Header {
 /// The header at the start of `bytes` where it continues the chain, whatever its body is: what a damaged record was.
 pub(super) fn header_in_chain(bytes: &[u8], previous_chain: u32) -> Option<Header> {
     let (kind, head_bytes, _) = shape(bytes.get(..HEADER_BYTES)?).ok()?;
+    says_purged(kind, bytes).ok()?;
     let head = bytes.get(..head_bytes)?;
     (chain(previous_chain, head) == u32::from_le_bytes(get(bytes, 80))).then(|| header(kind, bytes))
 }

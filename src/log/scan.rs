@@ -4,10 +4,11 @@
 //! that does not read is damage. To tell them apart the scan goes on behind the first bad record and looks for marks.
 
 use super::chunks::Position;
-use super::record::{Kind, Record, RecordError, header_in_chain, read_record, stated_length};
+use super::record::{Kind, Record, RecordError, header_in_chain, read_half_purged, read_record, stated_length};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentError, SegmentHeader, segment_name};
 use super::state::{Mark, StateError};
 use crate::limits::CHUNK_BYTES;
+use std::collections::BTreeMap;
 
 /// Sessions whose next good record behind a damage is told.
 pub const SESSIONS_AFTER_MAX: usize = 64;
@@ -127,6 +128,18 @@ pub struct Scanned {
     pub unwritten: Option<u64>,
 }
 
+/// Purged messages of a session that no record of its purge follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uncovered {
+    /// Keyed hash of the session's id.
+    pub session: u64,
+    /// Where the first one is.
+    pub segment: u64,
+    pub offset: u64,
+    /// The last one's seq.
+    pub last_seq: u64,
+}
+
 /// Why a scan stops.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScanError {
@@ -144,6 +157,14 @@ pub enum ScanError {
     Part { segment: u64, offset: u64, bytes: usize },
     #[error(transparent)]
     Damaged(Box<Damage>),
+    /// All else is whole, as `scanned` says.
+    #[error("{}: a message was purged, and no record of its session's purge follows", place(uncovered))]
+    Purged { uncovered: Vec<Uncovered>, scanned: Box<Scanned> },
+}
+
+fn place(uncovered: &[Uncovered]) -> String {
+    let first = uncovered.iter().map(|each| (each.segment, each.offset)).min().unwrap_or_default();
+    format!("{}: offset {}", segment_name(first.0), first.1)
 }
 
 /// The first bad place.
@@ -200,6 +221,10 @@ pub struct Scanner {
     synced_to: u64,
     unwritten: Option<u64>,
     bad: Option<Bad>,
+    /// By session: purged messages that no record of their purge has followed yet.
+    uncovered: BTreeMap<u64, Uncovered>,
+    /// Whose messages may have any body.
+    half_purged: Vec<u64>,
 }
 
 static ZEROS: [u8; 4096] = [0; 4096];
@@ -234,7 +259,15 @@ impl Scanner {
             synced_to: 0,
             unwritten: None,
             bad: None,
+            uncovered: BTreeMap::new(),
+            half_purged: Vec::new(),
         }
+    }
+
+    /// Takes messages of these sessions whose bodies do not read for purged ones: their purge may have stopped half way.
+    #[must_use]
+    pub fn with_half_purged(self, sessions: Vec<u64>) -> Self {
+        Self { half_purged: sessions, ..self }
     }
 
     /// The end of the last good record so far.
@@ -316,7 +349,7 @@ impl Scanner {
     /// What the log holds.
     ///
     /// # Errors
-    /// [`ScanError::Damaged`] where its middle does not read.
+    /// [`ScanError::Damaged`] where its middle does not read, [`ScanError::Purged`] where messages are gone that nobody has purged.
     pub fn finish(mut self) -> Result<Scanned, ScanError> {
         self.close_segment();
         let torn = match self.bad.take() {
@@ -334,7 +367,7 @@ impl Scanner {
                 Some(Torn { segment, offset: valid_bytes, reason, bytes: bad.earlier_bytes + bad.here_bytes, record })
             }
         };
-        Ok(Scanned {
+        let scanned = Scanned {
             first: self.first,
             last: self.last,
             segment_bytes: self.segment_bytes,
@@ -344,7 +377,11 @@ impl Scanner {
             records: self.records,
             torn,
             unwritten: self.unwritten,
-        })
+        };
+        if self.uncovered.is_empty() {
+            return Ok(scanned);
+        }
+        Err(ScanError::Purged { uncovered: self.uncovered.into_values().collect(), scanned: Box::new(scanned) })
     }
 
     /// The segment's first chunk; gives where to go on in it, `None` where nothing is left to do.
@@ -430,7 +467,8 @@ impl Scanner {
                 return;
             }
             let position = segment * segment_bytes + offset;
-            let read = read_record(rest, Some(self.running)).map_err(BadReason::from).and_then(|record| {
+            let read = read_record(rest, Some(self.running)).or_else(|error| self.read_half_purged(rest).ok_or(error));
+            let read = read.map_err(BadReason::from).and_then(|record| {
                 let synced_to = if record.header.kind == Kind::Mark { Mark::decode(record.body)?.synced_to } else { 0 };
                 if synced_to > position { Err(BadReason::MarkAhead { synced_to }) } else { Ok((record, synced_to)) }
             });
@@ -442,10 +480,26 @@ impl Scanner {
                     at += record.length;
                     self.end = position + record.length as u64;
                     self.last = Some(LastSegment { number: segment, valid_bytes: chunk_offset + at as u64 });
+                    self.note_purge(&record, segment, offset);
                     each(Position(position), &record);
                 }
                 Err(reason) => return self.go_bad(segment, offset, reason, bytes, at),
             }
+        }
+    }
+
+    fn read_half_purged<'a>(&self, bytes: &'a [u8]) -> Option<Record<'a>> {
+        let record = read_half_purged(bytes, self.running).filter(|_| !self.half_purged.is_empty())?;
+        self.half_purged.contains(&record.header.session).then_some(record)
+    }
+
+    fn note_purge(&mut self, record: &Record<'_>, segment: u64, offset: u64) {
+        let (session, seq) = (record.header.session, record.header.seq);
+        if record.header.kind == Kind::Purge {
+            self.uncovered.remove(&session);
+        } else if record.purged {
+            let uncovered = self.uncovered.entry(session).or_insert(Uncovered { session, segment, offset, last_seq: seq });
+            uncovered.last_seq = seq.max(uncovered.last_seq);
         }
     }
 

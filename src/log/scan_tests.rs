@@ -1,7 +1,7 @@
 //! What a scan finds in logs that are whole, cut, torn, flipped and damaged, and in those that earlier versions wrote.
 
 use super::made::{FIRST, Made, Put, frame, header, scan};
-use super::scan::{BadReason, Damage, LastSegment, Proof, ScanError, Scanned, SeqRange};
+use super::scan::{BadReason, Damage, LastSegment, Proof, ScanError, Scanned, Scanner, SeqRange};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentError, SegmentHeader, segment_name};
 use super::state::{EpochState, Mark, MemberState, Receipt, SessionState, StayState, decode_empty};
 use super::{HEADER_BYTES, Kind, Position, RecordError};
@@ -289,7 +289,7 @@ fn segments_come_once_in_order_and_are_this_shards() {
         error(&[a.clone(), (6, b.1)]).to_string(),
         "0000000000000005.seg is missing: 0000000000000004.seg is followed by 0000000000000006.seg"
     );
-    let mut scanner = super::Scanner::new(1, 2);
+    let mut scanner = Scanner::new(1, 2);
     scanner.segment(4).unwrap();
     scanner.chunk(&a.1[..100], |_, _| {}).unwrap();
     let part = scanner.chunk(&a.1[100..200], |_, _| {});
@@ -407,8 +407,94 @@ proptest! {
     }
 }
 
+#[test]
+fn what_was_purged_reads_where_a_record_says_so_and_nothing_else_is_taken_for_it() {
+    let made = Made::purged();
+    let session = made.puts[0].header.session;
+    let (seen, scanned) = made.scan();
+    assert_eq!((whole(scanned).records, seen.len()), (17, made.puts.len()));
+    for (seen, put) in seen.iter().zip(&made.puts) {
+        let is_purged = put.header.kind == Kind::Message && put.header.session == session && put.header.seq < 10;
+        let body = if is_purged { vec![0; put.body.len()] } else { put.body.clone() };
+        assert_eq!(seen, &Put { body, ..put.clone() });
+    }
+    // Without its record.
+    let mut bare = Made::every_kind();
+    bare.purge(session, u64::MAX);
+    let error = bare.scan().1.unwrap_err();
+    let ScanError::Purged { uncovered, scanned } = &error else { panic!("{error}") };
+    assert_eq!((uncovered.len(), uncovered[0].session, uncovered[0].last_seq, scanned.records), (1, session, 9, 14));
+    assert!(error.to_string().starts_with("0000000000000000.seg: offset "), "{error}");
+    // Behind it, or in another session's name.
+    let mut late = made.clone();
+    late.purge(session, u64::MAX);
+    assert!(matches!(late.scan().1, Err(ScanError::Purged { uncovered, .. }) if uncovered[0].last_seq == 10));
+    let mut other = made.clone();
+    other.purge(0xabcd, u64::MAX);
+    assert!(matches!(other.scan().1, Err(ScanError::Purged { uncovered, .. }) if uncovered[0].session == 0xabcd));
+    // Zeros alone are damage, and so is a purged body that has anything in it.
+    let first = usize::try_from(made.puts[2].at).unwrap();
+    let body = first + HEADER_BYTES;
+    for (place, byte) in [(first + 84..body, 0), (body..body + 1, b'x')] {
+        let mut files = made.files.clone();
+        files[0].1[place].fill(byte);
+        let error = scan(0, 1, &files).1.unwrap_err();
+        assert!(matches!(&error, ScanError::Damaged(damage) if damage.offset == first as u64), "{error}");
+    }
+}
+
+#[test]
+fn a_purge_that_stopped_half_way_reads_for_those_who_finish_it() {
+    let made = Made::purged();
+    let (session, first) = (made.puts[0].header.session, usize::try_from(made.puts[2].at).unwrap());
+    let clean = Made::every_kind();
+    let body = first + HEADER_BYTES;
+    for half in [84, 86, HEADER_BYTES, HEADER_BYTES + 3] {
+        // What is before is as it was, what is behind was done; and the other way round.
+        for (done, undone) in [(&made, &clean), (&clean, &made)] {
+            let mut bytes = made.files[0].1.clone();
+            bytes[first..first + half].copy_from_slice(&undone.files[0].1[first..first + half]);
+            bytes[first + half..body + 9].copy_from_slice(&done.files[0].1[first + half..body + 9]);
+            let mut scanner = Scanner::new(0, 1).with_half_purged(vec![session]);
+            let mut seen = 0;
+            for (number, bytes) in [(0, &bytes), (1, &made.files[1].1)] {
+                scanner.segment(number).unwrap();
+                scanner.chunk(bytes, |_, _| seen += 1).unwrap();
+            }
+            scanner.finish().unwrap();
+            assert_eq!(seen, made.puts.len(), "{half}");
+            crate::log::purge(&mut bytes, usize::MAX, session, true, &mut |_| {}).unwrap();
+            assert!(bytes == made.files[0].1);
+        }
+    }
+}
+
 fn golden(number: u64) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/log/1/shard-0").join(segment_name(number))
+    golden_of("log", number)
+}
+
+fn golden_of(log: &str, number: u64) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(log).join("1/shard-0").join(segment_name(number))
+}
+
+#[test]
+fn a_golden_purged_log_reads_and_is_what_is_written() {
+    let made = Made::purged();
+    if std::env::var_os("RINGWAY_WRITE_GOLDEN").is_some() {
+        for (number, bytes) in &made.files {
+            std::fs::create_dir_all(golden_of("purged", *number).parent().unwrap()).unwrap();
+            std::fs::write(golden_of("purged", *number), bytes).unwrap();
+        }
+    }
+    let read = |number| (number, std::fs::read(golden_of("purged", number)).unwrap());
+    let files: Vec<(u64, Vec<u8>)> = (0..2).map(read).collect();
+    assert!(files == made.files, "the purge gives other bytes than tests/data/purged holds");
+    let (seen, scanned) = scan(0, 1, &files);
+    whole(scanned);
+    let (purge, first) = (&seen[14], usize::try_from(seen[2].at).unwrap());
+    assert_eq!((purge.header.kind as u8, purge.header.session, purge.header.seq), (8, 0x1122_3344_5566_7788, 9));
+    assert_eq!((&files[0].1[first + 84..first + 88], &purge.body), (&b"GONE"[..], &Vec::new()));
+    assert!(seen[2].body.iter().all(|byte| *byte == 0) && seen[2].body.len() == made.puts[2].body.len());
 }
 
 /// Logs that were written once must read for ever, and the same state must always give the same bytes. Where this fails, the format

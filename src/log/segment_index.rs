@@ -199,9 +199,10 @@ impl IndexBuilder {
     pub fn note(&mut self, offset: u32, record: &Record<'_>) {
         let (session, seq) = (record.header.session, record.header.seq);
         match record.header.kind {
+            Kind::Message if record.purged => {}
             Kind::Message => self.noted.extend(Located::new(offset, record).map(|at| Noted { session, seq, at })),
             Kind::SessionGone => self.gone.push((session, offset)),
-            Kind::Mark | Kind::Session | Kind::Member | Kind::MemberGone | Kind::Receipt => {}
+            Kind::Mark | Kind::Session | Kind::Member | Kind::MemberGone | Kind::Receipt | Kind::Purge => {}
         }
     }
 

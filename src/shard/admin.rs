@@ -30,6 +30,10 @@ impl Core {
                     false
                 }
                 PortMessage::Probe { reply } => reply.send(()).is_err(),
+                PortMessage::Purge { session_id, reply } => {
+                    self.ask_purge(&session_id, reply);
+                    false
+                }
                 PortMessage::ListConnections { from, limit, reply } => reply.send(self.list(from, limit, now)).is_err(),
                 PortMessage::ShowConnection { connection_id, reply } => reply.send(self.show(&connection_id, now)).is_err(),
             };

@@ -11,6 +11,7 @@ use super::holding::Pressure;
 use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
+use super::purging::{Purge, Purging};
 use super::reading::{HistoryPage, Places, Reading};
 use super::wheel::Wheel;
 use crate::buffers::Buffers;
@@ -18,7 +19,7 @@ use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
 use crate::limits::SEND_BYTES_MAX;
-use crate::log::{Ages, Log};
+use crate::log::{AgeClock, Ages, Log};
 use crate::protocol::{CommandParser, Parser};
 use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
@@ -89,6 +90,7 @@ pub struct Core {
     pub(super) mirror_log: Log,
     /// When what stands where in the log was appended.
     pub(super) ages: Ages,
+    pub(super) age_clock: AgeClock,
     pub(super) age_due_ms: u64,
     pub(super) parser: Option<Box<Parser>>,
     pub(super) commands: Option<Box<CommandParser>>,
@@ -146,6 +148,8 @@ pub struct Core {
     pub(super) histories: usize,
     pub(super) histories_waiting: VecDeque<Box<HistoryPage>>,
     pub(super) next_read: u64,
+    /// Sessions that are being purged, one at a time.
+    pub(super) purges: VecDeque<Purge>,
     /// Scratch for a record's addresses.
     pub(super) targets: Vec<u64>,
     pub(super) draining: bool,
@@ -176,6 +180,7 @@ impl Core {
             log: Log::new(settings.log.memory_bytes),
             mirror_log: Log::new(settings.log.memory_bytes / 4),
             ages: Ages::default(),
+            age_clock: AgeClock::default(),
             age_due_ms: 0,
             parser: Some(Box::default()),
             commands: Some(Box::default()),
@@ -217,6 +222,7 @@ impl Core {
             histories: 0,
             histories_waiting: VecDeque::new(),
             next_read: READ_TAGS,
+            purges: VecDeque::new(),
             targets: Vec::new(),
             draining: false,
             stopping: false,
@@ -324,7 +330,7 @@ impl Core {
             if session.empty_since_ms == 0 {
                 session.empty_since_ms = now.mono_ms().max(1);
             }
-            let idle = now.mono_ms() - session.empty_since_ms >= idle_ms;
+            let idle = now.mono_ms().saturating_sub(session.empty_since_ms) >= idle_ms;
             // Where anything was ever said, the order goes on even though retention has dropped all of it.
             let bare = self.streams.get(stream).is_some_and(|stream| stream.index.head() == 0);
             if (idle || bare)
@@ -344,7 +350,7 @@ impl Core {
         counters.connections_half_open.set(self.half_open_count as u64);
         counters.members.set(self.sessions.members.len() as u64);
         counters.log_chunks.set((self.log.resident_bytes() / crate::limits::CHUNK_BYTES) as u64);
-        counters.log_bytes.set(self.log.resident_bytes() as u64);
+        counters.log_bytes.set(self.log.end().0.saturating_sub(self.log.oldest().0));
         counters.log_full.set(u64::from(self.disk.as_ref().is_some_and(|disk| disk.full.is_some())));
         counters.mirrors.set(self.mirrors.len() as u64);
         counters.mirror_bytes.set(self.mirror_log.resident_bytes() as u64);
@@ -404,7 +410,9 @@ impl Shard for Core {
             Event::ReadBack { tag, result } => self.on_read_back(io, tag, result),
             Event::SegmentReady { number, result } => self.on_segment_ready(number, result, now),
             Event::SegmentGone { number, result } => self.on_segment_gone(number, result),
+            Event::Purged { step, result } => self.on_purged(step, result),
             Event::SegmentIndexed { number, result, unsaved } => self.on_segment_indexed(number, result, unsaved, now),
+            Event::SegmentLost { number } => self.on_segment_lost(number),
         }
     }
 
@@ -427,7 +435,13 @@ impl Shard for Core {
         // Replies first: they come before the records that follow their places.
         self.push_backlog(io);
         let mut lane_full = self.push_mirrors(io);
-        self.let_files_go(io, now);
+        busy |= self.let_files_go(io, now);
+        self.compact(io, now);
+        match self.purge_on(io, now) {
+            Purging::Rests => {}
+            Purging::Busy => busy = true,
+            Purging::LaneFull => lane_full = true,
+        }
         self.write_log(io, now);
         busy |= self.flush(io, now, crate::limits::SENDS_PER_TURN_MAX);
         self.end_doomed(io, now);
@@ -445,8 +459,9 @@ impl Shard for Core {
         let timer_ns = self.wheel.next_ms().map(|due_ms| due_ms * 1_000_000);
         let departure_ns = departure_ms.into_iter().chain(held_ms).min().map(|at_ms| at_ms * 1_000_000);
         let disk_ns = self.disk_due_ms().map(|due_ms| if self.stopping { now.mono_ms() + 1 } else { due_ms } * 1_000_000);
+        let copy_ns = self.compaction_due_ms().map(|due_ms| due_ms * 1_000_000);
         let lane_ns = lane_full.then_some(now.mono_ns + LANE_FULL_WAIT_NS);
-        [timer_ns, departure_ns, lane_ns, disk_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)
+        [timer_ns, departure_ns, lane_ns, disk_ns, copy_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)
     }
 
     fn before_sleep(&mut self) -> bool {

@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::histogram::Histogram;
 
+/// What one record counts in a histogram of records: its lowest bound, so that one is told from two.
+pub const RECORD: u64 = 1024;
+
 /// A number with one writer and any number of readers.
 #[derive(Debug, Default)]
 pub struct Cell64(AtomicU64);
@@ -98,6 +101,8 @@ reasons! {
         LogAge = "log_age",
         /// Messages cut from a session's history by log.retention_bytes.
         LogBytes = "log_bytes",
+        /// Messages cut from a session's history by a purge.
+        Purged = "purged",
         /// A record of the log that did not read back whole from disk; its readers were told of the gap.
         LogDamaged = "log_damaged",
         /// The record of a closed connection, pushed out before its ten minutes.
@@ -254,6 +259,8 @@ macro_rules! counters {
             pub log_sync_ns: Histogram,
             /// Bytes of a write of the log.
             pub log_batch_bytes: Histogram,
+            /// Records of a write of the log, in units of [`RECORD`].
+            pub log_batch_records: Histogram,
         }
 
         impl Default for ShardCounters {
@@ -268,6 +275,7 @@ macro_rules! counters {
                     log_write_ns: Histogram::default(),
                     log_sync_ns: Histogram::default(),
                     log_batch_bytes: Histogram::default(),
+                    log_batch_records: Histogram::default(),
                 }
             }
         }
@@ -358,10 +366,10 @@ counters! {
     ring_short_writes: Counter, "Not zero: the disk is nearly full, or a signal came in between.";
     /// Reads of the log that waited for others to end.
     log_reads_waited: Counter, "A high share of log_reads: many readers are far behind, or the disk is slow.";
-    /// Chunks the log holds.
-    log_chunks: Gauge, "Multiply by 1 MiB for its memory.";
-    /// Bytes of records the log holds.
-    log_bytes: Gauge, "At log.memory_bytes the oldest messages go first.";
+    /// Chunks of the log that are in memory.
+    log_chunks: Gauge, "Multiply by 1 MiB for its memory; at log.memory_bytes the oldest go first.";
+    /// Bytes from the oldest that the log holds, in memory or on disk, to its end; a file that ends early counts whole.
+    log_bytes: Gauge, "A log in memory has log.memory_bytes at most; for one on disk see log.retention_*, log.max_bytes.";
     /// Records appended to the log.
     log_appends: Counter, "Follows routed.";
     /// Records of the gateway's own in the log: sessions, members, receipts.
@@ -372,6 +380,8 @@ counters! {
     log_written_bytes: Counter, "Against log.max_bytes and the disk's life.";
     /// Syncs of the log's files.
     log_syncs: Counter, "Messages over this is how many share a sync.";
+    /// Bytes of messages copied out of the log's oldest files, so that these could go.
+    log_compacted_bytes: Counter, "Against log_written_bytes: much is retained for long beside much that is not.";
     /// Reads of the log's files, for readers behind what is in memory.
     log_reads: Counter, "Many: raise log.memory_bytes.";
     /// Segments of the log that were indexed since the start.

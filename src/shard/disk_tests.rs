@@ -9,10 +9,12 @@ use super::publish::Origin;
 use super::recover::{Found, Recovered, Replay};
 use crate::config::Settings;
 use crate::ids::{ConnId, HashKey};
-use crate::io::{Chunk, Event, Io, Read, RingStats, Send, Sent, Shard};
-use crate::log::{Geometry, Header, Kind, Level, MemberState, SessionState, StateError, read_record, write_record};
+use crate::io::{Chunk, Event, Io, PurgeStep, Read, RingStats, Send, Sent, Shard};
+use crate::log::{
+    Geometry, Header, Kind, Level, MemberState, SegmentHeader, SessionState, StateError, read_record, write_record,
+};
 use crate::protocol::Parser;
-use crate::session::{Place, Target};
+use crate::session::{DedupeLimits, Place, Seen, Target};
 use crate::time::Tick;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -33,6 +35,7 @@ pub(super) struct Held {
     writes: Vec<u64>,
     syncs: Vec<u64>,
     prepared: Vec<u64>,
+    purges: Vec<PurgeStep>,
     accepting: bool,
 }
 
@@ -66,6 +69,9 @@ impl Io for Held {
         self.prepared.push(number);
     }
     fn delete_segment(&mut self, _number: u64) {}
+    fn purge(&mut self, _session: u64, step: PurgeStep) {
+        self.purges.push(step);
+    }
     fn ring_bell(&mut self, _shard: usize) {}
     fn clock(&self) -> Tick {
         at(0)
@@ -189,12 +195,9 @@ fn record(kind: Kind, session: u64, sender: u64, encode: impl FnOnce(&mut Vec<u8
     record
 }
 
-/// A core that recovered a member that is away since so long before the start.
-fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
-    let mut core = core("[log]\ndir = \"unused\"\n[session]\nmember_unseen_ms = 86400000\npresence_grace_ms = 15000\n");
-    let (session, client) = (core.session_hash("s"), core.sessions.target(Target::Client, "ana"));
-    let state = SessionState { session_id: "s", head: 0, oldest: 1, epochs: Vec::new() };
-    let member = MemberState {
+/// The state of a member that is there, or away since so long before the start.
+fn member_state(core: &Core, away_ms: u64, present: bool) -> MemberState<'static> {
+    MemberState {
         client_id: "ana",
         subject_bytes: 3,
         user: core.sessions.target(Target::User, "ana"),
@@ -207,7 +210,15 @@ fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
         roles: Vec::new(),
         stays: Vec::new(),
         presence: None,
-    };
+    }
+}
+
+/// A core that recovered a member that is away since so long before the start.
+fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
+    let mut core = core("[log]\ndir = \"unused\"\n[session]\nmember_unseen_ms = 86400000\npresence_grace_ms = 15000\n");
+    let (session, client) = (core.session_hash("s"), core.sessions.target(Target::Client, "ana"));
+    let state = SessionState { session_id: "s", head: 0, oldest: 1, epochs: Vec::new() };
+    let member = member_state(&core, away_ms, present);
     let mut replay = Replay::new(KEY);
     for bytes in [
         record(Kind::Session, session, 0, |out| state.encode(out)),
@@ -231,6 +242,56 @@ fn a_member_unseen_is_let_go_by_the_time_before_the_start_too() {
     }
     core.turn(&mut io, at(HOUR_MS + 1000));
     assert!(!is_there(&core));
+}
+
+#[test]
+fn of_a_message_that_was_purged_the_id_is_left() {
+    let mut core = core("[log]\ndir = \"unused\"\n");
+    let (session, client) = (core.session_hash("s"), core.sessions.target(Target::Client, "ana"));
+    let state = SessionState { session_id: "s", head: 0, oldest: 1, epochs: Vec::new() };
+    let member = member_state(&core, 0, true);
+    let message =
+        |seq| Header { kind: Kind::Message, session, seq, epoch: 0, ts_ms: WALL_MS, sender: client, id: 70 + seq, content: 5 };
+    let purge = Header { kind: Kind::Purge, sender: 0, id: 0, content: 0, ..message(2) };
+    let mut records = vec![
+        record(Kind::Session, session, 0, |out| state.encode(out)),
+        record(Kind::Member, session, client, |out| member.encode(out)),
+    ];
+    for header in [message(1), message(2), purge, message(3)] {
+        let mut bytes = Vec::new();
+        write_record(&mut bytes, &header, &[], if header.kind == Kind::Message { b"body" } else { b"" }, 0);
+        records.push(bytes);
+    }
+    let (mut replay, mut offset) = (Replay::new(KEY), 64);
+    for (place, bytes) in records.iter_mut().enumerate() {
+        if place < 4 {
+            crate::log::purge(bytes, usize::MAX, session, false, &mut |_| {}).unwrap();
+        }
+        core.replay(&mut replay, crate::log::Position(offset), offset, &read_record(bytes, Some(0)).unwrap());
+        offset += bytes.len() as u64;
+    }
+    let segment = SegmentHeader { shard: 0, generation: 1, number: 0, segment_bytes: 2 << 20, created_ms: 0, chain_before: 0 };
+    core.close_segment(&mut replay, &segment).unwrap();
+    core.settle_replay(replay);
+    assert_eq!(core.session_bounds("s"), Some((3, 3)));
+    let member = core.sessions.member(core.sessions.find(session).unwrap(), client).unwrap();
+    let used = core.sessions.members.get(member).unwrap().used.as_ref().unwrap();
+    let limits = DedupeLimits { ids_max: 10, window_ms: 1000 };
+    assert_eq!([1, 2, 3].map(|seq| used.look_up(70 + seq, 5, 0, limits)), [1, 2, 3].map(|seq| Seen::Same { seq }));
+}
+
+#[test]
+fn a_session_whose_members_are_gone_is_not_forgotten_with_the_first_turn_after_a_start() {
+    let mut core = core("[log]\ndir = \"unused\"\n[session]\nidle_ms = 2000\n");
+    let session = core.session_hash("s");
+    let state = SessionState { session_id: "s", head: 9, oldest: 10, epochs: Vec::new() };
+    let bytes = record(Kind::Session, session, 0, |out| state.encode(out));
+    core.replay(&mut Replay::new(KEY), crate::log::Position(64), 64, &read_record(&bytes, None).unwrap());
+    core.finish_recovery(true, at(0), &mut Recovered::default());
+    for (mono_ms, is_there) in [(0, true), (1_000, true), (3_500, false)] {
+        core.turn(&mut Held::default(), at(mono_ms));
+        assert_eq!(core.sessions.find(session).is_some(), is_there, "{mono_ms}");
+    }
 }
 
 #[test]

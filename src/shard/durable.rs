@@ -3,11 +3,12 @@
 //! A message is acknowledged, and delivered, once it is as durable as its session asks. Until then its ack waits here, rendered, and
 //! its stream hides it from readers. Both go in the order of the log, so that two queues are enough, one for each level.
 
+use super::compacting::Compaction;
 use super::core::Core;
-use super::counters::LimitReached;
+use super::counters::{LimitReached, RECORD};
 use super::inbound::RETRY_AFTER_MS;
 use super::indexing::Indexing;
-use super::keeping::Kept;
+use super::keeping::{Kept, Survey};
 use super::publish::{Origin, refusal_of};
 use super::replies::AT_ONCE;
 use crate::config::Durability;
@@ -99,25 +100,32 @@ pub(super) struct Disk {
     pub(super) opens_at: Option<Position>,
     /// The end of the last record that has been synced: what a mark may say.
     proven_to: Position,
+    /// Somebody waits for a sync of all before.
+    pub(super) sync_for: Position,
     /// What the last mark in the log says.
     marked_to: Position,
     sync_due_ms: u64,
     /// The newest segment that is ready to be written, and the one that is being made.
-    ready: Option<u64>,
+    pub(super) ready: Option<u64>,
     preparing: Option<u64>,
     /// The files that are there, the one being written last.
     pub(super) kept: VecDeque<Kept>,
     pub(super) indexing: Indexing,
     /// Where the state ends that was last written again for the oldest file to go.
     pub(super) rewritten_to: Position,
-    /// When the oldest file is looked at again.
+    /// When the oldest file is looked at again; the look under way; whether it writes state again: the one before found nothing else.
     pub(super) look_due_ms: u64,
+    pub(super) survey: Option<Survey>,
+    pub(super) rewrites_state: bool,
+    pub(super) compaction: Compaction,
     /// The disk is left alone until then.
     rests_until_ms: u64,
     /// No segment is asked for until then: there was no room for one.
     segment_due_ms: u64,
     /// A write failed in a way that no retry mends; the errno.
     pub(super) failed: Option<i32>,
+    /// That was for a file that somebody deleted: what is under way to it is gone with the process.
+    pub(super) lost: bool,
     /// A sync failed: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
     pub(super) sync_failed: Option<i32>,
     /// The next segment could not be made. Writes to the one there is may still succeed.
@@ -139,6 +147,7 @@ impl Disk {
             synced_to: begin,
             proven_to: begin,
             opens_at: None,
+            sync_for: begin,
             marked_to: begin,
             sync_due_ms: 0,
             ready: None,
@@ -147,17 +156,21 @@ impl Disk {
             indexing: Indexing::default(),
             rewritten_to: begin,
             look_due_ms: 0,
+            survey: None,
+            rewrites_state: false,
+            compaction: Compaction::default(),
             rests_until_ms: 0,
             segment_due_ms: 0,
             starved: false,
             failed: None,
+            lost: false,
             sync_failed: None,
             full: None,
         }
     }
 
     /// Whether everything that was appended before `end` is as safe as it can be made, or never will be.
-    fn settled(&self, end: Position) -> bool {
+    pub(super) fn settled(&self, end: Position) -> bool {
         self.failed.is_some() || self.sync_failed.is_some() || self.synced_to >= end
     }
 }
@@ -366,7 +379,7 @@ impl Core {
     }
 
     /// What waits for a disk that has failed is told so. Whether it outlives the process shows after the next start, by its id.
-    fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         let Some(disk) = &mut self.disk else { return };
         let never_written = disk.failed.is_some();
         // A sync that is under way may still bring some of them.
@@ -420,6 +433,7 @@ impl Core {
                 disk.write_began_ns = now.mono_ns;
                 self.counters.log_writes.increment();
                 self.counters.log_batch_bytes.record(part.part.len() as u64);
+                self.counters.log_batch_records.record(part.records() * RECORD);
                 self.counters.log_written_bytes.add(part.part.len() as u64);
                 io.write(part.segment, part.at, part.chunk, part.part, WRITE_TAG);
             }
@@ -465,8 +479,10 @@ impl Core {
             }
             return;
         }
-        let wanted =
-            rolls || disk.opens_at.is_some() || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
+        let wanted = rolls
+            || disk.opens_at.is_some()
+            || disk.sync_for > disk.synced_to
+            || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
         if !wanted && now.mono_ms() < disk.sync_due_ms && !self.stopping {
             return;
         }
@@ -517,7 +533,7 @@ impl Core {
             Ok(()) => {
                 disk.ready = Some(number);
                 disk.starved = false;
-                disk.kept.push_back(Kept { number });
+                disk.kept.push_back(Kept { number, begun_ms: now.wall_ms });
                 disk.full = None;
                 self.counters.log_segments.add(1);
             }
@@ -548,6 +564,9 @@ impl Core {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.writing.take() else { return };
         self.counters.log_write_ns.record(now.mono_ns.saturating_sub(disk.write_began_ns));
+        if disk.lost {
+            return;
+        }
         match result {
             Ok(()) => {
                 if !disk.starved {
@@ -579,6 +598,9 @@ impl Core {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.syncing.take() else { return };
         self.counters.log_sync_ns.record(now.mono_ns.saturating_sub(disk.sync_began_ns));
+        if disk.lost {
+            return self.give_up();
+        }
         match result {
             Ok(()) => {
                 disk.synced_to = end;
@@ -612,18 +634,6 @@ impl Core {
             disk.rests_until_ms.max(if homeless { disk.segment_due_ms } else { 1 })
         });
         retry_ms.into_iter().chain(unsynced.then_some(disk.sync_due_ms)).min()
-    }
-
-    /// Whether all that was appended is on disk, synced.
-    #[must_use]
-    pub fn log_is_whole(&self) -> bool {
-        let end = self.log.end();
-        self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
-    }
-
-    /// Whether the log has come to rest: everything appended is synced, or cannot be.
-    pub(super) fn log_settled(&self) -> bool {
-        self.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.log.end()))
     }
 }
 

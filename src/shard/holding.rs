@@ -31,6 +31,10 @@ pub(super) struct Pressure {
 }
 
 impl Pressure {
+    pub(super) const fn is_on(&self) -> bool {
+        self.on
+    }
+
     fn come_on(&mut self) {
         if !self.on {
             self.on = true;

@@ -35,6 +35,10 @@ impl Indexing {
         Self { next, ..Self::default() }
     }
 
+    pub(super) const fn is_indexed(&self, number: u64) -> bool {
+        number < self.next
+    }
+
     pub(super) const fn waiting(&self) -> usize {
         self.waiting.len()
     }

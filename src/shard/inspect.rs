@@ -34,6 +34,21 @@ impl Core {
         session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
     }
 
+    /// Whether a session at home here knows an epoch, the one that goes on or an older one.
+    pub fn knows_epoch(&self, session_id: &str, epoch: &str) -> bool {
+        let session = self.sessions.find(self.session_hash(session_id)).and_then(|key| self.sessions.sessions.get(key));
+        let names = |session: &crate::session::Session| {
+            let past = session.past_epochs.iter().map(|(name, _)| *name);
+            past.chain([session.epoch]).any(|name| super::attach::epoch_name(name) == epoch)
+        };
+        session.is_some_and(names)
+    }
+
+    /// Whether a text stands in the memory of the logs.
+    pub fn memory_holds(&self, text: &[u8]) -> bool {
+        self.log.holds(text) || self.mirror_log.holds(text)
+    }
+
     /// Whether the log's disk is full or has failed.
     pub fn log_refuses_all(&self) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some())

@@ -1,6 +1,7 @@
 //! What the log keeps besides messages: sessions, members, receipts. Each record is the whole state of one of them, so that the newest
 //! one is enough; before a file of the log goes, what only it holds is written again at the tail.
 
+use super::compacting::{PENDING_BYTES, SESSIONS_MAX};
 use super::core::Core;
 use super::counters::DropReason;
 use crate::config::cap;
@@ -9,8 +10,13 @@ use crate::log::{EpochState, Header, Kind, MemberState, Position, Receipt, Sessi
 use crate::session::{MemberKey, SessionKey, StreamKey};
 use crate::time::Tick;
 
-/// Sessions whose state is written again in one look at the oldest file.
-const REWRITTEN_PER_LOOK: usize = 256;
+/// No such file.
+const ENOENT: i32 = 2;
+/// Sessions that one turn looks at for what the oldest file holds of them, and those whose state it writes again.
+const SURVEYED_PER_TURN: usize = 1024;
+const REWRITTEN_PER_TURN: usize = 64;
+/// About what the state of a session takes, and that of a member.
+const STATE_BYTES: u64 = 256;
 /// How often the oldest file is looked at.
 const LOOK_EVERY_MS: u64 = 1000;
 
@@ -18,6 +24,22 @@ const LOOK_EVERY_MS: u64 = 1000;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kept {
     pub(super) number: u64,
+    /// When it was made, Unix ms.
+    pub(super) begun_ms: u64,
+}
+
+/// A survey of all sessions for what the oldest file still holds of them, some in each turn. What it holds of one that was looked at
+/// only becomes less.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// The place in the sessions' table where it goes on.
+    at: usize,
+    /// Bytes of all that is retained, wherever it is.
+    retained_bytes: u64,
+    /// Streams of which the file has messages.
+    holders: Vec<StreamKey>,
+    /// The state of some is nowhere else.
+    is_stale: bool,
 }
 
 impl Core {
@@ -142,47 +164,82 @@ impl Core {
         }
     }
 
-    /// Lets the oldest file of the log go once nothing in it is retained; what of sessions and members only it holds is written again.
-    pub(super) fn let_files_go<I: Io>(&mut self, io: &mut I, now: Tick) {
-        let Some(geometry) = self.log.geometry() else { return };
-        let Some(disk) = &mut self.disk else { return };
-        if now.mono_ms() < disk.look_due_ms || disk.failed.is_some() {
-            return;
+    /// Keeps that a session's messages before this are purged; where the record stands.
+    pub(super) fn keep_purge(&mut self, session: u64, seq: u64, now: Tick) -> Position {
+        self.keep(Kind::Purge, session, seq, 0, now.wall_ms, &[])
+    }
+
+    /// Lets the oldest file of the log go once nothing in it is retained, and has it compacted where it pays; what of sessions and members
+    /// only it holds is written again. True while there is more to look at.
+    pub(super) fn let_files_go<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
+        let pending_bytes = self.pending_bytes();
+        let Some(geometry) = self.log.geometry() else { return false };
+        let Some(disk) = &mut self.disk else { return false };
+        let [oldest, _, ..] = *disk.kept.make_contiguous() else { return false };
+        if disk.failed.is_some() || self.stopping {
+            return false;
         }
-        disk.look_due_ms = now.mono_ms() + LOOK_EVERY_MS;
-        let [oldest, _, ..] = *disk.kept.make_contiguous() else { return };
         let end = Position((oldest.number + 1) * geometry.segment_bytes);
-        // Neither what is in it nor what was written again of it may be lost with the power.
-        if disk.synced_to < end.max(disk.rewritten_to) {
-            return;
-        }
-        let (mut rewrite, gone) = (Vec::new(), self.log.bound(end));
-        for (key, session) in self.sessions.sessions.iter() {
-            let Some(stream) = self.streams.get_mut(session.stream) else { continue };
-            let cut = stream.index.trim_while(geometry.segment_bytes, |at| self.ages.is_aged(at));
-            self.counters.dropped(DropReason::LogAge, cut);
-            if stream.index.holds_before(gone) {
-                return;
+        let mut survey = match disk.survey.take() {
+            Some(survey) => survey,
+            None if now.mono_ms() < disk.look_due_ms || disk.compaction.is_under_way() => return false,
+            // Neither what is in it nor what was written again of it may be lost with the power.
+            None if disk.synced_to < end.max(disk.rewritten_to) => {
+                disk.look_due_ms = now.mono_ms() + LOOK_EVERY_MS;
+                return false;
             }
-            if session.kept_at < end && rewrite.len() < REWRITTEN_PER_LOOK {
-                rewrite.push(key);
-            }
-        }
-        if rewrite.is_empty() {
-            self.log.retain_from(end);
-            if let Some(disk) = &mut self.disk {
-                disk.kept.pop_front();
-            }
-            io.delete_segment(oldest.number);
-            return;
-        }
-        for session in rewrite {
-            self.keep_whole(session, now);
-        }
+            None => Survey::default(),
+        };
+        let rewrites = disk.rewrites_state;
+        // The answer of the disk is the next turn.
+        let rests = rewrites && pending_bytes >= PENDING_BYTES;
+        let is_over = !rests && self.survey(&mut survey, end, rewrites, now);
         let rewritten_to = self.log.end();
-        if let Some(disk) = &mut self.disk {
-            disk.rewritten_to = rewritten_to;
+        let Some(disk) = &mut self.disk else { return false };
+        if !is_over {
+            disk.survey = Some(survey);
+            return !rests;
         }
+        let is_held = !survey.holders.is_empty();
+        disk.look_due_ms = now.mono_ms() + if is_held { LOOK_EVERY_MS } else { 0 };
+        disk.rewrites_state = survey.is_stale && !is_held && !rewrites;
+        if is_held {
+            self.begin_compaction(oldest.number, survey.holders, survey.retained_bytes, now);
+        } else if survey.is_stale {
+            disk.rewritten_to = rewritten_to;
+        } else {
+            disk.kept.pop_front();
+            self.log.retain_from(end);
+            io.delete_segment(oldest.number);
+        }
+        false
+    }
+
+    /// The next step of a survey of the oldest file, which ends at `end`; whether it is over.
+    fn survey(&mut self, survey: &mut Survey, end: Position, rewrites: bool, now: Tick) -> bool {
+        let (segment_bytes, gone) = (self.log.geometry().map_or(0, |geometry| geometry.segment_bytes), self.log.bound(end));
+        let places = self.sessions.sessions.places();
+        let step_end = survey.at.saturating_add(SURVEYED_PER_TURN).min(places);
+        let mut rewritten = 0;
+        while survey.at < step_end && rewritten < REWRITTEN_PER_TURN {
+            let place = survey.at;
+            survey.at += 1;
+            let Some((key, session)) = self.sessions.sessions.at(place) else { continue };
+            let (is_stale, members) = (session.kept_at < end, session.members.len() as u64);
+            let Some(stream) = self.streams.get_mut(session.stream) else { continue };
+            let cut = stream.index.trim_while(segment_bytes, |at| self.ages.is_aged(at));
+            self.counters.dropped(DropReason::LogAge, cut);
+            survey.retained_bytes += stream.index.bytes() + STATE_BYTES * (1 + members);
+            if stream.index.holds_before(gone) && survey.holders.len() < SESSIONS_MAX {
+                survey.holders.push(session.stream);
+            }
+            survey.is_stale |= is_stale;
+            if is_stale && rewrites {
+                self.keep_whole(key, now);
+                rewritten += 1;
+            }
+        }
+        survey.at >= places
     }
 
     /// How late a message may go by its age.
@@ -204,7 +261,15 @@ impl Core {
         }
         self.age_due_ms = now.mono_ms() + LOOK_EVERY_MS;
         let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
-        self.ages.age(if age_ms == 0 { 0 } else { now.wall_ms.saturating_sub(age_ms) });
+        let (wall_ms, set_forward_ms) = self.age_clock.at(now.mono_ms(), now.wall_ms, self.ages.newest_ms());
+        if let Some(ahead_ms) = set_forward_ms {
+            tracing::warn!(
+                shard = self.shard,
+                ahead_ms,
+                "the wall clock is far ahead of where it was: if it stays there, messages age by it in an hour"
+            );
+        }
+        self.ages.age(if age_ms == 0 { 0 } else { wall_ms.saturating_sub(age_ms) });
     }
 
     /// Forgets what left the log's memory, or a session's own bounds.
@@ -243,6 +308,39 @@ impl Core {
         for member in members {
             self.keep_member(member, now);
         }
+    }
+
+    /// The chain value of the last record.
+    #[must_use]
+    pub fn log_chain(&self) -> u32 {
+        self.log.chain()
+    }
+
+    /// A file of the log was deleted under it. What is in there can be read as long as this process runs, and nothing more is
+    /// acknowledged that would be gone with it.
+    pub(super) fn on_segment_lost(&mut self, number: u64) {
+        let Some(disk) = &mut self.disk else { return };
+        (disk.failed, disk.lost) = (Some(ENOENT), true);
+        self.counters.log_failed.set(1);
+        tracing::error!(
+            shard = self.shard,
+            segment = crate::log::segment_name(number),
+            "a file of the log was deleted while it is in use: no more messages are taken; its content is lost when this process ends, so \
+             copy it from /proc first, as docs/OPERATING.md says"
+        );
+        self.give_up();
+    }
+
+    /// Whether all that was appended is on disk, synced.
+    #[must_use]
+    pub fn log_is_whole(&self) -> bool {
+        let end = self.log.end();
+        self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
+    }
+
+    /// Whether the log has come to rest: everything appended is synced, or cannot be.
+    pub(super) fn log_settled(&self) -> bool {
+        self.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.log.end()))
     }
 
     pub(super) fn on_segment_gone(&mut self, number: u64, result: Result<(), i32>) {

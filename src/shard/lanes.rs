@@ -168,6 +168,8 @@ pub enum LaneMessage {
     Page { to: Place, page: Box<Page> },
     /// An ephemeral message.
     Passing(Passing),
+    /// A session's messages so far are purged. It comes after their records.
+    Purge { session: u64 },
 }
 
 const _: () = assert!(size_of::<LaneMessage>() <= 64);
@@ -193,6 +195,7 @@ impl LaneMessage {
             | Self::Attached { .. }
             | Self::Detach { .. }
             | Self::Unmirror { .. }
+            | Self::Purge { .. }
             | Self::Evict { .. }
             | Self::Pong { .. }
             | Self::Entitle { .. }

@@ -112,6 +112,7 @@ impl Core {
                 self.keep_page(page);
             }
             LaneMessage::Passing(passing) => self.on_passing(passing),
+            LaneMessage::Purge { session } => self.purge_mirror(session),
         }
     }
 

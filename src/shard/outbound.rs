@@ -110,6 +110,16 @@ pub(super) fn reuse<A, B>(mut from: Vec<A>) -> Vec<B> {
     from.into_iter().map_while(|_| None).collect()
 }
 
+impl Outbound {
+    /// Nothing that was gathered for many readers stays: they read what there still is.
+    pub(super) fn forget_gathered(&mut self) {
+        self.batches.clear();
+        self.shared.fill(0);
+        self.shared.clear();
+        self.ends.clear();
+    }
+}
+
 impl Core {
     pub(super) fn on_writable(&mut self, id: ConnId) {
         if let Some(conn) = self.conn_mut(id) {

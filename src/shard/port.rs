@@ -59,8 +59,20 @@ pub enum PortMessage {
     /// A page of connections from this position on (0 at first, then [`ConnectionPage::next`]), in the order of the shard's
     /// table; closed ones come last.
     ListConnections { from: u64, limit: usize, reply: oneshot::Sender<ConnectionPage> },
+    /// Purge a session: no byte of its messages so far stays. Answered when that is so; with `None` where it is not at home there.
+    Purge { session_id: String, reply: PurgeReply },
     /// One connection, by its id; `None` where this shard does not know it.
     ShowConnection { connection_id: String, reply: oneshot::Sender<Option<ConnectionInfo>> },
+}
+
+/// Where a purge is answered: what it came to, nothing where the session is not at home, or why it failed.
+pub type PurgeReply = oneshot::Sender<Result<Option<Purged>, String>>;
+
+/// What a purge came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purged {
+    /// Messages that were taken out of the log's files.
+    pub messages: u64,
 }
 
 /// A page of connections.

@@ -3,6 +3,7 @@
 //! Where a record is stands in memory, or in its segment's index file, of which a part is read first ([`Places`]). A read takes a
 //! stretch of a file into a buffer of the engine's, lent for one call; nobody's chunks leave memory for it.
 
+use super::compacting::{Copying, STEP_BYTES};
 use super::conn::Waiting;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
@@ -73,8 +74,15 @@ pub(super) struct HistoryPage {
 /// What a read is for.
 #[derive(Debug)]
 pub(super) enum Job {
-    Page { place: Place, member: MemberKey, after: u64, page: Box<Page> },
+    Page {
+        place: Place,
+        member: MemberKey,
+        after: u64,
+        page: Box<Page>,
+    },
     History(Box<HistoryPage>),
+    /// What of the oldest file is to be copied to the tail.
+    Copy(Copying),
 }
 
 /// What of the disk is being read.
@@ -112,7 +120,7 @@ impl Asked {
 
 /// What was just read.
 #[derive(Clone, Copy, Default)]
-struct Hand<'a> {
+pub(super) struct Hand<'a> {
     at: Position,
     /// As many as were asked for, or fewer where the file ends.
     bytes: &'a [u8],
@@ -131,7 +139,7 @@ struct Spot {
 
 /// What is to be read before a record can be looked at.
 #[derive(Clone, Copy, Debug)]
-enum Want {
+pub(super) enum Want {
     Places(Run),
     Records,
     /// The segment's index file made anew.
@@ -139,7 +147,7 @@ enum Want {
 }
 
 /// A number looked at.
-enum Look<'a> {
+pub(super) enum Look<'a> {
     Record(Entry, &'a [u8]),
     Damaged(Position),
     Nothing { before: u64, next: u64 },
@@ -175,7 +183,7 @@ impl Core {
     }
 
     /// A number's record, from memory or from what was read.
-    fn look<'a>(&'a self, key: StreamKey, stream: &Stream, seq: u64, hand: &Hand<'a>) -> Look<'a> {
+    pub(super) fn look<'a>(&'a self, key: StreamKey, stream: &Stream, seq: u64, hand: &Hand<'a>) -> Look<'a> {
         let held = stream.index.find(seq);
         let entry = match held {
             Held::Nothing { before, next } => return Look::Nothing { before, next },
@@ -266,7 +274,14 @@ impl Core {
     }
 
     /// Has what a job lacks for `seq` read.
-    fn read_for<I: Io>(&mut self, io: &mut I, (key, seq): (StreamKey, u64), want: Want, hand: &Hand<'_>, mut job: Job) {
+    pub(super) fn read_for<I: Io>(
+        &mut self,
+        io: &mut I,
+        (key, seq): (StreamKey, u64),
+        want: Want,
+        hand: &Hand<'_>,
+        mut job: Job,
+    ) {
         if self.jobs.len() + self.disk.as_ref().map_or(0, |disk| disk.indexing.waiting()) >= READS_MAX {
             // The reader asks again when it is next looked at.
             self.counters.limit_reached(LimitReached::LogReads);
@@ -280,6 +295,7 @@ impl Core {
                 (true, SEND_BYTES_MAX)
             }
             Job::History(page) => (page.ascending, HISTORY_PAGE_BYTES_MAX),
+            Job::Copy(_) => (true, STEP_BYTES),
         };
         let asked = match want {
             Want::Index(segment) => return self.wait_for_index(segment, job),
@@ -349,6 +365,7 @@ impl Core {
         match job {
             Job::Page { place, member, after, page } => self.serve_page(io, (place, member, after), page, hand),
             Job::History(page) => self.serve_history(io, page, hand),
+            Job::Copy(copying) => self.copy(io, copying, hand),
         }
     }
 
@@ -360,6 +377,7 @@ impl Core {
                 self.histories -= usize::from(page.reading);
                 page.place
             }
+            Job::Copy(_) => return self.abandon_compaction(),
         };
         if place.shard == self.shard_number() {
             if self.attachment_at(place).is_some() {
@@ -515,7 +533,7 @@ impl Core {
         let jobs = self.jobs.values_mut().map(|reading| &mut reading.job).chain(waiting);
         let pages = jobs.filter_map(|job| match job {
             Job::History(page) => Some(page),
-            Job::Page { .. } => None,
+            Job::Page { .. } | Job::Copy(_) => None,
         });
         if let Some(page) = pages.chain(&mut self.histories_waiting).find(|page| page.place == place) {
             page.detached = Some((after, frame));
@@ -559,65 +577,5 @@ impl Core {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ids::ConnId;
-    use crate::shard::disk_tests::{Held, core};
-    use crate::slots::Key;
-
-    fn place(index: usize) -> Place {
-        let index = u32::try_from(index).unwrap();
-        Place { shard: 0, attachment: 0, ticket: 1, conn: ConnId { index, generation: 1 } }
-    }
-
-    fn history(index: usize) -> Box<HistoryPage> {
-        Box::new(HistoryPage {
-            place: place(index),
-            member: Key::unpack(1),
-            stream: Key::unpack(1),
-            id: "h".into(),
-            room: None,
-            limit: 10,
-            after: 1,
-            low: 1,
-            high: 9,
-            ascending: true,
-            at: 5,
-            more: false,
-            frames: Vec::with_capacity(HISTORY_PAGE_BYTES_MAX),
-            ends: Vec::new(),
-            reading: false,
-            detached: None,
-        })
-    }
-
-    const RUN: Run = Run { segment: 0, first_seq: 1, count: 9, entries_at: 0, bytes: 900, last_offset: 800 };
-
-    #[test]
-    fn pages_that_wait_for_a_disk_that_does_not_answer_hold_bounded_memory() {
-        let (mut core, mut io) = (core("[log]\ndir = \"unused\"\n"), Held::default());
-        let mut gone = 0;
-        for index in 0..HISTORIES_MAX + READS_MAX + 10 {
-            let step = core.read_history(&mut io, 5, Want::Places(RUN), &Hand::default(), history(index));
-            gone += usize::from(matches!(step, Step::Gone(_)));
-        }
-        assert_eq!((core.histories, core.jobs.len(), core.histories_waiting.len()), (HISTORIES_MAX, HISTORIES_MAX, READS_MAX));
-        assert_eq!((gone, core.counters.limit_count(LimitReached::LogReads)), (10, 10));
-        assert!(core.histories_waiting.iter().all(|page| page.frames.capacity() == 0 && page.at == page.low));
-        for index in 0..READS_MAX {
-            let page = Box::new(Page { frames: Vec::with_capacity(SEND_BYTES_MAX), ..Page::default() });
-            let job = Job::Page { place: place(index), member: Key::unpack(1), after: 4, page };
-            core.read_for(&mut io, (Key::unpack(1), 5), Want::Places(RUN), &Hand::default(), job);
-        }
-        assert_eq!(core.jobs.len(), READS_MAX);
-        let bytes: usize = core
-            .jobs
-            .values()
-            .map(|reading| match &reading.job {
-                Job::Page { page, .. } => page.frames.capacity(),
-                Job::History(page) => page.frames.capacity(),
-            })
-            .sum();
-        assert!(bytes <= HISTORIES_MAX * HISTORY_PAGE_BYTES_MAX + PAGES_WARM_MAX * SEND_BYTES_MAX, "{bytes}");
-    }
-}
+#[path = "reading_tests.rs"]
+mod tests;

@@ -39,6 +39,8 @@ pub struct Recovered {
 struct Messages {
     /// In the order of the log.
     runs: Vec<Run>,
+    /// The newest number; what is not above it is a copy of what was there.
+    head: u64,
     /// The ids that were used last, by their senders.
     used: Map<u64, Dedupe>,
 }
@@ -65,7 +67,7 @@ impl Replay {
 
     fn of(&mut self, session: u64) -> &mut Messages {
         let key = self.key;
-        self.sessions.entry(session).or_insert_with(|| Messages { runs: Vec::new(), used: Map::with_hasher(key) })
+        self.sessions.entry(session).or_insert_with(|| Messages { runs: Vec::new(), head: 0, used: Map::with_hasher(key) })
     }
 }
 
@@ -79,7 +81,7 @@ impl Core {
         self.log = Log::on_disk(memory_bytes, geometry, next, found.chain, Position(oldest * geometry.segment_bytes));
         let mut disk = Disk::new(begin);
         disk.indexing = Indexing::from(next);
-        disk.kept.extend(found.segments.iter().map(|(number, _)| Kept { number: *number }));
+        disk.kept.extend(found.segments.iter().map(|(number, begun_ms)| Kept { number: *number, begun_ms: *begun_ms }));
         self.counters.log_segments.set(found.segments.len() as u64);
         self.disk = Some(disk);
     }
@@ -142,8 +144,22 @@ impl Core {
                     self.forget_session(session);
                 }
             }
+            (Kind::Purge, _) => {
+                let stream = found.and_then(|session| self.sessions.sessions.get(session)).map(|session| session.stream);
+                if let Some(stream) = stream.and_then(|stream| self.streams.get_mut(stream)) {
+                    stream.index.go_on_at(header.seq + 1);
+                }
+            }
             (Kind::Message, _) => {
-                self.ages.note(at, header.ts_ms, self.age_step_ms());
+                // Of one that was purged the id is left, whose repeat is none.
+                if !record.purged {
+                    self.ages.note(at, header.ts_ms, self.age_step_ms());
+                }
+                let messages = replay.of(header.session);
+                if header.seq <= messages.head {
+                    return;
+                }
+                messages.head = header.seq;
                 let settings = &self.snapshot.settings.session;
                 // A session that is not known yet may be a channel; if it is not, its windows are cut when all is read.
                 let channel = found.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.channel);

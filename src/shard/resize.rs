@@ -55,6 +55,8 @@ struct Known {
     homes: Map<u64, usize>,
     /// Where one was last forgotten: what comes before is an earlier session's of the same id.
     gone: Map<u64, Position>,
+    /// Where one was last purged: its messages before are left behind.
+    purged: Map<u64, Position>,
 }
 
 fn told(path: &Path, error: &io::Error) -> String {
@@ -94,7 +96,7 @@ fn resize_by(
         "the log is written again for another number of shards or size of segments"
     );
     has_room(directory, &olds, wanted)?;
-    let mut known = Known { homes: Map::with_hasher(HashKey(directory.key)), gone: Map::with_hasher(HashKey(directory.key)) };
+    let mut known = Known::new(HashKey(directory.key));
     let mut whole = true;
     for old in &mut olds {
         let scanned = read(old, |at, record| known.note(at, record, &HashKey(directory.key), wanted.shards))?;
@@ -138,7 +140,7 @@ fn resize_by(
     if whole {
         // Nothing is lost on the way: sessions keep their epochs.
         for new in &news {
-            leave_clean(&new.path).map_err(|error| told(&new.path, &error))?;
+            leave_clean(&new.path, new.log.chain()).map_err(|error| told(&new.path, &error))?;
         }
     }
     step(Step::Signed)?;
@@ -194,6 +196,10 @@ fn has_room(directory: &Directory, olds: &[Old], wanted: &Wanted) -> Result<(), 
 }
 
 impl Known {
+    fn new(key: HashKey) -> Self {
+        Self { homes: Map::with_hasher(key), gone: Map::with_hasher(key), purged: Map::with_hasher(key) }
+    }
+
     fn note(&mut self, at: Position, record: &Record<'_>, key: &HashKey, shards: usize) {
         let session = record.header.session;
         match record.header.kind {
@@ -206,6 +212,7 @@ impl Known {
                 self.homes.remove(&session);
                 self.gone.insert(session, at);
             }
+            Kind::Purge => drop(self.purged.insert(session, at)),
             _ => {}
         }
     }
@@ -214,6 +221,10 @@ impl Known {
     fn home(&self, at: Position, record: &Record<'_>) -> Option<usize> {
         // Marks speak of positions in the old log.
         if record.header.kind == Kind::Mark || self.gone.get(&record.header.session).is_some_and(|gone| at <= *gone) {
+            return None;
+        }
+        let is_purged = self.purged.get(&record.header.session).is_some_and(|purged| at < *purged);
+        if record.header.kind == Kind::Message && is_purged {
             return None;
         }
         self.homes.get(&record.header.session).copied()
@@ -325,7 +336,7 @@ mod tests {
             for (number, bytes) in &log.files {
                 std::fs::write(path.join(segment_name(*number)), bytes).unwrap();
             }
-            leave_clean(&path).unwrap();
+            leave_clean(&path, 0).unwrap();
         }
         folder
     }
@@ -334,7 +345,7 @@ mod tests {
 
     /// What a directory holds of each session, each at its home.
     fn contents(directory: &Directory) -> Records {
-        let mut known = Known { homes: Map::with_hasher(KEY), gone: Map::with_hasher(KEY) };
+        let mut known = Known::new(KEY);
         let mut olds = open_old(directory).unwrap();
         for old in &mut olds {
             assert!(read(old, |at, record| known.note(at, record, &KEY, directory.shards)).unwrap());

@@ -5,13 +5,14 @@ use super::core::{Core, CoreOptions};
 use super::counters::shared_counters;
 use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
+use super::purge_files::{finish_purges, purge_part};
 use super::resize::{Wanted, resize};
 use super::store::{index_of, recover};
 use crate::config::Settings;
 use crate::ids::HashKey;
 use crate::io::Io as _;
 use crate::io::directory::{Directory, leave_clean};
-use crate::io::files;
+use crate::io::files::{self, OfLog};
 use crate::io::portable::{self, Driver, Portable};
 use crate::io::probe::Engine;
 use crate::io::ring::{self, Bells, Ring, listen};
@@ -156,7 +157,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
     let eventfds: Arc<[Arc<OwnedFd>]> = knocks.clone().into();
     let mut handles = Vec::new();
     if directory.is_some() {
-        (_, handles) = files::start(knocks, settings.log.reserve_bytes, index_of)
+        (_, handles) = files::start(knocks, settings.log.reserve_bytes, OfLog { indexer: index_of, purger: purge_part })
             .map_err(|error| format!("a thread for the log's files: {error}"))?;
         handles.reverse();
     }
@@ -205,7 +206,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
             };
             if let Some(directory) = directory.filter(|_| core.log_is_whole()) {
                 // Without the sign the next start begins new epochs, no more.
-                let _ = leave_clean(&directory.shard(seat.number));
+                let _ = leave_clean(&directory.shard(seat.number), core.log_chain());
             }
         };
         let thread = std::thread::Builder::new()
@@ -232,6 +233,9 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
 fn open_log(settings: &Settings, shards: usize, fresh_key: HashKey) -> Result<Option<Arc<Directory>>, String> {
     let Some(root) = &settings.log.dir else { return Ok(None) };
     let mut directory = Directory::open(root, shards, fresh_key.0)?;
+    for shard in 0..directory.shards {
+        finish_purges(&directory.shard(shard), shard, directory.generation)?;
+    }
     resize(
         &mut directory,
         &Wanted { shards, segment_bytes: segment_bytes(settings), reserve_bytes: settings.log.reserve_bytes },

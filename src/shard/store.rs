@@ -106,7 +106,7 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
     trim_files(&path, &mut files, last).map_err(|error| format!("log.dir: {}: {error}", path.display()))?;
     indexes.retain(|(number, _)| files.iter().any(|file| file.number == *number));
     remove_stale(&path, &indexes).map_err(|error| format!("log.dir: {}: {error}", path.display()))?;
-    let clean = take_clean(&path)? && reading.scanned.torn.is_none();
+    let clean = take_clean(&path)? == Some(reading.scanned.chain) && reading.scanned.torn.is_none();
     let (size, records) = (reading.geometry.segment_bytes, reading.scanned.records);
     let outcome = go_on(core, reading, clean, now);
     if records > 0 {
@@ -119,6 +119,13 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
             orphans = outcome.orphans,
             clean,
             "the log was recovered"
+        );
+    }
+    if outcome.orphans > 0 {
+        tracing::error!(
+            shard,
+            messages = outcome.orphans,
+            "messages of sessions that nothing in the log names are not served, and go with their files: an older file was deleted"
         );
     }
     let segments = files.into_iter().map(|segment| (segment.number, segment.file)).collect();
@@ -257,8 +264,11 @@ fn scan_one<R: Read + Seek>(
 }
 
 fn damage(path: &Path, error: &ScanError) -> String {
+    // A shard's directory is DIR/<generation>/shard-<i>.
+    let root = path.ancestors().nth(2).unwrap_or(path).display();
     format!(
-        "log.dir: {}: {error}; `ringway log verify` shows more, `ringway log repair --quarantine` sets the damaged part aside",
+        "log.dir: {}: {error}; `ringway log verify {root}` shows more, `ringway log repair {root} --quarantine` sets aside what is damaged \
+         and all behind it",
         path.display()
     )
 }
@@ -271,7 +281,7 @@ pub(super) fn header_of(segment: &mut (impl Read + Seek)) -> std::io::Result<Opt
     Ok(bytes.get(..filled).and_then(|bytes| SegmentHeader::decode(bytes).ok()))
 }
 
-fn read_up_to(file: &mut (impl Read + ?Sized), into: &mut [u8]) -> std::io::Result<usize> {
+pub(super) fn read_up_to(file: &mut (impl Read + ?Sized), into: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < into.len() {
         match file.read(&mut into[filled..]) {
@@ -285,7 +295,7 @@ fn read_up_to(file: &mut (impl Read + ?Sized), into: &mut [u8]) -> std::io::Resu
 }
 
 /// Cuts the last file to what is good in it, and lets those behind it go: they were made ahead and never begun, or torn off.
-fn trim_files(path: &Path, files: &mut Vec<SegmentFile>, last: Option<(u64, u64)>) -> std::io::Result<()> {
+pub(crate) fn trim_files(path: &Path, files: &mut Vec<SegmentFile>, last: Option<(u64, u64)>) -> std::io::Result<()> {
     let kept = files.iter().position(|file| last.is_none_or(|(number, _)| file.number > number)).unwrap_or(files.len());
     for gone in files.drain(kept..) {
         std::fs::remove_file(&gone.path)?;

@@ -24,16 +24,18 @@ type Entries = BTreeMap<String, BTreeMap<u64, u64>>;
 
 /// Reads a seat's disk into its core, as a start of the gateway does.
 pub fn recover(seat: &mut Seat, key: HashKey, shard: usize, segment_bytes: u64, clean: bool, now: Tick) -> Result<(), String> {
+    let told = |error: ReadError| match error {
+        ReadError::Io(number, error) => format!("segment {number}: {error}"),
+        ReadError::Scan(error) => error.to_string(),
+    };
+    seat.engine.disk.finish_purges(u16::try_from(shard).unwrap()).map_err(told)?;
     let identity = Identity { shard: u16::try_from(shard).unwrap(), generation: 1, segment_bytes, key };
     let mut indexes = Vec::new();
     let keep = |number, bytes: &[u8]| {
         indexes.push((number, bytes.to_vec()));
         Ok(())
     };
-    let reading = read_log(&mut seat.core, &mut seat.engine.disk.segments(), &identity, keep).map_err(|error| match error {
-        ReadError::Io(number, error) => format!("segment {number}: {error}"),
-        ReadError::Scan(error) => error.to_string(),
-    })?;
+    let reading = read_log(&mut seat.core, &mut seat.engine.disk.segments(), &identity, keep).map_err(told)?;
     indexes.iter().for_each(|(number, bytes)| seat.engine.disk.keep_index(*number, bytes));
     seat.engine.disk.trim(reading.scanned.last.map(|last| (last.number, last.valid_bytes)));
     let clean = clean && reading.scanned.torn.is_none();

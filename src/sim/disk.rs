@@ -4,10 +4,12 @@
 //! cut can leave either in every sector.
 
 use super::random::Random;
-use crate::io::Event;
-use crate::log::read_entries;
-use crate::shard::store::{Segment, index_of};
-use std::collections::BTreeMap;
+use crate::io::{Event, PurgeStep};
+use crate::limits::CHUNK_BYTES;
+use crate::log::{purge, read_entries};
+use crate::shard::purge_files::find_purges;
+use crate::shard::store::{ReadError, Segment, index_of};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 
 /// How a process ends.
@@ -45,6 +47,7 @@ pub enum Answer {
     ReadBack(u64, Result<Vec<u8>, i32>),
     SegmentReady(u64, Result<(), i32>),
     SegmentGone(u64, Result<(), i32>),
+    Purged(PurgeStep, Result<u64, i32>),
     SegmentIndexed(u64, Result<Vec<u8>, i32>, Option<i32>),
 }
 
@@ -56,6 +59,7 @@ impl Answer {
             Self::ReadBack(tag, ref result) => Event::ReadBack { tag, result: result.as_deref().map_err(|errno| *errno) },
             Self::SegmentReady(number, result) => Event::SegmentReady { number, result },
             Self::SegmentGone(number, result) => Event::SegmentGone { number, result },
+            Self::Purged(step, result) => Event::Purged { step, result },
             Self::SegmentIndexed(number, ref result, unsaved) => {
                 Event::SegmentIndexed { number, result: result.clone(), unsaved }
             }
@@ -87,6 +91,10 @@ enum Work {
     Index(u64),
     Prepare(u64),
     Delete(u64),
+    Purge {
+        session: u64,
+        step: PurgeStep,
+    },
 }
 
 #[derive(Debug)]
@@ -154,6 +162,8 @@ struct Index {
 pub struct Disk {
     segment_bytes: usize,
     files: BTreeMap<u64, File>,
+    /// Sessions whose purge has begun.
+    purges: BTreeSet<u64>,
     indexes: BTreeMap<u64, Index>,
     pending: Vec<Pending>,
     pub faults: DiskFaults,
@@ -198,6 +208,10 @@ impl Disk {
 
     pub fn ask_delete(&mut self, random: &mut Random, now_ns: u64, number: u64) {
         self.ask(random, now_ns, Work::Delete(number));
+    }
+
+    pub fn ask_purge(&mut self, random: &mut Random, now_ns: u64, session: u64, step: PurgeStep) {
+        self.ask(random, now_ns, Work::Purge { session, step });
     }
 
     fn ask(&mut self, random: &mut Random, now_ns: u64, work: Work) {
@@ -273,6 +287,20 @@ impl Disk {
                 }
                 Answer::SegmentReady(number, errno.map_or(Ok(()), Err))
             }
+            Work::Purge { session, step } => {
+                let result = match step {
+                    PurgeStep::Begin => {
+                        self.purges.insert(session);
+                        Ok(0)
+                    }
+                    PurgeStep::End => {
+                        self.purges.remove(&session);
+                        Ok(0)
+                    }
+                    PurgeStep::Segment { number, end } => self.purge(session, number, end),
+                };
+                Answer::Purged(step, result)
+            }
             Work::Index(number) => self.index(random, number),
             Work::Delete(number) => {
                 self.indexes.remove(&number);
@@ -300,6 +328,33 @@ impl Disk {
         Some(segment * self.segment_bytes as u64 + u64::from(offset))
     }
 
+    fn purge(&mut self, session: u64, number: u64, end: u64) -> Result<u64, i32> {
+        let file = self.files.get_mut(&number).ok_or(libc::ENOENT)?;
+        let (mut messages, end) = (0, usize::try_from(end).unwrap().min(file.bytes.len()));
+        for (index, chunk) in file.bytes[..end].chunks_mut(CHUNK_BYTES).enumerate() {
+            let len = chunk.len();
+            purge(chunk, len, session, index == 0, &mut |_| messages += 1).unwrap();
+        }
+        Ok(messages)
+    }
+
+    /// The purges that were begun, and where their messages end; each is finished.
+    pub fn finish_purges(&mut self, shard: u16) -> Result<(), ReadError> {
+        let sessions: Vec<u64> = std::mem::take(&mut self.purges).into_iter().collect();
+        let (size, found) = find_purges(&mut self.segments(), (shard, 1), &sessions)?;
+        for (session, at) in found {
+            for number in self.files.keys().copied().collect::<Vec<_>>() {
+                self.purge(session, number, at.0.saturating_sub(number * size).min(size)).unwrap();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a text stands in a segment.
+    pub fn holds(&self, text: &[u8]) -> bool {
+        self.files.values().any(|file| file.bytes.windows(text.len()).any(|bytes| bytes == text))
+    }
+
     /// What is left when the process ends: what was under way is done in part, or not at all. Whether something is gone that was
     /// written.
     pub fn crash(&mut self, random: &mut Random, crash: Crash) -> bool {
@@ -324,7 +379,25 @@ impl Disk {
                     }
                 }
                 Work::Index(number) if random.percent(50) => drop(self.index(random, number)),
-                Work::Prepare(_) | Work::Delete(_) | Work::Sync { .. } | Work::Read { .. } | Work::Index(_) => {}
+                Work::Purge { session, step: PurgeStep::Begin } if random.percent(50) => drop(self.purges.insert(session)),
+                Work::Purge { session, step: PurgeStep::End } if random.percent(50) => drop(self.purges.remove(&session)),
+                Work::Purge { session, step: PurgeStep::Segment { number, end } } => {
+                    let Some(before) = self.files.get(&number).map(|file| file.bytes.clone()) else { continue };
+                    self.purge(session, number, end).unwrap();
+                    let file = self.files.get_mut(&number).unwrap();
+                    // Each sector of it is done or not.
+                    for (now, before) in file.bytes.chunks_mut(512).zip(before.chunks(512)) {
+                        if now != before && random.percent(50) {
+                            now.copy_from_slice(before);
+                        }
+                    }
+                }
+                Work::Prepare(_)
+                | Work::Delete(_)
+                | Work::Purge { .. }
+                | Work::Sync { .. }
+                | Work::Read { .. }
+                | Work::Index(_) => {}
             }
         }
         // Their names are not synced.

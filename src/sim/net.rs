@@ -6,7 +6,7 @@ use super::disk::Disk;
 use super::random::Random;
 use crate::ids::ConnId;
 use crate::io::chunk::Chunk;
-use crate::io::{Io, Read, RingStats, Send, Sent};
+use crate::io::{Io, PurgeStep, Read, RingStats, Send, Sent};
 use crate::time::Tick;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read as _;
@@ -309,6 +309,10 @@ impl Io for SimIo<'_> {
 
     fn delete_segment(&mut self, number: u64) {
         self.engine.disk.ask_delete(self.random, self.now.mono_ns, number);
+    }
+
+    fn purge(&mut self, session: u64, step: PurgeStep) {
+        self.engine.disk.ask_purge(self.random, self.now.mono_ns, session, step);
     }
 
     fn ring_bell(&mut self, shard: usize) {

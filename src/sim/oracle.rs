@@ -437,10 +437,6 @@ impl Oracle {
             seqs.push(seq);
         }
         let (Some(first), Some(last)) = (seqs.first().copied(), seqs.last().copied()) else { return };
-        // All of the page may have been dropped since it was read.
-        if oldest > last {
-            return;
-        }
         let log = &self.sessions[&session];
         // What the page began with may have left the retention before its end was said.
         let missing: Vec<u64> = log
@@ -455,9 +451,8 @@ impl Oracle {
     }
 
     /// An ephemeral message came.
-    pub fn passing(&mut self, view: usize, envelope: &Value, head: u64) {
-        let number = view;
-        let view = &self.views[view];
+    pub fn passing(&mut self, number: usize, envelope: &Value, head: u64) {
+        let view = &self.views[number];
         let record = Record {
             from: envelope["from"].as_str().unwrap_or_default().to_owned(),
             id: String::new(),

@@ -36,7 +36,7 @@ fn stage_with(features: Features, settings: Settings, shards: usize, subs: &[&st
 }
 
 /// The same with the log on disks that take `delay_us` for each answer, or up to it.
-fn stage_on_disk(shards: usize, delay_us: u64, subs: &[&str], change: impl FnOnce(&mut Settings)) -> World {
+pub(super) fn stage_on_disk(shards: usize, delay_us: u64, subs: &[&str], change: impl FnOnce(&mut Settings)) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
     settings.log.dir = Some("/of/the/simulation".into());
@@ -56,24 +56,24 @@ fn stage_on_disk(shards: usize, delay_us: u64, subs: &[&str], change: impl FnOnc
 }
 
 /// Disks take so long from now on.
-fn slow_down(world: &mut World, delay_us: u64) {
+pub(super) fn slow_down(world: &mut World, delay_us: u64) {
     world.seats.iter_mut().for_each(|seat| seat.engine.disk.faults.delay_us = delay_us);
 }
 
-fn count(world: &World, client: usize, kind: &str) -> u64 {
+pub(super) fn count(world: &World, client: usize, kind: &str) -> u64 {
     world.clients[client].answers.get(kind).copied().unwrap_or(0)
 }
 
-fn all_in(world: &World) -> bool {
+pub(super) fn all_in(world: &World) -> bool {
     world.clients.iter().all(|client| client.is_open() && client.waiting().is_empty()) && world.caught_up()
 }
 
-fn say(world: &mut World, client: usize, count: usize) {
+pub(super) fn say(world: &mut World, client: usize, count: usize) {
     (0..count).for_each(|_| world.message_to(client, "s.0", &Value::Null, 50, false));
     world.run_for(200);
 }
 
-fn finish(world: &mut World) {
+pub(super) fn finish(world: &mut World) {
     world.claim_heads();
     world.oracle.finish();
     assert_eq!(world.oracle.violations, Vec::<String>::new());

@@ -167,16 +167,21 @@ async fn kill_rounds(settings: &[(&str, &str)]) {
         let said: Vec<(u64, u64)> = speaker.acknowledged.iter().map(|(number, seq)| (*number, *seq)).collect();
         assert_eq!(said, hearer.heard, "each at the place that its acknowledgement named");
     }
-    for name in ["write_seconds", "sync_seconds", "batch_bytes"] {
-        // The first sync of this start may still be under way.
-        let began = std::time::Instant::now();
-        while gateway.metric(&format!("ringway_log_{name}_count"), "") == 0 {
-            assert!(began.elapsed() < std::time::Duration::from_secs(10), "{name}");
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
+    for name in ["write_seconds", "sync_seconds", "batch_bytes", "batch_records"] {
+        gateway.until_metric(&format!("ringway_log_{name}_count"), "", |count| count > 0);
     }
     let written_bytes = gateway.metric("ringway_log_written_bytes_total", "");
     assert!(gateway.metric("ringway_log_batch_bytes_sum", "") >= written_bytes, "each write's bytes are counted");
+    let own = gateway.metric("ringway_log_appends_total", "") + gateway.metric("ringway_log_state_records_total", "");
+    // Marks are among them.
+    gateway.until_metric("ringway_log_batch_records_sum", "", |records| records >= own);
+    let reads = gateway.metric("ringway_log_reads_total", "");
+    let mut cleo = Client::enter(&gateway, Hello::new("s", "cleo").with("start", json!("oldest"))).await;
+    cleo.settle().await;
+    assert!(gateway.metric("ringway_log_reads_total", "") > reads, "what is in earlier files is read from disk");
+    assert_eq!(gateway.metric("ringway_log_chunks", ""), 1, "in memory is what was appended since the start");
+    let earlier_files = log.segments_begun_ms().len() as u64 - 1;
+    assert!(gateway.metric("ringway_log_bytes", "") > earlier_files * 1024 * 1024, "held is what is in the files");
     // The tools agree, on the directory of a gateway that runs.
     let verified =
         std::process::Command::new(env!("CARGO_BIN_EXE_ringway")).args(["log", "verify"]).arg(log.0.join("log")).output();

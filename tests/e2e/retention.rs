@@ -12,7 +12,7 @@ use std::time::Duration;
 const LONG: usize = 60_000;
 
 /// What a newcomer is told that there is, and what it gets.
-async fn retained(gateway: &Gateway, session: &str) -> (u64, Vec<Value>) {
+pub async fn retained(gateway: &Gateway, session: &str) -> (u64, Vec<Value>) {
     let mut client = Client::enter(gateway, Hello::new(session, "newcomer").with("start", json!("oldest"))).await;
     let oldest = client.welcome["oldest_seq"].as_u64().unwrap();
     let messages = client.settle().await;

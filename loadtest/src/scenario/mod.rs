@@ -5,6 +5,7 @@ pub mod deliver;
 pub mod echo;
 pub mod history;
 pub mod reconnect;
+pub mod sessions;
 
 use crate::engine::connection::{Connection, Ended, Inbox, Next};
 use crate::engine::run::{BUSY_MAX, Context, Plan, Run};

@@ -34,7 +34,7 @@ fn hex_bytes(bytes: &[u8]) -> String {
 /// A body that is no message's, or why it does not read.
 fn state(record: &Record<'_>) -> Value {
     let read = match record.header.kind {
-        Kind::Message | Kind::MemberGone | Kind::SessionGone => Ok(Value::Null),
+        Kind::Message | Kind::MemberGone | Kind::SessionGone | Kind::Purge => Ok(Value::Null),
         Kind::Mark => Mark::decode(record.body).map(|mark| json!({ "synced_to": mark.synced_to })),
         Kind::Receipt => Receipt::decode(record.body).map(|receipt| json!({ "received_seq": receipt.received_seq })),
         Kind::Session => SessionState::decode(record.body).map(|session| {
@@ -71,6 +71,7 @@ fn object(shard: &Shard, position: Position, record: &Record<'_>) -> String {
     let text = text_of(record.body);
     match header.kind {
         // As it was sent, byte for byte; what is no JSON would break the line it stands in.
+        Kind::Message if record.purged => object["purged"] = true.into(),
         Kind::Message => match text.filter(|text| !text.contains('\n') && serde_json::from_str::<&RawValue>(text).is_ok()) {
             Some(text) => {
                 let mut line = object.to_string();
@@ -106,8 +107,9 @@ pub(super) fn cat(directory: &Directory, session: &str, out: &mut Out<'_>) -> Re
         }
         found = true;
         let what = match header.kind {
+            Kind::Message if record.purged => "(purged)".to_owned(),
             Kind::Message => text_of(record.body).map_or_else(|| hex_bytes(record.body), plain),
-            Kind::MemberGone | Kind::SessionGone => String::new(),
+            Kind::MemberGone | Kind::SessionGone | Kind::Purge => String::new(),
             _ => plain(&state(record).to_string()),
         };
         let name = header.kind.name();
@@ -158,7 +160,7 @@ pub(super) fn replay(directory: &Directory, session: &str, speed: Option<f64>, o
         let first = places.len();
         let outcome = shard.read(&mut bar, |position, record| {
             let header = record.header;
-            if header.session == hash && header.kind == Kind::Message {
+            if header.session == hash && header.kind == Kind::Message && !record.purged {
                 let (position, bytes) = (position.0, record.length);
                 places.push(Place { epoch: header.epoch, seq: header.seq, shard: index, position, bytes, segment_bytes: 0 });
             }

@@ -1,7 +1,9 @@
-//! `ringway log` and `ringway replay`: the log on disk, read by whoever operates it. Only `log repair` writes, and it deletes nothing.
+//! `ringway log` and `ringway replay`: the log on disk, read by whoever operates it. Only `log repair` writes, and it deletes
+//! nothing, and `log purge`, which does.
 
 mod directory;
 mod export;
+mod purge;
 mod repair;
 mod survey;
 #[cfg(test)]
@@ -27,6 +29,8 @@ pub(crate) enum LogCommand {
     Export(ExportArgs),
     /// Take what is damaged out of the log, so that the gateway starts
     Repair(RepairArgs),
+    /// Take all messages of a session out of the log's files, for good
+    Purge(PurgeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +76,18 @@ pub(crate) struct RepairArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct PurgeArgs {
+    /// The log's directory, `[log] dir`
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Its session_id; where no gateway runs also hash: and 16 hexadecimal digits as `log ls` shows it
+    session: String,
+    /// The admin listener of the gateway that has the directory: it purges while it runs
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
     /// The log's directory, `[log] dir`
     #[arg(value_name = "DIR")]
@@ -103,6 +119,10 @@ pub(super) fn run(command: &LogCommand) -> Result<(), CliError> {
             export::export(&Directory::open(dir)?, session.as_deref(), &mut out)
         }
         LogCommand::Repair(RepairArgs { dir, dry_run, .. }) => repair::repair(&Directory::open(dir)?, *dry_run, &mut out),
+        LogCommand::Purge(PurgeArgs { dir, session, admin }) => match admin {
+            Some(admin) => purge::ask(admin, session, &mut out),
+            None => purge::purge(&Directory::open(dir)?, session, &mut out),
+        },
     };
     ended(done, &mut out)
 }

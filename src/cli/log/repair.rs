@@ -4,9 +4,10 @@
 //! is interrupted, every byte is in the log or in the quarantine, and running it again goes on.
 
 use super::Out;
-use super::directory::{Directory, Halt, Outcome, SegmentFile, Shard, at, describe, ranges};
+use super::directory::{Directory, Halt, Outcome, Progress, SegmentFile, Shard, at, describe, ranges};
 use crate::cli::{CliError, now_s};
 use crate::log::{Kind, LastSegment, ScanError, SessionState};
+use crate::shard::purge_files::append_purges;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -73,13 +74,14 @@ pub(super) fn repair(directory: &Directory, dry_run: bool, out: &mut Out<'_>) ->
     write_synced(&folder.join("report.txt"), report.as_bytes())?;
     for plan in &plans {
         carry_out(plan, &folder)?;
+        record_purges(directory, plan.shard, out)?;
     }
     out.line(report.trim_end())?;
     out.line(&format!("moved to {}", folder.display()))
 }
 
 /// Holds the directory's lock, so that no gateway starts meanwhile. A dry run makes no file for it.
-fn lock(directory: &Directory, dry_run: bool) -> Result<Option<File>, CliError> {
+pub(super) fn lock(directory: &Directory, dry_run: bool) -> Result<Option<File>, CliError> {
     let path = directory.path.join("lock");
     let mut file = match OpenOptions::new().read(true).write(!dry_run).create(!dry_run).truncate(false).open(&path) {
         Ok(file) => file,
@@ -109,6 +111,8 @@ fn plan<'a>(shard: &'a Shard, error: &ScanError, last: Option<LastSegment>) -> R
         }
         ScanError::Header { segment, .. } | ScanError::Foreign { segment, .. } => (*segment, 0),
         ScanError::Missing { found, .. } => (*found, 0),
+        // Nothing is moved: their purge is recorded again.
+        ScanError::Purged { .. } => (u64::MAX, 0),
         // The names in a folder differ and are sorted, and files are read in whole parts.
         ScanError::Order { .. } | ScanError::Part { .. } => return Err(CliError(describe(shard, error))),
     };
@@ -124,18 +128,30 @@ fn plan<'a>(shard: &'a Shard, error: &ScanError, last: Option<LastSegment>) -> R
     Ok(plan)
 }
 
+/// The record of a purge may be among what was moved: it is made again, or what was purged would be damage.
+fn record_purges(directory: &Directory, shard: &Shard, out: &mut Out<'_>) -> Result<(), Halt> {
+    let outcome = shard.read(&mut Progress::new(directory)?, |_, _| Ok(()))?;
+    let Outcome::Broken { error: ScanError::Purged { uncovered, scanned }, .. } = outcome else { return Ok(()) };
+    let purged: Vec<(u64, u64)> = uncovered.iter().map(|each| (each.session, each.last_seq)).collect();
+    append_purges(&shard.path, (shard.shard, shard.generation), &scanned, &purged, now_s() * 1000).map_err(CliError)?;
+    out.line(&format!("{}: the purge of {} sessions is recorded again", shard.path.display(), purged.len()))
+}
+
 fn report(plans: &[Plan<'_>]) -> String {
     let mut text = String::new();
     for plan in plans {
         for line in &plan.lines {
             text.push_str(&format!("{line}\n"));
         }
+        if plan.cut.is_some() || !plan.go.is_empty() {
+            text.push_str("  goes to quarantine, and out of the log, what is good in it too:\n");
+        }
         if let Some((file, keep)) = &plan.cut {
             let bytes = file.bytes.saturating_sub(*keep);
-            text.push_str(&format!("  {}: {bytes} bytes from offset {keep} to quarantine\n", file.path.display()));
+            text.push_str(&format!("  {}: {bytes} bytes from offset {keep}\n", file.path.display()));
         }
         for file in &plan.go {
-            text.push_str(&format!("  {}: {} bytes, the whole file, to quarantine\n", file.path.display(), file.bytes));
+            text.push_str(&format!("  {}: {} bytes, the whole file\n", file.path.display(), file.bytes));
         }
     }
     text
@@ -171,6 +187,11 @@ fn carry_out(plan: &Plan<'_>, folder: &Path) -> Result<(), CliError> {
     }
     for each in [&to, &generation, folder] {
         sync_folder(each)?;
+    }
+    // What is left is not where it ended in good order: its clients are told.
+    match std::fs::remove_file(plan.shard.path.join("clean")) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&plan.shard.path, &error)),
+        _ => sync_folder(&plan.shard.path)?,
     }
     for file in plan.go.iter().rev() {
         std::fs::rename(&file.path, target(file, "")).map_err(|error| at(&file.path, &error))?;

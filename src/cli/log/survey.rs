@@ -69,6 +69,8 @@ struct Survey {
     sessions: BTreeMap<u64, Session>,
     /// By [`Kind`]'s number less 1.
     kinds: [u64; Kind::ALL.len()],
+    /// Messages of which only the header is left.
+    purged: u64,
     problems: Vec<String>,
     more_problems: u64,
 }
@@ -89,6 +91,7 @@ impl Survey {
         if header.kind == Kind::Mark {
             return;
         }
+        self.purged += u64::from(record.purged);
         let session = self.sessions.entry(header.session).or_default();
         (session.generation, session.shard) = (shard.generation, shard.shard);
         session.last_ms = session.last_ms.max(header.ts_ms);
@@ -132,6 +135,7 @@ impl Survey {
 impl Session {
     fn take(&mut self, record: &Record<'_>) -> Result<(), StateError> {
         match record.header.kind {
+            Kind::Message if record.purged => {}
             Kind::Message => {
                 self.messages += 1;
                 self.add(record.header.seq);
@@ -155,6 +159,12 @@ impl Session {
                 self.seqs.clear();
                 self.members.clear();
                 (self.messages, self.bytes, self.oldest) = (0, 0, 0);
+            }
+            Kind::Purge => {
+                decode_empty(record.body)?;
+                self.seqs.clear();
+                self.messages = 0;
+                self.oldest = record.header.seq.saturating_add(1);
             }
             // The scan has read it.
             Kind::Mark => {}
@@ -269,6 +279,12 @@ pub(super) fn verify(directory: &Directory, out: &mut Out<'_>) -> Result<(), Hal
         }
     }
     for (hash, session) in std::mem::take(&mut survey.sessions) {
+        if session.id.is_none() && session.messages > 0 {
+            let what = format!(
+                "session hash:{hash:016x}: nothing names it, so that its messages would not be served: an older file is missing"
+            );
+            survey.problem(what);
+        }
         let name = session.id.as_deref().map_or_else(|| format!("hash:{hash:016x}"), plain);
         for (first, last) in session.holes() {
             survey.problem(format!("session {name}: seq {first} to {last} are not in the log, though later ones are"));
@@ -281,7 +297,8 @@ pub(super) fn verify(directory: &Directory, out: &mut Out<'_>) -> Result<(), Hal
     refuse(problems)?;
     let records: u64 = survey.kinds.iter().sum();
     let messages = survey.kinds[Kind::Message as usize - 1];
-    out.line(&format!("OK: {} shards, {records} records, {messages} messages", outcomes.len()))
+    let purged = if survey.purged > 0 { format!(", of which {} are purged", survey.purged) } else { String::new() };
+    out.line(&format!("OK: {} shards, {records} records, {messages} messages{purged}", outcomes.len()))
 }
 
 /// An error, where there is something to say.

@@ -1,7 +1,7 @@
 //! The tools over the golden log, over logs that were made, and over those that were broken afterwards.
 
 use super::directory::{Directory, Halt};
-use super::{Out, export, repair, survey};
+use super::{Out, export, purge, repair, survey};
 use crate::ids::HashKey;
 use crate::limits::CHUNK_BYTES;
 use crate::log::made::Made;
@@ -246,6 +246,8 @@ fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
     let (segment, offset) = offset_of(&log, "s-1", 5);
     folder.flip(&log, segment, offset + 20);
     std::fs::write(folder.0.join("lock"), "").unwrap();
+    let sign = folder.file(&log, 0).with_file_name("clean");
+    std::fs::write(&sign, "1\n").unwrap();
     let before = files(&folder.0);
     let damaged = std::fs::read(folder.file(&log, segment)).unwrap();
 
@@ -264,6 +266,7 @@ fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
     let (text, error) = tool(&folder.0, |directory, out| repair::repair(directory, false, out));
     assert_eq!(error, "");
     assert!(text.contains("session s-1: seq 5 to 5 may be lost"), "{text}");
+    assert!(!sign.exists(), "what is left did not end in good order");
     let after = files(&folder.0);
     let quarantined: Vec<&(String, Vec<u8>)> = after.iter().filter(|(name, _)| name.starts_with("quarantine/")).collect();
     let named = |end: &str| &quarantined.iter().find(|(name, _)| name.ends_with(end)).unwrap().1;
@@ -271,7 +274,7 @@ fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
     assert_eq!(*named(&format!("/1/shard-0/0000000000000001.seg.from-{offset}")), damaged[offset..]);
     assert_eq!(*named("/1/shard-0/0000000000000002.seg"), log.files[2].1);
     let report = String::from_utf8(named("/report.txt").clone()).unwrap();
-    assert!(text.starts_with(report.trim_end()) && report.contains("the whole file, to quarantine"), "{report}");
+    assert!(text.starts_with(report.trim_end()) && report.contains("bytes, the whole file"), "{report}");
     assert_eq!(std::fs::read(folder.file(&log, segment)).unwrap(), damaged[..offset]);
     assert_eq!(verify(&folder.0), ("OK: 2 shards, 12 records, 6 messages\n".to_owned(), String::new()));
     let (text, _) = tool(&folder.0, |directory, out| repair::repair(directory, false, out));
@@ -299,4 +302,92 @@ fn a_segment_that_is_missing_or_anothers_goes_with_all_behind_it() {
     assert_eq!(error, "");
     assert!(!folder.file(&log, 1).exists() && verify(&folder.0).1.is_empty());
     assert!(files(&folder.0.join("quarantine")).iter().any(|(_, bytes)| *bytes == foreign.files[0].1));
+}
+
+/// Whether a text stands in any file below.
+fn holds(folder: &Path, text: &str) -> bool {
+    std::fs::read_dir(folder).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return holds(&path, text);
+        }
+        std::fs::read(path).unwrap().windows(text.len()).any(|bytes| bytes == text.as_bytes())
+    })
+}
+
+/// A log of three segments in which two sessions speak in turn, and one ends.
+fn of_two(last_is_synced: bool) -> Made {
+    let mut made = Made::new(0, 1, CHUNK_BYTES, 0);
+    for id in ["mine", "yours"] {
+        made.session(hash(id), &SessionState { session_id: id, head: 0, oldest: 1, epochs: Vec::new() });
+    }
+    for seq in 1..=10 {
+        for id in ["mine", "yours"] {
+            made.message(hash(id), seq, &format!("of {id}: {}", "word ".repeat(25_000)));
+        }
+    }
+    if last_is_synced {
+        made.mark();
+    }
+    assert_eq!(made.files.len(), 3);
+    made
+}
+
+#[test]
+fn a_purge_leaves_the_others_and_no_byte_of_its_own() {
+    let made = of_two(true);
+    let folder = Folder::of(&[&made]);
+    let run = |session: &'static str| tool(&folder.0, move |directory, out| purge::purge(directory, session, out));
+    assert_eq!(run("nobody").1, "session nobody: the log holds no record of it");
+    assert_eq!(run("mine"), ("session mine: 10 messages were purged\n".to_owned(), String::new()));
+    assert!(!holds(&folder.0, "of mine") && holds(&folder.0, "of yours"));
+    let told = "OK: 1 shards, 25 records, 20 messages, of which 10 are purged\n";
+    assert_eq!(verify(&folder.0), (told.to_owned(), String::new()));
+    assert_eq!(run("mine").0, "session mine: 0 messages were purged\n", "there is nothing left, and no second record of it");
+    assert_eq!(verify(&folder.0).0, told);
+    let (text, _) = tool(&folder.0, |directory, out| export::cat(directory, "mine", out));
+    assert_eq!((text.matches("(purged)").count(), text.matches(" purge").count()), (10, 1), "{text}");
+    let (text, _) = tool(&folder.0, |directory, out| export::export(directory, Some("mine"), out));
+    assert_eq!(text.matches("\"purged\":true").count(), 10, "{text}");
+    let (_, error) = tool(&folder.0, |directory, out| export::replay(directory, "mine", None, out));
+    assert!(error.contains("the log holds no record of it"), "{error}");
+}
+
+#[test]
+fn a_purge_goes_on_over_a_torn_end_and_where_another_one_stopped() {
+    let made = of_two(false);
+    let folder = Folder::of(&[&made]);
+    let last = made.puts.last().unwrap();
+    let (number, offset) = (last.at / CHUNK_BYTES as u64, usize::try_from(last.at % CHUNK_BYTES as u64).unwrap());
+    folder.flip(&made, number, offset + HEADER_BYTES);
+    let run = |session: &'static str| tool(&folder.0, move |directory, out| purge::purge(directory, session, out));
+    assert_eq!(run("yours").0, "session yours: 9 messages were purged\n", "the torn one is cut");
+    assert!(verify(&folder.0).0.starts_with("OK: ") && !holds(&folder.0, "of yours"));
+    // Half of a message is as it was, and the sign that it was begun is there.
+    let (clean, path) = (&made.files[0].1, folder.file(&made, 0));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = clean.windows(8).position(|bytes| bytes == b"of yours").unwrap();
+    bytes[at + 1000..at + 3000].copy_from_slice(&clean[at + 1000..at + 3000]);
+    std::fs::write(&path, bytes).unwrap();
+    assert!(verify(&folder.0).1.contains("does not match its checksum"));
+    crate::io::files::begin_purge(path.parent().unwrap(), hash("yours")).unwrap();
+    assert_eq!(run("yours").0, "session yours: 1 messages were purged\n");
+    assert!(verify(&folder.0).0.starts_with("OK: "));
+    // What was begun and not recorded is taken back.
+    crate::io::files::begin_purge(path.parent().unwrap(), hash("mine")).unwrap();
+    assert_eq!(crate::shard::purge_files::finish_purges(path.parent().unwrap(), 0, 1), Ok(0));
+    assert!(holds(&folder.0, "of mine") && verify(&folder.0).0.starts_with("OK: "));
+}
+
+#[test]
+fn a_repair_records_a_purge_again_whose_record_it_moved() {
+    let made = of_two(true);
+    let folder = Folder::of(&[&made]);
+    tool(&folder.0, |directory, out| purge::purge(directory, "mine", out));
+    // The second segment is damaged, and the record of the purge is in the fourth.
+    folder.flip(&made, 1, 70);
+    let (text, error) = tool(&folder.0, |directory, out| repair::repair(directory, false, out));
+    assert!(error.is_empty() && text.contains("the purge of 1 sessions is recorded again"), "{text}{error}");
+    let (text, error) = verify(&folder.0);
+    assert!(text.starts_with("OK: ") && text.contains("are purged"), "{text}{error}");
 }

@@ -5,7 +5,7 @@ use super::tests::{bell, drivers, options, pattern, play};
 use super::{Driver, Portable};
 use crate::io::chunk::Chunk;
 use crate::io::segments::Disk;
-use crate::io::{Event, Io, Next, files};
+use crate::io::{Event, Io, Next, PurgeStep, files};
 use crate::limits::{CHUNK_BYTES, READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEGMENT_REQUESTS_MAX};
 use std::cell::RefCell;
 use std::fs::File;
@@ -34,7 +34,7 @@ impl Drop for Directory {
 
 fn engine_on(driver: Driver, directory: &Path, segment_bytes: u64, segments: Vec<(u64, File)>) -> (Portable, JoinHandle<()>) {
     let knock = bell();
-    let (thread, mut handles) = files::start(vec![knock.clone()], 0, files::lengths).unwrap();
+    let (thread, mut handles) = files::start(vec![knock.clone()], 0, files::lengths()).unwrap();
     let disk = Disk { directory: directory.to_owned(), segment_bytes, segments, indexes: Vec::new(), files: handles.remove(0) };
     (Portable::new(options(driver), None, [knock].into(), Some(disk)).unwrap(), thread)
 }
@@ -51,6 +51,7 @@ enum Told {
     Read(u64, Result<Vec<u8>, i32>),
     Ready(u64, Result<(), i32>),
     Gone(u64, Result<(), i32>),
+    Purged(Result<u64, i32>),
     Indexed(u64, Result<Vec<u8>, i32>, Option<i32>),
 }
 
@@ -61,6 +62,7 @@ fn told(event: Event<'_>) -> Option<Told> {
         Event::ReadBack { tag, result } => Told::Read(tag, result.map(<[u8]>::to_vec)),
         Event::SegmentReady { number, result } => Told::Ready(number, result),
         Event::SegmentGone { number, result } => Told::Gone(number, result),
+        Event::Purged { result, .. } => Told::Purged(result),
         Event::SegmentIndexed { number, result, unsaved } => Told::Indexed(number, result, unsaved),
         _ => return None,
     })
@@ -334,6 +336,38 @@ fn a_full_disk_is_told_of_and_space_that_comes_back_is_used() {
     drop(engine);
     thread.join().unwrap();
     assert!(std::process::Command::new("umount").arg(&directory.0).status().unwrap().success());
+}
+
+#[test]
+fn a_purge_goes_through_its_steps() {
+    for driver in drivers() {
+        let directory = Directory::new("purge");
+        let (mut engine, thread) = engine_on(driver, &directory.0, SEGMENT_BYTES, Vec::new());
+        assert_eq!(answers(&mut engine, 1, |io| io.prepare_segment(3)), [Told::Ready(3, Ok(()))]);
+        let path = files::segment_path(&directory.0, 3);
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        for (at, byte) in [(5, b"A"), (CHUNK_BYTES, b"B"), (65 + CHUNK_BYTES, b"C"), (66 + CHUNK_BYTES, b"Z")] {
+            std::os::unix::fs::FileExt::write_all_at(&file, byte, at as u64).unwrap();
+        }
+
+        let steps = [
+            PurgeStep::Begin,
+            PurgeStep::Segment { number: 3, end: 66 + CHUNK_BYTES as u64 },
+            PurgeStep::Segment { number: 4, end: SEGMENT_BYTES },
+        ];
+        let expected = [Ok(0), Ok(3), Err(libc::ENOENT)];
+        for (step, expected) in steps.into_iter().zip(expected) {
+            assert_eq!(answers(&mut engine, 1, move |io| io.purge(0xab, step)), [Told::Purged(expected)], "{step:?}");
+            assert_eq!(files::purges(&directory.0).unwrap(), [0xab], "a start in between would go on with it");
+        }
+        assert_eq!(answers(&mut engine, 1, |io| io.purge(0xab, PurgeStep::End)), [Told::Purged(Ok(0))]);
+        assert_eq!(files::purges(&directory.0).unwrap(), [] as [u64; 0]);
+        let read = std::fs::read(&path).unwrap();
+        let found: Vec<(usize, u8)> = read.iter().copied().enumerate().filter(|(_, byte)| *byte != 0).collect();
+        assert_eq!(found, [(5, b'-'), (CHUNK_BYTES, b'-'), (65 + CHUNK_BYTES, b'-'), (66 + CHUNK_BYTES, b'Z')]);
+        drop(engine);
+        thread.join().unwrap();
+    }
 }
 
 #[test]

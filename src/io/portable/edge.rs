@@ -4,7 +4,7 @@ use super::Options;
 use super::disk::Threads;
 use crate::io::chunk::Chunk;
 use crate::io::segments::Disk;
-use crate::io::{ConnId, Io, Read, RingStats, Send, Sent};
+use crate::io::{ConnId, Io, PurgeStep, Read, RingStats, Send, Sent};
 use crate::limits::SEND_PARTS_MAX;
 use crate::time::Tick;
 use rustix::io::Errno;
@@ -588,6 +588,10 @@ impl Io for Edge {
 
     fn delete_segment(&mut self, number: u64) {
         self.disk.segments.delete(number);
+    }
+
+    fn purge(&mut self, session: u64, step: PurgeStep) {
+        self.disk.segments.purge(session, step);
     }
 
     fn ring_bell(&mut self, shard: usize) {

@@ -20,7 +20,7 @@ pub use listen::listen;
 use crate::io::buffers::BufferRing;
 use crate::io::chunk::Chunk;
 use crate::io::segments::Disk;
-use crate::io::{ConnId, Event, Io, Next, Read, RingStats, Send, Sent, Shard};
+use crate::io::{ConnId, Event, Io, Next, PurgeStep, Read, RingStats, Send, Sent, Shard};
 use crate::time::Tick;
 use disk::Operations;
 use io_uring::{IoUring, opcode, squeue, types};
@@ -497,6 +497,10 @@ impl Io for Ring {
 
     fn delete_segment(&mut self, number: u64) {
         self.disk.segments.delete(number);
+    }
+
+    fn purge(&mut self, session: u64, step: PurgeStep) {
+        self.disk.segments.purge(session, step);
     }
 
     fn ring_bell(&mut self, shard: usize) {

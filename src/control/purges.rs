@@ -1,0 +1,56 @@
+//! `/v1/purge`: a session's messages taken out of the log, for good.
+//!
+//! As with revocations, whoever may connect to the machine's loopback may purge; pages of a browser may not.
+
+use super::http::{Shared, json, problem};
+use super::revocations::json_body;
+use crate::shard::port::PortMessage;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How long a request waits for it: files are read whole. It goes on without it.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// What to purge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PurgeRequest {
+    pub session_id: String,
+}
+
+pub(super) async fn purge(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let PurgeRequest { session_id } = match json_body(&headers, body, "purge") {
+        Ok(request) => request,
+        Err(refusal) => return *refusal,
+    };
+    for port in &shared.ports {
+        let (reply, answer) = oneshot::channel();
+        if port.send(PortMessage::Purge { session_id: session_id.clone(), reply }).is_err() {
+            return problem(StatusCode::SERVICE_UNAVAILABLE, "a shard does not take its messages: try again");
+        }
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(Ok(Ok(Some(purged)))) => return json(&purged),
+            // It is not at home there.
+            Ok(Ok(Ok(None))) => {}
+            Ok(Ok(Err(detail))) => return problem(StatusCode::INSUFFICIENT_STORAGE, &detail),
+            Ok(Err(_)) => {
+                return problem(StatusCode::SERVICE_UNAVAILABLE, "the gateway has ended: its next start finishes what was begun");
+            }
+            Err(_) => {
+                return problem(StatusCode::GATEWAY_TIMEOUT, "it is not done yet and goes on: ask again to be told when it is");
+            }
+        }
+    }
+    problem(StatusCode::SERVICE_UNAVAILABLE, "no shard has said that the session is at home there: try again")
+}

@@ -1,0 +1,218 @@
+//! Compaction: what the oldest file of the log still holds is copied to the tail, so that it may go (decision 0016).
+//!
+//! Session by session, by way of the file's index: what is dead is not read. Each step copies a little and waits; none is made while the
+//! log or its readers are behind.
+
+use super::core::Core;
+use super::counters::DropReason;
+use super::durable::PENDING_BYTES_MAX;
+use super::reading::{Hand, Job, Look};
+use crate::io::Io;
+use crate::limits::{CHUNK_BYTES, READ_BACKS_MAX, SEND_BYTES_MAX};
+use crate::log::{Entry, read_record};
+use crate::session::StreamKey;
+use crate::time::Tick;
+
+/// Bytes copied before other work has its turn, and for how long that has it.
+pub(super) const STEP_BYTES: usize = SEND_BYTES_MAX;
+const STEP_MS: u64 = 2;
+/// How long it rests where the log is behind, and where a read failed.
+const BUSY_MS: u64 = 50;
+const RETRY_MS: u64 = 60_000;
+/// Bytes waiting for the disk, and reads under way, from which on it rests.
+pub(super) const PENDING_BYTES: u64 = PENDING_BYTES_MAX / 8;
+const READS: usize = READ_BACKS_MAX;
+/// Files that there must be, unless they have most of their share of `log.max_bytes`.
+const FILES_MIN: usize = 4;
+/// Sessions that are copied from in one go; those left over are found by the next look.
+pub(super) const SESSIONS_MAX: usize = 4096;
+
+/// A compaction under way.
+#[derive(Debug, Default)]
+pub(super) struct Compaction {
+    /// The file's number.
+    segment: u32,
+    /// Streams with messages in it.
+    left: Vec<StreamKey>,
+    /// One of them is being read.
+    reading: bool,
+    step_bytes: usize,
+    due_ms: u64,
+    /// A read failed: all is tried again later.
+    failed: bool,
+    rests_until_ms: u64,
+}
+
+impl Compaction {
+    pub(super) const fn is_under_way(&self) -> bool {
+        self.reading || !self.left.is_empty()
+    }
+}
+
+/// What of a stream is to be copied.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copying {
+    stream: StreamKey,
+    segment: u32,
+}
+
+/// Why a step ended.
+enum Ended {
+    /// Nothing of the stream is left in the file.
+    Done,
+    Step,
+    Damaged(u64),
+}
+
+impl Core {
+    /// The oldest file, of number `segment`, holds messages of these streams: has them copied, where enough of the log is dead.
+    pub(super) fn begin_compaction(&mut self, segment: u64, holders: Vec<StreamKey>, retained_bytes: u64, now: Tick) {
+        let Some(geometry) = self.log.geometry() else { return };
+        let (log, session) = (&self.snapshot.settings.log, &self.snapshot.settings.session);
+        let share = log.max_bytes / self.mesh.shards() as u64;
+        let held = self.log.end().0.saturating_sub(segment * geometry.segment_bytes);
+        let dead = held.saturating_sub(retained_bytes);
+        let Some(disk) = &mut self.disk else { return };
+        // The file after the next was asked for when the oldest had been full for long.
+        let Some(later) = disk.kept.get(2) else { return };
+        let pressed = share > 0 && held.saturating_mul(4) >= share.saturating_mul(3);
+        let worth = dead.saturating_mul(if pressed { 4 } else { 2 }) >= held;
+        let past_windows = later.begun_ms.saturating_add(session.dedupe_ms) < now.wall_ms;
+        let indexed = disk.indexing.is_indexed(segment);
+        if std::mem::take(&mut disk.compaction.failed) {
+            disk.compaction.rests_until_ms = now.mono_ms() + RETRY_MS;
+        }
+        let rested = now.mono_ms() >= disk.compaction.rests_until_ms;
+        if worth
+            && (pressed || disk.kept.len() >= FILES_MIN)
+            && past_windows
+            && indexed
+            && rested
+            && let Ok(segment) = u32::try_from(segment)
+        {
+            disk.compaction.segment = segment;
+            disk.compaction.left = holders;
+        }
+    }
+
+    /// The next step, where it is due.
+    pub(super) fn compact<I: Io>(&mut self, io: &mut I, now: Tick) {
+        let may = self.may_compact();
+        let Some(compaction) = self.disk.as_mut().map(|disk| &mut disk.compaction) else { return };
+        if compaction.reading || now.mono_ms() < compaction.due_ms {
+            return;
+        }
+        let Some(stream) = compaction.left.last().copied() else { return };
+        if !may {
+            compaction.due_ms = now.mono_ms() + BUSY_MS;
+            return;
+        }
+        compaction.reading = true;
+        let segment = compaction.segment;
+        self.copy(io, Copying { stream, segment }, &Hand::default());
+    }
+
+    /// When the next step is due.
+    pub(super) fn compaction_due_ms(&self) -> Option<u64> {
+        let compaction = &self.disk.as_ref()?.compaction;
+        (!compaction.reading && !compaction.left.is_empty()).then_some(compaction.due_ms)
+    }
+
+    fn may_compact(&self) -> bool {
+        let (Some(disk), Some(geometry)) = (&self.disk, self.log.geometry()) else { return false };
+        let (segment, offset) = (self.log.end().0 / geometry.segment_bytes, self.log.end().0 % geometry.segment_bytes);
+        // Where the disk is full there is still the rest of the file that was made.
+        let has_place = disk.full.is_none()
+            || disk.ready.is_some_and(|ready| segment < ready)
+            || disk.ready == Some(segment) && offset + 2 * CHUNK_BYTES as u64 <= geometry.segment_bytes;
+        !self.stopping
+            && has_place
+            // A copy behind a purge's record would outlive the purge.
+            && self.purges.is_empty()
+            && disk.failed.is_none()
+            && disk.sync_failed.is_none()
+            && !self.pressure.is_on()
+            && self.pending_bytes() < PENDING_BYTES
+            && self.jobs.len() < READS
+    }
+
+    /// Copies what is at hand of a stream, and has the next read.
+    pub(super) fn copy<I: Io>(&mut self, io: &mut I, copying: Copying, hand: &Hand<'_>) {
+        let mut record = self.buffers.take();
+        let mut copied_bytes = 0;
+        let ended = loop {
+            let next = |run: &&crate::log::Run| run.segment == copying.segment;
+            let Some(stream) = self.streams.get(copying.stream) else { break Ended::Done };
+            let Some(seq) = stream.index.runs().iter().find(next).map(|run| run.first_seq) else { break Ended::Done };
+            if copied_bytes >= STEP_BYTES || !self.purges.is_empty() {
+                break Ended::Step;
+            }
+            let entry = match self.look(copying.stream, stream, seq, hand) {
+                Look::Record(entry, bytes) => {
+                    record.clear();
+                    record.extend_from_slice(bytes);
+                    entry
+                }
+                Look::Want(_) if copied_bytes > 0 => break Ended::Step,
+                Look::Want(want) => {
+                    self.buffers.give(record);
+                    return self.read_for(io, (copying.stream, seq), want, hand, Job::Copy(copying));
+                }
+                Look::Damaged(at) => {
+                    tracing::error!(shard = self.shard, position = at.0, seq, "a record of the log is damaged on disk");
+                    break Ended::Damaged(seq);
+                }
+                // A run's number is held.
+                Look::Nothing { .. } => break Ended::Damaged(seq),
+            };
+            copied_bytes += record.len();
+            self.append_again(copying.stream, seq, entry, &record);
+        };
+        self.buffers.give(record);
+        if let Ended::Damaged(seq) = ended {
+            // It is a gap from now on, also for the next start.
+            self.counters.dropped(DropReason::LogDamaged, 1);
+            if let Some(stream) = self.streams.get_mut(copying.stream) {
+                stream.index.forget(seq);
+            }
+        }
+        let (now_ms, end) = (io.clock().mono_ms(), self.log.end());
+        let Some(disk) = &mut self.disk else { return };
+        let compaction = &mut disk.compaction;
+        compaction.reading = false;
+        compaction.step_bytes += copied_bytes;
+        if matches!(ended, Ended::Done) {
+            compaction.left.pop();
+        }
+        if compaction.step_bytes >= STEP_BYTES {
+            compaction.step_bytes = 0;
+            compaction.due_ms = now_ms + STEP_MS;
+        }
+        if compaction.left.is_empty() {
+            disk.rewritten_to = end;
+            disk.look_due_ms = now_ms;
+        }
+    }
+
+    /// Appends a record as it was; it stands there from now on.
+    fn append_again(&mut self, key: StreamKey, seq: u64, entry: Entry, bytes: &[u8]) {
+        // It was read whole.
+        let Ok(record) = read_record(bytes, None) else { return };
+        let mut addresses = std::mem::take(&mut self.targets);
+        addresses.clear();
+        addresses.extend(record.addresses.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)));
+        let put = self.log.append(&record.header, &addresses, &[record.body]);
+        self.targets = addresses;
+        self.ages.note(put.at, record.header.ts_ms, self.age_step_ms());
+        self.counters.log_compacted_bytes.add(bytes.len() as u64);
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.index.relocate(seq, Entry::new(put, entry.audience, entry.sender));
+        }
+    }
+
+    pub(super) fn abandon_compaction(&mut self) {
+        if let Some(disk) = &mut self.disk {
+            disk.compaction = Compaction { failed: true, ..Compaction::default() };
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! A session's messages purged: gone from the log's memory and from its files, while the session goes on.
+//!
+//! First a sign in the shard's directory has the next start finish what this one may not; then a record of the purge, synced, stands for
+//! all before it. Only then do messages go: from the session's index, from memory here and at its mirrors, and from each file.
+
+use super::core::Core;
+use super::counters::DropReason;
+use super::lanes::LaneMessage;
+use super::port::{PurgeReply, Purged};
+use crate::io::{Io, PurgeStep};
+use crate::log::Position;
+use crate::time::Tick;
+
+/// Purges of a shard that may be asked for at a time, and answers that may be waited for of one.
+const PURGES_MAX: usize = 16;
+const WAITING_MAX: usize = 16;
+/// Chunks of memory that one turn looks through.
+const CHUNKS_PER_TURN: usize = 4;
+const ENOENT: i32 = 2;
+
+/// What a look at the purges came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purging {
+    Rests,
+    /// There is more to do at once.
+    Busy,
+    /// A full lane holds it back.
+    LaneFull,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing was done.
+    Asked,
+    /// The disk is doing a step.
+    Steps,
+    /// The next start would finish it.
+    Begun,
+    /// Its record is appended.
+    Recorded,
+    /// The record is durable: the index, mirrors and this memory are cleaned.
+    Memory,
+    Segments,
+}
+
+/// One session's purge.
+#[derive(Debug)]
+pub(super) struct Purge {
+    session: u64,
+    replies: Vec<PurgeReply>,
+    stage: Stage,
+    /// Its last seq that goes.
+    seq: u64,
+    /// Where the record of the purge stands, and ends.
+    at: Position,
+    end: Position,
+    /// The next chunk of memory to look through.
+    chunk: Option<Position>,
+    /// Shards whose mirrors have not been told.
+    untold: Vec<u16>,
+    /// Segments still to be cleaned.
+    segments: Vec<u64>,
+    done: Purged,
+}
+
+impl Core {
+    /// Control wants a session purged.
+    pub(super) fn ask_purge(&mut self, session_id: &str, reply: PurgeReply) {
+        if self.key.home_shard(session_id, self.mesh.shards()) != self.shard {
+            return drop(reply.send(Ok(None)));
+        }
+        let session = self.session_hash(session_id);
+        let refused = |reply: PurgeReply, why: &str| drop(reply.send(Err(why.to_owned())));
+        // What was asked for and has not begun covers this one too.
+        let asked = self.purges.iter_mut().find(|purge| purge.session == session && purge.stage == Stage::Asked);
+        if let Some(purge) = asked.filter(|purge| purge.replies.len() < WAITING_MAX) {
+            return purge.replies.push(reply);
+        }
+        if self.disk.as_ref().is_some_and(|disk| disk.failed.is_some() || disk.sync_failed.is_some()) {
+            return refused(reply, "the log's disk has failed: look at it, restart the gateway, then purge");
+        }
+        if self.purges.len() >= PURGES_MAX {
+            return refused(reply, "the shard has enough purges to do: ask again later");
+        }
+        self.purges.push_back(Purge {
+            session,
+            replies: vec![reply],
+            stage: Stage::Asked,
+            seq: 0,
+            at: Position(0),
+            end: Position(0),
+            chunk: None,
+            untold: Vec::new(),
+            segments: Vec::new(),
+            done: Purged::default(),
+        });
+    }
+
+    /// Goes on with the first purge.
+    pub(super) fn purge_on<I: Io>(&mut self, io: &mut I, now: Tick) -> Purging {
+        let Some(mut purge) = self.purges.pop_front() else { return Purging::Rests };
+        let came_to = match purge.stage {
+            Stage::Steps => Purging::Rests,
+            Stage::Asked if self.disk.is_some() => {
+                self.purge_step(io, &mut purge, PurgeStep::Begin);
+                Purging::Rests
+            }
+            Stage::Asked | Stage::Begun => {
+                self.record_purge(&mut purge, now);
+                Purging::Busy
+            }
+            Stage::Recorded => match &self.disk {
+                Some(disk) if disk.failed.is_some() || disk.sync_failed.is_some() => {
+                    self.end_purge(purge, Err("the log's disk has failed: a start finishes what was begun".to_owned()));
+                    return Purging::Busy;
+                }
+                Some(disk) if disk.synced_to < purge.end => Purging::Rests,
+                _ => {
+                    self.forget_purged(&mut purge);
+                    Purging::Busy
+                }
+            },
+            Stage::Memory => self.clean_memory(io, &mut purge),
+            Stage::Segments => {
+                let Some(geometry) = self.log.geometry() else {
+                    let done = purge.done;
+                    self.end_purge(purge, Ok(done));
+                    return Purging::Busy;
+                };
+                let step = purge.segments.pop().map_or(PurgeStep::End, |number| {
+                    let end = purge.at.0.saturating_sub(number * geometry.segment_bytes).min(geometry.segment_bytes);
+                    PurgeStep::Segment { number, end }
+                });
+                self.purge_step(io, &mut purge, step);
+                Purging::Rests
+            }
+        };
+        self.purges.push_front(purge);
+        came_to
+    }
+
+    fn purge_step<I: Io>(&self, io: &mut I, purge: &mut Purge, step: PurgeStep) {
+        debug_assert!(self.disk.is_some(), "a log in memory has no files");
+        purge.stage = Stage::Steps;
+        io.purge(purge.session, step);
+    }
+
+    /// Appends the record that stands for all messages before it.
+    fn record_purge(&mut self, purge: &mut Purge, now: Tick) {
+        let key = self.sessions.find(purge.session);
+        let stream = key.and_then(|key| self.sessions.sessions.get(key)).and_then(|session| self.streams.get(session.stream));
+        purge.seq = stream.map_or(0, |stream| stream.index.head());
+        purge.at = self.log.end();
+        if self.disk.is_some() {
+            purge.at = self.keep_purge(purge.session, purge.seq, now);
+        }
+        purge.end = self.log.end();
+        if let Some(disk) = &mut self.disk {
+            disk.sync_for = purge.end;
+        }
+        purge.stage = Stage::Recorded;
+    }
+
+    /// Nobody is given what is purged from now on.
+    fn forget_purged(&mut self, purge: &mut Purge) {
+        let stream = self.sessions.find(purge.session).and_then(|key| self.sessions.sessions.get(key)).map(|entry| entry.stream);
+        if let Some(stream) = stream.and_then(|stream| self.streams.get_mut(stream)) {
+            let cut = stream.index.forget_to(purge.seq);
+            self.counters.dropped(DropReason::Purged, cut);
+        }
+        self.out.forget_gathered();
+        purge.chunk = Some(self.log.resident());
+        let here = self.shard_number();
+        let shards = u16::try_from(self.mesh.shards()).unwrap_or(u16::MAX);
+        purge.untold = (0..shards).filter(|shard| *shard != here).collect();
+        if let (Some(disk), Some(geometry)) = (&self.disk, self.log.geometry()) {
+            let last = purge.at.0 / geometry.segment_bytes;
+            purge.segments = disk.kept.iter().map(|kept| kept.number).filter(|number| *number <= last).rev().collect();
+        }
+        purge.stage = Stage::Memory;
+    }
+
+    fn clean_memory<I: Io>(&mut self, io: &mut I, purge: &mut Purge) -> Purging {
+        while let Some(shard) = purge.untold.last().copied() {
+            // With the records, which it must not overtake.
+            if !self.takes_data(usize::from(shard)) {
+                return Purging::LaneFull;
+            }
+            self.push_data(io, usize::from(shard), LaneMessage::Purge { session: purge.session });
+            purge.untold.pop();
+        }
+        for _ in 0..CHUNKS_PER_TURN {
+            match purge.chunk {
+                Some(from) => purge.chunk = self.log.purge(purge.session, purge.at, from),
+                None => {
+                    purge.stage = Stage::Segments;
+                    break;
+                }
+            }
+        }
+        Purging::Busy
+    }
+
+    /// The disk has done a step.
+    pub(super) fn on_purged(&mut self, step: PurgeStep, result: Result<u64, i32>) {
+        let Some(mut purge) = self.purges.pop_front() else { return };
+        match (step, result) {
+            (PurgeStep::Begin, Ok(_)) => purge.stage = Stage::Begun,
+            (PurgeStep::Segment { .. }, Ok(messages)) => {
+                purge.done.messages += messages;
+                purge.stage = Stage::Segments;
+            }
+            // Retention was faster.
+            (PurgeStep::Segment { .. }, Err(ENOENT)) => purge.stage = Stage::Segments,
+            (PurgeStep::End, Ok(_)) => {
+                let done = purge.done;
+                tracing::info!(shard = self.shard, messages = done.messages, "a session was purged");
+                return self.end_purge(purge, Ok(done));
+            }
+            (_, Err(errno)) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::error!(shard = self.shard, ?step, %error, "a session could not be purged whole; a start finishes what was begun");
+                return self.end_purge(purge, Err(format!("the log's files: {error}: purge it again")));
+            }
+        }
+        self.purges.push_front(purge);
+    }
+
+    fn end_purge(&self, purge: Purge, outcome: Result<Purged, String>) {
+        for reply in purge.replies {
+            if reply.send(outcome.clone().map(Some)).is_err() {
+                self.counters.dropped(DropReason::PortReplyUnwanted, 1);
+            }
+        }
+    }
+
+    /// A session at home elsewhere is purged: nothing of it stays at hand here. Readers get what came later from its home.
+    pub(super) fn purge_mirror(&mut self, session: u64) {
+        if let Some(stream) = self.mirrors.get(&session).and_then(|key| self.streams.get_mut(*key)) {
+            let head = stream.index.head();
+            stream.index.forget_to(head);
+        }
+        self.out.forget_gathered();
+        let mut from = Some(self.mirror_log.resident());
+        while let Some(chunk) = from {
+            from = self.mirror_log.purge(session, self.mirror_log.end(), chunk);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! A log whose disk, or clock, does wrong: what the gateway does then is in docs/OPERATING.md, "When something goes wrong". Whatever it
+//! is, what was acknowledged is there after a restart, once and in order.
+
+use super::disk::{Crash, DiskFaults};
+use super::scenarios::{all_in, count, finish, say, stage_on_disk};
+use super::world::World;
+use crate::config::Durability;
+
+fn set_faults(world: &mut World, faults: DiskFaults) {
+    world.seats.iter_mut().for_each(|seat| seat.engine.disk.faults = faults);
+}
+
+/// Three are acknowledged; then the disk does wrong, and three more are said twice over.
+fn strike(durability: Durability, faults: DiskFaults) -> World {
+    let mut world = stage_on_disk(1, 300, &["ana", "bob"], |settings| settings.log.durability = durability);
+    say(&mut world, 0, 3);
+    assert!(world.run_until(5_000, all_in));
+    assert_eq!(count(&world, 0, "rw.ack"), 3);
+    set_faults(&mut world, faults);
+    for _ in 0..2 {
+        say(&mut world, 0, 3);
+        world.run_for(2_000);
+    }
+    world
+}
+
+/// What was acknowledged before is there, and what was not is said again, after a restart on a disk that is mended.
+fn restart(mut world: World, crash: Crash) {
+    set_faults(&mut world, DiskFaults::default());
+    world.crash(crash);
+    assert!(world.run_until(20_000, all_in), "{:?}", world.clients[0].waiting());
+    say(&mut world, 0, 1);
+    assert!(world.run_until(5_000, all_in));
+    world.run_for(1_000);
+    finish(&mut world);
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_acknowledged_as_synced_and_nothing_is_lost() {
+    for crash in [Crash::Kill, Crash::PowerCut] {
+        let world = strike(Durability::Synced, DiskFaults { sync_errors: 100, ..DiskFaults::default() });
+        assert_eq!(count(&world, 0, "rw.ack"), 3, "what the failed sync covered is not believed");
+        assert!(count(&world, 0, "limit.disk") >= 3, "what comes after it is refused");
+        assert_eq!((world.seats[0].counters.log_failed.get(), world.clients[1].held.get("s.0")), (1, Some(&3)));
+        restart(world, crash);
+    }
+}
+
+#[test]
+fn after_a_failed_sync_what_need_not_be_synced_goes_on() {
+    let world = strike(Durability::Written, DiskFaults { sync_errors: 100, ..DiskFaults::default() });
+    assert_eq!((count(&world, 0, "rw.ack"), count(&world, 0, "limit.disk")), (9, 0));
+    assert_eq!(world.seats[0].counters.log_failed.get(), 1);
+    restart(world, Crash::Kill);
+}
+
+#[test]
+fn after_a_failed_write_nothing_is_acknowledged_and_nothing_is_lost() {
+    for durability in [Durability::Written, Durability::Synced] {
+        let world = strike(durability, DiskFaults { write_errors: 100, ..DiskFaults::default() });
+        assert_eq!(count(&world, 0, "rw.ack"), 3, "{durability:?}");
+        assert!(count(&world, 0, "limit.disk") >= 3, "{durability:?}");
+        assert_eq!((world.seats[0].counters.log_failed.get(), world.clients[1].held.get("s.0")), (1, Some(&3)));
+        restart(world, Crash::Kill);
+    }
+}
+
+#[test]
+fn a_disk_that_was_full_is_written_again_without_a_restart() {
+    for durability in [Durability::Written, Durability::Synced] {
+        let mut world = strike(durability, DiskFaults { full: 100, ..DiskFaults::default() });
+        assert_eq!((count(&world, 0, "rw.ack"), world.seats[0].counters.log_failed.get()), (3, 0), "{durability:?}");
+        set_faults(&mut world, DiskFaults::default());
+        assert!(world.run_until(5_000, all_in));
+        world.run_for(1_000);
+        assert_eq!(world.clients[1].held.get("s.0"), Some(&count(&world, 0, "rw.ack")), "{durability:?}");
+        finish(&mut world);
+        restart(world, Crash::Kill);
+    }
+}
+
+const RETENTION_MS: u64 = 30_000;
+
+/// Bob is away, and two messages for him are acknowledged.
+fn awaited(wall_shift_ms: u64) -> World {
+    let mut world = stage_on_disk(1, 300, &["ana", "bob"], |settings| settings.log.retention_age_s = RETENTION_MS / 1000);
+    world.wall_shift_ms = wall_shift_ms;
+    world.end_link(1, true);
+    let now = world.now();
+    world.clients[1].stay_away_ms(&now, 10_000_000);
+    say(&mut world, 0, 2);
+    assert!(world.run_until(1_000, |world| count(world, 0, "rw.ack") == 2));
+    world
+}
+
+fn come_back(world: &mut World) {
+    let now = world.now();
+    world.clients[1].stay_away_ms(&now, 0);
+    assert!(world.run_until(10_000, all_in));
+    world.run_for(1_000);
+}
+
+#[test]
+fn a_clock_that_is_set_forward_drops_nothing_over_a_restart_too() {
+    let mut world = awaited(0);
+    world.wall_shift_ms += RETENTION_MS + 10_000;
+    world.run_for(5_000);
+    world.crash(Crash::Kill);
+    world.run_for(5_000);
+    assert_eq!(world.bounds("s.0"), (1, 2));
+    come_back(&mut world);
+    assert_eq!((world.clients[1].held.get("s.0"), count(&world, 1, "rw.gap")), (Some(&2), 0));
+    say(&mut world, 0, 1);
+    assert!(world.run_until(5_000, all_in));
+    world.run_for(1_000);
+    finish(&mut world);
+}
+
+#[test]
+fn a_clock_that_is_set_back_drops_nothing_and_the_order_goes_on() {
+    let mut world = awaited(3_600_000);
+    world.wall_shift_ms = 0;
+    say(&mut world, 0, 1);
+    world.run_for(2_000);
+    world.crash(Crash::Kill);
+    come_back(&mut world);
+    assert_eq!((world.clients[1].held.get("s.0"), count(&world, 1, "rw.gap")), (Some(&3), 0));
+    say(&mut world, 0, 1);
+    assert!(world.run_until(5_000, all_in));
+    world.run_for(1_000);
+    assert_eq!(world.bounds("s.0"), (1, 4));
+    finish(&mut world);
+}

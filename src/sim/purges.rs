@@ -1,0 +1,124 @@
+//! What is purged, and what a crash takes before it was durable: one test each.
+
+use super::client::What;
+use super::disk::Crash;
+use super::scenarios::{all_in, finish, say, slow_down, stage_on_disk};
+use super::world::World;
+use crate::config::Durability;
+use crate::shard::port::{PortMessage, Purged};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+#[test]
+fn an_epoch_that_went_with_a_crash_was_of_nobody_who_held_a_message() {
+    let (mut unknown, mut known) = (0, 0);
+    for (durability, crash) in [(Durability::Written, Crash::Kill), (Durability::Synced, Crash::PowerCut)] {
+        for after_ms in (0..60).map(|step| step * 5) {
+            let mut world = stage_on_disk(1, 0, &["ana", "bob"], |settings| settings.log.durability = durability);
+            slow_down(&mut world, 200_000);
+            for _ in 0..after_ms {
+                world.random.next();
+            }
+            for client in 0..2 {
+                let attach = What::Attach { asked: Vec::new(), resume: None };
+                world.command(client, "rw.attach", "s.9", json!({}), attach);
+            }
+            let told = |world: &World| world.clients.iter().all(|client| client.epochs.contains_key("s.9"));
+            assert!(world.run_until(1_000, told), "{after_ms}");
+            let told = world.clients[1].epochs["s.9"].clone();
+            world.message_to(0, "s.9", &Value::Null, 10, false);
+            world.run_for(after_ms);
+            world.crash(crash);
+            let held = world.clients[1].held["s.9"];
+            assert!(world.run_until(10_000, all_in));
+            world.command(1, "rw.attach", "s.9", json!({"resume": {"epoch": told, "seq": held}}), {
+                What::Attach { asked: Vec::new(), resume: Some((told.clone(), held)) }
+            });
+            assert!(world.run_until(10_000, all_in));
+            // The oracle has looked at what it was told.
+            if world.seats[0].core.knows_epoch("s.9", &told) {
+                known += 1;
+            } else {
+                unknown += 1;
+                assert_eq!(held, 0, "{after_ms}");
+            }
+            finish(&mut world);
+        }
+    }
+    assert!(unknown > 5 && known > 5, "{unknown} unknown, {known} known");
+}
+
+/// What each message of the session has in its text.
+const OF_SESSION: &[u8] = b"\"session_id\":\"s.0\"";
+
+/// Two clients, of which one is away since the fifth of forty messages, and the home of their session, where it is now purged.
+fn purging(delay_us: u64) -> (World, usize, oneshot::Receiver<Result<Option<Purged>, String>>) {
+    let mut world = stage_on_disk(2, 0, &["ana", "bob"], |settings| settings.log.durability = Durability::Synced);
+    say(&mut world, 0, 5);
+    assert!(world.run_until(5_000, all_in));
+    world.end_link(1, true);
+    let now = world.now();
+    world.clients[1].stay_away_ms(&now, 300_000);
+    for _ in 0..35 {
+        world.message_to(0, "s.0", &Value::Null, 50_000, false);
+        world.run_for(20);
+    }
+    let home = world.home("s.0");
+    assert!(world.run_until(10_000, |world| world.clients[0].waiting().is_empty()));
+    assert!(world.seats[home].engine.disk.holds(OF_SESSION) && world.seats[home].core.memory_holds(OF_SESSION));
+    slow_down(&mut world, delay_us);
+    let (reply, answer) = oneshot::channel();
+    world.tell(home, PortMessage::Purge { session_id: "s.0".into(), reply });
+    (world, home, answer)
+}
+
+#[test]
+fn a_purge_leaves_nothing_and_is_told_as_a_gap() {
+    let (mut world, home, mut answer) = purging(0);
+    let mut purged = None;
+    assert!(world.run_until(10_000, |_| {
+        purged = purged.take().or_else(|| answer.try_recv().ok());
+        purged.is_some()
+    }));
+    assert_eq!(purged, Some(Ok(Some(Purged { messages: 40 }))));
+    for seat in &world.seats {
+        assert!(!seat.engine.disk.holds(OF_SESSION) && !seat.core.memory_holds(OF_SESSION));
+    }
+    assert_eq!(world.bounds("s.0"), (41, 40));
+    say(&mut world, 0, 3);
+    assert!(world.run_until(500_000, all_in));
+    world.run_for(100);
+    assert_eq!((world.clients[1].answers.get("rw.gap"), world.clients[1].held.get("s.0")), (Some(&1), Some(&43)));
+    world.crash(Crash::PowerCut);
+    assert!(world.run_until(100_000, all_in));
+    assert_eq!(world.bounds("s.0"), (41, 43));
+    assert!(world.seats[home].engine.disk.holds(OF_SESSION), "what came later stays");
+    finish(&mut world);
+}
+
+#[test]
+fn a_purge_that_is_interrupted_anywhere_is_done_or_not_begun() {
+    let (mut undone, mut done) = (0, 0);
+    for (crash, after_ms) in
+        [Crash::Kill, Crash::PowerCut].into_iter().flat_map(|crash| (0..50).map(move |step| (crash, step * 7)))
+    {
+        let (mut world, home, _answer) = purging(50_000);
+        for _ in 0..after_ms {
+            world.random.next();
+        }
+        world.run_for(after_ms);
+        world.crash(crash);
+        if world.seats[home].engine.disk.holds(OF_SESSION) {
+            undone += 1;
+            assert_eq!(world.bounds("s.0"), (1, 40), "{after_ms}");
+        } else {
+            done += 1;
+            assert_eq!(world.bounds("s.0"), (41, 40), "{after_ms}");
+        }
+        assert!(world.run_until(10_000, |world| world.clients[0].is_open()), "{after_ms}");
+        say(&mut world, 0, 1);
+        assert!(world.run_until(500_000, all_in), "{after_ms}");
+        finish(&mut world);
+    }
+    assert!(undone > 5 && done > 5, "{undone} not begun, {done} done");
+}
