@@ -473,8 +473,10 @@ fn unsafe_stands_in_io_only() {
 fn the_readme_shows_the_examples_as_they_are() {
     let read = |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
     let readme = read("README.md");
-    for example in ["examples/client.py", "examples/page.html"] {
-        assert!(readme.contains(read(example).trim_end()), "README.md shows another {example}");
+    for (example, lines_max) in [("examples/hello.py", 20), ("examples/page.html", 10)] {
+        let text = read(example);
+        assert!(readme.contains(text.trim_end()), "README.md shows another {example}");
+        assert!(text.lines().count() <= lines_max, "{example} is the least that works: {lines_max} lines at most");
     }
 }
 
