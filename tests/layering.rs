@@ -28,7 +28,7 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("cli", &["auth", "config", "control", "io", "log", "net", "shard"]),
 ];
 /// Files that exist for tests alone, whatever their name.
-const TEST_FILES: [&str; 16] = [
+const TEST_FILES: [&str; 18] = [
     "auth/vectors.rs",
     "cli/log/tests.rs",
     "control/tests.rs",
@@ -43,6 +43,8 @@ const TEST_FILES: [&str; 16] = [
     "log/segment_index_tests.rs",
     "net/tls_tests.rs",
     "shard/disk_tests.rs",
+    "shard/lanes_model.rs",
+    "shard/reading_tests.rs",
     "protocol/attacks.rs",
     "ws/decoder_tests.rs",
 ];
@@ -471,8 +473,10 @@ fn unsafe_stands_in_io_only() {
 fn the_readme_shows_the_examples_as_they_are() {
     let read = |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
     let readme = read("README.md");
-    for example in ["examples/client.py", "examples/page.html"] {
-        assert!(readme.contains(read(example).trim_end()), "README.md shows another {example}");
+    for (example, lines_max) in [("examples/hello.py", 20), ("examples/page.html", 10)] {
+        let text = read(example);
+        assert!(readme.contains(text.trim_end()), "README.md shows another {example}");
+        assert!(text.lines().count() <= lines_max, "{example} is the least that works: {lines_max} lines at most");
     }
 }
 

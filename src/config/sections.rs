@@ -249,6 +249,9 @@ sections! {
         rooms_per_client: usize = ROOMS_PER_CLIENT_MAX, "", Allowed::Range(1, ROOMS_PER_CLIENT_MAX as u64), live;
         /// Sessions at home on one shard.
         sessions_per_shard: usize = 100_000, "", Allowed::Range(1, COUNT_MAX), live;
+        /// Sessions at home on one shard that one user (a token's `sub`) made by attaching and that are still there; what was made before
+        /// a restart does not count.
+        sessions_per_user: usize = 10_000, "", COUNT, live;
         /// The life of a connection (± 10 %); then it is closed with 1012 and comes back.
         connection_lifetime_s: u64 = 86_400, "s", Allowed::OffOr(60, 31_622_400), live;
         /// How long a reader may take less than stall_bytes_per_second with data waiting (4508).

@@ -5,7 +5,7 @@ use super::few::Few;
 use super::member::{Member, MemberKey};
 use super::presence::Watcher;
 use super::stream::StreamKey;
-use crate::ids::HashKey;
+use crate::ids::{HashKey, Map};
 use crate::log::{Level, Position};
 use crate::slots::{Key, Slots};
 use hashbrown::HashTable;
@@ -47,6 +47,8 @@ pub struct Session {
     pub empty_since_ms: u64,
     /// Presence is not kept for channels.
     pub channel: bool,
+    /// Whose limit it counts to ([`Target::User`]); 0: nobody's.
+    maker: u64,
 }
 
 /// Members that an address names: mostly one, of a user.
@@ -101,6 +103,8 @@ pub struct Sessions {
     groups: HashTable<Group>,
     /// The roles that were given last, by name and by hash: most members have the same, and share them.
     roles: (Rc<[Box<str>]>, Arc<[u64]>),
+    /// How many sessions each user made that are still there.
+    made: Map<u64, u32>,
 }
 
 impl Sessions {
@@ -115,6 +119,7 @@ impl Sessions {
             by_client: HashTable::new(),
             groups: HashTable::new(),
             roles: (Rc::new([]), Arc::new([])),
+            made: Map::with_hasher(key),
         }
     }
 
@@ -140,6 +145,7 @@ impl Sessions {
             mirrors,
             empty_since_ms: 0,
             channel,
+            maker: 0,
         });
         self.by_hash.insert_unique(hash, (hash, key), |(hash, _)| *hash);
         key
@@ -152,6 +158,12 @@ impl Sessions {
             if let Ok(entry) = self.by_hash.find_entry(session.hash, |(other, _)| *other == session.hash) {
                 entry.remove();
             }
+            if let Some(made) = self.made.get_mut(&session.maker) {
+                *made -= 1;
+                if *made == 0 {
+                    self.made.remove(&session.maker);
+                }
+            }
             return Some(session);
         }
         None
@@ -162,6 +174,22 @@ impl Sessions {
         self.by_hash.shrink_to_fit(|(hash, _)| *hash);
         self.by_client.shrink_to_fit(|(scope, _)| *scope);
         self.groups.shrink_to_fit(|group| group.key);
+    }
+
+    /// Counts a new session to the user that made it ([`Target::User`]).
+    pub fn count_to(&mut self, key: SessionKey, maker: u64) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && session.maker == 0
+        {
+            session.maker = maker;
+            *self.made.entry(maker).or_default() += 1;
+        }
+    }
+
+    /// Sessions that a user made and that are still there; those that recovery found are nobody's.
+    #[must_use]
+    pub fn made_by(&self, maker: u64) -> usize {
+        self.made.get(&maker).map_or(0, |made| *made as usize)
     }
 
     /// The hash of an address.
@@ -402,6 +430,21 @@ mod tests {
         assert!(sessions.member(session, sessions.target(Target::Client, "ana")).is_none());
         assert!(sessions.groups.is_empty() && sessions.by_client.is_empty());
         assert!(sessions.remove(session).is_some() && sessions.find(77).is_none());
+    }
+
+    #[test]
+    fn a_session_counts_to_who_made_it_while_it_is_there() {
+        let (mut sessions, first) = table();
+        sessions.count_to(first, 5);
+        sessions.count_to(first, 6);
+        let second = sessions.create(78, Key::unpack(1), 5, false);
+        sessions.count_to(second, 5);
+        assert_eq!((sessions.made_by(5), sessions.made_by(6), sessions.made_by(0)), (2, 0, 0));
+        let member = join(&mut sessions, first, "ana", &[]);
+        assert!(sessions.remove(first).is_none() && sessions.made_by(5) == 2);
+        sessions.remove_member(member).unwrap();
+        assert!(sessions.remove(first).is_some() && sessions.made_by(5) == 1);
+        assert!(sessions.remove(second).is_some() && sessions.made.is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::ids::ConnId;
 use crate::io::Io;
 use crate::protocol::{ErrorCode, Failure, Head, Refusal, SessionStart, Welcome};
 use crate::session::{
-    Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, start,
+    Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, Target, start,
 };
 use crate::time::Tick;
 use crate::ws::Opcode;
@@ -60,7 +60,16 @@ impl Core {
             let message = format!("this shard holds {sessions_max} sessions already (limits.sessions_per_shard)");
             return Err(refusal(ErrorCode::LimitSessions, message, "/session_id"));
         }
-        Ok((self.create_session(&request.session_id, request.session, now), true))
+        let user = self.sessions.target(Target::User, subject_of(request));
+        let made_max = self.snapshot.settings.limits.sessions_per_user;
+        if made_max > 0 && self.sessions.made_by(user) >= made_max {
+            self.counters.limit_reached(LimitReached::SessionsPerUser);
+            let message = format!("this user made {made_max} sessions of this shard already (limits.sessions_per_user)");
+            return Err(refusal(ErrorCode::LimitSessions, message, "/session_id"));
+        }
+        let session = self.create_session(&request.session_id, request.session, now);
+        self.sessions.count_to(session, user);
+        Ok((session, true))
     }
 
     pub(super) fn create_session(&mut self, session_id: &str, hash: u64, now: Tick) -> SessionKey {
@@ -80,7 +89,7 @@ impl Core {
             self.sessions.sessions.get(session).map_or((StreamKey::unpack(0), 0), |entry| (entry.stream, entry.epoch));
         self.trim(stream);
         let (oldest, head) = self.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.head()));
-        let client = self.sessions.target(crate::session::Target::Client, &request.client_id);
+        let client = self.sessions.target(Target::Client, &request.client_id);
         let known = self.sessions.member(session, client);
         let member = match known {
             Some(member) => member,
@@ -130,7 +139,7 @@ impl Core {
             return Err(refusal_of(request, ErrorCode::LimitMembers, message, "/session_id"));
         }
         let hidden_to = if self.snapshot.settings.session.history == HistoryView::FromJoin { head } else { 0 };
-        let subject = request.client_id.get(..usize::from(request.subject_bytes)).unwrap_or(&request.client_id);
+        let subject = subject_of(request);
         let entitlements = self.sessions.entitle(&request.client_id, subject, &request.roles, hidden_to);
         let (roles, _) = self.sessions.share_roles(&request.roles);
         Ok(self.sessions.add_member(Member {
@@ -576,6 +585,10 @@ impl Core {
     pub(super) fn send_control<I: Io>(&mut self, io: &mut I, shard: u16, message: LaneMessage) {
         self.send_lane(io, usize::from(shard), message);
     }
+}
+
+fn subject_of(request: &AttachRequest) -> &str {
+    request.client_id.get(..usize::from(request.subject_bytes)).unwrap_or(&request.client_id)
 }
 
 fn copy_of(request: &AttachRequest) -> AttachRequest {

@@ -181,6 +181,8 @@ reasons! {
         RoomsPerClient = "rooms_per_client",
         /// limits.sessions_per_shard.
         SessionsPerShard = "sessions_per_shard",
+        /// limits.sessions_per_user.
+        SessionsPerUser = "sessions_per_user",
         /// limits.connection_lifetime_s.
         ConnectionLifetime = "connection_lifetime",
         /// limits.stall_bytes_per_second over limits.stall_ms.
@@ -193,6 +195,8 @@ reasons! {
         HistoryBusy = "history_busy",
         /// The lanes between shards.
         Lane = "lane",
+        /// Replies that wait for a lane, or their bytes; their connections are closed.
+        LaneReplies = "lane_replies",
         /// The file descriptors of the process.
         OpenFiles = "open_files",
     }
@@ -390,7 +394,7 @@ counters! {
     log_full: Gauge, "Make room, or change log.retention_*, log.max_bytes; it is looked at again each second.";
     /// 1 after a write or sync of the log failed for good.
     log_failed: Gauge, "Look at the disk and restart: recovery keeps what was acknowledged.";
-    /// Bytes of connections' buffers: partial messages, replies, ephemeral messages.
+    /// Bytes of connections' buffers: partial messages, replies, ephemeral messages; and what waits for lanes.
     buffer_bytes: Gauge, "Compare with limits.shard_memory_bytes.";
     /// Sessions at home elsewhere that are mirrored here.
     mirrors: Gauge, "Many: clients attach sessions all over the shards.";
@@ -402,6 +406,8 @@ counters! {
     lane_in: Counter, "Over all shards it follows lane_out.";
     /// Pushes that found a lane full.
     lane_full: Counter, "Not zero: a shard lags behind the others; look at its turn_seconds.";
+    /// Memory of the messages that wait for full lanes; a part of buffer_bytes.
+    lane_backlog_bytes: Gauge, "Not zero for long: another shard does not turn; look at its turn_seconds.";
     /// Wake-ups of other shards.
     bells: Counter, "Compare with lane_out: how many lane messages share a wake.";
     /// Timers that fired.

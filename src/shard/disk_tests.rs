@@ -31,7 +31,7 @@ fn at(mono_ms: u64) -> Tick {
 
 /// What was asked and is not answered yet.
 #[derive(Debug, Default)]
-struct Held {
+pub(super) struct Held {
     writes: Vec<u64>,
     syncs: Vec<u64>,
     prepared: Vec<u64>,
@@ -105,7 +105,7 @@ pub(super) fn one_of(shards: usize, settings: &str) -> Core {
     })
 }
 
-fn core(settings: &str) -> Core {
+pub(super) fn core(settings: &str) -> Core {
     let mut core = one_of(1, settings);
     core.take_disk(Geometry { segment_bytes: 2 << 20, shard: 0, generation: 1 }, &Found::default());
     core

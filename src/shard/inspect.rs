@@ -128,8 +128,10 @@ impl Core {
             self.inspect_conn(conn, dirty.get(&conn.id).copied().unwrap_or_default(), resting)
                 .map_err(|what| format!("{} ({}, {:?}): {what}", self.name_of(conn), conn.client_id, conn.flags))?;
         }
-        let counted = self.counters.buffer_bytes.get();
-        ensure!(counted == queued, "{queued} bytes wait for connections, counted {counted}");
+        let (counted, lanes_counted) = (self.counters.buffer_bytes.get(), self.counters.lane_backlog_bytes.get());
+        let lanes: u64 = self.lane_backlog.iter().flatten().map(|message| message.bytes() as u64).sum();
+        ensure!(lanes_counted == lanes, "{lanes} bytes wait for lanes, counted {lanes_counted}");
+        ensure!(counted == queued + lanes, "{queued} bytes wait for connections and {lanes} for lanes, counted {counted}");
         for (key, stream) in self.streams.iter() {
             for (place, reader) in stream.readers.iter().enumerate() {
                 let attachment = self.conn(reader.conn).and_then(|conn| conn.attachment(reader.attachment));

@@ -28,6 +28,12 @@ const WORDS: usize = SHARDS_MAX / 64;
 /// Messages all lanes into one shard hold together; each has an equal share.
 pub const LANE_MESSAGES: usize = 8192;
 const LANE_MESSAGES_MIN: usize = 64;
+/// Memory of the messages in all lanes into one shard above which their senders wait; each lane has an equal share.
+const LANE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// No less than a page of history.
+const LANE_BYTES_MIN: usize = 2 * 1024 * 1024;
+/// Messages below this are not counted to it.
+const WEIGHED_BYTES_MIN: usize = 4 * 1024;
 /// Memory of the emptied buffers that wait for one shard, from all others together; each lane has an equal share.
 pub const RETURNED_BYTES_MAX: usize = 8 * 1024 * 1024;
 const RETURNED_LANE_BYTES_MIN: usize = 128 * 1024;
@@ -168,12 +174,60 @@ pub enum LaneMessage {
 
 const _: () = assert!(size_of::<LaneMessage>() <= 64);
 
+impl LaneMessage {
+    /// Memory of the bytes it carries, where it may be much.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Handover(handover) => handover.rest.capacity() + handover.unsent.capacity(),
+            Self::Forward { text: bytes, .. }
+            | Self::Post(ChannelPost { bytes, .. })
+            | Self::Reply { frame: bytes, .. }
+            | Self::History { frame: bytes, .. }
+            | Self::Detached { frame: bytes, .. }
+            | Self::Records(Batch { records: bytes, .. })
+            | Self::Passing(Passing { bytes, .. })
+            | Self::Credit { buffer: bytes, .. } => bytes.capacity(),
+            Self::Pull { page, .. } | Self::Page { page, .. } => {
+                page.frames.capacity() + page.ends.capacity() * size_of::<(u64, u32)>()
+            }
+            Self::Attach(_)
+            | Self::Attached { .. }
+            | Self::Detach { .. }
+            | Self::Unmirror { .. }
+            | Self::Purge { .. }
+            | Self::Evict { .. }
+            | Self::Pong { .. }
+            | Self::Entitle { .. }
+            | Self::Roles { .. }
+            | Self::Replaced { .. } => 0,
+        }
+    }
+
+    /// What of it a lane counts: most messages are small, and a lane's places bound those.
+    fn weight(&self) -> usize {
+        let bytes = self.bytes();
+        if bytes < WEIGHED_BYTES_MIN { 0 } else { bytes }
+    }
+}
+
 /// The queues of one ordered pair.
 #[derive(Debug)]
 pub struct Lane {
     pub control: ArrayQueue<LaneMessage>,
     pub data: ArrayQueue<LaneMessage>,
     returned: Returned,
+    /// Memory of the messages in both, counted before they are put in. Only the sender adds.
+    bytes: AtomicUsize,
+}
+
+impl Lane {
+    fn queue(&self, class: Class) -> &ArrayQueue<LaneMessage> {
+        match class {
+            Class::Control => &self.control,
+            Class::Data => &self.data,
+        }
+    }
 }
 
 /// Emptied buffers that a lane's receiver gives back to its sender. Nobody is woken for them.
@@ -205,6 +259,9 @@ impl Returned {
 }
 
 /// Tells a shard who has spoken, and tells the speakers whether it sleeps.
+///
+/// All that writes the flag reads it too (a swap, which costs what a sequentially consistent store does): so each writing has its
+/// place among the others, and what a knock at an earlier sleep left there is never read at a later one.
 #[derive(Debug)]
 pub struct Door {
     asleep: AtomicBool,
@@ -239,7 +296,7 @@ impl Door {
     /// Announces sleep; false if somebody has spoken meanwhile.
     #[must_use]
     pub fn sleep(&self) -> bool {
-        self.asleep.store(true, Ordering::SeqCst);
+        self.asleep.swap(true, Ordering::SeqCst);
         in_total_order();
         if self.spoken.iter().any(|word| word.load(Ordering::SeqCst) != 0) {
             self.wake();
@@ -250,7 +307,7 @@ impl Door {
 
     /// The owner is up.
     pub fn wake(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
+        self.asleep.swap(false, Ordering::SeqCst);
     }
 
     /// Who has spoken since the last call, added to `mask`.
@@ -270,6 +327,8 @@ pub struct Mesh {
     lanes: Vec<Lane>,
     doors: Vec<CachePadded<Door>>,
     shards: usize,
+    /// A lane that holds more takes nothing until it is less.
+    lane_bytes_max: usize,
 }
 
 /// Which queue of a lane.
@@ -296,10 +355,12 @@ impl Mesh {
                 // Nobody talks to itself.
                 let depth = if lane / shards == lane % shards { 1 } else { depth };
                 let returned = Returned { buffers: ArrayQueue::new(depth), bytes: AtomicUsize::new(0), bytes_max };
-                Lane { control: ArrayQueue::new(depth), data: ArrayQueue::new(depth), returned }
+                let bytes = AtomicUsize::new(0);
+                Lane { control: ArrayQueue::new(depth), data: ArrayQueue::new(depth), returned, bytes }
             })
             .collect();
-        Arc::new(Self { lanes, doors: (0..shards).map(|_| CachePadded::new(Door::default())).collect(), shards })
+        let doors = (0..shards).map(|_| CachePadded::new(Door::default())).collect();
+        Arc::new(Self { lanes, doors, shards, lane_bytes_max: (LANE_BYTES_MAX / shards).max(LANE_BYTES_MIN) })
     }
 
     /// How many shards there are.
@@ -317,26 +378,48 @@ impl Mesh {
     /// Puts a message in a lane. True: ring the receiver's bell.
     ///
     /// # Errors
-    /// The message, where the queue is full.
+    /// The message, where the queue is full, or its lane holds as many bytes as it may.
     pub fn push(&self, from: usize, to: usize, class: Class, message: LaneMessage) -> Result<bool, LaneMessage> {
-        self.queue(from, to, class).push(message)?;
+        let lane = self.lane(from, to);
+        if self.is_laden(lane) {
+            return Err(message);
+        }
+        let weight = message.weight();
+        if weight > 0 {
+            lane.bytes.fetch_add(weight, Ordering::Relaxed);
+        }
+        lane.queue(class).push(message).inspect_err(|_| {
+            lane.bytes.fetch_sub(weight, Ordering::Relaxed);
+        })?;
         Ok(self.doors[to].knock(from))
     }
 
     /// Whether a lane has room: for requests less than half of `control` is theirs.
     #[must_use]
     pub fn has_room(&self, from: usize, to: usize, class: Class) -> bool {
-        let queue = self.queue(from, to, class);
-        match class {
+        let lane = self.lane(from, to);
+        let queue = lane.queue(class);
+        let places = match class {
             Class::Control => queue.len() * 2 < queue.capacity(),
             Class::Data => !queue.is_full(),
-        }
+        };
+        places && !self.is_laden(lane)
+    }
+
+    fn is_laden(&self, lane: &Lane) -> bool {
+        lane.bytes.load(Ordering::Relaxed) >= self.lane_bytes_max
     }
 
     /// Takes a message out of a lane.
     #[must_use]
     pub fn pop(&self, from: usize, to: usize, class: Class) -> Option<LaneMessage> {
-        self.queue(from, to, class).pop()
+        let lane = self.lane(from, to);
+        let message = lane.queue(class).pop()?;
+        let weight = message.weight();
+        if weight > 0 {
+            lane.bytes.fetch_sub(weight, Ordering::Relaxed);
+        }
+        Some(message)
     }
 
     /// Gives the emptied buffer of a message that `from` sent to `to` back to `from`.
@@ -356,14 +439,6 @@ impl Mesh {
 
     fn lane(&self, from: usize, to: usize) -> &Lane {
         &self.lanes[from * self.shards + to]
-    }
-
-    fn queue(&self, from: usize, to: usize, class: Class) -> &ArrayQueue<LaneMessage> {
-        let lane = self.lane(from, to);
-        match class {
-            Class::Control => &lane.control,
-            Class::Data => &lane.data,
-        }
     }
 }
 
@@ -425,6 +500,30 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_holds_so_many_bytes() {
+        let mesh = Mesh::new(2);
+        let place = Place { shard: 1, attachment: 0, ticket: 1, conn: crate::ids::ConnId { index: 0, generation: 1 } };
+        let page = || LaneMessage::History { to: place, after: 1, frame: Vec::with_capacity(1 << 20) };
+        let mut pages = 0;
+        while mesh.has_room(0, 1, Class::Control) && mesh.push(0, 1, Class::Control, page()).is_ok() {
+            pages += 1;
+        }
+        assert_eq!(pages, LANE_BYTES_MAX / 2 / (1 << 20), "half of the bytes is this lane's");
+        let small = || LaneMessage::Evict { to: place };
+        for class in [Class::Control, Class::Data] {
+            assert!(!mesh.has_room(0, 1, class) && mesh.push(0, 1, class, small()).is_err(), "in order behind what waits");
+            assert!(mesh.has_room(1, 0, class), "each lane has its own");
+        }
+        assert!(mesh.pop(0, 1, Class::Control).is_some() && mesh.push(0, 1, Class::Data, small()).is_ok());
+        // What found its queue full is not counted.
+        let mesh = Mesh::with_depth(2, 2);
+        for _ in 0..100 {
+            let _ = mesh.push(0, 1, Class::Control, page());
+        }
+        assert!(mesh.has_room(0, 1, Class::Data) && mesh.lane(0, 1).bytes.load(Ordering::Relaxed) == 2 << 20);
+    }
+
+    #[test]
     fn buffers_come_back_empty_and_bounded() {
         let mesh = Mesh::new(2);
         assert!(mesh.give_back(0, 1, b"a message".to_vec()).is_ok());
@@ -446,30 +545,5 @@ mod tests {
 }
 
 #[cfg(all(test, feature = "loom"))]
-mod tests {
-    use super::*;
-    use loom::sync::Arc;
-    use loom::sync::atomic::AtomicUsize;
-
-    /// Whatever the interleaving, a message pushed before the owner sleeps is either seen by it or rings.
-    #[test]
-    fn no_message_sleeps_in_a_lane() {
-        loom::model(|| {
-            let door = Arc::new(Door::default());
-            let lane = Arc::new(AtomicUsize::new(0));
-            let speaker = {
-                let (door, lane) = (Arc::clone(&door), Arc::clone(&lane));
-                loom::thread::spawn(move || {
-                    lane.store(1, Ordering::Release);
-                    door.knock(0)
-                })
-            };
-            let slept = door.sleep();
-            let mut spoken = Spoken::default();
-            door.take(&mut spoken.0);
-            let seen = !spoken.is_empty() && lane.load(Ordering::Acquire) == 1;
-            let rang = speaker.join().unwrap();
-            assert!(!slept || seen || rang, "asleep with a message in the lane and no bell");
-        });
-    }
-}
+#[path = "lanes_model.rs"]
+mod model;

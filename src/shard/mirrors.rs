@@ -390,9 +390,9 @@ impl Core {
     /// Puts a message that must not be lost in a lane, now or later.
     pub(super) fn send_lane<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) {
         if !self.lane_backlog[to].is_empty() {
-            self.lane_backlog[to].push_back(message);
+            self.wait_for_lane(to, message);
         } else if let Err(message) = self.push_lane(io, to, Class::Control, message) {
-            self.lane_backlog[to].push_back(message);
+            self.wait_for_lane(to, message);
         }
     }
 
@@ -418,11 +418,14 @@ impl Core {
         let mut waits = false;
         for to in 0..self.lane_backlog.len() {
             while let Some(message) = self.lane_backlog[to].pop_front() {
+                let bytes = message.bytes() as u64;
                 if let Err(message) = self.push_lane(io, to, Class::Control, message) {
                     self.lane_backlog[to].push_front(message);
                     waits = true;
                     break;
                 }
+                self.counters.lane_backlog_bytes.subtract(bytes);
+                self.counters.buffer_bytes.subtract(bytes);
             }
             if self.lane_backlog[to].is_empty() {
                 self.evicted[to].clear();

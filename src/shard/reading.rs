@@ -11,7 +11,7 @@ use super::durable::READ_TAGS;
 use super::lanes::{LaneMessage, Page};
 use super::mirrors::audience_of;
 use crate::io::Io;
-use crate::limits::{HISTORY_PAGE_BYTES_MAX, READ_BACK_BYTES_MAX, SEND_BYTES_MAX};
+use crate::limits::{HISTORY_PAGE_BYTES_MAX, READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEND_BYTES_MAX};
 use crate::log::{ENTRY_BYTES, Entry, HEADER_BYTES, Held, Located, Position, Run, read_entries, read_record};
 use crate::protocol::Head;
 use crate::session::{MemberKey, Place, Stream, StreamKey};
@@ -25,12 +25,14 @@ const GAP_BYTES_MAX: u64 = 64 * 1024;
 const PLACES_PER_READ: u64 = 1024;
 /// Such reads that are kept for the next page.
 const PLACES_MAX: usize = 64;
-/// Reads that may be under way or wait, for all readers of a shard.
+/// Reads that may be under way or wait, for all readers of a shard; pages of history that wait for others are as many at most.
 const READS_MAX: usize = 4096;
 /// Times a read is asked for again that brought less than is there.
 const SHORT_READS_MAX: u8 = 8;
 /// Pages of history that are being read together from disk; the others wait. Each holds up to [`HISTORY_PAGE_BYTES_MAX`].
 const HISTORIES_MAX: usize = 32;
+/// Reads under way, above which the page of a reader that waits for one more gives its memory back until then.
+const PAGES_WARM_MAX: usize = 4 * READ_BACKS_MAX;
 
 /// Where some of a session's messages are, as its segment's index file says.
 #[derive(Debug)]
@@ -272,14 +274,26 @@ impl Core {
     }
 
     /// Has what a job lacks for `seq` read.
-    pub(super) fn read_for<I: Io>(&mut self, io: &mut I, (key, seq): (StreamKey, u64), want: Want, hand: &Hand<'_>, job: Job) {
+    pub(super) fn read_for<I: Io>(
+        &mut self,
+        io: &mut I,
+        (key, seq): (StreamKey, u64),
+        want: Want,
+        hand: &Hand<'_>,
+        mut job: Job,
+    ) {
         if self.jobs.len() + self.disk.as_ref().map_or(0, |disk| disk.indexing.waiting()) >= READS_MAX {
             // The reader asks again when it is next looked at.
             self.counters.limit_reached(LimitReached::LogReads);
             return self.abandon(job);
         }
-        let (ascending, wanted_bytes) = match &job {
-            Job::Page { .. } => (true, SEND_BYTES_MAX),
+        let (ascending, wanted_bytes) = match &mut job {
+            Job::Page { page, .. } => {
+                if self.jobs.len() >= PAGES_WARM_MAX {
+                    (page.frames, page.ends) = (Vec::new(), Vec::new());
+                }
+                (true, SEND_BYTES_MAX)
+            }
             Job::History(page) => (page.ascending, HISTORY_PAGE_BYTES_MAX),
             Job::Copy(_) => (true, STEP_BYTES),
         };
@@ -434,7 +448,7 @@ impl Core {
             self.on_page(place, &page);
             self.keep_page(page);
         } else {
-            self.send_control(io, place.shard, LaneMessage::Page { to: place, page });
+            self.send_reply(place, LaneMessage::Page { to: place, page });
         }
     }
 
@@ -497,6 +511,10 @@ impl Core {
 
     fn read_history<I: Io>(&mut self, io: &mut I, seq: u64, want: Want, hand: &Hand<'_>, mut page: Box<HistoryPage>) -> Step {
         if !page.reading && self.histories >= HISTORIES_MAX {
+            if self.histories_waiting.len() >= READS_MAX {
+                self.counters.limit_reached(LimitReached::LogReads);
+                return Step::Gone(page);
+            }
             // It begins again when it is its turn, and holds nothing until then.
             page.frames = Vec::new();
             page.ends = Vec::new();
@@ -557,3 +575,7 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reading_tests.rs"]
+mod tests;

@@ -14,6 +14,8 @@ use crate::ws::{Opcode, encoder};
 pub(super) const AT_ONCE: u64 = u64::MAX;
 /// Messages that wait for a lane, above which replies are dropped with their connection.
 const REPLIES_WAITING_MAX: usize = 16_384;
+/// Memory of the messages of a shard that wait for lanes, above which the same happens.
+const REPLIES_WAITING_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A queue above this many times the reply limit (and a page of history) ends its connection.
 const HARD_QUEUE_FACTOR: usize = 8;
 
@@ -99,14 +101,30 @@ impl Core {
 
     /// Puts a reply to a client elsewhere among what the turn's end sends.
     pub(super) fn send_reply(&mut self, to: Place, message: LaneMessage) {
-        let waiting = &mut self.lane_backlog[usize::from(to.shard)];
-        if waiting.len() < REPLIES_WAITING_MAX {
-            return waiting.push_back(message);
-        }
+        let shard = usize::from(to.shard);
+        let bytes = message.bytes() as u64;
+        let over = if self.lane_backlog[shard].len() >= REPLIES_WAITING_MAX
+            || self.counters.lane_backlog_bytes.get() + bytes > REPLIES_WAITING_BYTES_MAX
+        {
+            LimitReached::LaneReplies
+        } else if self.counters.buffer_bytes.get() + bytes > self.snapshot.settings.limits.shard_memory_bytes as u64 {
+            LimitReached::ShardMemory
+        } else {
+            return self.wait_for_lane(shard, message);
+        };
+        self.counters.limit_reached(over);
         self.counters.dropped(DropReason::ReplyQueueFull, 1);
-        if self.evicted[usize::from(to.shard)].insert(to, ()).is_none() {
-            waiting.push_back(LaneMessage::Evict { to });
+        if self.evicted[shard].insert(to, ()).is_none() {
+            self.wait_for_lane(shard, LaneMessage::Evict { to });
         }
+    }
+
+    /// Puts a message behind those that wait for a lane.
+    pub(super) fn wait_for_lane(&mut self, to: usize, message: LaneMessage) {
+        let bytes = message.bytes() as u64;
+        self.counters.lane_backlog_bytes.add(bytes);
+        self.counters.buffer_bytes.add(bytes);
+        self.lane_backlog[to].push_back(message);
     }
 
     /// Ends a connection that lets too much wait, and holds the shard to its memory.
@@ -156,5 +174,43 @@ mod tests {
         let ends = core.lane_backlog[1].iter().filter(|message| matches!(message, LaneMessage::Evict { .. })).count();
         assert_eq!((core.lane_backlog[1].len(), ends), (REPLIES_WAITING_MAX + 3, 3), "each of the three is ended once");
         assert_eq!(core.counters.dropped_count(DropReason::ReplyQueueFull), REPLIES_WAITING_MAX as u64);
+        assert_eq!(core.counters.limit_count(LimitReached::LaneReplies), REPLIES_WAITING_MAX as u64);
+    }
+
+    #[test]
+    fn what_waits_for_lanes_is_bounded_in_bytes_and_counted() {
+        const PAGE_BYTES: usize = 1 << 20;
+        let place = |shard, index| Place { shard, attachment: 0, ticket: 1, conn: ConnId { index, generation: 1 } };
+        let page = |to| LaneMessage::History { to, after: 1, frame: Vec::with_capacity(PAGE_BYTES) };
+        for (settings, limit, most) in [
+            ("", LimitReached::LaneReplies, REPLIES_WAITING_BYTES_MAX),
+            ("[limits]\nshard_memory_bytes = 33554432", LimitReached::ShardMemory, 32 << 20),
+        ] {
+            let mut core = super::super::disk_tests::one_of(3, settings);
+            for index in 0..100 {
+                let to = place(1 + u16::try_from(index % 2).unwrap(), index);
+                core.send_reply(to, page(to));
+            }
+            let pages = |core: &Core| {
+                core.lane_backlog.iter().flatten().filter(|message| matches!(message, LaneMessage::History { .. })).count() as u64
+            };
+            assert_eq!(pages(&core), most / PAGE_BYTES as u64, "those of all shards together");
+            assert_eq!((core.counters.lane_backlog_bytes.get(), core.counters.buffer_bytes.get()), (most, most));
+            assert_eq!(core.counters.limit_count(limit), 100 - pages(&core));
+            assert!(core.inspect(false).is_ok(), "{:?}", core.inspect(false));
+            // The lanes take a part of them, and as they are emptied the others.
+            let (mut io, mut taken) = (super::super::disk_tests::Held::default(), 0);
+            let mut rounds = 0;
+            while core.push_backlog(&mut io) {
+                rounds += 1;
+                for shard in 1..3 {
+                    while let Some(message) = core.mesh.pop(0, shard, super::super::lanes::Class::Control) {
+                        taken += u64::from(matches!(message, LaneMessage::History { .. }));
+                    }
+                }
+            }
+            assert!(rounds == u32::from(most > 42 << 20) && taken >= rounds.into(), "{rounds} rounds, {taken} taken");
+            assert_eq!((core.counters.lane_backlog_bytes.get(), core.counters.buffer_bytes.get()), (0, 0));
+        }
     }
 }

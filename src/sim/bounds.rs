@@ -90,6 +90,24 @@ fn a_session_takes_so_many_members_and_a_shard_so_many_sessions() {
 }
 
 #[test]
+fn a_user_makes_so_many_sessions_and_others_make_theirs() {
+    let mut world = stage(&[("ana", "s.0")], |settings| settings.limits.sessions_per_user = 1);
+    let another =
+        |tab| Casting { sub: "ana", tab, roles: &[], home: "s.1", echo: false, acks: true, hostile: false, slow: false };
+    world.cast(&another("2"));
+    let last = world.clients.len() - 1;
+    assert!(world.run_until(5_000, |world| answers(world, last, "limit.sessions") > 0));
+    leave(&mut world, last, 1_000_000);
+    world.run_for(1_000);
+    assert!(reached(&world, LimitReached::SessionsPerUser) > 0 && ended(&world, CloseReason::Overloaded) > 0);
+    // Into one that is there already it may, and another user may make one.
+    come(&mut world, "bob", "s.1", false);
+    world.cast(&another("3"));
+    assert!(world.run_until(5_000, |world| world.seats[0].counters.members.get() == 3));
+    assert_eq!((world.oracle.violations.len(), world.seats[0].counters.sessions.get()), (0, 2));
+}
+
+#[test]
 fn a_member_unseen_and_a_session_that_is_empty_are_forgotten_in_time_and_no_sooner() {
     for (unseen_ms, idle_ms, left) in [(4_000, 4_000, (0, 0)), (4_000, 3_600_000, (0, 1)), (3_600_000, 4_000, (1, 1))] {
         let mut world = stage(&[("ana", "s.0")], |settings| {

@@ -27,6 +27,7 @@ mod deflate;
 mod drain_within_grace;
 mod engines;
 mod ephemeral;
+mod examples;
 mod heartbeat;
 mod hello_and_welcome;
 mod history;
