@@ -265,16 +265,27 @@ impl Client {
         }
     }
 
-    /// All that has been sent to this client up to now: a ping's answer comes in order with messages.
+    /// All that has been sent to this client of its session up to now: a ping's answer comes in order with messages.
     pub async fn settle(&mut self) -> Vec<Value> {
-        let pong = self.command("rw.ping", json!({})).await;
+        self.settle_in(&self.session.clone()).await
+    }
+
+    /// The same of another session that it is attached to.
+    async fn settle_in(&mut self, session: &str) -> Vec<Value> {
+        let pong = self.command_in(session, "rw.ping", json!({})).await;
         assert_eq!(pong["type"], "rw.pong", "{pong}");
         self.aside.drain(..).collect()
     }
 
     /// The payloads of the application's messages up to now, in order.
     pub async fn heard(&mut self) -> Vec<Value> {
-        self.settle().await.iter().filter(|message| message["type"] == "chat").map(|message| message["payload"].clone()).collect()
+        self.heard_in(&self.session.clone()).await
+    }
+
+    /// The same of another session that it is attached to.
+    pub async fn heard_in(&mut self, session: &str) -> Vec<Value> {
+        let heard = self.settle_in(session).await;
+        heard.iter().filter(|message| message["type"] == "chat").map(|message| message["payload"].clone()).collect()
     }
 
     /// Waits for the close frame and the end of the stream; texts before it are set aside.
