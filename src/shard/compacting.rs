@@ -49,21 +49,6 @@ impl Compaction {
     }
 }
 
-/// What of a stream is to be copied.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Copying {
-    stream: StreamKey,
-    segment: u32,
-}
-
-/// Why a step ended.
-enum Ended {
-    /// Nothing of the stream is left in the file.
-    Done,
-    Step,
-    Damaged(u64),
-}
-
 impl Core {
     /// The oldest file, of number `segment`, holds messages of these streams: has them copied, where enough of the log is dead.
     pub(super) fn begin_compaction(&mut self, segment: u64, holders: Vec<StreamKey>, retained_bytes: u64, now: Tick) {
@@ -108,8 +93,7 @@ impl Core {
             return;
         }
         compaction.reading = true;
-        let segment = compaction.segment;
-        self.copy(io, Copying { stream, segment }, &Hand::default());
+        self.copy(io, stream, &Hand::default());
     }
 
     /// When the next step is due.
@@ -137,51 +121,39 @@ impl Core {
     }
 
     /// Copies what is at hand of a stream, and has the next read.
-    pub(super) fn copy<I: Io>(&mut self, io: &mut I, copying: Copying, hand: &Hand<'_>) {
+    pub(super) fn copy<I: Io>(&mut self, io: &mut I, key: StreamKey, hand: &Hand<'_>) {
+        let Some(segment) = self.disk.as_ref().map(|disk| disk.compaction.segment) else { return };
         let mut record = self.buffers.take();
         let mut copied_bytes = 0;
-        let ended = loop {
-            let next = |run: &&crate::log::Run| run.segment == copying.segment;
-            let Some(stream) = self.streams.get(copying.stream) else { break Ended::Done };
-            let Some(seq) = stream.index.runs().iter().find(next).map(|run| run.first_seq) else { break Ended::Done };
+        let is_done = loop {
+            let Some(stream) = self.streams.get(key) else { break true };
+            let Some(run) = stream.index.runs().iter().find(|run| run.segment == segment) else { break true };
             if copied_bytes >= STEP_BYTES || !self.purges.is_empty() {
-                break Ended::Step;
+                break false;
             }
-            let entry = match self.look(copying.stream, stream, seq, hand) {
+            let seq = run.first_seq;
+            match self.look(key, stream, seq, hand) {
                 Look::Record(entry, bytes) => {
                     record.clear();
                     record.extend_from_slice(bytes);
-                    entry
+                    copied_bytes += record.len();
+                    self.append_again(key, seq, entry, &record);
                 }
-                Look::Want(_) if copied_bytes > 0 => break Ended::Step,
+                Look::Want(_) if copied_bytes > 0 => break false,
                 Look::Want(want) => {
                     self.buffers.give(record);
-                    return self.read_for(io, (copying.stream, seq), want, hand, Job::Copy(copying));
+                    return self.read_for(io, (key, seq), want, hand, Job::Copy(key));
                 }
-                Look::Damaged(at) => {
-                    tracing::error!(shard = self.shard, position = at.0, seq, "a record of the log is damaged on disk");
-                    break Ended::Damaged(seq);
-                }
-                // A run's number is held.
-                Look::Nothing { .. } => break Ended::Damaged(seq),
-            };
-            copied_bytes += record.len();
-            self.append_again(copying.stream, seq, entry, &record);
+                Look::Damaged(_) | Look::Nothing { .. } => self.forget_damaged(key, seq, segment),
+            }
         };
         self.buffers.give(record);
-        if let Ended::Damaged(seq) = ended {
-            // It is a gap from now on, also for the next start.
-            self.counters.dropped(DropReason::LogDamaged, 1);
-            if let Some(stream) = self.streams.get_mut(copying.stream) {
-                stream.index.forget(seq);
-            }
-        }
         let (now_ms, end) = (io.clock().mono_ms(), self.log.end());
         let Some(disk) = &mut self.disk else { return };
         let compaction = &mut disk.compaction;
         compaction.reading = false;
         compaction.step_bytes += copied_bytes;
-        if matches!(ended, Ended::Done) {
+        if is_done {
             compaction.left.pop();
         }
         if compaction.step_bytes >= STEP_BYTES {
@@ -191,6 +163,15 @@ impl Core {
         if compaction.left.is_empty() {
             disk.rewritten_to = end;
             disk.look_due_ms = now_ms;
+        }
+    }
+
+    /// A record that does not read is a gap from now on, also for the next start.
+    fn forget_damaged(&mut self, key: StreamKey, seq: u64, segment: u32) {
+        self.counters.dropped(DropReason::LogDamaged, 1);
+        tracing::error!(shard = self.shard, segment, seq, "a record of the log is damaged on disk");
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.index.forget(seq);
         }
     }
 
@@ -210,6 +191,7 @@ impl Core {
         }
     }
 
+    /// It is begun again later.
     pub(super) fn abandon_compaction(&mut self) {
         if let Some(disk) = &mut self.disk {
             disk.compaction = Compaction { failed: true, ..Compaction::default() };

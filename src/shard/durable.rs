@@ -113,9 +113,11 @@ pub(super) struct Disk {
     pub(super) indexing: Indexing,
     /// Where the state ends that was last written again for the oldest file to go.
     pub(super) rewritten_to: Position,
-    /// When the oldest file is looked at again; the look under way; whether it writes state again: the one before found nothing else.
+    /// When the oldest file is looked at again.
     pub(super) look_due_ms: u64,
+    /// The look that is under way.
     pub(super) survey: Option<Survey>,
+    /// The next look writes state again: the one before found nothing else in the file.
     pub(super) rewrites_state: bool,
     pub(super) compaction: Compaction,
     /// The disk is left alone until then.

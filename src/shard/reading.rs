@@ -3,7 +3,7 @@
 //! Where a record is stands in memory, or in its segment's index file, of which a part is read first ([`Places`]). A read takes a
 //! stretch of a file into a buffer of the engine's, lent for one call; nobody's chunks leave memory for it.
 
-use super::compacting::{Copying, STEP_BYTES};
+use super::compacting::STEP_BYTES;
 use super::conn::Waiting;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
@@ -81,8 +81,8 @@ pub(super) enum Job {
         page: Box<Page>,
     },
     History(Box<HistoryPage>),
-    /// What of the oldest file is to be copied to the tail.
-    Copy(Copying),
+    /// What the oldest file holds of a stream is to be copied to the tail.
+    Copy(StreamKey),
 }
 
 /// What of the disk is being read.
@@ -365,7 +365,7 @@ impl Core {
         match job {
             Job::Page { place, member, after, page } => self.serve_page(io, (place, member, after), page, hand),
             Job::History(page) => self.serve_history(io, page, hand),
-            Job::Copy(copying) => self.copy(io, copying, hand),
+            Job::Copy(stream) => self.copy(io, stream, hand),
         }
     }
 
