@@ -1,10 +1,9 @@
 //! A session's messages taken out of a shard's files while no gateway has them open: what a purge that was interrupted left undone, and
 //! a purge by the tools.
 
-use super::store::{ReadError, Segment, header_of, read_up_to, trim_files};
+use super::store::{ReadError, Segment, scan, trim_files};
 use crate::io::directory::{SegmentFile, segments, sync_directory};
 use crate::io::files::{begin_purge, end_purge, purge_file, purges, segment_path};
-use crate::limits::CHUNK_BYTES;
 use crate::log::{
     Header, Kind, Mark, Position, SEGMENT_HEADER_BYTES, Scanned, Scanner, SegmentHeader, purge, segment_number, write_record,
 };
@@ -39,29 +38,13 @@ pub fn find_purges<R: Read + Seek>(
     sessions: &[u64],
 ) -> Result<(u64, BTreeMap<u64, Position>), ReadError> {
     let mut found = BTreeMap::new();
-    let mut scanner = Scanner::new(shard, generation).with_half_purged(sessions.to_vec());
-    let (mut chunk, mut size) = (vec![0; CHUNK_BYTES], 0);
-    for segment in log {
-        let told = |error: io::Error| ReadError::Io(segment.number, error);
-        let header = header_of(&mut segment.reader).map_err(told)?;
-        size = header.map_or(size, |header| header.segment_bytes);
-        segment.reader.rewind().map_err(told)?;
-        scanner.segment(segment.number).map_err(ReadError::Scan)?;
-        loop {
-            let filled = read_up_to(&mut segment.reader, &mut chunk).map_err(told)?;
-            let each = |at: Position, record: &crate::log::Record<'_>| {
-                if record.header.kind == Kind::Purge && sessions.contains(&record.header.session) {
-                    found.insert(record.header.session, at);
-                }
-            };
-            scanner.chunk(&chunk[..filled], each).map_err(ReadError::Scan)?;
-            if filled < CHUNK_BYTES {
-                break;
-            }
+    let scanner = Scanner::new(shard, generation).with_half_purged(sessions.to_vec());
+    let scanned = scan(scanner, log, |at, record| {
+        if record.header.kind == Kind::Purge && sessions.contains(&record.header.session) {
+            found.insert(record.header.session, at);
         }
-    }
-    scanner.finish().map_err(ReadError::Scan)?;
-    Ok((size, found))
+    })?;
+    Ok((scanned.segment_bytes.unwrap_or(0), found))
 }
 
 /// Finishes the purges that were begun in a shard's directory, where their record has come into the log; how many messages went.

@@ -8,7 +8,7 @@ use super::store::{Identity, Segment, header_of, scan};
 use crate::ids::{HashKey, Map};
 use crate::io::directory::{Directory, SegmentFile, is_clean, leave_clean, segments, sync_directory};
 use crate::io::files::{free_bytes, segment_path};
-use crate::log::{Geometry, Header, Kind, Log, Mark, Position, Record, SessionState, segment_number};
+use crate::log::{Geometry, Header, Kind, Log, Mark, Position, Record, Scanner, SessionState, segment_number};
 use crate::time::Tick;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -170,7 +170,8 @@ fn open_old(directory: &Directory) -> Result<Vec<Old>, String> {
 fn read(old: &mut Old, each: impl FnMut(Position, &Record<'_>)) -> Result<bool, String> {
     let mut sources: Vec<Segment<&File>> =
         old.files.iter().map(|file| Segment { number: file.number, reader: &file.file }).collect();
-    let scanned = scan(&mut sources, &old.identity, each).map_err(|error| error.told(&old.path))?;
+    let scanner = Scanner::new(old.identity.shard, old.identity.generation);
+    let scanned = scan(scanner, &mut sources, each).map_err(|error| error.told(&old.path))?;
     Ok(scanned.torn.is_none())
 }
 

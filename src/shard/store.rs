@@ -232,11 +232,10 @@ pub fn go_on(core: &mut Core, reading: Reading, clean: bool, now: Tick) -> Recov
 
 /// Reads a shard's segments from their beginning, and shows each record.
 pub(super) fn scan<R: Read + Seek>(
+    mut scanner: Scanner,
     segments: &mut [Segment<R>],
-    identity: &Identity,
     mut each: impl FnMut(Position, &Record<'_>),
 ) -> Result<Scanned, ReadError> {
-    let mut scanner = Scanner::new(identity.shard, identity.generation);
     let mut chunk = vec![0; CHUNK_BYTES];
     for segment in segments {
         scan_one(&mut scanner, segment, &mut chunk, &mut each)?;
@@ -281,7 +280,7 @@ pub(super) fn header_of(segment: &mut (impl Read + Seek)) -> std::io::Result<Opt
     Ok(bytes.get(..filled).and_then(|bytes| SegmentHeader::decode(bytes).ok()))
 }
 
-pub(super) fn read_up_to(file: &mut (impl Read + ?Sized), into: &mut [u8]) -> std::io::Result<usize> {
+fn read_up_to(file: &mut (impl Read + ?Sized), into: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < into.len() {
         match file.read(&mut into[filled..]) {
