@@ -639,8 +639,9 @@ impl Core {
     }
 }
 
-/// The errors that room on the disk mends.
-mod libc_errno {
+/// The errors that are told apart. Room on the disk mends the last two.
+pub(super) mod libc_errno {
+    pub(in super::super) const ENOENT: i32 = 2;
     pub(super) const ENOSPC: i32 = 28;
     pub(super) const EDQUOT: i32 = 122;
 }

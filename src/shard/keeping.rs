@@ -4,14 +4,13 @@
 use super::compacting::{PENDING_BYTES, SESSIONS_MAX};
 use super::core::Core;
 use super::counters::DropReason;
+use super::durable::libc_errno::ENOENT;
 use crate::config::cap;
 use crate::io::Io;
 use crate::log::{EpochState, Header, Kind, MemberState, Position, Receipt, SessionState, StateError, StayState};
 use crate::session::{MemberKey, SessionKey, StreamKey};
 use crate::time::Tick;
 
-/// No such file.
-const ENOENT: i32 = 2;
 /// Sessions that one turn looks at for what the oldest file holds of them, and those whose state it writes again.
 const SURVEYED_PER_TURN: usize = 1024;
 const REWRITTEN_PER_TURN: usize = 64;

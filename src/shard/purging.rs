@@ -5,6 +5,7 @@
 
 use super::core::Core;
 use super::counters::DropReason;
+use super::durable::libc_errno::ENOENT;
 use super::lanes::LaneMessage;
 use super::port::{PurgeReply, Purged};
 use crate::io::{Io, PurgeStep};
@@ -16,7 +17,6 @@ const PURGES_MAX: usize = 16;
 const WAITING_MAX: usize = 16;
 /// Chunks of memory that one turn looks through.
 const CHUNKS_PER_TURN: usize = 4;
-const ENOENT: i32 = 2;
 
 /// What a look at the purges came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
