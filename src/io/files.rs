@@ -154,8 +154,8 @@ impl FilesHandle {
     }
 }
 
-/// Starts the thread for shards with these eventfds, in their order. It ends when all handles
-/// are gone and all was done. No file is made that would leave less than `reserve_bytes` of its file system free.
+/// Starts the thread for shards with these eventfds, in their order. It ends when all handles are gone and all was done. No file is made
+/// that would leave less than `reserve_bytes` of its file system free.
 ///
 /// # Errors
 /// That of a thread that could not be made.
@@ -180,10 +180,11 @@ pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, log: OfLog) -> io::R
         };
         loop {
             match requested.recv_timeout(LOOK_EVERY) {
-                Ok(Request { shard, what: What::Watch(files), .. }) => watch.add_all(shard, files),
                 Ok(request) => {
                     let shard = request.shard;
-                    tell(shard, handle(request, reserve_bytes, log, &mut watch));
+                    if let Some(answer) = handle(request, reserve_bytes, log, &mut watch) {
+                        tell(shard, answer);
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -274,9 +275,9 @@ fn index(number: u64, path: &Path, file: &File, reserve_bytes: u64, indexer: Ind
     Answer::Indexed { number, result: made.map_err(|error| errno(&error)), unsaved }
 }
 
-fn handle(request: Request, reserve_bytes: u64, log: OfLog, watch: &mut Watch) -> Answer {
+fn handle(request: Request, reserve_bytes: u64, log: OfLog, watch: &mut Watch) -> Option<Answer> {
     let Request { shard, number, path, what } = request;
-    match what {
+    Some(match what {
         What::Prepare(bytes) => {
             let room = keeps_free(&path, bytes, reserve_bytes);
             let result = room.and_then(|()| prepare(&path, bytes).map_err(|error| errno(&error)));
@@ -290,7 +291,10 @@ fn handle(request: Request, reserve_bytes: u64, log: OfLog, watch: &mut Watch) -
             watch.forget(shard, number);
             Answer::Gone { number, result: delete(&path, open).map_err(|error| errno(&error)) }
         }
-        What::Watch(_) => Answer::Gone { number, result: Ok(()) },
+        What::Watch(files) => {
+            watch.add_all(shard, files);
+            return None;
+        }
         What::Purge { session, step, file } => {
             let done = match (step, file) {
                 (PurgeStep::Begin, _) => begin_purge(&path, session).map(|()| 0),
@@ -307,7 +311,7 @@ fn handle(request: Request, reserve_bytes: u64, log: OfLog, watch: &mut Watch) -
             };
             Answer::Purged { step, result: done.map_err(|error| errno(&error)) }
         }
-    }
+    })
 }
 
 /// Stands in a shard's directory while the session is purged.
@@ -542,7 +546,7 @@ mod tests {
         let prepare = |reserve_bytes| {
             let path = segment_path(&directory, 1);
             let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Prepare(4096) };
-            let Answer::Ready { result, .. } = handle(request, reserve_bytes, lengths(), &mut Watch::new(1)) else {
+            let Some(Answer::Ready { result, .. }) = handle(request, reserve_bytes, lengths(), &mut Watch::new(1)) else {
                 panic!("asked for a file")
             };
             (result.map(drop), path.exists())
@@ -559,7 +563,7 @@ mod tests {
         let file = Arc::new(prepare(&path, 4096).unwrap());
         let index = |reserve_bytes| {
             let request = Request { shard: 0, number: 1, path: path.clone(), what: What::Index(Arc::clone(&file)) };
-            let Answer::Indexed { result: Ok((file, head)), unsaved, .. } =
+            let Some(Answer::Indexed { result: Ok((file, head)), unsaved, .. }) =
                 handle(request, reserve_bytes, lengths(), &mut Watch::new(1))
             else {
                 panic!("asked for an index");
