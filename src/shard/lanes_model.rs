@@ -110,6 +110,17 @@ fn hand_over(mesh: &Mesh, bell: &Bell, from: usize, to: usize, mut message: Lane
     }
 }
 
+/// A shard that sends these to another, one after the other.
+fn sender(
+    mesh: &Arc<Mesh>,
+    bell: &LoomArc<Bell>,
+    (from, to): (usize, usize),
+    messages: Vec<LaneMessage>,
+) -> loom::thread::JoinHandle<()> {
+    let (mesh, bell) = (Arc::clone(mesh), LoomArc::clone(bell));
+    loom::thread::spawn(move || messages.into_iter().for_each(|message| hand_over(&mesh, &bell, from, to, message)))
+}
+
 /// Takes over as a shard does, until it has so many: turn, sleep unless somebody has spoken, wake. Each socket it takes is told its
 /// serial, and closed.
 fn take_over(mesh: &Mesh, bell: &Bell, here: usize, count: usize) -> Vec<u64> {
@@ -151,13 +162,7 @@ fn a_handover_arrives_once_and_wakes_its_home() {
     loom::model(|| {
         let (mesh, bell) = (Mesh::with_depth(2, 1), LoomArc::new(Bell::new()));
         let ((first, first_peer), (second, second_peer)) = (handover(1, 0), handover(2, 0));
-        let sender = {
-            let (mesh, bell) = (Arc::clone(&mesh), LoomArc::clone(&bell));
-            loom::thread::spawn(move || {
-                hand_over(&mesh, &bell, 0, 1, first);
-                hand_over(&mesh, &bell, 0, 1, second);
-            })
-        };
+        let sender = sender(&mesh, &bell, (0, 1), vec![first, second]);
         assert_eq!(take_over(&mesh, &bell, 1, 2), [1, 2]);
         sender.join().unwrap();
         assert!(mesh.pop(0, 1, Class::Control).is_none(), "nothing is taken twice");
@@ -177,8 +182,7 @@ fn handovers_of_two_shards_both_arrive() {
             .map(|from| {
                 let (message, peer) = handover(from as u64, from as u16);
                 peers.push(peer);
-                let (mesh, bell) = (Arc::clone(&mesh), LoomArc::clone(&bell));
-                loom::thread::spawn(move || hand_over(&mesh, &bell, from, 2, message))
+                sender(&mesh, &bell, (from, 2), vec![message])
             })
             .collect();
         let mut taken = take_over(&mesh, &bell, 2, 2);
@@ -195,13 +199,7 @@ fn a_handover_that_nobody_takes_is_closed_with_the_lanes() {
     loom::model(|| {
         let (mesh, bell) = (Mesh::with_depth(2, 2), LoomArc::new(Bell::new()));
         let ((first, first_peer), (second, second_peer)) = (handover(1, 0), handover(2, 0));
-        let sender = {
-            let (mesh, bell) = (Arc::clone(&mesh), LoomArc::clone(&bell));
-            loom::thread::spawn(move || {
-                hand_over(&mesh, &bell, 0, 1, first);
-                hand_over(&mesh, &bell, 0, 1, second);
-            })
-        };
+        let sender = sender(&mesh, &bell, (0, 1), vec![first, second]);
         let taken = take_over(&mesh, &bell, 1, 1);
         sender.join().unwrap();
         drop(mesh);
