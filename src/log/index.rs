@@ -404,10 +404,10 @@ impl Index {
 
     /// Takes runs that were found on disk, before there is any entry. Of numbers that are held already the later copy counts.
     pub fn put_runs(&mut self, runs: &[Run]) {
-        self.runs.reserve_exact(runs.len());
         if !self.dense.is_empty() {
             return;
         }
+        self.runs.reserve_exact(runs.len());
         self.bytes -= self.cold_bytes();
         for run in runs.iter().filter(|run| run.count > 0) {
             self.cut_runs(run.first_seq, run.end_seq());

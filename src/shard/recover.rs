@@ -155,19 +155,19 @@ impl Core {
                 if !record.purged {
                     self.ages.note(at, header.ts_ms, self.age_step_ms());
                 }
-                let messages = replay.of(header.session);
-                if header.seq <= messages.head {
-                    return;
-                }
-                messages.head = header.seq;
                 let settings = &self.snapshot.settings.session;
                 // A session that is not known yet may be a channel; if it is not, its windows are cut when all is read.
                 let channel = found.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.channel);
                 let ids_max = if channel == Some(false) { settings.dedupe_ids } else { POSTED_IDS_MAX };
                 let limits = DedupeLimits { ids_max, window_ms: settings.dedupe_ms };
+                let messages = replay.of(header.session);
+                if header.seq <= messages.head {
+                    return;
+                }
+                messages.head = header.seq;
                 let used = match channel {
                     Some(true) => &mut replay.posted,
-                    _ => replay.of(header.session).used.entry(header.sender).or_default(),
+                    _ => messages.used.entry(header.sender).or_default(),
                 };
                 used.remember(header.id, super::publish::low(header.content), header.seq, header.ts_ms, limits);
             }
