@@ -17,6 +17,7 @@ pub mod cli;
 pub mod close;
 pub mod config;
 pub mod control;
+pub mod few;
 pub mod ids;
 pub mod io;
 pub mod limits;

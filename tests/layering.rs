@@ -7,7 +7,7 @@ use ringway::shard::counters::{DropReason, LimitReached, METRICS};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-const VOCABULARY: [&str; 6] = ["ids", "limits", "time", "close", "slots", "buffers"];
+const VOCABULARY: [&str; 7] = ["ids", "limits", "time", "close", "slots", "buffers", "few"];
 /// The pure stages, and what each may import besides the vocabulary.
 const STAGES: [(&str, &[&str]); 6] = [
     ("net", &[]),

@@ -6,6 +6,7 @@
 
 use super::chunks::{Appended, Position, Retained};
 use super::segment_index::{ENTRY_BYTES, Run};
+use crate::few::Few;
 use std::collections::VecDeque;
 
 /// Whom a record is for.
@@ -67,41 +68,12 @@ pub struct Index {
     /// By their numbers; none overlaps another.
     runs: Vec<Run>,
     /// Entries below `dense_first`, by their numbers: copies whose segment has no index file yet.
-    scattered: Scattered,
+    scattered: Few<(u64, Entry)>,
     dense_first: u64,
     /// From `dense_first` to the head without a hole, in the order of their positions.
     dense: VecDeque<Entry>,
     /// Of all records held together; of a run's part, in proportion.
     bytes: u64,
-}
-
-/// Entries that are nearly always none, and then cost one word.
-#[derive(Debug, Default)]
-#[expect(clippy::box_collection, reason = "one word instead of three is the point")]
-struct Scattered(Option<Box<Vec<(u64, Entry)>>>);
-
-impl std::ops::Deref for Scattered {
-    type Target = [(u64, Entry)];
-
-    fn deref(&self) -> &[(u64, Entry)] {
-        self.0.as_deref().map_or(&[], Vec::as_slice)
-    }
-}
-
-impl Scattered {
-    fn insert(&mut self, place: usize, entry: (u64, Entry)) {
-        self.0.get_or_insert_default().insert(place, entry);
-    }
-
-    /// Keeps those for which it holds; the memory goes with the last.
-    fn retain(&mut self, keep: impl FnMut(&(u64, Entry)) -> bool) {
-        if let Some(entries) = &mut self.0 {
-            entries.retain(keep);
-            if entries.is_empty() {
-                self.0 = None;
-            }
-        }
-    }
 }
 
 /// What the oldest number held is in.
@@ -123,7 +95,7 @@ impl Index {
             oldest: NONE,
             oldest_run: u32::MAX,
             runs: Vec::new(),
-            scattered: Scattered(None),
+            scattered: Few::new(),
             dense_first: next,
             dense: VecDeque::new(),
             bytes: 0,

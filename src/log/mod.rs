@@ -35,8 +35,8 @@ pub use scan::{
 };
 pub use segment::{SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentError, SegmentHeader, segment_name, segment_number};
 pub use segment_index::{
-    ENTRY_BYTES, INDEX_HEADER_BYTES, INDEX_VERSION, IndexBuilder, IndexDirectory, IndexError, IndexFile, IndexScan, Located,
-    RUN_BYTES, Run, SessionRun, check_index, directory_runs, index_name, index_number, read_entries,
+    ENTRY_BYTES, INDEX_HEADER_BYTES, INDEX_VERSION, IndexBuilder, IndexFile, IndexScan, Located, RUN_BYTES, Run, SessionRun,
+    directory_runs, index_name, index_number, read_entries,
 };
 pub use state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState, decode_empty};
 

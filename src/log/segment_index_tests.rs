@@ -6,6 +6,95 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// What is wrong with bytes that should be an index file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum IndexError {
+    Short { have: usize, need: usize },
+    Magic,
+    Version(u16),
+    Checksum,
+    Contradiction,
+}
+
+/// The header and the runs at the beginning of an index file.
+#[derive(Clone, Copy, Debug)]
+struct IndexDirectory<'a> {
+    number: u64,
+    entries: u32,
+    segment: u32,
+    runs: &'a [u8],
+}
+
+impl<'a> IndexDirectory<'a> {
+    /// Reads the beginning of an index file, as far as its entries.
+    fn read(bytes: &'a [u8]) -> Result<Self, IndexError> {
+        let Some(header) = bytes.get(..INDEX_HEADER_BYTES) else {
+            return Err(IndexError::Short { have: bytes.len(), need: INDEX_HEADER_BYTES });
+        };
+        if header[..8] != MAGIC {
+            return Err(IndexError::Magic);
+        }
+        if crc32c::crc32c(&header[..60]) != u32::from_le_bytes(get(header, 60)) {
+            return Err(IndexError::Checksum);
+        }
+        let version = u16::from_le_bytes(get(header, 8));
+        if version != INDEX_VERSION {
+            return Err(IndexError::Version(version));
+        }
+        let (runs, entries) = (u32::from_le_bytes(get(header, 32)) as usize, u32::from_le_bytes(get(header, 36)));
+        let need = INDEX_HEADER_BYTES + runs * RUN_BYTES;
+        let Some(runs) = bytes.get(INDEX_HEADER_BYTES..need) else { return Err(IndexError::Short { have: bytes.len(), need }) };
+        if crc32c::crc32c(runs) != u32::from_le_bytes(get(header, 44)) {
+            return Err(IndexError::Checksum);
+        }
+        let number = u64::from_le_bytes(get(header, 16));
+        let segment = u32::try_from(number).map_err(|_| IndexError::Contradiction)?;
+        let directory = Self { number, entries, segment, runs };
+        directory.agrees(need).then_some(directory).ok_or(IndexError::Contradiction)
+    }
+
+    /// Whether the runs are in order and their entries follow each other to the file's end.
+    fn agrees(&self, directory_bytes: usize) -> bool {
+        let (mut entries_at, mut before) = (directory_bytes as u64, None::<(u64, u64)>);
+        for SessionRun { session, run } in self.runs() {
+            let ends = run.first_seq.checked_add(run.count.into());
+            if run.count == 0 || u64::from(run.entries_at) != entries_at || ends.is_none() {
+                return false;
+            }
+            if before.is_some_and(|before| before >= (session, run.first_seq)) {
+                return false;
+            }
+            before = Some((session, run.end_seq() - 1));
+            entries_at += u64::from(run.count) * ENTRY_BYTES as u64;
+        }
+        entries_at == directory_bytes as u64 + u64::from(self.entries) * ENTRY_BYTES as u64
+    }
+
+    /// The runs, by session and seq.
+    fn runs(&self) -> impl Iterator<Item = SessionRun> + use<'a> {
+        let segment = self.segment;
+        self.runs.as_chunks().0.iter().map(move |bytes| run_of(bytes, segment))
+    }
+
+    /// Bytes of the whole file.
+    const fn file_bytes(&self) -> u64 {
+        (INDEX_HEADER_BYTES + self.runs.len()) as u64 + self.entries as u64 * ENTRY_BYTES as u64
+    }
+}
+
+/// Checks what of an index file can be checked without its segment: all but where its entries lead.
+fn check_index(bytes: &[u8]) -> Result<IndexDirectory<'_>, IndexError> {
+    let directory = IndexDirectory::read(bytes)?;
+    let need = usize::try_from(directory.file_bytes()).unwrap_or(usize::MAX);
+    if bytes.len() < need {
+        return Err(IndexError::Short { have: bytes.len(), need });
+    }
+    if bytes.len() > need {
+        return Err(IndexError::Contradiction);
+    }
+    Ok(directory)
+}
+
 fn made() -> Made {
     let mut made = Made::new(1, 2, 4 * CHUNK_BYTES, 6);
     for seq in 5..10 {

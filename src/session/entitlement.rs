@@ -1,6 +1,6 @@
 //! Whom a record is for, and who may see it (protocol.md sections 3 and 6).
 
-use super::few::Few;
+use crate::few::Few;
 use crate::ids::HashKey;
 use crate::log::{Audience, Entry};
 use std::sync::Arc;

@@ -2,8 +2,8 @@
 
 use super::dedupe::Dedupe;
 use super::entitlement::Entitlements;
-use super::few::Few;
 use super::table::SessionKey;
+use crate::few::Few;
 use crate::ids::ConnId;
 use crate::slots::Key;
 use std::rc::Rc;

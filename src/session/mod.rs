@@ -7,7 +7,6 @@
 
 mod dedupe;
 mod entitlement;
-mod few;
 mod member;
 mod presence;
 mod resume;
@@ -16,7 +15,6 @@ mod table;
 
 pub use dedupe::{Dedupe, DedupeLimits, Seen};
 pub use entitlement::{Entitlements, Stay, Target};
-pub use few::Few;
 pub use member::{Member, MemberKey, Place};
 pub use presence::{PresenceChange, Watcher};
 pub use resume::{Start, StartRequest, Wanted, start};

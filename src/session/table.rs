@@ -1,10 +1,10 @@
 //! A shard's sessions and members, and the ways to find them.
 
 use super::entitlement::{Entitlements, Target};
-use super::few::Few;
 use super::member::{Member, MemberKey};
 use super::presence::Watcher;
 use super::stream::StreamKey;
+use crate::few::Few;
 use crate::ids::{HashKey, Map};
 use crate::log::{Level, Position};
 use crate::slots::{Key, Slots};

@@ -147,7 +147,7 @@ impl Core {
             client_id: request.client_id.clone(),
             subject_bytes: request.subject_bytes,
             roles,
-            rooms: crate::session::Few::default(),
+            rooms: crate::few::Few::default(),
             entitlements,
             place: None,
             received_seq: 0,

@@ -250,7 +250,7 @@ impl Core {
             client_id: state.client_id.into(),
             subject_bytes: state.subject_bytes,
             roles,
-            rooms: crate::session::Few::default(),
+            rooms: crate::few::Few::default(),
             entitlements,
             place: None,
             received_seq: state.received_seq.max(before.as_ref().map_or(0, |before| before.received_seq)),

@@ -9,14 +9,28 @@ pub struct Few<T>(Option<Box<Vec<T>>>);
 
 impl<T> Default for Few<T> {
     fn default() -> Self {
-        Self(None)
+        Self::new()
     }
 }
 
 impl<T> Few<T> {
+    /// An empty one.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(None)
+    }
+
     /// Adds one at the end.
     pub fn push(&mut self, item: T) {
         self.0.get_or_insert_default().push(item);
+    }
+
+    /// Adds one at a place.
+    ///
+    /// # Panics
+    /// Where the place is behind the end.
+    pub fn insert(&mut self, place: usize, item: T) {
+        self.0.get_or_insert_default().insert(place, item);
     }
 
     /// Keeps those for which it holds; the memory goes with the last.
@@ -60,6 +74,9 @@ mod tests {
         let mut few = Few::default();
         assert!(few.is_empty());
         (0..3).for_each(|item| few.push(item));
+        few.retain(|item| *item != 1);
+        assert_eq!(*few, [0, 2]);
+        few.insert(1, 1);
         few.retain(|item| *item != 1);
         assert_eq!(*few, [0, 2]);
         few.iter_mut().for_each(|item| *item += 1);
