@@ -28,10 +28,11 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("cli", &["auth", "config", "control", "io", "log", "net", "shard"]),
 ];
 /// Files that exist for tests alone, whatever their name.
-const TEST_FILES: [&str; 18] = [
+const TEST_FILES: [&str; 19] = [
     "auth/vectors.rs",
     "cli/log/tests.rs",
     "control/tests.rs",
+    "io/disk_suite.rs",
     "io/portable/descriptor_tests.rs",
     "io/portable/disk_tests.rs",
     "io/portable/tests.rs",

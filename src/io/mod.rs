@@ -12,6 +12,8 @@
 mod buffers;
 pub mod chunk;
 pub mod directory;
+#[cfg(test)]
+mod disk_suite;
 pub mod files;
 pub mod portable;
 pub mod probe;

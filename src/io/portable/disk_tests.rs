@@ -3,34 +3,15 @@
 
 use super::tests::{bell, drivers, options, pattern, play};
 use super::{Driver, Portable};
-use crate::io::chunk::Chunk;
+use crate::io::disk_suite::{Directory, Player, SEGMENT_BYTES, Told, filled, index_steps, purge_steps, told};
 use crate::io::segments::Disk;
-use crate::io::{Event, Io, Next, PurgeStep, files};
+use crate::io::{Io, Next, files};
 use crate::limits::{CHUNK_BYTES, READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEGMENT_REQUESTS_MAX};
 use std::cell::RefCell;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::thread::JoinHandle;
-
-const SEGMENT_BYTES: u64 = 4 * CHUNK_BYTES as u64;
-
-/// A directory that goes with the test.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("ringway-threads-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn engine_on(driver: Driver, directory: &Path, segment_bytes: u64, segments: Vec<(u64, File)>) -> (Portable, JoinHandle<()>) {
     let knock = bell();
@@ -41,31 +22,6 @@ fn engine_on(driver: Driver, directory: &Path, segment_bytes: u64, segments: Vec
 
 fn engine(directory: &Path, segment_bytes: u64, segments: Vec<(u64, File)>) -> (Portable, JoinHandle<()>) {
     engine_on(Driver::Epoll, directory, segment_bytes, segments)
-}
-
-/// What the shard was told of its disk, owned.
-#[derive(Debug, PartialEq)]
-enum Told {
-    Written(u64, Result<(), i32>),
-    Synced(u64, Result<(), i32>),
-    Read(u64, Result<Vec<u8>, i32>),
-    Ready(u64, Result<(), i32>),
-    Gone(u64, Result<(), i32>),
-    Purged(Result<u64, i32>),
-    Indexed(u64, Result<Vec<u8>, i32>, Option<i32>),
-}
-
-fn told(event: Event<'_>) -> Option<Told> {
-    Some(match event {
-        Event::Written { tag, result } => Told::Written(tag, result),
-        Event::Synced { tag, result } => Told::Synced(tag, result),
-        Event::ReadBack { tag, result } => Told::Read(tag, result.map(<[u8]>::to_vec)),
-        Event::SegmentReady { number, result } => Told::Ready(number, result),
-        Event::SegmentGone { number, result } => Told::Gone(number, result),
-        Event::Purged { result, .. } => Told::Purged(result),
-        Event::SegmentIndexed { number, result, unsaved } => Told::Indexed(number, result, unsaved),
-        _ => return None,
-    })
 }
 
 /// Does `first` and then waits until so many answers have come.
@@ -82,10 +38,10 @@ fn answers(engine: &mut Portable, count: usize, first: impl FnOnce(&mut dyn Io) 
     heard.take()
 }
 
-fn filled(bytes: &[u8]) -> Rc<Chunk> {
-    let chunk = Chunk::new(CHUNK_BYTES);
-    chunk.append(bytes);
-    chunk
+impl Player for Portable {
+    fn answers(&mut self, count: usize, first: impl FnOnce(&mut dyn Io) + 'static) -> Vec<Told> {
+        answers(self, count, first)
+    }
 }
 
 #[test]
@@ -343,28 +299,7 @@ fn a_purge_goes_through_its_steps() {
     for driver in drivers() {
         let directory = Directory::new("purge");
         let (mut engine, thread) = engine_on(driver, &directory.0, SEGMENT_BYTES, Vec::new());
-        assert_eq!(answers(&mut engine, 1, |io| io.prepare_segment(3)), [Told::Ready(3, Ok(()))]);
-        let path = files::segment_path(&directory.0, 3);
-        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-        for (at, byte) in [(5, b"A"), (CHUNK_BYTES, b"B"), (65 + CHUNK_BYTES, b"C"), (66 + CHUNK_BYTES, b"Z")] {
-            std::os::unix::fs::FileExt::write_all_at(&file, byte, at as u64).unwrap();
-        }
-
-        let steps = [
-            PurgeStep::Begin,
-            PurgeStep::Segment { number: 3, end: 66 + CHUNK_BYTES as u64 },
-            PurgeStep::Segment { number: 4, end: SEGMENT_BYTES },
-        ];
-        let expected = [Ok(0), Ok(3), Err(libc::ENOENT)];
-        for (step, expected) in steps.into_iter().zip(expected) {
-            assert_eq!(answers(&mut engine, 1, move |io| io.purge(0xab, step)), [Told::Purged(expected)], "{step:?}");
-            assert_eq!(files::purges(&directory.0).unwrap(), [0xab], "a start in between would go on with it");
-        }
-        assert_eq!(answers(&mut engine, 1, |io| io.purge(0xab, PurgeStep::End)), [Told::Purged(Ok(0))]);
-        assert_eq!(files::purges(&directory.0).unwrap(), [] as [u64; 0]);
-        let read = std::fs::read(&path).unwrap();
-        let found: Vec<(usize, u8)> = read.iter().copied().enumerate().filter(|(_, byte)| *byte != 0).collect();
-        assert_eq!(found, [(5, b'-'), (CHUNK_BYTES, b'-'), (65 + CHUNK_BYTES, b'-'), (66 + CHUNK_BYTES, b'Z')]);
+        purge_steps(&mut engine, &directory.0);
         drop(engine);
         thread.join().unwrap();
     }
@@ -374,43 +309,7 @@ fn a_purge_goes_through_its_steps() {
 fn a_segment_is_indexed_read_by_its_index_and_deleted_with_it() {
     let directory = Directory::new("index");
     let (mut engine, thread) = engine(&directory.0, SEGMENT_BYTES, Vec::new());
-    answers(&mut engine, 1, |io| io.prepare_segment(2));
-    let chunk = filled(&pattern(0, 1000));
-    answers(&mut engine, 1, move |io| io.write(2, 0, chunk, 0..1000, 1));
-    let heard = answers(&mut engine, 2, |io| {
-        io.read_index(2, 0, 10, 3);
-        io.index_segment(7);
-    });
-    assert_eq!(heard, [Told::Read(3, Err(libc::ENOENT)), Told::Indexed(7, Err(libc::ENOENT), None)]);
-
-    let sum: u64 = pattern(0, 1000).iter().map(|byte| u64::from(*byte)).sum();
-    let heard = answers(&mut engine, 1, |io| io.index_segment(2));
-    let length = SEGMENT_BYTES.to_string();
-    assert_eq!(heard, [Told::Indexed(2, Ok(length.clone().into()), None)], "its beginning is told");
-    let path = files::index_path(&directory.0, 2);
-    assert_eq!(std::fs::read(&path).unwrap(), format!("{length}{sum}").into_bytes());
-    let digits = length.len() as u64;
-    let heard = answers(&mut engine, 2, move |io| {
-        io.read_index(2, digits, 100, 4);
-        io.read_index(2, 0, READ_BACK_BYTES_MAX + 1, 5);
-    });
-    assert!(heard.contains(&Told::Read(4, Ok(sum.to_string().into()))) && heard.contains(&Told::Read(5, Err(libc::EINVAL))));
-
-    // Made anew where it cannot be written: it is read all the same, and what is under way is not given another file.
-    std::fs::create_dir(path.with_extension("idx.new")).unwrap();
-    std::fs::remove_file(&path).unwrap();
-    let heard = answers(&mut engine, 3, |io| {
-        io.index_segment(2);
-        (0..2).for_each(|tag| io.read_index(2, 0, 3, tag));
-    });
-    assert!(heard.contains(&Told::Indexed(2, Ok(length.clone().into()), Some(libc::EISDIR))), "{heard:?}");
-    assert!(heard.contains(&Told::Read(0, Ok(length.as_bytes()[..3].into()))), "{heard:?}");
-    assert!(!path.exists());
-    std::fs::remove_dir(path.with_extension("idx.new")).unwrap();
-    answers(&mut engine, 1, |io| io.index_segment(2));
-    assert!(path.exists());
-    assert_eq!(answers(&mut engine, 1, |io| io.delete_segment(2)), [Told::Gone(2, Ok(()))]);
-    assert_eq!(std::fs::read_dir(&directory.0).unwrap().count(), 0, "nothing is left of it");
+    index_steps(&mut engine, &directory.0);
     drop(engine);
     thread.join().unwrap();
 }

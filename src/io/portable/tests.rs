@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "peers that block, and clocks that bound the tests")]
 
 use super::{Driver, Options, Portable};
+pub(super) use crate::io::disk_suite::pattern;
 use crate::io::ring::listen;
 use crate::io::{ConnId, Event, Io, Next, Read, Send, Sent, Shard};
 use crate::time::Tick;
@@ -79,10 +80,6 @@ pub(super) fn connect(address: SocketAddr) -> TcpStream {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     stream
-}
-
-pub(super) fn pattern(from: usize, len: usize) -> Vec<u8> {
-    (from..from + len).map(|at| u8::try_from(at % 251).unwrap()).collect()
 }
 
 /// Writes so many bytes of the pattern and ends its side.

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "peers that block, and clocks that bound the tests")]
 
 use super::{Bells, FREE, Options, Ring, listen};
+pub(super) use crate::io::disk_suite::pattern;
 use crate::io::{ConnId, Event, Io, Next, Read, Send, Sent, Shard};
 use crate::time::Tick;
 use std::io::{Read as _, Write as _};
@@ -55,10 +56,6 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     stream
-}
-
-pub(super) fn pattern(from: usize, len: usize) -> Vec<u8> {
-    (from..from + len).map(|at| u8::try_from(at % 251).unwrap()).collect()
 }
 
 /// Writes so many bytes of the pattern and ends its side.
