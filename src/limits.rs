@@ -32,6 +32,8 @@ pub const TRACEPARENT_BYTES_MAX: usize = 128;
 pub const ADDRESSES_MAX: usize = 32;
 /// Rooms a client may be in (section 6).
 pub const ROOMS_PER_CLIENT_MAX: usize = 128;
+/// Ids of a client in a session's idempotency window (section 5), however it is configured; and of a shard's posts to channels.
+pub const DEDUPE_IDS_MAX: usize = 1_000_000;
 /// Presence data (section 6).
 pub const PRESENCE_DATA_BYTES_MAX: usize = 1024;
 /// Members of a session (section 3).

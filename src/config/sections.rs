@@ -2,7 +2,9 @@
 
 use super::value::{Allowed, HeaderName, NodeName, Origin, Raw, Value};
 use super::{Durability, Engine, HistoryView, KeyAlgorithm, LogFormat, LogLevel, Network};
-use crate::limits::{FRAGMENTS_MAX, MEMBERS_PER_SESSION_MAX, MESSAGE_BYTES_MAX, MESSAGE_UNFINISHED_MS_MAX, ROOMS_PER_CLIENT_MAX};
+use crate::limits::{
+    DEDUPE_IDS_MAX, FRAGMENTS_MAX, MEMBERS_PER_SESSION_MAX, MESSAGE_BYTES_MAX, MESSAGE_UNFINISHED_MS_MAX, ROOMS_PER_CLIENT_MAX,
+};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -273,7 +275,7 @@ sections! {
         /// A session without members or connections is forgotten after this.
         idle_ms: u64 = DAY_MS, "ms", Allowed::Range(1_000, 30 * DAY_MS), live;
         /// Message ids remembered for each client of a session, against repeats.
-        dedupe_ids: usize = 1_000, "", Allowed::Range(1, 1_000_000), live;
+        dedupe_ids: usize = 1_000, "", Allowed::Range(1, DEDUPE_IDS_MAX as u64), live;
         /// How long a message id is remembered.
         dedupe_ms: u64 = 600_000, "ms", TIME_MS, live;
         /// What of a session a newcomer may read: all that is retained, or what came after its first join.

@@ -1,25 +1,18 @@
 //! Idempotency: which ids a client has used in a session, and for what (protocol.md section 5).
 //!
-//! A window each member of its own, so that no client's ids push out another's and growing one window moves no other: the uses in
-//! order, and a table of their places. Ids are known by a 64-bit keyed hash, which nobody outside can steer into collisions, and by 64
-//! bits of what they were used for.
+//! A window each member of its own, so that no client's ids push out another's and growing one window moves no other. Every message
+//! touches its sender's window, which is in no cache any more when there are many senders: what counts is how few cache lines that
+//! takes. So the uses are a ring that is filled over its oldest place, and the table that finds them holds enough of each use that
+//! a new id is told from all others without a look at the ring, and that one can be taken out without it. Ids are known by a 64-bit keyed
+//! hash, which nobody outside can steer into collisions, and by 36 bits of what they were used for.
 
-use hashbrown::HashTable;
-use std::collections::VecDeque;
+use crate::limits::DEDUPE_IDS_MAX;
 
 /// The bounds of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DedupeLimits {
     pub ids_max: usize,
     pub window_ms: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Used {
-    key: u64,
-    content: u64,
-    seq: u64,
-    at_ms: u64,
 }
 
 /// What is known of an id.
@@ -33,159 +26,252 @@ pub enum Seen {
     Different,
 }
 
+/// A use: the id's key; its place in the order (48 bits) over 16 bits of the content; the time (44 bits, in ms) over 20 more of it.
+/// An array, so that a new ring's memory is untouched until it is used.
+type Used = [u64; 3];
+
+const SEQ_BITS: u32 = 48;
+const TIME_BITS: u32 = 44;
+
+const fn used(key: u64, content: u64, seq: u64, at_ms: u64) -> Used {
+    let seq_rest = 64 - SEQ_BITS;
+    let time_rest = 64 - TIME_BITS;
+    let (upper, lower) = (content >> SEQ_BITS, content & ((1 << time_rest) - 1));
+    [key, seq << seq_rest | upper, at_ms << time_rest | lower]
+}
+
+const fn seq_of(used: &Used) -> u64 {
+    used[1] >> (64 - SEQ_BITS)
+}
+
+const fn at_ms_of(used: &Used) -> u64 {
+    used[2] >> (64 - TIME_BITS)
+}
+
+const fn same_content(used: &Used, content: u64) -> bool {
+    let [_, upper, lower] = self::used(0, content, 0, 0);
+    used[1] & !(u64::MAX << (64 - SEQ_BITS)) == upper && used[2] & !(u64::MAX << (64 - TIME_BITS)) == lower
+}
+
+/// A place of the table: empty (0), or the number of a place in the ring and 1 (20 bits), how far the id lies behind the place where it
+/// belongs (6 bits), and a tag of its key (6 bits).
+type Slot = u32;
+
+const PLACE_BITS: u32 = 20;
+const DISTANCE_MAX: u32 = 63;
+const _: () = assert!(DEDUPE_IDS_MAX < 1 << PLACE_BITS);
+
+const fn slot(place: u32, distance: u32, key: u64) -> Slot {
+    (place + 1) | distance << PLACE_BITS | ((key >> 58) as u32) << 26
+}
+
+const fn place_of(slot: Slot) -> usize {
+    ((slot & ((1 << PLACE_BITS) - 1)) - 1) as usize
+}
+
+const fn distance_of(slot: Slot) -> u32 {
+    slot >> PLACE_BITS & DISTANCE_MAX
+}
+
+/// The table doubles where a key finds no place, which in half a million hashed keys happens once if at all; up to so many places a
+/// use, and then that id is not found again.
+const SLOTS_A_USE_MAX: usize = 16;
+
 /// Up to so many uses are looked through; a table begins above.
 const UNTABLED_MAX: usize = 8;
 
 /// See the module's text. Empty, it owns no memory.
 #[derive(Debug, Default)]
 pub struct Dedupe {
-    uses: VecDeque<Used>,
-    /// Of all uses, where there are or were more than [`UNTABLED_MAX`].
-    table: Option<Box<Table>>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    /// Places in the order of use, counted from the window's beginning of time (wrapping), by their ids' keys.
-    places: HashTable<u32>,
-    /// The place of the oldest use.
-    first: u32,
-    /// When that was, here so that remembering touches only the newest use.
-    oldest_ms: u64,
-}
-
-impl Table {
-    /// Of all uses there are.
-    fn of(uses: &VecDeque<Used>) -> Self {
-        let oldest_ms = uses.front().map_or(0, |oldest| oldest.at_ms);
-        let mut table = Self { oldest_ms, ..Self::default() };
-        (0..uses.len()).for_each(|index| table.add(uses, index));
-        table
-    }
-
-    /// Adds the use at an index.
-    fn add(&mut self, uses: &VecDeque<Used>, index: usize) {
-        self.make_room(uses);
-        let first = self.first;
-        let place = first.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX));
-        self.places.insert_unique(key_at(uses, first, place), place, |place| key_at(uses, first, *place));
-    }
-
-    /// Keeps the table at most half full: then what removals leave behind is cleared in place, and a full window never moves again.
-    fn make_room(&mut self, uses: &VecDeque<Used>) {
-        let (len, buckets, first) = (self.places.len(), self.places.num_buckets(), self.first);
-        // What hashbrown fills of its buckets before it moves or clears.
-        let holds = if buckets < 8 { buckets.saturating_sub(1) } else { buckets / 8 * 7 };
-        if (len + 1) * 2 > holds {
-            let more = self.places.capacity() - len + 1;
-            self.places.reserve(more, |place| key_at(uses, first, *place));
-        }
-    }
+    ring: Box<[Used]>,
+    /// Of all uses, by linear probing, at most half full; empty where the ring is small.
+    slots: Box<[Slot]>,
+    /// The oldest use's place in the ring.
+    oldest: u32,
+    len: u32,
 }
 
 impl Dedupe {
     /// Ids held.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.uses.len()
+    pub const fn len(&self) -> usize {
+        self.len as usize
     }
 
     /// Whether none is held.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.uses.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
-    fn find(&self, key: u64) -> Option<&Used> {
-        let uses = &self.uses;
-        let Some(table) = &self.table else { return uses.iter().find(|used| used.key == key) };
-        let place = table.places.find(key, |place| key_at(uses, table.first, *place) == key)?;
-        use_at(uses, table.first, *place)
+    /// The place in the ring of a use, counted from the oldest.
+    const fn place(&self, index: usize) -> usize {
+        let place = self.oldest as usize + index;
+        if place < self.ring.len() { place } else { place - self.ring.len() }
+    }
+
+    fn uses(&self) -> impl Iterator<Item = &Used> {
+        (0..self.len()).map(|index| &self.ring[self.place(index)])
+    }
+
+    /// A use's place in the ring.
+    fn find(&self, key: u64) -> Option<usize> {
+        if self.slots.is_empty() {
+            return (0..self.len()).map(|index| self.place(index)).find(|place| self.ring[*place][0] == key);
+        }
+        let mask = self.slots.len() - 1;
+        for distance in 0..=DISTANCE_MAX {
+            let found = self.slots[(key as usize).wrapping_add(distance as usize) & mask];
+            if found == 0 {
+                return None;
+            }
+            // One that lies as far behind, with the same tag: the id, or one in 64 of those that belong to the same place.
+            if found >> PLACE_BITS == slot(0, distance, key) >> PLACE_BITS && self.ring[place_of(found)][0] == key {
+                return Some(place_of(found));
+            }
+        }
+        None
     }
 
     /// What is known of an id at `now_ms` (monotonic).
     #[must_use]
     pub fn look_up(&self, key: u64, content: u64, now_ms: u64, limits: DedupeLimits) -> Seen {
-        match self.find(key) {
-            Some(used) if now_ms.saturating_sub(used.at_ms) >= limits.window_ms => Seen::New,
-            Some(used) if used.content == content => Seen::Same { seq: used.seq },
+        match self.find(key).map(|place| &self.ring[place]) {
+            Some(used) if now_ms.saturating_sub(at_ms_of(used)) >= limits.window_ms => Seen::New,
+            Some(used) if same_content(used, content) => Seen::Same { seq: seq_of(used) },
             Some(_) => Seen::Different,
             None => Seen::New,
         }
     }
 
     fn oldest_ms(&self) -> u64 {
-        match &self.table {
-            Some(table) => table.oldest_ms,
-            None => self.uses.front().map_or(0, |oldest| oldest.at_ms),
-        }
+        self.ring.get(self.oldest as usize).map_or(0, at_ms_of)
     }
 
     /// Remembers an id that [`Dedupe::look_up`] called new; the oldest ones leave.
     pub fn remember(&mut self, key: u64, content: u64, seq: u64, now_ms: u64, limits: DedupeLimits) {
-        if limits.ids_max == 0 {
+        self.put(used(key, content, seq, now_ms), limits);
+    }
+
+    fn put(&mut self, used: Used, limits: DedupeLimits) {
+        let (key, now_ms) = (used[0], at_ms_of(&used));
+        let ids_max = limits.ids_max.min(DEDUPE_IDS_MAX);
+        if ids_max == 0 {
             return;
         }
-        while !self.uses.is_empty()
-            && (self.uses.len() >= limits.ids_max || now_ms.saturating_sub(self.oldest_ms()) >= limits.window_ms)
-        {
+        while self.len > 0 && (self.len() >= ids_max || now_ms.saturating_sub(self.oldest_ms()) >= limits.window_ms) {
             self.forget_oldest();
         }
-        if self.uses.capacity() == 0 {
+        // Where clocks stepped before a start, or windows become one: never twice, so that no table is long for one key.
+        if let Some(place) = self.find(key) {
+            self.ring[place] = used;
+            return;
+        }
+        if self.len() == self.ring.len() {
             // Many clients say one thing, and then nothing for long.
-            self.uses.reserve_exact(1);
+            let room = if self.ring.is_empty() { 1 } else { (self.len() * 2).max(UNTABLED_MAX) };
+            self.resize(room.min(ids_max));
         }
-        self.uses.push_back(Used { key, content, seq, at_ms: now_ms });
-        let len = self.uses.len();
-        match &mut self.table {
-            Some(table) => {
-                if len == 1 {
-                    table.oldest_ms = now_ms;
-                }
-                table.add(&self.uses, len - 1);
+        let place = self.place(self.len());
+        self.ring[place] = used;
+        self.len += 1;
+        if !self.slots.is_empty() && !self.insert(key, place) && !self.is_widest() {
+            self.retable(self.slots.len() * 2);
+        }
+    }
+
+    /// Gives the ring another size, the oldest use first, and the table one to fit.
+    fn resize(&mut self, room: usize) {
+        let mut ring = vec![Used::default(); room].into_boxed_slice();
+        self.uses().zip(&mut ring).for_each(|(used, to)| *to = *used);
+        self.ring = ring;
+        self.oldest = 0;
+        if room > UNTABLED_MAX {
+            self.retable((room * 2).next_power_of_two());
+        } else {
+            self.slots = Box::default();
+        }
+    }
+
+    const fn is_widest(&self) -> bool {
+        self.slots.len() >= self.ring.len() * SLOTS_A_USE_MAX
+    }
+
+    /// Makes the table anew, of at least so many places.
+    fn retable(&mut self, mut size: usize) {
+        loop {
+            self.slots = vec![0; size].into_boxed_slice();
+            let mut fits = true;
+            for index in 0..self.len() {
+                let place = self.place(index);
+                fits &= self.insert(self.ring[place][0], place);
             }
-            None if len > UNTABLED_MAX => self.table = Some(Box::new(Table::of(&self.uses))),
-            None => {}
+            if fits || self.is_widest() {
+                return;
+            }
+            size *= 2;
         }
+    }
+
+    /// Puts a use into the table. False where all places are taken that are near enough to where it belongs.
+    fn insert(&mut self, key: u64, place: usize) -> bool {
+        let mask = self.slots.len() - 1;
+        for distance in 0..=DISTANCE_MAX {
+            let at = (key as usize).wrapping_add(distance as usize) & mask;
+            if self.slots[at] == 0 {
+                self.slots[at] = slot(place as u32, distance, key);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn forget_oldest(&mut self) {
+        let place = self.oldest as usize;
+        let key = self.ring[place][0];
+        self.oldest = self.place(1) as u32;
+        self.len -= 1;
+        if self.slots.is_empty() {
+            return;
+        }
+        let mask = self.slots.len() - 1;
+        let Some(mut hole) = (0..=DISTANCE_MAX as usize)
+            .map(|distance| (key as usize).wrapping_add(distance) & mask)
+            .find(|at| self.slots[*at] != 0 && place_of(self.slots[*at]) == place)
+        else {
+            return;
+        };
+        // Those behind it move up as far as they belong, so that none is looked for past an empty place.
+        let mut behind = 1;
+        loop {
+            let next = self.slots[(hole + behind as usize) & mask];
+            if next == 0 {
+                break;
+            }
+            if distance_of(next) >= behind {
+                self.slots[hole] = next - (behind << PLACE_BITS);
+                hole = (hole + behind as usize) & mask;
+                behind = 0;
+            }
+            behind += 1;
+        }
+        self.slots[hole] = 0;
     }
 
     /// After a start: what was used before `oldest_ms` is forgotten, and all but the last `ids_max`; the rest counts as used now, and no
     /// more memory is held than that needs.
     pub fn begin_again(&mut self, oldest_ms: u64, ids_max: usize) {
-        while !self.uses.is_empty() && (self.oldest_ms() < oldest_ms || self.uses.len() > ids_max) {
+        while self.len > 0 && (self.oldest_ms() < oldest_ms || self.len() > ids_max) {
             self.forget_oldest();
         }
-        self.uses.iter_mut().for_each(|used| used.at_ms = 0);
-        self.uses.shrink_to_fit();
-        self.table = (self.uses.len() > UNTABLED_MAX).then(|| Box::new(Table::of(&self.uses)));
+        self.resize(self.len());
+        self.ring.iter_mut().for_each(|used| used[2] &= !(u64::MAX << (64 - TIME_BITS)));
     }
 
     /// Takes in another window's uses.
     pub fn take_in(&mut self, other: &Self, limits: DedupeLimits) {
-        for used in &other.uses {
-            self.remember(used.key, used.content, used.seq, used.at_ms, limits);
-        }
+        other.uses().for_each(|used| self.put(*used, limits));
     }
-
-    fn forget_oldest(&mut self) {
-        let Some(oldest) = self.uses.pop_front() else { return };
-        if let Some(table) = &mut self.table {
-            let first = table.first;
-            if let Ok(entry) = table.places.find_entry(oldest.key, |other| *other == first) {
-                entry.remove();
-            }
-            table.first = first.wrapping_add(1);
-            table.oldest_ms = self.uses.front().map_or(0, |oldest| oldest.at_ms);
-        }
-    }
-}
-
-fn use_at(uses: &VecDeque<Used>, first: u32, place: u32) -> Option<&Used> {
-    uses.get(place.wrapping_sub(first) as usize)
-}
-
-fn key_at(uses: &VecDeque<Used>, first: u32, place: u32) -> u64 {
-    use_at(uses, first, place).map_or(0, |used| used.key)
 }
 
 #[cfg(test)]
@@ -216,9 +302,9 @@ mod tests {
         dedupe.remember(6, 0, 6, 2000, three);
         assert_eq!(dedupe.len(), 1, "all others were too old");
         (7..=UNTABLED_MAX as u64 + 7).for_each(|key| dedupe.remember(key, 0, key, 2000, LIMITS));
-        assert_eq!((dedupe.len(), dedupe.table.as_ref().unwrap().places.len()), (10, 10));
+        assert_eq!((dedupe.len(), tabled(&dedupe)), (10, 10));
         dedupe.remember(1, 0, 1, 4000, LIMITS);
-        assert_eq!((dedupe.len(), dedupe.table.as_ref().unwrap().places.len()), (1, 1), "all others were too old");
+        assert_eq!((dedupe.len(), tabled(&dedupe)), (1, 1), "all others were too old");
         assert_eq!(dedupe.look_up(1, 0, 4999, LIMITS), Seen::Same { seq: 1 });
         dedupe.remember(2, 0, 2, 5000, LIMITS);
         assert_eq!(dedupe.len(), 1, "the time of the oldest is that of the only one");
@@ -230,11 +316,11 @@ mod tests {
         let many = DedupeLimits { ids_max: 1000, ..LIMITS };
         (0..100).for_each(|key| dedupe.remember(key, 0, key, 500 + key, many));
         dedupe.begin_again(550, 40);
-        assert_eq!((dedupe.len(), dedupe.uses.capacity()), (40, 40));
+        assert_eq!((dedupe.len(), dedupe.ring.len()), (40, 40));
         assert_eq!(dedupe.look_up(59, 0, 0, many), Seen::New);
         assert!((60..100).all(|key| dedupe.look_up(key, 0, 999, many) == Seen::Same { seq: key }));
         dedupe.begin_again(0, 5);
-        assert!(dedupe.table.is_none() && dedupe.uses.capacity() == 5);
+        assert!(dedupe.slots.is_empty() && dedupe.ring.len() == 5);
         assert_eq!((dedupe.look_up(94, 0, 0, many), dedupe.look_up(95, 0, 0, many)), (Seen::New, Seen::Same { seq: 95 }));
         dedupe.remember(7, 0, 7, 10, many);
         assert_eq!(dedupe.look_up(7, 0, 10, many), Seen::Same { seq: 7 });
@@ -250,46 +336,94 @@ mod tests {
         assert_eq!(dedupe.look_up(1, 9, 5000, LIMITS), Seen::Same { seq: 2 });
     }
 
+    /// Spread as hashes are.
+    fn spread(key: u64) -> u64 {
+        let mixed = (key ^ (key >> 3)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn tabled(dedupe: &Dedupe) -> usize {
+        dedupe.slots.iter().filter(|slot| **slot != 0).count()
+    }
+
     #[test]
-    fn a_full_window_keeps_its_table() {
-        for ids_max in [1, 10, 400, 448, 500, 896, 1000] {
+    fn a_full_window_holds_what_it_says_in_memory_that_does_not_grow() {
+        for ids_max in [1, 8, 9, 400, 500, 1000] {
             let mut dedupe = Dedupe::default();
             let limits = DedupeLimits { ids_max, ..LIMITS };
-            // Spread as hashes are.
-            let remember = |dedupe: &mut Dedupe, key: u64| {
-                let mixed = (key ^ (key >> 3)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-                let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-                dedupe.remember(mixed ^ (mixed >> 31), 0, key, 0, limits);
-            };
-            (0..ids_max as u64).for_each(|key| remember(&mut dedupe, key));
-            let buckets = |dedupe: &Dedupe| dedupe.table.as_ref().map_or(0, |table| table.places.num_buckets());
-            let before = buckets(&dedupe);
+            (0..ids_max as u64).for_each(|key| dedupe.remember(spread(key), 0, key, 0, limits));
+            let before = (dedupe.ring.len(), dedupe.slots.len());
+            assert!(before.0 == ids_max && before.1 < ids_max * 4 + 1, "{before:?} for {ids_max}");
             for key in ids_max as u64..20 * ids_max as u64 + 1_000 {
-                remember(&mut dedupe, key);
-                assert_eq!((buckets(&dedupe), dedupe.len()), (before, ids_max), "after {key} of {ids_max}");
+                dedupe.remember(spread(key), 0, key, 0, limits);
+                assert_eq!((dedupe.ring.len(), dedupe.slots.len()), before, "after {key} of {ids_max}");
+                assert_eq!(dedupe.look_up(spread(key - ids_max as u64), 0, 0, limits), Seen::New);
+                let oldest = key + 1 - ids_max as u64;
+                assert_eq!(dedupe.look_up(spread(oldest), 0, 0, limits), Seen::Same { seq: oldest });
             }
+            assert!(dedupe.slots.is_empty() || tabled(&dedupe) == ids_max);
         }
     }
 
+    #[test]
+    fn the_largest_window_finds_each_of_its_ids() {
+        let mut dedupe = Dedupe::default();
+        let limits = DedupeLimits { ids_max: DEDUPE_IDS_MAX, ..LIMITS };
+        let count = if cfg!(miri) { 1_000 } else { DEDUPE_IDS_MAX as u64 };
+        (0..count + 10).for_each(|key| dedupe.remember(spread(key), key, key, 0, limits));
+        assert!(
+            (count - 100..count + 10)
+                .chain(10..110)
+                .all(|key| dedupe.look_up(spread(key), key, 0, limits) == Seen::Same { seq: key })
+        );
+    }
+
+    #[test]
+    fn keys_that_are_no_hashes_take_no_memory_without_end() {
+        let mut dedupe = Dedupe::default();
+        let limits = DedupeLimits { ids_max: 1_000, ..LIMITS };
+        (0..2_000).for_each(|key| dedupe.remember(key << 32, 0, key, 0, limits));
+        assert!(dedupe.len() == 1_000 && dedupe.slots.len() <= 32_768);
+        assert_eq!(dedupe.look_up(1 << 32, 0, 0, limits), Seen::New);
+        let mut one = Dedupe::default();
+        (0..2_000).for_each(|seq| one.remember(7, 0, seq, 0, limits));
+        assert_eq!((one.len(), one.look_up(7, 0, 0, limits)), (1, Seen::Same { seq: 1_999 }));
+    }
+
+    #[test]
+    fn a_use_keeps_what_it_is_given() {
+        let (seq, at_ms) = ((1 << 48) - 1, (1 << 44) - 1);
+        let all = used(u64::MAX, u64::MAX, seq, at_ms);
+        assert_eq!((seq_of(&all), at_ms_of(&all), same_content(&all, u64::MAX)), (seq, at_ms, true));
+        assert!(!same_content(&all, u64::MAX ^ 1) && !same_content(&all, u64::MAX ^ 1 << 63));
+        let none = used(0, 0, seq, at_ms);
+        assert!(same_content(&none, 0) && seq_of(&none) == seq && at_ms_of(&none) == at_ms);
+    }
+
     proptest! {
+        // Few places where they belong, and tags that are alike.
         #[test]
-        fn it_agrees_with_a_list(keys in proptest::collection::vec(0u64..40, 0..400), start in any::<u32>(), from_start in any::<bool>()) {
-            let table = from_start.then(|| Box::new(Table { first: start, ..Table::default() }));
-            let mut dedupe = Dedupe { table, ..Dedupe::default() };
-            let mut list: Vec<(u64, u64)> = Vec::new();
-            for (seq, key) in keys.iter().enumerate() {
-                let seq = seq as u64;
-                let known = list.iter().find(|(other, _)| other == key).map(|(_, seq)| *seq);
-                let expected = known.map_or(Seen::New, |seq| Seen::Same { seq });
-                prop_assert_eq!(dedupe.look_up(*key, 5, seq, LIMITS), expected);
+        fn it_agrees_with_a_list(uses in proptest::collection::vec((0_u64..160, 0_u64..30), 0..600), ids_max in 1_usize..60) {
+            let limits = DedupeLimits { ids_max, window_ms: 500 };
+            let mut dedupe = Dedupe::default();
+            let mut list: Vec<(u64, u64, u64)> = Vec::new();
+            let mut now_ms = 0;
+            for (seq, (number, later_ms)) in uses.iter().enumerate() {
+                now_ms += later_ms;
+                let (seq, key) = (seq as u64, number & 7 | (number >> 3 & 3) << 58 | (number >> 5) << 20);
+                let known = list.iter().find(|(other, _, at_ms)| *other == key && now_ms - at_ms < 500).map(|(_, seq, _)| *seq);
+                prop_assert_eq!(dedupe.look_up(key, 5, now_ms, limits), known.map_or(Seen::New, |seq| Seen::Same { seq }));
                 if known.is_none() {
-                    dedupe.remember(*key, 5, seq, seq, LIMITS);
-                    list.push((*key, seq));
-                    if list.len() > LIMITS.ids_max {
+                    dedupe.remember(key, 5, seq, now_ms, limits);
+                    list.retain(|(_, _, at_ms)| now_ms - at_ms < 500);
+                    list.push((key, seq, now_ms));
+                    if list.len() > ids_max {
                         list.remove(0);
                     }
                 }
-                prop_assert!(dedupe.table.as_ref().is_none_or(|table| table.places.len() == dedupe.len()));
+                prop_assert_eq!(dedupe.len(), list.len());
+                prop_assert!(dedupe.slots.is_empty() || tabled(&dedupe) == list.len());
             }
         }
     }
