@@ -209,6 +209,9 @@ fn raise_open_files(needed: u64) -> Result<(), String> {
 /// # Errors
 /// One line: what could not be started, or which shards did not stop.
 pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), CliError> {
+    // With them an idle gateway's memory is mostly air, 2 MiB at a time, and none of what it does is faster (docs/BENCHMARKS.md). Not to be
+    // had without is no reason not to serve.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let count = shard_count(&node.settings);
     let choice = node.engine;
     let engine = choice.engine;

@@ -31,6 +31,7 @@ mod examples;
 mod heartbeat;
 mod hello_and_welcome;
 mod history;
+mod idle_memory;
 mod killed_and_restarted;
 mod log_faults;
 mod members_and_watch;
