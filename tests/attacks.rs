@@ -573,7 +573,7 @@ fn unharmed(gateway: &Gateway, files_before: usize) {
     gateway.until_metric("ringway_connections", "", |connections| connections == 0);
     let deadline = Instant::now() + Duration::from_secs(5);
     while gateway.open_files() > files_before {
-        assert!(Instant::now() < deadline, "{} files were open, {} are", files_before, gateway.open_files());
+        assert!(Instant::now() < deadline, "{files_before} files were open, now {:?}", gateway.list_open_files());
         pause(20);
     }
     assert_eq!(gateway.metric("ringway_panics_total", ""), 0);
@@ -591,9 +591,13 @@ fn counted(gateway: &Gateway, limits: &[(&str, u64)]) {
     }
 }
 
-/// Open files once the listeners and the log are, before any client.
+/// Open files once every shard runs, before any client.
 fn files(gateway: &Gateway) -> usize {
-    gateway.until_metric("ringway_connections", "", |connections| connections == 0);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while gateway.admin("/readyz").0 != 200 {
+        assert!(Instant::now() < deadline, "{:?}", gateway.admin("/readyz"));
+        pause(20);
+    }
     gateway.open_files()
 }
 

@@ -271,6 +271,12 @@ impl Gateway {
     pub fn open_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
+
+    /// What each of them is.
+    pub fn list_open_files(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok()).collect()
+    }
 }
 
 impl Drop for Gateway {
