@@ -193,7 +193,7 @@ pub struct Options {
     /// soak: connections cut off a second.
     #[arg(long, default_value_t = 10.0)]
     pub churn_per_s: f64,
-    /// slow: percent of the readers that are stalled.
+    /// slow: percent of the readers that are stalled; the warm-up is long enough for the gateway to have to wait for them.
     #[arg(long, default_value_t = 1.0)]
     pub stalled_percent: f64,
     /// history: bytes of the payloads that are in the session before the load begins.

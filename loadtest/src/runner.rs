@@ -212,10 +212,21 @@ pub fn floor(kind: floor::Kind, options: &Options) -> Result<Report, String> {
     Ok(Report::new(&name, settings(scenario, options), &Runs { name: "floor", runs: &runs? }, &Runs { name: "floor", runs: &[] }))
 }
 
+/// Until a reader that takes nothing has got so much, its socket does, and the gateway notices nothing: what the gateway leaves
+/// unsent in a socket (128 KiB), and a receive buffer.
+const STALLING_BYTES: f64 = 192.0 * 1024.0;
+
+/// How long messages are sent before a reader that takes nothing is one that the gateway waits for.
+fn stalling_s(options: &Options, rate: f64) -> f64 {
+    let seconds = STALLING_BYTES / (rate * options.payload_bytes.max(1) as f64);
+    (seconds * 10.0).ceil() / 10.0
+}
+
 /// Fan-out without and with stalled readers, in turns.
 fn slow(options: &Options) -> Result<Report, String> {
-    let mut options = options.clone();
-    options.rate = Some(options.rate.unwrap_or(50.0));
+    let rate = options.rate.unwrap_or(50.0);
+    let warmup_s = options.warmup_s.max(stalling_s(options, rate));
+    let options = Options { rate: Some(rate), warmup_s, ..options.clone() };
     let readers = options.connections.unwrap_or(1000);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the readers, bounded here")]
     let stalled = (readers as f64 * options.stalled_percent.clamp(0.0, 50.0) / 100.0).ceil() as usize;
@@ -417,6 +428,14 @@ mod tests {
         assert_eq!(batch_bytes(&derived, &runs), Ok(20_000));
         assert_eq!(batch_bytes(&given, &runs), Ok(4096));
         assert!(batch_bytes(&derived, &[run(None)]).unwrap_err().contains("synced nothing"));
+    }
+
+    #[test]
+    fn a_slow_reader_stalls_before_it_is_measured() {
+        let small = options("--payload-bytes 128").unwrap();
+        assert!((stalling_s(&small, 50.0) - 30.8).abs() < 1e-9);
+        let large = options("--payload-bytes 4096").unwrap();
+        assert!((stalling_s(&large, 50.0) - 1.0).abs() < 1e-9);
     }
 
     #[test]

@@ -54,5 +54,6 @@ mod tests {
         assert!([50_000.0, 99_000.0, 90_000.0].iter().zip(us).all(|(us, is)| (is.unwrap() - us).abs() < us / 500.0), "{us:?}");
         assert_eq!(["log syncs a second", "bytes a log sync"].map(value), [Some(50.0), Some(5_000.0)]);
         assert!((value("log sync, mean").unwrap() - 50_500.0).abs() < 100.0);
+        assert!((value("a sync under way").unwrap() - 252.5).abs() < 1.0, "100 of them, 5.05 s in 2 s");
     }
 }

@@ -193,6 +193,7 @@ fn log_figures(log: &LogWork, seconds: f64) -> Vec<Figure> {
     if let Some(bytes) = log.bytes_a_sync() {
         figures.push(Figure::neutral("bytes a log sync", "B", bytes));
         figures.push(Figure::lower("log sync, mean".into(), "us", log.sync_s * 1e6 / log.syncs));
+        figures.push(Figure::neutral("a sync under way", "%", log.sync_s * 100.0 / seconds));
     }
     figures
 }
