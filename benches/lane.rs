@@ -9,8 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Looks without success after which a waiting thread lets others run: the machine may have fewer cores than threads.
 const LOOKS: u32 = 10_000;
 
-fn message() -> LaneMessage {
-    LaneMessage::Records(Batch { session: 42, first_seq: 1, count: 1, records: vec![7; 256] })
+/// Not counted to the lane's bytes.
+const SMALL_BYTES: usize = 256;
+/// Counted: two shared additions a hop more.
+const WEIGHED_BYTES: usize = 16 * 1024;
+
+fn message(records: Vec<u8>) -> LaneMessage {
+    LaneMessage::Records(Batch { session: 42, first_seq: 1, count: 1, records })
+}
+
+fn records(message: Option<LaneMessage>) -> Vec<u8> {
+    match message {
+        Some(LaneMessage::Records(Batch { records, .. })) => records,
+        other => unreachable!("records were put in, and {other:?} came out"),
+    }
 }
 
 /// Takes a message that `from` has put into the lane to `to`, if its knock is seen.
@@ -46,11 +58,24 @@ fn wait(mesh: &Mesh, from: usize, to: usize, stop: &AtomicBool) -> Option<LaneMe
 
 fn one_thread(criterion: &mut Criterion) {
     let mesh = Mesh::new(2);
-    let mut kept = Some(message());
-    criterion.bench_function("lane/hop on one thread", |bencher| {
+    for (name, bytes) in [("lane/hop on one thread", SMALL_BYTES), ("lane/hop on one thread, weighed", WEIGHED_BYTES)] {
+        let mut kept = Some(message(vec![7; bytes]));
+        criterion.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                put(&mesh, 0, 1, kept.take().expect("it came back"));
+                kept = take(&mesh, 0, 1);
+            });
+        });
+    }
+    // As shards do it: the sender fills a buffer that came back, the receiver empties it and gives it back.
+    let bytes = [7; SMALL_BYTES];
+    mesh.give_back(0, 1, Vec::with_capacity(SMALL_BYTES)).expect("one buffer has room");
+    criterion.bench_function("lane/hop on one thread, and the buffer back", |bencher| {
         bencher.iter(|| {
-            put(&mesh, 0, 1, kept.take().expect("it came back"));
-            kept = take(&mesh, 0, 1);
+            let mut buffer = mesh.take_back(0, 1).expect("it came back");
+            buffer.extend_from_slice(&bytes);
+            put(&mesh, 0, 1, message(buffer));
+            mesh.give_back(0, 1, records(take(&mesh, 0, 1))).expect("one buffer has room");
         });
     });
 }
@@ -67,7 +92,7 @@ fn two_threads(criterion: &mut Criterion) {
             }
         })
     };
-    let mut kept = Some(message());
+    let mut kept = Some(message(vec![7; SMALL_BYTES]));
     criterion.bench_function("lane/there and back, two threads", |bencher| {
         bencher.iter(|| {
             put(&mesh, 0, 1, kept.take().expect("it came back"));

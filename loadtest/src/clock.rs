@@ -21,8 +21,13 @@ pub fn unix_s() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Blocks the calling thread: for the coordinator, never for a worker.
-#[expect(clippy::disallowed_methods, reason = "the coordinator has nothing else to do")]
+/// Blocks the calling thread: for the coordinator, and for a worker with a single connection.
+#[expect(clippy::disallowed_methods, reason = "who calls it has nothing else to do")]
+pub fn sleep_ns(ns: u64) {
+    std::thread::sleep(std::time::Duration::from_nanos(ns));
+}
+
+/// As [`sleep_ns`].
 pub fn sleep_ms(ms: u64) {
-    std::thread::sleep(std::time::Duration::from_millis(ms));
+    sleep_ns(ms * 1_000_000);
 }

@@ -20,6 +20,8 @@ pub enum Incoming {
 const TYPE: &[u8] = b"\"type\":\"";
 const ID: &[u8] = b"\"id\":\"";
 const SEQ: &[u8] = b"\"seq\":";
+/// Above what the gateway adds to a message: `seq`, `from`, `ts`, `traceparent`.
+const ADDED_BYTES_MAX: usize = 512;
 
 fn after<'a>(bytes: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     if let Some(rest) = bytes.get(1..).and_then(|rest| rest.strip_prefix(key)) {
@@ -72,9 +74,19 @@ pub fn read_bare(payload: &[u8]) -> Incoming {
     }
 }
 
-/// The `seq` of a delivered message.
+/// The `seq` of a frame of the gateway's own.
 pub fn seq_of(payload: &[u8]) -> Option<u64> {
-    let digits = after(payload, SEQ)?;
+    number(after(payload, SEQ)?)
+}
+
+/// The `seq` of a delivered message, which the gateway adds behind the sender's text: without a look at that.
+pub fn seq_at_end_of(payload: &[u8]) -> Option<u64> {
+    let end = &payload[payload.len().saturating_sub(ADDED_BYTES_MAX)..];
+    let at = end.windows(SEQ.len()).rposition(|bytes| bytes == SEQ)?;
+    number(&end[at + SEQ.len()..])
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
     std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
 }
@@ -134,6 +146,16 @@ mod tests {
         assert!(
             is_type(b"{\"type\":\"rw.caught_up\"}", b"rw.caught_up") && !is_type(b"{\"type\":\"rw.caught\"}", b"rw.caught_up")
         );
+    }
+
+    #[test]
+    fn a_messages_seq_is_found_at_its_end_whatever_it_carries() {
+        let text = envelope_text("load.1", "", 4096);
+        let added = |seq: u64| format!("{},\"seq\":{seq},\"from\":\"writer\",\"ts\":1764450000000}}", &text[..text.len() - 1]);
+        assert_eq!(seq_at_end_of(added(7).as_bytes()), Some(7));
+        assert_eq!(seq_at_end_of(added(u64::MAX).as_bytes()), Some(u64::MAX));
+        assert_eq!(seq_at_end_of(b"{\"seq\":1,\"seq\":2}"), Some(2), "the sender's own comes first");
+        assert_eq!((seq_at_end_of(text.as_bytes()), seq_at_end_of(b"\"seq\":"), seq_at_end_of(b"")), (None, None, None));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod options;
 mod report;
 mod runner;
 mod scenario;
+mod scrape;
 mod session;
 mod stamp;
 mod target;

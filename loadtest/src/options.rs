@@ -162,6 +162,13 @@ pub struct Options {
     /// against; default), or relay (one receive, a send to the other, an ack to the sender).
     #[arg(long, value_enum, requires = "with_floor")]
     pub floor_kind: Option<floor::Kind>,
+    /// relay, fanout, rooms, channel with --durability synced: in turns with the gateway, the disk alone: batches as large as the
+    /// gateway's, appended to a file made as its log's and synced (fdatasync) one after the other; latencies have a ratio to it.
+    #[arg(long, requires_all = ["durability", "rate"], conflicts_with = "with_floor")]
+    pub with_disk: bool,
+    /// With --with-disk: bytes of a batch; default: what a sync of the gateway's took in the run before, from its metrics.
+    #[arg(long, requires = "with_disk", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub disk_batch_bytes: Option<u64>,
     /// Bytes of the floor's messages; default: --payload-bytes where the floor is the echo, else the size of a delivered envelope.
     #[arg(long)]
     pub floor_bytes: Option<usize>,
@@ -186,12 +193,15 @@ pub struct Options {
     /// soak: connections cut off a second.
     #[arg(long, default_value_t = 10.0)]
     pub churn_per_s: f64,
-    /// slow: percent of the readers that are stalled.
+    /// slow: percent of the readers that are stalled; the warm-up is long enough for the gateway to have to wait for them.
     #[arg(long, default_value_t = 1.0)]
     pub stalled_percent: f64,
     /// history: bytes of the payloads that are in the session before the load begins.
     #[arg(long, default_value_t = 256 << 20)]
     pub history_bytes: u64,
+    /// history: megabytes a second that the far reader takes at most; without it as much as it can.
+    #[arg(long, value_name = "MB")]
+    pub catch_up_mb_per_second: Option<f64>,
     /// sessions: messages in each.
     #[arg(long, default_value_t = 1)]
     pub session_messages: u64,

@@ -4,7 +4,7 @@ use crate::floor;
 use crate::options::{Durability, Options};
 use crate::report::{Figure, Report, Runs};
 use crate::scenario::deliver::{self, Shape};
-use crate::scenario::{Measured, connect, echo, history, reconnect, sessions};
+use crate::scenario::{Measured, connect, disk, echo, history, reconnect, sessions};
 use crate::target::Target;
 use std::path::Path;
 
@@ -62,6 +62,24 @@ impl Scenario {
         }
     }
 
+    /// What is measured in turns with it, if anything. Errors: something was asked for that bounds nothing of it.
+    fn beside(self, options: &Options) -> Result<Option<Beside>, String> {
+        if !options.with_disk {
+            let floor = self.floor(options.floor_kind)?;
+            return Ok(floor.filter(|_| options.with_floor).map(Beside::Bare));
+        }
+        if !matches!(self, Self::Relay | Self::Fanout | Self::Rooms | Self::Channel) {
+            let name = self.name();
+            return Err(format!(
+                "--with-disk does not go with {name}: it bounds the latency of relay, fanout, rooms and channel"
+            ));
+        }
+        if options.durability != Some(Durability::Synced) {
+            return Err("--with-disk is the floor of a log that waits for the disk: give --durability synced".into());
+        }
+        Ok(Some(Beside::Disk))
+    }
+
     fn measure(self, label: &str, target: &Target, options: &Options, payload_bytes: usize) -> Result<Measured, String> {
         match self {
             Self::Connect => connect::measure_connect(label, target, options),
@@ -99,9 +117,16 @@ impl Scenario {
     }
 }
 
+/// What takes turns with a scenario.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Beside {
+    Bare(floor::Kind),
+    Disk,
+}
+
 /// Runs a scenario as often as asked, in pairs with the floor where wanted.
 pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String> {
-    let bounded_by = scenario.floor(options.floor_kind)?;
+    let with = scenario.beside(options)?;
     match scenario {
         Scenario::Slow => return slow(options),
         Scenario::History => return history(options),
@@ -118,18 +143,23 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
     } else {
         options
     };
-    let floor = bounded_by.filter(|_| options.with_floor);
     let (mut main, mut beside) = (Vec::new(), Vec::new());
     for pair in 0..options.pairs.max(1) {
-        // The first one tells how large a delivered envelope is, which the floor then sends; after that they take turns at
-        // going first, so that a drift hits both alike.
+        // The first one tells how large a delivered envelope, or a batch of the log, is, which the floor then sends or writes; after
+        // that they take turns at going first, so that a drift hits both alike.
         let floor_first = pair % 2 == 1;
         for turn in [!floor_first, floor_first] {
             if turn {
                 let label = format!("{} {}/{}", scenario.name(), pair + 1, options.pairs.max(1));
                 main.push(scenario.measure(&label, &Target::of(options)?, options, options.payload_bytes)?);
-            } else if let Some(kind) = floor {
-                beside.push(scenario.measure_floor(kind, options, floor_bytes(kind, options, &main))?);
+                continue;
+            }
+            match with {
+                Some(Beside::Bare(kind)) => {
+                    beside.push(scenario.measure_floor(kind, options, floor_bytes(kind, options, &main))?);
+                }
+                Some(Beside::Disk) => beside.push(disk::measure(batch_bytes(options, &main)?, options)?),
+                None => {}
             }
         }
     }
@@ -137,17 +167,25 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
         scenario.name(),
         settings(scenario, options),
         &Runs { name: target_name(options), runs: &main },
-        &Runs { name: "floor", runs: &beside },
+        &Runs { name: if with == Some(Beside::Disk) { "disk" } else { "floor" }, runs: &beside },
     );
-    if options.with_floor {
-        report.notes.push(match bounded_by {
-            Some(kind) => {
-                format!("the floor is the bare {kind:?} server with messages of {} bytes", floor_bytes(kind, options, &main))
-            }
-            None => format!("{} has no floor", scenario.name()),
-        });
-    }
+    report.notes.extend(match with {
+        Some(Beside::Bare(kind)) => {
+            Some(format!("the floor is the bare {kind:?} server with messages of {} bytes", floor_bytes(kind, options, &main)))
+        }
+        Some(Beside::Disk) => Some(format!("the disk is one fdatasync after the other below {}", std::env::temp_dir().display())),
+        None if options.with_floor => Some(format!("{} has no floor", scenario.name())),
+        None => None,
+    });
     Ok(report)
+}
+
+/// Of the disk's writes: what the gateway's last run made durable with a sync.
+fn batch_bytes(options: &Options, main: &[Measured]) -> Result<usize, String> {
+    let asked_for = options.disk_batch_bytes.and_then(|bytes| usize::try_from(bytes).ok());
+    asked_for.or_else(|| main.last()?.sync_bytes).ok_or_else(|| {
+        "the gateway synced nothing while it was measured: give a higher --rate, a longer -d, or --disk-batch-bytes".into()
+    })
 }
 
 fn floor_bytes(kind: floor::Kind, options: &Options, main: &[Measured]) -> usize {
@@ -157,6 +195,9 @@ fn floor_bytes(kind: floor::Kind, options: &Options, main: &[Measured]) -> usize
 
 /// The floor by itself.
 pub fn floor(kind: floor::Kind, options: &Options) -> Result<Report, String> {
+    if options.with_disk {
+        return Err("--with-disk goes with a gateway, not with a bare server, which has no log".into());
+    }
     if options.floor_kind.is_some() {
         return Err(format!("--floor-kind does not go with floor {}, which names its own: only relay has a choice", kind.name()));
     }
@@ -171,10 +212,21 @@ pub fn floor(kind: floor::Kind, options: &Options) -> Result<Report, String> {
     Ok(Report::new(&name, settings(scenario, options), &Runs { name: "floor", runs: &runs? }, &Runs { name: "floor", runs: &[] }))
 }
 
+/// Until a reader that takes nothing has got so much, its socket does, and the gateway notices nothing: what the gateway leaves
+/// unsent in a socket (128 KiB), and a receive buffer.
+const STALLING_BYTES: f64 = 192.0 * 1024.0;
+
+/// How long messages are sent before a reader that takes nothing is one that the gateway waits for.
+fn stalling_s(options: &Options, rate: f64) -> f64 {
+    let seconds = STALLING_BYTES / (rate * options.payload_bytes.max(1) as f64);
+    (seconds * 10.0).ceil() / 10.0
+}
+
 /// Fan-out without and with stalled readers, in turns.
 fn slow(options: &Options) -> Result<Report, String> {
-    let mut options = options.clone();
-    options.rate = Some(options.rate.unwrap_or(50.0));
+    let rate = options.rate.unwrap_or(50.0);
+    let warmup_s = options.warmup_s.max(stalling_s(options, rate));
+    let options = Options { rate: Some(rate), warmup_s, ..options.clone() };
     let readers = options.connections.unwrap_or(1000);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the readers, bounded here")]
     let stalled = (readers as f64 * options.stalled_percent.clamp(0.0, 50.0) / 100.0).ceil() as usize;
@@ -196,6 +248,9 @@ fn slow(options: &Options) -> Result<Report, String> {
 
 /// Readers at the tail, without and with one that catches up, in turns.
 fn history(options: &Options) -> Result<Report, String> {
+    if options.catch_up_mb_per_second.is_some_and(|megabytes| megabytes.is_nan() || megabytes <= 0.0) {
+        return Err("--catch-up-mb-per-second is to be above 0".into());
+    }
     let mut options = Options { keep_all: true, rate: Some(options.rate.unwrap_or(history::RATE)), ..options.clone() };
     if options.spawn.is_some() {
         options.durability = Some(options.durability.unwrap_or(Durability::Written));
@@ -205,6 +260,9 @@ fn history(options: &Options) -> Result<Report, String> {
     })?;
     let mut settings = settings(Scenario::History, &options);
     settings.push(("history".into(), format!("{} MiB", options.history_bytes >> 20)));
+    if let Some(megabytes) = options.catch_up_mb_per_second {
+        settings.push(("catch-up at most".into(), format!("{megabytes} MB/s")));
+    }
     let (with, without) = (Runs { name: "one catches up", runs: &with }, Runs { name: "without", runs: &without });
     Ok(Report::new("history", settings, &with, &without))
 }
@@ -328,4 +386,63 @@ pub fn write_files(report: &Report, options: &Options) -> Result<(), String> {
 pub fn read(path: &Path) -> Result<Report, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     serde_json::from_str(&text).map_err(|error| format!("{} is no result of this harness: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::{Cli, Command};
+    use clap::Parser as _;
+
+    fn options(arguments: &str) -> Result<Options, String> {
+        let all = ["ringway-loadtest", "relay", "--spawn", "x"].into_iter().chain(arguments.split_ascii_whitespace());
+        match Cli::try_parse_from(all).map_err(|error| error.to_string())?.command {
+            Some(Command::Relay(options)) => Ok(options),
+            _ => Err("relay was asked for".into()),
+        }
+    }
+
+    #[test]
+    fn the_disk_bounds_what_waits_for_it_and_nothing_else() {
+        let synced = options("--durability synced --rate 1000 --with-disk").unwrap();
+        assert_eq!(Scenario::Relay.beside(&synced), Ok(Some(Beside::Disk)));
+        assert!(Scenario::Echo.beside(&synced).unwrap_err().contains("echo"));
+        let written = options("--durability written --rate 1000 --with-disk").unwrap();
+        assert!(Scenario::Relay.beside(&written).unwrap_err().contains("--durability synced"));
+        for wrong in ["--durability synced --with-disk", "--rate 1 --with-disk", "--disk-batch-bytes 9"] {
+            assert!(options(wrong).is_err(), "{wrong}");
+        }
+        assert!(options("--durability synced --rate 1 --with-disk --with-floor").is_err(), "a result has one floor");
+        assert!(floor(floor::Kind::Echo, &synced).unwrap_err().contains("no log"));
+        let plain = options("--durability synced --with-floor").unwrap();
+        assert_eq!(Scenario::Relay.beside(&plain), Ok(Some(Beside::Bare(floor::Kind::Echo))));
+        assert_eq!(Scenario::Relay.beside(&options("--durability synced").unwrap()), Ok(None));
+    }
+
+    #[test]
+    fn the_disks_batches_are_as_large_as_the_gateways_last_unless_they_are_given() {
+        let derived = options("--durability synced --rate 1000 --with-disk").unwrap();
+        let given = options("--durability synced --rate 1000 --with-disk --disk-batch-bytes 4096").unwrap();
+        let run = |sync_bytes| Measured { sync_bytes, ..Measured::default() };
+        let runs = [run(Some(10_000)), run(Some(20_000))];
+        assert_eq!(batch_bytes(&derived, &runs), Ok(20_000));
+        assert_eq!(batch_bytes(&given, &runs), Ok(4096));
+        assert!(batch_bytes(&derived, &[run(None)]).unwrap_err().contains("synced nothing"));
+    }
+
+    #[test]
+    fn a_slow_reader_stalls_before_it_is_measured() {
+        let small = options("--payload-bytes 128").unwrap();
+        assert!((stalling_s(&small, 50.0) - 30.8).abs() < 1e-9);
+        let large = options("--payload-bytes 4096").unwrap();
+        assert!((stalling_s(&large, 50.0) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_far_reader_has_a_rate_above_0_or_none() {
+        for wrong in ["0", "NaN"] {
+            let options = options(&format!("--catch-up-mb-per-second {wrong}")).unwrap();
+            assert!(history(&options).unwrap_err().contains("above 0"), "{wrong}");
+        }
+    }
 }

@@ -23,6 +23,8 @@ pub struct Target {
     /// The path of the URL given, if any.
     path: Option<String>,
     pub pid: Option<u32>,
+    /// The admin listener of a started gateway.
+    pub admin: Option<SocketAddr>,
     /// Signs for the gateway; `None`: a bare server.
     pub minter: Option<Minter>,
     /// The bare relay: who connects to the same path are a pair, and messages are acknowledged.
@@ -52,7 +54,7 @@ impl Target {
                 Some(Minter::from_jwk(&text, &options.issuer, &options.audience)?)
             }
         };
-        Ok(Self { address, host: host.into(), path, pid: options.pid, minter, pairs: false, process: None })
+        Ok(Self { address, host: host.into(), path, pid: options.pid, admin: None, minter, pairs: false, process: None })
     }
 
     /// A bare server of this harness, in a process of its own.
@@ -69,6 +71,7 @@ impl Target {
             host: address.to_string(),
             path: None,
             pid: Some(process.child.id()),
+            admin: None,
             minter: None,
             pairs: kind == floor::Kind::Relay,
             process: Some(Mutex::new(process)),
@@ -88,6 +91,7 @@ impl Target {
             host: address.to_string(),
             path: None,
             pid: Some(process.child.id()),
+            admin: Some(admin),
             minter: Some(minter),
             pairs: false,
             process: Some(Mutex::new(process)),
@@ -117,7 +121,7 @@ impl Target {
     pub fn log_bytes(&self) -> u64 {
         let folder = self.process.as_ref().and_then(|process| {
             let process = process.lock().ok()?;
-            process.files.as_ref().map(|files| files.folder.join("log"))
+            process.files.as_ref().map(|files| files.folder.path().join("log"))
         });
         folder.map_or(0, |folder| file_bytes(&folder))
     }
@@ -164,31 +168,53 @@ fn free_addresses<const N: usize>() -> Result<[SocketAddr; N], String> {
     Ok(std::array::from_fn(|number| found[number].0))
 }
 
-/// The gateway's configuration and key, gone when the run is.
+/// A folder of this run's own, below the system's for such (`TMPDIR`), gone with all that is in it.
+pub struct TemporaryFolder(PathBuf);
+
+impl TemporaryFolder {
+    pub fn new(of: &str) -> Result<Self, String> {
+        let path = std::env::temp_dir().join(format!("ringway-loadtest-{of}-{}-{}", std::process::id(), now_ns()));
+        std::fs::create_dir(&path).map_err(|error| format!("cannot make the folder {}: {error}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The gateway's configuration and key, and its log.
 struct TemporaryFiles {
-    folder: PathBuf,
+    folder: TemporaryFolder,
     config: PathBuf,
 }
 
 impl TemporaryFiles {
     fn new(minter: &Minter, listen: SocketAddr, admin: SocketAddr, options: &Options) -> Result<Self, String> {
-        let folder = std::env::temp_dir().join(format!("ringway-loadtest-{}-{}", std::process::id(), now_ns()));
-        let files = Self { config: folder.join("ringway.toml"), folder };
-        let key = files.folder.join("load.jwk");
+        let folder = TemporaryFolder::new("gateway")?;
+        let files = Self { config: folder.path().join("ringway.toml"), folder };
+        let key = files.folder.path().join("load.jwk");
         let write = || -> std::io::Result<()> {
-            std::fs::create_dir(&files.folder)?;
             write_private(&key, &minter.jwk())?;
             let mut config = gateway_config(minter, &key, listen, admin, options.engine.as_deref().unwrap_or("auto"));
             if options.keep_all {
                 config.push_str("\n[session]\nhistory_messages = 100000000\n");
             }
             if let Some(durability) = options.durability {
-                let dir = files.folder.join("log");
+                let dir = files.folder.path().join("log");
                 let _ = write!(config, "\n[log]\ndir = \"{}\"\ndurability = \"{}\"\n", dir.display(), durability.name());
             }
             std::fs::write(&files.config, config)
         };
-        write().map_err(|error| format!("cannot write the gateway's configuration below {}: {error}", files.folder.display()))?;
+        write().map_err(|error| {
+            format!("cannot write the gateway's configuration below {}: {error}", files.folder.path().display())
+        })?;
         Ok(files)
     }
 }
@@ -245,12 +271,6 @@ log_level = "warn"
         kid = minter.kid,
         file = key.display(),
     )
-}
-
-impl Drop for TemporaryFiles {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
 }
 
 /// A server process, ended with SIGTERM when dropped.
@@ -369,11 +389,11 @@ mod tests {
         };
         let synced = Options { keep_all: true, ..options(&["--durability", "synced"]) };
         let files = TemporaryFiles::new(&minter, listen, admin, &synced).unwrap();
-        let key = files.folder.join("load.jwk");
+        let key = files.folder.path().join("load.jwk");
         assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
         let config = std::fs::read_to_string(&files.config).unwrap();
         assert!(config.contains("listen = \"127.0.0.1:1\"") && config.contains(&key.display().to_string()));
-        let log = format!("[log]\ndir = \"{}\"\ndurability = \"synced\"\n", files.folder.join("log").display());
+        let log = format!("[log]\ndir = \"{}\"\ndurability = \"synced\"\n", files.folder.path().join("log").display());
         assert!(config.ends_with(&log) && config.contains("[session]\nhistory_messages = 100000000\n"), "{config}");
         drop(files);
         assert!(!key.exists());

@@ -189,6 +189,14 @@ fn a_reader_catches_up_from_the_start_and_from_the_middle() {
 }
 
 #[test]
+fn a_far_reader_takes_no_more_than_it_is_told() {
+    let (code, result) = on_gateway("history-at-a-rate", Fault::None, &[HISTORY, &["--catch-up-mb-per-second", "2"]].concat());
+    assert_eq!(code, Some(0), "{} {}", result["loss"], result["problems"]);
+    let rate = figure(&result, "catch-up from the start");
+    assert!(rate > 0.0 && rate < 2.1, "{rate} MB/s");
+}
+
+#[test]
 fn sessions_are_made_and_the_servers_memory_is_read() {
     let pid = std::process::id().to_string();
     let sessions = ["sessions", "-c", "100", "--session-messages", "3", "--pid", &pid];

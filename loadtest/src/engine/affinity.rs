@@ -22,6 +22,17 @@ pub fn pin_this_thread(core: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// The calling thread runs only while no other of its core wants to, and gives way at once to one that wakes.
+pub fn run_when_idle() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters are initialised, and 0 names the calling thread.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) } != 0 {
+        let error = io::Error::last_os_error();
+        return Err(io::Error::new(error.kind(), format!("cannot give a thread the policy SCHED_IDLE: {error}")));
+    }
+    Ok(())
+}
+
 /// The calling thread's id, as /proc names it.
 pub fn thread_id() -> i32 {
     // SAFETY: takes nothing and cannot fail.

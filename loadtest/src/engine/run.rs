@@ -5,7 +5,9 @@ use super::affinity;
 use super::stats::{Counters, Series, Stats, Timing, Window};
 use crate::clock::{now_ns, sleep_ms};
 use crate::measure::{self, Cpu};
+use crate::scrape::LogWork;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -16,10 +18,15 @@ pub struct Plan {
     pub label: String,
     /// One worker each.
     pub cores: Vec<Option<usize>>,
+    /// One worker more, on this core, that runs only while the others of the core sleep. It makes load and measures nothing, so that
+    /// its share is not the generator's.
+    pub aside: Option<Option<usize>>,
     pub warmup_ms: u64,
     pub duration_ms: u64,
     /// The server, for CPU and memory.
     pub pid: Option<u32>,
+    /// Its admin listener, where what its log did in the window is to be known.
+    pub admin: Option<SocketAddr>,
     /// Count its open files too, which takes a while where there are many.
     pub open_files: bool,
     pub progress: bool,
@@ -28,7 +35,9 @@ pub struct Plan {
 /// What each worker's body gets.
 pub struct Context {
     pub worker: usize,
+    /// The one aside is not counted.
     pub workers: usize,
+    pub is_aside: bool,
     pub stats: Rc<Stats>,
     gate: Arc<Gate>,
     window: Arc<Window>,
@@ -110,6 +119,7 @@ pub struct Sample {
     pub server_rss_bytes: Option<u64>,
     pub server_open_files: Option<u64>,
     pub worker_cpu: Vec<Cpu>,
+    pub aside_cpu: Option<Cpu>,
 }
 
 /// What came out.
@@ -120,7 +130,10 @@ pub struct Run<T> {
     pub last: Sample,
     pub series: Vec<(Timing, Series)>,
     pub problems: Vec<String>,
+    /// The one's aside comes last.
     pub results: Vec<T>,
+    /// What the server's log did in the window, where the plan asks for it.
+    pub log: Option<LogWork>,
 }
 
 struct Outcome<T> {
@@ -161,6 +174,12 @@ impl<T> Run<T> {
         self.shares().map(|cpu| cpu.on_ns as f64).fold(0.0, f64::max) / self.wall_ns()
     }
 
+    /// The share of the window in which the worker aside was running, or waiting for its core.
+    pub fn aside_busy(&self) -> Option<f64> {
+        let cpu = self.end().aside_cpu?.since(self.start().aside_cpu?);
+        Some((cpu.on_ns + cpu.waiting_ns) as f64 / self.wall_ns())
+    }
+
     /// The share of the window in which a worker or the server was ready to run and others had its core.
     pub fn held_up(&self) -> f64 {
         let server = self.server_cpu().map_or(0, |cpu| cpu.waiting_ns) as f64;
@@ -190,22 +209,23 @@ where
     Fut: Future<Output = Result<T, String>>,
 {
     let workers = plan.cores.len();
+    let cores: Vec<Option<usize>> = plan.cores.iter().copied().chain(plan.aside).collect();
     let gate = Arc::new(Gate::default());
     let window = Arc::new(Window::default());
-    let counters: Vec<Arc<Counters>> = (0..workers).map(|_| Arc::default()).collect();
-    let threads: Vec<AtomicI32> = (0..workers).map(|_| AtomicI32::new(0)).collect();
+    let counters: Vec<Arc<Counters>> = cores.iter().map(|_| Arc::default()).collect();
+    let threads: Vec<AtomicI32> = cores.iter().map(|_| AtomicI32::new(0)).collect();
     std::thread::scope(|scope| {
         let mut handles = Vec::new();
-        for worker in 0..workers {
+        for (worker, core) in cores.iter().copied().enumerate() {
             let (gate, window, counters, thread, body) =
                 (Arc::clone(&gate), Arc::clone(&window), Arc::clone(&counters[worker]), &threads[worker], &body);
-            let core = plan.cores[worker];
             handles.push(scope.spawn(move || {
                 thread.store(affinity::thread_id(), Ordering::SeqCst);
                 let outcome = work(
                     Context {
                         worker,
                         workers,
+                        is_aside: worker == workers,
                         stats: Stats::new(counters, Arc::clone(&window)),
                         gate: Arc::clone(&gate),
                         window,
@@ -218,8 +238,9 @@ where
             }));
         }
         let sample = |memory: bool| sample(plan, &counters, &threads, memory);
-        let samples = coordinate(plan, &gate, &window, sample);
-        let mut run = Run { samples, last: Sample::default(), series: Vec::new(), problems: Vec::new(), results: Vec::new() };
+        let (samples, log) = coordinate(plan, &gate, &window, sample);
+        let (last, series, problems, results) = (Sample::default(), Vec::new(), Vec::new(), Vec::new());
+        let mut run = Run { samples, last, series, problems, results, log: None };
         let mut failure = None;
         for handle in handles {
             let outcome = handle.join().map_err(|_| "a worker panicked; its message is above".to_owned())?;
@@ -238,6 +259,7 @@ where
         if let Some(error) = failure {
             return Err(error);
         }
+        run.log = log?;
         run.last = sample_after(plan, &counters);
         Ok(run)
     })
@@ -249,7 +271,9 @@ where
     Fut: Future<Output = Result<T, String>>,
 {
     let stats = Rc::clone(&context.stats);
-    let result = core.map_or(Ok(()), affinity::pin_this_thread).map_err(|error| error.to_string()).and_then(|()| {
+    let place = core.map_or(Ok(()), affinity::pin_this_thread);
+    let place = if context.is_aside { place.and_then(|()| affinity::run_when_idle()) } else { place };
+    let result = place.map_err(|error| error.to_string()).and_then(|()| {
         // No DEFER_TASKRUN: tokio-uring sleeps in epoll, where deferred completions would never come.
         let mut ring = tokio_uring::uring_builder();
         ring.setup_coop_taskrun().setup_taskrun_flag().setup_cqsize(32_768);
@@ -259,8 +283,11 @@ where
     Outcome { series, problems, result }
 }
 
-fn coordinate(plan: &Plan, gate: &Gate, window: &Window, sample: impl Fn(bool) -> Sample) -> Vec<Sample> {
-    let workers = u32::try_from(plan.cores.len()).unwrap_or(u32::MAX);
+/// Samples from the window's start to its end, and what the log did between them, or why that is not known.
+type Watched = (Vec<Sample>, Result<Option<LogWork>, String>);
+
+fn coordinate(plan: &Plan, gate: &Gate, window: &Window, sample: impl Fn(bool) -> Sample) -> Watched {
+    let workers = u32::try_from(plan.cores.len() + usize::from(plan.aside.is_some())).unwrap_or(u32::MAX);
     let bar = progress(plan);
     while gate.ready.load(Ordering::SeqCst) < workers {
         if gate.done.load(Ordering::SeqCst) > 0 {
@@ -269,7 +296,7 @@ fn coordinate(plan: &Plan, gate: &Gate, window: &Window, sample: impl Fn(bool) -
             window.start_ns.store(0, Ordering::SeqCst);
             gate.begin_ns.store(1, Ordering::SeqCst);
             gate.over.store(true, Ordering::SeqCst);
-            return vec![sample(true)];
+            return (vec![sample(true)], Ok(None));
         }
         bar.set_message(format!("{}: {} open", plan.label, sample(false).open));
         sleep_ms(2);
@@ -283,6 +310,7 @@ fn coordinate(plan: &Plan, gate: &Gate, window: &Window, sample: impl Fn(bool) -
     bar.set_message(format!("{}: warming up", plan.label));
     let ended = || gate.early.load(Ordering::SeqCst) >= workers || gate.done.load(Ordering::SeqCst) >= workers;
     sleep_until(start_ns, &ended);
+    let log_before = plan.admin.map(LogWork::read);
     let mut samples = vec![sample(true)];
     let mut at_ns = start_ns;
     while at_ns < end_ns && !ended() {
@@ -295,9 +323,11 @@ fn coordinate(plan: &Plan, gate: &Gate, window: &Window, sample: impl Fn(bool) -
         bar.set_message(format!("{}: {rate:.0}/s", plan.label));
         samples.push(next);
     }
+    let log_after = plan.admin.map(LogWork::read);
     gate.over.store(true, Ordering::SeqCst);
     bar.finish_and_clear();
-    samples
+    let log = log_before.zip(log_after).map(|(before, after)| Ok(after?.since(&before?)));
+    (samples, log.transpose())
 }
 
 fn sleep_until(at_ns: u64, ended: &impl Fn() -> bool) {
@@ -311,6 +341,7 @@ fn sleep_until(at_ns: u64, ended: &impl Fn() -> bool) {
 }
 
 fn sample(plan: &Plan, counters: &[Arc<Counters>], threads: &[AtomicI32], memory: bool) -> Sample {
+    let cpu = |thread: &AtomicI32| measure::thread_cpu(thread.load(Ordering::SeqCst)).unwrap_or_default();
     let sum = |counter: &dyn Fn(&Counters) -> u64| counters.iter().map(|counters| counter(counters)).sum();
     Sample {
         at_ns: now_ns(),
@@ -323,7 +354,8 @@ fn sample(plan: &Plan, counters: &[Arc<Counters>], threads: &[AtomicI32], memory
         server_cpu: plan.pid.filter(|_| memory).and_then(measure::process_cpu),
         server_rss_bytes: plan.pid.filter(|_| memory).and_then(measure::rss_bytes),
         server_open_files: plan.pid.filter(|_| memory && plan.open_files).and_then(measure::open_files),
-        worker_cpu: threads.iter().map(|thread| measure::thread_cpu(thread.load(Ordering::SeqCst)).unwrap_or_default()).collect(),
+        worker_cpu: threads.iter().take(plan.cores.len()).map(cpu).collect(),
+        aside_cpu: plan.aside.and_then(|_| threads.last()).map(cpu),
     }
 }
 

@@ -4,8 +4,11 @@
 //!
 //! They may hold no more than a bare server would, but what they do is correct: short sends are finished, frames cut by a
 //! receive are put together, a peer that goes is let go.
+//!
+//! `disk` is the floor of another kind: what the disk costs a log that waits for it.
 
 mod buffers;
+pub mod disk;
 mod frames;
 mod pairs;
 mod ring;

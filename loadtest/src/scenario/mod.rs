@@ -2,6 +2,7 @@
 
 pub mod connect;
 pub mod deliver;
+pub mod disk;
 pub mod echo;
 pub mod history;
 pub mod reconnect;
@@ -13,6 +14,7 @@ use crate::engine::stats::{STEP_NS, Series, TIMINGS, Timing};
 use crate::ledger::Loss;
 use crate::options::Options;
 use crate::report::{Figure, Step, Timeline};
+use crate::scrape::LogWork;
 use crate::target::Target;
 use std::future::Future;
 use std::io::IsTerminal as _;
@@ -35,6 +37,8 @@ pub struct Measured {
     pub problems: Vec<String>,
     /// The mean size of a delivered message, for a floor that sends as many bytes.
     pub delivered_bytes: Option<usize>,
+    /// The mean of what a sync of the gateway's log made durable, where that was asked for and it synced.
+    pub sync_bytes: Option<usize>,
 }
 
 /// The plan that the options make.
@@ -46,9 +50,11 @@ pub fn plan(label: &str, target: &Target, options: &Options) -> Plan {
     Plan {
         label: label.into(),
         cores: cores.collect(),
+        aside: None,
         warmup_ms: milliseconds(options.warmup_s),
         duration_ms: milliseconds(options.duration_s).max(100),
         pid: target.pid,
+        admin: target.admin.filter(|_| options.with_disk),
         open_files: false,
         progress: !options.quiet && std::io::stderr().is_terminal(),
     }
@@ -143,10 +149,8 @@ pub fn common_figures<T>(run: Run<T>, noun: &str, plural: &str, loss: Loss) -> M
     }
     for (timing, name) in TIMINGS {
         let Some(series) = run.timing(timing) else { continue };
-        for (quantile, label) in [(0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (0.9999, "p99.99"), (1.0, "max")] {
-            let name = if timing == Timing::Message { format!("latency {label}") } else { format!("{name} {label}") };
-            figures.push(Figure::lower(name, "us", series.whole.value_at_quantile(quantile) as f64 / 1e3).void_if(void));
-        }
+        let name = if timing == Timing::Message { "latency" } else { name };
+        figures.extend(latency_figures(name, series).map(|figure| figure.void_if(void)));
     }
     if let Some(rss) = run.end().server_rss_bytes {
         figures.push(Figure::lower("server RSS".into(), "MiB", rss as f64 / f64::from(1 << 20)));
@@ -155,6 +159,9 @@ pub fn common_figures<T>(run: Run<T>, noun: &str, plural: &str, loss: Loss) -> M
         for (name, bytes) in [("received", run.over(|sample| sample.bytes_in)), ("sent", run.over(|sample| sample.bytes_out))] {
             figures.push(Figure::neutral(&format!("bytes {name} a {noun}"), "B", bytes as f64 / completed as f64));
         }
+    }
+    if let Some(log) = &run.log {
+        figures.extend(log_figures(log, run.seconds()));
     }
     figures.push(Figure::neutral("generator busy", "%", busy * 100.0));
     figures.push(Figure::neutral(HELD_UP, "%", run.held_up() * 100.0));
@@ -166,9 +173,34 @@ pub fn common_figures<T>(run: Run<T>, noun: &str, plural: &str, loss: Loss) -> M
         timeline: timeline(&run),
         loss,
         delivered_bytes: delivered.and_then(|bytes| usize::try_from(bytes).ok()),
+        sync_bytes: run.log.and_then(|log| log.bytes_a_sync()).map(whole_bytes),
         problems: run.problems,
         series: run.series.into_iter().map(|(timing, series)| (TIMINGS[timing as usize].1.to_owned(), series)).collect(),
     }
+}
+
+/// The percentiles of a series.
+fn latency_figures(name: &str, series: &Series) -> impl Iterator<Item = Figure> {
+    let quantiles = [(0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (0.9999, "p99.99"), (1.0, "max")];
+    quantiles.into_iter().map(move |(quantile, label)| {
+        Figure::lower(format!("{name} {label}"), "us", series.whole.value_at_quantile(quantile) as f64 / 1e3)
+    })
+}
+
+/// What a log did in the window. How large its batches were and how often it synced is the load's, and no result.
+fn log_figures(log: &LogWork, seconds: f64) -> Vec<Figure> {
+    let mut figures = vec![Figure::neutral("log syncs a second", "/s", log.syncs / seconds)];
+    if let Some(bytes) = log.bytes_a_sync() {
+        figures.push(Figure::neutral("bytes a log sync", "B", bytes));
+        figures.push(Figure::lower("log sync, mean".into(), "us", log.sync_s * 1e6 / log.syncs));
+        figures.push(Figure::neutral("a sync under way", "%", log.sync_s * 100.0 / seconds));
+    }
+    figures
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a mean of what is there, 0 or above")]
+fn whole_bytes(bytes: f64) -> usize {
+    bytes.round() as usize
 }
 
 fn timeline<T>(run: &Run<T>) -> Timeline {
