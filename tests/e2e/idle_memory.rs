@@ -9,16 +9,11 @@ const BYTES_A_CONNECTION: usize = 6 * 1024;
 
 #[tokio::test]
 async fn idle_connections_take_little_memory() {
-    let gateway = Gateway::start(&[
-        ("server.shards", "1"),
-        ("limits.connections_per_ip", "0"),
-        ("limits.handshakes_per_ip_per_second", "0"),
-    ]);
+    let gateway = Gateway::start(&[("server.max_connections", "2000"), ("limits.connections_per_ip", "0")]);
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
     let huge_pages = status.lines().find(|line| line.starts_with("THP_enabled"));
     assert!(huge_pages.is_none_or(|line| line.ends_with('0')), "{huge_pages:?}");
-    drop(Client::join(&gateway, "first", "first").await);
-    gateway.until_metric("ringway_connections", "", |connections| connections == 0);
+    let _first = Client::join(&gateway, "first", "first").await;
 
     let before = gateway.rss_bytes();
     let mut clients = Vec::new();
