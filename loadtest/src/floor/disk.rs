@@ -15,9 +15,15 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 /// Zeros written at a time where the file system can't preallocate.
 const ZEROS_BYTES: usize = 1 << 20;
 
+/// A message arrives so often.
+const ARRIVAL_NS: usize = 20_000;
+
 /// The times of the syncs that began in the window.
 pub struct Syncs {
     pub series: Series,
+    /// What messages that arrive at a steady rate would wait in a log that does nothing else: for the rest of the batch under way, and
+    /// for the next one, which they are in. A slow sync counts here by the messages that meet it, among the syncs by one.
+    pub waits: Series,
     /// From the window's start to the end of the last sync.
     pub seconds: f64,
 }
@@ -27,15 +33,21 @@ pub struct Syncs {
 pub fn sync_again_and_again(folder: &Path, batch_bytes: usize, start_ns: u64, end_ns: u64) -> io::Result<Syncs> {
     let batch: Vec<u8> = (0..batch_bytes.max(1)).map(|at| b'a' + (at % 26) as u8).collect();
     let mut segments = Segments::new(folder, SEGMENT_BYTES.max(batch.len() as u64))?;
-    let mut series = Series::default();
+    let (mut series, mut waits) = (Series::default(), Series::default());
+    let mut batch_ns = now_ns();
     loop {
+        let before_ns = std::mem::replace(&mut batch_ns, now_ns());
         segments.append(&batch)?;
         let began_ns = now_ns();
         if began_ns >= end_ns {
-            return Ok(Syncs { series, seconds: (began_ns.saturating_sub(start_ns)) as f64 / 1e9 });
+            return Ok(Syncs { series, waits, seconds: (began_ns.saturating_sub(start_ns)) as f64 / 1e9 });
         }
         segments.file.sync_data()?;
-        series.record(start_ns, end_ns, began_ns, now_ns());
+        let synced_ns = now_ns();
+        series.record(start_ns, end_ns, began_ns, synced_ns);
+        for arrived_ns in (before_ns..batch_ns).step_by(ARRIVAL_NS) {
+            waits.record(start_ns, end_ns, arrived_ns, synced_ns);
+        }
     }
 }
 
@@ -138,6 +150,8 @@ mod tests {
         let now = now_ns();
         let syncs = sync_again_and_again(folder.path(), 100, now + 20_000_000, now + 60_000_000).unwrap();
         assert!(syncs.seconds >= 0.04 && syncs.series.steps.keys().all(|step| *step == 0));
+        let (syncs, waits) = (syncs.series.whole, syncs.waits.whole);
+        assert!(waits.len() >= syncs.len() && waits.max() > syncs.max() && waits.max() <= 3 * syncs.max() + 10_000_000);
         // All is before the window.
         let folder = TemporaryFolder::new("test-before").unwrap();
         let now = now_ns();
