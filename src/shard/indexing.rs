@@ -3,6 +3,7 @@
 
 use super::core::Core;
 use super::reading::Job;
+use super::unreadable::Place;
 use crate::io::Io;
 use crate::log::{Position, SessionRun, directory_runs};
 use crate::time::Tick;
@@ -10,7 +11,8 @@ use std::collections::BTreeMap;
 
 /// Runs that one turn takes in.
 const RUNS_PER_TURN: usize = 2048;
-/// How long until a file that could not be made is tried again; no file is made anew more often than that either.
+/// How long until a file that could not be made is tried again, and in which no file is made anew more than so often: each time a bit of
+/// it may flip, but then it is the segment that is damaged.
 const RETRY_MS: u64 = 60_000;
 
 /// How far a shard's segments are indexed.
@@ -22,7 +24,7 @@ pub(super) struct Indexing {
     rests_until_ms: u64,
     /// The file whose runs are being taken in: its segment, its beginning, and how many runs are in.
     taking: Option<(u64, Vec<u8>, usize)>,
-    /// Files found damaged, to be made anew, and when each was last.
+    /// Files found damaged, to be made anew, and since when and how often each was.
     again: Vec<u64>,
     remade_ms: BTreeMap<u64, u64>,
     /// Reads that wait for a file.
@@ -88,7 +90,14 @@ impl Core {
         false
     }
 
-    pub(super) fn on_segment_indexed(&mut self, number: u64, result: Result<Vec<u8>, i32>, unsaved: Option<i32>, now: Tick) {
+    pub(super) fn on_segment_indexed<I: Io>(
+        &mut self,
+        io: &mut I,
+        number: u64,
+        result: Result<Vec<u8>, i32>,
+        unsaved: Option<i32>,
+        now: Tick,
+    ) {
         let Some(disk) = &mut self.disk else { return };
         disk.indexing.asked = None;
         if let Some(errno) = unsaved {
@@ -117,8 +126,9 @@ impl Core {
                     %error,
                     "a segment could not be indexed: its messages stay in memory's index, and it is tried again in a minute"
                 );
-                for job in disk.indexing.take_waiting(number) {
-                    self.abandon(job);
+                let waiting = disk.indexing.take_waiting(number);
+                if let Ok(segment) = u32::try_from(number) {
+                    self.on_unread(io, Place::Index(segment), errno, waiting, now);
                 }
             }
         }
@@ -165,7 +175,7 @@ impl Core {
         true
     }
 
-    /// Whether a file that gave a damaged place was made anew lately: then it is the segment that is damaged.
+    /// Whether a file that gave a damaged place was made anew often lately: then it is the segment that is damaged.
     pub(super) fn was_remade(&self, segment: u32) -> bool {
         self.disk.as_ref().is_none_or(|disk| disk.indexing.remade_ms.contains_key(&segment.into()))
     }

@@ -171,7 +171,7 @@ impl World {
     }
 }
 
-fn entries(seat: &Seat) -> Entries {
+pub fn entries(seat: &Seat) -> Entries {
     seat.core.log_entries(|segment, entry_at| seat.engine.disk.located(segment, entry_at))
 }
 

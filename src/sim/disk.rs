@@ -11,6 +11,7 @@ use crate::shard::purge_files::find_purges;
 use crate::shard::store::{ReadError, Segment, index_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
+use std::ops::Range;
 
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +168,8 @@ pub struct Disk {
     indexes: BTreeMap<u64, Index>,
     pending: Vec<Pending>,
     pub faults: DiskFaults,
+    /// Parts of segments that are never read back.
+    pub bad: Vec<(u64, Range<usize>)>,
     /// Something was answered that no retry mends: its shard waits for a restart.
     pub failed: bool,
     /// Bits that were flipped in what was read.
@@ -262,7 +265,8 @@ impl Disk {
                 let index = self.indexes.get(&segment).map(|index| &index.bytes);
                 let file = if of_index { index } else { self.files.get(&segment).map(|file| &file.bytes) };
                 let Some(file) = file else { return Answer::ReadBack(tag, Err(libc::ENOENT)) };
-                if random.percent(faults.read_errors) {
+                let is_bad = |(number, part): &(u64, Range<usize>)| *number == segment && part.start < at + len && at < part.end;
+                if random.percent(faults.read_errors) || !of_index && self.bad.iter().any(is_bad) {
                     return Answer::ReadBack(tag, Err(libc::EIO));
                 }
                 let mut bytes = file[at.min(file.len())..(at + len).min(file.len())].to_vec();

@@ -487,7 +487,7 @@ fn a_sender_with_one_session_is_held_before_it_is_told_and_one_with_several_is_t
 }
 
 /// What the log's memory has no room for, so that reading goes to the disk.
-fn fill(world: &mut World, messages: usize) {
+pub(super) fn fill(world: &mut World, messages: usize) {
     for _ in 0..messages {
         world.message_to(0, "s.0", &Value::Null, 60_000, false);
         world.run_for(80);
