@@ -341,7 +341,7 @@ impl Core {
                 && let Some(session) = self.sessions.remove(key)
             {
                 self.streams.remove(stream);
-                self.keep_session_gone(session.hash, now);
+                self.keep_session_gone((session.hash, session.epoch_number), now);
                 self.counters.sessions.set(self.sessions.sessions.len() as u64);
             }
         }
