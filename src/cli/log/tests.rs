@@ -248,6 +248,8 @@ fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
     std::fs::write(folder.0.join("lock"), "").unwrap();
     let sign = folder.file(&log, 0).with_file_name("clean");
     std::fs::write(&sign, "1\n").unwrap();
+    let index = |number: u64| folder.file(&log, number).with_extension("idx");
+    (0..3).for_each(|number| std::fs::write(index(number), format!("index {number}")).unwrap());
     let before = files(&folder.0);
     let damaged = std::fs::read(folder.file(&log, segment)).unwrap();
 
@@ -270,9 +272,14 @@ fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
     let after = files(&folder.0);
     let quarantined: Vec<&(String, Vec<u8>)> = after.iter().filter(|(name, _)| name.starts_with("quarantine/")).collect();
     let named = |end: &str| &quarantined.iter().find(|(name, _)| name.ends_with(end)).unwrap().1;
-    assert_eq!(quarantined.len(), 3, "{quarantined:?}");
+    assert_eq!(quarantined.len(), 5, "{quarantined:?}");
     assert_eq!(*named(&format!("/1/shard-0/0000000000000001.seg.from-{offset}")), damaged[offset..]);
     assert_eq!(*named("/1/shard-0/0000000000000002.seg"), log.files[2].1);
+    for number in 1..3 {
+        assert_eq!(*named(&format!("/1/shard-0/000000000000000{number}.idx")), format!("index {number}").into_bytes());
+        assert!(!index(number).exists());
+    }
+    assert!(index(0).exists());
     let report = String::from_utf8(named("/report.txt").clone()).unwrap();
     assert!(text.starts_with(report.trim_end()) && report.contains("bytes, the whole file"), "{report}");
     assert_eq!(std::fs::read(folder.file(&log, segment)).unwrap(), damaged[..offset]);
