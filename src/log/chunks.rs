@@ -281,6 +281,20 @@ impl Log {
         appended(at, frame_at, frame_bytes)
     }
 
+    /// Appends a message that was purged: its header, whose id counts, and no body. A record of its session's purge must follow.
+    pub fn append_purged(&mut self, header: &Header, addresses: &[u64]) {
+        let bytes = HEADER_BYTES + 8 * addresses.len();
+        let (_, chunk) = self.tail(bytes);
+        let chunk = Rc::clone(chunk);
+        let previous = self.chain;
+        self.chain = chunk.extend_with(bytes, |record| {
+            let chain = header.seal(record, addresses, previous);
+            // It was just written, and reads.
+            let _ = purge(record, bytes, header.session, false, &mut |_| {});
+            chain
+        });
+    }
+
     /// Appends a record as another log wrote it (a mirror's copy).
     pub fn append_copy(&mut self, record: &[u8], frame_at: usize) -> Appended {
         let (at, chunk) = self.tail(record.len());

@@ -272,7 +272,12 @@ fn open_log(settings: &Settings, shards: usize, fresh_key: HashKey) -> Result<Op
     }
     resize(
         &mut directory,
-        &Wanted { shards, segment_bytes: segment_bytes(settings), reserve_bytes: settings.log.reserve_bytes },
+        &Wanted {
+            shards,
+            segment_bytes: segment_bytes(settings),
+            reserve_bytes: settings.log.reserve_bytes,
+            dedupe_ms: settings.session.dedupe_ms,
+        },
         now(),
     )?;
     Ok(Some(Arc::new(directory)))
