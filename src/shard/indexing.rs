@@ -2,6 +2,7 @@
 //! indexes. Files are made off this thread; what they say is taken in by slices, so that no turn is long.
 
 use super::core::Core;
+use super::durable::Disk;
 use super::reading::Job;
 use super::unreadable::Place;
 use crate::io::Io;
@@ -14,6 +15,7 @@ const RUNS_PER_TURN: usize = 2048;
 /// How long until a file that could not be made is tried again, and in which no file is made anew more than so often: each time a bit of
 /// it may flip, but then it is the segment that is damaged.
 const RETRY_MS: u64 = 60_000;
+const REMAKES_MAX: u32 = 4;
 
 /// How far a shard's segments are indexed.
 #[derive(Debug, Default)]
@@ -26,7 +28,7 @@ pub(super) struct Indexing {
     taking: Option<(u64, Vec<u8>, usize)>,
     /// Files found damaged, to be made anew, and since when and how often each was.
     again: Vec<u64>,
-    remade_ms: BTreeMap<u64, u64>,
+    remade: BTreeMap<u64, (u64, u32)>,
     /// Reads that wait for a file.
     waiting: Vec<(u64, Job)>,
 }
@@ -177,7 +179,8 @@ impl Core {
 
     /// Whether a file that gave a damaged place was made anew often lately: then it is the segment that is damaged.
     pub(super) fn was_remade(&self, segment: u32) -> bool {
-        self.disk.as_ref().is_none_or(|disk| disk.indexing.remade_ms.contains_key(&segment.into()))
+        let times = |disk: &Disk| disk.indexing.remade.get(&segment.into()).map_or(0, |(_, times)| *times);
+        self.disk.as_ref().is_none_or(|disk| times(disk) >= REMAKES_MAX)
     }
 
     /// A read waits for a segment's index, which is missing or damaged, to be made anew.
@@ -198,8 +201,8 @@ impl Core {
         let served = disk.indexing.take_waiting(number);
         if !served.is_empty() {
             let now_ms = io.clock().mono_ms();
-            disk.indexing.remade_ms.retain(|_, at_ms| now_ms.saturating_sub(*at_ms) < RETRY_MS);
-            disk.indexing.remade_ms.insert(number, now_ms);
+            disk.indexing.remade.retain(|_, (since_ms, _)| now_ms.saturating_sub(*since_ms) < RETRY_MS);
+            disk.indexing.remade.entry(number).or_insert((now_ms, 0)).1 += 1;
         }
         for job in served {
             self.go_on_with(io, job);
