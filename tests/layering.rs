@@ -190,6 +190,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "shard/resize.rs",
             "shard/start.rs",
             "shard/store.rs",
+            "shard/unreadable.rs",
         ],
     ),
     ("tracing_subscriber", &["control/logging.rs"]),

@@ -109,6 +109,13 @@ impl Chunk {
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len.get()) }
     }
 
+    /// Leaves nothing of what stood behind what is appended before it was emptied.
+    pub fn wipe_rest(&self) {
+        let len = self.len.get();
+        self.extend_with(self.capacity - len, |rest| rest.fill(0));
+        self.len.set(len);
+    }
+
     /// Leaves nothing of what was ever appended to it.
     pub fn wipe(&mut self) {
         self.len.set(self.capacity);

@@ -215,23 +215,42 @@ pub fn index_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:016x}.idx"))
 }
 
-/// Puts a segment's index in its place, whole or not at all.
+/// Writes a segment's index beside its place `path`, where [`put_index`] puts it or [`drop_index`] takes it away.
+///
+/// # Errors
+/// What the file system answered; nothing is left then.
+pub fn stage_index(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let write = || {
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(staged(path))?;
+        file.write_all(bytes)?;
+        Ok(file)
+    };
+    write().inspect_err(|_| drop_index(path))
+}
+
+/// Puts an index that was staged in its place, whole. Not synced: a start compares it with its segment, and makes what a power cut left of
+/// it anew.
 ///
 /// # Errors
 /// What the file system answered; an index that was there before stays.
-pub fn write_index(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let fresh = path.with_extension("idx.new");
-    let write = || {
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(bytes)?;
-        // Not synced: a start compares it with its segment, and makes what a power cut left of it anew.
-        std::fs::rename(&fresh, path)?;
-        Ok(file)
-    };
-    write().inspect_err(|_| {
-        // Where even this fails, the next start removes it.
-        let _ = std::fs::remove_file(&fresh);
-    })
+pub fn put_index(path: &Path) -> io::Result<()> {
+    std::fs::rename(staged(path), path).inspect_err(|_| drop_index(path))
+}
+
+/// Takes a staged index away. Where this fails, the next start does.
+pub fn drop_index(path: &Path) {
+    let _ = std::fs::remove_file(staged(path));
+}
+
+fn staged(path: &Path) -> PathBuf {
+    path.with_extension("idx.new")
+}
+
+/// Puts a segment's index in its place, whole or not at all.
+fn write_index(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let file = stage_index(path, bytes)?;
+    put_index(path).map(|()| file)
 }
 
 /// Reads a file from its beginning, wherever others who have it open are.

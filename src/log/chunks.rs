@@ -223,8 +223,9 @@ impl Log {
     pub fn purge(&mut self, session: u64, end: Position, from: Position) -> Option<Position> {
         let from = from.max(self.resident());
         if from >= end.min(self.end()) {
-            // What it held before is in its memory still.
+            // What it held before is in its memory still, and in those that were used again.
             self.retired.extend(self.spare.take());
+            self.chunks.iter().for_each(|chunk| chunk.wipe_rest());
             self.wipe_retired();
             return None;
         }
@@ -279,6 +280,20 @@ impl Log {
         });
         self.warm_next(frame_at + frame_bytes);
         appended(at, frame_at, frame_bytes)
+    }
+
+    /// Appends a message that was purged: its header, whose id counts, and no body. A record of its session's purge must follow.
+    pub fn append_purged(&mut self, header: &Header, addresses: &[u64]) {
+        let bytes = HEADER_BYTES + 8 * addresses.len();
+        let (_, chunk) = self.tail(bytes);
+        let chunk = Rc::clone(chunk);
+        let previous = self.chain;
+        self.chain = chunk.extend_with(bytes, |record| {
+            let chain = header.seal(record, addresses, previous);
+            // It was just written, and reads.
+            let _ = purge(record, bytes, header.session, false, &mut |_| {});
+            chain
+        });
     }
 
     /// Appends a record as another log wrote it (a mirror's copy).
@@ -475,6 +490,21 @@ mod tests {
             log.purge(12, log.end(), log.end());
             assert!(!log.holds(b"odd!") && log.holds(b"even"));
         }
+    }
+
+    #[test]
+    fn a_purge_leaves_nothing_behind_what_a_chunk_holds_that_is_used_again() {
+        let mut log = Log::new(0);
+        // In memory are the newest two chunks; the third was the first, whose end nothing is written over.
+        for (seq, bytes) in [(1, 600_000), (2, 400_000), (3, 1_040_000), (4, 10_000)] {
+            log.append(&header(seq), &[], &[&b"gone".repeat(bytes / 4)]);
+        }
+        log.append(&Header { session: 12, ..header(1) }, &[], &[b"kept"]);
+        let mut from = Some(Position(0));
+        while let Some(at) = from {
+            from = log.purge(11, log.end(), at);
+        }
+        assert!(!log.holds(b"gone") && log.holds(b"kept"));
     }
 
     proptest! {

@@ -34,6 +34,8 @@ pub struct Session {
     pub stream: StreamKey,
     /// The current epoch's name on the wire, in hexadecimal.
     pub epoch: u64,
+    /// Its number, counted from 0: what the log's records bear.
+    pub epoch_number: u32,
     /// Those before it, with the last record that survived of each.
     pub past_epochs: Vec<(u64, u64)>,
     /// Where the log last kept its state whole.
@@ -137,6 +139,7 @@ impl Sessions {
             hash,
             stream,
             epoch,
+            epoch_number: 0,
             past_epochs: Vec::new(),
             kept_at: Position::default(),
             level: Level::default(),

@@ -144,6 +144,11 @@ impl Core {
                     self.buffers.give(record);
                     return self.read_for(io, (key, seq), want, hand, Job::Copy(key));
                 }
+                // Who reads may be told of a gap; what is retained is not dropped for it.
+                Look::Unreadable { .. } => {
+                    self.buffers.give(record);
+                    return self.abandon_compaction();
+                }
                 Look::Damaged(_) | Look::Nothing { .. } => self.forget_damaged(key, seq, segment),
             }
         };

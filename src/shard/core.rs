@@ -13,6 +13,7 @@ use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
 use super::purging::{Purge, Purging};
 use super::reading::{HistoryPage, Places, Reading};
+use super::unreadable::Unreadable;
 use super::wheel::Wheel;
 use crate::buffers::Buffers;
 use crate::close::CloseReason;
@@ -148,6 +149,8 @@ pub struct Core {
     pub(super) histories: usize,
     pub(super) histories_waiting: VecDeque<Box<HistoryPage>>,
     pub(super) next_read: u64,
+    /// What of the log the disk does not read.
+    pub(super) unreadable: Unreadable,
     /// Sessions that are being purged, one at a time.
     pub(super) purges: VecDeque<Purge>,
     /// Scratch for a record's addresses.
@@ -222,6 +225,7 @@ impl Core {
             histories: 0,
             histories_waiting: VecDeque::new(),
             next_read: READ_TAGS,
+            unreadable: Unreadable::default(),
             purges: VecDeque::new(),
             targets: Vec::new(),
             draining: false,
@@ -337,7 +341,7 @@ impl Core {
                 && let Some(session) = self.sessions.remove(key)
             {
                 self.streams.remove(stream);
-                self.keep_session_gone(session.hash, now);
+                self.keep_session_gone((session.hash, session.epoch_number), now);
                 self.counters.sessions.set(self.sessions.sessions.len() as u64);
             }
         }
@@ -407,11 +411,11 @@ impl Shard for Core {
             Event::Bell => self.bell = true,
             Event::Written { result, .. } => self.on_written(io, result, now),
             Event::Synced { result, .. } => self.on_synced(io, result, now),
-            Event::ReadBack { tag, result } => self.on_read_back(io, tag, result),
+            Event::ReadBack { tag, result } => self.on_read_back(io, tag, result, now),
             Event::SegmentReady { number, result } => self.on_segment_ready(number, result, now),
             Event::SegmentGone { number, result } => self.on_segment_gone(number, result),
             Event::Purged { step, result } => self.on_purged(step, result),
-            Event::SegmentIndexed { number, result, unsaved } => self.on_segment_indexed(number, result, unsaved, now),
+            Event::SegmentIndexed { number, result, unsaved } => self.on_segment_indexed(io, number, result, unsaved, now),
             Event::SegmentLost { number } => self.on_segment_lost(number),
         }
     }
@@ -423,6 +427,7 @@ impl Shard for Core {
         }
         let mut busy = self.drain_lanes(io, now);
         busy |= self.fire_timers(io, now);
+        self.try_unread_again(io, now);
         self.age_log(now);
         self.sweep(now);
         while let Some(id) = self.echo_opened.pop() {
@@ -460,8 +465,9 @@ impl Shard for Core {
         let departure_ns = departure_ms.into_iter().chain(held_ms).min().map(|at_ms| at_ms * 1_000_000);
         let disk_ns = self.disk_due_ms().map(|due_ms| if self.stopping { now.mono_ms() + 1 } else { due_ms } * 1_000_000);
         let copy_ns = self.compaction_due_ms().map(|due_ms| due_ms * 1_000_000);
+        let again_ns = self.unreadable.due_ms().map(|due_ms| due_ms * 1_000_000);
         let lane_ns = lane_full.then_some(now.mono_ns + LANE_FULL_WAIT_NS);
-        [timer_ns, departure_ns, lane_ns, disk_ns, copy_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)
+        [timer_ns, departure_ns, lane_ns, disk_ns, copy_ns, again_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)
     }
 
     fn before_sleep(&mut self) -> bool {

@@ -105,6 +105,8 @@ reasons! {
         Purged = "purged",
         /// A record of the log that did not read back whole from disk; its readers were told of the gap.
         LogDamaged = "log_damaged",
+        /// A message that the disk has not read for seconds (EIO), for each of its readers, who were told of the gap; it may be read later.
+        LogUnreadable = "log_unreadable",
         /// The record of a closed connection, pushed out before its ten minutes.
         ClosedRecord = "closed_record",
     }

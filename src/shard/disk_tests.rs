@@ -11,7 +11,8 @@ use crate::config::Settings;
 use crate::ids::{ConnId, HashKey};
 use crate::io::{Chunk, Event, Io, PurgeStep, Read, RingStats, Send, Sent, Shard};
 use crate::log::{
-    Geometry, Header, Kind, Level, MemberState, SegmentHeader, SessionState, StateError, read_record, write_record,
+    EpochState, Geometry, Header, Kind, Level, MemberState, Position, SegmentHeader, SessionState, StateError, read_record,
+    write_record,
 };
 use crate::protocol::Parser;
 use crate::session::{DedupeLimits, Place, Seen, Target};
@@ -224,7 +225,7 @@ fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
         record(Kind::Session, session, 0, |out| state.encode(out)),
         record(Kind::Member, session, client, |out| member.encode(out)),
     ] {
-        core.replay(&mut replay, crate::log::Position(64), 64, &read_record(&bytes, None).unwrap());
+        core.replay(&mut replay, Position(64), 64, &read_record(&bytes, None).unwrap());
     }
     core.finish_recovery(true, at(0), &mut Recovered::default());
     (core, session, client)
@@ -267,7 +268,7 @@ fn of_a_message_that_was_purged_the_id_is_left() {
         if place < 4 {
             crate::log::purge(bytes, usize::MAX, session, false, &mut |_| {}).unwrap();
         }
-        core.replay(&mut replay, crate::log::Position(offset), offset, &read_record(bytes, Some(0)).unwrap());
+        core.replay(&mut replay, Position(offset), offset, &read_record(bytes, Some(0)).unwrap());
         offset += bytes.len() as u64;
     }
     let segment = SegmentHeader { shard: 0, generation: 1, number: 0, segment_bytes: 2 << 20, created_ms: 0, chain_before: 0 };
@@ -286,7 +287,7 @@ fn a_session_whose_members_are_gone_is_not_forgotten_with_the_first_turn_after_a
     let session = core.session_hash("s");
     let state = SessionState { session_id: "s", head: 9, oldest: 10, epochs: Vec::new() };
     let bytes = record(Kind::Session, session, 0, |out| state.encode(out));
-    core.replay(&mut Replay::new(KEY), crate::log::Position(64), 64, &read_record(&bytes, None).unwrap());
+    core.replay(&mut Replay::new(KEY), Position(64), 64, &read_record(&bytes, None).unwrap());
     core.finish_recovery(true, at(0), &mut Recovered::default());
     for (mono_ms, is_there) in [(0, true), (1_000, true), (3_500, false)] {
         core.turn(&mut Held::default(), at(mono_ms));
@@ -307,5 +308,39 @@ fn a_members_grace_goes_on_over_a_start_and_begins_with_it_where_it_was_there() 
         assert!(!lost(&core));
         core.turn(&mut io, at(lost_ms + 100));
         assert!(lost(&core), "{present}");
+    }
+}
+
+#[test]
+fn a_record_bears_the_number_of_its_sessions_epoch() {
+    let epoch_at = |core: &Core, at: Position| u32::from_le_bytes(core.log.bytes(at, 32, 4).try_into().unwrap());
+    // What the newest Session record says and names, and whether the end was clean; the number that goes on.
+    for (said, named, clean, number) in [
+        (None, 0, false, 0),
+        (Some(0), 1, true, 0),
+        (Some(0), 1, false, 1),
+        (Some(0), 3, false, 3),
+        (Some(40), 16, false, 41),
+        (Some(40), 16, true, 40),
+    ] {
+        let (mut core, mut io) = (core("[log]\ndir = \"unused\"\n"), Held::default());
+        let session = core.session_hash("s");
+        if let Some(epoch) = said {
+            let epochs = (1..=named).map(|name| EpochState { name, last_seq: (name < named).then_some(0) }).collect();
+            let (mut body, mut bytes) = (Vec::new(), Vec::new());
+            SessionState { session_id: "s", head: 0, oldest: 1, epochs }.encode(&mut body).unwrap();
+            let header = Header { kind: Kind::Session, session, seq: 0, epoch, ts_ms: 1, sender: 0, id: 0, content: 0 };
+            write_record(&mut bytes, &header, &[], &body, 0);
+            core.replay(&mut Replay::new(KEY), Position(64), 64, &read_record(&bytes, None).unwrap());
+            core.finish_recovery(clean, at(0), &mut Recovered::default());
+        }
+        publish(&mut core, &mut io, "s", "1", at(2));
+        let key = core.sessions.find(session).unwrap();
+        let (kept_at, stream) = core.sessions.sessions.get(key).map(|entry| (entry.kept_at, entry.stream)).unwrap();
+        let message_at = core.streams.get(stream).unwrap().index.get(1).unwrap().at;
+        assert_eq!(epoch_at(&core, message_at), number, "{said:?} {named} {clean}");
+        if !clean {
+            assert_eq!(epoch_at(&core, kept_at), number, "{said:?} {named}");
+        }
     }
 }

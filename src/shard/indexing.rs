@@ -2,7 +2,9 @@
 //! indexes. Files are made off this thread; what they say is taken in by slices, so that no turn is long.
 
 use super::core::Core;
+use super::durable::Disk;
 use super::reading::Job;
+use super::unreadable::Place;
 use crate::io::Io;
 use crate::log::{Position, SessionRun, directory_runs};
 use crate::time::Tick;
@@ -10,8 +12,10 @@ use std::collections::BTreeMap;
 
 /// Runs that one turn takes in.
 const RUNS_PER_TURN: usize = 2048;
-/// How long until a file that could not be made is tried again; no file is made anew more often than that either.
+/// How long until a file that could not be made is tried again, and in which no file is made anew more than so often: each time a bit of
+/// it may flip, but then it is the segment that is damaged.
 const RETRY_MS: u64 = 60_000;
+const REMAKES_MAX: u32 = 4;
 
 /// How far a shard's segments are indexed.
 #[derive(Debug, Default)]
@@ -22,9 +26,9 @@ pub(super) struct Indexing {
     rests_until_ms: u64,
     /// The file whose runs are being taken in: its segment, its beginning, and how many runs are in.
     taking: Option<(u64, Vec<u8>, usize)>,
-    /// Files found damaged, to be made anew, and when each was last.
+    /// Files found damaged, to be made anew, and since when and how often each was.
     again: Vec<u64>,
-    remade_ms: BTreeMap<u64, u64>,
+    remade: BTreeMap<u64, (u64, u32)>,
     /// Reads that wait for a file.
     waiting: Vec<(u64, Job)>,
 }
@@ -88,7 +92,14 @@ impl Core {
         false
     }
 
-    pub(super) fn on_segment_indexed(&mut self, number: u64, result: Result<Vec<u8>, i32>, unsaved: Option<i32>, now: Tick) {
+    pub(super) fn on_segment_indexed<I: Io>(
+        &mut self,
+        io: &mut I,
+        number: u64,
+        result: Result<Vec<u8>, i32>,
+        unsaved: Option<i32>,
+        now: Tick,
+    ) {
         let Some(disk) = &mut self.disk else { return };
         disk.indexing.asked = None;
         if let Some(errno) = unsaved {
@@ -117,8 +128,9 @@ impl Core {
                     %error,
                     "a segment could not be indexed: its messages stay in memory's index, and it is tried again in a minute"
                 );
-                for job in disk.indexing.take_waiting(number) {
-                    self.abandon(job);
+                let waiting = disk.indexing.take_waiting(number);
+                if let Ok(segment) = u32::try_from(number) {
+                    self.on_unread(io, Place::Index(segment), errno, waiting, now);
                 }
             }
         }
@@ -165,9 +177,10 @@ impl Core {
         true
     }
 
-    /// Whether a file that gave a damaged place was made anew lately: then it is the segment that is damaged.
+    /// Whether a file that gave a damaged place was made anew often lately: then it is the segment that is damaged.
     pub(super) fn was_remade(&self, segment: u32) -> bool {
-        self.disk.as_ref().is_none_or(|disk| disk.indexing.remade_ms.contains_key(&segment.into()))
+        let times = |disk: &Disk| disk.indexing.remade.get(&segment.into()).map_or(0, |(_, times)| *times);
+        self.disk.as_ref().is_none_or(|disk| times(disk) >= REMAKES_MAX)
     }
 
     /// A read waits for a segment's index, which is missing or damaged, to be made anew.
@@ -188,8 +201,8 @@ impl Core {
         let served = disk.indexing.take_waiting(number);
         if !served.is_empty() {
             let now_ms = io.clock().mono_ms();
-            disk.indexing.remade_ms.retain(|_, at_ms| now_ms.saturating_sub(*at_ms) < RETRY_MS);
-            disk.indexing.remade_ms.insert(number, now_ms);
+            disk.indexing.remade.retain(|_, (since_ms, _)| now_ms.saturating_sub(*since_ms) < RETRY_MS);
+            disk.indexing.remade.entry(number).or_insert((now_ms, 0)).1 += 1;
         }
         for job in served {
             self.go_on_with(io, job);

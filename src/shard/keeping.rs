@@ -19,6 +19,9 @@ const STATE_BYTES: u64 = 256;
 /// How often the oldest file is looked at.
 const LOOK_EVERY_MS: u64 = 1000;
 
+/// Keyed hash of a session's id, and its epoch's number.
+type Epoch = (u64, u32);
+
 /// One file of the log that is still there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kept {
@@ -43,8 +46,8 @@ pub(super) struct Survey {
 
 impl Core {
     /// Appends a record of the gateway's own. Nobody waits for it: it goes with the next write.
-    fn keep(&mut self, kind: Kind, session: u64, seq: u64, sender: u64, ts_ms: u64, body: &[u8]) -> Position {
-        let header = Header { kind, session, seq, epoch: 0, ts_ms, sender, id: 0, content: 0 };
+    fn keep(&mut self, kind: Kind, (session, epoch): Epoch, seq: u64, sender: u64, ts_ms: u64, body: &[u8]) -> Position {
+        let header = Header { kind, session, seq, epoch, ts_ms, sender, id: 0, content: 0 };
         self.counters.log_state_records.increment();
         self.log.append(&header, &[], &[body]).at
     }
@@ -55,7 +58,7 @@ impl Core {
         &mut self,
         encoded: Result<(), StateError>,
         kind: Kind,
-        session: u64,
+        session: Epoch,
         seq: u64,
         sender: u64,
         ts_ms: u64,
@@ -79,14 +82,14 @@ impl Core {
         }
         let Some(session) = self.sessions.sessions.get(key) else { return };
         let Some(stream) = self.streams.get(session.stream) else { return };
-        let (hash, head) = (session.hash, stream.index.head());
+        let (epoch, head) = ((session.hash, session.epoch_number), stream.index.head());
         let past = session.past_epochs.iter().map(|(name, last_seq)| EpochState { name: *name, last_seq: Some(*last_seq) });
         let current = EpochState { name: session.epoch, last_seq: None };
         let epochs: Vec<EpochState> = past.chain([current]).collect();
         let state = SessionState { session_id: &stream.session_id, head, oldest: stream.index.first(), epochs };
         let mut body = self.buffers.take();
         let encoded = state.encode(&mut body);
-        let at = self.keep_encoded(encoded, Kind::Session, hash, head, 0, now.wall_ms, body);
+        let at = self.keep_encoded(encoded, Kind::Session, epoch, head, 0, now.wall_ms, body);
         if let Some(at) = at
             && let Some(session) = self.sessions.sessions.get_mut(key)
         {
@@ -132,39 +135,41 @@ impl Core {
             stays,
             presence: member.presence.as_deref(),
         };
-        let (hash, client) = (session.hash, member.entitlements.client);
+        let (epoch, client) = ((session.hash, session.epoch_number), member.entitlements.client);
         let mut body = self.buffers.take();
         let encoded = state.encode(&mut body);
-        self.keep_encoded(encoded, Kind::Member, hash, head, client, now.wall_ms, body);
+        self.keep_encoded(encoded, Kind::Member, epoch, head, client, now.wall_ms, body);
     }
 
     /// Keeps a receipt.
     pub(super) fn keep_receipt(&mut self, key: MemberKey, now: Tick) {
         let Some(member) = self.sessions.members.get(key).filter(|_| self.disk.is_some()) else { return };
-        let Some(hash) = self.sessions.sessions.get(member.session).map(|session| session.hash) else { return };
+        let Some(epoch) = self.sessions.sessions.get(member.session).map(|session| (session.hash, session.epoch_number)) else {
+            return;
+        };
         let (client, received_seq) = (member.entitlements.client, member.received_seq);
         let mut body = self.buffers.take();
         Receipt { received_seq }.encode(&mut body);
-        self.keep(Kind::Receipt, hash, received_seq, client, now.wall_ms, &body);
+        self.keep(Kind::Receipt, epoch, received_seq, client, now.wall_ms, &body);
         self.buffers.give(body);
     }
 
     /// Keeps that a member is no more.
-    pub(super) fn keep_member_gone(&mut self, session: u64, client: u64, now: Tick) {
+    pub(super) fn keep_member_gone(&mut self, session: Epoch, client: u64, now: Tick) {
         if self.disk.is_some() {
             self.keep(Kind::MemberGone, session, 0, client, now.wall_ms, &[]);
         }
     }
 
     /// Keeps that a session is no more.
-    pub(super) fn keep_session_gone(&mut self, session: u64, now: Tick) {
+    pub(super) fn keep_session_gone(&mut self, session: Epoch, now: Tick) {
         if self.disk.is_some() {
             self.keep(Kind::SessionGone, session, 0, 0, now.wall_ms, &[]);
         }
     }
 
     /// Keeps that a session's messages before this are purged; where the record stands.
-    pub(super) fn keep_purge(&mut self, session: u64, seq: u64, now: Tick) -> Position {
+    pub(super) fn keep_purge(&mut self, session: Epoch, seq: u64, now: Tick) -> Position {
         self.keep(Kind::Purge, session, seq, 0, now.wall_ms, &[])
     }
 

@@ -50,7 +50,8 @@ impl Core {
         }
         if away_ms >= unseen_ms {
             let gone = self.sessions.remove_member(key);
-            let session = gone.as_ref().and_then(|gone| self.sessions.sessions.get(gone.session)).map(|session| session.hash);
+            let session = gone.as_ref().and_then(|gone| self.sessions.sessions.get(gone.session));
+            let session = session.map(|session| (session.hash, session.epoch_number));
             if let (Some(gone), Some(session)) = (gone, session) {
                 self.keep_member_gone(session, gone.entitlements.client, now);
             }

@@ -44,4 +44,5 @@ mod resize;
 pub mod start;
 pub mod store;
 mod timers;
+mod unreadable;
 pub mod wheel;

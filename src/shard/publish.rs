@@ -184,7 +184,8 @@ impl Core {
         if let Err(refusal) = self.resolve(session, envelope, &mut audiences) {
             return self.refuse_place(origin, &refusal);
         }
-        let Some((hash, stream)) = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.stream)) else { return };
+        let entry = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.epoch_number, entry.stream));
+        let Some((hash, epoch, stream)) = entry else { return };
         if envelope.ephemeral {
             return self.pass(io, origin, stream, envelope, &audiences, now);
         }
@@ -216,7 +217,7 @@ impl Core {
         if !self.takes(io, origin.place, now) {
             return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));
         }
-        let seq = self.append(stream, hash, origin, envelope, &audiences, id_hash, content, now);
+        let seq = self.append(stream, (hash, epoch), origin, envelope, &audiences, id_hash, content, now);
         let used = match member {
             Some(member) => self.sessions.members.get_mut(member).map(|member| &mut **member.used.get_or_insert_default()),
             None => Some(&mut self.posted),
@@ -280,7 +281,7 @@ impl Core {
     fn append(
         &mut self,
         stream: StreamKey,
-        session: u64,
+        (session, epoch): (u64, u32),
         origin: &Origin<'_>,
         envelope: &Envelope<'_>,
         audiences: &Audiences,
@@ -290,8 +291,7 @@ impl Core {
     ) -> u64 {
         self.trim(stream);
         let seq = self.streams.get(stream).map_or(1, |stream| stream.index.head() + 1);
-        let header =
-            Header { kind: Kind::Message, session, seq, epoch: 0, ts_ms: now.wall_ms, sender: origin.client, id, content };
+        let header = Header { kind: Kind::Message, session, seq, epoch, ts_ms: now.wall_ms, sender: origin.client, id, content };
         let mut tail = AddedBuf::default();
         self.splice(&mut tail, Some(seq), origin.client_id, envelope, now);
         let (head, head_bytes) = frame_head(envelope.object.len() + tail.as_bytes().len(), Opcode::Text, true, false);
@@ -549,7 +549,8 @@ impl Core {
             }
             None => self.create_session(session_id, hash, now),
         };
-        let Some((hash, stream)) = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.stream)) else { return };
+        let entry = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.epoch_number, entry.stream));
+        let Some((hash, epoch, stream)) = entry else { return };
         let mut object = self.buffers.take();
         rewritten(envelope, session_id, &mut object);
         let moved = Envelope { object: &object, ..*envelope };
@@ -567,7 +568,7 @@ impl Core {
                         self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));
                     }
                     None => {
-                        let seq = self.append(stream, hash, origin, &moved, &audiences, id_hash, content, now);
+                        let seq = self.append(stream, (hash, epoch), origin, &moved, &audiences, id_hash, content, now);
                         self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
                         self.conclude(origin, (session, stream), envelope, seq, audiences.recorded());
                     }

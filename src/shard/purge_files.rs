@@ -5,7 +5,8 @@ use super::store::{ReadError, Segment, scan, trim_files};
 use crate::io::directory::{SegmentFile, segments, sync_directory};
 use crate::io::files::{begin_purge, end_purge, purge_file, purges, segment_path};
 use crate::log::{
-    Header, Kind, Mark, Position, SEGMENT_HEADER_BYTES, Scanned, Scanner, SegmentHeader, purge, segment_number, write_record,
+    Header, Kind, Mark, Position, SEGMENT_HEADER_BYTES, ScanError, Scanned, Scanner, SegmentHeader, purge, segment_number,
+    write_record,
 };
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -37,14 +38,25 @@ pub fn find_purges<R: Read + Seek>(
     (shard, generation): (u16, u32),
     sessions: &[u64],
 ) -> Result<(u64, BTreeMap<u64, Position>), ReadError> {
-    let mut found = BTreeMap::new();
+    let mut found = Vec::new();
     let scanner = Scanner::new(shard, generation).with_half_purged(sessions.to_vec());
     let scanned = scan(scanner, log, |at, record| {
         if record.header.kind == Kind::Purge && sessions.contains(&record.header.session) {
-            found.insert(record.header.session, at);
+            found.push((record.header.session, at));
         }
-    })?;
-    Ok((scanned.segment_bytes.unwrap_or(0), found))
+    });
+    let (scanned, whole_to) = match scanned {
+        Ok(scanned) => (scanned, u64::MAX),
+        // A body that does not read and has no purge behind it was not purged, but torn: nothing from there on had been synced.
+        Err(ReadError::Scan(ScanError::Purged { uncovered, scanned })) => {
+            let size = scanned.segment_bytes.unwrap_or(0);
+            let first = uncovered.iter().map(|each| each.segment * size + each.offset).min();
+            (*scanned, first.unwrap_or(u64::MAX))
+        }
+        Err(error) => return Err(error),
+    };
+    let before = found.into_iter().filter(|(_, at)| at.0 < whole_to).collect();
+    Ok((scanned.segment_bytes.unwrap_or(0), before))
 }
 
 /// Finishes the purges that were begun in a shard's directory, where their record has come into the log; how many messages went.

@@ -148,11 +148,13 @@ impl Core {
     /// Appends the record that stands for all messages before it.
     fn record_purge(&mut self, purge: &mut Purge, now: Tick) {
         let key = self.sessions.find(purge.session);
-        let stream = key.and_then(|key| self.sessions.sessions.get(key)).and_then(|session| self.streams.get(session.stream));
+        let session = key.and_then(|key| self.sessions.sessions.get(key));
+        let epoch = session.map_or(0, |session| session.epoch_number);
+        let stream = session.and_then(|session| self.streams.get(session.stream));
         purge.seq = stream.map_or(0, |stream| stream.index.head());
         purge.at = self.log.end();
         if self.disk.is_some() {
-            purge.at = self.keep_purge(purge.session, purge.seq, now);
+            purge.at = self.keep_purge((purge.session, epoch), purge.seq, now);
         }
         purge.end = self.log.end();
         if let Some(disk) = &mut self.disk {

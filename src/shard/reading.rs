@@ -10,11 +10,13 @@ use super::counters::{DropReason, LimitReached};
 use super::durable::READ_TAGS;
 use super::lanes::{LaneMessage, Page};
 use super::mirrors::audience_of;
+use super::unreadable::Place as Unread;
 use crate::io::Io;
 use crate::limits::{HISTORY_PAGE_BYTES_MAX, READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEND_BYTES_MAX};
 use crate::log::{ENTRY_BYTES, Entry, HEADER_BYTES, Held, Located, Position, Run, read_entries, read_record};
 use crate::protocol::Head;
 use crate::session::{MemberKey, Place, Stream, StreamKey};
+use crate::time::Tick;
 use crate::ws::Opcode;
 use crate::ws::encoder::OpenFrame;
 use std::rc::Rc;
@@ -89,15 +91,16 @@ pub(super) enum Job {
 #[derive(Debug)]
 enum Asked {
     /// Where the messages of a part of a run are.
-    Places {
-        stream: StreamKey,
-        part: Run,
-    },
+    Places { stream: StreamKey, part: Run },
     Records {
         at: Position,
         bytes: usize,
         places: Option<Rc<Places>>,
+        /// Nothing but the one record that is wanted.
+        is_one: bool,
     },
+    /// Nothing yet: what failed is asked for again in a while.
+    Later,
 }
 
 /// A read under way.
@@ -114,6 +117,7 @@ impl Asked {
         match self {
             Self::Places { part, .. } => part.count as usize * ENTRY_BYTES,
             Self::Records { bytes, .. } => *bytes,
+            Self::Later => 0,
         }
     }
 }
@@ -150,7 +154,15 @@ pub(super) enum Want {
 pub(super) enum Look<'a> {
     Record(Entry, &'a [u8]),
     Damaged(Position),
-    Nothing { before: u64, next: u64 },
+    /// The disk does not read the numbers from `first` to `last`.
+    Unreadable {
+        first: u64,
+        last: u64,
+    },
+    Nothing {
+        before: u64,
+        next: u64,
+    },
     Want(Want),
 }
 
@@ -195,11 +207,21 @@ impl Core {
         };
         let spot = match self.spot(key, seq, held, hand) {
             Ok(spot) => spot,
-            Err(Want::Index(segment)) => return self.not_as_indexed(segment),
-            Err(want) => return Look::Want(want),
+            Err(want) => {
+                return match (held, want) {
+                    (Held::Cold(run), _) if self.unreadable.has_index(run.segment) => {
+                        Look::Unreadable { first: run.first_seq, last: run.end_seq() - 1 }
+                    }
+                    (_, Want::Index(segment)) => self.not_as_indexed(segment),
+                    _ => Look::Want(want),
+                };
+            }
         };
         let end = spot.at.0 + u64::from(spot.bytes);
         if hand.asked_bytes == 0 || spot.at < hand.at || end > hand.at.0 + hand.asked_bytes as u64 {
+            if self.unreadable.has_record(spot.at, spot.bytes) {
+                return Look::Unreadable { first: seq, last: seq };
+            }
             return Look::Want(Want::Records);
         }
         // Nothing where the file ends before.
@@ -241,7 +263,8 @@ impl Core {
         Look::Want(Want::Index(segment))
     }
 
-    /// The stretch of a segment that holds a record and those behind it (or before it) that are near, up to `wanted_bytes` of them.
+    /// The stretch of a segment that holds a record and those behind it (or before it) that are near, up to `wanted_bytes` of them; the
+    /// record alone where reads failed near it. Whether it is that record alone.
     fn stretch(
         &self,
         key: StreamKey,
@@ -249,7 +272,7 @@ impl Core {
         hand: &Hand<'_>,
         ascending: bool,
         wanted_bytes: usize,
-    ) -> Option<(Position, usize)> {
+    ) -> Option<(Position, usize, bool)> {
         let (stream, geometry) = (self.streams.get(key)?, self.log.geometry()?);
         let spot = |seq: u64| self.spot(key, seq, stream.index.find(seq), hand).ok().filter(|spot| spot.at < self.log.resident());
         let first = spot(seq)?;
@@ -264,13 +287,14 @@ impl Core {
             } else {
                 end <= from && from - end <= GAP_BYTES_MAX && to - at.0 <= READ_BACK_BYTES_MAX as u64
             };
-            if !near || at.0 / geometry.segment_bytes != segment {
+            if !near || at.0 / geometry.segment_bytes != segment || self.unreadable.is_near(from.min(at.0), to.max(end)) {
                 break;
             }
             (from, to) = (from.min(at.0), to.max(end));
             sum += bytes as usize;
         }
-        Some((Position(from), usize::try_from(to - from).unwrap_or(READ_BACK_BYTES_MAX)))
+        let is_one = sum == first.bytes as usize;
+        Some((Position(from), usize::try_from(to - from).unwrap_or(READ_BACK_BYTES_MAX), is_one))
     }
 
     /// Has what a job lacks for `seq` read.
@@ -304,17 +328,33 @@ impl Core {
                 Asked::Places { stream: key, part: run.part(first, first + PLACES_PER_READ) }
             }
             Want::Records => match self.stretch(key, seq, hand, ascending, wanted_bytes) {
-                Some((at, bytes)) => Asked::Records { at, bytes, places: hand.places.cloned() },
+                Some((at, bytes, is_one)) => Asked::Records { at, bytes, places: hand.places.cloned(), is_one },
                 None => return self.abandon(job),
             },
         };
         self.ask(io, Reading { asked, job, tries: 0 });
     }
 
-    fn ask<I: Io>(&mut self, io: &mut I, reading: Reading) {
-        let Some(geometry) = self.log.geometry() else { return self.abandon(reading.job) };
+    fn next_tag(&mut self) -> u64 {
         let tag = self.next_read;
         self.next_read = self.next_read.wrapping_add(1).max(READ_TAGS);
+        tag
+    }
+
+    /// Holds a job that asks for nothing yet; the tag to take it by.
+    pub(super) fn hold(&mut self, job: Job) -> u64 {
+        let tag = self.next_tag();
+        self.jobs.insert(tag, Reading { asked: Asked::Later, job, tries: 0 });
+        tag
+    }
+
+    pub(super) fn take_held(&mut self, tag: u64) -> Option<Job> {
+        self.jobs.remove(&tag).map(|reading| reading.job)
+    }
+
+    fn ask<I: Io>(&mut self, io: &mut I, reading: Reading) {
+        let Some(geometry) = self.log.geometry() else { return self.abandon(reading.job) };
+        let tag = self.next_tag();
         self.counters.log_reads.increment();
         let bytes = reading.asked.bytes();
         match &reading.asked {
@@ -322,11 +362,12 @@ impl Core {
             Asked::Records { at, .. } => {
                 io.read_back(at.0 / geometry.segment_bytes, at.0 % geometry.segment_bytes, bytes, tag);
             }
+            Asked::Later => {}
         }
         self.jobs.insert(tag, reading);
     }
 
-    pub(super) fn on_read_back<I: Io>(&mut self, io: &mut I, tag: u64, result: Result<&[u8], i32>) {
+    pub(super) fn on_read_back<I: Io>(&mut self, io: &mut I, tag: u64, result: Result<&[u8], i32>, now: Tick) {
         let Some(mut reading) = self.jobs.remove(&tag) else { return };
         if result.is_ok_and(|bytes| bytes.len() < reading.asked.bytes()) && reading.tries < SHORT_READS_MAX {
             reading.tries += 1;
@@ -335,6 +376,9 @@ impl Core {
         let Reading { asked, job, .. } = reading;
         match (asked, result) {
             (Asked::Places { stream, part }, read) if read.is_ok() || !self.was_remade(part.segment) => {
+                if read.is_ok() {
+                    self.unreadable.index_worked(part.segment);
+                }
                 // What can't be read is as good as damaged: the file is made anew.
                 let found = read_entries(read.unwrap_or_default()).chain(std::iter::repeat(None));
                 let at = found.take(part.count as usize).collect();
@@ -343,14 +387,18 @@ impl Core {
                 self.places.push_front(Rc::clone(&places));
                 self.serve(io, job, &Hand { places: Some(&places), ..Hand::default() });
             }
-            (Asked::Records { at, bytes: asked_bytes, places }, Ok(bytes)) => {
+            (Asked::Places { part, .. }, Err(errno)) => {
+                self.on_unread(io, Unread::Index(part.segment), errno, vec![job], now);
+            }
+            (Asked::Records { at, bytes, is_one, .. }, Err(errno)) => {
+                let place = if is_one { Unread::Record { at, bytes } } else { Unread::Stretch { at, bytes } };
+                self.on_unread(io, place, errno, vec![job], now);
+            }
+            (Asked::Records { at, bytes: asked_bytes, places, .. }, Ok(bytes)) => {
+                self.unreadable.worked(at, bytes.len(), now);
                 self.serve(io, job, &Hand { at, bytes, asked_bytes, places: places.as_ref() });
             }
-            (asked, read) => {
-                let error = std::io::Error::from_raw_os_error(read.err().unwrap_or_default());
-                tracing::error!(shard = self.shard, ?asked, %error, "the log could not be read back");
-                self.abandon(job);
-            }
+            (Asked::Places { .. } | Asked::Later, _) => {}
         }
         self.serve_histories(io);
     }
@@ -434,6 +482,11 @@ impl Core {
                     tracing::error!(shard = self.shard, position = at.0, seq, "a record of the log is damaged on disk");
                     seq
                 }
+                Look::Unreadable { last, .. } => {
+                    let last = last.min(stream.head());
+                    self.counters.dropped(DropReason::LogUnreadable, last - page.cursor);
+                    last
+                }
                 Look::Nothing { next, .. } => stream.head().min(next - 1),
             };
             page.gap = Some((page.gap.map_or(seq, |(from, _)| from), lost_to));
@@ -487,6 +540,11 @@ impl Core {
             match self.look(page.stream, stream, seq, hand) {
                 Look::Want(want) => return self.read_history(io, seq, want, hand, page),
                 Look::Damaged(_) => self.counters.dropped(DropReason::LogDamaged, 1),
+                Look::Unreadable { first, last } => {
+                    let (low, high) = if page.ascending { (seq, last.min(page.high)) } else { (first.max(page.low), seq) };
+                    self.counters.dropped(DropReason::LogUnreadable, high + 1 - low);
+                    next = if page.ascending { high + 1 } else { low - 1 };
+                }
                 Look::Nothing { before, next: behind } => next = if page.ascending { behind } else { before },
                 Look::Record(entry, record) => {
                     let (addresses, frame) = record.split_at(entry.frame_at as usize);

@@ -113,7 +113,7 @@ impl Core {
         match (header.kind, found) {
             (Kind::Session, _) => {
                 if let Ok(state) = SessionState::decode(record.body) {
-                    self.replay_session(header.session, at, &state);
+                    self.replay_session((header.session, header.epoch), at, &state);
                 }
             }
             (Kind::Member, Some(session)) => {
@@ -175,7 +175,7 @@ impl Core {
         }
     }
 
-    fn replay_session(&mut self, hash: u64, at: Position, state: &SessionState<'_>) {
+    fn replay_session(&mut self, (hash, epoch_number): (u64, u32), at: Position, state: &SessionState<'_>) {
         let key = match self.sessions.find(hash) {
             Some(key) => key,
             None => {
@@ -193,6 +193,8 @@ impl Core {
         session.kept_at = at;
         if let Some((current, past)) = state.epochs.split_last() {
             session.epoch = current.name;
+            // Records of old have no number: then as many as are known are counted.
+            session.epoch_number = epoch_number.max(u32::try_from(past.len()).unwrap_or(0));
             session.past_epochs = past.iter().map(|epoch| (epoch.name, epoch.last_seq.unwrap_or(0))).collect();
         }
     }
@@ -304,6 +306,7 @@ impl Core {
                 let excess = (session.past_epochs.len() + 1).saturating_sub(crate::limits::EPOCHS_PER_SESSION_MAX);
                 session.past_epochs.drain(..excess);
                 session.epoch = fresh;
+                session.epoch_number = session.epoch_number.saturating_add(1);
                 // With its members: what a session's record says is kept is all that it needs.
                 self.keep_whole(key, now);
             }

@@ -22,6 +22,8 @@ pub(super) struct Wanted {
     pub(super) segment_bytes: u64,
     /// What must stay free of the file system.
     pub(super) reserve_bytes: u64,
+    /// For how long an id counts.
+    pub(super) dedupe_ms: u64,
 }
 
 /// How far a change is; for tests that interrupt it.
@@ -55,8 +57,11 @@ struct Known {
     homes: Map<u64, usize>,
     /// Where one was last forgotten: what comes before is an earlier session's of the same id.
     gone: Map<u64, Position>,
-    /// Where one was last purged: its messages before are left behind.
+    /// Where one was last purged: of its messages before only ids come along.
     purged: Map<u64, Position>,
+    /// The time of the newest record, and for how long before it ids count.
+    last_ms: u64,
+    dedupe_ms: u64,
 }
 
 fn told(path: &Path, error: &io::Error) -> String {
@@ -96,7 +101,7 @@ fn resize_by(
         "the log is written again for another number of shards or size of segments"
     );
     has_room(directory, &olds, wanted)?;
-    let mut known = Known::new(HashKey(directory.key));
+    let mut known = Known::new(HashKey(directory.key), wanted.dedupe_ms);
     let mut whole = true;
     for old in &mut olds {
         let scanned = read(old, |at, record| known.note(at, record, &HashKey(directory.key), wanted.shards))?;
@@ -197,12 +202,14 @@ fn has_room(directory: &Directory, olds: &[Old], wanted: &Wanted) -> Result<(), 
 }
 
 impl Known {
-    fn new(key: HashKey) -> Self {
-        Self { homes: Map::with_hasher(key), gone: Map::with_hasher(key), purged: Map::with_hasher(key) }
+    fn new(key: HashKey, dedupe_ms: u64) -> Self {
+        let (homes, gone, purged) = (Map::with_hasher(key), Map::with_hasher(key), Map::with_hasher(key));
+        Self { homes, gone, purged, last_ms: 0, dedupe_ms }
     }
 
     fn note(&mut self, at: Position, record: &Record<'_>, key: &HashKey, shards: usize) {
         let session = record.header.session;
+        self.last_ms = self.last_ms.max(record.header.ts_ms);
         match record.header.kind {
             Kind::Session => {
                 if let Ok(state) = SessionState::decode(record.body) {
@@ -225,7 +232,8 @@ impl Known {
             return None;
         }
         let is_purged = self.purged.get(&record.header.session).is_some_and(|purged| at < *purged);
-        if record.header.kind == Kind::Message && is_purged {
+        let counts = record.purged && record.header.ts_ms >= self.last_ms.saturating_sub(self.dedupe_ms);
+        if record.header.kind == Kind::Message && is_purged && !counts {
             return None;
         }
         self.homes.get(&record.header.session).copied()
@@ -237,7 +245,11 @@ impl New {
         let addresses: Vec<u64> =
             record.addresses.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)).collect();
         let chunks = self.log.resident_bytes();
-        self.log.append(&record.header, &addresses, &[record.body]);
+        if record.purged {
+            self.log.append_purged(&record.header, &addresses);
+        } else {
+            self.log.append(&record.header, &addresses, &[record.body]);
+        }
         // Whenever a chunk is full what is before goes to its file.
         if self.log.resident_bytes() > chunks { self.write() } else { Ok(()) }
     }
@@ -304,7 +316,7 @@ mod tests {
     }
 
     fn wanted(shards: usize) -> Wanted {
-        Wanted { shards, segment_bytes: 2 * CHUNK_BYTES as u64, reserve_bytes: 0 }
+        Wanted { shards, segment_bytes: 2 * CHUNK_BYTES as u64, reserve_bytes: 0, dedupe_ms: 2 }
     }
 
     /// A directory of two shards with some sessions, one of which was forgotten and made again.
@@ -346,7 +358,7 @@ mod tests {
 
     /// What a directory holds of each session, each at its home.
     fn contents(directory: &Directory) -> Records {
-        let mut known = Known::new(KEY);
+        let mut known = Known::new(KEY, 2);
         let mut olds = open_old(directory).unwrap();
         for old in &mut olds {
             assert!(read(old, |at, record| known.note(at, record, &KEY, directory.shards)).unwrap());
@@ -418,6 +430,36 @@ mod tests {
             }
         }
         assert_eq!((interrupted, in_force), (44 + 4, 1));
+    }
+
+    #[test]
+    fn of_purged_messages_the_ids_come_along_while_they_count() {
+        let folder = make("purged");
+        let (session, mut log) = (KEY.hash64(&[b"session", b"p"]), Made::new(0, 1, CHUNK_BYTES, 0));
+        let epochs = vec![EpochState { name: 70, last_seq: None }];
+        log.session(session, &SessionState { session_id: "p", head: 0, oldest: 1, epochs });
+        for seq in 1..=4 {
+            log.message(session, seq, "purged");
+        }
+        let end = log.put(&header(Kind::Purge, session, 4), &[], &[]);
+        log.message(session, 5, "kept");
+        log.purge(session, end);
+        for shard in 0..2 {
+            std::fs::remove_dir_all(folder.0.join(format!("1/shard-{shard}"))).unwrap();
+        }
+        let mut directory = Directory::open(&folder.0, 2, [0; 16]).unwrap();
+        std::fs::write(directory.make_shard(0).unwrap().join(segment_name(0)), &log.files[0].1).unwrap();
+        resize(&mut directory, &wanted(1), NOW).unwrap();
+        let mut found = Vec::new();
+        let each = |_: Position, record: &Record<'_>| {
+            let Header { kind, seq, id, .. } = record.header;
+            found.push((kind, seq, id, record.purged, record.body.is_empty()));
+        };
+        // It reads whole: a message that is gone has its purge behind it.
+        assert!(read(&mut open_old(&directory).unwrap()[0], each).unwrap());
+        found.retain(|(kind, ..)| matches!(kind, Kind::Message | Kind::Purge));
+        let gone = |seq: u64| (Kind::Message, seq, seq, true, true);
+        assert_eq!(found, [gone(3), gone(4), (Kind::Purge, 4, 0, false, true), (Kind::Message, 5, 5, false, false)]);
     }
 
     #[test]

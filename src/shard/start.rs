@@ -7,12 +7,12 @@ use super::lanes::{Mesh, SHARDS_MAX};
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
 use super::purge_files::{finish_purges, purge_part};
 use super::resize::{Wanted, resize};
-use super::store::{index_of, recover};
+use super::store::{Store, index_of, recover, settle};
 use crate::config::Settings;
 use crate::ids::HashKey;
 use crate::io::Io as _;
 use crate::io::directory::{Directory, leave_clean};
-use crate::io::files::{self, OfLog};
+use crate::io::files::{self, FilesHandle, OfLog};
 use crate::io::portable::{self, Driver, Portable};
 use crate::io::probe::Engine;
 use crate::io::ring::{self, Bells, Ring, listen};
@@ -24,6 +24,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -81,7 +82,44 @@ enum Ready {
     Portable(Box<Portable>),
 }
 
+/// Nothing of the log's directory is changed before all shards have read theirs, nor where one could not.
+struct Reads {
+    all_done: Barrier,
+    one_failed: AtomicBool,
+}
+
 impl Parts {
+    /// Recovers the shard's log into `core`, where there is one, and sets up the engine over it; `None` where another shard's does not read.
+    fn recover(
+        self,
+        core: &mut Core,
+        log: Option<(&Directory, FilesHandle)>,
+        segment_bytes: u64,
+        reads: &Reads,
+        listener: TcpListener,
+    ) -> Result<Option<Ready>, String> {
+        let found = match log {
+            Some((directory, files)) => {
+                recover(core, directory, self.shard, segment_bytes).map(|unsettled| Some((unsettled, files)))
+            }
+            None => Ok(None),
+        };
+        reads.one_failed.fetch_or(found.is_err(), Ordering::SeqCst);
+        reads.all_done.wait();
+        let found = found?;
+        if reads.one_failed.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
+        let disk = match found {
+            Some((unsettled, files)) => {
+                let Store { directory, segment_bytes, segments, indexes } = settle(core, unsettled, now())?;
+                Some(Disk { directory, segment_bytes, segments, indexes, files })
+            }
+            None => None,
+        };
+        self.set_up(listener, disk).map(Some)
+    }
+
     fn set_up(self, listener: TcpListener, disk: Option<Disk>) -> Result<Ready, String> {
         let Self { engine, shard, connections_max, spin_us, bells, eventfds } = self;
         let listener = Some(listener);
@@ -162,6 +200,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
         handles.reverse();
     }
     let barrier = Arc::new(Barrier::new(count + 1));
+    let reads = Arc::new(Reads { all_done: Barrier::new(count), one_failed: AtomicBool::new(false) });
     let (tell, told) = mpsc::channel::<Result<(), String>>();
     let mut threads = Vec::new();
     for seat in seats {
@@ -178,25 +217,20 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
         let (mesh, admission) = (Arc::clone(&mesh), Arc::clone(&admission));
         let (snapshot, barrier, tell) = (Arc::clone(snapshot), Arc::clone(&barrier), tell.clone());
         let (directory, segment_bytes, files) = (directory.clone(), segment_bytes(settings), handles.pop());
+        let reads = Arc::clone(&reads);
         let run = move || {
             pin(seat.core);
             let seed = seed ^ (seat.number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let port = seat.receiver;
             let mut core = Core::new(CoreOptions { shard: seat.number, key, mesh, admission, counters, port, snapshot, seed });
-            let disk = match (&directory, files) {
-                (Some(directory), Some(files)) => recover(&mut core, directory, seat.number, segment_bytes, now()).map(|store| {
-                    let crate::shard::store::Store { directory, segment_bytes, segments, indexes } = store;
-                    Some(Disk { directory, segment_bytes, segments, indexes, files })
-                }),
-                _ => Ok(None),
-            };
-            let ready = disk.and_then(|disk| parts.set_up(seat.listener, disk));
+            let log = directory.as_deref().zip(files);
+            let ready = parts.recover(&mut core, log, segment_bytes, &reads, seat.listener);
             let outcome = ready.as_ref().map(|_| ()).map_err(Clone::clone);
             // The starter is gone only if another shard failed first.
             let _ = tell.send(outcome);
             // A bell rung for a ring that is not up yet would be lost: all wait for all.
             barrier.wait();
-            let Ok(mut ready) = ready else { return };
+            let Ok(Some(mut ready)) = ready else { return };
             let core = match ready.run(core) {
                 Ok(core) => core,
                 Err(error) => {
@@ -238,7 +272,12 @@ fn open_log(settings: &Settings, shards: usize, fresh_key: HashKey) -> Result<Op
     }
     resize(
         &mut directory,
-        &Wanted { shards, segment_bytes: segment_bytes(settings), reserve_bytes: settings.log.reserve_bytes },
+        &Wanted {
+            shards,
+            segment_bytes: segment_bytes(settings),
+            reserve_bytes: settings.log.reserve_bytes,
+            dedupe_ms: settings.session.dedupe_ms,
+        },
         now(),
     )?;
     Ok(Some(Arc::new(directory)))

@@ -5,7 +5,7 @@ use super::core::Core;
 use super::recover::{Found, Recovered, Replay};
 use crate::ids::HashKey;
 use crate::io::directory::{Directory, SegmentFile, cut, segments, sync_directory, take_clean};
-use crate::io::files::{Indexed, index_in_memory, index_path, write_index};
+use crate::io::files::{Indexed, drop_index, index_in_memory, index_path, put_index, stage_index};
 use crate::limits::CHUNK_BYTES;
 use crate::log::{
     Geometry, IndexScan, Position, Record, SEGMENT_HEADER_BYTES, ScanError, Scanned, Scanner, SegmentHeader, index_number,
@@ -72,13 +72,78 @@ pub struct Reading {
     outcome: Recovered,
 }
 
-/// Reads a shard's log into its core.
+/// The indexes of a log that is read: as they are, or staged beside their places until all was found good.
+#[derive(Debug)]
+struct Indexes {
+    path: PathBuf,
+    /// By their segments' numbers, and whether it is staged.
+    files: Vec<(u64, File, bool)>,
+}
+
+impl Indexes {
+    /// A segment's index as it must be: the one that is there, where it has these bytes, else one made anew.
+    fn keep(&mut self, number: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let path = index_path(&self.path, number);
+        if let Ok(mut file) = File::open(&path) {
+            let mut found = Vec::with_capacity(bytes.len());
+            let read = Read::by_ref(&mut file).take(bytes.len() as u64 + 1).read_to_end(&mut found);
+            if read.is_ok() && found == bytes {
+                self.files.push((number, file, false));
+                return Ok(());
+            }
+            tracing::warn!(path = %path.display(), "a segment's index is not what its segment says: one is made anew");
+        }
+        let staged = stage_index(&path, bytes).map(|file| (number, file, true)).or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "a segment's index could not be written: it is held in memory");
+            index_in_memory(bytes).map(|file| (number, file, false))
+        });
+        self.files.push(staged?);
+        Ok(())
+    }
+
+    /// Those of the segments that stay, each in its place.
+    fn settle(mut self, segments: &[SegmentFile]) -> Vec<(u64, File)> {
+        let mut kept = Vec::new();
+        for (number, file, is_staged) in std::mem::take(&mut self.files) {
+            let path = index_path(&self.path, number);
+            if !segments.iter().any(|segment| segment.number == number) {
+                drop_index(&path);
+                continue;
+            }
+            if is_staged && let Err(error) = put_index(&path) {
+                // It stays open without its name.
+                tracing::warn!(path = %path.display(), %error, "a segment's index could not be put in its place: the next start makes it");
+            }
+            kept.push((number, file));
+        }
+        kept
+    }
+}
+
+impl Drop for Indexes {
+    fn drop(&mut self) {
+        for (number, ..) in self.files.iter().filter(|(.., is_staged)| *is_staged) {
+            drop_index(&index_path(&self.path, *number));
+        }
+    }
+}
+
+/// A shard's log that was read whole into its core, in a directory in which nothing has changed yet.
+#[derive(Debug)]
+pub struct Unsettled {
+    shard: usize,
+    files: Vec<SegmentFile>,
+    indexes: Indexes,
+    reading: Reading,
+}
+
+/// Reads a shard's log into its core, and changes nothing.
 ///
 /// # Errors
 /// One line: the file, the place in it and what is wrong, or what the file system answered.
-pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_bytes: u64, now: Tick) -> Result<Store, String> {
+pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_bytes: u64) -> Result<Unsettled, String> {
     let path = directory.make_shard(shard)?;
-    let mut files = segments(&path, segment_number)?;
+    let files = segments(&path, segment_number)?;
     let identity = Identity {
         shard: u16::try_from(shard).unwrap_or(u16::MAX),
         generation: directory.generation,
@@ -86,12 +151,19 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
         key: HashKey(directory.key),
     };
     let mut sources: Vec<Segment<&File>> = files.iter().map(|file| Segment { number: file.number, reader: &file.file }).collect();
-    let mut indexes = Vec::new();
-    let keep = |number, bytes: &[u8]| {
-        indexes.push((number, keep_index(&path, number, bytes)?));
-        Ok(())
-    };
-    let reading = read_log(core, &mut sources, &identity, keep).map_err(|error| error.told(&path))?;
+    let mut indexes = Indexes { path, files: Vec::new() };
+    let read = read_log(core, &mut sources, &identity, |number, bytes| indexes.keep(number, bytes));
+    let reading = read.map_err(|error| error.told(&indexes.path))?;
+    Ok(Unsettled { shard, files, indexes, reading })
+}
+
+/// The log that was read goes on: its files are cut and tidied.
+///
+/// # Errors
+/// One line: what the file system answered.
+pub fn settle(core: &mut Core, unsettled: Unsettled, now: Tick) -> Result<Store, String> {
+    let Unsettled { shard, mut files, indexes, reading } = unsettled;
+    let path = indexes.path.clone();
     if let Some(torn) = &reading.scanned.torn {
         tracing::warn!(
             shard,
@@ -104,7 +176,7 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
     }
     let last = reading.scanned.last.as_ref().map(|last| (last.number, last.valid_bytes));
     trim_files(&path, &mut files, last).map_err(|error| format!("log.dir: {}: {error}", path.display()))?;
-    indexes.retain(|(number, _)| files.iter().any(|file| file.number == *number));
+    let indexes = indexes.settle(&files);
     remove_stale(&path, &indexes).map_err(|error| format!("log.dir: {}: {error}", path.display()))?;
     let clean = take_clean(&path)? == Some(reading.scanned.chain) && reading.scanned.torn.is_none();
     let (size, records) = (reading.geometry.segment_bytes, reading.scanned.records);
@@ -187,23 +259,6 @@ pub fn index_of(reader: &mut dyn Read) -> std::io::Result<Indexed> {
     }
     let file = scan.finish().ok_or(std::io::ErrorKind::InvalidData)?;
     Ok(Indexed { bytes: file.bytes, directory_bytes: file.directory_bytes })
-}
-
-/// A segment's index file as it must be: the one that is there, where it has these bytes, else one that is made anew.
-fn keep_index(path: &Path, number: u64, bytes: &[u8]) -> std::io::Result<File> {
-    let path = index_path(path, number);
-    if let Ok(mut file) = File::open(&path) {
-        let mut found = Vec::with_capacity(bytes.len());
-        let read = Read::by_ref(&mut file).take(bytes.len() as u64 + 1).read_to_end(&mut found);
-        if read.is_ok() && found == bytes {
-            return Ok(file);
-        }
-        tracing::warn!(path = %path.display(), "a segment's index was not what its segment says: it was made anew");
-    }
-    write_index(&path, bytes).or_else(|error| {
-        tracing::warn!(path = %path.display(), %error, "a segment's index could not be written: it is held in memory");
-        index_in_memory(bytes)
-    })
 }
 
 /// Removes indexes of segments that are gone, and what a write of one has left behind.

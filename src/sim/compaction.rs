@@ -1,11 +1,13 @@
 //! Files of the log that are mostly dead, beside a session that keeps a few old messages in each.
 
 use super::client::{Casting, What};
+use super::crash::entries;
 use super::disk::{Crash, DiskFaults};
 use super::net::Faults;
 use super::world::{Features, Plan, World};
 use crate::config::{Durability, Settings};
 use crate::limits::CHUNK_BYTES;
+use crate::shard::counters::DropReason;
 use serde_json::{Value, json};
 
 const AGE_MS: u64 = 3_600_000;
@@ -129,4 +131,29 @@ fn a_crash_while_it_is_copied_neither_loses_nor_doubles() {
         look_back(&mut world, 5);
         finish(&mut world);
     }
+}
+
+#[test]
+fn what_the_disk_does_not_read_is_neither_copied_nor_dropped() {
+    let mut world = stage(Durability::Written);
+    keep_one(&mut world);
+    let at = usize::try_from(entries(&world.seats[0])["s.keep"][&1]).unwrap();
+    world.seats[0].engine.disk.bad.push((0, at..at + 1));
+    world.oracle.unreadable.insert(("s.keep".to_owned(), 1));
+    chatter(&mut world, 6);
+    // A reader has given it up.
+    look_back(&mut world, 1);
+    assert_eq!(world.seats[0].counters.dropped_count(DropReason::LogUnreadable), 1);
+    for _ in 0..3 {
+        chatter(&mut world, 6);
+        look_back(&mut world, 1);
+    }
+    assert_eq!(world.seats[0].counters.log_compacted_bytes.get(), 0);
+    world.seats[0].engine.disk.bad.clear();
+    world.oracle.unreadable.clear();
+    world.run_for(61_000);
+    chatter(&mut world, 6);
+    assert!(world.seats[0].counters.log_compacted_bytes.get() > 0);
+    look_back(&mut world, 1);
+    finish(&mut world);
 }

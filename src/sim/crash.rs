@@ -56,6 +56,7 @@ impl World {
 
     /// The process ends between two instructions, and is started again.
     pub fn crash(&mut self, crash: Crash) {
+        self.hear_of_purges();
         match crash {
             Crash::Kill => self.kills += 1,
             Crash::PowerCut => self.power_cuts += 1,
@@ -126,6 +127,8 @@ impl World {
     /// `acknowledged` and `delivered`: what was so had to survive, also where the end was not in good order.
     fn start_again(&mut self, before: Vec<Entries>, clean: &[bool], acknowledged: bool, delivered: bool) {
         let sessions = self.oracle.sessions();
+        self.hear_of_purges();
+        let under_way: Vec<String> = std::mem::take(&mut self.purges).into_iter().map(|asked| asked.session).collect();
         let disks: Vec<Disk> = self.seats.iter_mut().map(|seat| std::mem::take(&mut seat.engine.disk)).collect();
         let segment_bytes = self.snapshot.settings.log.segment_bytes;
         let mesh = Mesh::with_depth(disks.len(), self.lane_depth);
@@ -141,7 +144,7 @@ impl World {
                 self.oracle.wrong(format!("shard {shard} does not recover: {what}"));
             }
             let after = entries(&seat);
-            if let Some(what) = not_a_prefix(&before[shard], &after) {
+            if let Some(what) = not_a_prefix(&before[shard], &after, &under_way) {
                 self.oracle.wrong(format!("shard {shard}: what was recovered is no prefix of what was appended: {what}"));
             }
             self.seats.push(seat);
@@ -171,12 +174,12 @@ impl World {
     }
 }
 
-fn entries(seat: &Seat) -> Entries {
+pub fn entries(seat: &Seat) -> Entries {
     seat.core.log_entries(|segment, entry_at| seat.engine.disk.located(segment, entry_at))
 }
 
-/// What of `after` contradicts that it is `before` up to some place of the log.
-fn not_a_prefix(before: &Entries, after: &Entries) -> Option<String> {
+/// What of `after` contradicts that it is `before` up to some place of the log. What is gone of sessions that were being purged does not.
+fn not_a_prefix(before: &Entries, after: &Entries, purged: &[String]) -> Option<String> {
     for (session, entries) in after {
         let Some(known) = before.get(session) else { continue };
         let oldest = known.keys().next().copied().unwrap_or(u64::MAX);
@@ -188,7 +191,9 @@ fn not_a_prefix(before: &Entries, after: &Entries) -> Option<String> {
     }
     let end = after.values().flat_map(|entries| entries.values()).max().copied()?;
     for (session, entries) in before {
-        for (seq, at) in entries.iter().filter(|(_, at)| **at <= end) {
+        let first = after.get(session).and_then(|after| after.keys().next().copied()).unwrap_or(u64::MAX);
+        let from = if purged.contains(session) { first } else { 0 };
+        for (seq, at) in entries.iter().filter(|(seq, at)| **seq >= from && **at <= end) {
             if after.get(session).and_then(|after| after.get(seq)) != Some(at) {
                 return Some(format!("{session}: {seq} at {at} is missing, and what is at {end} is there"));
             }

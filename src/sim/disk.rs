@@ -11,6 +11,7 @@ use crate::shard::purge_files::find_purges;
 use crate::shard::store::{ReadError, Segment, index_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
+use std::ops::Range;
 
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct DiskFaults {
     pub short_reads: u64,
     /// Reads with one bit flipped.
     pub flips: u64,
+    /// Reads of an index before which a bit of its file flips, to stay so until the file is made anew.
+    pub index_flips: u64,
 }
 
 /// What the shard is told.
@@ -165,8 +168,12 @@ pub struct Disk {
     /// Sessions whose purge has begun.
     purges: BTreeSet<u64>,
     indexes: BTreeMap<u64, Index>,
+    /// Bits of index files that are not as they were written, by their bytes' places.
+    index_damage: BTreeMap<u64, Vec<(usize, u8)>>,
     pending: Vec<Pending>,
     pub faults: DiskFaults,
+    /// Parts of segments that are never read back.
+    pub bad: Vec<(u64, Range<usize>)>,
     /// Something was answered that no retry mends: its shard waits for a restart.
     pub failed: bool,
     /// Bits that were flipped in what was read.
@@ -215,7 +222,12 @@ impl Disk {
     }
 
     fn ask(&mut self, random: &mut Random, now_ns: u64, work: Work) {
-        let due_ns = now_ns + random.below(self.faults.delay_us * 1000 + 1);
+        let mut due_ns = now_ns + random.below(self.faults.delay_us * 1000 + 1);
+        if matches!(work, Work::Delete(_)) {
+            // One thread does them all.
+            let others = self.pending.iter().filter(|pending| matches!(pending.work, Work::Delete(_)));
+            due_ns = others.map(|pending| pending.due_ns).fold(due_ns, u64::max);
+        }
         self.pending.push(Pending { due_ns, work });
     }
 
@@ -262,10 +274,24 @@ impl Disk {
                 let index = self.indexes.get(&segment).map(|index| &index.bytes);
                 let file = if of_index { index } else { self.files.get(&segment).map(|file| &file.bytes) };
                 let Some(file) = file else { return Answer::ReadBack(tag, Err(libc::ENOENT)) };
-                if random.percent(faults.read_errors) {
+                let is_bad = |(number, part): &(u64, Range<usize>)| *number == segment && part.start < at + len && at < part.end;
+                if random.percent(faults.read_errors) || !of_index && self.bad.iter().any(is_bad) {
                     return Answer::ReadBack(tag, Err(libc::EIO));
                 }
+                let file_bytes = file.len();
                 let mut bytes = file[at.min(file.len())..(at + len).min(file.len())].to_vec();
+                if of_index {
+                    let damage = self.index_damage.entry(segment).or_default();
+                    if faults.index_flips > 0 && random.percent(faults.index_flips) {
+                        self.flipped += 1;
+                        // Mostly in what is read, or it would be seen by few.
+                        let place = if random.percent(70) { at + random.index(len) } else { random.index(file_bytes) };
+                        damage.push((place, 1 << random.below(8)));
+                    }
+                    for (place, bit) in damage {
+                        place.checked_sub(at).and_then(|place| bytes.get_mut(place)).into_iter().for_each(|byte| *byte ^= *bit);
+                    }
+                }
                 if random.percent(faults.short_reads) {
                     bytes.truncate(random.index(bytes.len() + 1));
                 }
@@ -317,8 +343,13 @@ impl Disk {
         let indexed = index_of(&mut &file.bytes[..]).unwrap();
         let unsaved = random.percent(self.faults.full);
         let directory = indexed.bytes[..indexed.directory_bytes].to_vec();
-        self.indexes.insert(number, Index { bytes: indexed.bytes, unsaved });
+        self.put_index(number, Index { bytes: indexed.bytes, unsaved });
         Answer::SegmentIndexed(number, Ok(directory), unsaved.then_some(libc::ENOSPC))
+    }
+
+    fn put_index(&mut self, number: u64, index: Index) {
+        self.index_damage.remove(&number);
+        self.indexes.insert(number, index);
     }
 
     /// Where the message is whose entry stands there in a segment's index.
@@ -358,7 +389,9 @@ impl Disk {
     /// What is left when the process ends: what was under way is done in part, or not at all. Whether something is gone that was
     /// written.
     pub fn crash(&mut self, random: &mut Random, crash: Crash) -> bool {
+        let mut deletes = true;
         for Pending { work, .. } in std::mem::take(&mut self.pending) {
+            deletes &= !matches!(work, Work::Delete(_)) || random.percent(50);
             match work {
                 Work::Write { segment, at, bytes, .. } => {
                     let done = random.index(bytes.len() + 1);
@@ -372,7 +405,7 @@ impl Disk {
                     self.files.insert(number, File { bytes: vec![0; len], ..File::default() });
                 }
                 // A segment goes before its index does.
-                Work::Delete(number) if random.percent(50) => {
+                Work::Delete(number) if deletes => {
                     self.files.remove(&number);
                     if random.percent(50) {
                         self.indexes.remove(&number);
@@ -420,7 +453,7 @@ impl Disk {
 
     /// Makes a segment's index what recovery wants it to be.
     pub fn keep_index(&mut self, number: u64, bytes: &[u8]) {
-        self.indexes.insert(number, Index { bytes: bytes.to_vec(), unsaved: false });
+        self.put_index(number, Index { bytes: bytes.to_vec(), unsaved: false });
     }
 
     /// What recovery does with the files: the last one is cut to what is good in it and synced, those behind it go.

@@ -105,6 +105,7 @@ fn plan(random: &mut Random) -> Plan {
         read_errors: random.pick(&[0, percent]),
         short_reads: random.pick(&[0, percent]),
         flips: 0,
+        index_flips: random.pick(&[0, 0, percent]),
         lies: 0,
     };
     Plan {
@@ -193,8 +194,15 @@ fn run(seed: u64, active_ms: u64, sabotage: Option<Sabotage>) -> Outcome {
     let step_ms = active_ms / 4;
     let drains = random.percent(15) && sabotage.is_none();
     let ends = plan.settings.log.dir.is_some() && random.percent(60);
+    let purges_percent = random.pick(&[0, 0, 0, 30, 70]);
     for quarter in 0..4 {
         world.run_for(step_ms);
+        if random.percent(purges_percent) {
+            let session = random.pick(&["s.0", "s.0", "s.1", "s.2", "channel:c.0"]);
+            world.purge(session);
+            // The process may end in the middle of it.
+            world.run_for(random.pick(&[0, 2, 10, 50]));
+        }
         if ends && random.percent(50) {
             match random.below(8) {
                 0 if sabotage.is_none() => world.stop_and_start(),

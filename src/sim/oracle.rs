@@ -90,6 +90,8 @@ impl Stay {
 pub struct View {
     client: String,
     session: String,
+    /// When it was asked for.
+    asked_ns: u64,
     echo: bool,
     start: u64,
     /// Everything up to here must have been delivered.
@@ -141,6 +143,10 @@ pub struct Oracle {
     views: Vec<View>,
     stays: BTreeMap<(String, String), BTreeMap<String, Vec<Stay>>>,
     people: BTreeMap<String, Person>,
+    /// By session: purges that were answered, each with the last `seq` that was there when it was asked for, and when that was.
+    purged: BTreeMap<String, Vec<(u64, u64)>>,
+    /// What the disk does not read: whoever has no more than the log may miss it, and is told.
+    pub unreadable: BTreeSet<(String, u64)>,
     pub now_ns: u64,
     pub violations: Vec<String>,
     pub delivered: u64,
@@ -242,6 +248,23 @@ impl Oracle {
         record.into_iter().for_each(|record| record.acked = true);
     }
 
+    /// A session's purge was answered, which had `last` when it was asked for.
+    pub fn purged(&mut self, session: &str, last: u64) {
+        let answered_ns = self.now_ns;
+        self.purged.entry(session.to_owned()).or_default().push((last, answered_ns));
+    }
+
+    /// The texts of messages that are purged, with what each is.
+    pub fn purged_texts(&self) -> Vec<(String, &[u8])> {
+        let mut texts = Vec::new();
+        for (session, purges) in &self.purged {
+            let last = purges.iter().map(|(last, _)| *last).max().unwrap_or(0);
+            let records = self.sessions.get(session).into_iter().flat_map(|log| log.records.range(..=last));
+            texts.extend(records.filter_map(|(seq, record)| Some((format!("{session}: {seq}"), record.text.as_deref()?))));
+        }
+        texts
+    }
+
     /// The sessions that anything is known of.
     pub fn sessions(&self) -> Vec<String> {
         self.sessions.keys().cloned().collect()
@@ -316,6 +339,7 @@ impl Oracle {
         self.views.push(View {
             client: begin.client.to_owned(),
             session: begin.session.to_owned(),
+            asked_ns: begin.asked_ns,
             echo: begin.echo,
             start: begin.start_seq,
             position: begin.start_seq - 1,
@@ -413,8 +437,16 @@ impl Oracle {
     }
 
     fn check_entitled(&mut self, view: usize, seq: u64, history: bool) {
-        let View { client, session, .. } = &self.views[view];
+        let View { client, session, asked_ns, .. } = &self.views[view];
         let Some(record) = self.sessions.get(session).and_then(|log| log.records.get(&seq)) else { return };
+        let is_purged = self
+            .purged
+            .get(session)
+            .is_some_and(|purges| purges.iter().any(|(last, answered_ns)| seq <= *last && asked_ns > answered_ns));
+        if is_purged {
+            let complaint = format!("{client} in {session}: {seq} came, which was purged before it asked to be attached");
+            return self.wrong(complaint);
+        }
         let (_, may) = self.entitled(view, seq, record, history);
         if !may {
             let (from, to) = (record.from.clone(), record.to.clone());
@@ -444,6 +476,7 @@ impl Oracle {
             .range(first..=last)
             .filter(|(seq, record)| **seq >= oldest && !seqs.contains(seq) && self.entitled(view, **seq, record, true).0)
             .map(|(seq, _)| *seq)
+            .filter(|seq| !self.unreadable.contains(&(session.clone(), *seq)))
             .collect();
         if !missing.is_empty() {
             self.wrong(format!("{client} in {session}: history {seqs:?} lacks {missing:?}"));
@@ -475,7 +508,8 @@ impl Oracle {
         view.gaps.push((from, to));
         view.last = view.last.max(to);
         view.position = view.position.max(to);
-        if from > to || from <= told.2 || to >= first {
+        let is_there = (from.max(first)..=to).any(|seq| !self.unreadable.contains(&(told.1.clone(), seq)));
+        if from > to || from <= told.2 || is_there {
             self.wrong(format!("{} in {}: a gap {from} to {to} after {}, oldest {first}", told.0, told.1, told.2));
         }
     }

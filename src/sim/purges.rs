@@ -1,4 +1,4 @@
-//! What is purged, and what a crash takes before it was durable: one test each.
+//! What is purged: by seeds, which the oracle judges, and in tests; and what a crash takes before it was durable.
 
 use super::client::What;
 use super::disk::Crash;
@@ -7,7 +7,62 @@ use super::world::World;
 use crate::config::Durability;
 use crate::shard::port::{PortMessage, Purged};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
+
+/// A purge whose answer is awaited.
+#[derive(Debug)]
+pub struct Asked {
+    pub session: String,
+    /// The last `seq` that was there then: it and all before go.
+    last: u64,
+    answer: oneshot::Receiver<Result<Option<Purged>, String>>,
+}
+
+/// Texts that are looked for at the end.
+const TEXTS_MAX: usize = 20;
+
+impl World {
+    /// Has a session purged.
+    pub fn purge(&mut self, session: &str) {
+        let (reply, answer) = oneshot::channel();
+        let (home, last) = (self.home(session), self.appended(session));
+        self.purges.push(Asked { session: session.to_owned(), last, answer });
+        self.tell(home, PortMessage::Purge { session_id: session.into(), reply });
+    }
+
+    /// Tells the oracle of the purges that were answered. One that failed, or whose process has ended, may have begun.
+    pub fn hear_of_purges(&mut self) {
+        for mut asked in std::mem::take(&mut self.purges) {
+            match asked.answer.try_recv() {
+                Err(TryRecvError::Empty) => self.purges.push(asked),
+                Err(TryRecvError::Closed) | Ok(Err(_)) => {}
+                Ok(Ok(Some(_))) => {
+                    self.trace(&[12, asked.last]);
+                    self.oracle.purged(&asked.session, asked.last);
+                }
+                Ok(Ok(None)) => self.oracle.wrong(format!("{} is not at home where it was to be purged", asked.session)),
+            }
+        }
+    }
+
+    /// What was purged is nowhere, now that nothing is under way.
+    pub fn check_purges(&mut self) {
+        if let Some(asked) = self.purges.first() {
+            let complaint = format!("the purge of {} was not answered", asked.session);
+            return self.oracle.wrong(complaint);
+        }
+        let mut complaints = Vec::new();
+        for (what, text) in self.oracle.purged_texts().into_iter().rev().take(TEXTS_MAX) {
+            for (shard, seat) in self.seats.iter().enumerate() {
+                let (on_disk, in_memory) = (seat.engine.disk.holds(text), seat.core.memory_holds(text));
+                if on_disk || in_memory {
+                    complaints.push(format!("{what} was purged, and shard {shard} has it: disk {on_disk}, memory {in_memory}"));
+                }
+            }
+        }
+        complaints.into_iter().for_each(|complaint| self.oracle.wrong(complaint));
+    }
+}
 
 #[test]
 fn an_epoch_that_went_with_a_crash_was_of_nobody_who_held_a_message() {

@@ -72,6 +72,7 @@ pub fn settle(world: &mut World) {
     world.run_for(90_000);
     world.claim_heads();
     check_rest(world);
+    world.check_purges();
     check_members(world);
     check_peers(world);
 }

@@ -5,6 +5,7 @@ use super::disk::{Disk, DiskFaults};
 use super::net::{Engine, Faults, Net, SimIo};
 use super::oracle::Oracle;
 use super::pipe::{CERTIFICATE, KEY, Pipe};
+use super::purges::Asked;
 use super::random::Random;
 use super::rest::Roster;
 use super::visitors::Visitor;
@@ -128,6 +129,8 @@ pub struct World {
     /// Whom the node's tables still count.
     pub admission: Arc<Admission>,
     pub lane_depth: usize,
+    /// Purges that are not answered.
+    pub purges: Vec<Asked>,
     /// How often the process ended without a word.
     pub kills: u64,
     pub power_cuts: u64,
@@ -240,6 +243,7 @@ impl World {
             rosters: BTreeMap::new(),
             admission,
             lane_depth: plan.lane_depth,
+            purges: Vec::new(),
             kills: 0,
             power_cuts: 0,
             lossy_cuts: 0,
@@ -512,6 +516,7 @@ impl World {
         for visitor in 0..self.visitors.len() {
             ran |= self.visitor_step(visitor);
         }
+        self.hear_of_purges();
         self.net.now_ns = self.now_ns;
         self.net.notice_dropped();
         if self.steps.is_multiple_of(16) && !self.settling {

@@ -2,12 +2,13 @@
 //! whatever becomes of the index files; what is damaged is a gap and nothing else is.
 
 use crate::client::{Client, Hello};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, run};
 use crate::history::page;
 use crate::killed_and_restarted::{LogFolder, stop};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Messages of each session: with their padding about 16 MiB of log, in files of 2 MiB, of which 8 MiB stay in memory.
 const MESSAGES: u64 = 400;
@@ -195,4 +196,62 @@ async fn a_damaged_record_is_a_gap_and_its_neighbours_are_read() {
     assert_eq!(told, lost, "{gaps:?}");
     assert!(gaps.iter().all(|gap| gap["from"] == gap["to"]), "{gaps:?}");
     assert_eq!(paged(&gateway, "ben").await, [left.clone(), left]);
+}
+
+/// Every file below a folder but the lock, with its bytes.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut found, mut folders) = (BTreeMap::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.file_name().is_some_and(|name| name != "lock") {
+                found.insert(path.clone(), std::fs::read(path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_start_over_damage_changes_nothing_in_any_shards_directory() {
+    let log = LogFolder::new();
+    let mut settings = SETTINGS;
+    settings[0] = ("server.shards", "2");
+    let mut gateway = log.start(&settings);
+    fill(&gateway).await;
+    for _ in 0..2 {
+        // Both shards have files behind their first.
+        for number in 0..8 {
+            let mut client = Client::join(&gateway, &format!("s-{number}"), "ana").await;
+            client.publish("session", number).await;
+            client.close().await;
+        }
+        stop(&mut gateway);
+        gateway = gateway.again();
+    }
+    stop(&mut gateway);
+    for shard in 0..2 {
+        let folder = log.0.join(format!("log/1/shard-{shard}"));
+        let segment = folder.join("0000000000000000.seg");
+        let at = find(&std::fs::read(&segment).unwrap(), r#""session_id":""#).unwrap();
+        flip(&segment, at);
+        // What would be made anew or taken away.
+        for shard in 0..2 {
+            let folder = log.0.join(format!("log/1/shard-{shard}"));
+            std::fs::write(folder.join("0000000000000000.idx"), b"half").unwrap();
+            std::fs::write(folder.join("00000000000000ff.idx"), b"of nothing").unwrap();
+        }
+        let before = contents(&log.0);
+        assert!(before.keys().filter(|path| path.ends_with("clean")).count() == 2);
+        let (code, _, stderr) = run(&["serve", "--config", gateway.folder.join("ringway.toml").to_str().unwrap()]);
+        assert!(code == 1 && stderr.contains(&format!("shard-{shard}: 0000000000000000.seg: offset ")), "{code} {stderr}");
+        assert!(contents(&log.0) == before, "{shard}: {:?} was {:?}", contents(&log.0).keys(), before.keys());
+        flip(&segment, at);
+    }
+    let gateway = gateway.again();
+    // Ana sees in history what she sent, and everybody what is for all.
+    assert_eq!(paged(&gateway, "ben").await, [visible("ben"), visible("ben")]);
+    assert!(contents(&log.0).values().all(|bytes| bytes != b"half" && bytes != b"of nothing"));
 }

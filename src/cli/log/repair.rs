@@ -1,4 +1,5 @@
-//! `ringway log repair --quarantine`: what is damaged, and what comes behind it in that shard, goes to DIR/quarantine. Nothing is deleted.
+//! `ringway log repair --quarantine`: what is damaged, and what comes behind it in that shard, goes to DIR/quarantine. Nothing is deleted. The
+//! indexes of its segments go along.
 //!
 //! The rest of the damaged segment is copied and synced before that file is cut, and later files go first, from the last on: whenever it
 //! is interrupted, every byte is in the log or in the quarantine, and running it again goes on.
@@ -6,7 +7,8 @@
 use super::Out;
 use super::directory::{Directory, Halt, Outcome, Progress, SegmentFile, Shard, at, describe, ranges};
 use crate::cli::{CliError, now_s};
-use crate::log::{Kind, LastSegment, ScanError, SessionState};
+use crate::io::files::index_path;
+use crate::log::{Kind, LastSegment, ScanError, SessionState, index_name};
 use crate::shard::purge_files::append_purges;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -192,6 +194,14 @@ fn carry_out(plan: &Plan<'_>, folder: &Path) -> Result<(), CliError> {
     match std::fs::remove_file(plan.shard.path.join("clean")) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&plan.shard.path, &error)),
         _ => sync_folder(&plan.shard.path)?,
+    }
+    // They name what is moved; of the segment that is cut the next start makes another.
+    for file in plan.go.iter().chain(plan.cut.as_ref().map(|(file, _)| file)) {
+        let index = index_path(&plan.shard.path, file.number);
+        match std::fs::rename(&index, to.join(index_name(file.number))) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&index, &error)),
+            _ => {}
+        }
     }
     for file in plan.go.iter().rev() {
         std::fs::rename(&file.path, target(file, "")).map_err(|error| at(&file.path, &error))?;

@@ -3,9 +3,11 @@
 use super::directory::{Directory, Halt};
 use super::{Out, export, purge, repair, survey};
 use crate::ids::HashKey;
+use crate::io::files::{begin_purge, purges};
 use crate::limits::CHUNK_BYTES;
-use crate::log::made::Made;
-use crate::log::{HEADER_BYTES, SessionState, segment_name};
+use crate::log::made::{Made, header};
+use crate::log::{HEADER_BYTES, Kind, SessionState, segment_name};
+use crate::shard::purge_files::finish_purges;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -248,6 +250,8 @@ fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
     std::fs::write(folder.0.join("lock"), "").unwrap();
     let sign = folder.file(&log, 0).with_file_name("clean");
     std::fs::write(&sign, "1\n").unwrap();
+    let index = |number: u64| folder.file(&log, number).with_extension("idx");
+    (0..3).for_each(|number| std::fs::write(index(number), format!("index {number}")).unwrap());
     let before = files(&folder.0);
     let damaged = std::fs::read(folder.file(&log, segment)).unwrap();
 
@@ -270,9 +274,14 @@ fn a_repair_moves_what_is_behind_the_damage_and_keeps_every_byte() {
     let after = files(&folder.0);
     let quarantined: Vec<&(String, Vec<u8>)> = after.iter().filter(|(name, _)| name.starts_with("quarantine/")).collect();
     let named = |end: &str| &quarantined.iter().find(|(name, _)| name.ends_with(end)).unwrap().1;
-    assert_eq!(quarantined.len(), 3, "{quarantined:?}");
+    assert_eq!(quarantined.len(), 5, "{quarantined:?}");
     assert_eq!(*named(&format!("/1/shard-0/0000000000000001.seg.from-{offset}")), damaged[offset..]);
     assert_eq!(*named("/1/shard-0/0000000000000002.seg"), log.files[2].1);
+    for number in 1..3 {
+        assert_eq!(*named(&format!("/1/shard-0/000000000000000{number}.idx")), format!("index {number}").into_bytes());
+        assert!(!index(number).exists());
+    }
+    assert!(index(0).exists());
     let report = String::from_utf8(named("/report.txt").clone()).unwrap();
     assert!(text.starts_with(report.trim_end()) && report.contains("bytes, the whole file"), "{report}");
     assert_eq!(std::fs::read(folder.file(&log, segment)).unwrap(), damaged[..offset]);
@@ -370,12 +379,12 @@ fn a_purge_goes_on_over_a_torn_end_and_where_another_one_stopped() {
     bytes[at + 1000..at + 3000].copy_from_slice(&clean[at + 1000..at + 3000]);
     std::fs::write(&path, bytes).unwrap();
     assert!(verify(&folder.0).1.contains("does not match its checksum"));
-    crate::io::files::begin_purge(path.parent().unwrap(), hash("yours")).unwrap();
+    begin_purge(path.parent().unwrap(), hash("yours")).unwrap();
     assert_eq!(run("yours").0, "session yours: 1 messages were purged\n");
     assert!(verify(&folder.0).0.starts_with("OK: "));
     // What was begun and not recorded is taken back.
-    crate::io::files::begin_purge(path.parent().unwrap(), hash("mine")).unwrap();
-    assert_eq!(crate::shard::purge_files::finish_purges(path.parent().unwrap(), 0, 1), Ok(0));
+    begin_purge(path.parent().unwrap(), hash("mine")).unwrap();
+    assert_eq!(finish_purges(path.parent().unwrap(), 0, 1), Ok(0));
     assert!(holds(&folder.0, "of mine") && verify(&folder.0).0.starts_with("OK: "));
 }
 
@@ -390,4 +399,34 @@ fn a_repair_records_a_purge_again_whose_record_it_moved() {
     assert!(error.is_empty() && text.contains("the purge of 1 sessions is recorded again"), "{text}{error}");
     let (text, error) = verify(&folder.0);
     assert!(text.starts_with("OK: ") && text.contains("are purged"), "{text}{error}");
+}
+
+#[test]
+fn a_torn_message_of_a_session_whose_purge_was_only_signed_is_torn_and_nothing_is_purged_for_it() {
+    for flipped in ["a-2", "b-2"] {
+        let mut log = Made::new(0, 1, CHUNK_BYTES, 0);
+        for id in ["a", "b"] {
+            log.session(hash(id), &SessionState { session_id: id, head: 0, oldest: 1, epochs: Vec::new() });
+        }
+        log.message(hash("b"), 1, "b-1");
+        log.mark();
+        log.message(hash("a"), 1, "a-1");
+        log.message(hash("a"), 2, "a-2");
+        log.message(hash("b"), 2, "b-2");
+        // It came to the disk, by chance, and was not synced.
+        log.put(&header(Kind::Purge, hash("b"), 2), &[], &[]);
+        let folder = Folder::of(&[&log]);
+        let path = folder.file(&log, 0).parent().unwrap().to_owned();
+        let at = log.files[0].1.windows(3).position(|bytes| bytes == flipped.as_bytes()).unwrap();
+        folder.flip(&log, 0, at);
+        let torn = std::fs::read(folder.file(&log, 0)).unwrap();
+        ["a", "b"].into_iter().for_each(|id| begin_purge(&path, hash(id)).unwrap());
+        // Of b's own message nothing is known: its purge is there, and is finished.
+        let purged = if flipped == "a-2" { 0 } else { 2 };
+        assert_eq!(finish_purges(&path, 0, 1), Ok(purged), "{flipped}");
+        assert!(purges(&path).unwrap().is_empty());
+        assert_eq!(std::fs::read(folder.file(&log, 0)).unwrap() == torn, flipped == "a-2");
+        let (text, error) = verify(&folder.0);
+        assert!(error.is_empty() && text.contains("a torn end") == (flipped == "a-2"), "{flipped}: {text}{error}");
+    }
 }
