@@ -33,7 +33,7 @@ type Used = [u64; 3];
 const SEQ_BITS: u32 = 48;
 const TIME_BITS: u32 = 44;
 
-const fn used(key: u64, content: u64, seq: u64, at_ms: u64) -> Used {
+const fn pack(key: u64, content: u64, seq: u64, at_ms: u64) -> Used {
     let seq_rest = 64 - SEQ_BITS;
     let time_rest = 64 - TIME_BITS;
     let (upper, lower) = (content >> SEQ_BITS, content & ((1 << time_rest) - 1));
@@ -49,7 +49,7 @@ const fn at_ms_of(used: &Used) -> u64 {
 }
 
 const fn same_content(used: &Used, content: u64) -> bool {
-    let [_, upper, lower] = self::used(0, content, 0, 0);
+    let [_, upper, lower] = pack(0, content, 0, 0);
     used[1] & !(u64::MAX << (64 - SEQ_BITS)) == upper && used[2] & !(u64::MAX << (64 - TIME_BITS)) == lower
 }
 
@@ -150,7 +150,7 @@ impl Dedupe {
 
     /// Remembers an id that [`Dedupe::look_up`] called new; the oldest ones leave.
     pub fn remember(&mut self, key: u64, content: u64, seq: u64, now_ms: u64, limits: DedupeLimits) {
-        self.put(used(key, content, seq, now_ms), limits);
+        self.put(pack(key, content, seq, now_ms), limits);
     }
 
     fn put(&mut self, used: Used, limits: DedupeLimits) {
@@ -394,10 +394,10 @@ mod tests {
     #[test]
     fn a_use_keeps_what_it_is_given() {
         let (seq, at_ms) = ((1 << 48) - 1, (1 << 44) - 1);
-        let all = used(u64::MAX, u64::MAX, seq, at_ms);
+        let all = pack(u64::MAX, u64::MAX, seq, at_ms);
         assert_eq!((seq_of(&all), at_ms_of(&all), same_content(&all, u64::MAX)), (seq, at_ms, true));
         assert!(!same_content(&all, u64::MAX ^ 1) && !same_content(&all, u64::MAX ^ 1 << 63));
-        let none = used(0, 0, seq, at_ms);
+        let none = pack(0, 0, seq, at_ms);
         assert!(same_content(&none, 0) && seq_of(&none) == seq && at_ms_of(&none) == at_ms);
     }
 
