@@ -1,6 +1,6 @@
 //! Situations that chance finds seldom, one test each.
 
-use super::client::{Casting, What};
+use super::client::{Casting, Phase, What};
 use super::disk::DiskFaults;
 use super::net::Faults;
 use super::world::{Features, Plan, World};
@@ -249,6 +249,27 @@ fn a_panic_in_the_tls_of_a_connection_that_closes_drops_it_at_once() {
         assert!(!faults::pending(), "{result}: the call did not come");
         assert_eq!(ends(&world, 1), [CloseReason::Auth], "{result}");
     }
+}
+
+#[test]
+fn nothing_is_sent_behind_the_end_of_a_connection_that_was_closed_in_its_tls_handshake() {
+    let mut shaking = 0;
+    for steps in 0..30 {
+        let mut settings = Settings::default();
+        settings.log.memory_bytes = 0;
+        let mut world = stage_with(Features { tls: true, ..Features::default() }, settings, 1, &["ana"]);
+        world.end_link(0, true);
+        assert!(world.run_until(1_000, |world| world.clients[0].link.is_some()));
+        (0..steps).for_each(|_| _ = world.step());
+        shaking += usize::from(world.clients[0].link.as_ref().is_some_and(|link| link.phase == Phase::Http));
+        // A drain ends it, whose client shakes hands on.
+        world.draining = true;
+        world.tell(0, PortMessage::Drain { window_ms: 0, restart: false });
+        world.run_for(2_000);
+        assert_eq!(world.oracle.violations, Vec::<String>::new(), "after {steps} steps");
+        assert_eq!(world.seats[0].core.open_connections(), 0, "after {steps} steps");
+    }
+    assert!(shaking > 5, "{shaking}");
 }
 
 #[test]
