@@ -161,8 +161,8 @@ impl Core {
             if !scan.collected {
                 attachment.cursor = attachment.cursor.max(scan.cursor);
             }
-            attachment.idle =
-                !scan.collected && attachment.ordered.is_empty() && attachment.cursor >= head && !attachment.pulling;
+            let waits = scan.collected || attachment.pulling || attachment.detaching || !attachment.ordered.is_empty();
+            attachment.idle = !waits && attachment.cursor >= head;
         }
     }
 

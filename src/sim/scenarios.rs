@@ -410,6 +410,31 @@ fn what_the_log_dropped_is_told_as_a_gap_and_nothing_else_is_missing() {
 }
 
 #[test]
+fn who_detaches_behind_a_page_that_the_disk_reads_misses_nothing_of_what_comes_meanwhile() {
+    let mut world = stage_on_disk(1, 0, &["ana", "bob"], |settings| settings.log.early_delivery = true);
+    for client in 0..2 {
+        world.command(client, "rw.attach", "s.1", json!({}), What::Attach { asked: Vec::new(), resume: None });
+    }
+    for _ in 0..80 {
+        world.message_to(1, "s.1", &Value::Null, 50_000, false);
+        world.run_for(20);
+    }
+    assert!(world.run_until(10_000, all_in));
+    slow_down(&mut world, 300_000);
+    world.command(0, "rw.history", "s.1", json!({"after": 0, "limit": 1}), What::Other("rw.history_end"));
+    world.command(0, "rw.detach", "s.1", json!({}), What::Other("rw.detached"));
+    world.run_for(5);
+    for to in [json!("user:ana"), Value::Null] {
+        world.message_to(1, "s.1", &to, 50, false);
+        world.run_for(5);
+    }
+    assert_eq!(count(&world, 0, "rw.history_end"), 0, "the disk is slow");
+    assert!(world.run_until(10_000, all_in));
+    assert_eq!((count(&world, 0, "rw.history_end"), count(&world, 0, "rw.detached")), (1, 1));
+    finish(&mut world);
+}
+
+#[test]
 fn a_channel_that_retention_emptied_goes_on_in_its_order() {
     let mut world = stage(1, 10_000, &["ana"]);
     world.message_to(0, "s.0", &json!("channel:c.0"), 10, false);
