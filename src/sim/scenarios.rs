@@ -3,7 +3,7 @@
 use super::client::{Casting, Phase, What};
 use super::disk::DiskFaults;
 use super::net::Faults;
-use super::world::{Features, Plan, World};
+use super::world::{Features, Plan, World, token, token_id};
 use crate::auth::{Revocation, Revocations};
 use crate::close::CloseReason;
 use crate::config::{Durability, Settings};
@@ -431,6 +431,35 @@ fn who_detaches_behind_a_page_that_the_disk_reads_misses_nothing_of_what_comes_m
     assert_eq!(count(&world, 0, "rw.history_end"), 0, "the disk is slow");
     assert!(world.run_until(10_000, all_in));
     assert_eq!((count(&world, 0, "rw.history_end"), count(&world, 0, "rw.detached")), (1, 1));
+    finish(&mut world);
+}
+
+#[test]
+fn what_is_asked_behind_a_refused_token_goes_by_the_roles_of_the_old_one() {
+    let mut world = stage(1, 10_000, &["ana", "bob"]);
+    let attach = || What::Attach { asked: Vec::new(), resume: None };
+    world.command(1, "rw.attach", "s.1", json!({}), attach());
+    assert!(world.run_until(2_000, all_in));
+    let now_s = world.now().wall_s();
+    world.clients[0].token_number += 1;
+    let revoked = token_id(&world.clients[0]);
+    world.revoked.insert(revoked.clone(), now_s);
+    let revocation = Revocation::Token { token_id: revoked.into(), until_s: u64::MAX };
+    world.configure(|snapshot| snapshot.revocations = Arc::new(Revocations::new([revocation], now_s).unwrap()));
+    world.run_for(10);
+    let before = world.clients[0].roles.clone();
+    world.change_roles(0, vec!["lead".to_owned()]);
+    let auth_token = token(&world.clients[0], now_s, 600);
+    world.command(0, "rw.refresh", "s.0", json!({"auth_token": auth_token}), What::Roles(before));
+    world.now_ns += 1_000;
+    world.command(0, "rw.attach", "s.1", json!({}), attach());
+    assert!(world.run_until(2_000, all_in));
+    for to in ["role:agent", "role:lead"] {
+        world.message_to(1, "s.1", &json!(to), 10, false);
+    }
+    assert!(world.run_until(2_000, all_in));
+    world.run_for(100);
+    assert_eq!((count(&world, 0, "auth.revoked"), world.clients[0].closes.len()), (1, 0));
     finish(&mut world);
 }
 
