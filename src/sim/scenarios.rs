@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// A quiet world whose clients do only what the test says.
-fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
+pub(super) fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
     settings.session.history_messages = history_messages;
