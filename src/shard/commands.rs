@@ -53,6 +53,10 @@ impl Core {
                     && let Some(attachment) = self.attachment_at(place)
                 {
                     attachment.detaching = true;
+                    let stream = attachment.stream;
+                    // Its member is away: records for it alone wake it no more, and it must not go past them.
+                    let head = self.streams.get(stream).map_or(0, |stream| stream.head());
+                    self.wake_reader(place, stream, head + 1);
                 }
             }
             Kind::Reserved | Kind::Unknown | Kind::Application => {

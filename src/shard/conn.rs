@@ -105,7 +105,7 @@ pub struct Attachment {
     pub cursor: u64,
     /// The last `seq` that was for this client.
     pub delivered_seq: u64,
-    /// The cursor stands at the head and nothing waits.
+    /// The cursor stands at the head, nothing waits, and each record for it wakes it.
     pub idle: bool,
     /// A page has been asked of the home.
     pub pulling: bool,

@@ -282,6 +282,34 @@ fn of_a_message_that_was_purged_the_id_is_left() {
 }
 
 #[test]
+fn what_a_reader_posted_to_a_channel_stays_known_when_the_reader_is_gone() {
+    let state = SessionState { session_id: "channel:c", head: 0, oldest: 1, epochs: Vec::new() };
+    // Where retention has dropped the record that named the channel, one behind the messages does.
+    for named_first in [true, false] {
+        let mut core = core("[log]\ndir = \"unused\"\n");
+        let (channel, client) = (core.session_hash("channel:c"), core.sessions.target(Target::Client, "ana"));
+        let member = member_state(&core, 0, true);
+        let post =
+            Header { kind: Kind::Message, session: channel, seq: 1, epoch: 0, ts_ms: WALL_MS, sender: client, id: 7, content: 5 };
+        let mut message = Vec::new();
+        write_record(&mut message, &post, &[], b"body", 0);
+        let mut records = vec![message, record(Kind::Session, channel, 0, |out| state.encode(out))];
+        if named_first {
+            records.reverse();
+        }
+        records.push(record(Kind::Member, channel, client, |out| member.encode(out)));
+        records.push(record(Kind::MemberGone, channel, client, |_| Ok(())));
+        let mut replay = Replay::new(KEY);
+        for bytes in &records {
+            core.replay(&mut replay, Position(64), 64, &read_record(bytes, None).unwrap());
+        }
+        core.settle_replay(replay);
+        let limits = DedupeLimits { ids_max: 10, window_ms: 1000 };
+        assert_eq!(core.posted.look_up(7, 5, 0, limits), Seen::Same { seq: 1 }, "named first: {named_first}");
+    }
+}
+
+#[test]
 fn a_session_whose_members_are_gone_is_not_forgotten_with_the_first_turn_after_a_start() {
     let mut core = core("[log]\ndir = \"unused\"\n[session]\nidle_ms = 2000\n");
     let session = core.session_hash("s");

@@ -170,7 +170,9 @@ impl Core {
                 stream.session_id
             );
             let rests = resting && matches!(conn.phase, Phase::Open) && !conn.flags.blocked && !conn.flags.dirty;
-            if !rests || attachment.pulling {
+            // The last reply of one that detaches may wait for a page of history: nothing wakes it for what comes meanwhile.
+            let leaving = attachment.detaching && attachment.ordered.is_empty();
+            if !rests || attachment.pulling || leaving {
                 continue;
             }
             let log = if stream.home.is_some() { &self.mirror_log } else { &self.log };

@@ -402,7 +402,8 @@ impl Core {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         for slot in conn.slots.iter_mut() {
             if let Some(attachment) = slot.attached_mut() {
-                attachment.idle = attachment.ordered.is_empty()
+                attachment.idle = !attachment.detaching
+                    && attachment.ordered.is_empty()
                     && !attachment.pulling
                     && self.streams.get(attachment.stream).is_some_and(|stream| attachment.cursor >= stream.head());
             }

@@ -37,7 +37,9 @@ impl Core {
     pub(super) fn plan<I: Io>(&mut self, io: &mut I, id: ConnId, out: &mut Outbound) {
         let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
         conn.flags.dirty &= conn.id != id;
-        if conn.id != id || conn.flags.blocked {
+        // Behind the end of our side nothing is sent: of what a peer in its TLS handshake says on, TLS has an answer still.
+        let finished = matches!(&conn.phase, Phase::Closing(closing) if closing.finished);
+        if conn.id != id || conn.flags.blocked || finished {
             self.conns[id.index as usize] = Some(conn);
             return;
         }
@@ -159,8 +161,8 @@ impl Core {
             if !scan.collected {
                 attachment.cursor = attachment.cursor.max(scan.cursor);
             }
-            attachment.idle =
-                !scan.collected && attachment.ordered.is_empty() && attachment.cursor >= head && !attachment.pulling;
+            let waits = scan.collected || attachment.pulling || attachment.detaching || !attachment.ordered.is_empty();
+            attachment.idle = !waits && attachment.cursor >= head;
         }
     }
 

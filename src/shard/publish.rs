@@ -359,7 +359,7 @@ impl Core {
     }
 
     /// A record for this reader: a reader at rest goes straight to it, past what was not for it.
-    fn wake_reader(&mut self, place: Place, stream: StreamKey, seq: u64) {
+    pub(super) fn wake_reader(&mut self, place: Place, stream: StreamKey, seq: u64) {
         let firsts = self.streams.get(stream).map_or([0; 2], |stream| [stream.broadcast_from, stream.waking_from]);
         let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment)) else { return };
         if std::mem::take(&mut attachment.idle) {

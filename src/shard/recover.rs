@@ -125,7 +125,9 @@ impl Core {
                 if let Some(member) = self.sessions.member(session, header.sender) {
                     self.sessions.remove_member(member);
                 }
-                if let Some(messages) = replay.sessions.get_mut(&header.session) {
+                // Ids posted to a channel are its shard's, and outlive its readers.
+                let channel = self.sessions.sessions.get(session).is_some_and(|session| session.channel);
+                if !channel && let Some(messages) = replay.sessions.get_mut(&header.session) {
                     messages.used.remove(&header.sender);
                 }
             }

@@ -282,9 +282,11 @@ impl World {
             self.rosters.remove(&(c, session, room.clone()));
         }
         if let What::Roles(before) = what {
-            // The old token stays in force.
-            let before = before.clone();
-            self.change_roles(c, before);
+            // The old token stays in force, also for what was asked behind the new one.
+            let sent = &mut self.link(c).sent;
+            let refused = sent.iter().rposition(|sent| matches!(sent.what, What::Roles(_))).unwrap_or(sent.len());
+            sent[refused..].iter_mut().for_each(|sent| sent.roles.clone_from(before));
+            self.change_roles(c, before.clone());
         }
         let revoked = code == "auth.revoked" && matches!(what, What::Other("rw.welcome" | "rw.refreshed") | What::Roles(_));
         if revoked && self.is_revoked(c) {

@@ -1,9 +1,9 @@
 //! Situations that chance finds seldom, one test each.
 
-use super::client::{Casting, What};
+use super::client::{Casting, Phase, What};
 use super::disk::DiskFaults;
 use super::net::Faults;
-use super::world::{Features, Plan, World};
+use super::world::{Features, Plan, World, token, token_id};
 use crate::auth::{Revocation, Revocations};
 use crate::close::CloseReason;
 use crate::config::{Durability, Settings};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// A quiet world whose clients do only what the test says.
-fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
+pub(super) fn stage(shards: usize, history_messages: usize, subs: &[&str]) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
     settings.session.history_messages = history_messages;
@@ -252,6 +252,27 @@ fn a_panic_in_the_tls_of_a_connection_that_closes_drops_it_at_once() {
 }
 
 #[test]
+fn nothing_is_sent_behind_the_end_of_a_connection_that_was_closed_in_its_tls_handshake() {
+    let mut shaking = 0;
+    for steps in 0..30 {
+        let mut settings = Settings::default();
+        settings.log.memory_bytes = 0;
+        let mut world = stage_with(Features { tls: true, ..Features::default() }, settings, 1, &["ana"]);
+        world.end_link(0, true);
+        assert!(world.run_until(1_000, |world| world.clients[0].link.is_some()));
+        (0..steps).for_each(|_| _ = world.step());
+        shaking += usize::from(world.clients[0].link.as_ref().is_some_and(|link| link.phase == Phase::Http));
+        // A drain ends it, whose client shakes hands on.
+        world.draining = true;
+        world.tell(0, PortMessage::Drain { window_ms: 0, restart: false });
+        world.run_for(2_000);
+        assert_eq!(world.oracle.violations, Vec::<String>::new(), "after {steps} steps");
+        assert_eq!(world.seats[0].core.open_connections(), 0, "after {steps} steps");
+    }
+    assert!(shaking > 5, "{shaking}");
+}
+
+#[test]
 fn a_full_lane_is_told_as_backpressure_and_loses_nothing_that_was_taken() {
     const SENT: usize = 40;
     let mut world = stage(2, 10_000, &["ana", "bob"]);
@@ -385,6 +406,60 @@ fn what_the_log_dropped_is_told_as_a_gap_and_nothing_else_is_missing() {
     world.run_for(1_000);
     assert_eq!(world.clients[1].answers.get("rw.gap"), Some(&1));
     assert_eq!(world.clients[1].held.get("s.0"), Some(&head));
+    finish(&mut world);
+}
+
+#[test]
+fn who_detaches_behind_a_page_that_the_disk_reads_misses_nothing_of_what_comes_meanwhile() {
+    let mut world = stage_on_disk(1, 0, &["ana", "bob"], |settings| settings.log.early_delivery = true);
+    for client in 0..2 {
+        world.command(client, "rw.attach", "s.1", json!({}), What::Attach { asked: Vec::new(), resume: None });
+    }
+    for _ in 0..80 {
+        world.message_to(1, "s.1", &Value::Null, 50_000, false);
+        world.run_for(20);
+    }
+    assert!(world.run_until(10_000, all_in));
+    slow_down(&mut world, 300_000);
+    world.command(0, "rw.history", "s.1", json!({"after": 0, "limit": 1}), What::Other("rw.history_end"));
+    world.command(0, "rw.detach", "s.1", json!({}), What::Other("rw.detached"));
+    world.run_for(5);
+    for to in [json!("user:ana"), Value::Null] {
+        world.message_to(1, "s.1", &to, 50, false);
+        world.run_for(5);
+    }
+    assert_eq!(count(&world, 0, "rw.history_end"), 0, "the disk is slow");
+    assert!(world.run_until(10_000, all_in));
+    assert_eq!((count(&world, 0, "rw.history_end"), count(&world, 0, "rw.detached")), (1, 1));
+    finish(&mut world);
+}
+
+#[test]
+fn what_is_asked_behind_a_refused_token_goes_by_the_roles_of_the_old_one() {
+    let mut world = stage(1, 10_000, &["ana", "bob"]);
+    let attach = || What::Attach { asked: Vec::new(), resume: None };
+    world.command(1, "rw.attach", "s.1", json!({}), attach());
+    assert!(world.run_until(2_000, all_in));
+    let now_s = world.now().wall_s();
+    world.clients[0].token_number += 1;
+    let revoked = token_id(&world.clients[0]);
+    world.revoked.insert(revoked.clone(), now_s);
+    let revocation = Revocation::Token { token_id: revoked.into(), until_s: u64::MAX };
+    world.configure(|snapshot| snapshot.revocations = Arc::new(Revocations::new([revocation], now_s).unwrap()));
+    world.run_for(10);
+    let before = world.clients[0].roles.clone();
+    world.change_roles(0, vec!["lead".to_owned()]);
+    let auth_token = token(&world.clients[0], now_s, 600);
+    world.command(0, "rw.refresh", "s.0", json!({"auth_token": auth_token}), What::Roles(before));
+    world.now_ns += 1_000;
+    world.command(0, "rw.attach", "s.1", json!({}), attach());
+    assert!(world.run_until(2_000, all_in));
+    for to in ["role:agent", "role:lead"] {
+        world.message_to(1, "s.1", &json!(to), 10, false);
+    }
+    assert!(world.run_until(2_000, all_in));
+    world.run_for(100);
+    assert_eq!((count(&world, 0, "auth.revoked"), world.clients[0].closes.len()), (1, 0));
     finish(&mut world);
 }
 

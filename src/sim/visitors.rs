@@ -3,6 +3,7 @@
 use super::pipe::Pipe;
 use super::wire::{self, BROKEN_PROXY_HEADERS};
 use super::world::World;
+use crate::close::CloseReason;
 use std::collections::VecDeque;
 
 /// Messages on their way through the echo.
@@ -24,6 +25,8 @@ struct Visit {
     closing: bool,
     /// What is to come back: opcode, deflated, payload.
     under_way: VecDeque<(u8, bool, Vec<u8>)>,
+    /// When the first of it was sent, or one before.
+    sent_ns: u64,
 }
 
 #[derive(Debug)]
@@ -119,7 +122,8 @@ impl World {
         };
         self.visitors[v].next_ns = self.now_ns + self.random.below(50_000_000);
         let (upgraded, deflate, refused, closing) = (false, false, false, false);
-        self.visitors[v].visit = Some(Visit { pipe, upgraded, deflate, refused, closing, under_way: VecDeque::new() });
+        self.visitors[v].visit =
+            Some(Visit { pipe, upgraded, deflate, refused, closing, under_way: VecDeque::new(), sent_ns: 0 });
     }
 
     fn take_in(&mut self, v: usize, visit: &mut Visit) {
@@ -155,7 +159,15 @@ impl World {
             8 => {
                 wire::message(&mut out, 8, payload.get(..2).unwrap_or_default(), &mut self.random);
                 let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
-                if !visit.closing && !matches!(code, Some(1001 | 1012)) {
+                // Time may leap over a message that has not come whole, or that is on its way back.
+                let limits = &self.snapshot.settings.limits;
+                let bound_ms = match code {
+                    Some(1008) => limits.unfinished_message_ms,
+                    Some(4508) => limits.stall_ms,
+                    _ => u64::MAX,
+                };
+                let too_slow = !visit.under_way.is_empty() && (self.now_ns - visit.sent_ns) / 1_000_000 >= bound_ms;
+                if !visit.closing && !too_slow && !matches!(code, Some(1001 | 1012)) {
                     self.oracle.wrong(format!("/v1/echo was closed with {code:?}"));
                 }
                 visit.closing = true;
@@ -200,10 +212,37 @@ impl World {
                 } else {
                     wire::message(&mut out, opcode, &payload, &mut self.random);
                 }
+                if visit.under_way.is_empty() {
+                    visit.sent_ns = self.now_ns;
+                }
                 // Nothing has no deflated form that it would gain by.
                 visit.under_way.push_back((opcode, deflated && bytes > 0, payload));
             }
         }
         visit.pipe.tx.extend(out);
     }
+}
+
+#[test]
+fn an_echo_is_closed_for_what_time_leaps_over_and_nothing_else() {
+    let mut closed = 0;
+    let sends = |world: &World| {
+        let visit = world.visitors[0].visit.as_ref();
+        visit.is_some_and(|visit| !visit.under_way.is_empty() && visit.pipe.wants_push(&world.net))
+    };
+    for draws in 0..80 {
+        let mut world = super::scenarios::stage(1, 10_000, &[]);
+        world.settling = false;
+        (0..draws).for_each(|_| _ = world.random.next());
+        world.visitors.push(Visitor::new(Errand::Echo, 0));
+        assert!(world.run_until(5_000, sends), "{draws}");
+        // Some of it has been read by then.
+        (0..3).for_each(|_| _ = world.step());
+        world.now_ns += 30_000_000_000;
+        world.run_for(300);
+        assert_eq!(world.oracle.violations, Vec::<String>::new(), "{draws}");
+        let counters = &world.seats[0].counters;
+        closed += counters.closed_count(CloseReason::MessageTooSlow) + counters.closed_count(CloseReason::TooSlow);
+    }
+    assert!(closed > 5, "{closed}");
 }
