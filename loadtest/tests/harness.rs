@@ -160,7 +160,7 @@ fn a_gateway_that_keeps_its_promises_passes_everywhere() {
         &["reconnect", "-c", "10", "--rate", "300", "--storms", "2"],
         &["soak", "-c", "10", "--rate", "300", "--churn-per-s", "20"],
         &["connect", "-c", "30"],
-        &["slow", "-c", "20", "--stalled-percent", "10"],
+        &["slow", "-c", "20", "--stalled-percent", "10", "--payload-bytes", "8192"],
         HISTORY,
     ] {
         let (code, result) = on_gateway(&format!("good-{}-{}", scenario[0], scenario.len()), Fault::None, scenario);

@@ -272,7 +272,9 @@ where
 {
     let stats = Rc::clone(&context.stats);
     let place = core.map_or(Ok(()), affinity::pin_this_thread);
-    let place = if context.is_aside { place.and_then(|()| affinity::run_when_idle()) } else { place };
+    // Pinned, it shares its core with those that must not wait for it; else also with whatever the machine does, which may take all.
+    let gives_way = context.is_aside && core.is_some();
+    let place = if gives_way { place.and_then(|()| affinity::run_when_idle()) } else { place };
     let result = place.map_err(|error| error.to_string()).and_then(|()| {
         // No DEFER_TASKRUN: tokio-uring sleeps in epoll, where deferred completions would never come.
         let mut ring = tokio_uring::uring_builder();
