@@ -48,9 +48,8 @@ const fn at_ms_of(used: &Used) -> u64 {
     used[2] >> (64 - TIME_BITS)
 }
 
-const fn same_content(used: &Used, content: u64) -> bool {
-    let [_, upper, lower] = pack(0, content, 0, 0);
-    used[1] & !(u64::MAX << (64 - SEQ_BITS)) == upper && used[2] & !(u64::MAX << (64 - TIME_BITS)) == lower
+fn same_content(used: &Used, content: u64) -> bool {
+    pack(used[0], content, seq_of(used), at_ms_of(used)) == *used
 }
 
 /// A place of the table: empty (0), or the number of a place in the ring and 1 (20 bits), how far the id lies behind the place where it
@@ -71,6 +70,11 @@ const fn place_of(slot: Slot) -> usize {
 
 const fn distance_of(slot: Slot) -> u32 {
     slot >> PLACE_BITS & DISTANCE_MAX
+}
+
+/// The places of a table of `len` where a key may stand, each with how far it lies behind the first.
+fn places(key: u64, len: usize) -> impl Iterator<Item = (u32, usize)> {
+    (0..=DISTANCE_MAX).map(move |distance| (distance, (key as usize).wrapping_add(distance as usize) & (len - 1)))
 }
 
 /// The table doubles where a key finds no place, which in half a million hashed keys happens once if at all; up to so many places a
@@ -119,9 +123,8 @@ impl Dedupe {
         if self.slots.is_empty() {
             return (0..self.len()).map(|index| self.place(index)).find(|place| self.ring[*place][0] == key);
         }
-        let mask = self.slots.len() - 1;
-        for distance in 0..=DISTANCE_MAX {
-            let found = self.slots[(key as usize).wrapping_add(distance as usize) & mask];
+        for (distance, at) in places(key, self.slots.len()) {
+            let found = self.slots[at];
             if found == 0 {
                 return None;
             }
@@ -215,9 +218,7 @@ impl Dedupe {
 
     /// Puts a use into the table. False where all places are taken that are near enough to where it belongs.
     fn insert(&mut self, key: u64, place: usize) -> bool {
-        let mask = self.slots.len() - 1;
-        for distance in 0..=DISTANCE_MAX {
-            let at = (key as usize).wrapping_add(distance as usize) & mask;
+        for (distance, at) in places(key, self.slots.len()) {
             if self.slots[at] == 0 {
                 self.slots[at] = slot(place as u32, distance, key);
                 return true;
@@ -235,12 +236,8 @@ impl Dedupe {
             return;
         }
         let mask = self.slots.len() - 1;
-        let Some(mut hole) = (0..=DISTANCE_MAX as usize)
-            .map(|distance| (key as usize).wrapping_add(distance) & mask)
-            .find(|at| self.slots[*at] != 0 && place_of(self.slots[*at]) == place)
-        else {
-            return;
-        };
+        let is_it = |at: &usize| self.slots[*at] != 0 && place_of(self.slots[*at]) == place;
+        let Some(mut hole) = places(key, self.slots.len()).map(|(_, at)| at).find(is_it) else { return };
         // Those behind it move up as far as they belong, so that none is looked for past an empty place.
         let mut behind = 1;
         loop {

@@ -269,7 +269,7 @@ impl Gateway {
 
     /// Open files of the process.
     pub fn open_files(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+        self.list_open_files().len()
     }
 
     /// What each of them is.

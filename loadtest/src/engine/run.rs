@@ -18,8 +18,8 @@ pub struct Plan {
     pub label: String,
     /// One worker each.
     pub cores: Vec<Option<usize>>,
-    /// One worker more, on this core, that runs only while the others of the core sleep. It makes load and measures nothing, so that
-    /// its share is not the generator's.
+    /// One worker more; on a core, where one is named, it runs only while the others there sleep. It makes load and measures nothing, so
+    /// that its share is not the generator's.
     pub aside: Option<Option<usize>>,
     pub warmup_ms: u64,
     pub duration_ms: u64,
