@@ -377,7 +377,7 @@ impl Log {
     #[cfg(test)]
     pub(crate) fn holds(&self, text: &[u8]) -> bool {
         let chunks = self.chunks.iter().chain(&self.spare).chain(&self.retired);
-        chunks.into_iter().any(|chunk| chunk.memory().windows(text.len()).any(|bytes| bytes == text))
+        chunks.into_iter().any(|chunk| memchr::memmem::find(chunk.memory(), text).is_some())
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a chunk's number among those held, an offset in it")]

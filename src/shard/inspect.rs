@@ -1,10 +1,11 @@
 //! What must hold of a shard after every turn, for the simulator.
 
-use super::conn::{Conn, Phase, Slot};
+use super::conn::{Attachment, Conn, Phase, Slot};
 use super::core::Core;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::log::Held;
+use crate::session::{Entitlements, Target};
 use std::collections::{BTreeMap, BTreeSet};
 
 macro_rules! ensure {
@@ -103,6 +104,59 @@ impl Core {
             .flatten()
             .flat_map(|conn| conn.attachments().map(|(number, _)| (here, conn.id, number)).collect::<Vec<_>>());
         (members.map(|place| (place.shard, place.conn, place.attachment)).collect(), attached.collect())
+    }
+
+    /// What the shard knows of a client in a session, each thing with its name: the member, where the session is at home here, and its
+    /// attachments here. Rooms and roles are told by these names.
+    pub fn sight(&self, client_id: &str, session_id: &str, (rooms, roles): (&[&str], &[&str])) -> Vec<(String, String)> {
+        let hash = self.session_hash(session_id);
+        let named = |target: Target, hash: u64, names: &[&str]| {
+            names.iter().find(|name| target.hash(&self.key, name) == hash).map_or("?", |name| *name).to_owned()
+        };
+        let told = |entitlements: &Entitlements| {
+            let stays: Vec<String> = entitlements
+                .stays
+                .iter()
+                .map(|stay| match stay.to {
+                    u64::MAX => format!("{} from {}", named(Target::Room, stay.room, rooms), stay.from),
+                    to => format!("{} from {} to {to}", named(Target::Room, stay.room, rooms), stay.from),
+                })
+                .collect();
+            let roles: Vec<String> = entitlements.roles.iter().map(|role| named(Target::Role, *role, roles)).collect();
+            format!("stays {stays:?}, roles {roles:?}")
+        };
+        let mut sights = Vec::new();
+        let session = self.sessions.find(hash);
+        let client = Target::Client.hash(&self.key, client_id);
+        let member = session.and_then(|session| self.sessions.member(session, client));
+        if let Some(member) = member.and_then(|member| self.sessions.members.get(member)) {
+            let place = member.place.map(|place| format!("shard {} attachment {}", place.shard, place.attachment));
+            let received = member.received_seq;
+            sights.push(("member".to_owned(), format!("{}, received {received}, at {place:?}", told(&member.entitlements))));
+        }
+        for conn in self.conns.iter().flatten().filter(|conn| &*conn.client_id == client_id) {
+            let (blocked, dirty, queued) = (conn.flags.blocked, conn.flags.dirty, !conn.queue.is_empty());
+            sights.push((
+                self.name_of(conn),
+                format!(
+                    "phase {:?}, blocked {blocked}, dirty {dirty}, frames wait {queued}",
+                    std::mem::discriminant(&conn.phase)
+                ),
+            ));
+            for (number, attachment) in conn.attachments() {
+                let Some(stream) = self.streams.get(attachment.stream).filter(|stream| stream.hash == hash) else { continue };
+                let Attachment { cursor, delivered_seq, idle, pulling, detaching, ordered, entitlements, .. } = attachment;
+                let (head, replies, told) = (stream.head(), ordered.len(), told(entitlements));
+                sights.push((
+                    format!("{} attachment {number}", self.name_of(conn)),
+                    format!(
+                        "cursor {cursor} of {head}, delivered {delivered_seq}, idle {idle}, pulling {pulling}, detaching {detaching}, \
+{replies} replies wait, {told}"
+                    ),
+                ));
+            }
+        }
+        sights
     }
 
     /// Deadlines that it holds.

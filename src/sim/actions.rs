@@ -1,6 +1,7 @@
 //! What clients do, of their own accord, with an open connection.
 
 use super::client::{DOUBT_NS, PAST_MAX, Past, Phase, ROLES, ROOMS, What};
+use super::mallory::MALLORY;
 use super::oracle::addresses;
 use super::wire;
 use super::world::{World, token};
@@ -196,7 +197,10 @@ impl World {
                 wire::message(&mut out, 9, b"anybody?", &mut self.random);
                 self.link(c).pipe.tx.extend(out);
             }
-            93..=94 => self.link(c).stalled_until = self.now_ns + 400_000_000,
+            93..=94 => {
+                self.tell_of(c, || "reads nothing for 400 ms".to_owned());
+                self.link(c).stalled_until = self.now_ns + 400_000_000;
+            }
             95 => self.leave(c),
             96 => self.end_link(c, true),
             97 => self.vanish(c),
@@ -211,7 +215,8 @@ impl World {
     }
 
     fn vanish(&mut self, c: usize) {
-        // It vanishes: nobody reads, nobody ends the old connection.
+        // Nobody reads, and nobody ends the old connection.
+        self.tell_of(c, || "vanishes".to_owned());
         self.leave_in_doubt(c);
         if let Some(gone) = self.clients[c].link.take() {
             self.net.sockets[gone.pipe.socket].to_server.clear();
@@ -235,6 +240,9 @@ impl World {
     }
 
     pub fn act_hostile(&mut self, c: usize) {
+        if self.clients[c].id == MALLORY {
+            return self.act_mallory(c);
+        }
         let next_action = self.now_ns + self.random.below(300_000_000);
         self.link(c).next_action = next_action;
         let mut out = Vec::new();

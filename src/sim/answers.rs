@@ -3,13 +3,19 @@
 use super::client::{Phase, Sabotage, What};
 use super::oracle::Begin;
 use super::world::{REVOKED_WITHIN_S, World};
+use crate::config::Limits;
 use serde_json::{Value, json};
 
 impl World {
     pub fn on_text(&mut self, c: usize, envelope: &Value, text: &[u8]) {
         if self.clients[c].hostile {
+            // Nothing that it is told is judged.
+            if let Some(code) = envelope["payload"]["code"].as_str() {
+                *self.clients[c].answers.entry(code.to_owned()).or_default() += 1;
+            }
             return;
         }
+        self.tell_read(c, envelope);
         let kind = envelope["type"].as_str().unwrap_or_default().to_owned();
         let session = envelope["session_id"].as_str().unwrap_or_default().to_owned();
         if !kind.starts_with("rw.") {
@@ -70,6 +76,13 @@ impl World {
             let known = cursor.is_some_and(|cursor| told == (cursor, (cursor < held).then_some(cursor)));
             // A session that does not know the epoch begins at the beginning.
             let unknown = !sure && told == (0, (held > 0).then_some(0)) && payload["recovered"] == Value::Bool(false);
+            let change = match (known, cursor.is_some_and(|cursor| cursor < held)) {
+                (true, true) => "rewound",
+                (true, false) if of == epoch => "resumed_in_it",
+                (true, false) => "resumed_over_a_start",
+                (false, _) => "not_known_any_more",
+            };
+            self.cover.add("epoch", change, 1);
             if !known && !unknown {
                 self.oracle
                     .wrong(format!("{id} resumes after {held} of {of}, from {cursor:?} (sure {sure}), and is told {payload}"));
@@ -267,6 +280,19 @@ impl World {
         }
     }
 
+    /// Whether a small limit of this world may refuse with this code whatever adds a session, a member or a room.
+    fn is_bounded(&self, code: &str) -> bool {
+        let (limits, usual) = (&self.drawn.limits, Limits::default());
+        match code {
+            "limit.rooms" => limits.rooms_per_client < usual.rooms_per_client,
+            "limit.members" => limits.members_per_session < usual.members_per_session,
+            "limit.sessions" => {
+                limits.sessions_per_shard < usual.sessions_per_shard || limits.sessions_per_user < usual.sessions_per_user
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a client's user may have had as many connections as it may have.
     fn user_is_full(&mut self, c: usize) -> bool {
         let (socket, sub) = (self.link(c).pipe.socket, self.clients[c].sub.clone());
@@ -294,6 +320,7 @@ impl World {
             return;
         }
         let fits = code == "limit.rate"
+            || self.is_bounded(code)
             || match what {
                 What::Bad => true,
                 What::Message { .. } | What::Ephemeral => {

@@ -263,6 +263,7 @@ impl World {
         let shard = self.random.index(self.seats.len());
         let mut pipe = self.connect(usize::try_from(capacity).unwrap(), shard);
         let next_action = self.now_ns + self.random.below(20_000_000);
+        self.tell_of(c, || format!("connects to shard {shard}, takes {capacity} bytes at once"));
         pipe.tx.extend(wire::request("/v1/ws", self.clients[c].offer).bytes());
         self.clients[c].link = Some(Link {
             pipe,
@@ -339,6 +340,7 @@ impl World {
         } else {
             wire::message(&mut out, 1, text.as_bytes(), &mut self.random);
         }
+        self.tell_sent(c, id, session, &what);
         let (sent_ns, roles) = (self.now_ns, self.clients[c].roles.clone());
         let link = self.link(c);
         link.pipe.tx.extend(out);
@@ -421,6 +423,10 @@ impl World {
             socket.client_fin = true;
         }
         self.trace(&[7, c as u64, u64::from(link.close_code.unwrap_or(0))]);
+        let (code, until_ms) = (link.close_code, self.clients[c].away_until / 1_000_000);
+        self.tell_of(c, || {
+            format!("{} (close code {code:?}, away until {until_ms} ms)", if reset { "resets" } else { "is gone" })
+        });
         if let Some(code) = link.close_code {
             *self.clients[c].closes.entry(code).or_default() += 1;
         }
@@ -448,7 +454,10 @@ impl World {
         let socket = self.link(c).pipe.socket;
         let address = self.net.sockets[socket].address;
         let per_ip = self.caps.per_ip;
+        let limits = &self.drawn.limits;
+        let throttled = limits.half_open_per_ip > 0 || limits.handshakes_per_ip_per_second > 0;
         let busy = ["503", "408"].iter().any(|status| head.contains(status))
+            || head.contains("429") && throttled
             || head.contains("429") && per_ip > 0 && self.net.others(socket, |other| other.address == address) >= per_ip;
         *self.clients[c].answers.entry(head.chars().skip(9).take(3).collect()).or_default() += 1;
         if !busy && !self.clients[c].hostile {
@@ -488,8 +497,12 @@ impl World {
                 let code = frame.payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
                 let mut out = Vec::new();
                 wire::message(&mut out, 8, frame.payload.get(..2).unwrap_or_default(), &mut self.random);
-                let unforeseen =
-                    code == Some(1012) && (!self.draining || self.link(c).phase == Phase::Open && !self.link(c).told_to_go);
+                // A connection's own end is not announced.
+                let lives_long = self.drawn.limits.connection_lifetime_s >= 60;
+                let unforeseen = code == Some(1012)
+                    && lives_long
+                    && (!self.draining || self.link(c).phase == Phase::Open && !self.link(c).told_to_go);
+                self.tell_of(c, || format!("reads a close frame: {code:?}"));
                 if unforeseen && !self.clients[c].hostile {
                     self.oracle.wrong(format!("{} was closed with 1012 and had not been told to go", self.clients[c].id));
                 }

@@ -62,6 +62,7 @@ impl World {
             Crash::PowerCut => self.power_cuts += 1,
         }
         self.trace(&[10, self.now_ns, u64::from(crash == Crash::PowerCut)]);
+        self.tell_story(|| format!("{crash:?}"));
         self.cut_links();
         let acknowledged = self.outlives(crash);
         let delivered = acknowledged && !self.snapshot.settings.log.early_delivery;
@@ -87,6 +88,7 @@ impl World {
             return self.oracle.wrong("the process does not stop".to_owned());
         }
         self.trace(&[11, self.now_ns]);
+        self.tell_story(|| "the process ended in good order".to_owned());
         self.cut_links();
         // A disk that is full or has failed is not waited for.
         let clean: Vec<bool> = self.seats.iter().map(|seat| seat.core.log_is_whole()).collect();
@@ -136,6 +138,7 @@ impl World {
         self.bells = vec![None; disks.len()];
         self.now_ns += self.random.between(1_000_000, 50_000_000);
         let now = self.now();
+        self.seats.iter().for_each(|seat| seat.count_cover(&mut self.cover));
         self.seats.clear();
         for (shard, disk) in disks.into_iter().enumerate() {
             let seed = self.random.next();
@@ -153,6 +156,7 @@ impl World {
             let (first, head) = self.bounds(&session);
             let clean = clean[self.home(&session)];
             let (acknowledged, delivered) = (acknowledged || clean, delivered || clean);
+            self.cover.add("epoch", if clean { "kept_by_a_start" } else { "begun_by_a_start" }, 1);
             self.oracle.restarted(&session, Survived { first, head, clean, acknowledged, delivered });
         }
         for client in &mut self.clients {
@@ -160,6 +164,8 @@ impl World {
             client.moods.values_mut().for_each(|(_, heard)| *heard = false);
         }
         self.rosters.clear();
+        self.tell_story(|| "the process is started again".to_owned());
+        self.tell_looks();
     }
 
     /// Disks do no wrong from now on; a process whose disk has failed is started again, as its operator must.

@@ -1,9 +1,11 @@
 //! Worlds whose process ends again and again, and the ends are counted: what was acknowledged is there after each, once and in order.
 
 use super::disk::Crash;
+use super::draw::{Draw, plan, populate, put_on_disk};
 use super::random::Random;
+use super::shrink::Trim;
 use super::world::World;
-use super::{Outcome, conclude, judge, plan, populate, put_on_disk};
+use super::{Outcome, conclude, guard};
 use crate::config::Durability;
 
 /// Ends of one world's process. Few, so that many worlds are tried.
@@ -14,11 +16,11 @@ const BETWEEN_MS: u64 = 700;
 /// A world whose log is kept at a level, and whose process ends in one way. `lies`: the percentage of its syncs that are not done.
 fn world_of_ends(seed: u64, durability: Durability, crash: Crash, lies: u64) -> Outcome {
     let mut random = Random::new(seed);
-    let mut plan = plan(&mut random);
+    let mut plan = plan(&mut random, Draw::First);
     put_on_disk(&mut plan.settings, &mut random, &[durability]);
     plan.disk.lies = lies;
     let mut world = World::new(random.next(), &plan);
-    populate(&mut world, &mut random);
+    populate(&mut world, &mut random, Draw::First, &Trim::default());
     for _ in 0..ENDS {
         world.run_for(random.between(BETWEEN_MS / 3, BETWEEN_MS));
         world.crash(crash);
@@ -30,7 +32,7 @@ fn world_of_ends(seed: u64, durability: Durability, crash: Crash, lies: u64) -> 
 fn until(wanted: u64, durability: Durability, crash: Crash) -> Outcome {
     let mut sum = Outcome::default();
     for seed in 0..wanted.div_ceil(ENDS) {
-        let outcome = judge(move || world_of_ends(seed, durability, crash, 0));
+        let outcome = guard(move || world_of_ends(seed, durability, crash, 0));
         sum.violations.extend(outcome.violations.iter().map(|what| format!("world {seed}: {what}")));
         sum.kills += outcome.kills;
         sum.power_cuts += outcome.power_cuts;

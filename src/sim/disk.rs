@@ -55,6 +55,17 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// The answer without its bytes.
+    pub fn about(&self) -> String {
+        match self {
+            Self::ReadBack(tag, Ok(bytes)) => format!("read {tag}: {} bytes", bytes.len()),
+            Self::SegmentIndexed(number, Ok(bytes), unsaved) => {
+                format!("segment {number} indexed: {} bytes, unsaved {unsaved:?}", bytes.len())
+            }
+            other => format!("{other:?}"),
+        }
+    }
+
     pub fn event(&self) -> Event<'_> {
         match *self {
             Self::Written(tag, result) => Event::Written { tag, result },
@@ -383,7 +394,7 @@ impl Disk {
 
     /// Whether a text stands in a segment.
     pub fn holds(&self, text: &[u8]) -> bool {
-        self.files.values().any(|file| file.bytes.windows(text.len()).any(|bytes| bytes == text))
+        self.files.values().any(|file| memchr::memmem::find(&file.bytes, text).is_some())
     }
 
     /// What is left when the process ends: what was under way is done in part, or not at all. Whether something is gone that was

@@ -265,6 +265,12 @@ impl Oracle {
         texts
     }
 
+    /// The record at a place, as far as it is known.
+    pub fn describe(&self, session: &str, seq: u64) -> Option<String> {
+        let Record { from, id, to, text, acked } = self.sessions.get(session)?.records.get(&seq)?;
+        Some(format!("{id} of {from} to {to:?}, acknowledged {acked}, delivered to somebody {}", text.is_some()))
+    }
+
     /// The sessions that anything is known of.
     pub fn sessions(&self) -> Vec<String> {
         self.sessions.keys().cloned().collect()

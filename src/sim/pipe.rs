@@ -67,6 +67,22 @@ fn secure() -> Box<ClientConnection> {
     Box::new(tls)
 }
 
+/// Moves the first `count` bytes of a queue to the end of another, or of a vector: whole slices, not byte by byte.
+pub fn shift<T: for<'a> Extend<&'a u8>>(from: &mut VecDeque<u8>, to: &mut T, count: usize) {
+    let (front, back) = from.as_slices();
+    let first = count.min(front.len());
+    to.extend(&front[..first]);
+    to.extend(&back[..count - first]);
+    from.drain(..count);
+}
+
+/// The first `count` bytes of a queue, taken off it.
+pub fn take(from: &mut VecDeque<u8>, count: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(count);
+    shift(from, &mut bytes, count);
+    bytes
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Pipe {
@@ -126,18 +142,18 @@ impl Pipe {
             1 => 1 + usize::try_from(random >> 8).unwrap() % most,
             _ => most,
         };
-        socket.to_server.extend(from.drain(..count));
+        shift(from, &mut socket.to_server, count);
         true
     }
 
     /// Takes up to `most` bytes off the socket.
     pub fn pull(&mut self, net: &mut Net, most: usize) -> Result<(), String> {
-        let taken = net.sockets[self.socket].to_client.drain(..most);
+        let arrived = &mut net.sockets[self.socket].to_client;
         let Some(tls) = &mut self.tls else {
-            self.rx.extend(taken);
+            shift(arrived, &mut self.rx, most);
             return Ok(());
         };
-        let bytes: Vec<u8> = taken.collect();
+        let bytes = take(arrived, most);
         let mut bytes = &bytes[..];
         while !bytes.is_empty() {
             tls.read_tls(&mut bytes).map_err(|error| error.to_string())?;

@@ -28,6 +28,7 @@ impl World {
     pub fn purge(&mut self, session: &str) {
         let (reply, answer) = oneshot::channel();
         let (home, last) = (self.home(session), self.appended(session));
+        self.tell_story(|| format!("a purge of {session} up to {last} is asked for"));
         self.purges.push(Asked { session: session.to_owned(), last, failed: false, answer });
         self.tell(home, PortMessage::Purge { session_id: session.into(), reply });
     }
@@ -45,6 +46,7 @@ impl World {
                 Ok(Err(_)) => self.purges.push(Asked { failed: true, ..asked }),
                 Ok(Ok(Some(_))) => {
                     self.trace(&[12, asked.last]);
+                    self.tell_story(|| format!("the purge of {} is done", asked.session));
                     self.oracle.purged(&asked.session, asked.last);
                 }
                 Ok(Ok(None)) => self.oracle.wrong(format!("{} is not at home where it was to be purged", asked.session)),

@@ -6,6 +6,7 @@ use super::random::Random;
 use super::visitors::Visitor;
 use super::world::{World, token_id};
 use crate::auth::{Revocation, Revocations};
+use crate::config::{Limits, Session, Settings};
 use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionState, PortMessage};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +35,7 @@ pub fn settle(world: &mut World) {
     // Everybody is let in now.
     world.configure(|snapshot| {
         let mut settings = (*snapshot.settings).clone();
-        (settings.limits.connections_per_user, settings.limits.connections_per_ip) = (0, 0);
+        lift(&mut settings);
         snapshot.settings = Arc::new(settings);
     });
     for client in 0..world.clients.len() {
@@ -75,6 +76,28 @@ pub fn settle(world: &mut World) {
     world.check_purges();
     check_members(world);
     check_peers(world);
+}
+
+/// Nothing keeps anybody out, and nobody is closed for being slow.
+fn lift(settings: &mut Settings) {
+    let usual = Limits::default();
+    settings.limits = Limits {
+        messages_per_second: settings.limits.messages_per_second,
+        messages_burst: settings.limits.messages_burst,
+        bytes_per_second: if settings.limits.bytes_per_second == 0 { 0 } else { usual.bytes_per_second },
+        reply_queue_bytes: settings.limits.reply_queue_bytes,
+        max_attached_sessions: settings.limits.max_attached_sessions,
+        stall_bytes_per_second: 16,
+        rate_abuse_ms: 0,
+        handshakes_per_second: 0,
+        handshakes_per_ip_per_second: 0,
+        half_open_per_ip: 0,
+        connections_per_ip: 0,
+        connections_per_user: 0,
+        ..usual
+    };
+    let usual = Session::default();
+    (settings.session.heartbeat_ms, settings.session.heartbeat_timeout_ms) = (usual.heartbeat_ms, usual.heartbeat_timeout_ms);
 }
 
 /// What must hold across shards when nothing is under way.

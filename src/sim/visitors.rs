@@ -14,7 +14,26 @@ pub enum Errand {
     Echo,
     /// Nothing but the end may answer it.
     BrokenProxyHeader,
+    /// Says nothing, or nothing behind its upgrade: it is ended when the time for a hello is over.
+    Silent,
+    /// Sends what is no request for a WebSocket: it is refused, and ended.
+    BadRequest,
 }
+
+/// Requests that are refused whatever else holds.
+const BAD_REQUESTS: [&[u8]; 9] = [
+    b"POST /v1/ws HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /v1/ws HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /v1/ws HTTP/1.1\nHost: a\n\n",
+    b"GET /v1/ws HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"GET /v1/ws HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+    b"GET /v1/ws HTTP/2.0\r\nHost: a\r\n\r\n",
+    b"\x16\x03\x01\x02\x00",
+    b"GET /v1/ws?session_id=%00 HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+];
+/// A line of a request's head that is longer than any head may be.
+const LONG_HEAD_BYTES: usize = 20_000;
 
 #[derive(Debug)]
 struct Visit {
@@ -52,7 +71,7 @@ impl Visitor {
     pub fn waits(&self) -> bool {
         self.visit.as_ref().is_some_and(|visit| match self.errand {
             Errand::Echo => !visit.under_way.is_empty(),
-            Errand::BrokenProxyHeader => true,
+            Errand::BrokenProxyHeader | Errand::Silent | Errand::BadRequest => true,
         })
     }
 }
@@ -87,11 +106,15 @@ impl World {
             self.take_in(v, &mut visit);
         } else if ended {
             self.net.sockets[visit.pipe.socket].client_fin = true;
+            let refusal = String::from_utf8_lossy(&visit.pipe.rx[..visit.pipe.rx.len().min(12)]).into_owned();
+            if self.visitors[v].errand == Errand::BadRequest && !visit.pipe.rx.is_empty() && !refusal.starts_with("HTTP/1.1 ") {
+                self.oracle.wrong(format!("a bad request was answered with {refusal}"));
+            }
             let odd = !visit.under_way.is_empty() && !visit.closing && !self.draining;
             if odd {
                 self.oracle.wrong(format!("{} messages did not come back from the echo", visit.under_way.len()));
             }
-            self.visitors[v].done += u64::from(self.visitors[v].errand == Errand::BrokenProxyHeader);
+            self.visitors[v].done += u64::from(self.visitors[v].errand != Errand::Echo);
             self.visitors[v].next_ns = self.now_ns + self.random.below(400_000_000);
             return true;
         }
@@ -119,6 +142,25 @@ impl World {
                 pipe.put_ahead(header);
                 pipe
             }
+            Errand::Silent => {
+                let mut pipe = self.connect(capacity, shard);
+                match self.random.below(3) {
+                    0 => {}
+                    1 => pipe.tx.extend(b"GET /v1/ws HTT"),
+                    _ => pipe.tx.extend(wire::request("/v1/ws", None).bytes()),
+                }
+                pipe
+            }
+            Errand::BadRequest => {
+                let mut pipe = self.connect(capacity, shard);
+                if self.random.percent(20) {
+                    pipe.tx.extend(b"GET /v1/ws HTTP/1.1\r\nHost: ");
+                    pipe.tx.extend(std::iter::repeat_n(b'a', LONG_HEAD_BYTES));
+                } else {
+                    pipe.tx.extend(self.random.pick(&BAD_REQUESTS));
+                }
+                pipe
+            }
         };
         self.visitors[v].next_ns = self.now_ns + self.random.below(50_000_000);
         let (upgraded, deflate, refused, closing) = (false, false, false, false);
@@ -130,6 +172,12 @@ impl World {
         if self.visitors[v].errand == Errand::BrokenProxyHeader {
             let told = String::from_utf8_lossy(&visit.pipe.rx).into_owned();
             return self.oracle.wrong(format!("a broken PROXY header was answered: {told}"));
+        }
+        if self.visitors[v].errand == Errand::BadRequest && visit.pipe.rx.starts_with(b"HTTP/1.1 101") {
+            self.oracle.wrong("a bad request was upgraded".to_owned());
+        }
+        if self.visitors[v].errand != Errand::Echo {
+            return;
         }
         if !visit.upgraded && !visit.refused {
             let Some(end) = visit.pipe.rx.windows(4).position(|window| window == b"\r\n\r\n") else { return };

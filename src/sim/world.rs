@@ -1,13 +1,15 @@
 //! A process of several shards, its clients and the network between them, on one thread and in virtual time.
 
 use super::client::Client;
+use super::cover::Cover;
 use super::disk::{Disk, DiskFaults};
 use super::net::{Engine, Faults, Net, SimIo};
 use super::oracle::Oracle;
-use super::pipe::{CERTIFICATE, KEY, Pipe};
+use super::pipe::{CERTIFICATE, KEY, Pipe, take};
 use super::purges::Asked;
 use super::random::Random;
 use super::rest::Roster;
+use super::story::Story;
 use super::visitors::Visitor;
 use super::wire;
 use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet};
@@ -136,6 +138,10 @@ pub struct World {
     pub power_cuts: u64,
     /// Cuts that took something which was written and not synced.
     pub lossy_cuts: u64,
+    /// As drawn, whatever is in force now: what was asked under them may be answered late.
+    pub drawn: Settings,
+    pub story: Option<Story>,
+    pub cover: Cover,
 }
 
 impl Seat {
@@ -247,6 +253,9 @@ impl World {
             kills: 0,
             power_cuts: 0,
             lossy_cuts: 0,
+            drawn: plan.settings.clone(),
+            story: None,
+            cover: Cover::default(),
         }
     }
 
@@ -397,7 +406,7 @@ impl World {
                 let most = socket.to_server.len().min(8192);
                 let count = if random.is_multiple_of(8) { 1 } else { most.min(1 + usize::try_from(random >> 8).unwrap() % most) };
                 let count = if random % 8 > 4 { most } else { count };
-                let mut bytes: Vec<u8> = socket.to_server.drain(..count).collect();
+                let mut bytes = take(&mut socket.to_server, count);
                 if slot.mode == Read::Once {
                     slot.mode = Read::Off;
                 }
@@ -452,6 +461,7 @@ impl World {
         while let Some(answer) = self.seats[shard].engine.disk.next_answer(&mut self.random, self.now_ns) {
             news = true;
             self.trace(&[9, shard as u64]);
+            self.tell_story(|| format!("shard {shard}'s disk: {}", answer.about()));
             self.with_io(shard, |core, io, now| core.event(io, answer.event(), now));
         }
         let rung = self.bells[shard].is_some_and(|at| at <= self.now_ns);
@@ -463,6 +473,7 @@ impl World {
             self.with_io(shard, |core, io, now| core.event(io, Event::Bell, now));
         }
         let next = self.with_io(shard, |core, io, now| core.turn(io, now));
+        self.tell_looks();
         self.trace(&[5, shard as u64, self.now_ns, matches!(next, Next::Again).into()]);
         let seat = &mut self.seats[shard];
         seat.next = next;
