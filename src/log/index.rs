@@ -204,11 +204,12 @@ impl Index {
         gone
     }
 
-    /// Forgets the oldest numbers as long as they stand where `is_gone` says; those of a run together, by where its last is. Returns how
-    /// many went.
-    pub fn trim_while(&mut self, segment_bytes: u64, is_gone: impl Fn(Position) -> bool) -> u64 {
-        let mut gone = 0;
+    /// Forgets the oldest numbers as long as they stand where `is_gone` says, but never the newest `kept`; those of a run together, by
+    /// where its last is. Returns how many went.
+    pub fn trim_while(&mut self, segment_bytes: u64, kept: usize, is_gone: impl Fn(Position) -> bool) -> u64 {
+        let (mut gone, end) = (0, (self.head() + 1).saturating_sub(kept as u64));
         while let Some(oldest) = self.oldest()
+            && self.first_seq(&oldest) < end
             && match &oldest {
                 Oldest::Run(run) => is_gone(Position(u64::from(run.segment) * segment_bytes + u64::from(run.last_offset))),
                 Oldest::Scattered(_, entry) | Oldest::Dense(entry) => is_gone(entry.at),
@@ -229,10 +230,10 @@ impl Index {
         while let Some(excess) = self.bytes.checked_sub(bytes_max).filter(|excess| *excess > 0)
             && let Some(oldest) = self.oldest()
         {
-            let (seq, numbers) = match &oldest {
-                Oldest::Run(run) => (run.first_seq, excess.div_ceil(u64::from(run.bytes_each().max(1)))),
-                Oldest::Scattered(seq, _) => (*seq, 1),
-                Oldest::Dense(_) => (self.dense_first, 1),
+            let seq = self.first_seq(&oldest);
+            let numbers = match &oldest {
+                Oldest::Run(run) => excess.div_ceil(u64::from(run.bytes_each().max(1))),
+                Oldest::Scattered(..) | Oldest::Dense(_) => 1,
             };
             if seq >= end {
                 break;
@@ -256,6 +257,14 @@ impl Index {
     }
 
     /// Takes the oldest number out, or up to so many where they are in one run; [`Index::settle`] is left to be called.
+    const fn first_seq(&self, oldest: &Oldest) -> u64 {
+        match oldest {
+            Oldest::Run(run) => run.first_seq,
+            Oldest::Scattered(seq, _) => *seq,
+            Oldest::Dense(_) => self.dense_first,
+        }
+    }
+
     fn drop_oldest(&mut self, oldest: Oldest, numbers: u64) -> u64 {
         match oldest {
             Oldest::Run(run) => {

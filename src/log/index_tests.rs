@@ -85,9 +85,9 @@ fn the_oldest_go_by_where_they_stand_and_a_run_as_its_last_does() {
     (0..3).for_each(|number| index.push(entry(2000 + 100 * number)));
     assert!(index.relocate(2, entry(2500)));
     let before = |at: u64| move |position: Position| position < Position(at);
-    assert_eq!(index.trim_while(SEGMENT, before(300)), 0, "its last is not gone");
-    assert_eq!((index.trim_while(SEGMENT, before(2000)), index.first()), (1, 2), "a younger copy stops it");
-    assert_eq!((index.trim_while(SEGMENT, before(2501)), index.first(), index.head()), (8, 10, 9));
+    assert_eq!(index.trim_while(SEGMENT, 0, before(300)), 0, "its last is not gone");
+    assert_eq!((index.trim_while(SEGMENT, 0, before(2000)), index.first()), (1, 2), "a younger copy stops it");
+    assert_eq!((index.trim_while(SEGMENT, 0, before(2501)), index.first(), index.head()), (8, 10, 9));
 }
 
 #[test]
@@ -281,7 +281,7 @@ proptest! {
                     while list.first_key_value().is_some_and(|(_, place)| *place < at) {
                         list.pop_first();
                     }
-                    prop_assert_eq!(index.trim_while(SEGMENT, |place| place.0 < at), (before - list.len()) as u64);
+                    prop_assert_eq!(index.trim_while(SEGMENT, 0, |place| place.0 < at), (before - list.len()) as u64);
                 }
                 Step::TrimBytes(max) => {
                     // All records of these tests have three bytes.

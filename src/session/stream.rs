@@ -57,6 +57,12 @@ impl Stream {
         }
     }
 
+    /// How many records, the newest ones, nobody sees yet.
+    #[must_use]
+    pub fn hidden(&self) -> usize {
+        usize::try_from(self.index.head().saturating_sub(self.head())).unwrap_or(usize::MAX)
+    }
+
     /// The newest record that readers may see.
     #[must_use]
     pub fn head(&self) -> u64 {

@@ -231,7 +231,7 @@ impl Core {
             let Some((key, session)) = self.sessions.sessions.at(place) else { continue };
             let (is_stale, members) = (session.kept_at < end, session.members.len() as u64);
             let Some(stream) = self.streams.get_mut(session.stream) else { continue };
-            let cut = stream.index.trim_while(segment_bytes, |at| self.ages.is_aged(at));
+            let cut = stream.index.trim_while(segment_bytes, stream.hidden(), |at| self.ages.is_aged(at));
             self.counters.dropped(DropReason::LogAge, cut);
             survey.retained_bytes += stream.index.bytes() + STATE_BYTES * (1 + members);
             if stream.index.holds_before(gone) && survey.holders.len() < SESSIONS_MAX {
@@ -290,11 +290,11 @@ impl Core {
             return;
         }
         let segment_bytes = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
-        // What nobody has seen yet does not count: a reader at rest would be woken behind it.
-        let hidden = usize::try_from(stream.index.head().saturating_sub(stream.head())).unwrap_or(usize::MAX);
+        // What nobody has seen yet does not count, and does not go: a reader at rest would be woken behind it.
+        let hidden = stream.hidden();
         let messages_max = if messages_max == 0 { 0 } else { messages_max.saturating_add(hidden) };
         let by_memory = stream.index.trim(self.log.retained(), 0);
-        let by_age = stream.index.trim_while(segment_bytes, |at| self.ages.is_aged(at));
+        let by_age = stream.index.trim_while(segment_bytes, hidden, |at| self.ages.is_aged(at));
         let by_count = stream.index.trim(self.log.bound(Position(0)), messages_max);
         let by_bytes = stream.index.trim_bytes(cap(settings.log.retention_bytes), hidden.max(1));
         if by_memory + by_age + by_count + by_bytes > 0 {

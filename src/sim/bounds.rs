@@ -255,3 +255,22 @@ fn a_slow_handshake_keeps_no_places_of_those_that_got_through() {
     assert_eq!(world.oracle.violations, Vec::<String>::new());
     assert_eq!(world.seats[0].counters.connections_half_open.get(), 1);
 }
+
+#[test]
+fn a_message_that_waits_for_the_disk_does_not_age_away_before_anybody_has_seen_it() {
+    let mut world = stage(&[("ana", "s.0"), ("bob", "s.0")], |settings| {
+        settings.log.dir = Some("/of/the/simulation".into());
+        settings.log.segment_bytes = 2 * CHUNK_BYTES as u64;
+        settings.log.retention_age_s = 1;
+    });
+    world.seats[0].engine.disk.faults.delay_us = 8_000_000;
+    (0..20).for_each(|_| world.message_to(0, "s.0", &Value::Null, 50, false));
+    world.run_for(4_000);
+    assert!(world.appended("s.0") == 20 && world.bounds("s.0").1 < 20);
+    assert!(world.run_until(60_000, |world| world.clients[0].waiting().is_empty()));
+    world.run_for(100);
+    assert_eq!(world.clients[1].held["s.0"], 20);
+    world.claim_heads();
+    world.oracle.finish();
+    assert_eq!(world.oracle.violations, Vec::<String>::new());
+}
