@@ -22,6 +22,7 @@ mod purges;
 mod random;
 mod rest;
 mod scenarios;
+mod seen;
 mod visitors;
 mod wire;
 mod world;
