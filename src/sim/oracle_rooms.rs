@@ -1,6 +1,6 @@
 //! What the oracle knows of rooms: times in them, as far as a client can know.
 
-use super::{Begin, Oracle, Stay};
+use super::{Begin, Leave, Oracle, Stay};
 
 impl Oracle {
     /// A welcome's list of rooms settles what was in doubt.
@@ -33,16 +33,19 @@ impl Oracle {
             }
             let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
             let since = self.views.len();
+            // A leave that went out after the attach comes after what the attach found.
+            let leaves = self.leaves.get(&(begin.client.to_owned(), begin.session.to_owned(), room.clone()));
+            let leave = leaves.and_then(|leaves| leaves.iter().find(|leave| leave.asked_ns >= begin.asked_ns));
             stays.push(Stay {
                 may_from: begin.start_seq,
                 must_from,
-                must_to: u64::MAX,
+                must_to: leave.map_or(u64::MAX, |leave| leave.head),
                 may_to: u64::MAX,
-                leaving: 0,
+                leaving: leave.map_or(0, |leave| leave.number),
                 asked_ns: begin.asked_ns,
                 since,
                 until: usize::MAX,
-                kept_by: appended,
+                kept_by: if leave.is_some() { u64::MAX } else { appended },
             });
         }
         for room in lost {
@@ -85,6 +88,8 @@ impl Oracle {
 
     /// A leave was sent when the session's head was `head`.
     pub fn leaving(&mut self, client: &str, session: &str, room: &str, head: u64, number: u64) {
+        let leave = Leave { number, asked_ns: self.now_ns, head };
+        self.leaves.entry((client.to_owned(), session.to_owned(), room.to_owned())).or_default().push(leave);
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         for stay in stays.iter_mut().filter(|stay| stay.open()) {
             stay.must_to = stay.must_to.min(head);
