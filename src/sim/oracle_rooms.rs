@@ -71,11 +71,18 @@ impl Oracle {
         }
     }
 
-    /// The join has this place in the order.
-    pub fn joined(&mut self, client: &str, session: &str, room: &str, seq: u64, appended: u64) {
+    /// The join that was sent then has this place in the order. A repeat is given that of the first, which is not this one's: it may be
+    /// that of an attach, from whose replay on the room counts.
+    pub fn joined(&mut self, client: &str, session: &str, room: &str, asked_ns: u64, (seq, appended): (u64, u64)) {
+        let view = self.views.iter().rposition(|view| view.client == client && view.session == session).unwrap_or(0);
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
-        if let Some(stay) = stays.iter_mut().find(|stay| stay.open() && stay.must_from == u64::MAX && stay.may_from <= seq + 1) {
-            (stay.may_from, stay.must_from, stay.kept_by) = (seq + 1, seq + 1, appended);
+        let asked = |stay: &&mut Stay| stay.open() && stay.must_from == u64::MAX && stay.asked_ns == asked_ns;
+        if let Some(stay) = stays.iter_mut().find(asked) {
+            if seq + 1 < stay.may_from {
+                stay.since = view;
+            }
+            stay.must_from = stay.may_from.max(seq + 1);
+            (stay.may_from, stay.kept_by) = (seq + 1, appended);
         }
     }
 

@@ -91,3 +91,33 @@ fn a_room_that_is_left_before_the_answer_to_the_attach_is_read_is_left() {
         judge(world, spoilt);
     }
 }
+
+#[test]
+fn a_join_that_is_repeated_says_nothing_of_attachments_before_the_first() {
+    for spoilt in [false, true] {
+        let mut world = stage(1, 10_000, &["ana", "bob"]);
+        (0..2).for_each(|client| attach(&mut world, client, "s.1", &[], "head"));
+        assert!(world.run_until(5_000, all_in));
+        for to in ["room:dev", "session"] {
+            world.message_to(0, "s.1", &json!(to), 10, false);
+        }
+        world.run_for(100);
+        assert_eq!(world.clients[1].held["s.1"], 2);
+        world.command(1, "rw.detach", "s.1", json!({}), What::Other("rw.detached"));
+        assert!(world.run_until(5_000, all_in));
+        // An attach is lost on its way, and the next one is taken.
+        attach(&mut world, 1, "s.1", &["dev"], "head");
+        world.end_link(1, true);
+        assert!(world.run_until(5_000, all_in));
+        attach(&mut world, 1, "s.1", &["dev"], "oldest");
+        assert!(world.run_until(5_000, all_in));
+        world.enter_room(1, "s.1", "dev");
+        assert!(world.run_until(5_000, all_in));
+        world.message_to(0, "s.1", &json!("room:dev"), 10, false);
+        spoil_next(&mut world, spoilt);
+        assert!(world.run_until(5_000, all_in));
+        world.run_for(100);
+        assert_eq!((count(&world, 1, "rw.joined"), world.bounds("s.1").1), (1, 3));
+        judge(world, spoilt);
+    }
+}
