@@ -63,9 +63,32 @@ impl Stream {
         usize::try_from(self.index.head().saturating_sub(self.head())).unwrap_or(usize::MAX)
     }
 
+    /// `seq`, or the first record before it for which readers at rest are still to be woken.
+    #[must_use]
+    pub fn unwoken_from(&self, seq: u64) -> u64 {
+        [self.broadcast_from, self.waking_from].into_iter().filter(|first| *first > 0).fold(seq, u64::min)
+    }
+
     /// The newest record that readers may see.
     #[must_use]
     pub fn head(&self) -> u64 {
         self.index.head().min(self.hidden_from - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_are_still_to_be_woken_for_the_first_record_that_nobody_or_not_everybody_was_woken_for() {
+        let mut stream = Stream::new("s.1", 1, Some(0), 1);
+        assert_eq!(stream.unwoken_from(9), 9);
+        stream.broadcast_from = 7;
+        assert_eq!((stream.unwoken_from(9), stream.unwoken_from(5)), (7, 5));
+        stream.waking_from = 4;
+        assert_eq!((stream.unwoken_from(9), stream.unwoken_from(3)), (4, 3));
+        stream.broadcast_from = 0;
+        assert_eq!(stream.unwoken_from(9), 4);
     }
 }

@@ -287,14 +287,16 @@ impl Core {
         }
     }
 
-    /// A hole has opened before readers at rest: they look at it from where they were instead of going straight to what is new.
+    /// A hole has opened before readers at rest: they look at it from where they were instead of going straight to what is new. That is
+    /// before what came shortly before the hole, where they have not been woken for it yet.
     fn unrest_readers(&mut self, key: StreamKey, old_head: u64) {
-        let readers = self.streams.get(key).map(|stream| stream.readers.clone()).unwrap_or_default();
+        let Some(stream) = self.streams.get(key) else { return };
+        let (readers, reached) = (stream.readers.clone(), stream.unwoken_from(old_head + 1) - 1);
         for reader in readers {
             if let Some(attachment) = self.conn_mut(reader.conn).and_then(|conn| conn.attachment_mut(reader.attachment))
                 && std::mem::take(&mut attachment.idle)
             {
-                attachment.cursor = attachment.cursor.max(old_head);
+                attachment.cursor = attachment.cursor.max(reached);
             }
         }
     }

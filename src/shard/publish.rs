@@ -360,10 +360,9 @@ impl Core {
 
     /// A record for this reader: a reader at rest goes straight to it, past what was not for it.
     pub(super) fn wake_reader(&mut self, place: Place, stream: StreamKey, seq: u64) {
-        let firsts = self.streams.get(stream).map_or([0; 2], |stream| [stream.broadcast_from, stream.waking_from]);
+        let first = self.streams.get(stream).map_or(seq, |stream| stream.unwoken_from(seq));
         let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment)) else { return };
         if std::mem::take(&mut attachment.idle) {
-            let first = firsts.into_iter().filter(|first| *first > 0).fold(seq, u64::min);
             attachment.cursor = attachment.cursor.max(first - 1);
         }
         self.mark(place.conn);

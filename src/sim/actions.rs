@@ -120,7 +120,6 @@ impl World {
         if !attached.contains(&session) {
             return self.attach(c, &session);
         }
-        let me = self.clients[c].id.clone();
         let plain = session.starts_with("s.");
         match self.random.below(100) {
             0..=39 => {
@@ -147,15 +146,12 @@ impl World {
                 }
             }
             54..=58 if plain => {
-                let (room, head) = (self.random.pick(&ROOMS), self.bounds(&session).1);
-                self.oracle.joining(&me, &session, room, head);
-                self.command(c, "rw.join", &session, json!({"room": room}), What::Join(room.to_owned()));
+                let room = self.random.pick(&ROOMS);
+                self.enter_room(c, &session, room);
             }
             59..=62 if plain => {
-                let (room, head) = (self.random.pick(&ROOMS), self.bounds(&session).1);
-                let number = self.clients[c].counter + 1;
-                self.oracle.leaving(&me, &session, room, head, number);
-                self.command(c, "rw.leave", &session, json!({"room": room}), What::Leave(room.to_owned(), number));
+                let room = self.random.pick(&ROOMS);
+                self.leave_room(c, &session, room);
             }
             63..=68 => {
                 let session = self.random.pick(&["s.0", "s.1", "s.2", "channel:c.0"]);
@@ -206,6 +202,20 @@ impl World {
             97 => self.vanish(c),
             _ => {}
         }
+    }
+
+    pub fn enter_room(&mut self, c: usize, session: &str, room: &str) {
+        let (me, head) = (self.clients[c].id.clone(), self.bounds(session).1);
+        self.oracle.now_ns = self.now_ns;
+        self.oracle.joining(&me, session, room, head);
+        self.command(c, "rw.join", session, json!({"room": room}), What::Join(room.to_owned()));
+    }
+
+    pub fn leave_room(&mut self, c: usize, session: &str, room: &str) {
+        let (me, head, number) = (self.clients[c].id.clone(), self.bounds(session).1, self.clients[c].counter + 1);
+        self.oracle.now_ns = self.now_ns;
+        self.oracle.leaving(&me, session, room, head, number);
+        self.command(c, "rw.leave", session, json!({"room": room}), What::Leave(room.to_owned(), number));
     }
 
     fn set_mood(&mut self, c: usize, session: &str) {

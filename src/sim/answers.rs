@@ -241,7 +241,7 @@ impl World {
             }
             What::Join(room) => {
                 let appended = self.appended(session);
-                self.oracle.joined(&me, session, &room, seq, appended);
+                self.oracle.joined(&me, session, &room, sent_ns, (seq, appended));
             }
             What::Leave(room, number) => {
                 let heads = (self.bounds(session).1, self.appended(session));

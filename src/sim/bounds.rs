@@ -47,7 +47,7 @@ fn leave(world: &mut World, client: usize, ms: u64) {
 }
 
 /// So much time goes by and no more, though nothing happens in it: the client, which is gone, would be back then.
-fn pass(world: &mut World, gone: usize, ms: u64) {
+pub(super) fn pass(world: &mut World, gone: usize, ms: u64) {
     let now = world.now();
     world.clients[gone].stay_away_ms(&now, ms);
     world.run_for(ms);

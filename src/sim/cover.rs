@@ -22,6 +22,10 @@ impl Cover {
         }
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = (&(&'static str, String), &u64)> {
+        self.0.iter()
+    }
+
     fn all_names() -> Vec<(&'static str, &'static str)> {
         let closes = CloseReason::ALL.iter().map(|reason| ("close", reason.label()));
         let drops = DropReason::ALL.iter().map(|reason| ("drop", reason.label()));

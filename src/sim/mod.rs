@@ -27,6 +27,7 @@ mod random;
 mod rest;
 mod scenarios;
 mod seeds;
+mod seen;
 mod shrink;
 mod story;
 mod visitors;

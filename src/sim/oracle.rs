@@ -85,6 +85,15 @@ impl Stay {
     }
 }
 
+/// A leave that was sent.
+#[derive(Clone, Copy, Debug)]
+struct Leave {
+    number: u64,
+    asked_ns: u64,
+    /// The session's head then.
+    head: u64,
+}
+
 /// One attachment of a client to a session, from its welcome to its end.
 #[derive(Debug)]
 pub struct View {
@@ -142,6 +151,8 @@ pub struct Oracle {
     sessions: BTreeMap<String, Log>,
     views: Vec<View>,
     stays: BTreeMap<(String, String), BTreeMap<String, Vec<Stay>>>,
+    /// By client, session and room, in the order in which they were sent.
+    leaves: BTreeMap<(String, String, String), Vec<Leave>>,
     people: BTreeMap<String, Person>,
     /// By session: purges that were answered, each with the last `seq` that was there when it was asked for, and when that was.
     purged: BTreeMap<String, Vec<(u64, u64)>>,

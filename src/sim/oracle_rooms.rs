@@ -1,6 +1,6 @@
 //! What the oracle knows of rooms: times in them, as far as a client can know.
 
-use super::{Begin, Oracle, Stay};
+use super::{Begin, Leave, Oracle, Stay};
 
 impl Oracle {
     /// A welcome's list of rooms settles what was in doubt.
@@ -33,16 +33,19 @@ impl Oracle {
             }
             let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
             let since = self.views.len();
+            // A leave that went out after the attach comes after what the attach found.
+            let leaves = self.leaves.get(&(begin.client.to_owned(), begin.session.to_owned(), room.clone()));
+            let leave = leaves.and_then(|leaves| leaves.iter().find(|leave| leave.asked_ns >= begin.asked_ns));
             stays.push(Stay {
                 may_from: begin.start_seq,
                 must_from,
-                must_to: u64::MAX,
+                must_to: leave.map_or(u64::MAX, |leave| leave.head),
                 may_to: u64::MAX,
-                leaving: 0,
+                leaving: leave.map_or(0, |leave| leave.number),
                 asked_ns: begin.asked_ns,
                 since,
                 until: usize::MAX,
-                kept_by: appended,
+                kept_by: if leave.is_some() { u64::MAX } else { appended },
             });
         }
         for room in lost {
@@ -68,11 +71,18 @@ impl Oracle {
         }
     }
 
-    /// The join has this place in the order.
-    pub fn joined(&mut self, client: &str, session: &str, room: &str, seq: u64, appended: u64) {
+    /// The join that was sent then has this place in the order. A repeat is given that of the first, which is not this one's: it may be
+    /// that of an attach, from whose replay on the room counts.
+    pub fn joined(&mut self, client: &str, session: &str, room: &str, asked_ns: u64, (seq, appended): (u64, u64)) {
+        let view = self.views.iter().rposition(|view| view.client == client && view.session == session).unwrap_or(0);
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
-        if let Some(stay) = stays.iter_mut().find(|stay| stay.open() && stay.must_from == u64::MAX && stay.may_from <= seq + 1) {
-            (stay.may_from, stay.must_from, stay.kept_by) = (seq + 1, seq + 1, appended);
+        let asked = |stay: &&mut Stay| stay.open() && stay.must_from == u64::MAX && stay.asked_ns == asked_ns;
+        if let Some(stay) = stays.iter_mut().find(asked) {
+            if seq + 1 < stay.may_from {
+                stay.since = view;
+            }
+            stay.must_from = stay.may_from.max(seq + 1);
+            (stay.may_from, stay.kept_by) = (seq + 1, appended);
         }
     }
 
@@ -85,6 +95,8 @@ impl Oracle {
 
     /// A leave was sent when the session's head was `head`.
     pub fn leaving(&mut self, client: &str, session: &str, room: &str, head: u64, number: u64) {
+        let leave = Leave { number, asked_ns: self.now_ns, head };
+        self.leaves.entry((client.to_owned(), session.to_owned(), room.to_owned())).or_default().push(leave);
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         for stay in stays.iter_mut().filter(|stay| stay.open()) {
             stay.must_to = stay.must_to.min(head);

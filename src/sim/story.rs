@@ -4,6 +4,7 @@
 //! Kept in a second run of a seed that failed, of those that the first run's complaint names. Changes no trace.
 
 use super::client::{ROLES, ROOMS, What};
+use super::cover::Cover;
 use super::world::World;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -133,6 +134,13 @@ impl World {
     pub fn tell_looks(&mut self) {
         let Some(mut story) = self.story.take() else { return };
         let mut looks = Vec::new();
+        for (shard, seat) in self.seats.iter().enumerate() {
+            let mut cover = Cover::default();
+            seat.count_cover(&mut cover);
+            looks.extend(cover.iter().map(|((kind, name), count)| {
+                (format!("{shard} {kind} {name}"), format!("shard {shard}: {kind} {name}, {count} so far"))
+            }));
+        }
         for session in self.oracle.sessions().iter().filter(|session| story.about.names_session(session)) {
             let (home, (first, head)) = (self.home(session), self.bounds(session));
             let appended = self.appended(session);

@@ -55,7 +55,8 @@ pub struct Seat {
     next: Next,
     asleep: bool,
     again: u32,
-    paused_until: u64,
+    /// Has no turn until then.
+    pub paused_until: u64,
     port: Port,
     port_bell: Arc<PortBell>,
     pub stopped: bool,
