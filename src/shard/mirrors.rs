@@ -215,9 +215,11 @@ impl Core {
                 while stream.index.get(from).is_some_and(|entry| entry.at < self.log.resident()) {
                     from += 1;
                 }
-                if mirror.credits == 0 || from > stream.head() {
+                // Where all that it lacks is gone, a batch without records tells it so: its readers ask for a page, and are told of the gap.
+                if mirror.credits == 0 || from > stream.head() && mirror.next_seq > stream.head() {
                     break;
                 }
+                let from = from.min(stream.head() + 1);
                 if !self.takes_data(usize::from(mirror.shard)) {
                     again = true;
                     break;

@@ -190,8 +190,13 @@ impl Core {
         let places = hand.places.into_iter().chain(&self.places).find(|places| has(places)).ok_or(Want::Places(run))?;
         let place = usize::try_from(seq - places.first_seq).unwrap_or(usize::MAX);
         let located = places.at.get(place).copied().flatten().ok_or(Want::Index(run.segment))?;
-        let begin = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes * u64::from(run.segment));
-        Ok(Spot { at: Position(begin + u64::from(located.offset)), bytes: located.bytes, located: Some((located, run.segment)) })
+        let segment_bytes = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
+        // A place outside of its file is a damaged one.
+        if u64::from(located.offset) + u64::from(located.bytes) > segment_bytes {
+            return Err(Want::Index(run.segment));
+        }
+        let at = Position(segment_bytes * u64::from(run.segment) + u64::from(located.offset));
+        Ok(Spot { at, bytes: located.bytes, located: Some((located, run.segment)) })
     }
 
     /// A number's record, from memory or from what was read.
@@ -218,6 +223,11 @@ impl Core {
             }
         };
         let end = spot.at.0 + u64::from(spot.bytes);
+        if spot.at >= self.log.resident() {
+            // The file that is written is cold up to where the process began, and its last chunk is in memory from its start.
+            let bytes = self.log.bytes(spot.at, 0, spot.bytes);
+            return self.as_indexed(stream.hash, seq, spot, bytes);
+        }
         if hand.asked_bytes == 0 || spot.at < hand.at || end > hand.at.0 + hand.asked_bytes as u64 {
             if self.unreadable.has_record(spot.at, spot.bytes) {
                 return Look::Unreadable { first: seq, last: seq };
@@ -236,22 +246,23 @@ impl Core {
                 }
                 _ => Look::Damaged(spot.at),
             },
-            (None, Some((located, segment))) => match located.read(bytes, stream.hash, seq) {
-                Some(record) => {
-                    let narrow = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-                    let entry = Entry {
-                        at: spot.at,
-                        frame_at: narrow(record.head.len()),
-                        frame_bytes: narrow(record.body.len()),
-                        audience: audience_of(bytes, record.head.len()),
-                        sender: record.header.sender,
-                    };
-                    Look::Record(entry, bytes)
-                }
-                None => self.not_as_indexed(segment),
-            },
-            (None, None) => Look::Damaged(spot.at),
+            (None, _) => self.as_indexed(stream.hash, seq, spot, bytes),
         }
+    }
+
+    /// The record of a cold number, where its bytes are what its segment's index says.
+    fn as_indexed<'a>(&self, session: u64, seq: u64, spot: Spot, bytes: &'a [u8]) -> Look<'a> {
+        let Some((located, segment)) = spot.located else { return Look::Damaged(spot.at) };
+        let Some(record) = located.read(bytes, session, seq) else { return self.not_as_indexed(segment) };
+        let narrow = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let entry = Entry {
+            at: spot.at,
+            frame_at: narrow(record.head.len()),
+            frame_bytes: narrow(record.body.len()),
+            audience: audience_of(bytes, record.head.len()),
+            sender: record.header.sender,
+        };
+        Look::Record(entry, bytes)
     }
 
     /// A record is not what its segment's index says. One of the two is damaged: an index made anew names no record that does not read.
