@@ -115,6 +115,10 @@ pub struct Core {
     random: u64,
     sweep_at: usize,
     sweep_due_ms: u64,
+    /// When the next turn is to be; `u64::MAX` where nothing is due.
+    pub(super) turn_due_ms: u64,
+    /// When its last standstill ended; 0: there was none. See `timers.rs`.
+    pub(super) awake_since_ms: u64,
     ring_seen: RingStats,
     /// Messages taken since the turn began, for the routing histogram.
     pub(super) routed_in_turn: u64,
@@ -206,6 +210,8 @@ impl Core {
             random: options.seed,
             sweep_at: 0,
             sweep_due_ms: 0,
+            turn_due_ms: u64::MAX,
+            awake_since_ms: 0,
             ring_seen: RingStats::default(),
             routed_in_turn: 0,
             forwarded: (0, true),
@@ -324,7 +330,9 @@ impl Core {
         for _ in 0..SWEEP_SESSIONS.min(places) {
             self.sweep_at = (self.sweep_at + 1) % places;
             let Some((key, session)) = self.sessions.sessions.at(self.sweep_at) else { continue };
-            let (stream, empty) = (session.stream, session.members.is_empty() && session.mirrors.is_empty());
+            let (stream, no_members) = (session.stream, session.members.is_empty() && session.mirrors.is_empty());
+            // A reader whose member is forgotten may still wait for what it asked before it left.
+            let empty = no_members && self.streams.get(stream).is_none_or(|stream| stream.readers.is_empty());
             self.trim(stream);
             let Some(session) = self.sessions.sessions.get_mut(key) else { continue };
             if !empty {
@@ -421,6 +429,27 @@ impl Shard for Core {
     }
 
     fn turn<I: Io>(&mut self, io: &mut I, now: Tick) -> Next {
+        self.notice_standstill(now);
+        let next = self.take_turn(io, now);
+        self.turn_due_ms = match next {
+            Next::Again => now.mono_ms(),
+            Next::At(at_ns) => at_ns / 1_000_000,
+            Next::Idle | Next::Stop => u64::MAX,
+        };
+        next
+    }
+
+    fn before_sleep(&mut self) -> bool {
+        self.mesh.door(self.shard).sleep()
+    }
+
+    fn after_sleep(&mut self) {
+        self.mesh.door(self.shard).wake();
+    }
+}
+
+impl Core {
+    fn take_turn<I: Io>(&mut self, io: &mut I, now: Tick) -> Next {
         if self.bell {
             self.bell = false;
             self.take_port(io, now);
@@ -468,14 +497,6 @@ impl Shard for Core {
         let again_ns = self.unreadable.due_ms().map(|due_ms| due_ms * 1_000_000);
         let lane_ns = lane_full.then_some(now.mono_ns + LANE_FULL_WAIT_NS);
         [timer_ns, departure_ns, lane_ns, disk_ns, copy_ns, again_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)
-    }
-
-    fn before_sleep(&mut self) -> bool {
-        self.mesh.door(self.shard).sleep()
-    }
-
-    fn after_sleep(&mut self) {
-        self.mesh.door(self.shard).wake();
     }
 }
 

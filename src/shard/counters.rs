@@ -304,6 +304,8 @@ macro_rules! counters {
 counters! {
     /// Turns of the loop; a shard without any for 5 s is stuck.
     turns: Counter, "Flat on one shard while others move: that shard is stuck; /healthz names it. Take a stack trace, then restart.";
+    /// Turns that came a second late or more: the process was stopped, its machine suspended, or its core taken away.
+    standstills: Counter, "Grows: something stops the process, or its machine has too few cores. Clients were not held to their time meanwhile.";
     /// Connections now.
     connections: Gauge, "Compare with server.max_connections.";
     /// Connections without a welcome yet.

@@ -223,11 +223,6 @@ impl Core {
             }
         };
         let end = spot.at.0 + u64::from(spot.bytes);
-        if spot.at >= self.log.resident() {
-            // The file that is written is cold up to where the process began, and its last chunk is in memory from its start.
-            let bytes = self.log.bytes(spot.at, 0, spot.bytes);
-            return self.as_indexed(stream.hash, seq, spot, bytes);
-        }
         if hand.asked_bytes == 0 || spot.at < hand.at || end > hand.at.0 + hand.asked_bytes as u64 {
             if self.unreadable.has_record(spot.at, spot.bytes) {
                 return Look::Unreadable { first: seq, last: seq };
@@ -246,23 +241,22 @@ impl Core {
                 }
                 _ => Look::Damaged(spot.at),
             },
-            (None, _) => self.as_indexed(stream.hash, seq, spot, bytes),
+            (None, Some((located, segment))) => match located.read(bytes, stream.hash, seq) {
+                Some(record) => {
+                    let narrow = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+                    let entry = Entry {
+                        at: spot.at,
+                        frame_at: narrow(record.head.len()),
+                        frame_bytes: narrow(record.body.len()),
+                        audience: audience_of(bytes, record.head.len()),
+                        sender: record.header.sender,
+                    };
+                    Look::Record(entry, bytes)
+                }
+                None => self.not_as_indexed(segment),
+            },
+            (None, None) => Look::Damaged(spot.at),
         }
-    }
-
-    /// The record of a cold number, where its bytes are what its segment's index says.
-    fn as_indexed<'a>(&self, session: u64, seq: u64, spot: Spot, bytes: &'a [u8]) -> Look<'a> {
-        let Some((located, segment)) = spot.located else { return Look::Damaged(spot.at) };
-        let Some(record) = located.read(bytes, session, seq) else { return self.not_as_indexed(segment) };
-        let narrow = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-        let entry = Entry {
-            at: spot.at,
-            frame_at: narrow(record.head.len()),
-            frame_bytes: narrow(record.body.len()),
-            audience: audience_of(bytes, record.head.len()),
-            sender: record.header.sender,
-        };
-        Look::Record(entry, bytes)
     }
 
     /// A record is not what its segment's index says. One of the two is damaged: an index made anew names no record that does not read.

@@ -12,20 +12,33 @@ use crate::protocol::Head;
 use crate::time::Tick;
 use crate::ws::encoder;
 
+/// How late a turn is that makes a standstill: nothing but a stopped process or a suspended machine keeps a shard for so long.
+const STANDSTILL_MS: u64 = 1_000;
+
 impl Core {
+    /// Notices that the shard stood still: what its peers did meanwhile it could not see, so that their time begins anew.
+    pub(super) fn notice_standstill(&mut self, now: Tick) {
+        if self.turn_due_ms.saturating_add(STANDSTILL_MS) <= now.mono_ms() {
+            self.awake_since_ms = now.mono_ms();
+            self.counters.standstills.increment();
+        }
+    }
+
     /// The earliest thing that time will do to a connection, in monotonic milliseconds.
     pub(super) fn next_deadline_ms(&self, id: ConnId, now: Tick) -> u64 {
         let Some(conn) = self.conn(id) else { return u64::MAX };
-        let settings = &self.snapshot.settings;
+        let (settings, awake_ms) = (&self.snapshot.settings, self.awake_since_ms);
+        let in_use_ms = || {
+            let patience_ms = stall_ms(conn, settings, awake_ms).min(unfinished_ms(conn, settings, awake_ms));
+            heartbeat_ms(conn, settings, awake_ms).min(patience_ms)
+        };
         match &conn.phase {
             Phase::Closing(closing) => closing.until_ms,
-            Phase::Proxy(_) | Phase::Head(_) | Phase::Hello | Phase::HandingOver(_) => handshake_deadline_ms(conn, settings),
-            Phase::Echo => heartbeat_ms(conn, settings).min(stall_ms(conn, settings)).min(unfinished_ms(conn, settings)),
-            Phase::Open => heartbeat_ms(conn, settings)
-                .min(stall_ms(conn, settings))
-                .min(unfinished_ms(conn, settings))
-                .min(token_ms(conn, settings, now))
-                .min(lifetime_ms(conn, settings)),
+            Phase::Proxy(_) | Phase::Head(_) | Phase::Hello | Phase::HandingOver(_) => {
+                handshake_deadline_ms(conn, settings, awake_ms)
+            }
+            Phase::Echo => in_use_ms(),
+            Phase::Open => in_use_ms().min(token_ms(conn, settings, now)).min(lifetime_ms(conn, settings)),
         }
     }
 
@@ -48,7 +61,7 @@ impl Core {
                 }
             }
             Phase::Proxy(_) | Phase::Head(_) | Phase::Hello | Phase::HandingOver(_) => {
-                if handshake_deadline_ms(conn, settings) <= now_ms {
+                if handshake_deadline_ms(conn, settings, self.awake_since_ms) <= now_ms {
                     return self.handshake_over(io, id, now);
                 }
             }
@@ -83,11 +96,11 @@ impl Core {
         let conn = self.conn(id)?;
         let now_ms = now.mono_ms();
         let open = matches!(conn.phase, Phase::Open);
-        if unfinished_ms(conn, settings) <= now_ms {
+        if unfinished_ms(conn, settings, self.awake_since_ms) <= now_ms {
             self.counters.limit_reached(LimitReached::UnfinishedMessage);
             return Some(CloseReason::MessageTooSlow);
         }
-        if stall_ms(conn, settings) <= now_ms {
+        if stall_ms(conn, settings, self.awake_since_ms) <= now_ms {
             let wanted = settings.limits.stall_bytes_per_second * settings.limits.stall_ms / 1000;
             if conn.stalled_taken < wanted {
                 self.counters.limit_reached(LimitReached::Stall);
@@ -95,7 +108,7 @@ impl Core {
             }
         }
         // While it is not read from, its heartbeat waits.
-        if conn.pinged_ms > 0 && conn.paused_ms == 0 && conn.pinged_ms + settings.session.heartbeat_timeout_ms <= now_ms {
+        if conn.pinged_ms > 0 && conn.paused_ms == 0 && heartbeat_ms(conn, settings, self.awake_since_ms) <= now_ms {
             self.counters.limit_reached(LimitReached::HeartbeatTime);
             return Some(CloseReason::HeartbeatLost);
         }
@@ -111,13 +124,13 @@ impl Core {
 
     /// Pings, warns of the token's end, and begins the next stall window.
     fn remind(&mut self, id: ConnId, settings: &Settings, now: Tick) {
-        let now_ms = now.mono_ms();
+        let (now_ms, awake_ms) = (now.mono_ms(), self.awake_since_ms);
         let Some(conn) = self.conn_mut(id) else { return };
-        if conn.stalled_ms > 0 && conn.stalled_ms + settings.limits.stall_ms <= now_ms {
+        if stall_ms(conn, settings, awake_ms) <= now_ms {
             conn.stalled_ms = now_ms.max(1);
             conn.stalled_taken = 0;
         }
-        if conn.pinged_ms == 0 && heartbeat_ms(conn, settings) <= now_ms {
+        if conn.pinged_ms == 0 && heartbeat_ms(conn, settings, awake_ms) <= now_ms {
             conn.pinged_ms = now_ms.max(1);
             if !conn.flags.blocked {
                 self.ping(id);
@@ -152,9 +165,9 @@ fn ms(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn handshake_deadline_ms(conn: &Conn, settings: &Settings) -> u64 {
+fn handshake_deadline_ms(conn: &Conn, settings: &Settings, awake_ms: u64) -> u64 {
     let securing = conn.tls.is_some() && !conn.flags.secured;
-    conn.accepted_ms + if securing { settings.limits.tls_handshake_ms } else { settings.limits.handshake_ms }
+    conn.accepted_ms.max(awake_ms) + if securing { settings.limits.tls_handshake_ms } else { settings.limits.handshake_ms }
 }
 
 /// ± 10 %, by the connection's number, so that those accepted together do not ping together.
@@ -163,19 +176,19 @@ const fn jittered(value: u64, serial: u64) -> u64 {
     value - spread + (serial.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % (2 * spread + 1)
 }
 
-fn heartbeat_ms(conn: &Conn, settings: &Settings) -> u64 {
+fn heartbeat_ms(conn: &Conn, settings: &Settings, awake_ms: u64) -> u64 {
     if conn.pinged_ms > 0 {
-        return conn.pinged_ms + settings.session.heartbeat_timeout_ms;
+        return conn.pinged_ms.max(awake_ms) + settings.session.heartbeat_timeout_ms;
     }
     conn.last_heard_ms + jittered(settings.session.heartbeat_ms, conn.serial)
 }
 
-const fn stall_ms(conn: &Conn, settings: &Settings) -> u64 {
-    if conn.stalled_ms == 0 { u64::MAX } else { conn.stalled_ms + settings.limits.stall_ms }
+fn stall_ms(conn: &Conn, settings: &Settings, awake_ms: u64) -> u64 {
+    if conn.stalled_ms == 0 { u64::MAX } else { conn.stalled_ms.max(awake_ms) + settings.limits.stall_ms }
 }
 
-const fn unfinished_ms(conn: &Conn, settings: &Settings) -> u64 {
-    if conn.unfinished_ms == 0 { u64::MAX } else { conn.unfinished_ms + settings.limits.unfinished_message_ms }
+fn unfinished_ms(conn: &Conn, settings: &Settings, awake_ms: u64) -> u64 {
+    if conn.unfinished_ms == 0 { u64::MAX } else { conn.unfinished_ms.max(awake_ms) + settings.limits.unfinished_message_ms }
 }
 
 const fn lifetime_ms(conn: &Conn, settings: &Settings) -> u64 {

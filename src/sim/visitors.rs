@@ -44,8 +44,6 @@ struct Visit {
     closing: bool,
     /// What is to come back: opcode, deflated, payload.
     under_way: VecDeque<(u8, bool, Vec<u8>)>,
-    /// When the first of it was sent, or one before.
-    sent_ns: u64,
 }
 
 #[derive(Debug)]
@@ -164,8 +162,7 @@ impl World {
         };
         self.visitors[v].next_ns = self.now_ns + self.random.below(50_000_000);
         let (upgraded, deflate, refused, closing) = (false, false, false, false);
-        self.visitors[v].visit =
-            Some(Visit { pipe, upgraded, deflate, refused, closing, under_way: VecDeque::new(), sent_ns: 0 });
+        self.visitors[v].visit = Some(Visit { pipe, upgraded, deflate, refused, closing, under_way: VecDeque::new() });
     }
 
     fn take_in(&mut self, v: usize, visit: &mut Visit) {
@@ -207,15 +204,7 @@ impl World {
             8 => {
                 wire::message(&mut out, 8, payload.get(..2).unwrap_or_default(), &mut self.random);
                 let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
-                // Time may leap over a message that has not come whole, or that is on its way back.
-                let limits = &self.snapshot.settings.limits;
-                let bound_ms = match code {
-                    Some(1008) => limits.unfinished_message_ms,
-                    Some(4508) => limits.stall_ms,
-                    _ => u64::MAX,
-                };
-                let too_slow = !visit.under_way.is_empty() && (self.now_ns - visit.sent_ns) / 1_000_000 >= bound_ms;
-                if !visit.closing && !too_slow && !matches!(code, Some(1001 | 1012)) {
+                if !visit.closing && !self.hurries && !matches!(code, Some(1001 | 1012)) {
                     self.oracle.wrong(format!("/v1/echo was closed with {code:?}"));
                 }
                 visit.closing = true;
@@ -260,9 +249,6 @@ impl World {
                 } else {
                     wire::message(&mut out, opcode, &payload, &mut self.random);
                 }
-                if visit.under_way.is_empty() {
-                    visit.sent_ns = self.now_ns;
-                }
                 // Nothing has no deflated form that it would gain by.
                 visit.under_way.push_back((opcode, deflated && bytes > 0, payload));
             }
@@ -272,25 +258,48 @@ impl World {
 }
 
 #[test]
-fn an_echo_is_closed_for_what_time_leaps_over_and_nothing_else() {
-    let mut closed = 0;
+fn a_standstill_of_the_gateway_ends_no_connection() {
+    let mut late = 0;
     let sends = |world: &World| {
         let visit = world.visitors[0].visit.as_ref();
         visit.is_some_and(|visit| !visit.under_way.is_empty() && visit.pipe.wants_push(&world.net))
     };
     for draws in 0..80 {
-        let mut world = super::scenarios::stage(1, 10_000, &[]);
+        let mut world = super::scenarios::stage(1, 10_000, &["ana"]);
         world.settling = false;
         (0..draws).for_each(|_| _ = world.random.next());
         world.visitors.push(Visitor::new(Errand::Echo, 0));
         assert!(world.run_until(5_000, sends), "{draws}");
         // Some of it has been read by then.
         (0..3).for_each(|_| _ = world.step());
+        let counted = |world: &World| {
+            let counters = &world.seats[0].counters;
+            let reasons = [CloseReason::MessageTooSlow, CloseReason::TooSlow, CloseReason::HeartbeatLost];
+            (counters.standstills.get(), reasons.map(|reason| counters.closed_count(reason)))
+        };
         world.now_ns += 30_000_000_000;
         world.run_for(300);
         assert_eq!(world.oracle.violations, Vec::<String>::new(), "{draws}");
-        let counters = &world.seats[0].counters;
-        closed += counters.closed_count(CloseReason::MessageTooSlow) + counters.closed_count(CloseReason::TooSlow);
+        let (standstills, closed) = counted(&world);
+        assert_eq!(closed, [0; 3], "{draws}");
+        late += standstills;
     }
-    assert!(closed > 5, "{closed}");
+    assert!(late >= 60, "{late}");
+}
+
+#[test]
+fn an_echo_that_is_read_too_slowly_is_closed_where_the_gateway_did_not_stand_still() {
+    let mut world = super::scenarios::stage(1, 10_000, &["ana"]);
+    world.configure(|snapshot| {
+        let mut settings = (*snapshot.settings).clone();
+        (settings.limits.stall_ms, settings.limits.stall_bytes_per_second) = (500, 1_000_000);
+        snapshot.settings = std::sync::Arc::new(settings);
+    });
+    (world.settling, world.hurries) = (false, true);
+    world.visitors.push(Visitor::new(Errand::Echo, 0));
+    world.run_for(20_000);
+    assert_eq!(world.oracle.violations, Vec::<String>::new());
+    let counters = &world.seats[0].counters;
+    assert_eq!(counters.standstills.get(), 0);
+    assert!(counters.closed_count(CloseReason::TooSlow) > 0);
 }

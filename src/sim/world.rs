@@ -65,6 +65,9 @@ pub struct Seat {
 /// The only peer of a world that lies behind a proxy.
 pub const PROXY: &str = "172.16.0.1:5000";
 
+/// Memory of a shard that is enough for all in a world.
+const MEMORY_LEAST_BYTES: usize = 1 << 20;
+
 /// What a world has that others have not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Features {
@@ -139,6 +142,8 @@ pub struct World {
     pub power_cuts: u64,
     /// Cuts that took something which was written and not synced.
     pub lossy_cuts: u64,
+    /// Limits are so tight that whoever is in no hurry is closed.
+    pub hurries: bool,
     /// As drawn, whatever is in force now: what was asked under them may be answered late.
     pub drawn: Settings,
     pub story: Option<Story>,
@@ -254,6 +259,10 @@ impl World {
             kills: 0,
             power_cuts: 0,
             lossy_cuts: 0,
+            hurries: plan.settings.limits.shard_memory_bytes < MEMORY_LEAST_BYTES
+                || plan.settings.limits.stall_ms < 1_000
+                || plan.settings.limits.unfinished_message_ms < 1_000
+                || plan.settings.session.heartbeat_timeout_ms < 1_000,
             drawn: plan.settings.clone(),
             story: None,
             cover: Cover::default(),
