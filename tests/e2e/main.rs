@@ -36,6 +36,7 @@ mod killed_and_restarted;
 mod log_faults;
 mod members_and_watch;
 mod members_over_restarts;
+mod names;
 mod origins;
 mod presence_grace;
 mod purge;
