@@ -109,7 +109,13 @@ fn http_attacks() -> Vec<Attack> {
     add("H8", "no Host", get(&["-Host"]), Http(400));
     add("H8", "two Hosts", get(&["Host: localhost", "Host: evil.example"]), Http(400));
     add("H8", "a Host that is none", get(&["Host: a b/c"]), Http(400));
-    add("H8", "another host in the target", request("GET http://evil.example/v1/ws HTTP/1.1", &[]), Http(400));
+    add(
+        "H8",
+        "another host in the target, which goes before Host",
+        request("GET WS://other.example/v1/ws HTTP/1.1", &[]),
+        Accepted,
+    );
+    add("H8", "a target that is no path and no URL", request("GET ws:/v1/ws HTTP/1.1", &[]), Http(400));
     for (what, line) in
         [("12", "Sec-WebSocket-Version: 12"), ("missing", "-Sec-WebSocket-Version"), ("13, 8", "Sec-WebSocket-Version: 13, 8")]
     {
@@ -152,6 +158,9 @@ fn http_attacks() -> Vec<Attack> {
     for (what, value, expect) in [
         ("constructor", "constructor".to_owned(), Accepted),
         ("an unknown one with parameters", "x; a=1; b=\"2\"".to_owned(), Accepted),
+        ("nothing", " , ,".to_owned(), Accepted),
+        ("no list, where deflate is off", "permessage-deflate; =".to_owned(), Http(400)),
+        ("an open quote, where deflate is off", "x; a=\"".to_owned(), Http(400)),
         ("2,000 parameters", format!("permessage-deflate{}", "; a=1".repeat(2_000)), Http(400)),
         ("10,000 parameters, more than a head holds", format!("permessage-deflate{}", "; a=1".repeat(10_000)), Http(431)),
     ] {
@@ -159,6 +168,10 @@ fn http_attacks() -> Vec<Attack> {
     }
     add("H17", "8,000 spaces", get(&[&format!("Sec-WebSocket-Protocol: b{}x", " ".repeat(8_000))]), Http(400));
     add("H17", "32,000 spaces", get(&[&format!("Sec-WebSocket-Protocol: b{}x", " ".repeat(32_000))]), Http(431));
+    for nothing in ["", " ", ","] {
+        add("H17", "a client that offers nothing", get(&[&format!("Sec-WebSocket-Protocol: {nothing}")]), Accepted);
+    }
+    add("H17", "what is no token", get(&["Sec-WebSocket-Protocol: ringway.v1, a b"]), Http(400));
     add("H17", "unknown ones only", get(&["Sec-WebSocket-Protocol: chat, soap"]), Http(400));
     add("H19", "a token in the query is of no use and no harm", request("GET /v1/ws?token=abc HTTP/1.1", &[]), Accepted);
     add("H21", "the HTTP/2 preface in clear", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), Http(400));
@@ -605,7 +618,7 @@ fn files(gateway: &Gateway) -> usize {
 fn the_http_upgrade() {
     let (gateway, rows) = (start(&[]), http_attacks());
     let before = files(&gateway);
-    assert_eq!(rows.len(), 55, "rows are added here too, so that none is lost unseen");
+    assert_eq!(rows.len(), 63, "rows are added here too, so that none is lost unseen");
     run_all(&gateway, &rows);
     counted(&gateway, &[("request_head", 6), ("handshake_time", 3)]);
     unharmed(&gateway, before);

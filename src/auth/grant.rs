@@ -237,7 +237,7 @@ pub fn client_id_allowed(client_id: &str, subject: &str) -> Result<(), AuthError
 }
 
 /// 1 to 128 of `[A-Za-z0-9_.:-]`: the names of sessions, rooms and roles (protocol.md section 2).
-pub(super) fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_name_byte)
 }
 

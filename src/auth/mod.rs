@@ -17,6 +17,7 @@ mod vectors;
 
 pub use claims::{TokenPolicy, token_id_allowed};
 pub use error::AuthError;
+pub(crate) use grant::is_name;
 pub use grant::{Grant, GrantParts, client_id_allowed, subject_allowed};
 pub(crate) use keys::{Jwk, is_key_id, preamble_key_id, raw_secret};
 pub use keys::{KeyAlgorithm, KeyError, KeyMaterial, KeyProblem, KeySet};

@@ -19,7 +19,8 @@ pub(super) struct Answer {
 
 /// The `host:port` of an `http://host:port` URL.
 fn authority(url: &str) -> Result<&str, CliError> {
-    let rest = url.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    let rest = scheme.eq_ignore_ascii_case("http").then(|| rest.strip_suffix('/').unwrap_or(rest));
     let fits = |rest: &&str| {
         !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b'@' && byte != b'?')
     };
@@ -111,7 +112,7 @@ mod tests {
     #[test]
     fn urls() {
         assert_eq!(authority("http://127.0.0.1:9090"), Ok("127.0.0.1:9090"));
-        assert_eq!(authority("http://[::1]:9090/"), Ok("[::1]:9090"));
+        assert_eq!(authority("HTTP://[::1]:9090/"), Ok("[::1]:9090"));
         for bad in ["127.0.0.1:9090", "https://a", "http://", "http://a/b", "http://a b", "http://a\r\nX: y", "http://u@h"] {
             assert!(authority(bad).is_err(), "{bad}");
         }

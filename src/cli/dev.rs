@@ -1,7 +1,7 @@
 //! `ringway dev`: a node with no configuration and a key in memory, and two clients to paste.
 
 use super::engine::{Choice, choose};
-use super::serve::{Node, START_SHARDS, run, shard_count};
+use super::serve::{Node, START_SHARDS, fit_open_files, run};
 use super::{CliError, DevArgs, now_s, print};
 use crate::auth::{KeyAlgorithm, KeyMaterial};
 use crate::config::Settings;
@@ -9,7 +9,6 @@ use crate::control::logging;
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rustix::process::{Resource, getrlimit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 const KEY_ID: &str = "dev";
@@ -20,7 +19,8 @@ const TOKEN_LIFETIME_S: u64 = 86_400;
 pub(super) fn dev(arguments: &DevArgs) -> Result<(), CliError> {
     let mut settings = settings(arguments)?;
     let engine = choose(settings.server.engine)?;
-    fit_open_files(&mut settings, engine.engine.files_per_connection());
+    // A machine with few open files still runs a node to try out, whatever its engine.
+    fit_open_files(&mut settings, engine.engine);
     let mut secret = [0_u8; 32];
     aws_lc_rs::rand::fill(&mut secret).map_err(|_| CliError("the system gives no random bytes".to_owned()))?;
     let token = token(&secret, now_s());
@@ -43,17 +43,6 @@ fn settings(arguments: &DevArgs) -> Result<Settings, CliError> {
     );
     Settings::parse(&text, [])
         .map_err(|error| CliError(error.0.into_iter().map(|problem| problem.message).collect::<Vec<_>>().join("\n")))
-}
-
-/// A machine with few open files still runs a node to try out; `serve` refuses instead.
-fn fit_open_files(settings: &mut Settings, per_connection: u64) {
-    let most = settings.server.max_connections;
-    let there = super::serve::segments_there(settings);
-    let reserve = settings.files_needed(shard_count(settings), per_connection, there) - most as u64 * per_connection;
-    if let Some(maximum) = getrlimit(Resource::Nofile).maximum {
-        let room = usize::try_from(maximum.saturating_sub(reserve) / per_connection).unwrap_or(usize::MAX).max(1);
-        settings.server.max_connections = most.min(room);
-    }
 }
 
 /// A JWT (RFC 7519) signed with HS256, for every session, good for a day.

@@ -1,7 +1,7 @@
 //! `ringway doctor`: what of this machine keeps the gateway from running, or from running well, each with its fix.
 
 use super::engine::{self, Choice};
-use super::serve::{segments_there, shard_count};
+use super::serve::{connections_fitting, may_fit, segments_there, shard_count};
 use super::{CliError, print};
 use crate::config::Settings;
 use crate::io::probe::{Engine, ProbeError, probe};
@@ -188,6 +188,18 @@ fn files(facts: &Facts, settings: &Settings, shards: usize) -> Finding {
     let per_connection = facts.engine.as_ref().map_or(1, |choice| choice.engine.files_per_connection());
     let needed = settings.files_needed(shards, per_connection, facts.segments);
     let connections = settings.server.max_connections;
+    let fitting = facts.engine.as_ref().ok().filter(|choice| may_fit(settings, choice.engine)).and_then(|choice| {
+        connections_fitting(settings, choice.engine.files_per_connection(), facts.segments, facts.files_hard?)
+    });
+    if let Some((fitting, hard)) = fitting.zip(facts.files_hard) {
+        return better(
+            format!(
+                "nofile is limited to {hard}: {fitting} of server.max_connections = {connections} are taken, since the engine needs two \
+                 files for each"
+            ),
+            format!("systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}; or do what lets a better engine run"),
+        );
+    }
     match (facts.files_soft, facts.files_hard) {
         (_, Some(hard)) if hard < needed => blocking(
             format!(
@@ -260,7 +272,8 @@ mod tests {
     #[test]
     fn each_fault_has_its_weight_and_fix() {
         let epoll = Choice { engine: Engine::MonoioEpoll, why: "not ring".into(), fallen_back: true };
-        let cases: [(Facts, Weight, &str); 12] = [
+        let chosen = Choice { fallen_back: false, ..epoll.clone() };
+        let cases: [(Facts, Weight, &str); 13] = [
             (Facts { kernel: "5.15.0-91".into(), ..good() }, Weight::Better, "6.1"),
             (
                 Facts { ring_refused: Some(1), ring_disabled: Some(2), ..good() },
@@ -270,11 +283,12 @@ mod tests {
             (Facts { ring_refused: Some(1), ring_disabled: Some(1), ..good() }, Weight::Better, "io_uring_group"),
             (Facts { ring_refused: Some(1), ..good() }, Weight::Better, "seccomp"),
             (Facts { ring_refused: Some(38), ring_disabled: None, ..good() }, Weight::Better, "CONFIG_IO_URING"),
-            (Facts { engine: Ok(epoll.clone()), ..good() }, Weight::Better, "costs more"),
+            (Facts { engine: Ok(epoll), ..good() }, Weight::Better, "costs more"),
             (Facts { engine: Err("not possible".into()), ..good() }, Weight::Blocking, "server.engine"),
             (Facts { files_hard: Some(4_096), ..good() }, Weight::Blocking, "LimitNOFILE=10544"),
-            // monoio takes two descriptors a connection.
-            (Facts { engine: Ok(epoll), files_hard: Some(16_384), ..good() }, Weight::Blocking, "LimitNOFILE=20800"),
+            // monoio takes two descriptors a connection: fewer are taken than asked for, where some can be.
+            (Facts { engine: Ok(chosen.clone()), files_hard: Some(16_384), ..good() }, Weight::Better, "LimitNOFILE=20800"),
+            (Facts { engine: Ok(chosen), files_hard: Some(100), ..good() }, Weight::Blocking, "LimitNOFILE=20800"),
             (Facts { memlock_bytes: Some(65_536), ..good() }, Weight::Better, "LimitMEMLOCK"),
             (Facts { cores: 2, ..good() }, Weight::Better, "server.shards"),
             (Facts { accept_queue: Some(128), ..good() }, Weight::Better, "somaxconn=4096"),

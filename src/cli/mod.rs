@@ -125,7 +125,7 @@ pub struct KeyNewArgs {
     #[arg(long, value_name = "ALGORITHM", value_parser = key_algorithm)]
     pub alg: KeyAlgorithm,
     /// The key id that tokens will name; made up where absent
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     pub kid: Option<String>,
     /// The private file to write, or the folder for both files
     #[arg(long, value_name = "PATH", default_value = ".")]
@@ -159,13 +159,13 @@ enum TokenCommand {
 #[command(group(clap::ArgGroup::new("target").required(true).args(["jti", "client_id", "sub"])))]
 struct RevokeArgs {
     /// One token, by its id (`jti`)
-    #[arg(long, value_name = "ID", conflicts_with = "issued_before_s")]
+    #[arg(long, value_name = "ID", conflicts_with = "issued_before_s", allow_hyphen_values = true)]
     jti: Option<String>,
     /// One client of a user; the user may come back as another, so against a token in wrong hands revoke that or the user
-    #[arg(long = "client", value_name = "CLIENT_ID")]
+    #[arg(long = "client", value_name = "CLIENT_ID", allow_hyphen_values = true)]
     client_id: Option<String>,
     /// A user with all clients (`sub`)
-    #[arg(long, value_name = "USER")]
+    #[arg(long, value_name = "USER", allow_hyphen_values = true)]
     sub: Option<String>,
     /// Of a client or user: only tokens issued before these Unix seconds; without it, all issued up to now
     #[arg(long = "issued-before", value_name = "SECONDS")]
@@ -188,28 +188,28 @@ pub struct TokenNewArgs {
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
     /// The key id, where the file names none
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     pub kid: Option<String>,
     /// Whose token it is (`sub`)
-    #[arg(long, value_name = "USER")]
+    #[arg(long, value_name = "USER", allow_hyphen_values = true)]
     pub sub: String,
     /// A session or channel it may be in, or a prefix pattern like "team-7.*"; may be repeated (`sid`)
-    #[arg(long, value_name = "SESSION", required = true)]
+    #[arg(long, value_name = "SESSION", required = true, allow_hyphen_values = true)]
     pub sid: Vec<String>,
     /// A role it holds; may be repeated (`roles`)
-    #[arg(long, value_name = "ROLE")]
+    #[arg(long, value_name = "ROLE", allow_hyphen_values = true)]
     pub role: Vec<String>,
     /// The scopes it has, separated by spaces (`scope`)
-    #[arg(long, value_name = "SCOPES")]
+    #[arg(long, value_name = "SCOPES", allow_hyphen_values = true)]
     pub scope: Option<String>,
     /// How long it is good: 90s, 15m, 1h, 1d
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub ttl: String,
     /// The issuer (`iss`)
-    #[arg(long, value_name = "ISSUER")]
+    #[arg(long, value_name = "ISSUER", allow_hyphen_values = true)]
     pub issuer: Option<String>,
     /// The audience (`aud`)
-    #[arg(long, value_name = "AUDIENCE")]
+    #[arg(long, value_name = "AUDIENCE", allow_hyphen_values = true)]
     pub audience: Option<String>,
 }
 
@@ -220,10 +220,10 @@ pub struct TokenVerifyArgs {
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
     /// The issuer it must have
-    #[arg(long, value_name = "ISSUER")]
+    #[arg(long, value_name = "ISSUER", allow_hyphen_values = true)]
     pub issuer: Option<String>,
     /// The audience it must have
-    #[arg(long, value_name = "AUDIENCE")]
+    #[arg(long, value_name = "AUDIENCE", allow_hyphen_values = true)]
     pub audience: Option<String>,
     /// The token; without it, the first line of standard input, which other users of the machine cannot see
     pub token: Option<String>,

@@ -3,7 +3,7 @@
 use super::engine::{Choice, choose};
 use super::{CliError, read_file, read_settings};
 use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet, TokenPolicy};
-use crate::config::{Change, Settings};
+use crate::config::{Change, Engine as Wanted, Settings};
 use crate::control::logging;
 use crate::control::{Control, ControlOptions, EngineLabels, Outcome, Reload, Reloaded};
 use crate::io::probe::Engine;
@@ -115,13 +115,24 @@ fn load_tls(settings: &Settings, config_file: &Path) -> Result<Option<LoadedTls>
 }
 
 pub(super) fn serve(file: &Path) -> Result<(), CliError> {
-    let settings = read_settings(file)?;
+    let mut settings = read_settings(file)?;
     settings.ready_to_serve().map_err(|error| CliError(format!("{}: {error}", file.display())))?;
     let keys = load_keys(&settings, file)?;
     let tls = load_tls(&settings, file)?;
     let engine = choose(settings.server.engine)?;
     let log = logging::start(settings.diagnostics.log_format, settings.diagnostics.log_level)?;
-    let reload = reloader(file.to_owned(), settings.clone(), keys.clone(), tls.clone());
+    let asked_for = settings.server.max_connections;
+    if may_fit(&settings, engine.engine)
+        && let Some(needed) = fit_open_files(&mut settings, engine.engine)
+    {
+        tracing::warn!(
+            asked_for,
+            max_connections = settings.server.max_connections,
+            "server.max_connections is lowered to what this process may have open files for, since its engine takes two for each: raise \
+             nofile to {needed} (systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}) to have all of them"
+        );
+    }
+    let reload = reloader(file.to_owned(), asked_for, settings.clone(), keys.clone(), tls.clone());
     let node = Node { settings, keys, tls: tls.map(|tls| tls.server), dev: false, reload: Some(reload), engine };
     let ended = run(node, START_SHARDS, |address, admin| {
         tracing::info!(%address, %admin, version = env!("CARGO_PKG_VERSION"), "serving");
@@ -131,9 +142,21 @@ pub(super) fn serve(file: &Path) -> Result<(), CliError> {
 }
 
 /// What SIGHUP does: the file, the environment, the key files and the files of `[tls]` are read again.
-fn reloader(file: PathBuf, mut settings: Settings, mut keys: Vec<KeyMaterial>, mut tls: Option<LoadedTls>) -> Reload {
+/// `asked_for`: the `server.max_connections` of the file, of which the start may have taken fewer.
+fn reloader(
+    file: PathBuf,
+    asked_for: usize,
+    mut settings: Settings,
+    mut keys: Vec<KeyMaterial>,
+    mut tls: Option<LoadedTls>,
+) -> Reload {
+    let connections_max = settings.server.max_connections;
     Box::new(move || {
-        let new = read_settings(&file).map_err(one_line)?;
+        let mut new = read_settings(&file).map_err(one_line)?;
+        if new.server.max_connections == asked_for {
+            // As it was fitted at the start.
+            new.server.max_connections = connections_max;
+        }
         new.ready_to_serve().map_err(|error| format!("{}: {error}", file.display()))?;
         let new_keys = load_keys(&new, &file).map_err(one_line)?;
         // From the paths in force: others need a restart.
@@ -185,6 +208,30 @@ pub(crate) fn shard_count(settings: &Settings) -> usize {
 /// Files that the log has already; what does not read is told when it is opened.
 pub(crate) fn segments_there(settings: &Settings) -> u64 {
     settings.log.dir.as_ref().map_or(0, |root| crate::io::directory::count_segments(root))
+}
+
+/// Whether a start may take fewer connections than `server.max_connections` asks for: where the engine was left to the gateway, and what
+/// the machine lets run needs two files for each.
+pub(crate) fn may_fit(settings: &Settings, engine: Engine) -> bool {
+    settings.server.engine == Wanted::Auto && engine.files_per_connection() > 1
+}
+
+/// The connections that fit into `maximum` open files, where those of `server.max_connections` do not and some do.
+pub(crate) fn connections_fitting(settings: &Settings, per_connection: u64, segments: u64, maximum: u64) -> Option<usize> {
+    let most = settings.server.max_connections;
+    let reserve = settings.files_needed(shard_count(settings), per_connection, segments) - most as u64 * per_connection;
+    let room = usize::try_from(maximum.saturating_sub(reserve) / per_connection).unwrap_or(usize::MAX);
+    (1..most).contains(&room).then_some(room)
+}
+
+/// Lowers `server.max_connections` to what this process may have open files for. Gives the files that it needed, where it was lowered.
+pub(crate) fn fit_open_files(settings: &mut Settings, engine: Engine) -> Option<u64> {
+    let (per_connection, there) = (engine.files_per_connection(), segments_there(settings));
+    let maximum = getrlimit(Resource::Nofile).maximum?;
+    let fitting = connections_fitting(settings, per_connection, there, maximum)?;
+    let needed = settings.files_needed(shard_count(settings), per_connection, there);
+    settings.server.max_connections = fitting;
+    Some(needed)
 }
 
 /// Raises the soft limit of open files to what is needed.
@@ -267,6 +314,7 @@ fn join(shards: Shards) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Server;
     use crate::shard::counters::shared_counters;
     use crate::shard::port::{Bell, PortReceiver, port};
     use rustix::process::{Signal, getpid, kill_process};
@@ -307,6 +355,34 @@ mod tests {
         let Some(maximum) = getrlimit(Resource::Nofile).maximum else { return };
         let error = raise_open_files(maximum + 1).unwrap_err();
         assert!(error.contains("server.max_connections") && error.contains("LimitNOFILE"), "{error}");
+    }
+
+    #[test]
+    fn connections_are_fitted_into_the_files_there_are() {
+        let settings = Settings::parse("[server]\nshards = 1\nmax_connections = 1000", []).unwrap();
+        let needed = settings.files_needed(1, 2, 0);
+        for (maximum, fitting) in [
+            (needed, None),
+            (needed - 1, Some(999)),
+            (needed - 2, Some(999)),
+            (needed - 3, Some(998)),
+            (needed - 1_998, Some(1)),
+            (needed - 1_999, None),
+            (0, None),
+        ] {
+            assert_eq!(connections_fitting(&settings, 2, 0, maximum), fitting, "{maximum}");
+            let fitted = Settings {
+                server: Server { max_connections: fitting.unwrap_or(1), ..settings.server.clone() },
+                ..settings.clone()
+            };
+            assert!(fitting.is_none() || fitted.files_needed(1, 2, 0) <= maximum);
+        }
+        for (engine, wanted, may) in
+            [(Engine::MonoioEpoll, "auto", true), (Engine::MonoioEpoll, "epoll", false), (Engine::Ring, "auto", false)]
+        {
+            let settings = Settings::parse(&format!("[server]\nengine = {wanted:?}"), []).unwrap();
+            assert_eq!(may_fit(&settings, engine), may, "{engine} {wanted}");
+        }
     }
 
     #[test]

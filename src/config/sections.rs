@@ -131,6 +131,9 @@ sections! {
     [server] Server: Clone {
         /// Address and port for clients.
         listen: SocketAddr = loopback(8080), "", Allowed::Any, restart;
+        /// Listens where other gateways of the same user do too, that say so as well. Only for a change of processes: the kernel spreads
+        /// new connections over them, and clients of one session that come to two gateways never meet.
+        listen_shared: bool = false, "", Allowed::Any, restart;
         /// The name of this node, told to clients in the welcome.
         node: NodeName = NodeName("n1".to_owned()), "", Allowed::Any, restart;
         /// Shards, one thread each; 0: one per core.

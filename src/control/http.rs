@@ -5,12 +5,13 @@ use super::{EngineLabels, metrics, purges, revocations};
 use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionInfo, Port, PortMessage, Snapshot};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -125,42 +126,53 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// Whether a Host header (RFC 9110 7.2) names this machine's loopback: a page of another name that resolves here (DNS
-/// rebinding) sends its own name.
+/// Whether a host and a port (RFC 3986 3.2.2 and 3.2.3, where a port may be empty) name this machine's loopback: a page of another name
+/// that resolves here (DNS rebinding) sends its own name.
 #[must_use]
 pub fn host_is_loopback(host: &str) -> bool {
-    let (name, port) = match host.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((address, "")) => (address, None),
-            Some((address, rest)) => match rest.strip_prefix(':') {
-                Some(port) => (address, Some(port)),
-                None => return false,
-            },
-            None => return false,
-        },
-        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+    let (is_loopback, after) = match host.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(Some((address, after))) => {
+            (address.parse::<Ipv6Addr>().is_ok_and(|address| address.to_canonical().is_loopback()), after)
+        }
+        Some(None) => return false,
+        None => {
+            let (name, after) = host.split_at(host.find(':').unwrap_or(host.len()));
+            let is_address = name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback());
+            (is_address || name.eq_ignore_ascii_case("localhost"), after)
+        }
     };
-    if port.is_some_and(|port| port.parse::<u16>().is_err()) {
-        return false;
-    }
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+    let port_fits = |port: &str| port.is_empty() || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    is_loopback && (after.is_empty() || after.strip_prefix(':').is_some_and(port_fits))
 }
 
-/// Why a request is refused before it is looked at, if it is.
-fn refusal(headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let host = hosts.next().and_then(|host| host.to_str().ok());
-    if hosts.next().is_some() || !host.is_some_and(host_is_loopback) {
-        return Some((StatusCode::MISDIRECTED_REQUEST, "the Host must be localhost or a loopback address"));
+/// The one value of a header: `Ok(None)` where it was not sent, an error where it was sent twice or is no text.
+pub(super) fn single(headers: &HeaderMap, name: header::HeaderName) -> Result<Option<&str>, ()> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(Some).map_err(|_| ()),
+        (Some(_), Some(_)) => Err(()),
     }
-    let origin = headers.get(header::ORIGIN)?;
-    let name = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
-    (!name.is_some_and(host_is_loopback))
-        .then_some((StatusCode::FORBIDDEN, "the Origin must be a page of this machine's loopback"))
+}
+
+/// Why a request is refused before it is looked at, if it is. A target in absolute form names the host, and `Host` then says nothing
+/// (RFC 9112 3.2.2).
+fn refusal(target: &Uri, headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
+    let header = single(headers, header::HOST).ok().flatten();
+    let asked_for = header.map(|header| target.authority().map_or(header, Authority::as_str));
+    if !asked_for.is_some_and(host_is_loopback) {
+        return Some((StatusCode::MISDIRECTED_REQUEST, "the Host must be localhost or a loopback address, and stand once"));
+    }
+    let page_is_ours = match single(headers, header::ORIGIN) {
+        Ok(None) => true,
+        Ok(Some(origin)) => origin.split_once("://").is_some_and(|(_, host)| host_is_loopback(host)),
+        Err(()) => false,
+    };
+    (!page_is_ours).then_some((StatusCode::FORBIDDEN, "the Origin must be a page of this machine's loopback, and stand once"))
 }
 
 async fn guard(request: Request, next: Next) -> Response {
-    let mut response = match refusal(request.headers()) {
+    let mut response = match refusal(request.uri(), request.headers()) {
         Some((status, detail)) => problem(status, detail),
         None => next.run(request).await,
     };
@@ -290,6 +302,8 @@ mod tests {
             "[::1]",
             "[::1]:9090",
             "[::ffff:127.0.0.1]",
+            "127.0.0.1:",
+            "[::1]:",
         ] {
             assert!(host_is_loopback(good), "{good}");
         }
@@ -299,8 +313,10 @@ mod tests {
             "evil.example",
             "localhost.evil.example",
             "127.0.0.1.evil.example",
-            "127.0.0.1:",
             "127.0.0.1:99999",
+            "127.0.0.1:+9090",
+            "[127.0.0.1]",
+            "[localhost]:9090",
             "10.0.0.1",
             "[::1",
             "[::1]x",
@@ -316,13 +332,14 @@ mod tests {
 
     #[test]
     fn foreign_pages_are_refused() {
-        let check = |pairs: &[(header::HeaderName, &str)]| {
+        let asked = |target: &str, pairs: &[(header::HeaderName, &str)]| {
             let mut headers = HeaderMap::new();
             for (name, value) in pairs {
                 headers.append(name, value.parse().unwrap());
             }
-            refusal(&headers).map(|(status, _)| status.as_u16())
+            refusal(&target.parse().unwrap(), &headers).map(|(status, _)| status.as_u16())
         };
+        let check = |pairs: &[(header::HeaderName, &str)]| asked("/healthz", pairs);
         assert_eq!(check(&[(header::HOST, "localhost:1")]), None);
         assert_eq!(check(&[(header::HOST, "localhost:1"), (header::ORIGIN, "http://127.0.0.1:3000")]), None);
         assert_eq!(check(&[]), Some(421));
@@ -330,5 +347,12 @@ mod tests {
         assert_eq!(check(&[(header::HOST, "localhost"), (header::HOST, "localhost")]), Some(421));
         assert_eq!(check(&[(header::HOST, "localhost"), (header::ORIGIN, "https://evil.example")]), Some(403));
         assert_eq!(check(&[(header::HOST, "localhost"), (header::ORIGIN, "null")]), Some(403));
+        let two = [(header::HOST, "localhost"), (header::ORIGIN, "http://localhost"), (header::ORIGIN, "https://evil.example")];
+        assert_eq!(check(&two), Some(403));
+        // The target goes before Host, which must be there all the same.
+        assert_eq!(asked("HTTP://LOCALHOST:9090/healthz", &[(header::HOST, "rebound.example")]), None);
+        assert_eq!(asked("http://rebound.example/healthz", &[(header::HOST, "localhost")]), Some(421));
+        assert_eq!(asked("http://user@localhost/healthz", &[(header::HOST, "localhost")]), Some(421));
+        assert_eq!(asked("http://localhost/healthz", &[]), Some(421));
     }
 }

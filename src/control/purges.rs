@@ -4,6 +4,7 @@
 
 use super::http::{Shared, json, problem};
 use super::revocations::json_body;
+use crate::auth::is_name;
 use crate::shard::port::PortMessage;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -34,6 +35,10 @@ pub(super) async fn purge(
         Ok(request) => request,
         Err(refusal) => return *refusal,
     };
+    if !is_name(&session_id) {
+        let detail = "session_id is no session's name: 1 to 128 of A-Z a-z 0-9 _ . : -";
+        return problem(StatusCode::BAD_REQUEST, detail);
+    }
     for port in &shared.ports {
         let (reply, answer) = oneshot::channel();
         if port.send(PortMessage::Purge { session_id: session_id.clone(), reply }).is_err() {

@@ -4,7 +4,7 @@
 //! even those of the loopback: a body must say that it is JSON and DELETE is no simple method, so that a browser asks first
 //! (Fetch, CORS-preflight), and nothing here answers it.
 
-use super::http::{ANSWER, Shared, json, problem};
+use super::http::{ANSWER, Shared, json, problem, single};
 use crate::auth::{AuthError, Revocation, Revocations, client_id_allowed, subject_allowed, token_id_allowed};
 use crate::shard::port::Snapshot;
 use axum::body::Bytes;
@@ -162,7 +162,7 @@ pub(super) fn json_body<T: serde::de::DeserializeOwned>(
     body: Result<Bytes, BytesRejection>,
     what: &str,
 ) -> Result<T, Box<Response>> {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = single(headers, header::CONTENT_TYPE).ok().flatten().unwrap_or_default();
     if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
         let detail = "the body must be JSON with Content-Type: application/json";
         return Err(Box::new(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)));

@@ -11,6 +11,7 @@
 
 mod buffers;
 pub mod chunk;
+pub mod claim;
 pub mod directory;
 #[cfg(test)]
 mod disk_suite;

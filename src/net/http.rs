@@ -184,9 +184,7 @@ impl<'h> Request<'h> {
     /// Whether a comma-separated header holds a token, in any case (RFC 9110 section 5.6.1).
     #[must_use]
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        self.values(name)
-            .flat_map(|value| value.split(|&byte| byte == b','))
-            .any(|part| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+        self.values(name).flat_map(elements).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
 
     /// The values of a list header as text, bounded so that what parses them is bounded too.
@@ -223,6 +221,16 @@ impl<'h> Request<'h> {
             ))),
         }
     }
+}
+
+/// The elements of a list header's line, from either end. Empty ones say nothing (RFC 9110 section 5.6.1.2).
+pub(super) fn elements(line: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    line.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
+/// RFC 9110 section 5.6.2.
+pub(super) fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
 }
 
 fn refused_by_parser(error: httparse::Error) -> HttpRefusal {

@@ -64,7 +64,7 @@ impl OriginPolicy {
 /// The host of an http or https origin in the form browsers give it: lower case, no path, no user.
 fn page_host(origin: &str) -> Option<&str> {
     let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"))?;
-    let (host, _) = split_authority(authority)?;
+    let (host, _) = split_serialized(authority)?;
     (!host.bytes().any(|byte| byte.is_ascii_uppercase())).then_some(host)
 }
 
@@ -72,7 +72,14 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host == "[::1]" || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// `host[:port]` (RFC 3986 section 3.2) without user information; an IPv6 host keeps its brackets.
+/// `host[:port]` as a browser writes it into an origin (RFC 6454 section 6.2): a port is there only where it says something.
+fn split_serialized(authority: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = split_authority(authority)?;
+    let written = port.map_or(0, |port| 1 + port.to_string().len());
+    (host.len() + written == authority.len()).then_some((host, port))
+}
+
+/// `host[:port]` (RFC 3986 section 3.2) without user information; an IPv6 host keeps its brackets, and an empty port is none.
 pub(super) fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
@@ -92,7 +99,7 @@ pub(super) fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
         return None;
     }
     match port {
-        None => Some((host, None)),
+        None | Some("") => Some((host, None)),
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some((host, Some(digits.parse().ok()?))),
         Some(_) => None,
     }
@@ -117,7 +124,7 @@ fn check_entry(entry: &str) -> Result<(), &'static str> {
     if authority.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Err("its host is not in lower case");
     }
-    match (scheme, split_authority(authority).ok_or("its host or port is malformed")?.1) {
+    match (scheme, split_serialized(authority).ok_or("its host or port is malformed")?.1) {
         ("https" | "wss", Some(443)) | ("http" | "ws", Some(80)) => Err("browsers leave the scheme's own port out"),
         _ => Ok(()),
     }
@@ -178,6 +185,7 @@ mod tests {
         for (origin, host) in [
             ("https://app.example", "app.example"),
             ("https://app.example", "App.Example:8443"),
+            ("https://app.example", "app.example:"),
             ("http://app.example:3000", "app.example:8080"),
             ("http://[::1]:3000", "[::1]:8080"),
             ("http://127.0.0.1:3000", "127.0.0.1:8080"),
@@ -190,6 +198,8 @@ mod tests {
             ("https://APP.example", "app.example"),
             ("https://x@app.example", "app.example"),
             ("https://app.example:70000", "app.example"),
+            ("https://app.example:", "app.example"),
+            ("https://app.example:08443", "app.example"),
             ("ftp://app.example", "app.example"),
             ("null", "app.example"),
             ("null", "null"),
@@ -224,6 +234,9 @@ mod tests {
             "https://app.example/",
             "https://App.example",
             "https://app.example:443",
+            "https://app.example:",
+            "https://app.example:08443",
+            "https://app.example:70000",
             "https://*.example",
             "https://",
             "",

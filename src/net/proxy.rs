@@ -1,6 +1,7 @@
 //! Who is behind a proxy: networks that are trusted, the PROXY protocol (HAProxy's `proxy-protocol.txt`, versions 1 and 2), and
 //! the header a proxy adds.
 
+use super::http::elements;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The longest header that is read: version 2 with its addresses and room for extensions (specification section 2.2).
@@ -23,12 +24,12 @@ pub fn client_ip<'v>(
     trusted: impl Fn(IpAddr) -> bool,
 ) -> IpAddr {
     let mut nearest = peer.to_canonical();
-    let hops = values.rev().flat_map(|value| value.rsplit(|&byte| byte == b','));
+    let hops = values.rev().flat_map(|value| elements(value).rev());
     for hop in hops.take(HOPS_MAX) {
         if !trusted(nearest) {
             break;
         }
-        let Some(address) = hop_address(hop.trim_ascii()) else { break };
+        let Some(address) = hop_address(hop) else { break };
         nearest = address.to_canonical();
     }
     nearest
@@ -295,6 +296,11 @@ mod tests {
         assert_eq!(client("10.0.0.1", &["[2001:db8::1]:5000"]), "2001:db8::1");
         assert_eq!(client("10.0.0.1", &["[2001:db8::1]"]), "2001:db8::1");
         assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(
+            client("10.0.0.1", &["6.6.6.6, 192.0.2.1,, 10.0.0.2 ,", "", " , "]),
+            "192.0.2.1",
+            "empty elements say nothing"
+        );
         assert_eq!(client("10.0.0.1", &["192.0.2.1, junk"]), "10.0.0.1", "nothing behind a bad hop is believed");
         assert_eq!(client("10.0.0.1", &["192.0.2.1, junk, 10.0.0.3"]), "10.0.0.3");
         assert_eq!(client("10.0.0.1", &["10.0.0.5, 10.0.0.4"]), "10.0.0.5", "inside all the way");

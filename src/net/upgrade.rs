@@ -1,6 +1,6 @@
 //! The opening handshake (RFC 6455 section 4.2): a request head to an upgrade, or to the refusal that says what would be right.
 
-use super::http::Request;
+use super::http::{Request, elements, is_token};
 use super::origin::{OriginPolicy, split_authority};
 use super::refusal::{HttpRefusal, quoted};
 use crate::limits::NAME_BYTES_MAX;
@@ -57,8 +57,7 @@ pub fn upgrade<'h>(request: &Request<'h>, policy: &Policy) -> Result<Upgrade<'h>
         return Err(HttpRefusal::new(405, detail).with_header("Allow", "GET"));
     }
     request.refuse_body()?;
-    let host = host(request)?;
-    let (path, query) = path_and_query(request.target(), host)?;
+    let (host, path, query) = host_path_query(request)?;
     let endpoint = match path {
         "/v1/ws" => Endpoint::Ringway,
         "/v1/echo" if policy.echo => Endpoint::Echo,
@@ -101,32 +100,31 @@ impl Upgrade<'_> {
     }
 }
 
-/// `Host`, exactly once (RFC 9112 section 3.2).
-fn host<'h>(request: &Request<'h>) -> Result<&'h str, HttpRefusal> {
+/// The host, the path and the query that are asked for (RFC 9112 section 3.2). `Host` is there exactly once and well formed; a target
+/// in absolute form names the host itself, and then what `Host` says is nothing to go by.
+fn host_path_query<'h>(request: &Request<'h>) -> Result<(&'h str, &'h str, &'h str), HttpRefusal> {
     let Some(bytes) = request.single("Host")? else {
         return Err(HttpRefusal::bad_request("the header Host is missing"));
     };
-    let host = std::str::from_utf8(bytes).ok().filter(|host| split_authority(host).is_some());
-    host.ok_or_else(|| {
+    let header = std::str::from_utf8(bytes).ok().filter(|host| split_authority(host).is_some());
+    let header = header.ok_or_else(|| {
         HttpRefusal::bad_request(format!("Host is {}; it must be a host name or address, and a port", quoted(bytes)))
-    })
-}
-
-/// A target in origin form, or in absolute form for the same host (RFC 9112 section 3.2).
-fn path_and_query<'h>(target: &'h str, host: &str) -> Result<(&'h str, &'h str), HttpRefusal> {
-    let from_path = if target.starts_with('/') {
-        target
+    })?;
+    let target = request.target();
+    let (host, from_path) = if target.starts_with('/') {
+        (header, target)
     } else {
-        let schemes = ["http://", "https://", "ws://", "wss://"];
-        let authority_on = schemes.iter().find_map(|scheme| target.strip_prefix(scheme)).unwrap_or_default();
-        let path_at = authority_on.find('/').unwrap_or(authority_on.len());
-        let (authority, path) = authority_on.split_at(path_at);
-        if authority.is_empty() || !authority.eq_ignore_ascii_case(host) {
-            return Err(HttpRefusal::bad_request("the request target is neither a path nor a URL of the host that Host names"));
+        let of_ours = |scheme: &str| ["http", "https", "ws", "wss"].iter().any(|ours| scheme.eq_ignore_ascii_case(ours));
+        let after = target.split_once("://").filter(|(scheme, _)| of_ours(scheme)).map_or("", |(_, after)| after);
+        let (authority, from_path) = after.split_at(after.find(['/', '?']).unwrap_or(after.len()));
+        if split_authority(authority).is_none() {
+            let detail = "the request target is neither a path nor a URL with a host name or address, and a port";
+            return Err(HttpRefusal::bad_request(detail));
         }
-        path
+        (authority, from_path)
     };
-    Ok(from_path.split_once('?').unwrap_or((from_path, "")))
+    let (path, query) = from_path.split_once('?').unwrap_or((from_path, ""));
+    Ok((host, path, query))
 }
 
 /// RFC 6455 4.2.2, step 5.4.
@@ -145,21 +143,28 @@ fn accept(request: &Request<'_>) -> Result<[u8; ACCEPT_BYTES], HttpRefusal> {
 }
 
 fn subprotocol(lines: &[&str]) -> Result<Option<&'static str>, HttpRefusal> {
-    let mut offered = lines.iter().flat_map(|line| line.split(',')).map(str::trim_ascii).peekable();
-    if offered.peek().is_none() {
-        return Ok(None);
+    let (mut offers, mut offers_ours) = (false, false);
+    for name in lines.iter().flat_map(|line| elements(line.as_bytes())) {
+        if !is_token(name) {
+            let detail =
+                format!("Sec-WebSocket-Protocol holds {}, which is no name of a subprotocol (RFC 6455 4.1)", quoted(name));
+            return Err(HttpRefusal::bad_request(detail));
+        }
+        offers = true;
+        offers_ours |= name == SUBPROTOCOL.as_bytes();
     }
-    if offered.any(|name| name == SUBPROTOCOL) {
-        return Ok(Some(SUBPROTOCOL));
+    if offers && !offers_ours {
+        let detail =
+            format!("Sec-WebSocket-Protocol offers nothing that is spoken here; offer {SUBPROTOCOL}, or send no such header");
+        return Err(HttpRefusal::bad_request(detail));
     }
-    let detail =
-        format!("Sec-WebSocket-Protocol offers nothing that is spoken here; offer {SUBPROTOCOL}, or send no such header");
-    Err(HttpRefusal::bad_request(detail))
+    Ok(offers_ours.then_some(SUBPROTOCOL))
 }
 
 /// `session_id` of the query, percent-decoded (RFC 3986 section 2.1).
 fn session_id(query: &str) -> Result<Option<String>, HttpRefusal> {
-    let mut values = query.split('&').filter_map(|pair| pair.strip_prefix("session_id="));
+    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut values = pairs.filter(|(key, _)| decoded(key).as_deref() == Some("session_id")).map(|(_, value)| value);
     let Some(encoded) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(HttpRefusal::bad_request("the query names session_id more than once"));
@@ -169,22 +174,27 @@ fn session_id(query: &str) -> Result<Option<String>, HttpRefusal> {
         let detail = format!("the query's session_id is no session's name: 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 _ . : -");
         HttpRefusal::bad_request(detail)
     };
-    let mut name = String::new();
+    let name = decoded(encoded).filter(|name| {
+        (1..=NAME_BYTES_MAX).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b':' | b'-'))
+    });
+    name.map(Some).ok_or_else(refused)
+}
+
+/// Percent-decoded; `None` for what is no encoding of ASCII.
+fn decoded(encoded: &str) -> Option<String> {
     let mut bytes = encoded.bytes();
+    let mut text = String::new();
     while let Some(byte) = bytes.next() {
-        let decoded = if byte == b'%' {
+        let byte = if byte == b'%' {
             let mut digit = || bytes.next().and_then(|digit| char::from(digit).to_digit(16));
-            let (Some(high), Some(low)) = (digit(), digit()) else { return Err(refused()) };
-            char::from_u32(high << 4 | low).ok_or_else(refused)?
+            u8::try_from(digit()? << 4 | digit()?).ok()?
         } else {
-            char::from(byte)
+            byte
         };
-        if !(decoded.is_ascii_alphanumeric() || matches!(decoded, '_' | '.' | ':' | '-')) || name.len() == NAME_BYTES_MAX {
-            return Err(refused());
-        }
-        name.push(decoded);
+        byte.is_ascii().then(|| text.push(char::from(byte)))?;
     }
-    if name.is_empty() { Err(refused()) } else { Ok(Some(name)) }
+    Some(text)
 }
 
 #[cfg(test)]
@@ -263,7 +273,8 @@ mod tests {
         assert_eq!(with(&[("Host", Some("gateway.example:8080"))]), 101);
         assert_eq!(with(&[("Host", Some("[::1]:8080"))]), 101);
         assert_eq!(with(&[("Origin", Some("https://app.example"))]), 101);
-        assert_eq!(status("GET http://gateway.example/v1/ws HTTP/1.1", &[]), 101);
+        assert_eq!(with(&[("Host", Some("gateway.example:"))]), 101, "a port may be empty (RFC 3986 3.2.3)");
+        assert_eq!(with(&[("Upgrade", Some(", websocket,")), ("Connection", Some(",,Upgrade , "))]), 101, "empty elements");
         assert_eq!(status("GET /v1/echo HTTP/1.1", &[]), 101);
     }
 
@@ -275,7 +286,6 @@ mod tests {
             assert_eq!(status(&format!("GET {path} HTTP/1.1"), &[]), 404, "{path}");
         }
         assert_eq!(status("GET * HTTP/1.1", &[]), 400);
-        assert_eq!(status("GET http://other.example/v1/ws HTTP/1.1", &[]), 400);
         for host in [None, Some(""), Some("a b"), Some("a/b"), Some("user@a"), Some("a:port"), Some("[::1"), Some("a, b")] {
             assert_eq!(with(&[("Host", host)]), 400, "{host:?}");
         }
@@ -285,6 +295,42 @@ mod tests {
         let refusal = upgrade(&Request::parse(&head).unwrap(), &Policy::default()).unwrap_err();
         assert_eq!(refusal.status(), 404);
         assert!(refusal.detail().contains("diagnostics.echo"));
+    }
+
+    /// RFC 9112 section 3.2.2: the target names the host, in a scheme of any case (RFC 3986 3.1).
+    #[test]
+    fn a_target_in_absolute_form_goes_before_host() {
+        for target in [
+            "http://gateway.example/v1/ws",
+            "WS://a/v1/ws",
+            "Wss://a:1/v1/ws?session_id=s",
+            "HTTPS://[::1]:8443/v1/ws",
+            "http://other.example:/v1/ws",
+        ] {
+            assert_eq!(status(&format!("GET {target} HTTP/1.1"), &[]), 101, "{target}");
+        }
+        for target in [
+            "ftp://a/v1/ws",
+            "ws:///v1/ws",
+            "ws://user@a/v1/ws",
+            "ws://a:x/v1/ws",
+            "ws://a b/v1/ws",
+            "a/v1/ws",
+            "ws:/v1/ws",
+            "a:1",
+        ] {
+            assert_eq!(status(&format!("GET {target} HTTP/1.1"), &[]), 400, "{target}");
+        }
+        assert_eq!(status("GET ws://a HTTP/1.1", &[]), 404);
+        assert_eq!(status("GET ws://a?session_id=/v1/ws HTTP/1.1", &[]), 404);
+        assert_eq!(status("GET ws://a/v1/ws HTTP/1.1", &[("Host", None)]), 400, "RFC 9112 3.2 asks for it all the same");
+        assert_eq!(status("GET ws://a/v1/ws HTTP/1.1", &[("Host", Some("a b"))]), 400);
+        let own_host = |line: &str, origin: &str| {
+            let head = head(line, &[("Origin", Some(origin))]);
+            upgrade(&Request::parse(&head).unwrap(), &Policy::default()).map(|_| ()).map_err(|refusal| refusal.status())
+        };
+        assert_eq!(own_host("GET ws://a.example/v1/ws HTTP/1.1", "https://a.example"), Ok(()));
+        assert_eq!(own_host("GET ws://a.example/v1/ws HTTP/1.1", "https://gateway.example"), Err(403));
     }
 
     #[test]
@@ -350,8 +396,16 @@ mod tests {
     fn h17_subprotocols() {
         assert_eq!(with(&[("Sec-WebSocket-Protocol", Some("ringway.v1"))]), 101);
         assert_eq!(with(&[("Sec-WebSocket-Protocol", Some("chat")), ("sec-websocket-protocol", Some("ringway.v1"))]), 101);
-        for protocol in ["ringway.v2", "chat", "RINGWAY.V1", "", ",", "ringway.v1 x"] {
+        assert_eq!(with(&[("Sec-WebSocket-Protocol", Some(",chat,, ringway.v1 ,"))]), 101);
+        for protocol in
+            ["ringway.v2", "chat", "RINGWAY.V1", ",chat", "ringway.v1 x", "ringway.v1, a b", "a/b, ringway.v1", "\"ringway.v1\""]
+        {
             assert_eq!(with(&[("Sec-WebSocket-Protocol", Some(protocol))]), 400, "{protocol}");
+        }
+        // React Native and older Deno send such a header for a client that offers nothing.
+        for nothing in ["", " ", ",", " , ,", "\t"] {
+            let head = head("GET /v1/ws HTTP/1.1", &[("Sec-WebSocket-Protocol", Some(nothing))]);
+            assert_eq!(upgrade(&Request::parse(&head).unwrap(), &policy()).unwrap().subprotocol, None, "{nothing:?}");
         }
         let spaces = format!("b{}x", " ".repeat(1100));
         assert_eq!(with(&[("Sec-WebSocket-Protocol", Some(&spaces))]), 400);
@@ -373,9 +427,12 @@ mod tests {
         assert_eq!(session("a=b&session_idx=1"), Ok(None));
         assert_eq!(session("session_id=channel%3anews.A_1-2"), Ok(Some("channel:news.A_1-2".to_owned())));
         assert_eq!(session(&format!("session_id={}", "a".repeat(128))).unwrap().unwrap().len(), 128);
+        assert_eq!(session("x=%zz&%73ession%5Fid=s"), Ok(Some("s".to_owned())), "a load balancer reads it so too");
         let long = format!("session_id={}", "a".repeat(129));
         for query in [
+            "session_id",
             "session_id=",
+            "session_id=a=b",
             "session_id=secret%",
             "session_id=%4",
             "session_id=%zz",
@@ -387,5 +444,6 @@ mod tests {
             assert_eq!(session(query), Err(400), "{query}");
         }
         assert_eq!(session("session_id=a&session_id=a"), Err(400));
+        assert_eq!(session("session_id=a&session%5fid=b"), Err(400));
     }
 }

@@ -6,7 +6,7 @@
 use super::envelope::Envelope;
 use super::errors::{ErrorCode, Fault, Refusal};
 use super::names::{is_client_id, is_name};
-use super::scan::{Document, Numbers, Value, View};
+use super::scan::{Document, Value, View};
 use crate::limits::{
     FEATURES_MAX, HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX, MEMBERS_PAGE_DEFAULT, MEMBERS_PAGE_MAX, PRESENCE_DATA_BYTES_MAX,
     ROOMS_PER_CLIENT_MAX,
@@ -218,9 +218,9 @@ impl CommandParser {
         let read = match command_kind(envelope.kind) {
             Kind::Known(kind) => self
                 .document
-                .read(envelope.payload, Numbers::Read, |view| read_command(kind, view))
-                // The envelope's validation let the payload pass, so only a number's range is left to be wrong.
-                .unwrap_or_else(|_| Err(Fault::new("/payload", "a number in the payload is out of range"))),
+                .read(envelope.payload, |view| read_command(kind, view))
+                // The envelope's validation let the payload pass, and this is the same one.
+                .unwrap_or_else(|_| Err(Fault::new("/payload", "the payload doesn't read"))),
             Kind::Reserved => {
                 Err(Fault::new("/type", format!("{} isn't available in this version of the gateway", envelope.kind))
                     .coded(ErrorCode::EnvelopeUnknownType))
@@ -564,8 +564,14 @@ mod tests {
             ("rw.history", r#"{"before":"1"}"#, "/payload/before", ErrorCode::EnvelopeInvalid),
             ("rw.received", "{}", "/payload/seq", ErrorCode::EnvelopeInvalid),
             ("rw.received", r#"{"seq":9007199254740992}"#, "/payload/seq", ErrorCode::EnvelopeInvalid),
-            ("rw.received", r#"{"seq":18446744073709551616}"#, "/payload", ErrorCode::EnvelopeInvalid),
-            ("rw.received", r#"{"seq":1e400}"#, "/payload", ErrorCode::EnvelopeInvalid),
+            ("rw.received", r#"{"seq":18446744073709551616}"#, "/payload/seq", ErrorCode::EnvelopeInvalid),
+            ("rw.received", r#"{"seq":1e400}"#, "/payload/seq", ErrorCode::EnvelopeInvalid),
+            ("rw.received", r#"{"seq":-1e400,"x":1}"#, "/payload/seq", ErrorCode::EnvelopeInvalid),
+            ("rw.history", r#"{"limit":1000000000000000000000}"#, "/payload/limit", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"start":{"last":1e999}}"#, "/payload/start", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"resume":{"epoch":"e","seq":1e999}}"#, "/payload/resume/seq", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"rooms":[99999999999999999999]}"#, "/payload/rooms/0", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"echo":1e999}"#, "/payload/echo", ErrorCode::EnvelopeInvalid),
             ("rw.agent.register", "{}", "/type", ErrorCode::EnvelopeUnknownType),
             ("rw.nothing", "{}", "/type", ErrorCode::EnvelopeUnknownType),
             ("rw.error", "{}", "/type", ErrorCode::EnvelopeUnknownType),
@@ -577,6 +583,37 @@ mod tests {
         let over = format!(r#"{{"data":"{}"}}"#, "x".repeat(PRESENCE_DATA_BYTES_MAX - 1));
         let refusal = read("rw.presence.set", &over, |outcome| outcome.map(|_| ()).unwrap_err());
         assert_eq!(refusal.pointer, "/payload/data");
+    }
+
+    /// RFC 8259 sets numbers no range: one that nobody reads decides nothing, and takes nothing from the numbers beside it.
+    #[test]
+    fn a_number_of_any_size_under_a_key_that_nobody_reads_is_ignored() {
+        for big in ["1e400", "-1e400", "18446744073709551616", "-9223372036854775809", "1E+999", "0.1e99999", &"9".repeat(400)] {
+            for inside in [big.to_owned(), format!("[{big}]"), format!(r#"{{"seq":{big}}}"#), format!(r#"[[{{"a":{big}}},7]]"#)] {
+                good("rw.received", &format!(r#"{{"x":{inside},"seq":7}}"#), &Command::Received { seq: 7 });
+                good(
+                    "rw.received",
+                    &format!(r#"{{"seq":9007199254740991,"x":{inside}}}"#),
+                    &Command::Received { seq: INTEGER_MAX },
+                );
+                good("rw.ping", &format!(r#"{{"x":{inside}}}"#), &Command::Ping);
+                let resume = Some(Resume { epoch: "e", seq: 5 });
+                let payload = format!(r#"{{"resume":{{"x":{inside},"epoch":"e","seq":5}},"y":{inside}}}"#);
+                good("rw.attach", &payload, &Command::Attach(Attach { resume, ..attach() }));
+                let payload = format!(r#"{{"client_id":"ana","auth_token":"t","x":{inside},"resume":{{"epoch":"e","seq":5}}}}"#);
+                let hello = Hello {
+                    client_id: "ana",
+                    auth_token: "t",
+                    attach: Attach { resume, ..attach() },
+                    acks: true,
+                    features: vec![],
+                };
+                good("rw.hello", &payload, &Command::Hello(hello));
+                // A client's data is kept as it was written.
+                let data = inside.as_bytes();
+                good("rw.presence.set", &format!(r#"{{"data": {inside} ,"x":{big}}}"#), &Command::PresenceSet { data });
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::errors::{Fault, Refusal, pointer_to, shortened};
 use super::names::{is_client_id, is_message_id, is_name, is_subject, is_traceparent, is_type};
-use super::scan::{Document, Member, Numbers, Value, View};
+use super::scan::{Document, Member, Value, View};
 use crate::close::CloseReason;
 use crate::limits::{ADDRESSES_MAX, META_BYTES_MAX, NAME_BYTES_MAX};
 
@@ -140,7 +140,7 @@ impl Parser {
     /// See [`ParseError`].
     pub fn parse<'a>(&'a mut self, text: &'a [u8]) -> Result<Envelope<'a>, ParseError> {
         let Self { document, addresses } = self;
-        let read = document.read(text, Numbers::Opaque, |view| {
+        let read = document.read(text, |view| {
             read_envelope(view, addresses).map_err(|fault| {
                 let (id, session_id) = offender(view);
                 fault.of(id, session_id)

@@ -28,29 +28,16 @@ impl Default for Document {
     }
 }
 
-/// What to do with a number that is JSON but that simd-json can't hold (`1e400`, integers beyond 64 bits).
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Numbers {
-    /// It is the application's: it passes, unread.
-    Opaque,
-    /// It would be read: refused like a text that is no JSON.
-    Read,
-}
-
 impl Document {
     /// Validates `text` and shows it to `reader`. What the reader takes out may live as long as the text and this document's
-    /// borrow; the tape itself goes back for the next text.
-    pub(super) fn read<'a, T>(
-        &'a mut self,
-        text: &'a [u8],
-        numbers: Numbers,
-        reader: impl FnOnce(&View<'_, 'a>) -> T,
-    ) -> Result<T, CloseReason> {
+    /// borrow; the tape itself goes back for the next text. A number that simd-json can't hold (`1e400`, integers beyond 64 bits)
+    /// passes with its text, and reads as no integer.
+    pub(super) fn read<'a, T>(&'a mut self, text: &'a [u8], reader: impl FnOnce(&View<'_, 'a>) -> T) -> Result<T, CloseReason> {
         let Self { scratch, neutral, buffers, tape: kept } = self;
         let mut tape: Tape<'a> = std::mem::replace(kept, Tape(Vec::new())).reset();
         load(scratch, text);
         let mut result = fill_tape_padded(scratch, text.len(), buffers, &mut tape);
-        if result.as_ref().is_err_and(|error| numbers == Numbers::Opaque && !is_too_deep(error)) {
+        if result.as_ref().is_err_and(|error| !is_too_deep(error)) {
             load(neutral, text);
             if neutralise_numbers(&mut neutral[..text.len()]) {
                 result = fill_tape_padded(neutral, text.len(), buffers, &mut tape);
@@ -78,9 +65,13 @@ fn load(scratch: &mut Vec<u8>, text: &[u8]) {
     scratch.resize(text.len() + INPUT_PADDING, b' ');
 }
 
-/// Overwrites every number of the JSON grammar (RFC 8259 section 6) outside strings with `0` and spaces, so that a second
-/// validation judges all but their range: RFC 8259 sets none, simd-json that of `u64` and `f64`. Lengths stay, so spans do too.
-/// False where there is nothing to overwrite. Runs only on texts that failed the first validation.
+/// The digits of an integer that surely fits 64 bits.
+const SHORT_INTEGER_DIGITS: usize = 18;
+
+/// Overwrites the numbers of the JSON grammar (RFC 8259 section 6) outside strings that may be out of range, so that a second
+/// validation judges all but their range: RFC 8259 sets none, simd-json that of `u64` and `f64`. Those are all but short integers,
+/// and become `0.5`, which no reader takes for an integer; lengths stay, so spans do too. False where there is nothing to overwrite.
+/// Runs only on texts that failed the first validation.
 fn neutralise_numbers(text: &mut [u8]) -> bool {
     let mut found = false;
     let mut at = 0;
@@ -97,10 +88,12 @@ fn neutralise_numbers(text: &mut [u8]) -> bool {
                 let length = text[at..].iter().take_while(|byte| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9'));
                 let token = at..at + length.count();
                 at = token.end;
-                if is_number(&text[token.clone()]) {
+                if is_number(&text[token.clone()]) && !is_short_integer(&text[token.clone()]) {
                     found = true;
-                    text[token.clone()].fill(b' ');
-                    text[token.start] = b'0';
+                    // The shortest are `0.5` and `1e9`.
+                    let (number, rest) = text[token].split_at_mut(3);
+                    number.copy_from_slice(b"0.5");
+                    rest.fill(b' ');
                 }
             }
             // A letter before a number (`x1`) is no JSON either way, and stays.
@@ -108,6 +101,11 @@ fn neutralise_numbers(text: &mut [u8]) -> bool {
         }
     }
     found
+}
+
+fn is_short_integer(token: &[u8]) -> bool {
+    let digits = token.strip_prefix(b"-").unwrap_or(token);
+    digits.len() <= SHORT_INTEGER_DIGITS && digits.iter().all(u8::is_ascii_digit)
 }
 
 fn is_number(token: &[u8]) -> bool {

@@ -214,11 +214,8 @@ impl Core {
             ));
         }
         let upgrade = upgrade(&request, &snapshot.upgrade)?;
-        let agreed = if snapshot.settings.deflate.enabled {
-            negotiate(&upgrade.extensions).map_err(|error| HttpRefusal::bad_request(error.to_string()))?
-        } else {
-            None
-        };
+        let agreed = negotiate(&upgrade.extensions, snapshot.settings.deflate.enabled)
+            .map_err(|error| HttpRefusal::bad_request(error.to_string()))?;
         let extensions = agreed.map(|agreed| agreed.header_value());
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return Ok(()) };
         self.buffers.lend(&mut conn.queue);

@@ -28,6 +28,7 @@ mod indexing;
 mod inspect;
 mod keeping;
 pub mod lanes;
+mod listeners;
 mod members;
 mod mirrors;
 mod outbound;

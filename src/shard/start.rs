@@ -4,6 +4,7 @@ use super::admission::Admission;
 use super::core::{Core, CoreOptions};
 use super::counters::shared_counters;
 use super::lanes::{Mesh, SHARDS_MAX};
+use super::listeners;
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
 use super::purge_files::{finish_purges, purge_part};
 use super::resize::{Wanted, resize};
@@ -15,7 +16,7 @@ use crate::io::directory::{Directory, leave_clean};
 use crate::io::files::{self, FilesHandle, OfLog};
 use crate::io::portable::{self, Driver, Portable};
 use crate::io::probe::Engine;
-use crate::io::ring::{self, Bells, Ring, listen};
+use crate::io::ring::{self, Bells, Ring};
 use crate::io::segments::Disk;
 use crate::limits::CHUNK_BYTES;
 use crate::time::Tick;
@@ -27,11 +28,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-/// A killed ring frees its port late: binding is tried again for this long.
-const BIND_TRIES: u32 = 50;
-const BIND_WAIT: Duration = Duration::from_millis(100);
 /// Connections above the node's limit that are being told so.
 const REFUSED_MAX: usize = 256;
 /// Receive buffers of a shard, 4 MiB. Each read takes one, so their number bounds the reads of a turn; a long message takes several.
@@ -175,12 +172,9 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
     let (mesh, bells) = (Mesh::new(count), Bells::new(count));
     let admission = Arc::new(Admission::new(key));
     let cores = if settings.server.pin { own_cores() } else { Vec::new() };
-    let mut address = settings.server.listen;
+    let (address, listeners) = listeners::bind(&settings.server, count)?;
     let (mut seats, mut ports, mut knocks) = (Vec::new(), Vec::new(), Vec::new());
-    for number in 0..count {
-        let listener = bind(address)?;
-        // With port 0 the first listener's port is all the others'.
-        address = listener.local_addr().map_err(|error| format!("server.listen {address}: {error}"))?;
+    for (number, listener) in listeners.into_iter().enumerate() {
         // The ring's read of it waits in the kernel; monoio's waits for readiness first, and must not wait again.
         let flags = if engine == Engine::Ring { EventfdFlags::CLOEXEC } else { EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK };
         let eventfd = eventfd(0, flags).map_err(|error| format!("eventfd: {error}"))?;
@@ -293,18 +287,6 @@ const fn segment_bytes(settings: &Settings) -> u64 {
 fn now() -> Tick {
     let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Tick { mono_ns: 0, wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
-}
-
-#[expect(clippy::disallowed_methods, reason = "before any shard runs")]
-fn bind(address: SocketAddr) -> Result<TcpListener, String> {
-    for _ in 0..BIND_TRIES {
-        match listen(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::sleep(BIND_WAIT),
-            Err(error) => return Err(format!("server.listen {address}: {error}")),
-        }
-    }
-    Err(format!("server.listen {address}: the address is in use by another process: stop it, or choose another port"))
 }
 
 /// The cores this process may run on, in order.

@@ -51,11 +51,12 @@ pub struct MalformedExtensions {
 }
 
 /// The first offer of permessage-deflate that can be honoured; other extensions, and offers with parameters that RFC 7692
-/// section 7.1 forbids or that are unknown, are declined. Linear in the bytes of the lines.
+/// section 7.1 forbids or that are unknown, are declined, and all where deflate is not `enabled`: the header is read and judged in any
+/// case. Linear in the bytes of the lines.
 ///
 /// # Errors
 /// Where the header is no list of extensions at all.
-pub fn negotiate(lines: &[&str]) -> Result<Option<Negotiated>, MalformedExtensions> {
+pub fn negotiate(lines: &[&str], enabled: bool) -> Result<Option<Negotiated>, MalformedExtensions> {
     let mut agreed = None;
     for (index, line) in lines.iter().enumerate() {
         let mut scanner = Scanner { text: line, at: 0 };
@@ -63,7 +64,7 @@ pub fn negotiate(lines: &[&str]) -> Result<Option<Negotiated>, MalformedExtensio
             agreed = agreed.or(offer);
         }
     }
-    Ok(agreed)
+    Ok(agreed.filter(|_| enabled))
 }
 
 struct Scanner<'t> {
@@ -310,7 +311,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn agreed(line: &str) -> Option<String> {
-        negotiate(&[line]).unwrap().map(|agreed| agreed.header_value())
+        negotiate(&[line], true).unwrap().map(|agreed| agreed.header_value())
     }
 
     #[test]
@@ -330,9 +331,9 @@ mod tests {
         for bits in 8..=15 {
             let offer = format!("permessage-deflate; server_max_window_bits={bits}");
             assert_eq!(agreed(&offer), Some(format!("{plain}; server_max_window_bits={bits}")));
-            assert_eq!(negotiate(&[&offer]).unwrap().unwrap().server_window_bits, bits);
+            assert_eq!(negotiate(&[&offer], true).unwrap().unwrap().server_window_bits, bits);
         }
-        assert_eq!(negotiate(&["foo", "permessage-deflate"]).unwrap().map(|agreed| agreed.server_window_bits), Some(15));
+        assert_eq!(negotiate(&["foo", "permessage-deflate"], true).unwrap().map(|agreed| agreed.server_window_bits), Some(15));
     }
 
     #[test]
@@ -378,10 +379,12 @@ mod tests {
             ("é", 0),
             ("a; b=\"é", 8),
         ] {
-            let error = negotiate(&["ok", line]).unwrap_err();
+            let error = negotiate(&["ok", line], true).unwrap_err();
             assert_eq!((error.line, error.at.min(line.len())), (2, at), "{line}");
+            assert_eq!(negotiate(&["ok", line], false), Err(error), "{line}: judged where deflate is off too");
         }
-        assert!(negotiate(&["a; b=\"\\é"]).is_err());
+        assert_eq!(negotiate(&["permessage-deflate", "", " , x; a=1,"], false), Ok(None));
+        assert!(negotiate(&["a; b=\"\\é"], true).is_err());
     }
 
     fn deflated(payload: &[u8], window_bits: u8) -> Vec<u8> {
@@ -517,7 +520,7 @@ mod tests {
 
         #[test]
         fn any_header_is_judged(line in "[ -~]{0,60}", offer in "(permessage-deflate|[;=, \"a1]|server_max_window_bits){0,12}") {
-            let _ = negotiate(&[&line, &offer]);
+            let _ = negotiate(&[&line, &offer], true);
         }
     }
 }

@@ -166,7 +166,7 @@ fn dev_prints_a_url_a_token_and_lines_to_paste_that_work() {
 fn the_log_on_disk_is_read_by_its_tools() {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/log");
     assert_eq!(run(&["log", "verify", golden]), (0, "OK: 1 shards, 14 records, 7 messages\n".to_owned(), String::new()));
-    let (exit, replayed, _) = run(&["replay", golden, "hash:1122334455667788"]);
+    let (exit, replayed, _) = run(&["replay", golden, "hash=1122334455667788"]);
     let seqs: Vec<u64> =
         replayed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64().unwrap()).collect();
     assert_eq!((exit, seqs), (0, vec![4, 5, 6, 7, 8, 9]));

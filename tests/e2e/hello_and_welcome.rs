@@ -42,6 +42,8 @@ async fn a_client_without_a_subprotocol_gets_v1_and_unknown_ones_are_refused() {
         ("Sec-WebSocket-Protocol: ringway.v1\r\n", 101, true),
         ("Sec-WebSocket-Protocol: chat, ringway.v1\r\n", 101, true),
         ("Sec-WebSocket-Protocol: chat\r\n", 400, false),
+        ("Sec-WebSocket-Protocol:\r\n", 101, false),
+        ("Sec-WebSocket-Protocol: , \r\n", 101, false),
     ] {
         let (_, got, head) = upgrade(tcp(gateway.address).await, "/v1/ws", headers).await;
         assert_eq!(got, status, "{headers}: {head}");

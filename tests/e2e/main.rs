@@ -36,6 +36,8 @@ mod killed_and_restarted;
 mod log_faults;
 mod members_and_watch;
 mod members_over_restarts;
+mod names;
+mod one_address;
 mod origins;
 mod presence_grace;
 mod purge;

@@ -96,3 +96,43 @@ fn the_doctor_and_dev_say_which_engine_runs() {
     child.wait().unwrap();
     reader.join().unwrap();
 }
+
+/// Two files a connection, and a machine that does not have them.
+fn few_files(files: u32, under: Vec<String>) -> Vec<String> {
+    let script = format!("ulimit -Sn 64; ulimit -Hn {files}; exec \"$@\"");
+    ["sh", "-c", &script, "sh"].map(str::to_owned).into_iter().chain(under).collect()
+}
+
+#[tokio::test]
+async fn an_engine_of_the_gateways_choice_takes_the_connections_that_it_has_files_for() {
+    if skipped() {
+        return;
+    }
+    let settings = [("server.engine", r#""auto""#), ("server.max_connections", "1000")];
+    let mut gateway = Gateway::start_under(&few_files(900, refusing("EPERM")), &settings);
+    // 900 less 256 and 2 * 256 and 8 of the shard, two each.
+    let line = gateway.logged("that it takes fewer", |line| line["asked_for"] == 1000);
+    assert_eq!((&line["level"], &line["max_connections"]), (&"WARN".into(), &62.into()), "{line}");
+    assert!(line["message"].as_str().unwrap().contains("LimitNOFILE=2776"), "{line}");
+    let _ana = Client::join(&gateway, "s", "ana").await;
+    // The file says what it said: nothing has changed.
+    gateway.reload(&settings);
+    let line = gateway.logged("the reload", |line| line["message"] == "reloaded settings and keys");
+    assert_eq!((&line["live"], &line["restart"]), (&0.into(), &0.into()), "{line}");
+    drop(gateway);
+
+    // What was asked for by name is not another thing silently.
+    let folder = folder();
+    std::fs::write(folder.join("secret"), SECRET).unwrap();
+    for (engine, files) in [("epoll", 900), ("auto", 100)] {
+        let engine = format!("{engine:?}");
+        let settings = [("server.engine", engine.as_str()), ("server.max_connections", "1000")];
+        std::fs::write(folder.join("ringway.toml"), config(&settings)).unwrap();
+        let words = few_files(files, refusing("EPERM"));
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg(env!("CARGO_BIN_EXE_ringway")).args(["serve", "--config"]).arg(folder.join("ringway.toml"));
+        let (exit, _, stderr) = run_command(&mut command);
+        assert!(exit == 1 && stderr.contains("open files: server.max_connections"), "{engine}: {stderr}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}

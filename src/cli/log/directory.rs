@@ -87,6 +87,14 @@ fn number<N: std::str::FromStr + ToString>(name: &str) -> Option<N> {
     name.parse().ok().filter(|number: &N| number.to_string() == name)
 }
 
+/// Before a session's hash where its name is not known. No name holds an equals sign (protocol.md section 2), so that this is none.
+const HASH_MARK: &str = "hash=";
+
+/// A session whose name the log no longer has, as these commands write and read it.
+pub(super) fn unnamed(hash: u64) -> String {
+    format!("{HASH_MARK}{hash:016x}")
+}
+
 impl Directory {
     /// The directory at `path`.
     ///
@@ -112,9 +120,9 @@ impl Directory {
         Ok(Self { path: path.to_owned(), key, shards })
     }
 
-    /// The hash of a session that is named by its id, or as `hash:` and 16 hexadecimal digits.
+    /// The hash of a session that is named by its id, or as [`unnamed`] writes it.
     pub(super) fn session(&self, name: &str) -> u64 {
-        let hash = name.strip_prefix("hash:").filter(|digits| digits.len() == 16);
+        let hash = name.strip_prefix(HASH_MARK).filter(|digits| digits.len() == 16);
         hash.and_then(|digits| u64::from_str_radix(digits, 16).ok())
             .unwrap_or_else(|| self.key.hash64(&[b"session", name.as_bytes()]))
     }

@@ -45,7 +45,8 @@ pub(crate) struct SessionArgs {
     /// The log's directory, `[log] dir`
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Its session_id, or hash: and 16 hexadecimal digits as `log ls` shows it
+    /// Its session_id, or hash= and 16 hexadecimal digits as `log ls` shows it
+    #[arg(allow_hyphen_values = true)]
     session: String,
 }
 
@@ -57,8 +58,8 @@ pub(crate) struct ExportArgs {
     /// One JSON object a line
     #[arg(long, required = true)]
     jsonl: bool,
-    /// Only this session's: its session_id, or hash: and 16 hexadecimal digits
-    #[arg(long)]
+    /// Only this session's: its session_id, or hash= and 16 hexadecimal digits
+    #[arg(long, allow_hyphen_values = true)]
     session: Option<String>,
 }
 
@@ -80,7 +81,8 @@ pub(crate) struct PurgeArgs {
     /// The log's directory, `[log] dir`
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Its session_id; where no gateway runs also hash: and 16 hexadecimal digits as `log ls` shows it
+    /// Its session_id; where no gateway runs also hash= and 16 hexadecimal digits as `log ls` shows it
+    #[arg(allow_hyphen_values = true)]
     session: String,
     /// The admin listener of the gateway that has the directory: it purges while it runs
     #[arg(long, value_name = "URL")]
@@ -92,7 +94,8 @@ pub(crate) struct ReplayArgs {
     /// The log's directory, `[log] dir`
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Its session_id, or hash: and 16 hexadecimal digits as `log ls` shows it
+    /// Its session_id, or hash= and 16 hexadecimal digits as `log ls` shows it
+    #[arg(allow_hyphen_values = true)]
     session: String,
     /// 1 is the pace at which they came, 2 twice that; without it, as fast as they are read
     #[arg(long, value_name = "FACTOR", value_parser = speed)]

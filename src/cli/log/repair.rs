@@ -5,7 +5,7 @@
 //! is interrupted, every byte is in the log or in the quarantine, and running it again goes on.
 
 use super::Out;
-use super::directory::{Directory, Halt, Outcome, Progress, SegmentFile, Shard, at, describe, ranges};
+use super::directory::{Directory, Halt, Outcome, Progress, SegmentFile, Shard, at, describe, ranges, unnamed};
 use crate::cli::{CliError, now_s};
 use crate::io::files::index_path;
 use crate::log::{Kind, LastSegment, ScanError, SessionState, index_name};
@@ -57,7 +57,7 @@ pub(super) fn repair(directory: &Directory, dry_run: bool, out: &mut Out<'_>) ->
             Outcome::Broken { error, last } => {
                 let mut plan = plan(shard, error, *last)?;
                 if let ScanError::Damaged(damage) = error {
-                    let name = |session| ids.get(&session).cloned().unwrap_or_else(|| format!("hash:{session:016x}"));
+                    let name = |session| ids.get(&session).cloned().unwrap_or_else(|| unnamed(session));
                     plan.lines.extend(ranges(damage, |session| last_seqs.get(&session).copied(), name));
                 }
                 plans.push(plan);

@@ -1,7 +1,7 @@
 //! `ringway log stat`, `ls` and `verify`: what all records together come to.
 
 use super::Out;
-use super::directory::{Directory, Halt, Outcome, Shard, describe, ranges};
+use super::directory::{Directory, Halt, Outcome, Shard, describe, ranges, unnamed};
 use crate::cli::CliError;
 use crate::cli::admin_client::plain;
 use crate::log::{Kind, MemberState, Position, Receipt, Record, ScanError, SessionState, StateError, decode_empty};
@@ -116,10 +116,7 @@ impl Survey {
     }
 
     fn name(&self, session: u64) -> String {
-        self.sessions
-            .get(&session)
-            .and_then(|session| session.id.as_deref().map(plain))
-            .unwrap_or_else(|| format!("hash:{session:016x}"))
+        self.sessions.get(&session).and_then(|session| session.id.as_deref().map(plain)).unwrap_or_else(|| unnamed(session))
     }
 
     /// What is broken, and which sessions it hit.
@@ -281,11 +278,12 @@ pub(super) fn verify(directory: &Directory, out: &mut Out<'_>) -> Result<(), Hal
     for (hash, session) in std::mem::take(&mut survey.sessions) {
         if session.id.is_none() && session.messages > 0 {
             let what = format!(
-                "session hash:{hash:016x}: nothing names it, so that its messages would not be served: an older file is missing"
+                "session {}: nothing names it, so that its messages would not be served: an older file is missing",
+                unnamed(hash)
             );
             survey.problem(what);
         }
-        let name = session.id.as_deref().map_or_else(|| format!("hash:{hash:016x}"), plain);
+        let name = session.id.as_deref().map_or_else(|| unnamed(hash), plain);
         for (first, last) in session.holes() {
             survey.problem(format!("session {name}: seq {first} to {last} are not in the log, though later ones are"));
         }

@@ -120,7 +120,7 @@ fn the_golden_log_is_whole_and_every_record_is_exported() {
     assert_eq!((&lines[4]["envelope"]["seq"], &lines[4]["addresses"][1]), (&6.into(), &"0000000000000016".into()));
     assert_eq!(lines[7]["state"]["synced_to"], lines[7]["position"]);
     assert_eq!(lines[9]["state"]["received_seq"], 9);
-    let (one, _) = tool(&golden(), |directory, out| export::export(directory, Some("hash:000000000000abcd"), out));
+    let (one, _) = tool(&golden(), |directory, out| export::export(directory, Some("hash=000000000000abcd"), out));
     assert_eq!(one.lines().count(), 2);
     let (list, _) = tool(&golden(), survey::ls);
     let rows: Vec<Vec<&str>> = list.lines().map(|line| line.split_whitespace().collect()).collect();

@@ -59,7 +59,7 @@ fn peer_of(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
 /// A listener of its own for each shard: SO_REUSEPORT spreads accepts over them; what accepted sockets inherit is set once here.
 ///
 /// # Errors
-/// What `bind` or `listen` answered; EADDRINUSE is for the caller to retry (a killed ring frees its port late).
+/// What `bind` or `listen` answered.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM.cloexec(), None)?;
     socket.set_reuse_address(true)?;
@@ -70,6 +70,17 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(4096)?;
     Ok(socket.into())
+}
+
+/// Whether a listener of its own, which shares with nobody, could have this address: as `bind` sees it, wildcard addresses and both
+/// families together. What is left of a process that has ended (TIME_WAIT) is no reason against it.
+///
+/// # Errors
+/// What `socket` or `bind` answered: EADDRINUSE where another listens, EADDRNOTAVAIL where the address is not this machine's.
+pub fn could_listen_alone(address: SocketAddr) -> io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM.cloexec(), None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())
 }
 
 fn set_not_sent_lowat(socket: &socket2::Socket, bytes: u32) -> io::Result<()> {

@@ -15,7 +15,7 @@ mod slots;
 mod tests;
 
 pub(in crate::io) use disk::ignore_file_size_signal;
-pub use listen::listen;
+pub use listen::{could_listen_alone, listen};
 
 use crate::io::buffers::BufferRing;
 use crate::io::chunk::Chunk;

@@ -42,7 +42,7 @@ fn accept(request: &Request<'_>, policy: &Policy, answer: &mut Vec<u8>) -> Resul
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let _ = client_ip(loopback, request.values("x-forwarded-for"), |address| address.is_loopback());
     let upgrade = upgrade(request, policy)?;
-    let extensions = negotiate(&upgrade.extensions).ok().flatten().map(|agreed| agreed.header_value());
+    let extensions = negotiate(&upgrade.extensions, true).ok().flatten().map(|agreed| agreed.header_value());
     upgrade.write_accept(extensions.as_deref(), answer);
     Ok(())
 }
