@@ -37,6 +37,7 @@ mod log_faults;
 mod members_and_watch;
 mod members_over_restarts;
 mod origins;
+mod own_names;
 mod presence_grace;
 mod purge;
 mod receipts;
