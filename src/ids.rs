@@ -27,6 +27,19 @@ impl ConnId {
     }
 }
 
+/// Whether a session's or a channel's id is one that the gateway keeps for its own (protocol.md section 3): no client comes into such a
+/// session. A name alone makes no session the gateway's.
+#[must_use]
+pub fn is_own_session(session_id: &str) -> bool {
+    session_id.strip_prefix("channel:").unwrap_or(session_id).starts_with("rw.")
+}
+
+/// Whether a room's name is one that the gateway keeps for its own.
+#[must_use]
+pub fn is_own_room(room: &str) -> bool {
+    room.starts_with("rw:")
+}
+
 /// The key of every hash over text that clients choose. Random per process; fixed in the simulator and in benches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HashKey(pub [u8; 16]);

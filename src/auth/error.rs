@@ -55,7 +55,7 @@ pub enum AuthError {
     #[error("the token was revoked: get a new one")]
     Revoked,
     /// A good token that does not cover the session.
-    #[error("the token's `sid` does not cover this session")]
+    #[error("the token's `sid` does not cover this session (and none covers one that is named rw. and more, the gateway's own)")]
     ForbiddenSession,
     /// The `client_id` is not the user's.
     #[error("the client_id must be the token's `sub`, or `sub/` and 1 to 64 of [A-Za-z0-9_-]")]

@@ -1,6 +1,7 @@
 //! What a verified token permits.
 
 use super::AuthError;
+use crate::ids::is_own_session;
 use crate::limits::{CLIENT_TAIL_BYTES_MAX, NAME_BYTES_MAX, SUBJECT_BYTES_MAX};
 use std::fmt;
 
@@ -144,9 +145,13 @@ impl Grant {
         self.roles().any(|held| held == role)
     }
 
-    /// Whether the grant covers a session: its exact id, or a pattern `prefix*`. A bare `*` covers all.
+    /// Whether the grant covers a session: its exact id, or a pattern `prefix*`. A bare `*` covers all but what is the gateway's own,
+    /// which nothing covers.
     #[must_use]
     pub fn covers(&self, session_id: &str) -> bool {
+        if is_own_session(session_id) {
+            return false;
+        }
         self.sessions().any(|pattern| match pattern.strip_suffix('*') {
             Some(prefix) => session_id.starts_with(prefix),
             None => session_id == pattern,
@@ -305,6 +310,19 @@ mod tests {
         }
         let all = Grant::new(&GrantParts { sessions: &["*"], ..parts() }).unwrap();
         assert!(all.covers("anything") && all.covers("channel:any"));
+    }
+
+    #[test]
+    fn nothing_covers_what_is_the_gateways_own() {
+        let own = ["rw.", "rw.audit", "channel:rw.audit", "channel:rw."];
+        let patterns = ["*", "rw.*", "rw*", "r*", "channel:*", "channel:rw.*", "rw.audit", "channel:rw.audit"];
+        let grant = Grant::new(&GrantParts { sessions: &patterns, ..parts() }).unwrap();
+        for session_id in own {
+            assert_eq!(grant.require_session(session_id), Err(AuthError::ForbiddenSession), "{session_id}");
+        }
+        for session_id in ["rw", "rwx", "rw:x", "xrw.audit", "RW.audit", "channel:rw", "channel:x.rw.audit"] {
+            assert!(grant.covers(session_id), "{session_id}");
+        }
     }
 
     #[test]

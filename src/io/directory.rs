@@ -6,6 +6,7 @@
 //! <generation>/shard-<i>/     <number, 16 hexadecimal digits>.seg, and `clean` after an end in good order
 //! ```
 
+use super::own::{FORMAT_BEGINS, check_empty, check_owner, is_lock, remove_other_generations};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -13,11 +14,13 @@ use std::path::{Path, PathBuf};
 
 /// The version of the directory's layout.
 const VERSION: u64 = 1;
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 const FORMAT: &str = "format";
-const CLEAN: &str = "clean";
+/// `format` before it has its name.
+pub(super) const FORMAT_NEW: &str = "format.new";
+pub(super) const CLEAN: &str = "clean";
 /// `format` is small; what is longer is something else.
-const FORMAT_BYTES_MAX: u64 = 4096;
+pub(super) const FORMAT_BYTES_MAX: u64 = 4096;
 const CLEAN_BYTES_MAX: u64 = 64;
 
 /// A directory in use by this process.
@@ -43,7 +46,7 @@ pub struct SegmentFile {
     pub file: File,
 }
 
-fn told(path: &Path, error: &io::Error) -> String {
+pub(super) fn told(path: &Path, error: &io::Error) -> String {
     format!("log.dir: {}: {error}", path.display())
 }
 
@@ -64,8 +67,15 @@ impl Directory {
         // A log that is written again for other shards is written before there is an engine.
         super::ring::ignore_file_size_signal();
         make_root(root).map_err(|error| told(root, &error))?;
-        let lock = lock(root)?;
+        check_owner(root)?;
         let path = root.join(FORMAT);
+        // Before anything is made in a directory it is a log's, or empty.
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => check_empty(root)?,
+            Err(error) => return Err(told(&path, &error)),
+            Ok(_) => drop(read_format(&path)?),
+        }
+        let lock = lock(root)?;
         let directory = match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut made = Self { root: root.to_owned(), generation: 1, shards, key: fresh_key, _lock: lock, _format: None };
@@ -78,33 +88,19 @@ impl Directory {
                 Self { root: root.to_owned(), generation, shards, key, _lock: lock, _format: File::open(&path).ok() }
             }
         };
-        directory.remove_other_generations()?;
+        remove_other_generations(root, directory.generation)?;
         Ok(directory)
-    }
-
-    /// A change of generations that was interrupted left the one before, or a part of the next.
-    fn remove_other_generations(&self) -> Result<(), String> {
-        for entry in fs::read_dir(&self.root).map_err(|error| told(&self.root, &error))? {
-            let path = entry.map_err(|error| told(&self.root, &error))?.path();
-            let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u32>().ok());
-            if number.is_some_and(|number| number != self.generation) {
-                fs::remove_dir_all(&path).map_err(|error| told(&path, &error))?;
-            }
-        }
-        Ok(())
     }
 
     fn write_format(&mut self) -> Result<(), String> {
         use std::fmt::Write as _;
-        let mut text = String::from(
-            "# The log of a ringway gateway. The key names sessions and clients in it: keep it as secret as they are.\n",
-        );
+        let mut text = format!("{FORMAT_BEGINS} The key names sessions and clients in it: keep it as secret as they are.\n");
         let _ = write!(text, "version = {VERSION}\ngeneration = {}\nshards = {}\nkey = \"", self.generation, self.shards);
         for byte in self.key {
             let _ = write!(text, "{byte:02x}");
         }
         text.push_str("\"\n");
-        let (path, fresh) = (self.root.join(FORMAT), self.root.join("format.new"));
+        let (path, fresh) = (self.root.join(FORMAT), self.root.join(FORMAT_NEW));
         let write = || {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
             file.write_all(text.as_bytes())?;
@@ -157,6 +153,8 @@ impl Directory {
             sync_directory(&self.root)
         };
         make().map_err(|error| told(&path, &error))?;
+        check_owner(&self.root.join(generation.to_string()))?;
+        check_owner(&path)?;
         Ok(path)
     }
 
@@ -172,7 +170,7 @@ impl Directory {
             (self.generation, self.shards) = (old, count);
             return Err(error);
         }
-        self.remove_other_generations()
+        remove_other_generations(&self.root, self.generation)
     }
 }
 
@@ -195,6 +193,9 @@ fn make_root(root: &Path) -> io::Result<()> {
 
 fn lock(root: &Path) -> Result<File, String> {
     let path = root.join(LOCK);
+    if fs::symlink_metadata(&path).is_ok() && !is_lock(&path) {
+        return Err(format!("log.dir: {} is no lock of a gateway's: move it away, or name another directory", path.display()));
+    }
     let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
     let mut file = open().map_err(|error| told(&path, &error))?;
     if file.try_lock().is_err() {

@@ -243,7 +243,7 @@ pub fn drop_index(path: &Path) {
     let _ = std::fs::remove_file(staged(path));
 }
 
-fn staged(path: &Path) -> PathBuf {
+pub(super) fn staged(path: &Path) -> PathBuf {
     path.with_extension("idx.new")
 }
 
@@ -334,7 +334,7 @@ fn handle(request: Request, reserve_bytes: u64, log: OfLog, watch: &mut Watch) -
 }
 
 /// Stands in a shard's directory while the session is purged.
-fn purge_path(directory: &Path, session: u64) -> PathBuf {
+pub(super) fn purge_path(directory: &Path, session: u64) -> PathBuf {
     directory.join(format!("{session:016x}.purge"))
 }
 
@@ -373,7 +373,8 @@ pub fn purges(directory: &Path) -> io::Result<Vec<u64>> {
     for entry in entries {
         let name = entry?.file_name();
         let digits = name.to_str().and_then(|name| name.strip_suffix(".purge")).filter(|digits| digits.len() == 16);
-        sessions.extend(digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()));
+        let session = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        sessions.extend(session.filter(|session| purge_path(directory, *session).file_name() == Some(&name)));
     }
     Ok(sessions)
 }

@@ -16,6 +16,7 @@ pub mod directory;
 #[cfg(test)]
 mod disk_suite;
 pub mod files;
+pub mod own;
 pub mod portable;
 pub mod probe;
 pub mod ring;

@@ -5,13 +5,16 @@
 
 use super::envelope::Envelope;
 use super::errors::{ErrorCode, Fault, Refusal};
-use super::names::{is_client_id, is_name};
+use super::names::{is_client_id, is_name, is_room};
 use super::scan::{Document, Value, View};
 use crate::limits::{
     FEATURES_MAX, HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX, MEMBERS_PAGE_DEFAULT, MEMBERS_PAGE_MAX, PRESENCE_DATA_BYTES_MAX,
     ROOMS_PER_CLIENT_MAX,
 };
 use std::fmt;
+
+const NAME: &str = "a name: 1 to 128 of A-Z a-z 0-9 _ . : -";
+const ROOM: &str = "a room's name: 1 to 128 of A-Z a-z 0-9 _ . : - that don't begin with rw:, which are the gateway's own";
 
 /// The largest integer that every JSON reader holds exactly (RFC 8259 section 6).
 const INTEGER_MAX: u64 = (1 << 53) - 1;
@@ -245,14 +248,15 @@ fn read_command<'a>(kind: CommandKind, view: &View<'_, 'a>) -> Result<Command<'a
             auth_token: fields.token()?,
             attach: fields.attach()?,
             acks: fields.boolean("acks")?.unwrap_or(true),
-            features: fields.names("features", FEATURES_MAX)?,
+            features: fields.names("features", FEATURES_MAX, is_name, NAME)?,
         }),
         CommandKind::Attach => Command::Attach(fields.attach()?),
         CommandKind::Detach => Command::Detach,
         CommandKind::Ping => Command::Ping,
         CommandKind::Refresh => Command::Refresh(Refresh { auth_token: fields.token()? }),
         CommandKind::Join => Command::Join { room: fields.room()?.ok_or_else(|| absent("room"))? },
-        CommandKind::Leave => Command::Leave { room: fields.room()?.ok_or_else(|| absent("room"))? },
+        // Out of a room that was joined before it was the gateway's own, too.
+        CommandKind::Leave => Command::Leave { room: fields.string("room", is_name, NAME)?.ok_or_else(|| absent("room"))? },
         CommandKind::Members => Command::Members(Members {
             room: fields.room()?,
             after: fields.string("after", is_client_id, "a client_id: the next of the page before")?,
@@ -343,7 +347,7 @@ impl<'t, 'a> Fields<'_, 't, 'a> {
     }
 
     fn room(&self) -> Result<Option<&'a str>, Fault> {
-        self.string("room", is_name, "a name: 1 to 128 of A-Z a-z 0-9 _ . : -")
+        self.string("room", is_room, ROOM)
     }
 
     fn token(&self) -> Result<&'a str, Fault> {
@@ -357,7 +361,7 @@ impl<'t, 'a> Fields<'_, 't, 'a> {
     }
 
     /// A list of names without duplicates.
-    fn names(&self, key: &'static str, count_max: usize) -> Result<Vec<&'a str>, Fault> {
+    fn names(&self, key: &'static str, count_max: usize, is_good: fn(&str) -> bool, rule: &str) -> Result<Vec<&'a str>, Fault> {
         let Some(value) = self.optional(key)? else { return Ok(Vec::new()) };
         let elements = value
             .elements()
@@ -365,9 +369,10 @@ impl<'t, 'a> Fields<'_, 't, 'a> {
             .ok_or_else(|| ill_typed(key, &format!("an array of at most {count_max} names")))?;
         let mut names = Vec::with_capacity(elements.len);
         for (index, element) in elements.enumerate() {
-            let name = element.string().filter(|name| is_name(name)).ok_or_else(|| {
-                Fault::new(format!("/payload/{key}/{index}"), "a name is a string of 1 to 128 of A-Z a-z 0-9 _ . : -")
-            })?;
+            let name = element
+                .string()
+                .filter(|name| is_good(name))
+                .ok_or_else(|| Fault::new(format!("/payload/{key}/{index}"), format!("each of {key} is {rule}")))?;
             if !names.contains(&name) {
                 names.push(name);
             }
@@ -379,7 +384,7 @@ impl<'t, 'a> Fields<'_, 't, 'a> {
         Ok(Attach {
             resume: self.resume()?,
             start: self.start()?,
-            rooms: self.names("rooms", ROOMS_PER_CLIENT_MAX)?,
+            rooms: self.names("rooms", ROOMS_PER_CLIENT_MAX, is_room, ROOM)?,
             create: self.boolean("create")?.unwrap_or(true),
             echo: self.boolean("echo")?.unwrap_or(false),
         })
@@ -498,6 +503,8 @@ mod tests {
         good("rw.refresh", r#"{"auth_token":"t"}"#, &Command::Refresh(Refresh { auth_token: "t" }));
         good("rw.join", r#"{"room":"ops"}"#, &Command::Join { room: "ops" });
         good("rw.leave", r#"{"room":"ops"}"#, &Command::Leave { room: "ops" });
+        good("rw.leave", r#"{"room":"rw:ops"}"#, &Command::Leave { room: "rw:ops" });
+        good("rw.join", r#"{"room":"rw.ops"}"#, &Command::Join { room: "rw.ops" });
         good("rw.members", "{}", &Command::Members(Members { room: None, after: None, limit: MEMBERS_PAGE_DEFAULT }));
         good(
             "rw.members",
@@ -538,6 +545,7 @@ mod tests {
             ("rw.refresh", "{}", "/payload/auth_token", ErrorCode::AuthMissing),
             ("rw.attach", &rooms(ROOMS_PER_CLIENT_MAX + 1), "/payload/rooms", ErrorCode::EnvelopeInvalid),
             ("rw.attach", r#"{"rooms":["a","b c"]}"#, "/payload/rooms/1", ErrorCode::EnvelopeInvalid),
+            ("rw.attach", r#"{"rooms":["a","rw:b"]}"#, "/payload/rooms/1", ErrorCode::EnvelopeInvalid),
             ("rw.attach", r#"{"rooms":"a"}"#, "/payload/rooms", ErrorCode::EnvelopeInvalid),
             ("rw.attach", r#"{"resume":7}"#, "/payload/resume", ErrorCode::EnvelopeInvalid),
             ("rw.attach", r#"{"resume":{"epoch":"e"}}"#, "/payload/resume", ErrorCode::EnvelopeInvalid),
@@ -552,6 +560,10 @@ mod tests {
             ("rw.attach", r#"{"create":"yes"}"#, "/payload/create", ErrorCode::EnvelopeInvalid),
             ("rw.join", "{}", "/payload/room", ErrorCode::EnvelopeInvalid),
             ("rw.join", r#"{"room":"a b"}"#, "/payload/room", ErrorCode::EnvelopeInvalid),
+            ("rw.join", r#"{"room":"rw:a"}"#, "/payload/room", ErrorCode::EnvelopeInvalid),
+            ("rw.members", r#"{"room":"rw:a"}"#, "/payload/room", ErrorCode::EnvelopeInvalid),
+            ("rw.watch", r#"{"room":"rw:a"}"#, "/payload/room", ErrorCode::EnvelopeInvalid),
+            ("rw.history", r#"{"room":"rw:a"}"#, "/payload/room", ErrorCode::EnvelopeInvalid),
             ("rw.leave", r#"{"room":null}"#, "/payload/room", ErrorCode::EnvelopeInvalid),
             ("rw.members", r#"{"limit":501}"#, "/payload/limit", ErrorCode::EnvelopeInvalid),
             ("rw.members", r#"{"limit":0}"#, "/payload/limit", ErrorCode::EnvelopeInvalid),

@@ -1,7 +1,7 @@
 //! The inbound envelope (protocol.md sections 2 and 3): text to borrowed, checked fields.
 
 use super::errors::{Fault, Refusal, pointer_to, shortened};
-use super::names::{is_client_id, is_message_id, is_name, is_subject, is_traceparent, is_type};
+use super::names::{is_client_id, is_message_id, is_name, is_room, is_subject, is_traceparent, is_type};
 use super::scan::{Document, Member, Value, View};
 use crate::close::CloseReason;
 use crate::limits::{ADDRESSES_MAX, META_BYTES_MAX, NAME_BYTES_MAX};
@@ -105,7 +105,7 @@ impl<'a> Address<'a> {
         match kind {
             "client" if is_client_id(name) => Some(Self::Client(name)),
             "user" if is_subject(name) => Some(Self::User(name)),
-            "room" if is_name(name) => Some(Self::Room(name)),
+            "room" if is_room(name) => Some(Self::Room(name)),
             "role" if is_name(name) => Some(Self::Role(name)),
             "intent" if is_name(name) => Some(Self::Intent(name)),
             // The channel's session bears the whole text as its id.
@@ -310,7 +310,7 @@ fn read_address<'a>(text: &'a str, index: Option<usize>) -> Result<Address<'a>, 
         Fault::new(
             pointer,
             "an address is session, client:ID, user:SUB, room:NAME, role:NAME, intent:NAME or channel:NAME; a NAME is 1 to 128 \
-             of A-Z a-z 0-9 _ . : - (a channel's 120)",
+             of A-Z a-z 0-9 _ . : - (a channel's 120); a room's does not begin with rw:",
         )
     })
 }
@@ -430,6 +430,8 @@ mod tests {
             (with(r#""to":"nobody""#), "/to"),
             (with(r#""to":"room:""#), "/to"),
             (with(r#""to":"room:a b""#), "/to"),
+            (with(r#""to":"room:rw:a""#), "/to"),
+            (with(r#""to":["room:a","room:rw:"]"#), "/to/1"),
             (with(r#""to":"session:x""#), "/to"),
             (with(r#""to":"Room:x""#), "/to"),
             (with(r#""to":"client:a\"b""#), "/to"),

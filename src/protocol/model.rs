@@ -134,7 +134,8 @@ fn read_to(raw: Option<&str>) -> Option<Option<Vec<String>>> {
             "room" | "role" | "intent" | "channel" => c.is_ascii_alphanumeric() || "_.:-".contains(c),
             _ => false,
         };
-        (1..=name_max).contains(&name.len()) && name.chars().all(charset)
+        let is_own = kind == "room" && name.starts_with("rw:");
+        (1..=name_max).contains(&name.len()) && name.chars().all(charset) && !is_own
     };
     (in_bounds && addresses.iter().all(is_good)).then_some(Some(addresses))
 }

@@ -1,5 +1,6 @@
 //! The charsets and lengths of what the envelope's strings may hold (protocol.md sections 2 to 4).
 
+use crate::ids::is_own_room;
 use crate::limits::{
     CLIENT_TAIL_BYTES_MAX, MESSAGE_ID_BYTES_MAX, NAME_BYTES_MAX, SUBJECT_BYTES_MAX, TRACEPARENT_BYTES_MAX, TYPE_BYTES_MAX,
 };
@@ -63,6 +64,12 @@ pub fn is_message_id(text: &str) -> bool {
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     within(text, NAME, NAME_BYTES_MAX)
+}
+
+/// A room that a client may name: not one of the gateway's own, `rw:` and more (section 6).
+#[must_use]
+pub fn is_room(text: &str) -> bool {
+    is_name(text) && !is_own_room(text)
 }
 
 /// A token's `sub`: printable ASCII without spaces, quotes and backslashes, so that `from` never needs escaping.

@@ -8,6 +8,7 @@ use super::inbound::RETRY_AFTER_MS;
 use super::lanes::LaneMessage;
 use super::reading::HistoryPage;
 use super::replies::AT_ONCE;
+use crate::auth::AuthError;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::protocol::{
@@ -83,8 +84,8 @@ impl Core {
                     Some(request) => self.ask_to_attach(io, id, request, now),
                     None => {
                         let head = Head { id: envelope.id, session_id: envelope.session_id };
-                        let message = "the token's sid does not cover this session";
-                        self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, message, Some("/session_id"));
+                        let message = AuthError::ForbiddenSession.to_string();
+                        self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/session_id"));
                     }
                 }
             }

@@ -496,7 +496,9 @@ impl Core {
         let Some(conn) = self.conn(id) else { return };
         if conn.grant.as_ref().is_none_or(|grant| !grant.covers(session_id)) {
             let head = Head { id: envelope.id, session_id: envelope.session_id };
-            let message = format!("the token's sid does not cover '{session_id}'");
+            let message = format!(
+                "the token's sid does not cover '{session_id}' (and none covers a channel named rw. and more, the gateway's own)"
+            );
             return self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/to"));
         }
         let (acks, number) = (conn.flags.acks, conn.messages_in);

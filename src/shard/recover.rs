@@ -5,13 +5,16 @@ use super::durable::Disk;
 use super::indexing::Indexing;
 use super::keeping::Kept;
 use super::publish::POSTED_IDS_MAX;
-use crate::ids::{HashKey, Map};
+use crate::ids::{HashKey, Map, is_own_room, is_own_session};
 use crate::log::{
     Geometry, IndexBuilder, IndexFile, Kind, Log, MemberState, Position, Receipt, Record, Run, SegmentHeader, SessionRun,
     SessionState, directory_runs,
 };
 use crate::session::{Dedupe, DedupeLimits, Member, MemberKey, SessionKey, Stay, Stream};
 use crate::time::Tick;
+
+/// Sessions out of reach that a shard names.
+pub(super) const OUT_OF_REACH_NAMED: usize = 3;
 
 /// What was found of a shard's log on disk.
 #[derive(Clone, Debug, Default)]
@@ -267,7 +270,8 @@ impl Core {
             told_lost: state.told_lost,
             unseen_due_ms: 0,
         });
-        for stay in state.stays.iter().filter(|stay| stay.to == u64::MAX) {
+        // A room that is the gateway's own since is left.
+        for stay in state.stays.iter().filter(|stay| stay.to == u64::MAX && !is_own_room(stay.room)) {
             self.sessions.enter_room(member, stay.room, stay.from);
         }
     }
@@ -280,6 +284,14 @@ impl Core {
         if let Some(session) = self.sessions.remove(key) {
             self.streams.remove(session.stream);
         }
+    }
+
+    /// The sessions of an earlier version's that have names of the gateway's own, which no client comes into any more: their count, and the
+    /// first few.
+    #[must_use]
+    pub fn sessions_out_of_reach(&self) -> (usize, Vec<Box<str>>) {
+        let ids = || self.streams.iter().map(|(_, stream)| &stream.session_id).filter(|id| is_own_session(id));
+        (ids().count(), ids().take(OUT_OF_REACH_NAMED).cloned().collect())
     }
 
     /// All is read: members are away from now on, and after an end that was not clean every session begins a new epoch.

@@ -7,6 +7,7 @@ use super::lanes::{Mesh, SHARDS_MAX};
 use super::listeners;
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
 use super::purge_files::{finish_purges, purge_part};
+use super::recover::OUT_OF_REACH_NAMED;
 use super::resize::{Wanted, resize};
 use super::store::{Store, index_of, recover, settle};
 use crate::config::Settings;
@@ -34,6 +35,12 @@ const REFUSED_MAX: usize = 256;
 /// Receive buffers of a shard, 4 MiB. Each read takes one, so their number bounds the reads of a turn; a long message takes several.
 const BUFFERS: u16 = 1024;
 const BUFFER_BYTES: u32 = 4 * 1024;
+
+const OUT_OF_REACH: &str = "sessions of the log have names that are the gateway's own since (rw. and more): no client comes into them any \
+     more; `ringway log cat` reads them, retention or `ringway log purge` takes their messages";
+
+/// How many sessions of a shard no client comes into, and the first of their names.
+type OutOfReach = (usize, Vec<Box<str>>);
 
 /// Shards that run.
 #[derive(Debug)]
@@ -195,7 +202,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
     }
     let barrier = Arc::new(Barrier::new(count + 1));
     let reads = Arc::new(Reads { all_done: Barrier::new(count), one_failed: AtomicBool::new(false) });
-    let (tell, told) = mpsc::channel::<Result<(), String>>();
+    let (tell, told) = mpsc::channel::<Result<OutOfReach, String>>();
     let mut threads = Vec::new();
     for seat in seats {
         let parts = Parts {
@@ -219,7 +226,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
             let mut core = Core::new(CoreOptions { shard: seat.number, key, mesh, admission, counters, port, snapshot, seed });
             let log = directory.as_deref().zip(files);
             let ready = parts.recover(&mut core, log, segment_bytes, &reads, seat.listener);
-            let outcome = ready.as_ref().map(|_| ()).map_err(Clone::clone);
+            let outcome = ready.as_ref().map(|_| core.sessions_out_of_reach()).map_err(Clone::clone);
             // The starter is gone only if another shard failed first.
             let _ = tell.send(outcome);
             // A bell rung for a ring that is not up yet would be lost: all wait for all.
@@ -249,10 +256,18 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
         threads.push(thread);
     }
     drop(tell);
-    let outcomes: Vec<Result<(), String>> = told.iter().take(count).collect();
+    let outcomes: Vec<Result<OutOfReach, String>> = told.iter().take(count).collect();
     barrier.wait();
+    let (mut out_of_reach, mut named) = (0, Vec::new());
     for outcome in outcomes {
-        outcome?;
+        let (count, first) = outcome?;
+        out_of_reach += count;
+        named.extend(first);
+        named.truncate(OUT_OF_REACH_NAMED);
+    }
+    if out_of_reach > 0 {
+        let names = named.join(", ");
+        tracing::warn!(sessions = out_of_reach, names, "{OUT_OF_REACH}");
     }
     Ok(Running { address, ports, threads })
 }

@@ -261,14 +261,15 @@ pub fn index_of(reader: &mut dyn Read) -> std::io::Result<Indexed> {
     Ok(Indexed { bytes: file.bytes, directory_bytes: file.directory_bytes })
 }
 
-/// Removes indexes of segments that are gone, and what a write of one has left behind.
+/// Removes indexes of segments that are gone, and what a write of one has left behind. Files with other names are none of the log's.
 fn remove_stale(path: &Path, indexes: &[(u64, File)]) -> std::io::Result<()> {
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let known = |number| indexes.iter().any(|(kept, _)| *kept == number);
-        if name.ends_with(".idx.new") || index_number(&name).is_some_and(|number| !known(number)) {
+        let is_staged = name.strip_suffix(".new").and_then(index_number).is_some();
+        if is_staged || index_number(&name).is_some_and(|number| !known(number)) {
             std::fs::remove_file(entry.path())?;
         }
     }
@@ -358,4 +359,27 @@ pub(crate) fn trim_files(path: &Path, files: &mut Vec<SegmentFile>, last: Option
         cut(&file.file, valid_bytes)?;
     }
     sync_directory(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_indexes_that_nobody_needs_are_removed() {
+        let path = std::env::temp_dir().join(format!("ringway-stale-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        let foreign = ["notes.idx", "notes.idx.new", "000000000000000A.idx.new", "000000000000000a.seg"];
+        for name in foreign.iter().chain(&["000000000000000a.idx", "000000000000000b.idx", "000000000000000b.idx.new"]) {
+            std::fs::write(path.join(name), "").unwrap();
+        }
+        remove_stale(&path, &[(0xa, File::open(path.join("000000000000000a.idx")).unwrap())]).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        std::fs::remove_dir_all(&path).unwrap();
+        assert_eq!(
+            left,
+            ["000000000000000A.idx.new", "000000000000000a.idx", "000000000000000a.seg", "notes.idx", "notes.idx.new"]
+        );
+    }
 }

@@ -129,6 +129,42 @@ async fn a_log_is_not_written_again_for_other_shards_where_its_files_may_not_be_
     assert_eq!(held(&gateway.again()).await, taken);
 }
 
+/// A start with a gateway's configuration that is refused: what it says.
+fn refused(gateway: &Gateway) -> String {
+    let (code, _, stderr) = run(&["serve", "--config", gateway.folder.join("ringway.toml").to_str().unwrap()]);
+    assert_eq!(code, 1, "{stderr}");
+    stderr
+}
+
+#[tokio::test]
+async fn what_is_in_a_directory_that_is_no_logs_or_not_its_own_stays() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let log = LogFolder::new();
+    let mut gateway = log.start(&[]);
+    stop(&mut gateway);
+    std::fs::remove_dir_all(log.0.join("log")).unwrap();
+    let photo = log.0.join("log/2019/summer.jpg");
+    std::fs::create_dir_all(photo.parent().unwrap()).unwrap();
+    std::fs::write(&photo, "a photo").unwrap();
+    let error = refused(&gateway);
+    assert!(error.contains("is no log's directory") && error.contains("it has 2019"), "{error}");
+    assert_eq!(std::fs::read(&photo).unwrap(), b"a photo");
+    std::fs::remove_dir_all(log.0.join("log")).unwrap();
+    let mut gateway = gateway.again();
+    let taken = say(&gateway, 0..3).await;
+    stop(&mut gateway);
+    let (format, away) = (log.0.join("log/format"), log.0.join("format"));
+    std::fs::rename(&format, &away).unwrap();
+    let error = refused(&gateway);
+    assert!(error.contains("has a log (") && error.contains("restore `format`"), "{error}");
+    std::fs::rename(&away, &format).unwrap();
+    std::fs::set_permissions(log.0.join("log"), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let error = refused(&gateway);
+    assert!(error.contains("(mode 0777): `chmod go-w "), "{error}");
+    std::fs::set_permissions(log.0.join("log"), std::fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(held(&gateway.again()).await, taken);
+}
+
 /// After a restart what was acknowledged is there, once and in order; perhaps what was refused when the disk failed, too. And it goes on.
 async fn goes_on(gateway: &Gateway, mut taken: Vec<u64>, refused: u64) {
     for round in 0..2 {

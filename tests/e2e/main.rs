@@ -39,6 +39,7 @@ mod members_over_restarts;
 mod names;
 mod one_address;
 mod origins;
+mod own_names;
 mod presence_grace;
 mod purge;
 mod receipts;

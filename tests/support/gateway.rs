@@ -103,15 +103,15 @@ impl Gateway {
         Self::launch(Self::configured(settings), under.to_vec())
     }
 
-    /// One whose log's directory is the empty folder `log`, where a file system of its own is mounted, in memory, of so many bytes; a
-    /// file `filler` has `filler_bytes` of it. Only its process sees it; [`Gateway::inside`] is the way there. `None` where this host
+    /// One whose log's directory is in the empty folder `log`, where a file system of its own is mounted, in memory, of so many bytes; a
+    /// file `filler` beside it has `filler_bytes` of it. Only its process sees it; [`Gateway::inside`] is the way there. `None` where this host
     /// lets nobody mount.
     pub fn start_on_small_disk(log: &Path, bytes: u64, filler_bytes: u64, settings: &[(&str, &str)]) -> Option<Self> {
         let namespaces = ["--user", "--map-root-user", "--mount"];
         if !Command::new("unshare").args(namespaces).arg("true").status().is_ok_and(|status| status.success()) {
             return None;
         }
-        let path = format!("{log:?}");
+        let path = format!("{:?}", log.join("log"));
         let settings: Vec<(&str, &str)> = settings.iter().copied().chain([("log.dir", path.as_str())]).collect();
         let script = r#"mount -t tmpfs -o "size=$1" tmpfs "$3" && head -c "$2" /dev/zero > "$3/filler" && shift 3 && exec "$@""#;
         let (bytes, filler_bytes) = (bytes.to_string(), filler_bytes.to_string());

@@ -8,6 +8,7 @@ use super::Out;
 use super::directory::{Directory, Halt, Outcome, Progress, SegmentFile, Shard, at, describe, ranges, unnamed};
 use crate::cli::{CliError, now_s};
 use crate::io::files::index_path;
+use crate::io::own::check_owner;
 use crate::log::{Kind, LastSegment, ScanError, SessionState, index_name};
 use crate::shard::purge_files::append_purges;
 use std::collections::BTreeMap;
@@ -83,7 +84,13 @@ pub(super) fn repair(directory: &Directory, dry_run: bool, out: &mut Out<'_>) ->
 }
 
 /// Holds the directory's lock, so that no gateway starts meanwhile. A dry run makes no file for it.
+///
+/// # Errors
+/// Where somebody else has it, or the directory is another user's: the gateway could not open what is made in it.
 pub(super) fn lock(directory: &Directory, dry_run: bool) -> Result<Option<File>, CliError> {
+    if !dry_run {
+        check_owner(&directory.path).map_err(CliError)?;
+    }
     let path = directory.path.join("lock");
     let mut file = match OpenOptions::new().read(true).write(!dry_run).create(!dry_run).truncate(false).open(&path) {
         Ok(file) => file,

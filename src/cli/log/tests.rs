@@ -186,6 +186,24 @@ fn a_hole_in_a_session_is_a_problem_unless_it_let_go_of_it() {
 }
 
 #[test]
+fn what_writes_to_a_log_wants_its_directory_to_be_its_own() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let log = made();
+    let folder = Folder::of(&[&log]);
+    folder.flip(&log, 1, 300);
+    std::fs::set_permissions(&folder.0, std::fs::Permissions::from_mode(0o777)).unwrap();
+    for run in [
+        |directory: &Directory, out: &mut Out<'_>| repair::repair(directory, false, out),
+        |directory: &Directory, out: &mut Out<'_>| purge::purge(directory, "s-1", out),
+    ] {
+        let (text, error) = tool(&folder.0, run);
+        assert!(text.is_empty() && error.contains("(mode 0777): `chmod go-w "), "{text}{error}");
+        assert!(!folder.0.join("lock").exists() && !folder.0.join("quarantine").exists());
+    }
+    assert!(tool(&folder.0, |directory, out| repair::repair(directory, true, out)).0.contains("nothing was moved"));
+}
+
+#[test]
 fn a_torn_end_is_told_and_stays() {
     let mut log = made();
     let (end, from) = (log.files[2].1.len(), log.end());
