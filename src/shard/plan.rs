@@ -115,12 +115,18 @@ impl Core {
 
     /// Notes what one of a connection's sessions has for it.
     fn plan_attachment(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize) {
-        let Some(attachment) = conn.slots.get(number).and_then(Slot::attached) else { return };
+        let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return };
         // Its last reply is out: what comes now is no longer for it.
         if self.left.iter().any(|place| place.conn == conn.id && usize::from(place.attachment) == number) {
             return;
         }
         let (stream, mut let_out) = (attachment.stream, 0);
+        if attachment.idle
+            && let Some(stream) = self.streams.get(stream)
+        {
+            // At rest: nothing that came since was for it, whether or not retention has dropped it by now.
+            attachment.cursor = attachment.cursor.max(stream.unwoken_from(stream.head() + 1) - 1);
+        }
         let mut scan = Scan { cursor: attachment.cursor, limit: 0, collected: false, bytes: 0, seen: 0 };
         self.trim(stream);
         loop {

@@ -2,7 +2,7 @@
 
 use super::bounds::pass;
 use super::client::{Casting, Sabotage, What};
-use super::scenarios::{all_in, count, finish, stage};
+use super::scenarios::{all_in, count, finish, say, stage};
 use super::world::World;
 use serde_json::{Value, json};
 
@@ -120,4 +120,20 @@ fn a_join_that_is_repeated_says_nothing_of_attachments_before_the_first() {
         assert_eq!((count(&world, 1, "rw.joined"), world.bounds("s.1").1), (1, 3));
         judge(world, spoilt);
     }
+}
+
+#[test]
+fn a_reader_at_rest_is_told_of_no_gap_where_retention_drops_what_was_not_for_it() {
+    let mut world = stage(1, 4, &["ana", "bob"]);
+    say(&mut world, 0, 1);
+    for _ in 0..10 {
+        world.message_to(0, "s.0", &json!("client:ana"), 10, false);
+    }
+    assert!(world.run_until(5_000, all_in));
+    world.command(1, "rw.ping", "s.0", json!({}), What::Ping { acked_max: 0 });
+    assert!(world.run_until(5_000, all_in));
+    assert_eq!((world.bounds("s.0"), count(&world, 1, "rw.gap")), ((8, 11), 0));
+    say(&mut world, 0, 1);
+    assert_eq!((world.clients[1].held["s.0"], count(&world, 1, "rw.gap")), (12, 0));
+    finish(&mut world);
 }
