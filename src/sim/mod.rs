@@ -25,8 +25,8 @@ mod pipe;
 mod purges;
 mod random;
 mod rest;
+mod runs;
 mod scenarios;
-mod seeds;
 mod seen;
 mod shrink;
 mod story;
@@ -205,4 +205,10 @@ fn guard(run: impl FnOnce() -> Outcome) -> Outcome {
         Outcome { violations: vec![format!("panic: {}", text.unwrap_or("no text"))], ..Outcome::default() }
     };
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(panicked)
+}
+
+/// Named by hand: one seed, or new ones; see `runs`.
+#[test]
+fn seed() {
+    runs::by_hand();
 }

@@ -1,7 +1,7 @@
 //! A failing world made smaller while it fails in the same way: less time, fewer events, faults, features and clients.
 
 use super::client::Sabotage;
-use super::seeds::first_of;
+use super::runs::first_of;
 use super::world::Plan;
 use super::{Outcome, Spec};
 use crate::config::Settings;

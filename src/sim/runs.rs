@@ -98,8 +98,9 @@ fn explain(spec: &Spec) {
     panic!("seed {:#x}: {:#?}", spec.seed, outcome.violations);
 }
 
-#[test]
-fn seed() {
+/// What `RINGWAY_SEED`, `RINGWAY_SIM_SECONDS` or `RINGWAY_SIM_SEEDS` ask for; `RINGWAY_SIM_FROM` names the first of new seeds, and
+/// `RINGWAY_SIM_DRAW=first` what they draw from.
+pub fn by_hand() {
     let draw = if std::env::var("RINGWAY_SIM_DRAW").is_ok_and(|draw| draw == "first") { Draw::First } else { Draw::Wide };
     if let Some(seed) = number("RINGWAY_SEED") {
         return explain(&Spec::new(seed, draw));
