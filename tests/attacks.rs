@@ -87,6 +87,32 @@ fn get(changes: &[&str]) -> Vec<u8> {
     request("GET /v1/ws HTTP/1.1", changes)
 }
 
+/// Headers that are lists: what is malformed is refused whatever is off, what is empty says nothing.
+fn list_attacks() -> Vec<Attack> {
+    use Expect::{Accepted, Http};
+    let mut rows = Vec::new();
+    let mut add = |id, what: &str, bytes: Vec<u8>, expect| rows.push(attack(id, what, Stage::Tcp, bytes, expect));
+    for (what, value, expect) in [
+        ("constructor", "constructor".to_owned(), Accepted),
+        ("an unknown one with parameters", "x; a=1; b=\"2\"".to_owned(), Accepted),
+        ("nothing", " , ,".to_owned(), Accepted),
+        ("no list, where deflate is off", "permessage-deflate; =".to_owned(), Http(400)),
+        ("an open quote, where deflate is off", "x; a=\"".to_owned(), Http(400)),
+        ("2,000 parameters", format!("permessage-deflate{}", "; a=1".repeat(2_000)), Http(400)),
+        ("10,000 parameters, more than a head holds", format!("permessage-deflate{}", "; a=1".repeat(10_000)), Http(431)),
+    ] {
+        add("H16", what, get(&[&format!("Sec-WebSocket-Extensions: {value}")]), expect);
+    }
+    add("H17", "8,000 spaces", get(&[&format!("Sec-WebSocket-Protocol: b{}x", " ".repeat(8_000))]), Http(400));
+    add("H17", "32,000 spaces", get(&[&format!("Sec-WebSocket-Protocol: b{}x", " ".repeat(32_000))]), Http(431));
+    for nothing in ["", " ", ","] {
+        add("H17", "a client that offers nothing", get(&[&format!("Sec-WebSocket-Protocol: {nothing}")]), Accepted);
+    }
+    add("H17", "what is no token", get(&["Sec-WebSocket-Protocol: ringway.v1, a b"]), Http(400));
+    add("H17", "unknown ones only", get(&["Sec-WebSocket-Protocol: chat, soap"]), Http(400));
+    rows
+}
+
 fn http_attacks() -> Vec<Attack> {
     use Expect::{Accepted, Http, HttpEither};
     let mut rows = Vec::new();
@@ -155,24 +181,6 @@ fn http_attacks() -> Vec<Attack> {
     }
     let two = ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="];
     add("H15", "two keys", get(&two), Http(400));
-    for (what, value, expect) in [
-        ("constructor", "constructor".to_owned(), Accepted),
-        ("an unknown one with parameters", "x; a=1; b=\"2\"".to_owned(), Accepted),
-        ("nothing", " , ,".to_owned(), Accepted),
-        ("no list, where deflate is off", "permessage-deflate; =".to_owned(), Http(400)),
-        ("an open quote, where deflate is off", "x; a=\"".to_owned(), Http(400)),
-        ("2,000 parameters", format!("permessage-deflate{}", "; a=1".repeat(2_000)), Http(400)),
-        ("10,000 parameters, more than a head holds", format!("permessage-deflate{}", "; a=1".repeat(10_000)), Http(431)),
-    ] {
-        add("H16", what, get(&[&format!("Sec-WebSocket-Extensions: {value}")]), expect);
-    }
-    add("H17", "8,000 spaces", get(&[&format!("Sec-WebSocket-Protocol: b{}x", " ".repeat(8_000))]), Http(400));
-    add("H17", "32,000 spaces", get(&[&format!("Sec-WebSocket-Protocol: b{}x", " ".repeat(32_000))]), Http(431));
-    for nothing in ["", " ", ","] {
-        add("H17", "a client that offers nothing", get(&[&format!("Sec-WebSocket-Protocol: {nothing}")]), Accepted);
-    }
-    add("H17", "what is no token", get(&["Sec-WebSocket-Protocol: ringway.v1, a b"]), Http(400));
-    add("H17", "unknown ones only", get(&["Sec-WebSocket-Protocol: chat, soap"]), Http(400));
     add("H19", "a token in the query is of no use and no harm", request("GET /v1/ws?token=abc HTTP/1.1", &[]), Accepted);
     add("H21", "the HTTP/2 preface in clear", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), Http(400));
     add("H22", "TLS on a plain port", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), Http(400));
@@ -616,7 +624,8 @@ fn files(gateway: &Gateway) -> usize {
 
 #[test]
 fn the_http_upgrade() {
-    let (gateway, rows) = (start(&[]), http_attacks());
+    let (gateway, mut rows) = (start(&[]), http_attacks());
+    rows.extend(list_attacks());
     let before = files(&gateway);
     assert_eq!(rows.len(), 63, "rows are added here too, so that none is lost unseen");
     run_all(&gateway, &rows);

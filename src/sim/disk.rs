@@ -247,6 +247,16 @@ impl Disk {
         self.pending.iter().map(|pending| pending.due_ns).min()
     }
 
+    /// The first place in each index file names one far outside of its segment from now on; how many there are.
+    pub fn damage_places(&mut self) -> usize {
+        for (number, index) in &self.indexes {
+            let runs = u32::from_le_bytes(index.bytes[32..36].try_into().unwrap()) as usize;
+            let offset_high = crate::log::INDEX_HEADER_BYTES + runs * crate::log::RUN_BYTES + 3;
+            self.index_damage.entry(*number).or_default().push((offset_high, 0x80));
+        }
+        self.indexes.len()
+    }
+
     /// Does one thing that is due.
     pub fn next_answer(&mut self, random: &mut Random, now_ns: u64) -> Option<Answer> {
         let at = self.pending.iter().position(|pending| pending.due_ns <= now_ns)?;
