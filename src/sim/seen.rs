@@ -156,14 +156,15 @@ fn a_mirror_whose_missing_records_were_all_purged_hears_of_it() {
     attach(&mut world, 0, session, &[], "head");
     assert!(world.run_until(5_000, all_in));
     // The mirror's shard gives no credit back meanwhile.
-    world.seats[there].paused_until = world.now_ns + 500_000_000;
-    for _ in 0..12 {
+    let pause = |world: &mut World| world.seats[there].paused_until = world.now_ns + 500_000_000;
+    for seq in 1..=12 {
+        pause(&mut world);
         world.message_to(ana, session, &Value::Null, 50, false);
-        world.run_for(10);
+        assert!(world.run_until(20, |world| world.bounds(session).1 == seq));
     }
+    pause(&mut world);
     world.purge(session);
-    world.run_for(50);
-    assert_eq!((world.bounds(session), world.purges.len()), ((13, 12), 0));
+    assert!(world.run_until(20, |world| world.bounds(session) == (13, 12)));
     assert!(world.seats[there].paused_until > world.now_ns);
     world.run_for(500);
     world.command(0, "rw.ping", session, json!({}), What::Ping { acked_max: 0 });

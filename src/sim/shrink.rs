@@ -116,7 +116,8 @@ impl Trim {
             trim.not.insert(event);
             more.push(trim);
         }
-        for client in (0..clients).filter(|client| !self.without.contains(client)) {
+        let leavable = if self.without.len() + 1 < clients { 0..clients } else { 0..0 };
+        for client in leavable.filter(|client| !self.without.contains(client)) {
             let mut trim = self.clone();
             trim.without.insert(client);
             more.push(trim);
@@ -167,9 +168,9 @@ fn a_failing_world_is_made_smaller_and_fails_in_the_same_way() {
             outcome.violations.first().is_some_and(|first| first.contains(" after ")).then_some((spec, outcome))
         })
         .expect("a repeated message is objected to in some world");
-    let (kind, steps) = (kind_of(&outcome.violations[0]), outcome.steps);
+    let kind = kind_of(&outcome.violations[0]);
     let (small, outcome) = shrink(&spec, outcome, Duration::from_secs(20));
     assert_eq!(kind_of(&outcome.violations[0]), kind);
-    assert!(outcome.steps < steps, "{} of {steps} steps are left: {}", outcome.steps, small.trim);
+    assert_ne!(small.trim, spec.trim, "nothing of it could be left out");
     assert_eq!(super::judge(&small).violations, outcome.violations);
 }
