@@ -430,6 +430,7 @@ fn stages_are_pure() {
     // The shard's core as well, but for what starts its thread and what other threads call.
     let impure_files = [
         "shard/start.rs",
+        "shard/listeners.rs",
         "shard/purge_files.rs",
         "shard/resize.rs",
         "shard/store.rs",
