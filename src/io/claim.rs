@@ -15,7 +15,7 @@ impl Claim {
     /// `None` where another holds it. A name has at most 107 bytes.
     ///
     /// # Errors
-    /// What the kernel answered.
+    /// The kernel's answer, where it is another one than that the name is taken.
     pub fn take(name: &str) -> io::Result<Option<Self>> {
         match UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?) {
             Ok(socket) => Ok(Some(Self { _socket: socket })),

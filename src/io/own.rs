@@ -1,4 +1,4 @@
-//! Whose a directory is, and what in it is the log's own. Nothing else is ever removed, and no log is made among what is somebody else's.
+//! Ownership of a log's directory, and of the files in it that are the log's own. Nothing else is ever removed, and no log is made among what is somebody else's.
 
 use super::directory::{FORMAT_BYTES_MAX, told};
 use super::files::{index_path, purge_path, segment_path, staged};
@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 /// Bits of a mode that let others than the owner write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
-/// What a segment's header begins with; one that was made ahead, or torn, has zeros.
+/// First bytes of a segment's header; one that was made ahead, or torn, has zeros.
 const SEGMENT_BEGINS: [u8; 5] = *b"RWSEG";
-/// What every `format` has begun with.
+/// First line's beginning of every `format` so far.
 pub(super) const FORMAT_BEGINS: &str = "# The log of a ringway gateway.";
 /// Names in a directory that a message names.
 const NAMED_MAX: usize = 3;
@@ -272,7 +272,7 @@ mod tests {
             Directory::open(&self.0, 1, [7; 16]).map(|directory| directory.generation)
         }
 
-        /// It is refused for this reason, and nothing in it has changed.
+        /// Checks that the folder is refused for this reason, and that nothing in it has changed.
         fn refused(&self, why: &[&str]) {
             let before = self.files();
             let error = self.open().unwrap_err();

@@ -256,7 +256,6 @@ impl Index {
         }
     }
 
-    /// Takes the oldest number out, or up to so many where they are in one run; [`Index::settle`] is left to be called.
     const fn first_seq(&self, oldest: &Oldest) -> u64 {
         match oldest {
             Oldest::Run(run) => run.first_seq,
@@ -265,6 +264,7 @@ impl Index {
         }
     }
 
+    /// Takes the oldest number out, or up to so many where they are in one run; [`Index::settle`] is left to be called.
     fn drop_oldest(&mut self, oldest: Oldest, numbers: u64) -> u64 {
         match oldest {
             Oldest::Run(run) => {

@@ -106,7 +106,7 @@ impl Core {
         (members.map(|place| (place.shard, place.conn, place.attachment)).collect(), attached.collect())
     }
 
-    /// What the shard knows of a client in a session, each thing with its name: the member, where the session is at home here, and its
+    /// State of a client in a session as the shard has it, each thing with its name: the member, where the session is at home here, and its
     /// attachments here. Rooms and roles are told by these names.
     pub fn sight(&self, client_id: &str, session_id: &str, (rooms, roles): (&[&str], &[&str])) -> Vec<(String, String)> {
         let hash = self.session_hash(session_id);

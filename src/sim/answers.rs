@@ -280,13 +280,15 @@ impl World {
         }
     }
 
-    /// Whether a small limit of this world may refuse with this code whatever adds a session, a member or a room.
-    fn is_bounded(&self, code: &str) -> bool {
+    /// Returns `true` if a small limit of this world may refuse this with this code: it adds a room, a member or a session.
+    fn is_bounded(&self, what: &What, code: &str) -> bool {
         let (limits, usual) = (&self.drawn.limits, Limits::default());
-        match code {
-            "limit.rooms" => limits.rooms_per_client < usual.rooms_per_client,
-            "limit.members" => limits.members_per_session < usual.members_per_session,
-            "limit.sessions" => {
+        match (code, what) {
+            ("limit.rooms", What::Join(_) | What::Attach { .. } | What::Other("rw.watching")) => {
+                limits.rooms_per_client < usual.rooms_per_client
+            }
+            ("limit.members", What::Attach { .. }) => limits.members_per_session < usual.members_per_session,
+            ("limit.sessions", What::Attach { .. } | What::Message { .. } | What::Ephemeral) => {
                 limits.sessions_per_shard < usual.sessions_per_shard || limits.sessions_per_user < usual.sessions_per_user
             }
             _ => false,
@@ -320,7 +322,7 @@ impl World {
             return;
         }
         let fits = code == "limit.rate"
-            || self.is_bounded(code)
+            || self.is_bounded(what, code)
             || match what {
                 What::Bad => true,
                 What::Message { .. } | What::Ephemeral => {

@@ -1,4 +1,4 @@
-//! What worlds reached: how often each reason for a close, a drop or a refusal occurred, in how many of them. A reason that no seed
+//! Coverage of reasons: how often each one for a close, a drop or a refusal was reached, in how many worlds. A reason that no seed
 //! reaches is no tested reason.
 
 use super::world::{Seat, World};
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cover(BTreeMap<(&'static str, String), u64>);
 
-/// What epochs come to, as clients are told.
+/// Outcomes of epochs, as clients are told of them.
 pub const EPOCHS: [&str; 6] =
     ["resumed_in_it", "resumed_over_a_start", "rewound", "not_known_any_more", "kept_by_a_start", "begun_by_a_start"];
 
@@ -66,7 +66,7 @@ impl Sum {
 }
 
 impl Seat {
-    /// What this process's shard reached.
+    /// Adds the reasons that this process's shard reached.
     pub fn count_cover(&self, cover: &mut Cover) {
         let counters = &self.counters;
         CloseReason::ALL.iter().for_each(|reason| cover.add("close", reason.label(), counters.closed_count(*reason)));
@@ -76,7 +76,7 @@ impl Seat {
 }
 
 impl World {
-    /// What its last process reached, and what its clients were told.
+    /// Adds the reasons that its last process reached, and the codes that its clients were told.
     pub fn count_cover(&mut self) {
         let Self { seats, clients, cover, .. } = self;
         seats.iter().for_each(|seat| seat.count_cover(cover));

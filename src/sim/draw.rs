@@ -1,4 +1,4 @@
-//! What a seed draws: which features its world has, its settings, its faults, and who is in it.
+//! Draws of a seed: the features of its world, its settings, its faults, and who is in it.
 
 use super::client::{Casting, ROLES};
 use super::disk::DiskFaults;
@@ -8,13 +8,13 @@ use super::random::Random;
 use super::shrink::Trim;
 use super::visitors::{Errand, Visitor};
 use super::world::{Features, Plan, World};
-use crate::config::{Durability, Server, Settings};
+use crate::config::{Durability, Limits, Server, Settings};
 use crate::limits::CHUNK_BYTES;
 
-/// What a seed draws from.
+/// Sets of worlds that a seed may name one of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Draw {
-    /// What the first seeds drew from, so that those that failed once are the same worlds today.
+    /// Worlds of the first seeds, so that those that failed once are the same today.
     First,
     /// All there is.
     Wide,
@@ -27,7 +27,7 @@ fn trust(settings: Settings, network: &str) -> Settings {
     Settings { server: Server { trusted_proxies, ..settings.server }, ..settings }
 }
 
-/// What a seed makes of the world.
+/// Settings, features and faults of a seed's world.
 pub fn plan(random: &mut Random, draw: Draw) -> Plan {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
@@ -103,91 +103,76 @@ pub fn put_on_disk(settings: &mut Settings, random: &mut Random, levels: &[Durab
     settings.log.segment_bytes = random.pick(&[1, 1, 2]) * CHUNK_BYTES as u64;
 }
 
-/// Settings that are seldom as they are here, a few of them in one world, so that rare pairs meet.
-fn widen(plan: &mut Plan, random: &mut Random) {
-    let limits = &mut plan.settings.limits;
-    // In most worlds most are as they are by default.
-    let rarely = random.pick(&[0, 5, 5, 15, 30]);
-    let some = |random: &mut Random| random.percent(rarely);
-    if some(random) {
-        limits.rate_abuse_ms = 200;
-        limits.messages_per_second = 20;
-    }
-    if some(random) {
-        limits.bytes_per_second = 20_000;
-    }
-    if some(random) {
-        limits.handshakes_per_second = 5;
-    }
-    if some(random) {
+/// Settings that are seldom as they are here, each drawn by itself, so that rare pairs meet.
+const SELDOM: [fn(&mut Plan, &mut Random); 21] = [
+    |plan, _| (plan.settings.limits.rate_abuse_ms, plan.settings.limits.messages_per_second) = (200, 20),
+    |plan, _| plan.settings.limits.bytes_per_second = 20_000,
+    |plan, _| plan.settings.limits.handshakes_per_second = 5,
+    |plan, _| {
+        let limits = &mut plan.settings.limits;
         (limits.handshakes_per_ip_per_second, limits.handshakes_per_ip_burst) = (2, 3);
         plan.features.addresses = 3;
-    }
-    if some(random) {
-        limits.half_open_per_ip = 1;
-        plan.features.addresses = 3;
-    }
-    if some(random) {
-        (limits.handshake_ms, limits.tls_handshake_ms) = (100, 100);
-    }
-    if some(random) {
-        limits.half_open_percent = 1;
-    }
-    if some(random) {
-        limits.unfinished_message_ms = 100;
-    }
-    if some(random) {
-        limits.rooms_per_client = 1;
-    }
-    if some(random) {
-        limits.members_per_session = 3;
-    }
-    if some(random) {
-        limits.sessions_per_shard = 2;
-    }
-    if some(random) {
-        limits.sessions_per_user = 1;
-    }
-    if some(random) {
-        limits.connection_lifetime_s = 1;
-    }
-    if some(random) {
-        limits.reply_queue_frames = 16;
-    }
-    if some(random) {
-        limits.shard_memory_bytes = 30_000;
-    }
-    if some(random) {
-        limits.stall_ms = 300;
-        limits.stall_bytes_per_second = 100_000;
-    }
-    if some(random) {
-        limits.close_ms = 10;
-    }
-    if some(random) {
-        limits.backpressure_hold_ms = random.pick(&[0, 50]);
-    }
-    let (session, log) = (&mut plan.settings.session, &mut plan.settings.log);
-    if some(random) {
-        (session.heartbeat_ms, session.heartbeat_timeout_ms) = (200, 100);
-    }
-    if some(random) {
-        log.retention_age_s = 1;
-    }
-    if some(random) {
-        log.retention_bytes = random.pick(&[1_024, 20_000]);
-    }
-    if log.dir.is_some() && some(random) {
-        log.max_bytes = (plan.shards as u64) * 3 * log.segment_bytes;
-    }
-    if log.dir.is_some() && some(random) {
+    },
+    |plan, _| (plan.settings.limits.half_open_per_ip, plan.features.addresses) = (1, 3),
+    |plan, _| (plan.settings.limits.handshake_ms, plan.settings.limits.tls_handshake_ms) = (100, 100),
+    |plan, _| plan.settings.limits.half_open_percent = 1,
+    |plan, _| plan.settings.limits.unfinished_message_ms = 100,
+    |plan, _| plan.settings.limits.rooms_per_client = 1,
+    |plan, _| plan.settings.limits.members_per_session = 3,
+    |plan, _| plan.settings.limits.sessions_per_shard = 2,
+    |plan, _| plan.settings.limits.sessions_per_user = 1,
+    |plan, _| plan.settings.limits.connection_lifetime_s = 1,
+    |plan, _| plan.settings.limits.reply_queue_frames = 16,
+    |plan, _| plan.settings.limits.shard_memory_bytes = 30_000,
+    |plan, _| (plan.settings.limits.stall_ms, plan.settings.limits.stall_bytes_per_second) = (300, 100_000),
+    |plan, _| plan.settings.limits.close_ms = 10,
+    |plan, random| plan.settings.limits.backpressure_hold_ms = random.pick(&[0, 50]),
+    |plan, _| (plan.settings.session.heartbeat_ms, plan.settings.session.heartbeat_timeout_ms) = (200, 100),
+    |plan, _| plan.settings.log.retention_age_s = 1,
+    |plan, random| plan.settings.log.retention_bytes = random.pick(&[1_024, 20_000]),
+];
+
+/// The same of worlds whose log is on disk.
+const SELDOM_ON_DISK: [fn(&mut Plan); 2] = [
+    |plan| plan.settings.log.max_bytes = (plan.shards as u64) * 3 * plan.settings.log.segment_bytes,
+    |plan| {
         plan.disk.delay_us = 400_000;
         plan.features.long = true;
-        limits.bytes_per_second = 0;
+        plan.settings.limits.bytes_per_second = 0;
+    },
+];
+
+/// Draws from [`SELDOM`]: nothing of it in some worlds, a few of it in most, much in some.
+fn widen(plan: &mut Plan, random: &mut Random) {
+    let rarely = random.pick(&[0, 5, 5, 15, 30]);
+    for change in SELDOM {
+        if random.percent(rarely) {
+            change(plan, random);
+        }
+    }
+    for change in SELDOM_ON_DISK {
+        if plan.settings.log.dir.is_some() && random.percent(rarely) {
+            change(plan);
+        }
     }
 }
 
-/// Who comes into a world: all that are drawn but those that are left out.
+/// Limits that keep nobody out and close nobody for being slow.
+pub fn roomy() -> Limits {
+    Limits {
+        messages_per_second: 0,
+        rate_abuse_ms: 0,
+        handshakes_per_second: 0,
+        handshakes_per_ip_per_second: 0,
+        half_open_per_ip: 0,
+        connections_per_ip: 0,
+        connections_per_user: 0,
+        stall_bytes_per_second: 16,
+        ..Limits::default()
+    }
+}
+
+/// Clients that come into a world: all that are drawn but those that are left out.
 struct Cast<'a> {
     world: &'a mut World,
     trim: &'a Trim,

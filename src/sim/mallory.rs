@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-/// Its name.
+/// The client's id.
 pub const MALLORY: &str = "mallory";
 
 /// The ways in which a token is none.

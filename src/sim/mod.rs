@@ -54,7 +54,7 @@ struct Spec {
     draw: Draw,
     active_ms: u64,
     sabotage: Option<Sabotage>,
-    /// What is left out of it.
+    /// Parts of it that are left out.
     trim: Trim,
     /// Of whom a timeline is kept.
     about: Option<Subjects>,
@@ -81,7 +81,7 @@ struct Outcome {
     lasted_ms: u64,
     cover: Cover,
     timeline: Vec<String>,
-    /// Who was cast, and how many were drawn.
+    /// Ids of those who were cast, and how many were drawn.
     clients: Vec<String>,
     cast: usize,
     plan: String,
@@ -194,7 +194,7 @@ fn conclude(mut world: World, random: &mut Random, drains: bool) -> Outcome {
     }
 }
 
-/// What a world came to, a panic included in what is wrong with it.
+/// Runs a world; a panic is among what is wrong with it.
 fn judge(spec: &Spec) -> Outcome {
     guard(|| run(spec))
 }

@@ -1,6 +1,7 @@
 //! What is done to a world, and what must hold of it, when its time of chance is over: rest, drain, stop.
 
 use super::client::What;
+use super::draw::roomy;
 use super::net::Faults;
 use super::random::Random;
 use super::visitors::Visitor;
@@ -80,25 +81,17 @@ pub fn settle(world: &mut World) {
     }
 }
 
-/// Nothing keeps anybody out, and nobody is closed for being slow.
+/// Lifts what may keep anybody out, or closes who is slow; rates and queues stay as they were drawn.
 fn lift(settings: &mut Settings) {
-    let usual = Limits::default();
+    let (drawn, usual) = (settings.limits, Session::default());
     settings.limits = Limits {
-        messages_per_second: settings.limits.messages_per_second,
-        messages_burst: settings.limits.messages_burst,
-        bytes_per_second: if settings.limits.bytes_per_second == 0 { 0 } else { usual.bytes_per_second },
-        reply_queue_bytes: settings.limits.reply_queue_bytes,
-        max_attached_sessions: settings.limits.max_attached_sessions,
-        stall_bytes_per_second: 16,
-        rate_abuse_ms: 0,
-        handshakes_per_second: 0,
-        handshakes_per_ip_per_second: 0,
-        half_open_per_ip: 0,
-        connections_per_ip: 0,
-        connections_per_user: 0,
-        ..usual
+        messages_per_second: drawn.messages_per_second,
+        messages_burst: drawn.messages_burst,
+        bytes_per_second: if drawn.bytes_per_second == 0 { 0 } else { Limits::default().bytes_per_second },
+        reply_queue_bytes: drawn.reply_queue_bytes,
+        max_attached_sessions: drawn.max_attached_sessions,
+        ..roomy()
     };
-    let usual = Session::default();
     (settings.session.heartbeat_ms, settings.session.heartbeat_timeout_ms) = (usual.heartbeat_ms, usual.heartbeat_timeout_ms);
 }
 

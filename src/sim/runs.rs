@@ -65,7 +65,7 @@ fn on_all_cores<T: Sync, R: Send>(
     outcomes
 }
 
-/// One of the worlds that come to what is wanted, if any does.
+/// Finds a world that comes to what is wanted, if any does.
 pub fn first_of(specs: &[Spec], wanted: impl Fn(&Outcome) -> bool + Sync) -> Option<(Spec, Outcome)> {
     let outcomes = on_all_cores(specs, judge, &wanted);
     outcomes.into_iter().find(|(_, outcome)| wanted(outcome)).map(|(at, outcome)| (specs[at].clone(), outcome))
@@ -98,7 +98,7 @@ fn explain(spec: &Spec) {
     panic!("seed {:#x}: {:#?}", spec.seed, outcome.violations);
 }
 
-/// What `RINGWAY_SEED`, `RINGWAY_SIM_SECONDS` or `RINGWAY_SIM_SEEDS` ask for; `RINGWAY_SIM_FROM` names the first of new seeds, and
+/// Runs the worlds that `RINGWAY_SEED`, `RINGWAY_SIM_SECONDS` or `RINGWAY_SIM_SEEDS` ask for; `RINGWAY_SIM_FROM` names the first of new seeds, and
 /// `RINGWAY_SIM_DRAW=first` what they draw from.
 pub fn by_hand() {
     let draw = if std::env::var("RINGWAY_SIM_DRAW").is_ok_and(|draw| draw == "first") { Draw::First } else { Draw::Wide };

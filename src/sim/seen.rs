@@ -1,4 +1,4 @@
-//! Who sees what, in situations that chance finds seldom: a test each for the gateway, and for what the oracle makes of them.
+//! Readers in situations that chance finds seldom: a test each for the gateway, and for the oracle, which must see what is missing.
 
 use super::bounds::pass;
 use super::client::{Casting, Sabotage, What};
@@ -10,6 +10,26 @@ fn attach(world: &mut World, client: usize, session: &str, rooms: &[&str], start
     let asked = rooms.iter().map(|room| (*room).to_owned()).collect();
     let payload = json!({"rooms": rooms, "start": start});
     world.command(client, "rw.attach", session, payload, What::Attach { asked, resume: None });
+}
+
+/// Bob reads through a mirror, and ana sends where the session is at home: the world, the session, ana, and the mirror's shard.
+fn mirrored(history_messages: usize) -> (World, String, usize, usize) {
+    let mut world = stage(2, history_messages, &["bob"]);
+    let there = world.home("s.0");
+    let session: String = (1..).map(|number| format!("s.{number}")).find(|session| world.home(session) != there).unwrap();
+    let ana = world.cast(&Casting {
+        sub: "ana",
+        tab: "",
+        roles: &[],
+        home: &session,
+        echo: false,
+        acks: true,
+        hostile: false,
+        slow: false,
+    });
+    attach(&mut world, 0, &session, &[], "head");
+    assert!(world.run_until(5_000, all_in));
+    (world, session, ana, there)
 }
 
 /// The oracle finds that something is missing where the next message is kept from whoever it comes to, and nothing wrong where not.
@@ -29,21 +49,8 @@ fn spoil_next(world: &mut World, spoilt: bool) {
 
 #[test]
 fn a_hole_in_a_mirror_takes_nothing_from_readers_that_are_still_to_be_woken_for_what_is_before_it() {
-    let mut world = stage(2, 4, &["bob"]);
-    let there = world.home("s.0");
-    let session = &*(1..).map(|number| format!("s.{number}")).find(|session| world.home(session) != there).unwrap();
-    let ana = world.cast(&Casting {
-        sub: "ana",
-        tab: "",
-        roles: &[],
-        home: session,
-        echo: false,
-        acks: true,
-        hostile: false,
-        slow: false,
-    });
-    attach(&mut world, 0, session, &[], "head");
-    assert!(world.run_until(5_000, all_in));
+    let (mut world, session, ana, there) = mirrored(4);
+    let session = &*session;
     world.message_to(ana, session, &Value::Null, 50, false);
     world.run_for(100);
     assert_eq!(world.clients[0].held[session], 1);
@@ -140,21 +147,8 @@ fn a_reader_at_rest_is_told_of_no_gap_where_retention_drops_what_was_not_for_it(
 
 #[test]
 fn a_mirror_whose_missing_records_were_all_purged_hears_of_it() {
-    let mut world = stage(2, 10_000, &["bob"]);
-    let there = world.home("s.0");
-    let session = &*(1..).map(|number| format!("s.{number}")).find(|session| world.home(session) != there).unwrap();
-    let ana = world.cast(&Casting {
-        sub: "ana",
-        tab: "",
-        roles: &[],
-        home: session,
-        echo: false,
-        acks: true,
-        hostile: false,
-        slow: false,
-    });
-    attach(&mut world, 0, session, &[], "head");
-    assert!(world.run_until(5_000, all_in));
+    let (mut world, session, ana, there) = mirrored(10_000);
+    let session = &*session;
     // The mirror's shard gives no credit back meanwhile.
     let pause = |world: &mut World| world.seats[there].paused_until = world.now_ns + 500_000_000;
     for seq in 1..=12 {

@@ -1,15 +1,16 @@
 //! A failing world made smaller while it fails in the same way: less time, fewer events, faults, features and clients.
 
 use super::client::Sabotage;
+use super::draw::roomy;
 use super::runs::first_of;
 use super::world::Plan;
 use super::{Outcome, Spec};
-use crate::config::Settings;
+use crate::config::Session;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-/// What happens to a world as a whole.
+/// Events that a world as a whole meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Event {
     Drain,
@@ -26,7 +27,7 @@ const EVENTS: [Event; 7] =
 
 type Simplification = (&'static str, fn(&mut Plan));
 
-/// What may be left out of a plan, by name.
+/// Parts of a plan that may be left out, by name.
 const SIMPLER: [Simplification; 15] = [
     ("proxy", |plan| {
         plan.features.proxied = false;
@@ -45,24 +46,13 @@ const SIMPLER: [Simplification; 15] = [
     ("disk", |plan| plan.settings.log.dir = None),
     ("shallow_lanes", |plan| plan.lane_depth = 1024),
     ("shards", |plan| plan.shards = 1),
-    ("limits", |plan| {
-        let defaults = Settings::default();
-        plan.settings.session = defaults.session;
-        plan.settings.limits = crate::config::Limits {
-            half_open_per_ip: 0,
-            handshakes_per_ip_per_second: 0,
-            handshakes_per_second: 0,
-            connections_per_ip: 0,
-            messages_per_second: 0,
-            ..defaults.limits
-        };
-    }),
+    ("limits", |plan| (plan.settings.session, plan.settings.limits) = (Session::default(), roomy())),
 ];
 
 /// Variations of chance that are tried for each thing left out: another world of the same kind.
 const VARIATIONS: u64 = 32;
 
-/// What is left out of a world.
+/// Parts of a world that are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trim {
     /// Changes the world's chance and nothing else; 0: as its seed has it.
@@ -83,10 +73,11 @@ impl Default for Trim {
 impl fmt::Display for Trim {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let simpler: Vec<&str> = self.simpler.iter().map(|at| SIMPLER[*at].0).collect();
+        let until = if self.active_ms_max == u64::MAX { String::new() } else { format!(" for {} ms", self.active_ms_max) };
         write!(
             out,
-            "variation {}, clients act for {} ms at most, without the clients {:?}, {simpler:?} and {:?}",
-            self.variation, self.active_ms_max, self.without, self.not
+            "variation {}, clients act{until}; left out: clients {:?}, settings and faults {simpler:?}, events {:?}",
+            self.variation, self.without, self.not
         )
     }
 }

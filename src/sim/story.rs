@@ -16,7 +16,7 @@ const PAYLOAD_MAX: usize = 200;
 /// Places before and after one that a complaint names, of which the records are told.
 const RECORDS_AROUND: u64 = 2;
 
-/// Whom and what a complaint is about.
+/// Clients, sessions and places that a complaint is about.
 #[derive(Clone, Debug, Default)]
 pub struct Subjects {
     /// The reader; empty where the complaint names no client: everybody is meant.
@@ -57,7 +57,7 @@ impl Subjects {
 pub struct Story {
     about: Subjects,
     lines: Vec<String>,
-    /// What was last told of each thing that is looked at after every turn.
+    /// The last line about each thing that is looked at after every turn.
     looks: BTreeMap<String, String>,
 }
 

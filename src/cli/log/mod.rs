@@ -45,7 +45,7 @@ pub(crate) struct SessionArgs {
     /// The log's directory, `[log] dir`
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Its session_id, or hash= and 16 hexadecimal digits as `log ls` shows it
+    /// The session_id, or hash= and 16 hexadecimal digits as `log ls` shows it
     #[arg(allow_hyphen_values = true)]
     session: String,
 }
@@ -81,7 +81,7 @@ pub(crate) struct PurgeArgs {
     /// The log's directory, `[log] dir`
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Its session_id; where no gateway runs also hash= and 16 hexadecimal digits as `log ls` shows it
+    /// The session_id; where no gateway runs also hash= and 16 hexadecimal digits as `log ls` shows it
     #[arg(allow_hyphen_values = true)]
     session: String,
     /// The admin listener of the gateway that has the directory: it purges while it runs
@@ -94,7 +94,7 @@ pub(crate) struct ReplayArgs {
     /// The log's directory, `[log] dir`
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Its session_id, or hash= and 16 hexadecimal digits as `log ls` shows it
+    /// The session_id, or hash= and 16 hexadecimal digits as `log ls` shows it
     #[arg(allow_hyphen_values = true)]
     session: String,
     /// 1 is the pace at which they came, 2 twice that; without it, as fast as they are read
