@@ -487,6 +487,8 @@ impl Core {
     /// Nothing waits for this connection any more: reading goes on, a close goes on.
     pub(super) fn after_flush<I: Io>(&mut self, io: &mut I, id: ConnId) {
         let Some(conn) = self.conn_mut(id) else { return };
+        // What it is to be sent next may be long in coming, from a disk or another shard.
+        conn.stalled_ms = 0;
         match &mut conn.phase {
             Phase::Closing(closing) => {
                 let ends = closing.peer_done && !closing.finished;

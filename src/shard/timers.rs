@@ -100,7 +100,8 @@ impl Core {
             self.counters.limit_reached(LimitReached::UnfinishedMessage);
             return Some(CloseReason::MessageTooSlow);
         }
-        if stall_ms(conn, settings, self.awake_since_ms) <= now_ms {
+        // Whose socket takes bytes again is owed what it is sent at the end of this turn or of a later one: that delay is the shard's.
+        if conn.flags.blocked && stall_ms(conn, settings, self.awake_since_ms) <= now_ms {
             let wanted = settings.limits.stall_bytes_per_second * settings.limits.stall_ms / 1000;
             if conn.stalled_taken < wanted {
                 self.counters.limit_reached(LimitReached::Stall);
