@@ -247,16 +247,6 @@ impl Disk {
         self.pending.iter().map(|pending| pending.due_ns).min()
     }
 
-    /// The first place in each index file names one far outside of its segment from now on; how many there are.
-    pub fn damage_places(&mut self) -> usize {
-        for (number, index) in &self.indexes {
-            let runs = u32::from_le_bytes(index.bytes[32..36].try_into().unwrap()) as usize;
-            let offset_high = crate::log::INDEX_HEADER_BYTES + runs * crate::log::RUN_BYTES + 3;
-            self.index_damage.entry(*number).or_default().push((offset_high, 0x80));
-        }
-        self.indexes.len()
-    }
-
     /// Does one thing that is due.
     pub fn next_answer(&mut self, random: &mut Random, now_ns: u64) -> Option<Answer> {
         let at = self.pending.iter().position(|pending| pending.due_ns <= now_ns)?;
@@ -371,6 +361,16 @@ impl Disk {
     fn put_index(&mut self, number: u64, index: Index) {
         self.index_damage.remove(&number);
         self.indexes.insert(number, index);
+    }
+
+    /// Flips bits of a byte of a segment's index, to stay so until the file is made anew.
+    pub fn damage_index(&mut self, segment: u64, place: u64, bits: u8) {
+        self.index_damage.entry(segment).or_default().push((usize::try_from(place).unwrap(), bits));
+    }
+
+    /// Indexes that are damaged and were not made anew.
+    pub fn damaged_indexes(&self) -> usize {
+        self.index_damage.values().filter(|damage| !damage.is_empty()).count()
     }
 
     /// Where the message is whose entry stands there in a segment's index.

@@ -18,6 +18,7 @@ mod crashes;
 mod disk;
 mod disk_faults;
 mod draw;
+mod ends;
 mod mallory;
 mod net;
 mod oracle;

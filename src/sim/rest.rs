@@ -29,6 +29,18 @@ pub struct Roster {
     whole: bool,
 }
 
+impl Roster {
+    /// The same with one member more, or without it where it is there: what a list would be that is wrong about it.
+    pub fn toggled(mut self, member: &Value) -> Self {
+        let before = self.members.len();
+        self.members.retain(|other| other["client_id"] != member["client_id"]);
+        if self.members.len() == before {
+            self.members.push(member.clone());
+        }
+        self
+    }
+}
+
 /// Faults stop; all must come to rest, and everybody must have everything.
 pub fn settle(world: &mut World) {
     world.settling = true;
@@ -254,7 +266,7 @@ impl World {
     }
 
     /// What does not fit in a list of members, when nothing is under way.
-    fn wrong_in(&self, session: &str, room: Option<&str>, roster: &Roster) -> Option<String> {
+    pub fn wrong_in(&self, session: &str, room: Option<&str>, roster: &Roster) -> Option<String> {
         if !roster.whole {
             return Some("the list did not end".to_owned());
         }

@@ -2,7 +2,7 @@
 
 use super::bounds::pass;
 use super::client::{Casting, Sabotage, What};
-use super::scenarios::{all_in, count, finish, say, stage, stage_on_disk};
+use super::scenarios::{all_in, count, finish, say, stage};
 use super::world::World;
 use serde_json::{Value, json};
 
@@ -12,9 +12,9 @@ fn attach(world: &mut World, client: usize, session: &str, rooms: &[&str], start
     world.command(client, "rw.attach", session, payload, What::Attach { asked, resume: None });
 }
 
-/// Bob reads through a mirror, and ana sends where the session is at home: the world, the session, ana, and the mirror's shard.
-fn mirrored(history_messages: usize) -> (World, String, usize, usize) {
-    let mut world = stage(2, history_messages, &["bob"]);
+/// Memory holds four messages. Bob reads through a mirror, and ana sends where the session is at home: the world, the session, ana, and the mirror's shard.
+fn mirrored() -> (World, String, usize, usize) {
+    let mut world = stage(2, 4, &["bob"]);
     let there = world.home("s.0");
     let session: String = (1..).map(|number| format!("s.{number}")).find(|session| world.home(session) != there).unwrap();
     let ana = world.cast(&Casting {
@@ -49,7 +49,7 @@ fn spoil_next(world: &mut World, spoilt: bool) {
 
 #[test]
 fn a_hole_in_a_mirror_takes_nothing_from_readers_that_are_still_to_be_woken_for_what_is_before_it() {
-    let (mut world, session, ana, there) = mirrored(4);
+    let (mut world, session, ana, there) = mirrored();
     let session = &*session;
     world.message_to(ana, session, &Value::Null, 50, false);
     world.run_for(100);
@@ -142,48 +142,5 @@ fn a_reader_at_rest_is_told_of_no_gap_where_retention_drops_what_was_not_for_it(
     assert_eq!((world.bounds("s.0"), count(&world, 1, "rw.gap")), ((8, 11), 0));
     say(&mut world, 0, 1);
     assert_eq!((world.clients[1].held["s.0"], count(&world, 1, "rw.gap")), (12, 0));
-    finish(&mut world);
-}
-
-#[test]
-fn a_mirror_whose_missing_records_were_all_purged_hears_of_it() {
-    let (mut world, session, ana, there) = mirrored(10_000);
-    let session = &*session;
-    // The mirror's shard gives no credit back meanwhile.
-    let pause = |world: &mut World| world.seats[there].paused_until = world.now_ns + 500_000_000;
-    for seq in 1..=12 {
-        pause(&mut world);
-        world.message_to(ana, session, &Value::Null, 50, false);
-        assert!(world.run_until(20, |world| world.bounds(session).1 == seq));
-    }
-    pause(&mut world);
-    world.purge(session);
-    assert!(world.run_until(20, |world| world.bounds(session) == (13, 12)));
-    assert!(world.seats[there].paused_until > world.now_ns);
-    world.run_for(500);
-    world.command(0, "rw.ping", session, json!({}), What::Ping { acked_max: 0 });
-    assert!(world.run_until(5_000, all_in), "{:?}", world.clients[0].waiting());
-    assert!(count(&world, 0, "rw.gap") > 0);
-    finish(&mut world);
-}
-
-#[test]
-fn a_place_outside_of_its_file_is_damage_that_a_reader_gets_past() {
-    let mut world = stage_on_disk(1, 0, &["ana", "bob"], |_| {});
-    say(&mut world, 0, 5);
-    assert!(world.run_until(5_000, all_in));
-    let leave_ms = 30_000;
-    world.end_link(1, true);
-    let now = world.now();
-    world.clients[1].stay_away_ms(&now, leave_ms);
-    for _ in 0..300 {
-        world.message_to(0, "s.0", &Value::Null, 50_000, false);
-        world.run_for(20);
-    }
-    assert!(world.seats[0].engine.disk.damage_places() > 1);
-    assert!(world.run_until(2 * leave_ms, all_in), "{:?}", world.clients[1].closes);
-    world.run_for(1_000);
-    assert_eq!((world.clients[1].held["s.0"], count(&world, 1, "rw.gap")), (305, 0));
-    assert_eq!(world.clients[1].closes.get(&4508), None);
     finish(&mut world);
 }
