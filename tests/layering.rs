@@ -102,9 +102,9 @@ const CRATES: [(&str, &[&str]); 34] = [
     (
         "rustix",
         &[
-            "cli/dev.rs",
             "cli/doctor.rs",
             "cli/serve.rs",
+            "io/directory.rs",
             "io/files.rs",
             "io/own.rs",
             "io/portable/disk.rs",
@@ -152,7 +152,7 @@ const CRATES: [(&str, &[&str]); 34] = [
     ("simd_json", &["protocol/scan.rs"]),
     ("siphasher", &["ids.rs"]),
     ("socket2", &["io/ring/listen.rs"]),
-    ("strsim", &["config/parse.rs"]),
+    ("strsim", &["config/validate.rs"]),
     // An error type is wherever there are errors.
     ("thiserror", &["*"]),
     (

@@ -1,5 +1,6 @@
 //! `ringway doctor`: what of this machine keeps the gateway from running, or from running well, each with its fix.
 
+use super::check::check;
 use super::engine::{self, Choice};
 use super::serve::{connections_fitting, may_fit, segments_there, shard_count};
 use super::{CliError, print};
@@ -7,6 +8,7 @@ use crate::config::Settings;
 use crate::io::probe::{Engine, ProbeError, probe};
 use rustix::process::{Resource, getrlimit};
 use std::fmt::Write;
+use std::path::Path;
 
 /// The first kernel with all that the native engine asks of io_uring.
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -229,8 +231,16 @@ fn report(found: &[Finding]) -> String {
     out
 }
 
-pub(super) fn doctor(settings: &Settings) -> Result<(), CliError> {
-    let found = findings(&Facts::gather(settings), settings, shard_count(settings));
+/// What the configuration says of itself comes first. Where it has mistakes, the machine is asked about the rest of it.
+pub(super) fn doctor(config: Option<&Path>) -> Result<(), CliError> {
+    let (settings, mut found) = match config.map(|file| (file, check(file, None))) {
+        None => (Settings::default(), Vec::new()),
+        Some((file, Ok(checked))) => (checked.settings, vec![fine(format!("{} has no mistake", file.display()))]),
+        Some((_, Err(mistaken))) => {
+            (*mistaken.settings, mistaken.lines.into_iter().map(|line| blocking(line, String::new())).collect())
+        }
+    };
+    found.extend(findings(&Facts::gather(&settings), &settings, shard_count(&settings)));
     print(&report(&found))?;
     match found.iter().filter(|finding| finding.weight == Weight::Blocking).count() {
         0 => Ok(()),

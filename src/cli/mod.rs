@@ -6,6 +6,7 @@
 //! stdout and nothing else does; no secret is printed but where making one was asked for.
 
 mod admin_client;
+mod check;
 mod conn;
 mod dev;
 mod doctor;
@@ -16,9 +17,9 @@ mod log;
 mod revoke;
 mod serve;
 
-pub use serve::{Node, Shards, StartShards, load_keys, run};
+pub use serve::{Node, Shards, StartShards, run};
 
-use crate::config::{self, KeyAlgorithm, Settings};
+use crate::config::{self, KeyAlgorithm};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -27,8 +28,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A configuration file's bytes.
-const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
 
 /// Why a command failed: one line, or one for each mistake of a file.
@@ -294,10 +293,7 @@ fn run_command(command: Command) -> Result<(), CliError> {
         Command::Dev(arguments) => dev::dev(&arguments),
         Command::Serve(ConfigArg { config }) => serve::serve(&config),
         Command::Config(ConfigCommand::Check { file }) => {
-            let settings = read_settings(&file)?;
-            settings.ready_to_serve().map_err(|error| in_file(&file, &error))?;
-            // A key file that cannot be read would stop the gateway at its start.
-            load_keys(&settings, &file)?;
+            check::check(&file, None)?;
             print("OK\n")
         }
         Command::Config(ConfigCommand::Defaults) => print(&config::defaults_toml()),
@@ -307,10 +303,7 @@ fn run_command(command: Command) -> Result<(), CliError> {
         Command::Token(TokenCommand::Verify(arguments)) => keys_adaptor::token_verify(&arguments),
         Command::Token(TokenCommand::Revoke(arguments)) => revoke::revoke(&arguments),
         Command::Token(TokenCommand::Revocations { admin, limit, json }) => revoke::list(&admin, limit, json),
-        Command::Doctor(DoctorArgs { config }) => {
-            let settings = config.as_deref().map_or_else(|| Ok(Settings::default()), read_settings)?;
-            doctor::doctor(&settings)
-        }
+        Command::Doctor(DoctorArgs { config }) => doctor::doctor(config.as_deref()),
         Command::Conn(ConnCommand::Ls { admin, limit, json }) => conn::list(&admin, limit, json),
         Command::Conn(ConnCommand::Show { id, admin, json }) => conn::show(&admin, &id, json),
         Command::Log(command) => log::run(&command),
@@ -336,20 +329,6 @@ pub(crate) fn print(text: &str) -> Result<(), CliError> {
 /// The environment as pairs; a name or value that is no UTF-8 is none of ours, or refused by its setting's check.
 pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-}
-
-/// A configuration file with the environment over it.
-pub(crate) fn read_settings(file: &Path) -> Result<Settings, CliError> {
-    let bytes = read_file(file, CONFIG_BYTES_MAX)?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
-        CliError(format!("{}: line {line}: not UTF-8", file.display()))
-    })?;
-    Settings::parse(&text, environment()).map_err(|error| in_file(file, &error))
-}
-
-fn in_file(file: &Path, error: &config::ConfigError) -> CliError {
-    CliError(error.0.iter().map(|problem| format!("{}: {problem}", file.display())).collect::<Vec<_>>().join("\n"))
 }
 
 /// A whole file, but not more than so many bytes.
@@ -436,22 +415,5 @@ mod tests {
             assert!(error.to_string().contains(part), "{line}: {error}");
             assert_eq!(error.exit_code(), 2, "{line}");
         }
-    }
-
-    #[test]
-    fn a_broken_file_is_named_with_its_lines() {
-        let file = std::env::temp_dir().join(format!("ringway-cli-test-{}.toml", std::process::id()));
-        std::fs::write(&file, "[server]\npin = 3\n[nowhere]\n").unwrap();
-        let error = read_settings(&file).unwrap_err().0;
-        std::fs::write(&file, b"[server]\nnode = \"\xff\"\n").unwrap();
-        let not_text = read_settings(&file).unwrap_err().0;
-        std::fs::remove_file(&file).unwrap();
-        let name = file.display();
-        let lines: Vec<&str> = error.lines().collect();
-        assert_eq!(lines.len(), 2, "{error}");
-        assert!(lines.contains(&format!("{name}: line 2: server.pin = 3: must be true or false").as_str()), "{error}");
-        assert!(lines.iter().any(|line| line.starts_with(&format!("{name}: line 3: nowhere is no section"))), "{error}");
-        assert_eq!(not_text, format!("{name}: line 2: not UTF-8"));
-        assert!(read_settings(&file).unwrap_err().0.contains("No such file"));
     }
 }

@@ -1,8 +1,9 @@
 //! `ringway serve`, and the life of the process: limits raised, control built, shards started, control let run, all ended.
 
+use super::CliError;
+use super::check::{Checked, LoadedTls, Mistaken, check, load_tls};
 use super::engine::{Choice, choose};
-use super::{CliError, read_file, read_settings};
-use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet, TokenPolicy};
+use crate::auth::{KeyMaterial, KeySet, TokenPolicy};
 use crate::config::{Change, Engine as Wanted, Settings};
 use crate::control::logging;
 use crate::control::{Control, ControlOptions, EngineLabels, Outcome, Reload, Reloaded};
@@ -18,8 +19,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
-const TLS_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// How long the threads of shards that were told to stop are waited for.
 const JOIN_LOOKS: u32 = 100;
 const JOIN_LOOK: Duration = Duration::from_millis(20);
@@ -57,27 +56,11 @@ pub(super) const START_SHARDS: StartShards = |count, snapshot, engine| {
     Ok(Shards { address: running.address, ports: running.ports, threads: running.threads })
 };
 
-/// Reads the key files, which are named relative to the configuration file.
-///
-/// # Errors
-/// A file that cannot be read; one line.
-pub fn load_keys(settings: &Settings, config_file: &Path) -> Result<Vec<KeyMaterial>, CliError> {
-    let folder = config_file.parent().unwrap_or_else(|| Path::new(""));
-    let load = |key: &crate::config::AuthKey| {
-        let bytes = read_file(&folder.join(&key.file), KEY_FILE_BYTES_MAX)
-            .map_err(|error| CliError(format!("auth.keys {:?}: {error}", key.kid)))?;
-        let algorithm = KeyAlgorithm::from_name(key.alg.name())
-            .ok_or_else(|| CliError(format!("auth.keys {:?}: {} is no algorithm for tokens", key.kid, key.alg.name())))?;
-        Ok(KeyMaterial { key_id: key.kid.clone(), algorithm, bytes })
-    };
-    settings.auth_keys.iter().map(load).collect()
-}
-
 /// The snapshot for the shards: keys parsed, policies made, TLS files read.
 fn snapshot(settings: Arc<Settings>, keys: &[KeyMaterial], tls: Option<TlsServer>, dev: bool) -> Result<Arc<Snapshot>, CliError> {
     let keys = KeySet::new(keys).map_err(|error| CliError(error.to_string()))?;
     let origins: Vec<String> = settings.server.allowed_origins.iter().map(|origin| origin.0.clone()).collect();
-    let origins = OriginPolicy::new(&origins, dev).map_err(|error| CliError(format!("server.allowed_origins: {error}")))?;
+    let origins = OriginPolicy::new(origins, dev);
     let set = |text: &str| (!text.is_empty()).then(|| text.into());
     Ok(Arc::new(Snapshot {
         keys: Arc::new(keys),
@@ -94,31 +77,8 @@ fn snapshot(settings: Arc<Settings>, keys: &[KeyMaterial], tls: Option<TlsServer
     }))
 }
 
-/// What the files of `[tls]` held.
-#[derive(Clone)]
-struct LoadedTls {
-    server: TlsServer,
-    /// To tell at a reload whether it is another one.
-    certificate_pem: Vec<u8>,
-}
-
-/// The certificate and key of `[tls]`, named relative to the configuration file.
-fn load_tls(settings: &Settings, config_file: &Path) -> Result<Option<LoadedTls>, CliError> {
-    let Some((certificate, key)) = settings.tls.files() else { return Ok(None) };
-    let folder = config_file.parent().unwrap_or_else(|| Path::new(""));
-    let read = |name: &str, file: &PathBuf| {
-        read_file(&folder.join(file), TLS_FILE_BYTES_MAX).map_err(|error| CliError(format!("tls.{name}: {error}")))
-    };
-    let (certificate_pem, key_pem) = (read("certificate", certificate)?, read("key", key)?);
-    let server = TlsServer::new(&certificate_pem, &key_pem).map_err(|error| CliError(format!("[tls]: {error}")))?;
-    Ok(Some(LoadedTls { server, certificate_pem }))
-}
-
 pub(super) fn serve(file: &Path) -> Result<(), CliError> {
-    let mut settings = read_settings(file)?;
-    settings.ready_to_serve().map_err(|error| CliError(format!("{}: {error}", file.display())))?;
-    let keys = load_keys(&settings, file)?;
-    let tls = load_tls(&settings, file)?;
+    let Checked { mut settings, keys, tls } = check(file, None)?;
     let engine = choose(settings.server.engine)?;
     let log = logging::start(settings.diagnostics.log_format, settings.diagnostics.log_level)?;
     let asked_for = settings.server.max_connections;
@@ -152,17 +112,22 @@ fn reloader(
 ) -> Reload {
     let connections_max = settings.server.max_connections;
     Box::new(move || {
-        let mut new = read_settings(&file).map_err(one_line)?;
+        let one_line = |mistaken: Mistaken| mistaken.lines.join("; ");
+        let Checked { settings: mut new, keys: new_keys, tls: mut new_tls } = check(&file, Some(&settings)).map_err(one_line)?;
         if new.server.max_connections == asked_for {
             // As it was fitted at the start.
             new.server.max_connections = connections_max;
         }
-        new.ready_to_serve().map_err(|error| format!("{}: {error}", file.display()))?;
-        let new_keys = load_keys(&new, &file).map_err(one_line)?;
-        // From the paths in force: others need a restart.
-        let new_tls = load_tls(&settings, &file).map_err(one_line)?;
+        if new.tls != settings.tls {
+            // From the paths in force: others need a restart.
+            let (loaded, mistakes) = load_tls(&settings, file.parent().unwrap_or_else(|| Path::new("")));
+            if !mistakes.is_empty() {
+                return Err(mistakes.into_iter().map(|(_, message)| message).collect::<Vec<_>>().join("; "));
+            }
+            new_tls = loaded;
+        }
         let server = new_tls.as_ref().map(|tls| tls.server.clone());
-        let mut reloaded = reload_from(&settings, &keys, &new, &new_keys, server).map_err(one_line)?;
+        let mut reloaded = reload_from(&settings, &keys, &new, &new_keys, server).map_err(|error| error.0)?;
         if new_tls.as_ref().map(|tls| &tls.certificate_pem) != tls.as_ref().map(|tls| &tls.certificate_pem) {
             reloaded.changes.push(new_content("tls.certificate, its file".to_owned()));
         }
@@ -174,10 +139,6 @@ fn reloader(
 
 fn new_content(key: String) -> Change {
     Change { key, from: "its old content".to_owned(), to: "its new content".to_owned(), live: true }
-}
-
-fn one_line(error: CliError) -> String {
-    error.0.replace('\n', "; ")
 }
 
 fn reload_from(
@@ -314,6 +275,7 @@ fn join(shards: Shards) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::KeyAlgorithm;
     use crate::config::Server;
     use crate::shard::counters::shared_counters;
     use crate::shard::port::{Bell, PortReceiver, port};
@@ -333,21 +295,6 @@ mod tests {
         assert_eq!(reloaded.snapshot.settings.server.shards, 0);
         assert_eq!(reloaded.snapshot.settings.limits.messages_burst, 9);
         assert!(reload_from(&old, &[key(b"a")], &old, &[key(b"a")], None).unwrap().changes.is_empty());
-    }
-
-    #[test]
-    fn keys_are_read_beside_the_configuration_and_never_shown() {
-        let folder = std::env::temp_dir().join(format!("ringway-keys-test-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("k.key"), b"very secret").unwrap();
-        let text = "[[auth.keys]]\nkid = \"k\"\nalg = \"HS256\"\nfile = \"k.key\"\n";
-        let keys = load_keys(&Settings::parse(text, []).unwrap(), &folder.join("ringway.toml"));
-        let missing = Settings::parse(&text.replace("k.key", "none.key"), []).unwrap();
-        let error = load_keys(&missing, &folder.join("ringway.toml")).unwrap_err();
-        std::fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(keys.as_deref(), Ok([KeyMaterial { bytes: b"very secret".to_vec(), ..key(b"") }].as_slice()));
-        assert!(!format!("{keys:?}").contains("secret"));
-        assert!(error.0.starts_with("auth.keys \"k\": ") && error.0.contains("none.key"), "{error}");
     }
 
     #[test]

@@ -161,12 +161,18 @@ impl Value for SocketAddr {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeName(pub String);
 
+impl NodeName {
+    /// The rule, which key ids have too.
+    pub(super) const KIND: &str = "1 to 64 letters, digits, \"_\", \".\" or \"-\"";
+
+    pub(super) fn fits(text: &str) -> bool {
+        (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+    }
+}
+
 impl Value for NodeName {
     fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
-        let fits = |text: &&str| {
-            (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
-        };
-        raw.text().filter(fits).map(|text| Self(text.to_owned())).ok_or_else(|| Self::kind(allowed))
+        raw.text().filter(|text| Self::fits(text)).map(|text| Self(text.to_owned())).ok_or_else(|| Self::kind(allowed))
     }
 
     fn write(&self) -> String {
@@ -174,7 +180,7 @@ impl Value for NodeName {
     }
 
     fn kind(_: Allowed) -> String {
-        "1 to 64 letters, digits, \"_\", \".\" or \"-\"".to_owned()
+        Self::KIND.to_owned()
     }
 }
 
@@ -231,14 +237,18 @@ impl Value for HeaderName {
     }
 }
 
-/// Reads a list, item by item; environment text is split at commas.
-fn read_list<T>(raw: &Raw, kind: &str, item: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
+/// Reads a list, item by item; environment text is split at commas. What is wrong with an item is said of each that is wrong.
+fn read_list<T>(raw: &Raw, kind: &str, item: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
     let items: Vec<&str> = match raw {
         Raw::List(items) => items.iter().map(String::as_str).collect(),
         Raw::Environment(text) => text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect(),
         _ => return Err(kind.to_owned()),
     };
-    items.iter().map(|text| item(text).ok_or_else(|| format!("{kind}; {text:?} is not one"))).collect()
+    let mut wrong = String::new();
+    let read =
+        items.iter().filter_map(|text| item(text).map_err(|why| wrong.push_str(&format!("; {text:?} is not one: {why}"))).ok());
+    let read = read.collect();
+    if wrong.is_empty() { Ok(read) } else { Err(format!("{kind}{wrong}")) }
 }
 
 fn write_list<T>(items: &[T], item: impl Fn(&T) -> String) -> String {
@@ -251,15 +261,55 @@ fn write_list<T>(items: &[T], item: impl Fn(&T) -> String) -> String {
 pub struct Origin(pub String);
 
 impl Origin {
-    fn parse(text: &str) -> Option<Self> {
+    /// In the form in which browsers send it (RFC 6454 section 6.2). What none would ever send is refused, since it could never match.
+    fn parse(text: &str) -> Result<Self, String> {
+        let text = text.to_ascii_lowercase();
         if text == "null" || text == "*" {
-            return Some(Self(text.to_owned()));
+            return Ok(Self(text));
         }
-        let (scheme, host) = text.split_once("://")?;
-        let scheme_fits = !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-        let host_fits = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte));
-        (text.len() <= 300 && scheme_fits && host_fits).then(|| Self(text.to_ascii_lowercase()))
+        let (scheme, authority) = text.split_once("://").ok_or("it has no scheme")?;
+        let in_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+        if scheme.is_empty() || !scheme.bytes().all(in_scheme) {
+            return Err("its scheme is malformed".to_owned());
+        }
+        if authority.contains(['/', '?', '#', '@']) {
+            return Err("it has more than a scheme, a host and a port (a slash at the end counts)".to_owned());
+        }
+        if authority.contains('*') {
+            return Err("wildcards inside an origin are not supported".to_owned());
+        }
+        if !authority.is_ascii() {
+            return Err("its host is not ASCII; browsers send it as xn--…".to_owned());
+        }
+        if text.len() > 300 {
+            return Err("it is longer than 300 bytes".to_owned());
+        }
+        let port_at = authority.rfind(']').map_or(0, |bracket| bracket + 1);
+        let (host, port) = match authority[port_at..].find(':') {
+            Some(colon) => (&authority[..port_at + colon], Some(&authority[port_at + colon + 1..])),
+            None => (authority, None),
+        };
+        let host = origin_host(host)?;
+        let Some(port) = port else { return Ok(Self(format!("{scheme}://{host}"))) };
+        let number = port.parse::<u16>().ok().filter(|_| port.bytes().all(|byte| byte.is_ascii_digit()));
+        match (scheme, number) {
+            (_, None) => Err(format!("its port {port:?} is no number up to 65535")),
+            ("https" | "wss", Some(443)) | ("http" | "ws", Some(80)) => {
+                Err(format!("browsers leave the scheme's own port out; write {scheme}://{host}"))
+            }
+            (_, Some(number)) => Ok(Self(format!("{scheme}://{host}:{number}"))),
+        }
     }
+}
+
+/// A name, or an IPv6 address in the one way in which browsers write it (RFC 5952).
+fn origin_host(host: &str) -> Result<String, String> {
+    if let Some(inside) = host.strip_prefix('[') {
+        let address = inside.strip_suffix(']').and_then(|text| text.parse::<std::net::Ipv6Addr>().ok());
+        return address.map(|address| format!("[{address}]")).ok_or_else(|| "its host is no IPv6 address in brackets".to_owned());
+    }
+    let named = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    if named { Ok(host.to_owned()) } else { Err("its host is malformed".to_owned()) }
 }
 
 impl Value for Vec<Origin> {
@@ -316,7 +366,8 @@ impl fmt::Display for Network {
 
 impl Value for Vec<Network> {
     fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String> {
-        read_list(raw, &Self::kind(allowed), Network::parse)
+        let network = |text: &str| Network::parse(text).ok_or_else(|| "it is no address, or has too many bits".to_owned());
+        read_list(raw, &Self::kind(allowed), network)
     }
 
     fn write(&self) -> String {
@@ -464,12 +515,43 @@ mod tests {
 
     #[test]
     fn origins_have_no_path_and_no_wildcard_inside() {
-        for good in ["https://a.example", "http://localhost:3000", "null", "*", "http://[::1]:1", "HTTPS://A.example"] {
-            assert!(Origin::parse(good).is_some(), "{good}");
+        for good in ["https://a.example", "http://localhost:3000", "null", "*", "http://[::1]:1", "app://-", "http://a:443"] {
+            assert_eq!(Origin::parse(good), Ok(Origin(good.to_owned())));
         }
-        for bad in ["https://a.example/", "a.example", "https://*.example", "", "https://"] {
-            assert!(Origin::parse(bad).is_none(), "{bad}");
+        for (given, sent) in [
+            ("HTTPS://A.example", "https://a.example"),
+            ("https://a:08443", "https://a:8443"),
+            ("http://[0:0::1]", "http://[::1]"),
+        ] {
+            assert_eq!(Origin::parse(given), Ok(Origin(sent.to_owned())));
         }
+        for (bad, why) in [
+            ("https://a.example/", "a slash at the end"),
+            ("https://a@b", "more than a scheme"),
+            ("a.example", "no scheme"),
+            ("", "no scheme"),
+            ("://a", "its scheme"),
+            ("h_ttp://a", "its scheme"),
+            ("https://*.example", "wildcards"),
+            ("https://", "its host"),
+            ("https://:1", "its host"),
+            ("https://a b", "its host"),
+            ("https://[::1", "IPv6"),
+            ("https://[::1]x", "IPv6"),
+            ("https://münchen.example", "xn--"),
+            ("https://a:", "its port \"\""),
+            ("https://a:x", "its port \"x\""),
+            ("https://a:+1", "its port \"+1\""),
+            ("https://a:1:2", "its port \"1:2\""),
+            ("https://a:70000", "its port \"70000\""),
+            ("https://A:443", "write https://a"),
+            ("http://a:80", "write http://a"),
+            ("wss://[::1]:0443", "write wss://[::1]"),
+        ] {
+            let error = Origin::parse(bad).unwrap_err();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+        assert!(Origin::parse(&format!("https://{}", "a".repeat(300))).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! ```
 
 use super::own::{FORMAT_BEGINS, check_empty, check_owner, is_lock, remove_other_generations};
+use rustix::fs::Access;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -67,14 +68,8 @@ impl Directory {
         // A log that is written again for other shards is written before there is an engine.
         super::ring::ignore_file_size_signal();
         make_root(root).map_err(|error| told(root, &error))?;
-        check_owner(root)?;
+        check_there(root)?;
         let path = root.join(FORMAT);
-        // Before anything is made in a directory it is a log's, or empty.
-        match fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => check_empty(root)?,
-            Err(error) => return Err(told(&path, &error)),
-            Ok(_) => drop(read_format(&path)?),
-        }
         let lock = lock(root)?;
         let directory = match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -172,6 +167,44 @@ impl Directory {
         }
         remove_other_generations(&self.root, self.generation)
     }
+}
+
+/// Refuses a directory that is neither a log's nor empty, before anything is made in it.
+fn check_there(root: &Path) -> Result<(), String> {
+    check_owner(root)?;
+    let path = root.join(FORMAT);
+    match fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => check_empty(root),
+        Err(error) => Err(told(&path, &error)),
+        Ok(_) => read_format(&path).map(|_| ()),
+    }
+}
+
+/// Whether a directory could be opened, or made, by [`Directory::open`], as far as can be told without a change: whether another process
+/// has it now cannot.
+///
+/// # Errors
+/// One line: what is in the way.
+pub fn look(root: &Path) -> Result<(), String> {
+    let exists = |path: &Path| path.try_exists().map_err(|error| told(path, &error));
+    if !exists(root)? {
+        let above = root.ancestors().skip(1).map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
+        let mut there = above.filter(|path| path.exists());
+        return there.next().map_or(Ok(()), may_write);
+    }
+    may_write(root)?;
+    let lock = root.join(LOCK);
+    if exists(&lock)? {
+        rustix::fs::access(&lock, Access::READ_OK | Access::WRITE_OK).map_err(|error| told(&lock, &error.into()))?;
+    }
+    check_there(root)
+}
+
+fn may_write(directory: &Path) -> Result<(), String> {
+    if !directory.is_dir() {
+        return Err(format!("log.dir: {} is no directory: name one, or a path at which there is nothing yet", directory.display()));
+    }
+    rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| told(directory, &error.into()))
 }
 
 /// Makes the directory, and its name in the one above durable, which the names in it alone are not: without it a power cut takes the

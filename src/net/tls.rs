@@ -12,7 +12,7 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{NoServerSessionStorage, ServerConnectionData, UnbufferedServerConnection};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, WriteTraffic};
 use rustls::{InconsistentKeys, ServerConfig, version};
@@ -107,22 +107,8 @@ impl TlsServer {
     /// # Errors
     /// What is wrong with which of the two.
     pub fn new(certificates_pem: &[u8], key_pem: &[u8]) -> Result<Self, TlsConfigError> {
-        let mut chain = Vec::new();
-        for (index, certificate) in CertificateDer::pem_slice_iter(certificates_pem).enumerate() {
-            chain.push(certificate.map_err(|_| TlsConfigError::BadCertificate { index: index + 1 })?);
-        }
-        if chain.is_empty() {
-            return Err(TlsConfigError::NoCertificate);
-        }
-        if key_pem.windows(ENCRYPTED_MARK.len()).any(|window| window == ENCRYPTED_MARK)
-            || key_pem.windows(ENCRYPTED_MARK_OLD.len()).any(|window| window == ENCRYPTED_MARK_OLD)
-        {
-            return Err(TlsConfigError::EncryptedKey);
-        }
-        let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| TlsConfigError::NoKey)?;
+        let certified = CertifiedKey::new(chain_of(certificates_pem)?, key_of(key_pem)?);
         let provider = default_provider();
-        let key = provider.key_provider.load_private_key(key).map_err(|_| TlsConfigError::BadKey)?;
-        let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|error| match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => TlsConfigError::Mismatch,
             rustls::Error::InconsistentKeys(_) => TlsConfigError::BadKey,
@@ -155,6 +141,39 @@ impl TlsServer {
             failed: false,
         })
     }
+}
+
+/// What is wrong with a certificate file by itself.
+///
+/// # Errors
+/// [`TlsConfigError::NoCertificate`], [`TlsConfigError::BadCertificate`].
+pub fn check_certificates(certificates_pem: &[u8]) -> Result<(), TlsConfigError> {
+    chain_of(certificates_pem).map(|_| ())
+}
+
+/// What is wrong with a key file by itself.
+///
+/// # Errors
+/// [`TlsConfigError::NoKey`], [`TlsConfigError::EncryptedKey`], [`TlsConfigError::BadKey`].
+pub fn check_key(key_pem: &[u8]) -> Result<(), TlsConfigError> {
+    key_of(key_pem).map(|_| ())
+}
+
+fn chain_of(certificates_pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsConfigError> {
+    let mut chain = Vec::new();
+    for (index, certificate) in CertificateDer::pem_slice_iter(certificates_pem).enumerate() {
+        chain.push(certificate.map_err(|_| TlsConfigError::BadCertificate { index: index + 1 })?);
+    }
+    if chain.is_empty() { Err(TlsConfigError::NoCertificate) } else { Ok(chain) }
+}
+
+fn key_of(key_pem: &[u8]) -> Result<Arc<dyn SigningKey>, TlsConfigError> {
+    let holds = |mark: &[u8]| key_pem.windows(mark.len()).any(|window| window == mark);
+    if holds(ENCRYPTED_MARK) || holds(ENCRYPTED_MARK_OLD) {
+        return Err(TlsConfigError::EncryptedKey);
+    }
+    let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| TlsConfigError::NoKey)?;
+    default_provider().key_provider.load_private_key(key).map_err(|_| TlsConfigError::BadKey)
 }
 
 const ENCRYPTED_MARK: &[u8] = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";

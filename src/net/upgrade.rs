@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn policy() -> Policy {
-        Policy { origins: OriginPolicy::new(&["https://app.example".to_owned()], false).unwrap(), echo: true }
+        Policy { origins: OriginPolicy::new(vec!["https://app.example".to_owned()], false), echo: true }
     }
 
     fn status_of(head: &[u8]) -> u16 {

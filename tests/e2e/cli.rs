@@ -37,6 +37,125 @@ fn a_wrong_configuration_is_one_line_for_each_mistake() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+/// Settings over a good configuration, or other text in its key; how the line begins where the mistake is, and what is said.
+type Mistake = (Vec<(&'static str, &'static str)>, &'static str, &'static str);
+
+/// What only a look beyond the text's form finds.
+fn mistakes() -> Vec<Mistake> {
+    let tls = |certificate, key| vec![("tls.certificate", certificate), ("tls.key", key)];
+    vec![
+        (
+            vec![("server.allowed_origins", r#"["https://a.example:443"]"#)],
+            "allowed_origins",
+            "browsers leave the scheme's own port out",
+        ),
+        (
+            vec![("server.allowed_origins", r#"["https://a.example:99999"]"#)],
+            "allowed_origins",
+            "its port \"99999\" is no number",
+        ),
+        (vec![("server.allowed_origins", r#"["https://a.example/"]"#)], "allowed_origins", "a slash at the end counts"),
+        (vec![("server.listen", r#""192.0.2.1:8080""#)], "listen = \"192", "192.0.2.1 is no address of this machine"),
+        (
+            vec![("server.listen", r#""0.0.0.0:9090""#), ("admin.listen", r#""127.0.0.1:9090""#)],
+            "listen = \"127",
+            "lies in server.listen",
+        ),
+        (tls(r#""nowhere.pem""#, r#""key.pem""#), "certificate = ", "nowhere.pem: No such file"),
+        (tls(r#""certificate.pem""#, r#""nowhere.pem""#), "key = ", "nowhere.pem: No such file"),
+        (tls(r#""empty""#, r#""key.pem""#), "certificate = ", "holds no certificate"),
+        (tls(r#""certificate.pem""#, r#""empty""#), "key = ", "holds no private key"),
+        (tls(r#""certificate.pem""#, r#""other.pem""#), "key = ", "does not belong to the first certificate"),
+        (vec![("log.dir", r#""/dev/null""#)], "dir = ", "/dev/null is no directory"),
+        (vec![("log.dir", r#""/dev/null/log""#)], "dir = ", "log.dir: /dev/null/log: Not a directory"),
+        (vec![("file = \"secret\"", "file = \"empty\"")], "file = ", "the secret has 0 bytes"),
+        (vec![("file = \"secret\"", "file = \"nowhere\"")], "file = ", "nowhere: No such file"),
+        (vec![("alg = \"HS256\"", "alg = \"ES256\"")], "file = ", "neither a PEM public key"),
+        (vec![("file = \"secret\"", "file = \"key.pem\"")], "file = ", "HS256 takes a JWK"),
+        (vec![("kid = \"test\"", "kid = \"a b\"")], "kid = ", "must be 1 to 64 letters"),
+        (vec![("kid = \"test\"", "kid = \"test\"\nkid = \"b\"")], "kid = \"b\"", "not TOML: duplicate key \"kid\""),
+    ]
+}
+
+/// The text with a mistake in it, and the line where it stands.
+fn mistaken(changes: &[(&str, &str)], at: &str) -> (String, String) {
+    let (settings, texts): (Vec<_>, Vec<_>) = changes.iter().copied().partition(|(name, _)| !name.contains(' '));
+    let text = texts.iter().fold(config(&settings), |text, (from, to)| text.replace(from, to));
+    let line = 1 + text.lines().position(|line| line.starts_with(at)).unwrap();
+    (text, format!("line {line}: "))
+}
+
+/// A folder with the files that the mistakes name.
+fn files_of_mistakes() -> std::path::PathBuf {
+    let folder = folder();
+    let data = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tls"));
+    for (name, from) in
+        [("certificate.pem", "localhost.cert.pem"), ("key.pem", "localhost.key.pem"), ("other.pem", "other.key.pem")]
+    {
+        std::fs::copy(data.join(from), folder.join(name)).unwrap();
+    }
+    std::fs::write(folder.join("secret"), SECRET).unwrap();
+    std::fs::write(folder.join("empty"), "").unwrap();
+    folder
+}
+
+#[test]
+fn what_a_start_refuses_is_found_by_the_check_and_by_the_doctor_in_the_same_words() {
+    let folder = files_of_mistakes();
+    let file = folder.join("ringway.toml");
+    let path = file.to_str().unwrap();
+    for (changes, at, what) in mistakes() {
+        let (text, line) = mistaken(&changes, at);
+        std::fs::write(&file, text).unwrap();
+        let (exit, stdout, checked) = run(&["config", "check", path]);
+        assert_eq!((exit, &*stdout), (1, ""), "{changes:?}: {checked}");
+        assert_eq!(checked.lines().count(), 1, "{changes:?}: {checked}");
+        assert!(checked.starts_with(&format!("ringway: {path}: {line}")) && checked.contains(what), "{changes:?}: {checked}");
+        assert_eq!(run(&["serve", "--config", path]), (1, String::new(), checked.clone()), "{changes:?}");
+        let (exit, told, _) = run(&["doctor", "--config", path]);
+        let line = checked.trim_end().strip_prefix("ringway: ").unwrap();
+        assert!(
+            exit == 1 && told.contains(&format!("BLOCKING  {line}\n")) && told.contains("the engine is "),
+            "{changes:?}: {told}"
+        );
+    }
+    std::fs::write(&file, config(&[("tls.certificate", "\"certificate.pem\""), ("tls.key", "\"key.pem\"")])).unwrap();
+    assert_eq!(run(&["config", "check", path]), (0, "OK\n".to_owned(), String::new()));
+    assert!(run(&["doctor", "--config", path]).1.contains(&format!("ok        {path} has no mistake\n")));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_reload_is_refused_for_what_a_start_refuses() {
+    let mut gateway = Gateway::start(&[]);
+    let folder = files_of_mistakes();
+    for name in ["certificate.pem", "key.pem", "other.pem", "empty"] {
+        std::fs::copy(folder.join(name), gateway.folder.join(name)).unwrap();
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+    for (changes, at, what) in mistakes() {
+        let (text, line) = mistaken(&changes, at);
+        let before = gateway.log().len();
+        gateway.reload_text(&text);
+        let told = |log: &[String]| {
+            let refused = |line: &&String| line.contains("reload refused") || line.contains("reloaded settings");
+            log[before..].iter().find(refused).cloned()
+        };
+        let deadline = std::time::Instant::now() + PATIENCE;
+        let told = loop {
+            if let Some(told) = told(&gateway.log()) {
+                break told;
+            }
+            assert!(std::time::Instant::now() < deadline, "{changes:?}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        };
+        let error = serde_json::from_str::<Value>(&told).unwrap()["error"].as_str().map(str::to_owned).unwrap_or_default();
+        assert!(error.contains(&line) && error.contains(what), "{changes:?}: {told}");
+    }
+    gateway.reload(&[("limits.messages_burst", "7")]);
+    gateway.logged("the good one", |line| line["message"] == "reloaded settings and keys" && line["live"] == 1);
+}
+
 #[test]
 fn defaults_are_a_configuration_and_docs_are_markdown() {
     let (exit, defaults, _) = run(&["config", "defaults"]);
