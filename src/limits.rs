@@ -109,6 +109,13 @@ pub const SEND_PARTS_MAX: usize = 16;
 /// TCP_NOTSENT_LOWAT: unsent bytes the kernel may hold for one socket (architecture.md section 5).
 pub const NOT_SENT_LOWAT_BYTES: u32 = 128 * 1024;
 
+/// Of a shard's places for connections without a welcome, those that only an address without any there may take, in percent.
+pub const HALF_OPEN_RESERVE_PERCENT: usize = 25;
+/// Connections of a shard that are over a bound and are still there to be told so; the oldest goes for the next.
+pub const TURNED_AWAY_MAX: usize = 64;
+/// Log lines of a shard, a second, about connections that it turns away.
+pub const TURNED_AWAY_LINES_PER_SECOND: u64 = 10;
+
 /// What the gateway adds to an envelope: `seq`, `from`, `ts`, `traceparent` and their punctuation.
 pub const ENVELOPE_ADDED_BYTES_MAX: usize = 40 + (SUBJECT_BYTES_MAX + 1 + CLIENT_TAIL_BYTES_MAX + 12) + 32 + 80;
 

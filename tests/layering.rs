@@ -180,6 +180,7 @@ const CRATES: [(&str, &[&str]); 34] = [
             "shard/admin.rs",
             "shard/compacting.rs",
             "shard/core.rs",
+            "shard/door.rs",
             "shard/durable.rs",
             "shard/handshake.rs",
             "shard/inbound.rs",

@@ -228,7 +228,8 @@ sections! {
         handshakes_per_ip_burst: u64 = 50, "", Allowed::Range(1, RATE_MAX), live;
         /// New connections a shard takes a second.
         handshakes_per_second: u64 = 500, "/s", RATE, live;
-        /// Connections without a welcome yet, as a share of max_connections; the oldest gives way.
+        /// Connections without a welcome yet, as a share of max_connections. Above it the oldest of the address that has the most gives way;
+        /// a quarter of the places is for addresses that have none there.
         half_open_percent: u32 = 10, "%", Allowed::Range(1, 100), live;
         /// Connections without a welcome yet from one address.
         half_open_per_ip: usize = 32, "", COUNT, live;

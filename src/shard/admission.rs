@@ -76,12 +76,20 @@ impl Admission {
         }
     }
 
-    fn address(&self, address: IpAddr) -> u64 {
+    /// What an address is counted by.
+    #[must_use]
+    pub fn address(&self, address: IpAddr) -> u64 {
         match address.to_canonical() {
             IpAddr::V4(address) => self.key.hash64(&[b"v4", &address.octets()]),
             // One customer has a /64 at least (RFC 6177).
             IpAddr::V6(address) => self.key.hash64(&[b"v6", &address.octets()[..8]]),
         }
+    }
+
+    /// The same for a connection whose address is not known yet: by its shard's number for it, which counts it alone.
+    #[must_use]
+    pub fn stranger(&self, serial: u64) -> u64 {
+        self.key.hash64(&[b"stranger", &serial.to_le_bytes()])
     }
 
     /// A connection of the node; false where it has `limit` already. Counted either way, until it leaves.
@@ -126,6 +134,12 @@ impl Admission {
     /// The end of a connection of a user.
     pub fn leave_user(&self, subject: &str) {
         self.by_user.leave(self.key.hash64(&[b"user", subject.as_bytes()]));
+    }
+
+    /// Connections of the node.
+    #[cfg(test)]
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// What is still counted: connections, and cells of addresses, half-open ones and users.

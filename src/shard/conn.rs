@@ -1,5 +1,6 @@
 //! One connection, from accept to close, as its shard keeps it.
 
+use super::counters::LimitReached;
 use super::lanes::AttachRequest;
 use super::rate::Bucket;
 use crate::auth::Grant;
@@ -259,6 +260,10 @@ pub struct Conn {
     pub messages_in: u64,
     pub messages_out: u64,
     pub flags: Flags,
+    /// Whose half-open place it has, while it has one.
+    pub half_open_owner: u64,
+    /// The bound that it is over since the accept; it is told of it, where that costs others nothing.
+    pub refused: Option<LimitReached>,
     /// The shard that accepted it; with `serial` its connection id.
     pub origin_shard: u16,
     /// The window its client inflates with.
@@ -294,10 +299,12 @@ pub struct Flags {
     pub admitted: bool,
     /// Counted in the user table.
     pub user_counted: bool,
-    /// To be refused when its request is whole.
-    pub over_node_limit: bool,
-    pub over_address_limit: bool,
-    pub over_handshake_rate: bool,
+    /// Counted among the node's connections.
+    pub on_node: bool,
+    /// Whose it is was settled, and judged.
+    pub known: bool,
+    /// It was turned away: nobody will ask about it once it is gone.
+    pub forgettable: bool,
     pub deflate: bool,
     pub acks: bool,
     /// The socket was full; a Writable is awaited.
@@ -380,6 +387,8 @@ impl Conn {
             messages_in: 0,
             messages_out: 0,
             flags: Flags { acks: true, ..Flags::default() },
+            half_open_owner: 0,
+            refused: None,
             origin_shard: u16::MAX,
             window_bits: 15,
             answer_code: None,

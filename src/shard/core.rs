@@ -7,6 +7,7 @@ use super::admission::Admission;
 use super::conn::{Attachment, Conn, Phase};
 use super::counters::{LimitReached, SharedCounters};
 use super::durable::{Disk, READ_TAGS};
+use super::half_open::HalfOpen;
 use super::holding::Pressure;
 use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
@@ -78,8 +79,11 @@ pub struct Core {
     pub(super) port: PortReceiver,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) conns: Vec<Option<Box<Conn>>>,
-    pub(super) half_open: VecDeque<ConnId>,
-    pub(super) half_open_count: usize,
+    pub(super) half_open: HalfOpen,
+    /// Those that are over a bound and have not heard of it, or not left; the ids may be stale.
+    pub(super) turned_away: VecDeque<ConnId>,
+    /// Log lines about them.
+    pub(super) door_lines: super::rate::Bucket,
     pub(super) conns_count: usize,
     pub(super) closed: ClosedConnections,
     /// Connections to end before the turn does: found where no [`Io`] is at hand.
@@ -176,8 +180,9 @@ impl Core {
             shard: options.shard,
             key: options.key,
             conns: Vec::new(),
-            half_open: VecDeque::new(),
-            half_open_count: 0,
+            half_open: HalfOpen::new(options.key),
+            turned_away: VecDeque::new(),
+            door_lines: super::rate::Bucket::default(),
             conns_count: 0,
             closed: ClosedConnections::default(),
             doomed: Vec::new(),
@@ -359,7 +364,7 @@ impl Core {
         let counters = &self.counters;
         counters.turns.increment();
         counters.connections.set(self.conns_count as u64);
-        counters.connections_half_open.set(self.half_open_count as u64);
+        counters.connections_half_open.set(self.half_open.len() as u64);
         counters.members.set(self.sessions.members.len() as u64);
         counters.log_chunks.set((self.log.resident_bytes() / crate::limits::CHUNK_BYTES) as u64);
         counters.log_bytes.set(self.log.end().0.saturating_sub(self.log.oldest().0));

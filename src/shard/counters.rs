@@ -161,6 +161,8 @@ reasons! {
         HalfOpen = "half_open",
         /// limits.half_open_per_ip.
         HalfOpenPerIp = "half_open_per_ip",
+        /// Connections over a bound that wait to be told so: the oldest is closed untold.
+        TurnedAway = "turned_away",
         /// limits.handshake_ms.
         HandshakeTime = "handshake_time",
         /// limits.tls_handshake_ms.

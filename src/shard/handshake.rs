@@ -1,173 +1,23 @@
-//! From accept to the welcome: admission, the HTTP upgrade, the hello, and the way to the session's home.
+//! From the request to the welcome: the HTTP upgrade, the hello, and the way to the session's home.
 
 use super::conn::{Conn, Handover, Phase};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
 use super::lanes::{AttachRequest, LaneMessage};
-use super::rate::Rate;
 use crate::auth::AuthError;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::{Io, Read};
 use crate::limits::TOKEN_BYTES_MAX;
-use crate::net::http::{HeadReader, Progress, Request};
-use crate::net::proxy::{ProxyProgress, ProxyReader, client_ip};
+use crate::net::http::{Progress, Request};
 use crate::net::refusal::HttpRefusal;
 use crate::net::upgrade::{Endpoint, upgrade};
 use crate::protocol::{Attach, Command, Envelope, ErrorCode, Head, Refusal, Start};
 use crate::session::{Place, Wanted};
 use crate::time::Tick;
 use crate::ws::deflate::negotiate;
-use std::net::{IpAddr, SocketAddr};
 
 impl Core {
-    pub(super) fn on_accepted<I: Io>(&mut self, io: &mut I, id: ConnId, peer: SocketAddr, now: Tick) {
-        self.counters.accepted.increment();
-        let snapshot = std::sync::Arc::clone(&self.snapshot);
-        let server = &snapshot.settings.server;
-        let limits = &snapshot.settings.limits;
-        let shake = Rate { per_second: limits.handshakes_per_second, burst: limits.handshakes_per_second.max(1) * 2 };
-        let trusted = server.trusted_proxies.iter().any(|network| network.contains(peer.ip()));
-        let phase = if server.proxy_protocol && trusted {
-            Phase::Proxy(Box::new(ProxyReader::new()))
-        } else {
-            Phase::Head(Box::new(HeadReader::new()))
-        };
-        let serial = self.next_serial;
-        self.next_serial += 1;
-        let mut conn = Conn::new(id, serial, peer.ip().to_canonical(), phase, now.mono_ms());
-        conn.flags.over_node_limit = !self.admission.enter_node(server.max_connections);
-        if conn.flags.over_node_limit {
-            self.counters.limit_reached(LimitReached::Connections);
-        }
-        conn.flags.over_handshake_rate = self.shaking.take(shake, 1, now.mono_ns).is_err();
-        if conn.flags.over_handshake_rate {
-            self.counters.limit_reached(LimitReached::HandshakesPerShard);
-        }
-        if let Some(tls) = &snapshot.tls {
-            match tls.accept() {
-                Ok(tls) => conn.tls = Some(Box::new(tls)),
-                Err(error) => {
-                    tracing::error!(%error, "TLS can't be set up for a connection");
-                    self.admission.leave_node();
-                    self.counters.closed(CloseReason::Tls);
-                    io.close(id);
-                    return;
-                }
-            }
-        }
-        conn.flags.half_open = true;
-        self.half_open_count += 1;
-        self.half_open.push_back(id);
-        let awaits_proxy = matches!(conn.phase, Phase::Proxy(_));
-        self.put_conn(conn);
-        if !awaits_proxy {
-            self.admit(id, now);
-        }
-        self.evict_half_open(io, now);
-        io.read(id, Read::Once);
-        self.set_timer(id, now);
-    }
-
-    /// Counts the connection for its address, now that the address is known.
-    fn admit(&mut self, id: ConnId, now: Tick) {
-        let limits = self.snapshot.settings.limits;
-        let rate = Rate { per_second: limits.handshakes_per_ip_per_second, burst: limits.handshakes_per_ip_burst };
-        let Some(conn) = self.conn(id) else { return };
-        let peer = conn.peer;
-        let in_rate = self.admission.handshake(peer, rate, now.mono_ns).is_ok();
-        let half_open = self.admission.enter_half_open(peer, limits.half_open_per_ip);
-        let admitted = self.admission.enter_address(peer, limits.connections_per_ip);
-        for (ok, limit) in [
-            (in_rate, LimitReached::HandshakesPerIp),
-            (half_open, LimitReached::HalfOpenPerIp),
-            (admitted, LimitReached::ConnectionsPerIp),
-        ] {
-            if !ok {
-                self.counters.limit_reached(limit);
-            }
-        }
-        let Some(conn) = self.conn_mut(id) else { return };
-        conn.flags.address_half_open = half_open;
-        conn.flags.admitted = admitted;
-        conn.flags.over_address_limit = !admitted || !half_open || !in_rate;
-    }
-
-    /// Above the cap the oldest half-open connection gives way.
-    fn evict_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
-        let cap = self.half_open_cap();
-        while self.half_open_count > cap {
-            let Some(oldest) = self.half_open.pop_front() else { break };
-            if self.conn(oldest).is_some_and(|conn| conn.flags.half_open) {
-                self.counters.limit_reached(LimitReached::HalfOpen);
-                self.close(io, oldest, CloseReason::Shed, now);
-            }
-        }
-        // Those that got through leave stale ids, behind one that is slow too.
-        if self.half_open.len() > 2 * cap {
-            let mut queue = std::mem::take(&mut self.half_open);
-            queue.retain(|id| self.conn(*id).is_some_and(|conn| conn.flags.half_open));
-            self.half_open = queue;
-        }
-    }
-
-    /// Half-open connections that this shard may have.
-    pub(super) fn half_open_cap(&self) -> usize {
-        let settings = &self.snapshot.settings;
-        let share = settings.server.max_connections * settings.limits.half_open_percent as usize / 100;
-        (share / self.mesh.shards()).max(1)
-    }
-
-    /// It is no longer half open: it has its welcome, goes to another shard, or ends.
-    pub(super) fn not_half_open(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if std::mem::take(&mut conn.flags.half_open) {
-            self.half_open_count -= 1;
-        }
-        if std::mem::take(&mut conn.flags.address_half_open) {
-            self.admission.leave_half_open(conn.peer);
-        }
-    }
-
-    pub(super) fn leave_admission(&mut self, conn: &mut Conn) {
-        self.admission.leave_node();
-        if std::mem::take(&mut conn.flags.half_open) {
-            self.half_open_count -= 1;
-        }
-        if std::mem::take(&mut conn.flags.address_half_open) {
-            self.admission.leave_half_open(conn.peer);
-        }
-        if std::mem::take(&mut conn.flags.admitted) {
-            self.admission.leave_address(conn.peer);
-        }
-        if std::mem::take(&mut conn.flags.user_counted)
-            && let Some(grant) = &conn.grant
-        {
-            self.admission.leave_user(grant.subject());
-        }
-    }
-
-    pub(super) fn on_proxy_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &[u8], now: Tick) -> usize {
-        let Some(conn) = self.conn_mut(id) else { return bytes.len() };
-        let Phase::Proxy(reader) = &mut conn.phase else { return 0 };
-        match reader.push(bytes) {
-            ProxyProgress::More => bytes.len(),
-            ProxyProgress::Done { consumed, source } => {
-                if let Some(source) = source {
-                    conn.peer = source.ip().to_canonical();
-                }
-                conn.phase = Phase::Head(Box::new(HeadReader::new()));
-                self.admit(id, now);
-                consumed
-            }
-            ProxyProgress::Refused(error) => {
-                tracing::info!(connection_id = %self.connection_id(id), %error, "closed without an answer");
-                self.close(io, id, CloseReason::Shed, now);
-                bytes.len()
-            }
-        }
-    }
-
     pub(super) fn on_head_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &[u8], now: Tick) -> usize {
         let Some(conn) = self.conn_mut(id) else { return bytes.len() };
         let Phase::Head(reader) = &mut conn.phase else { return 0 };
@@ -175,7 +25,7 @@ impl Core {
             Progress::More => bytes.len(),
             Progress::Done { consumed } => {
                 let Phase::Head(reader) = std::mem::replace(&mut conn.phase, Phase::Hello) else { return consumed };
-                if let Err(refusal) = self.on_head(id, reader.head(), now) {
+                if let Err(refusal) = self.on_head(io, id, reader.head(), now) {
                     if let Some(conn) = self.conn_mut(id) {
                         conn.phase = Phase::Head(reader);
                     }
@@ -191,27 +41,15 @@ impl Core {
         }
     }
 
-    fn on_head(&mut self, id: ConnId, head: &[u8], now: Tick) -> Result<(), HttpRefusal> {
+    fn on_head<I: Io>(&mut self, io: &mut I, id: ConnId, head: &[u8], now: Tick) -> Result<(), HttpRefusal> {
         let snapshot = std::sync::Arc::clone(&self.snapshot);
         let request = Request::parse(head)?;
-        self.learn_address(id, &request, now);
-        let flags = self.conn(id).map(|conn| conn.flags).unwrap_or_default();
+        self.learn_address(io, id, &request, now);
         if self.draining {
             return Err(HttpRefusal::unavailable("this node is going away; another one takes new connections", 1));
         }
-        if flags.over_node_limit {
-            return Err(HttpRefusal::unavailable("this node has as many connections as it takes (server.max_connections)", 5));
-        }
-        if flags.over_address_limit {
-            let detail = "this address has too many connections, or opens them too fast (limits.connections_per_ip, \
-                 limits.half_open_per_ip, limits.handshakes_per_ip_per_second)";
-            return Err(HttpRefusal::too_many_requests(detail, 1));
-        }
-        if flags.over_handshake_rate {
-            return Err(HttpRefusal::unavailable(
-                "more handshakes than this node takes at once (limits.handshakes_per_second)",
-                1,
-            ));
+        if let Some(limit) = self.conn(id).and_then(|conn| conn.refused) {
+            return Err(super::door::refusal(limit));
         }
         let upgrade = upgrade(&request, &snapshot.upgrade)?;
         let agreed = negotiate(&upgrade.extensions, snapshot.settings.deflate.enabled)
@@ -236,37 +74,15 @@ impl Core {
         Ok(())
     }
 
-    /// Takes a trusted proxy's word on who the client is.
-    fn learn_address(&mut self, id: ConnId, request: &Request<'_>, now: Tick) {
-        let snapshot = std::sync::Arc::clone(&self.snapshot);
-        let server = &snapshot.settings.server;
-        let Some(conn) = self.conn_mut(id) else { return };
-        let header = &*server.client_ip_header.0;
-        if header.is_empty() {
-            return;
-        }
-        let trusted = |address: IpAddr| server.trusted_proxies.iter().any(|network| network.contains(address));
-        let client = client_ip(conn.peer, request.values(header), trusted);
-        if client == conn.peer {
-            return;
-        }
-        let flags = conn.flags;
-        let proxy = std::mem::replace(&mut conn.peer, client);
-        if flags.admitted {
-            self.admission.leave_address(proxy);
-        }
-        if flags.address_half_open {
-            self.admission.leave_half_open(proxy);
-        }
-        self.admit(id, now);
-    }
-
     pub(super) fn answer_http<I: Io>(&mut self, io: &mut I, id: ConnId, refusal: &HttpRefusal, now: Tick) {
         self.counters.http_refused.increment();
         if refusal.is_over_bound() {
             self.counters.limit_reached(LimitReached::RequestHead);
         }
-        tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
+        let turned_away = self.conn(id).is_some_and(|conn| conn.refused.is_some());
+        if !turned_away || self.says_more(now) {
+            tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
+        }
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         self.buffers.lend(&mut conn.queue);
         let before = conn.queue.len();
@@ -486,6 +302,8 @@ impl Core {
         conn.flags.acks = handover.acks;
         conn.flags.user_counted = handover.user_counted;
         conn.flags.admitted = handover.admitted;
+        conn.flags.on_node = true;
+        conn.flags.known = true;
         conn.flags.secured = handover.tls.is_some();
         conn.last_heard_ms = now.mono_ms();
         conn.messages_in = handover.messages_in;

@@ -460,6 +460,7 @@ impl Core {
             self.counters.limit_reached(limit);
         }
         tracing::debug!(connection_id = %self.connection_id(id), reason = reason.label(), "closing");
+        self.not_half_open(id);
         self.leave_all(io, id, now);
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         let silent = conn.flags.ended || matches!(reason, CloseReason::Shed | CloseReason::SocketError);
@@ -551,7 +552,7 @@ impl Core {
         self.conns_count -= 1;
         self.counters.closed(reason);
         self.counters.buffer_bytes.subtract(conn.queued_bytes() as u64);
-        if let Some(info) = info {
+        if let Some(info) = info.filter(|_| !conn.flags.forgettable) {
             let pushed_out = self.closed.remember(info, reason, now.mono_ms());
             self.counters.dropped(DropReason::ClosedRecord, pushed_out);
         }

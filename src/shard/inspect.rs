@@ -4,6 +4,7 @@ use super::conn::{Attachment, Conn, Phase, Slot};
 use super::core::Core;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
+use crate::limits::TURNED_AWAY_MAX;
 use crate::log::Held;
 use crate::session::{Entitlements, Target};
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +81,11 @@ impl Core {
     /// Connections that ended here.
     pub fn ended_connections(&self) -> u64 {
         CloseReason::ALL.iter().map(|reason| self.counters.closed_count(*reason)).sum()
+    }
+
+    /// Connections that ended and are still told of.
+    pub fn remembered(&self) -> usize {
+        self.closed.len()
     }
 
     /// Sessions that this shard mirrors, and the mirrors that it feeds, as (session, shard that mirrors).
@@ -171,9 +177,12 @@ impl Core {
     pub fn inspect(&self, resting: bool) -> Result<(), String> {
         let count = self.conns.iter().flatten().count();
         ensure!(count == self.conns_count, "{count} connections, counted {}", self.conns_count);
-        let half_open = self.conns.iter().flatten().filter(|conn| conn.flags.half_open).count();
-        ensure!(half_open == self.half_open_count, "{half_open} half-open connections, counted {}", self.half_open_count);
-        ensure!(self.half_open.len() <= 2 * self.half_open_cap(), "{} places in the half-open queue", self.half_open.len());
+        let half_open = self.conns.iter().flatten().filter(|conn| conn.flags.half_open);
+        let (half_open, astray) = (half_open.clone().count(), half_open.filter(|conn| conn.refused.is_some()).count());
+        ensure!(half_open == self.half_open.len(), "{half_open} half-open connections, counted {}", self.half_open.len());
+        ensure!(half_open <= self.half_open_cap(), "{half_open} half-open connections");
+        ensure!(astray == 0, "{astray} that are turned away have a half-open place");
+        ensure!(self.turned_away.len() <= TURNED_AWAY_MAX, "{} turned away", self.turned_away.len());
         let mut dirty: BTreeMap<ConnId, usize> = BTreeMap::new();
         self.dirty.iter().for_each(|id| *dirty.entry(*id).or_default() += 1);
         let mut queued = 0;

@@ -18,7 +18,9 @@ pub mod core;
 pub mod counters;
 #[cfg(test)]
 mod disk_tests;
+mod door;
 mod durable;
+mod half_open;
 mod handshake;
 pub mod histogram;
 mod holding;

@@ -31,7 +31,8 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
 
 /// Connections above the node's limit that are being told so.
-const REFUSED_MAX: usize = 256;
+pub(crate) const REFUSED_MAX: usize = 256;
+const _: () = assert!(crate::limits::TURNED_AWAY_MAX < REFUSED_MAX);
 /// Receive buffers of a shard, 4 MiB. Each read takes one, so their number bounds the reads of a turn; a long message takes several.
 const BUFFERS: u16 = 1024;
 const BUFFER_BYTES: u32 = 4 * 1024;

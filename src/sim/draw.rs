@@ -21,7 +21,7 @@ pub enum Draw {
 }
 
 /// Settings as an operator writes them, of whom proxies are trusted.
-fn trust(settings: Settings, network: &str) -> Settings {
+pub fn trust(settings: Settings, network: &str) -> Settings {
     let text = format!("[server]\ntrusted_proxies = [\"{network}\"]\n");
     let trusted_proxies = Settings::parse(&text, []).unwrap().server.trusted_proxies;
     Settings { server: Server { trusted_proxies, ..settings.server }, ..settings }

@@ -17,6 +17,7 @@ mod crash;
 mod crashes;
 mod disk;
 mod disk_faults;
+mod door;
 mod draw;
 mod ends;
 mod mallory;

@@ -23,6 +23,7 @@ use crate::shard::core::{Core, CoreOptions};
 use crate::shard::counters::{SharedCounters, shared_counters};
 use crate::shard::lanes::Mesh;
 use crate::shard::port::{Bell, Port, PortMessage, Snapshot, port};
+use crate::shard::start::REFUSED_MAX;
 use crate::time::Tick;
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -104,6 +105,8 @@ pub struct Plan {
 pub struct World {
     pub random: Random,
     pub now_ns: u64,
+    /// Time goes no further at once, though nothing happens until then.
+    pub leaps_to_ns: u64,
     pub wall_shift_ms: u64,
     pub key: HashKey,
     pub seats: Vec<Seat>,
@@ -172,7 +175,7 @@ impl Seat {
             snapshot: Arc::clone(snapshot),
             seed,
         });
-        let engine = Engine::new(snapshot.settings.server.max_connections, disk);
+        let engine = Engine::new(snapshot.settings.server.max_connections + REFUSED_MAX, disk);
         Self {
             core,
             engine,
@@ -231,6 +234,7 @@ impl World {
         Self {
             random,
             now_ns: 1_000_000,
+            leaps_to_ns: u64::MAX,
             wall_shift_ms: 0,
             key,
             seats,
@@ -548,7 +552,7 @@ impl World {
             return true;
         }
         let Some(at) = self.next_due() else { return false };
-        self.now_ns = at.max(self.now_ns + 1_000);
+        self.now_ns = at.max(self.now_ns + 1_000).min(self.leaps_to_ns);
         true
     }
 
@@ -597,6 +601,15 @@ impl World {
                 self.now_ns = until;
             }
         }
+    }
+
+    /// Lets so much time go by and no more, whenever something happens next.
+    pub fn pass_us(&mut self, us: u64) {
+        let until = self.now_ns + us * 1_000;
+        self.leaps_to_ns = until;
+        while self.now_ns < until && self.oracle.violations.is_empty() && self.step() {}
+        self.leaps_to_ns = u64::MAX;
+        self.now_ns = self.now_ns.max(until);
     }
 
     /// Runs until `done`, at most so long; whether it came to that.

@@ -149,6 +149,27 @@ fn a_client_hello_that_comes_too_slowly_is_dropped() {
     unharmed(&gateway);
 }
 
+/// Its ClientHello is not even read.
+#[test]
+fn who_is_over_its_addresss_limit_gets_no_handshake() {
+    let gateway = start(&[("limits.half_open_per_ip", "3")]);
+    let mut clients: Vec<Tls> = (0..20).map(|_| Tls::connect(&gateway, VERSIONS[0])).collect();
+    let (mut answered, mut held) = (0, Vec::new());
+    for mut client in clients.drain(..) {
+        let hello = client.records();
+        let sent = client.stream.write_all(&hello).is_ok();
+        if sent && client.stream.read_exact(&mut [0; 1]).is_ok() {
+            answered += 1;
+            held.push(client);
+        }
+    }
+    assert_eq!(answered, 3);
+    assert_eq!(gateway.metric("ringway_limits_reached_total", "half_open_per_ip\""), 17);
+    assert_eq!(gateway.metric("ringway_closes_total", "reason=\"shed\""), 17);
+    drop(held);
+    unharmed(&gateway);
+}
+
 /// H6. Nobody has signed it, so that TLS may ignore it (RFC 8446 6.1): then the handshake's deadline ends the connection, and the
 /// shard sleeps until then.
 #[test]
