@@ -1,7 +1,7 @@
 //! Whether a configuration would serve: its text (`config`), and all that it names outside of it. One way for `serve`, a reload,
 //! `config check` and `doctor`, so that none of them says OK where another does not; what was read on the way is what a start uses.
 
-use super::{CliError, environment, read_file};
+use super::{CliError, environment, read_file, read_file_once};
 use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet};
 use crate::config::{AuthKey, Problem, Reading, Settings};
 use crate::io::directory;
@@ -54,7 +54,8 @@ impl From<Mistaken> for CliError {
 /// # Errors
 /// All mistakes.
 pub(crate) fn check(file: &Path, in_force: Option<&Settings>) -> Result<Checked, Mistaken> {
-    let text = read_text(file).map_err(|line| Mistaken { settings: Box::default(), lines: vec![line] })?;
+    let read = if in_force.is_some() { read_file } else { read_file_once };
+    let text = read_text(file, read(file, CONFIG_BYTES_MAX)).map_err(|line| Mistaken { settings: Box::default(), lines: vec![line] })?;
     let mut reading = Reading::of(&text, environment()).for_serving();
     let folder = file.parent().unwrap_or_else(|| Path::new(""));
     let keys = keys(&mut reading, folder);
@@ -86,8 +87,8 @@ pub(crate) fn check(file: &Path, in_force: Option<&Settings>) -> Result<Checked,
     Err(Mistaken { settings: Box::new(settings), lines })
 }
 
-fn read_text(file: &Path) -> Result<String, String> {
-    let bytes = read_file(file, CONFIG_BYTES_MAX).map_err(|error| error.0)?;
+fn read_text(file: &Path, read: Result<Vec<u8>, CliError>) -> Result<String, String> {
+    let bytes = read.map_err(|error| error.0)?;
     String::from_utf8(bytes).map_err(|error| {
         let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
         format!("{}: line {line}: not UTF-8", file.display())

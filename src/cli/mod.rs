@@ -21,13 +21,16 @@ pub use serve::{Node, Shards, StartShards, run};
 
 use crate::config::{self, KeyAlgorithm};
 use clap::{Args, Parser, Subcommand};
+use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How long the last words of a process wait for whoever reads them.
+const STDERR_PATIENCE: Duration = Duration::from_secs(2);
 const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
 
 /// Why a command failed: one line, or one for each mistake of a file.
@@ -279,12 +282,22 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match run_command(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut stderr = io::stderr().lock();
-            for line in error.0.lines() {
-                let _ = writeln!(stderr, "ringway: {line}");
-            }
+            complain(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// On stderr, which keeps no process from its end though nobody reads it.
+fn complain(error: &CliError) {
+    let lines: String = error.0.lines().map(|line| format!("ringway: {line}\n")).collect();
+    let (done, written) = std::sync::mpsc::sync_channel(1);
+    let writer = std::thread::Builder::new().name("stderr".to_owned()).spawn(move || {
+        let _ = io::stderr().lock().write_all(lines.as_bytes());
+        let _ = done.send(());
+    });
+    if writer.is_ok() {
+        let _ = written.recv_timeout(STDERR_PATIENCE);
     }
 }
 
@@ -331,12 +344,28 @@ pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
 }
 
-/// A whole file, but not more than so many bytes.
+/// A whole file, but not more than so many bytes. A pipe or a device would keep whoever opens or reads it waiting, and is refused.
 pub(crate) fn read_file(file: &Path, bytes_max: u64) -> Result<Vec<u8>, CliError> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(file, flags, Mode::empty()).map(std::fs::File::from).map_err(io::Error::from);
+    if let Ok(opened) = &opened
+        && opened.metadata().is_ok_and(|metadata| !metadata.is_file())
+    {
+        return Err(CliError(format!("{}: this is no regular file, and what is read here must be one", file.display())));
+    }
+    read_whole(file, opened, bytes_max)
+}
+
+/// The same of a file for which nothing waits that runs already: it may come through a pipe.
+pub(crate) fn read_file_once(file: &Path, bytes_max: u64) -> Result<Vec<u8>, CliError> {
+    read_whole(file, std::fs::File::open(file), bytes_max)
+}
+
+fn read_whole(file: &Path, opened: io::Result<std::fs::File>, bytes_max: u64) -> Result<Vec<u8>, CliError> {
     use std::io::Read;
     let wrong = |error: io::Error| CliError(format!("{}: {error}", file.display()));
     let mut bytes = Vec::new();
-    std::fs::File::open(file).map_err(wrong)?.take(bytes_max + 1).read_to_end(&mut bytes).map_err(wrong)?;
+    opened.map_err(wrong)?.take(bytes_max + 1).read_to_end(&mut bytes).map_err(wrong)?;
     if bytes.len() as u64 > bytes_max {
         return Err(CliError(format!("{}: more than {bytes_max} bytes", file.display())));
     }
@@ -350,6 +379,23 @@ mod tests {
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split(' '))
+    }
+
+    /// Opened, a pipe would wait for its writer; read, for what comes.
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let folder = std::env::temp_dir().join(format!("ringway-read-file-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let pipe = folder.join("pipe");
+        let made = rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0);
+        made.unwrap();
+        for file in [&*pipe, Path::new("/dev/zero"), &*folder] {
+            let expected = format!("{}: this is no regular file, and what is read here must be one", file.display());
+            assert_eq!(read_file(file, 10).unwrap_err().0, expected);
+            // A reload reads like this; a start, from pipes too.
+            assert_eq!(check::check(file, Some(&config::Settings::default())).unwrap_err().lines, [expected]);
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

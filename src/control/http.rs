@@ -1,10 +1,11 @@
 //! The admin listener's answers: health, readiness, metrics, the connections; the revocations, which alone it changes; and purges.
 
 use super::health::Health;
+use super::listener::Seat;
 use super::{EngineLabels, metrics, purges, revocations};
 use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionInfo, Port, PortMessage, Snapshot};
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 /// How long a shard may take to answer; then it is told as unanswered.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
@@ -23,6 +24,8 @@ const REQUEST_BODY_BYTES_MAX: usize = 16 * 1024;
 /// Connections in one answer unless `?limit=` says otherwise, and at most.
 const CONNECTIONS_SHOWN: usize = 1_000;
 const CONNECTIONS_SHOWN_MAX: usize = 10_000;
+/// Answers of thousands of lines that are made at a time.
+const LONG_ANSWERS_MAX: usize = 2;
 /// How often a full port is tried again.
 const LOOK: Duration = Duration::from_millis(50);
 const CONNECTION_ID_BYTES_MAX: usize = 128;
@@ -32,6 +35,8 @@ pub(super) struct Shared {
     pub(super) ports: Vec<Port>,
     pub(super) engine: EngineLabels,
     pub(super) health: Mutex<Health>,
+    /// Long answers that are being made: others wait, and probes come in between.
+    long: Semaphore,
     /// What is in force, and the shards that could not be told yet.
     published: Mutex<Published>,
 }
@@ -44,7 +49,14 @@ struct Published {
 impl Shared {
     pub(super) fn new(ports: Vec<Port>, snapshot: Arc<Snapshot>, engine: EngineLabels) -> Self {
         let health = Mutex::new(Health::new(ports.len()));
-        Self { ports, engine, health, published: Mutex::new(Published { snapshot, behind: Vec::new() }) }
+        let long = Semaphore::new(LONG_ANSWERS_MAX);
+        Self { ports, engine, health, long, published: Mutex::new(Published { snapshot, behind: Vec::new() }) }
+    }
+
+    /// One's turn to make a long answer.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.long.acquire().await.ok()
     }
 
     fn published(&self) -> MutexGuard<'_, Published> {
@@ -171,10 +183,27 @@ fn refusal(target: &Uri, headers: &HeaderMap) -> Option<(StatusCode, &'static st
     (!page_is_ours).then_some((StatusCode::FORBIDDEN, "the Origin must be a page of this machine's loopback, and stand once"))
 }
 
-async fn guard(request: Request, next: Next) -> Response {
-    let mut response = match refusal(request.uri(), request.headers()) {
-        Some((status, detail)) => problem(status, detail),
-        None => next.run(request).await,
+async fn guard(ConnectInfo(seat): ConnectInfo<Seat>, request: Request, next: Next) -> Response {
+    let answer = async {
+        if let Some((status, detail)) = refusal(request.uri(), request.headers()) {
+            return problem(status, detail);
+        }
+        // Read here, so that its time is the request's: what has not come whole by then ends the connection.
+        let (head, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, REQUEST_BODY_BYTES_MAX).await;
+        seat.ask();
+        match body {
+            Ok(body) => next.run(Request::from_parts(head, body.into())).await,
+            Err(_) => {
+                let detail =
+                    format!("the body is larger than {REQUEST_BODY_BYTES_MAX} bytes, or was cut off: it is one JSON object");
+                problem(StatusCode::PAYLOAD_TOO_LARGE, &detail)
+            }
+        }
+    };
+    let mut response = tokio::select! {
+        response = answer => response,
+        () = seat.lost() => problem(StatusCode::SERVICE_UNAVAILABLE, "too many others ask: ask again"),
     };
     let headers = response.headers_mut();
     // One request a connection: the listener bounds a connection's whole life.
@@ -220,6 +249,7 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
+    let _turn = shared.turn().await;
     let health = shared.health().clone();
     let text = metrics::text(&shared.ports, &health, shared.snapshot().revocations.len(), shared.engine);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
@@ -243,6 +273,7 @@ async fn list(
     if !(1..=CONNECTIONS_SHOWN_MAX).contains(&wanted) {
         return problem(StatusCode::BAD_REQUEST, &format!("limit must be a whole number from 1 to {CONNECTIONS_SHOWN_MAX}"));
     }
+    let _turn = shared.turn().await;
     let mut found = ConnectionList::default();
     for port in &shared.ports {
         let mut from = Some(0);

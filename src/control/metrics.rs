@@ -114,6 +114,12 @@ const REVOCATIONS_REFUSED: Family = Family {
     help: "Revocations refused since the list was full.",
     advice: "Not zero: somebody who was to be kept out is not; rotate the signing key.",
 };
+const ADMIN_CUT: Family = Family {
+    name: "ringway_admin_connections_cut_total",
+    kind: "counter",
+    help: "Connections to the admin listener that were cut off since 64 others were there.",
+    advice: "Not zero: something on this machine opens them and asks nothing; find it with `ss -tnp`.",
+};
 const CPU: Family = Family {
     name: "process_cpu_seconds_total",
     kind: "counter",
@@ -151,6 +157,7 @@ pub static FAMILIES: &[Family] = &[
     LOG_DROPS,
     REVOCATIONS,
     REVOCATIONS_REFUSED,
+    ADMIN_CUT,
     CPU,
     RSS,
     FILES,
@@ -224,6 +231,8 @@ pub(super) fn text(ports: &[Port], health: &Health, revocations: usize, labels: 
     let _ = writeln!(out, "{} {revocations}", REVOCATIONS.name);
     family(&mut out, &REVOCATIONS_REFUSED);
     let _ = writeln!(out, "{} {}", REVOCATIONS_REFUSED.name, super::revocations::refused_full());
+    family(&mut out, &ADMIN_CUT);
+    let _ = writeln!(out, "{} {}", ADMIN_CUT.name, super::listener::connections_cut());
     process(&mut out);
     out
 }

@@ -3,7 +3,8 @@
 //! May import the vocabulary, `config`, `auth` (what revocations are) and `shard::{port, counters}`; sees shards through their ports only.
 //!
 //! Invariants: the data plane goes on without this thread; a shard that does not answer is reported and never waited for
-//! without a bound; the admin listener is loopback only, takes a bounded number of connections, each for a bounded time.
+//! without a bound, nor is a client, a file (`reloading`) or a reader of stderr (`logging`); the admin listener is loopback only, takes a
+//! bounded number of connections, each for a bounded time, and answers probes whoever holds them.
 
 mod health;
 mod http;
@@ -11,6 +12,7 @@ mod listener;
 pub mod logging;
 mod metrics;
 mod purges;
+mod reloading;
 mod revocations;
 mod run;
 #[cfg(test)]

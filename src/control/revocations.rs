@@ -228,6 +228,7 @@ pub(super) async fn list(
     if !(1..=SHOWN_MAX).contains(&wanted) {
         return problem(StatusCode::BAD_REQUEST, &format!("limit must be a whole number from 1 to {SHOWN_MAX}"));
     }
+    let _turn = shared.turn().await;
     let snapshot = shared.snapshot();
     let revocations = snapshot.revocations.iter().take(wanted).map(RevocationRequest::shown).collect();
     json(&RevocationList { revocations, truncated: snapshot.revocations.len() > wanted })

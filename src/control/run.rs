@@ -1,8 +1,9 @@
 //! What the control thread does: looks at the shards, answers, reloads, drains.
 
 use super::http::{Shared, router};
-use super::listener::Capped;
-use super::{Command, ControlOptions, EngineLabels, Outcome, Reload};
+use super::listener::{Capped, Seat};
+use super::reloading::Reloads;
+use super::{Command, ControlOptions, EngineLabels, Outcome, Reloaded};
 use crate::shard::port::{Port, PortMessage, Snapshot};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Runner {
     snapshot: Arc<Snapshot>,
     engine: EngineLabels,
-    reload: Option<Reload>,
+    reloads: Reloads,
     inbox: Inbox,
     tick: Duration,
 }
@@ -74,56 +75,30 @@ impl Runner {
             interrupt: take(SignalKind::interrupt())?,
             hang_up: take(SignalKind::hangup())?,
         };
-        Ok(Self { snapshot: options.snapshot, engine: options.engine, reload: options.reload, inbox, tick: options.tick })
+        let reloads = Reloads::new(options.reload)?;
+        Ok(Self { snapshot: options.snapshot, engine: options.engine, reloads, inbox, tick: options.tick })
     }
 
     pub(super) async fn run(mut self, listener: TcpListener, ports: Vec<Port>) -> Outcome {
         let shared = Arc::new(Shared::new(ports, Arc::clone(&self.snapshot), self.engine));
         let app = router(Arc::clone(&shared));
         // Ends with the runtime; serve itself never returns.
+        let app = app.into_make_service_with_connect_info::<Seat>();
         tokio::spawn(async move { axum::serve(Capped::new(listener), app).await });
         tokio::spawn(look_after(Arc::clone(&shared), self.tick));
         loop {
-            match self.inbox.next().await {
-                Command::Drain => return self.drain(&shared).await,
-                Command::Stop => return stop(&shared, Outcome::Stopped).await,
-                Command::Reload => self.reload(&shared).await,
+            tokio::select! {
+                command = self.inbox.next() => match command {
+                    Command::Drain => return self.drain(&shared).await,
+                    Command::Stop => return stop(&shared, Outcome::Stopped).await,
+                    Command::Reload => self.reloads.begin(),
+                },
+                reloaded = self.reloads.done() => match reloaded {
+                    Ok(reloaded) => put_in_force(&shared, &reloaded),
+                    Err(error) => tracing::error!(%error, "reload refused; the configuration in force stays as it was"),
+                },
             }
         }
-    }
-
-    async fn reload(&mut self, shared: &Arc<Shared>) {
-        let Some(reload) = self.reload.as_mut() else {
-            tracing::warn!("reload asked for, but this process has no configuration file; nothing changed");
-            return;
-        };
-        let reloaded = match reload() {
-            Ok(reloaded) => reloaded,
-            Err(error) => {
-                tracing::error!(%error, "reload refused; the configuration in force stays as it was");
-                return;
-            }
-        };
-        for change in &reloaded.changes {
-            let (setting, from, to) = (&change.key, &change.from, &change.to);
-            if change.live {
-                tracing::info!(%setting, %from, %to, "reload: in force now");
-            } else {
-                tracing::warn!(%setting, %from, %to, "reload: needs a restart; the old value stays in force");
-            }
-        }
-        let live = reloaded.changes.iter().filter(|change| change.live).count();
-        tracing::info!(live, restart = reloaded.changes.len() - live, "reloaded settings and keys");
-        // The files know nothing of revocations.
-        let mut snapshot = (*reloaded.snapshot).clone();
-        snapshot.revocations = Arc::clone(&shared.snapshot().revocations);
-        let answers = shared.publish(&Arc::new(snapshot));
-        // Somebody must wait, or the shards would count answers that nobody wanted.
-        tokio::spawn(async move {
-            for (_, answer) in answers {
-                let _ = answer.await;
-            }
-        });
     }
 
     /// Not ready; then goaway and 1012 over the window; then, when all have gone or the grace is over, stop. A second
@@ -153,6 +128,30 @@ impl Runner {
         };
         stop(shared, outcome).await
     }
+}
+
+/// What a reload brought is in force from now on.
+fn put_in_force(shared: &Arc<Shared>, reloaded: &Reloaded) {
+    for change in &reloaded.changes {
+        let (setting, from, to) = (&change.key, &change.from, &change.to);
+        if change.live {
+            tracing::info!(%setting, %from, %to, "reload: in force now");
+        } else {
+            tracing::warn!(%setting, %from, %to, "reload: needs a restart; the old value stays in force");
+        }
+    }
+    let live = reloaded.changes.iter().filter(|change| change.live).count();
+    tracing::info!(live, restart = reloaded.changes.len() - live, "reloaded settings and keys");
+    // The files know nothing of revocations.
+    let mut snapshot = (*reloaded.snapshot).clone();
+    snapshot.revocations = Arc::clone(&shared.snapshot().revocations);
+    let answers = shared.publish(&Arc::new(snapshot));
+    // Somebody must wait, or the shards would count answers that nobody wanted.
+    tokio::spawn(async move {
+        for (_, answer) in answers {
+            let _ = answer.await;
+        }
+    });
 }
 
 async fn stop(shared: &Shared, outcome: Outcome) -> Outcome {

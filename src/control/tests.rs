@@ -6,7 +6,7 @@ use crate::config::Settings;
 use crate::limits::REVOCATIONS_MAX;
 use crate::shard::counters::shared_counters;
 use crate::shard::port::{Bell, ConnectionInfo, ConnectionPage, ConnectionState, PortMessage, PortReceiver, Purged, port};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Condvar;
 use std::sync::Mutex;
@@ -257,14 +257,15 @@ fn a_reload_reaches_the_shards_and_a_bad_one_does_not() {
     let reload: Reload = Box::new(move || {
         count += 1;
         asked.send(count).map_err(|error| error.to_string())?;
-        if count == 1 {
+        if count != 2 {
             return Err("line 1: not TOML".to_owned());
         }
         let new = snapshot("[limits]\nmessages_per_second = 5");
         Ok(Reloaded { changes: new.settings.diff(&Settings::default()), snapshot: new })
     });
     let control = spawn(ControlOptions { reload: Some(reload), ..options("") }, vec![door]).unwrap();
-    for expected in [1, 2] {
+    // The third begins when what the second brought is in force.
+    for expected in [1, 2, 3] {
         control.ask(Command::Reload);
         assert_eq!(answers.recv_timeout(Duration::from_secs(10)), Ok(expected));
     }
@@ -284,21 +285,96 @@ fn what_cannot_be_listened_on_is_told_before_anything_runs() {
     drop(Control::build(options("")).unwrap());
 }
 
+/// Connections to the admin listener that ask nothing, ask slowly, or take no answer.
 #[test]
-fn idle_connections_hold_up_others_only_up_to_the_cap() {
-    let control = spawn(options(""), Vec::new()).unwrap();
-    let mut idle: Vec<TcpStream> = (0..64).map(|_| TcpStream::connect(control.address()).unwrap()).collect();
-    let mut waiting = TcpStream::connect(control.address()).unwrap();
-    waiting.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-    waiting.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    assert!(waiting.read(&mut [0; 16]).is_err(), "answered beyond the cap");
-    idle.pop();
-    waiting.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let mut start = [0; 12];
-    waiting.read_exact(&mut start).unwrap();
-    assert_eq!(&start, b"HTTP/1.1 200");
+fn probes_are_answered_whoever_holds_connections() {
+    let (door, thread) = fake_shard(0, 10_000, true);
+    let control = spawn(options(""), vec![door]).unwrap();
+    let address = control.address();
+    until(|| get(address, "/readyz").0 == 200);
+    let mut held: Vec<TcpStream> = Vec::new();
+    let post = "POST /v1/purge HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{";
+    // More than a socket's buffers take, asked for and not read.
+    let list = "GET /v1/connections?limit=10000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for said in ["", "GET /healthz HTTP/1.1\r\nHost: lo", post, list, "\r\n"] {
+        for _ in 0..200 {
+            // The listener's queue may be full of them for a moment.
+            let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(5)) else { continue };
+            // Cut off already: as good.
+            let _ = stream.write_all(said.as_bytes());
+            held.push(stream);
+        }
+        let began = now();
+        assert_eq!(get(address, "/healthz"), (200, "ok\n".to_owned()), "{said:?}");
+        assert_eq!(get(address, "/readyz").0, 200, "{said:?}");
+        assert!(began.elapsed() < Duration::from_secs(4), "{said:?}: {:?}", began.elapsed());
+    }
+    let cut = get(address, "/metrics")
+        .1
+        .lines()
+        .find_map(|line| line.strip_prefix("ringway_admin_connections_cut_total ")?.parse().ok());
+    assert!(cut.is_some_and(|cut: u64| cut > 500), "{cut:?}");
+    drop(held);
     control.ask(Command::Stop);
     assert_eq!(control.wait(), Outcome::Stopped);
+    assert!(thread.join().unwrap().stopped);
+}
+
+/// A request has its time, of which its body is a part.
+#[test]
+fn who_asks_too_slowly_is_cut_off() {
+    let control = spawn(options(""), Vec::new()).unwrap();
+    let head = "POST /v1/purge HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n";
+    let began = now();
+    let slow: Vec<TcpStream> = ["", "GET /he", head]
+        .iter()
+        .map(|said| {
+            let mut stream = TcpStream::connect(control.address()).unwrap();
+            stream.write_all(said.as_bytes()).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream
+        })
+        .collect();
+    for mut stream in slow {
+        let mut told = String::new();
+        let ended = stream.read_to_string(&mut told);
+        assert!(!ended.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{told}");
+        assert!(told.is_empty() || told.starts_with("HTTP/1.1 413 "), "{told}");
+    }
+    assert!((4..15).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    control.ask(Command::Stop);
+    assert_eq!(control.wait(), Outcome::Stopped);
+}
+
+/// Files that nothing comes from: the reload waits, and nothing else does; a second one comes after it.
+#[test]
+fn a_reload_that_hangs_holds_up_nothing_else() {
+    let (door, thread) = fake_shard(0, 0, true);
+    let (go, gone) = mpsc::channel::<()>();
+    let (asked, reloads) = mpsc::channel();
+    let reload: Reload = Box::new(move || {
+        let _ = asked.send(());
+        let _ = gone.recv();
+        Ok(Reloaded { changes: Vec::new(), snapshot: snapshot("") })
+    });
+    let control = spawn(ControlOptions { reload: Some(reload), ..options("") }, vec![door]).unwrap();
+    let reloading = || reloads.recv_timeout(Duration::from_secs(10));
+    (0..3).for_each(|_| assert!(control.ask(Command::Reload)));
+    assert_eq!(reloading(), Ok(()));
+    assert_eq!(get(control.address(), "/healthz").0, 200);
+    assert_eq!(post_to("/v1/revocations", control.address(), r#"{"sub":"ana"}"#).0, 200);
+    go.send(()).unwrap();
+    assert_eq!(reloading(), Ok(()), "what was asked for meanwhile is done, once");
+    assert!(reloads.try_recv().is_err());
+    control.ask(Command::Drain);
+    assert_eq!(control.wait(), Outcome::Drained);
+    // The revocation and the first reload; the second never came back.
+    assert_eq!(thread.join().unwrap().configured, 2);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test that waits in earnest")]
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
 }
 
 fn post(address: SocketAddr, json: &str) -> (u16, String) {

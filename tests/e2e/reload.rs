@@ -1,8 +1,9 @@
 //! SIGHUP: keys, limits and origins change in place; a file with a mistake changes nothing.
 
 use crate::client::{Client, Hello, code, tcp, upgrade};
-use crate::gateway::{Gateway, config};
+use crate::gateway::{Gateway, config, folder};
 use crate::token::{claims, forged};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 fn message(line: &Value) -> &str {
@@ -44,6 +45,36 @@ async fn limits_origins_and_keys_change_without_a_restart() {
     let ben = Client::enter(&gateway, Hello::new("s", "ben").with("auth_token", token)).await;
     assert_eq!(ben.welcome["node"], "n1", "what needs a restart stays");
     assert_eq!(ben.welcome["limits"]["messages_per_second"], 1);
+}
+
+/// A pipe that nobody writes to, in place of what a reload reads, is refused; nothing waits for it, nor does the end.
+#[test]
+fn a_pipe_in_place_of_a_file_holds_up_nothing() {
+    let files = folder();
+    let (certificate, key) = (files.join("cert.pem"), files.join("key.pem"));
+    for (file, name) in [(&certificate, "localhost.cert.pem"), (&key, "localhost.key.pem")] {
+        std::fs::copy(format!("{}/tests/data/tls/{name}", env!("CARGO_MANIFEST_DIR")), file).unwrap();
+    }
+    let mut gateway = Gateway::start(&[("tls.certificate", &format!("{certificate:?}")), ("tls.key", &format!("{key:?}"))]);
+    for file in [gateway.folder.join("secret"), certificate, key, gateway.folder.join("ringway.toml")] {
+        let held = std::fs::read(&file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+        gateway.signal(Signal::HUP);
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let line = gateway.logged("the refusal", |line| {
+            message(line).starts_with("reload refused") && line["error"].as_str().unwrap().contains(name)
+        });
+        assert!(line["error"].as_str().unwrap().contains("no regular file"), "{line}");
+        assert_eq!(gateway.admin("/healthz").0, 200);
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, held).unwrap();
+    }
+    gateway.signal(Signal::HUP);
+    gateway.logged("that it reloaded", |line| message(line).starts_with("reloaded"));
+    gateway.signal(Signal::TERM);
+    assert!(gateway.ended().success());
+    std::fs::remove_dir_all(files).unwrap();
 }
 
 #[tokio::test]
