@@ -41,10 +41,7 @@ pub struct LogGuard {
 impl LogGuard {
     /// Waits, for at most a second, until what was logged before is written.
     pub fn flush(&self) {
-        let (done, written) = sync_channel(1);
-        if self.lines.0.try_send(Item::Flush(done)).is_ok() {
-            let _ = written.recv_timeout(FLUSH);
-        }
+        self.lines.flush();
     }
 }
 
@@ -56,6 +53,15 @@ impl Drop for LogGuard {
 
 #[derive(Clone)]
 struct Lines(SyncSender<Item>);
+
+impl Lines {
+    fn flush(&self) {
+        let (done, written) = sync_channel(1);
+        if self.0.try_send(Item::Flush(done)).is_ok() {
+            let _ = written.recv_timeout(FLUSH);
+        }
+    }
+}
 
 impl std::fmt::Debug for Lines {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -146,6 +152,17 @@ pub fn start(format: LogFormat, level: LogLevel) -> Result<LogGuard, String> {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     started.map_err(|error| format!("logging cannot start: {error}"))?;
+    // As std tells it, it would wait for whoever reads stderr. The process may end with it, so that its line is waited for a while.
+    let last_words = lines.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        let (thread, backtrace) = (std::thread::current(), std::backtrace::Backtrace::capture());
+        let thread = thread.name().unwrap_or_default();
+        tracing::error!(thread, "{panic}");
+        if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+            tracing::error!(thread, "{backtrace}");
+        }
+        last_words.flush();
+    }));
     Ok(LogGuard { lines })
 }
 

@@ -2,7 +2,7 @@
 
 use crate::gateway::{Gateway, PATIENCE, SECRET, config, folder, run, run_command};
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 #[test]
@@ -154,6 +154,28 @@ fn a_reload_is_refused_for_what_a_start_refuses() {
     }
     gateway.reload(&[("limits.messages_burst", "7")]);
     gateway.logged("the good one", |line| line["message"] == "reloaded settings and keys" && line["live"] == 1);
+}
+
+/// Its last words have no reader and no room.
+#[test]
+fn a_mistake_ends_a_process_whose_stderr_is_full() {
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(&[b'x'; 65_536]).unwrap();
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_ringway"));
+    let mut child = serve.args(["serve", "--config", "/nowhere/ringway.toml"]).stderr(writer).spawn().unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if std::time::Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            break None;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    };
+    assert_eq!(status.and_then(|status| status.code()), Some(1));
 }
 
 #[test]
