@@ -102,9 +102,12 @@ const CRATES: [(&str, &[&str]); 34] = [
     (
         "rustix",
         &[
+            "cli/admin_client.rs",
+            "cli/dev.rs",
             "cli/doctor.rs",
             "cli/mod.rs",
             "cli/serve.rs",
+            "control/socket.rs",
             "io/directory.rs",
             "io/files.rs",
             "io/own.rs",

@@ -1,9 +1,13 @@
 //! One request to the admin listener of a running gateway.
 
 use super::CliError;
+use rustix::net::sockopt::Timeout;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 const CONNECT: Duration = Duration::from_secs(2);
@@ -17,15 +21,34 @@ pub(super) struct Answer {
     pub(super) body: String,
 }
 
-/// The `host:port` of an `http://host:port` URL.
+/// Where a listener is.
+#[derive(Debug, PartialEq, Eq)]
+enum Place<'u> {
+    /// The `host:port` of an `http://host:port` URL.
+    Authority(&'u str),
+    /// A Unix socket: `unix:PATH`, or a path with a `/` in it.
+    Socket(&'u Path),
+}
+
+fn place(url: &str) -> Result<Place<'_>, CliError> {
+    let path = url.strip_prefix("unix:").or_else(|| (url.contains('/') && !url.contains("://")).then_some(url));
+    match path {
+        Some(path) if !path.is_empty() => Ok(Place::Socket(Path::new(path))),
+        _ => authority(url).map(Place::Authority),
+    }
+}
+
 fn authority(url: &str) -> Result<&str, CliError> {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let rest = scheme.eq_ignore_ascii_case("http").then(|| rest.strip_suffix('/').unwrap_or(rest));
     let fits = |rest: &&str| {
         !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b'@' && byte != b'?')
     };
-    rest.filter(fits)
-        .ok_or_else(|| CliError(format!("{url:?} is no URL of an admin listener; it looks like http://127.0.0.1:9090")))
+    rest.filter(fits).ok_or_else(|| {
+        CliError(format!(
+            "{url:?} is no URL of an admin listener; it looks like http://127.0.0.1:9090, or unix:/run/ringway/admin.sock"
+        ))
+    })
 }
 
 /// Percent-encodes all but unreserved characters (RFC 3986 2.3), so that an id is one path segment.
@@ -69,7 +92,35 @@ pub(super) fn plain(text: &str) -> String {
 
 /// Sends one request, with a body of JSON where there is one.
 pub(super) fn request(url: &str, method: &str, path: &str, json: Option<&str>) -> Result<Answer, CliError> {
-    let host = authority(url)?;
+    let wrong = |error: std::io::Error| {
+        CliError(format!("{url}: {error}; is the gateway running, and is this its admin.listen or admin.socket?"))
+    };
+    match place(url)? {
+        Place::Authority(host) => {
+            let stream = connect(url, host)?;
+            stream.set_read_timeout(Some(SILENCE)).map_err(wrong)?;
+            stream.set_write_timeout(Some(SILENCE)).map_err(wrong)?;
+            exchange(stream, url, host, (method, path, json))
+        }
+        Place::Socket(socket) => {
+            let stream = connect_unix(socket).map_err(wrong)?;
+            stream.set_read_timeout(Some(SILENCE)).map_err(wrong)?;
+            stream.set_write_timeout(Some(SILENCE)).map_err(wrong)?;
+            exchange(stream, url, "localhost", (method, path, json))
+        }
+    }
+}
+
+/// Connects to a Unix socket; where its queue is full, not for longer than to a port.
+fn connect_unix(path: &Path) -> std::io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Send, Some(CONNECT))?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket.into())
+}
+
+fn connect(url: &str, host: &str) -> Result<TcpStream, CliError> {
     let target = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
         host.to_owned()
     } else {
@@ -79,9 +130,16 @@ pub(super) fn request(url: &str, method: &str, path: &str, json: Option<&str>) -
         |error: std::io::Error| CliError(format!("{url}: {error}; is the gateway running, and is this its admin.listen?"));
     let address = target.to_socket_addrs().map_err(wrong)?.next();
     let address = address.ok_or_else(|| CliError(format!("{url}: the name has no address")))?;
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT).map_err(wrong)?;
-    stream.set_read_timeout(Some(SILENCE)).map_err(wrong)?;
-    stream.set_write_timeout(Some(SILENCE)).map_err(wrong)?;
+    TcpStream::connect_timeout(&address, CONNECT).map_err(wrong)
+}
+
+fn exchange(
+    mut stream: impl Read + Write,
+    url: &str,
+    host: &str,
+    (method, path, json): (&str, &str, Option<&str>),
+) -> Result<Answer, CliError> {
+    let wrong = |error: std::io::Error| CliError(format!("{url}: {error}"));
     let content =
         json.map_or_else(String::new, |json| format!("Content-Type: application/json\r\nContent-Length: {}\r\n", json.len()));
     let head =
@@ -115,6 +173,14 @@ mod tests {
         assert_eq!(authority("HTTP://[::1]:9090/"), Ok("[::1]:9090"));
         for bad in ["127.0.0.1:9090", "https://a", "http://", "http://a/b", "http://a b", "http://a\r\nX: y", "http://u@h"] {
             assert!(authority(bad).is_err(), "{bad}");
+        }
+        for (url, path) in [("unix:/run/a.sock", "/run/a.sock"), ("unix:a.sock", "a.sock"), ("/run/a", "/run/a"), ("./a", "./a")]
+        {
+            assert_eq!(place(url), Ok(Place::Socket(Path::new(path))), "{url}");
+        }
+        assert_eq!(place("http://[::1]:9090/"), Ok(Place::Authority("[::1]:9090")));
+        for bad in ["unix:", "https://a/b", "127.0.0.1:9090", ""] {
+            assert!(place(bad).is_err(), "{bad}");
         }
         assert_eq!(segment("c-1/../x y"), "c-1%2F..%2Fx%20y");
     }

@@ -146,6 +146,7 @@ mod tests {
         let options = ControlOptions {
             engine: EngineLabels { engine: "ring", driver: "io_uring" },
             listen: "127.0.0.1:0".parse().unwrap(),
+            socket: None,
             snapshot: Arc::new(Snapshot::default()),
             reload: None,
             signals: false,

@@ -144,8 +144,8 @@ enum TokenCommand {
     Revoke(RevokeArgs),
     /// List what is revoked on a running gateway
     Revocations {
-        /// The admin listener
-        #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL")]
+        /// The admin listener: a URL, or the path of its socket (unix:PATH)
+        #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL|PATH")]
         admin: String,
         /// At most so many
         #[arg(long, default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=10_000))]
@@ -178,8 +178,8 @@ struct RevokeArgs {
     /// Take the revocation back
     #[arg(long, conflicts_with_all = ["issued_before_s", "keep"])]
     lift: bool,
-    /// The admin listener
-    #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL")]
+    /// The admin listener: a URL, or the path of its socket (unix:PATH)
+    #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL|PATH")]
     admin: String,
 }
 
@@ -246,8 +246,8 @@ struct DoctorArgs {
 enum ConnCommand {
     /// List connections, those closed in the last ten minutes too
     Ls {
-        /// The admin listener
-        #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL")]
+        /// The admin listener: a URL, or the path of its socket (unix:PATH)
+        #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL|PATH")]
         admin: String,
         /// At most so many
         #[arg(long, default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=10_000))]
@@ -260,8 +260,8 @@ enum ConnCommand {
     Show {
         /// Its connection_id
         id: String,
-        /// The admin listener
-        #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL")]
+        /// The admin listener: a URL, or the path of its socket (unix:PATH)
+        #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL|PATH")]
         admin: String,
         /// Print JSON
         #[arg(long)]

@@ -227,6 +227,7 @@ pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, Soc
     let snapshot = snapshot(Arc::new(node.settings), &node.keys, node.tls, node.dev)?;
     let control = Control::build(ControlOptions {
         listen: snapshot.settings.admin.listen,
+        socket: snapshot.settings.admin.socket.clone(),
         snapshot: Arc::clone(&snapshot),
         reload: node.reload,
         signals: true,

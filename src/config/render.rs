@@ -43,7 +43,7 @@ impl Settings {
                 ..old.server.clone()
             },
             tls: old.tls.clone(),
-            admin: old.admin,
+            admin: old.admin.clone(),
             log: super::Log {
                 early_delivery: self.log.early_delivery,
                 retention_age_s: self.log.retention_age_s,

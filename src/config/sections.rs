@@ -177,9 +177,11 @@ sections! {
     }
 
     /// The operator's listener: /healthz, /readyz, /metrics, /v1/connections, /v1/revocations, /v1/purge.
-    [admin] Admin: Clone Copy {
+    [admin] Admin: Clone {
         /// Address and port; a loopback address only, since this listener asks for no credentials.
         listen: SocketAddr = loopback(9090), "", Allowed::Any, restart;
+        /// The path of a Unix socket that answers the same, beside that port: to this process's user alone, for its mode is 0600.
+        socket: Option<PathBuf> = None, "", Allowed::Any, restart;
     }
 
     /// What a token must be. The keys stand in [[auth.keys]].

@@ -15,6 +15,7 @@ mod purges;
 mod reloading;
 mod revocations;
 mod run;
+mod socket;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use crate::config::Change;
 use crate::shard::port::{Port, Snapshot};
 use run::Runner;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -56,6 +58,8 @@ pub struct ControlOptions {
     pub engine: EngineLabels,
     /// `[admin] listen`; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// `[admin] socket`, where there is to be one.
+    pub socket: Option<PathBuf>,
     /// What is in force at start.
     pub snapshot: Arc<Snapshot>,
     /// What SIGHUP calls; `None` where there is nothing to read again.
@@ -77,6 +81,9 @@ pub enum ControlError {
     /// The address cannot be had.
     #[error("admin.listen = \"{address}\" cannot be listened on: {source}; is another gateway running? choose a free port")]
     Bind { address: SocketAddr, source: std::io::Error },
+    /// The socket cannot be had.
+    #[error("admin.socket = {path:?} cannot be listened on: {source}")]
+    Socket { path: PathBuf, source: std::io::Error },
     /// The runtime, a signal handler or the thread failed.
     #[error("the control thread cannot start: {0}")]
     Start(#[from] std::io::Error),
@@ -134,19 +141,26 @@ impl Control {
         let bound = TcpListener::bind(options.listen).map_err(|source| ControlError::Bind { address: options.listen, source })?;
         bound.set_nonblocking(true)?;
         let address = bound.local_addr()?;
+        let socket = match &options.socket {
+            Some(path) => Some(socket::listen(path).map_err(|source| ControlError::Socket { path: path.clone(), source })?),
+            None => None,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (commands, inbox) = tokio::sync::mpsc::channel(16);
-        let (runner, listener) = {
+        let (socket, socket_file) = socket.unzip();
+        let (runner, listeners) = {
             let _inside = runtime.enter();
             let listener = tokio::net::TcpListener::from_std(bound)?;
-            (Runner::new(options, inbox)?, listener)
+            let socket = socket.map(tokio::net::UnixListener::from_std).transpose()?;
+            (Runner::new(options, inbox)?, (listener, socket))
         };
         let (go, wait_for_go) = mpsc::sync_channel(1);
         let (tell, outcome) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             // Dropped without a go: never spawned, nothing to run.
             let Ok(ports) = wait_for_go.recv() else { return };
-            let ended = runtime.block_on(runner.run(listener, ports));
+            let ended = runtime.block_on(runner.run(listeners, ports));
+            drop(socket_file);
             // Nobody may wait any more; then nobody is to be told.
             let _ = tell.send(ended);
         })?;

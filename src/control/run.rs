@@ -7,7 +7,7 @@ use super::{Command, ControlOptions, EngineLabels, Outcome, Reloaded};
 use crate::shard::port::{Port, PortMessage, Snapshot};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -79,11 +79,16 @@ impl Runner {
         Ok(Self { snapshot: options.snapshot, engine: options.engine, reloads, inbox, tick: options.tick })
     }
 
-    pub(super) async fn run(mut self, listener: TcpListener, ports: Vec<Port>) -> Outcome {
+    pub(super) async fn run(mut self, listeners: (TcpListener, Option<UnixListener>), ports: Vec<Port>) -> Outcome {
         let shared = Arc::new(Shared::new(ports, Arc::clone(&self.snapshot), self.engine));
         let app = router(Arc::clone(&shared));
         // Ends with the runtime; serve itself never returns.
         let app = app.into_make_service_with_connect_info::<Seat>();
+        let (listener, socket) = listeners;
+        if let Some(socket) = socket {
+            let app = app.clone();
+            tokio::spawn(async move { axum::serve(Capped::new(socket), app).await });
+        }
         tokio::spawn(async move { axum::serve(Capped::new(listener), app).await });
         tokio::spawn(look_after(Arc::clone(&shared), self.tick));
         loop {

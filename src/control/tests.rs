@@ -120,6 +120,7 @@ fn snapshot(text: &str) -> Arc<Snapshot> {
 fn options(text: &str) -> ControlOptions {
     ControlOptions {
         listen: "127.0.0.1:0".parse().unwrap(),
+        socket: None,
         snapshot: snapshot(text),
         reload: None,
         signals: false,

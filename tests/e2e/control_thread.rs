@@ -4,6 +4,7 @@ use crate::client::{Client, Hello};
 use crate::gateway::{Gateway, PATIENCE, http, run};
 use crate::token::token;
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 fn until_ready(gateway: &Gateway) {
@@ -85,6 +86,66 @@ async fn connections_are_listed_and_shown_with_why_they_closed() {
     assert_eq!((exit, &shown["close_reason"], &shown["state"]), (0, &json!("client_closed"), &json!("closed")), "{shown}");
     let (exit, stdout, stderr) = run(&["conn", "show", "c-9-999", "--admin", &admin]);
     assert_eq!((exit, stdout.lines().count(), stderr.lines().count()), (1, 0, 1), "{stderr}");
+}
+
+/// The whole operator's plane over a socket that nobody else may open, and which outlives no gateway, killed or not.
+#[tokio::test]
+async fn the_same_over_a_unix_socket() {
+    let place = crate::gateway::folder();
+    let socket = place.join("admin.sock");
+    let (setting, log) = (format!("{socket:?}"), format!("{:?}", place.join("log")));
+    let settings = [("admin.socket", &*setting), ("log.dir", &*log)];
+    let gateway = Gateway::start(&settings);
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    let mut ana = Client::join(&gateway, "s-1", "ana").await;
+    ana.publish("session", 1).await;
+    let admin = format!("unix:{}", socket.display());
+    for admin in [&*admin, socket.to_str().unwrap()] {
+        let (exit, stdout, stderr) = run(&["conn", "ls", "--admin", admin]);
+        assert!(exit == 0 && stdout.contains("ana"), "{stdout} {stderr}");
+    }
+    let (exit, stdout, stderr) = run(&["log", "purge", place.join("log").to_str().unwrap(), "s-1", "--admin", &admin]);
+    assert!(exit == 0 && stdout.contains("1 messages were purged"), "{stdout} {stderr}");
+    let (exit, stdout, stderr) = run(&["token", "revoke", "--sub", "ana", "--admin", &admin]);
+    assert_eq!((exit, &*stdout), (0, "revoked; 1 connection closed\n"), "{stderr}");
+    let (exit, stdout, _) = run(&["token", "revocations", "--admin", &admin]);
+    assert!(exit == 0 && stdout.contains("ana"), "{stdout}");
+
+    // Taken, it is nobody else's.
+    let second = crate::gateway::folder();
+    std::fs::write(second.join("secret"), crate::gateway::SECRET).unwrap();
+    std::fs::write(second.join("ringway.toml"), crate::gateway::config(&settings[..1])).unwrap();
+    let (exit, _, stderr) = run(&["serve", "--config", second.join("ringway.toml").to_str().unwrap()]);
+    assert!(exit == 1 && stderr.contains("another gateway listens there") && stderr.lines().count() == 1, "{stderr}");
+
+    let mut gateway = gateway;
+    gateway.kill();
+    assert!(socket.exists(), "a killed gateway leaves it");
+    let (exit, _, stderr) = run(&["conn", "ls", "--admin", &admin]);
+    assert!(exit == 1 && stderr.contains("is the gateway running"), "{stderr}");
+    let mut gateway = gateway.again();
+    assert_eq!(run(&["conn", "ls", "--admin", &admin]).0, 0);
+    gateway.signal(rustix::process::Signal::TERM);
+    assert!(gateway.ended().success());
+    assert!(!socket.exists(), "one that ends by itself does not");
+    for folder in [place, second] {
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
+
+/// What held each probe for 30 s, so that a supervisor restarted the gateway.
+#[test]
+fn a_flood_of_silent_connections_holds_up_no_probe() {
+    let gateway = Gateway::start(&[]);
+    until_ready(&gateway);
+    let silent: Vec<_> = (0..300).map(|_| crate::raw::Raw::connect(gateway.admin)).collect();
+    let began = Instant::now();
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(gateway.admin(path).0, 200);
+    }
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    drop(silent);
 }
 
 #[tokio::test]

@@ -84,8 +84,8 @@ pub(crate) struct PurgeArgs {
     /// The session_id; where no gateway runs also hash= and 16 hexadecimal digits as `log ls` shows it
     #[arg(allow_hyphen_values = true)]
     session: String,
-    /// The admin listener of the gateway that has the directory: it purges while it runs
-    #[arg(long, value_name = "URL")]
+    /// The admin listener of the gateway that has the directory, a URL or unix:PATH: it purges while it runs
+    #[arg(long, value_name = "URL|PATH")]
     admin: Option<String>,
 }
 
