@@ -74,6 +74,7 @@ fn snapshot(settings: Arc<Settings>, keys: &[KeyMaterial], tls: Option<TlsServer
         upgrade: Policy { origins, echo: settings.diagnostics.echo },
         tls,
         settings,
+        health: Arc::default(),
     }))
 }
 

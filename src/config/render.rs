@@ -40,6 +40,7 @@ impl Settings {
                 allowed_origins: self.server.allowed_origins.clone(),
                 trusted_proxies: self.server.trusted_proxies.clone(),
                 client_ip_header: self.server.client_ip_header.clone(),
+                health: self.server.health,
                 ..old.server.clone()
             },
             tls: old.tls.clone(),

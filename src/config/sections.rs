@@ -154,6 +154,8 @@ sections! {
         trusted_proxies: Vec<Network> = Vec::new(), "", Allowed::Any, live;
         /// The header in which trusted proxies name the client's address; the last entry that is no trusted proxy counts.
         client_ip_header: HeaderName = HeaderName::default(), "", Allowed::Any, live;
+        /// Answers GET /healthz and /readyz on this port too, for balancers and supervisors on other machines.
+        health: bool = true, "", Allowed::Any, live;
         /// Trusted proxies begin each connection with a PROXY protocol header (version 1 or 2).
         proxy_protocol: bool = false, "", Allowed::Any, restart;
     }

@@ -2,6 +2,8 @@
 //!
 //! Pure: counted in ticks of control, so that a process stopped and continued is not taken for stuck shards.
 
+use crate::shard::port::Ready;
+
 /// Ticks (seconds) without a turn after which a shard is stuck (protocol.md section 8).
 pub const STUCK_TICKS: u32 = 5;
 /// Ticks (seconds) without an internal publish that came back, after which the node takes no traffic.
@@ -67,6 +69,22 @@ impl Health {
         self.shards.iter().enumerate().filter_map(stuck).collect()
     }
 
+    /// Whether the node takes traffic, in a word.
+    #[must_use]
+    pub fn readiness(&self) -> Ready {
+        if self.draining {
+            return Ready::Draining;
+        }
+        let ticks = self.shards.iter().map(|health| health.unproven_ticks);
+        if ticks.clone().any(|ticks| ticks.is_none()) {
+            Ready::Starting
+        } else if ticks.flatten().any(|ticks| ticks > READY_TICKS_MAX) {
+            Ready::Late
+        } else {
+            Ready::Ready
+        }
+    }
+
     /// Whether the node takes traffic.
     ///
     /// # Errors
@@ -124,6 +142,7 @@ mod tests {
         health.tick(1, 1);
         health.probed(0, true);
         assert!(health.ready().unwrap_err().starts_with("shard 1 "));
+        assert_eq!(health.readiness(), Ready::Starting);
         health.probed(1, true);
         assert_eq!(health.ready(), Ok(()));
         for turn in 0..READY_TICKS_MAX {
@@ -132,9 +151,11 @@ mod tests {
         assert_eq!(health.ready(), Ok(()));
         health.tick(0, 9);
         assert!(health.ready().unwrap_err().contains("shard 0"));
+        assert_eq!(health.readiness(), Ready::Late);
         health.probed(0, true);
         assert_eq!(health.ready(), Ok(()));
         health.drain();
         assert!(health.ready().unwrap_err().starts_with("draining"));
+        assert_eq!(health.readiness(), Ready::Draining);
     }
 }

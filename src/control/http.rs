@@ -3,7 +3,7 @@
 use super::health::Health;
 use super::listener::Seat;
 use super::{EngineLabels, metrics, purges, revocations};
-use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionInfo, Port, PortMessage, Snapshot};
+use crate::shard::port::{Alive, CONNECTIONS_PAGE_MAX, ConnectionInfo, Port, PortMessage, Snapshot};
 use axum::Router;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::uri::Authority;
@@ -84,6 +84,25 @@ impl Shared {
             answers.push((port.shard(), answer));
         }
         answers
+    }
+
+    /// Shards whose log has failed.
+    fn failed_logs(&self) -> Vec<usize> {
+        self.ports.iter().filter(|port| port.counters().log_failed.get() > 0).map(Port::shard).collect()
+    }
+
+    /// Tells the shards what `/healthz` and `/readyz` say now.
+    pub(super) fn tell_health(&self) {
+        let (stuck, ready) = {
+            let health = self.health();
+            (!health.stuck().is_empty(), health.readiness())
+        };
+        let alive = match () {
+            () if stuck => Alive::Stuck,
+            () if !self.failed_logs().is_empty() => Alive::Degraded,
+            () => Alive::Ok,
+        };
+        self.published().snapshot.health.set(alive, ready);
     }
 
     /// All of it runs on one thread and no holder can panic, so that a poisoned lock would still hold good values.
@@ -233,7 +252,7 @@ async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{} has not turned for 5 s\n", named(&stuck))).into_response();
     }
     // Alive: a restart by itself mends no disk, and would end what goes on without it.
-    let failed: Vec<usize> = shared.ports.iter().filter(|port| port.counters().log_failed.get() > 0).map(Port::shard).collect();
+    let failed = shared.failed_logs();
     if !failed.is_empty() {
         return format!("degraded: the log of {} has failed; look at the disk, then restart\n", named(&failed)).into_response();
     }

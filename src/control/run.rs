@@ -111,6 +111,7 @@ impl Runner {
     async fn drain(mut self, shared: &Shared) -> Outcome {
         let settings = shared.snapshot().settings.drain;
         shared.health().drain();
+        shared.tell_health();
         tracing::info!(
             not_ready_ms = settings.not_ready_ms,
             window_ms = settings.window_ms,
@@ -147,9 +148,10 @@ fn put_in_force(shared: &Arc<Shared>, reloaded: &Reloaded) {
     }
     let live = reloaded.changes.iter().filter(|change| change.live).count();
     tracing::info!(live, restart = reloaded.changes.len() - live, "reloaded settings and keys");
-    // The files know nothing of revocations.
+    // The files know nothing of revocations, nor of how the node is.
     let mut snapshot = (*reloaded.snapshot).clone();
     snapshot.revocations = Arc::clone(&shared.snapshot().revocations);
+    snapshot.health = Arc::clone(&shared.snapshot().health);
     let answers = shared.publish(&Arc::new(snapshot));
     // Somebody must wait, or the shards would count answers that nobody wanted.
     tokio::spawn(async move {
@@ -161,6 +163,7 @@ fn put_in_force(shared: &Arc<Shared>, reloaded: &Reloaded) {
 
 async fn stop(shared: &Shared, outcome: Outcome) -> Outcome {
     shared.health().drain();
+    shared.tell_health();
     let until = Instant::now() + STOP_PATIENCE;
     let mut stuck = Vec::new();
     for port in &shared.ports {
@@ -227,9 +230,11 @@ async fn look_after(shared: Arc<Shared>, every: Duration) {
                 tokio::spawn(async move {
                     let came_back = answer.await.is_ok();
                     shared.health().probed(index, came_back);
+                    shared.tell_health();
                 });
             }
         }
+        shared.tell_health();
         let stuck = shared.health().stuck();
         for shard in stuck.iter().filter(|shard| !known_stuck.contains(*shard)) {
             tracing::error!(shard, "has not turned for 5 s");

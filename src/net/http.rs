@@ -122,6 +122,7 @@ pub struct Request<'h> {
     target: &'h str,
     headers: [httparse::Header<'h>; REQUEST_HEADERS_MAX],
     header_count: usize,
+    http_1_0: bool,
 }
 
 impl<'h> Request<'h> {
@@ -130,6 +131,16 @@ impl<'h> Request<'h> {
     /// # Errors
     /// 400 for anything that is not an HTTP/1.1 request head, 431 for too many headers.
     pub fn parse(head: &'h [u8]) -> Result<Self, HttpRefusal> {
+        let request = Self::parse_any_version(head)?;
+        request.refuse_http_1_0()?;
+        Ok(request)
+    }
+
+    /// Parses what [`HeadReader`] gathered, of HTTP/1.0 too: probes are sent in it.
+    ///
+    /// # Errors
+    /// As [`Request::parse`].
+    pub fn parse_any_version(head: &'h [u8]) -> Result<Self, HttpRefusal> {
         let mut headers = [httparse::EMPTY_HEADER; REQUEST_HEADERS_MAX];
         let mut parsed = httparse::Request::new(&mut headers);
         let status = parsed.parse(head).map_err(refused_by_parser)?;
@@ -139,14 +150,28 @@ impl<'h> Request<'h> {
         if status.is_partial() {
             return Err(HttpRefusal::bad_request("the request head is not complete"));
         }
-        if version != 1 {
-            return Err(HttpRefusal::bad_request("the request is HTTP/1.0; WebSocket needs HTTP/1.1 (RFC 6455 section 4.1)"));
-        }
         if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(HttpRefusal::bad_request("the request target holds characters that must be percent-encoded"));
         }
         let header_count = parsed.headers.len();
-        Ok(Self { method, target, headers, header_count })
+        Ok(Self { method, target, headers, header_count, http_1_0: version == 0 })
+    }
+
+    /// Refuses HTTP/1.0: it knows no upgrade.
+    ///
+    /// # Errors
+    /// 400.
+    pub fn refuse_http_1_0(&self) -> Result<(), HttpRefusal> {
+        if self.http_1_0 {
+            return Err(HttpRefusal::bad_request("the request is HTTP/1.0; WebSocket needs HTTP/1.1 (RFC 6455 section 4.1)"));
+        }
+        Ok(())
+    }
+
+    /// Whether it is HTTP/1.0, which needs no `Host`.
+    #[must_use]
+    pub const fn is_http_1_0(&self) -> bool {
+        self.http_1_0
     }
 
     #[must_use]

@@ -9,6 +9,7 @@
 
 pub mod http;
 pub mod origin;
+pub mod probe;
 pub mod proxy;
 pub mod refusal;
 pub mod tls;

@@ -356,6 +356,8 @@ counters! {
     bytes_out: Counter, "Traffic that goes out.";
     /// Handshakes refused for their token.
     auth_refused: Counter, "Rises: an expired key, a clock that is wrong, or somebody guesses.";
+    /// Requests for /healthz and /readyz on the clients' port that were answered.
+    probes: Counter, "Flat where a balancer is to look here: it does not, or is over its address's limits; see limits_reached.";
     /// HTTP requests answered with an error instead of an upgrade.
     http_refused: Counter, "Rises: a wrong path or origin; the log names the setting which would allow it.";
     /// Send calls made.

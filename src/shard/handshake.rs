@@ -10,6 +10,7 @@ use crate::ids::ConnId;
 use crate::io::{Io, Read};
 use crate::limits::TOKEN_BYTES_MAX;
 use crate::net::http::{Progress, Request};
+use crate::net::probe::{Check, Probe, probe, write_answer};
 use crate::net::refusal::HttpRefusal;
 use crate::net::upgrade::{Endpoint, upgrade};
 use crate::protocol::{Attach, Command, Envelope, ErrorCode, Head, Refusal, Start};
@@ -25,14 +26,19 @@ impl Core {
             Progress::More => bytes.len(),
             Progress::Done { consumed } => {
                 let Phase::Head(reader) = std::mem::replace(&mut conn.phase, Phase::Hello) else { return consumed };
-                if let Err(refusal) = self.on_head(io, id, reader.head(), now) {
-                    if let Some(conn) = self.conn_mut(id) {
-                        conn.phase = Phase::Head(reader);
-                    }
-                    self.answer_http(io, id, &refusal, now);
-                    return bytes.len();
+                let judged = self.on_head(io, id, reader.head(), now);
+                if matches!(judged, Ok(None)) {
+                    return consumed;
                 }
-                consumed
+                if let Some(conn) = self.conn_mut(id) {
+                    conn.phase = Phase::Head(reader);
+                }
+                match judged {
+                    Ok(Some(probe)) => self.answer_probe(io, id, probe, now),
+                    Ok(None) => {}
+                    Err(refusal) => self.answer_http(io, id, &refusal, now),
+                }
+                bytes.len()
             }
             Progress::Refused(refusal) => {
                 self.answer_http(io, id, &refusal, now);
@@ -41,21 +47,29 @@ impl Core {
         }
     }
 
-    fn on_head<I: Io>(&mut self, io: &mut I, id: ConnId, head: &[u8], now: Tick) -> Result<(), HttpRefusal> {
+    /// Judges a request: the upgrade is on its way, or it is a probe, to be answered and closed.
+    fn on_head<I: Io>(&mut self, io: &mut I, id: ConnId, head: &[u8], now: Tick) -> Result<Option<Probe>, HttpRefusal> {
         let snapshot = std::sync::Arc::clone(&self.snapshot);
-        let request = Request::parse(head)?;
+        let request = Request::parse_any_version(head)?;
         self.learn_address(io, id, &request, now);
+        let refused = self.conn(id).and_then(|conn| conn.refused);
+        // A full node, or a busy one, is no reason to restart it. An address's own limits hold for what it asks here, too.
+        let may_probe = matches!(refused, None | Some(LimitReached::Connections | LimitReached::HandshakesPerShard));
+        if let Some(probe) = probe(&request).filter(|_| may_probe && snapshot.settings.server.health) {
+            return Ok(Some(probe));
+        }
         if self.draining {
             return Err(HttpRefusal::unavailable("this node is going away; another one takes new connections", 1));
         }
-        if let Some(limit) = self.conn(id).and_then(|conn| conn.refused) {
+        if let Some(limit) = refused {
             return Err(super::door::refusal(limit));
         }
+        request.refuse_http_1_0()?;
         let upgrade = upgrade(&request, &snapshot.upgrade)?;
         let agreed = negotiate(&upgrade.extensions, snapshot.settings.deflate.enabled)
             .map_err(|error| HttpRefusal::bad_request(error.to_string()))?;
         let extensions = agreed.map(|agreed| agreed.header_value());
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return Ok(()) };
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return Ok(None) };
         self.buffers.lend(&mut conn.queue);
         upgrade.write_accept(extensions.as_deref(), &mut conn.queue);
         self.counters.buffer_bytes.add(conn.queue.len() as u64);
@@ -71,7 +85,24 @@ impl Core {
             self.echo_opened.push(id);
         }
         self.mark(id);
-        Ok(())
+        Ok(None)
+    }
+
+    fn answer_probe<I: Io>(&mut self, io: &mut I, id: ConnId, probe: Probe, now: Tick) {
+        self.counters.probes.increment();
+        let health = &self.snapshot.health;
+        let (well, word) = match probe.check {
+            Check::Health => health.alive(),
+            Check::Ready if self.draining => (false, "draining"),
+            Check::Ready => health.ready(),
+        };
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        conn.flags.forgettable = true;
+        self.buffers.lend(&mut conn.queue);
+        let before = conn.queue.len();
+        write_answer(probe, well, word, &mut conn.queue);
+        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        self.close(io, id, CloseReason::HttpAnswered, now);
     }
 
     pub(super) fn answer_http<I: Io>(&mut self, io: &mut I, id: ConnId, refusal: &HttpRefusal, now: Tick) {

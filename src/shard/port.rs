@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::sync::oneshot;
 
 /// Messages that may wait in one port. Control sends about one a second, and a page request for each page it shows.
@@ -42,6 +43,67 @@ pub struct Snapshot {
     pub upgrade: UpgradePolicy,
     /// Where TLS is on.
     pub tls: Option<TlsServer>,
+    /// How the whole node is. The one thing in here that changes in place: it is the same in each snapshot of a process.
+    pub health: Arc<NodeHealth>,
+}
+
+/// How the node is, as control last saw it, for shards that are asked on the clients' port.
+#[derive(Debug, Default)]
+pub struct NodeHealth {
+    alive: AtomicU8,
+    ready: AtomicU8,
+}
+
+/// What `/healthz` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Alive {
+    Ok,
+    /// A log has failed: a restart by itself mends no disk.
+    Degraded,
+    /// A shard does not turn.
+    Stuck,
+}
+
+/// What `/readyz` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ready {
+    /// Not every shard has answered its first internal publish.
+    Starting,
+    Ready,
+    /// A shard's internal publish does not come back.
+    Late,
+    Draining,
+}
+
+impl NodeHealth {
+    /// By control, whenever it knows more.
+    pub fn set(&self, alive: Alive, ready: Ready) {
+        self.alive.store(alive as u8, Ordering::Relaxed);
+        self.ready.store(ready as u8, Ordering::Relaxed);
+    }
+
+    /// Whether the process is to go on, and the word for it.
+    #[must_use]
+    pub fn alive(&self) -> (bool, &'static str) {
+        match self.alive.load(Ordering::Relaxed) {
+            0 => (true, "ok"),
+            1 => (true, "degraded"),
+            _ => (false, "stuck"),
+        }
+    }
+
+    /// Whether traffic is to come, and the word for it.
+    #[must_use]
+    pub fn ready(&self) -> (bool, &'static str) {
+        match self.ready.load(Ordering::Relaxed) {
+            0 => (false, "starting"),
+            1 => (true, "ready"),
+            2 => (false, "late"),
+            _ => (false, "draining"),
+        }
+    }
 }
 
 /// What control says to a shard.
@@ -291,7 +353,7 @@ impl PortReceiver {
 mod tests {
     use super::super::counters::shared_counters;
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     #[derive(Default)]
     struct CountingBell(AtomicUsize);

@@ -9,6 +9,7 @@ use crate::close::CloseReason;
 use crate::config::Settings;
 use crate::limits::{HALF_OPEN_RESERVE_PERCENT, TURNED_AWAY_MAX};
 use crate::shard::counters::LimitReached;
+use crate::shard::port::{Alive, Ready};
 use std::net::{IpAddr, SocketAddr};
 
 /// Half-open places of the one shard.
@@ -209,5 +210,61 @@ fn a_full_node_keeps_no_half_open_places_and_remembers_none_of_those_that_it_sen
     drop(over);
     world.pass_us(12_000_000);
     assert_eq!(world.seats[0].core.remembered(), 20, "of 70 that said nothing until their time was over");
+    finish(&world);
+}
+
+fn asks(world: &mut World, address: [u8; 4], path: &str) -> String {
+    let mut pipe = silent(world, address);
+    pipe.tx.extend(format!("GET {path} HTTP/1.0\r\n\r\n").bytes());
+    push(world, &mut pipe);
+    world.pass_us(5_000);
+    push(world, &mut pipe);
+    world.pass_us(5_000);
+    let answer = world.net.sockets[pipe.socket].to_client.len();
+    pipe.pull(&mut world.net, answer).unwrap();
+    String::from_utf8_lossy(&pipe.rx).into_owned()
+}
+
+/// A supervisor that is told 503 then restarts a node that does all it can.
+#[test]
+fn a_full_or_busy_node_is_healthy_and_says_so() {
+    for busy in [false, true] {
+        let mut world = door(Features::default(), |settings| {
+            settings.server.max_connections = if busy { 1_000 } else { 20 };
+            settings.limits.half_open_percent = 100;
+            settings.limits.handshakes_per_second = u64::from(busy);
+        });
+        world.snapshot.health.set(Alive::Ok, Ready::Starting);
+        let _inside: Vec<Pipe> = (0..20).map(|number| silent(&mut world, other(number))).collect();
+        world.pass_us(5_000);
+        for (path, told) in [("/healthz", "ok"), ("/readyz", "starting")] {
+            let head = asks(&mut world, other(200), path);
+            assert!(head.ends_with(&format!("\r\n\r\n{told}\n")), "busy {busy}: {head}");
+        }
+        assert!(reached(&world, if busy { LimitReached::HandshakesPerShard } else { LimitReached::Connections }) >= 2);
+        let head = asks(&mut world, other(201), "/v1/ws");
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        assert_eq!(world.seats[0].counters.probes.get(), 2);
+        finish(&world);
+    }
+}
+
+/// One is as good to flood with as any request.
+#[test]
+fn probes_are_bounded_as_handshakes_are() {
+    let mut world = door(Features::default(), |settings| settings.limits.handshakes_per_ip_burst = 3);
+    world.snapshot.health.set(Alive::Degraded, Ready::Ready);
+    let told: Vec<String> = (0..6).map(|_| asks(&mut world, EVIL, "/healthz")).collect();
+    let well = told.iter().filter(|head| head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\ndegraded\n")).count();
+    let refused = told.iter().filter(|head| head.starts_with("HTTP/1.1 429 ")).count();
+    assert!(well >= 3 && refused >= 1 && well + refused == 6, "{told:?}");
+    world.configure(|snapshot| {
+        let mut settings = (*snapshot.settings).clone();
+        settings.server.health = false;
+        snapshot.settings = settings.into();
+    });
+    world.pass_us(1_000);
+    let head = asks(&mut world, other(1), "/readyz");
+    assert!(head.starts_with("HTTP/1.1 400 "), "off, it is no probe: {head}");
     finish(&world);
 }

@@ -28,6 +28,7 @@ mod drain_within_grace;
 mod engines;
 mod ephemeral;
 mod examples;
+mod health;
 mod heartbeat;
 mod hello_and_welcome;
 mod history;

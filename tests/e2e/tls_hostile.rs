@@ -27,14 +27,14 @@ fn start(more: &[(&str, &str)]) -> Gateway {
     Gateway::start(&[&far, &[("tls.certificate", &*certificate), ("tls.key", &*key)], more].concat())
 }
 
-struct Tls {
-    tls: ClientConnection,
-    stream: TcpStream,
+pub struct Tls {
+    pub tls: ClientConnection,
+    pub stream: TcpStream,
     plain: Vec<u8>,
 }
 
 impl Tls {
-    fn connect(gateway: &Gateway, version: &'static SupportedProtocolVersion) -> Self {
+    pub fn connect(gateway: &Gateway, version: &'static SupportedProtocolVersion) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(data("localhost.cert.pem")).unwrap()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -66,7 +66,7 @@ impl Tls {
         }
     }
 
-    fn send(&mut self, bytes: &[u8]) {
+    pub fn send(&mut self, bytes: &[u8]) {
         rustls::Stream::new(&mut self.tls, &mut self.stream).write_all(bytes).unwrap();
     }
 
