@@ -55,7 +55,8 @@ impl From<Mistaken> for CliError {
 /// All mistakes.
 pub(crate) fn check(file: &Path, in_force: Option<&Settings>) -> Result<Checked, Mistaken> {
     let read = if in_force.is_some() { read_file } else { read_file_once };
-    let text = read_text(file, read(file, CONFIG_BYTES_MAX)).map_err(|line| Mistaken { settings: Box::default(), lines: vec![line] })?;
+    let text =
+        read_text(file, read(file, CONFIG_BYTES_MAX)).map_err(|line| Mistaken { settings: Box::default(), lines: vec![line] })?;
     let mut reading = Reading::of(&text, environment()).for_serving();
     let folder = file.parent().unwrap_or_else(|| Path::new(""));
     let keys = keys(&mut reading, folder);

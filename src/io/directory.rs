@@ -202,7 +202,10 @@ pub fn look(root: &Path) -> Result<(), String> {
 
 fn may_write(directory: &Path) -> Result<(), String> {
     if !directory.is_dir() {
-        return Err(format!("log.dir: {} is no directory: name one, or a path at which there is nothing yet", directory.display()));
+        return Err(format!(
+            "log.dir: {} is no directory: name one, or a path at which there is nothing yet",
+            directory.display()
+        ));
     }
     rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| told(directory, &error.into()))
 }

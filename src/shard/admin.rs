@@ -76,7 +76,7 @@ impl Core {
                 return Some(at_ms);
             }
             self.departures.pop();
-            self.close(io, id, CloseReason::Draining, now);
+            self.end(io, id, CloseReason::Draining, now);
         }
         None
     }

@@ -259,7 +259,7 @@ impl Core {
         self.greet(request, &answer, now);
         let head_id = self.event_id();
         let head = Head { id: &head_id, session_id: &request.session_id };
-        self.reply_after(place, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
+        self.event_after(place, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
         self.counters.replayed.add(answer.head.saturating_sub(answer.cursor));
         self.mark(place.conn);
     }

@@ -2,6 +2,7 @@
 
 use super::counters::LimitReached;
 use super::lanes::AttachRequest;
+use super::leaving::Leaving;
 use super::rate::Bucket;
 use crate::auth::Grant;
 use crate::close::CloseReason;
@@ -49,6 +50,8 @@ pub struct Closing {
 #[derive(Debug)]
 pub enum Waiting {
     Frame(Vec<u8>),
+    /// The same, that answers nothing.
+    Event(Vec<u8>),
     /// A pong is written when it is known what has been delivered.
     Pong(String),
     /// An ephemeral message: dropped, not sent, where the reader is behind.
@@ -75,7 +78,9 @@ impl Waiting {
     #[must_use]
     pub const fn bytes(&self) -> usize {
         match self {
-            Self::Frame(frame) | Self::Passing(frame) | Self::History(frame) | Self::Detached(frame) => frame.len(),
+            Self::Frame(frame) | Self::Event(frame) | Self::Passing(frame) | Self::History(frame) | Self::Detached(frame) => {
+                frame.len()
+            }
             Self::Pong(id) => id.len(),
         }
     }
@@ -84,7 +89,9 @@ impl Waiting {
     #[must_use]
     pub fn into_buffer(self) -> Vec<u8> {
         match self {
-            Self::Frame(frame) | Self::Passing(frame) | Self::History(frame) | Self::Detached(frame) => frame,
+            Self::Frame(frame) | Self::Event(frame) | Self::Passing(frame) | Self::History(frame) | Self::Detached(frame) => {
+                frame
+            }
             Self::Pong(id) => id.into_bytes(),
         }
     }
@@ -252,7 +259,7 @@ pub struct Conn {
     pub unfinished_ms: u64,
     /// The stall window: its start (0: not stalled) and the bytes taken in it.
     pub stalled_ms: u64,
-    pub stalled_taken: u64,
+    pub stalled_taken: u32,
     /// Since when it is not read for backpressure; 0 where it is.
     pub paused_ms: u64,
     /// The episode of pressure in which it was held last; 0 where it never was.
@@ -272,6 +279,8 @@ pub struct Conn {
     pub answer_code: Option<Option<u16>>,
     /// It closed by its own will.
     pub clean: bool,
+    /// It ends when it is answered.
+    pub leaving: Option<Box<Leaving>>,
 }
 
 /// The marks against a connection.
@@ -311,8 +320,12 @@ pub struct Flags {
     pub blocked: bool,
     /// It stands among the dirty ones.
     pub dirty: bool,
-    /// Its end of stream has come.
+    /// Its end of stream has come. Our side may go on.
     pub ended: bool,
+    /// Nothing can be sent to it any more.
+    pub broken: bool,
+    /// It posted to a channel at home on another shard.
+    pub posted: bool,
     /// The token's end was announced.
     pub expiry_told: bool,
     /// Goaway was sent.
@@ -344,6 +357,8 @@ pub struct Handover {
     pub request: AttachRequest,
     /// Bytes that came after the hello, still masked.
     pub rest: Vec<u8>,
+    /// The end of its stream has come, behind them.
+    pub ended: bool,
     /// Bytes that the socket has not taken yet.
     pub unsent: Vec<u8>,
     /// The shard that accepted it: part of its connection id.
@@ -393,6 +408,7 @@ impl Conn {
             window_bits: 15,
             answer_code: None,
             clean: false,
+            leaving: None,
         }
     }
 
@@ -428,5 +444,11 @@ impl Conn {
     #[must_use]
     pub const fn speaks_frames(&self) -> bool {
         matches!(self.phase, Phase::Hello | Phase::Open | Phase::Echo)
+    }
+
+    /// Whether nothing waits to be sent to it, apart from what its cursors have still to read.
+    #[must_use]
+    pub fn has_sent_all(&self) -> bool {
+        self.queue.is_empty() && !self.flags.close_notify && self.tls.as_ref().is_none_or(|tls| tls.pending().is_empty())
     }
 }

@@ -6,7 +6,7 @@
 use super::admission::Admission;
 use super::conn::{Attachment, Conn, Phase};
 use super::counters::{LimitReached, SharedCounters};
-use super::durable::{Disk, READ_TAGS};
+use super::durable::{Disk, Fence, READ_TAGS};
 use super::half_open::HalfOpen;
 use super::holding::Pressure;
 use super::lanes::{LaneMessage, Mesh, Page, Spoken};
@@ -146,6 +146,10 @@ pub struct Core {
     pub(super) channel_id: String,
     /// When each connection goes in a drain, the next one last.
     pub(super) departures: Vec<(u64, ConnId)>,
+    /// Connections that end when they are answered.
+    pub(super) leaving: VecDeque<ConnId>,
+    /// Those of other shards that wait for this one's answers.
+    pub(super) fences: VecDeque<(Place, Fence)>,
     pub(super) random_id: u64,
     /// The log's disk, where it has one.
     pub(super) disk: Option<Disk>,
@@ -229,6 +233,8 @@ impl Core {
             posted: Dedupe::default(),
             channel_id: String::new(),
             departures: Vec::new(),
+            leaving: VecDeque::new(),
+            fences: VecDeque::new(),
             random_id: options.seed,
             disk: None,
             jobs: Map::with_hasher(options.key),
@@ -470,6 +476,7 @@ impl Core {
         }
         let held_ms = self.release_held(io, now);
         let departure_ms = self.depart(io, now);
+        let leaving_ns = self.end_leaving(io, now);
         self.end_doomed(io, now);
         // Replies first: they come before the records that follow their places.
         self.push_backlog(io);
@@ -492,7 +499,8 @@ impl Core {
         if self.stopping && (self.log_settled() || now.mono_ms() >= self.stop_until_ms) {
             return Next::Stop;
         }
-        if busy || !self.doomed.is_empty() {
+        // Those that were closed behind the flush have a close frame to send.
+        if busy || !self.doomed.is_empty() || !self.dirty.is_empty() {
             return Next::Again;
         }
         let timer_ns = self.wheel.next_ms().map(|due_ms| due_ms * 1_000_000);
@@ -501,7 +509,11 @@ impl Core {
         let copy_ns = self.compaction_due_ms().map(|due_ms| due_ms * 1_000_000);
         let again_ns = self.unreadable.due_ms().map(|due_ms| due_ms * 1_000_000);
         let lane_ns = lane_full.then_some(now.mono_ns + LANE_FULL_WAIT_NS);
-        [timer_ns, departure_ns, lane_ns, disk_ns, copy_ns, again_ns].into_iter().flatten().min().map_or(Next::Idle, Next::At)
+        [timer_ns, departure_ns, lane_ns, disk_ns, copy_ns, again_ns, leaving_ns]
+            .into_iter()
+            .flatten()
+            .min()
+            .map_or(Next::Idle, Next::At)
     }
 }
 

@@ -169,6 +169,8 @@ reasons! {
         TlsHandshakeTime = "tls_handshake_time",
         /// limits.close_ms.
         CloseTime = "close_time",
+        /// Connections that end and whose answers another shard's disk is waited for; they go at once.
+        Fences = "fences",
         /// The bytes of the HTTP request line or head, the count of its headers, or the reads it took.
         RequestHead = "request_head",
         /// The bytes of a token.

@@ -82,6 +82,13 @@ impl Queue {
     }
 }
 
+/// How far things must have been let go for all that wait now to be answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fence {
+    written: Position,
+    synced: Position,
+}
+
 /// A log's disk as its shard sees it.
 #[derive(Debug)]
 pub(super) struct Disk {
@@ -322,6 +329,18 @@ impl Core {
         } else if let Some(stream) = self.streams.get_mut(stream) {
             stream.hidden_from = stream.hidden_from.min(seq);
         }
+    }
+
+    /// The last that waits for the disk now.
+    pub(super) fn fence(&self) -> Fence {
+        let end = |queue: fn(&Disk) -> &Queue| self.disk.as_ref().and_then(|disk| queue(disk).last_end()).unwrap_or(Position(0));
+        Fence { written: end(|disk| &disk.written), synced: end(|disk| &disk.synced) }
+    }
+
+    /// Whether all that waited then has been let go.
+    pub(super) fn is_past(&self, fence: Fence) -> bool {
+        let is_gone = |queue: &Queue, end: Position| queue.waiting.front().is_none_or(|first| first.end > end);
+        self.disk.as_ref().is_none_or(|disk| is_gone(&disk.written, fence.written) && is_gone(&disk.synced, fence.synced))
     }
 
     /// Whether a record is still waiting to be durable: its repeat is not acknowledged before.

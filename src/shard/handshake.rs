@@ -267,6 +267,7 @@ impl Core {
             grant,
             request,
             rest: Vec::new(),
+            ended: false,
             unsent: Vec::new(),
             node_shard: accepted_by,
         }));
@@ -280,9 +281,6 @@ impl Core {
         if !matches!(conn.phase, Phase::HandingOver(_)) || conn.flags.blocked {
             return;
         }
-        if conn.flags.ended {
-            return self.close(io, id, CloseReason::Ended, now);
-        }
         let Phase::HandingOver(handover) = &conn.phase else { return };
         let home = self.key.home_shard(&handover.request.session_id, self.mesh.shards());
         if self.hears_no_more(home) {
@@ -295,6 +293,7 @@ impl Core {
         self.conns_count -= 1;
         let Phase::HandingOver(mut handover) = std::mem::replace(&mut conn.phase, Phase::Hello) else { return };
         handover.tls = conn.tls.take();
+        handover.ended = conn.flags.ended;
         handover.unsent = conn.queue.split_off(conn.queue_at as usize);
         self.counters.buffer_bytes.subtract(handover.unsent.len() as u64);
         let Some(fd) = io.detach(id) else { return };
@@ -363,6 +362,9 @@ impl Core {
         self.open(io, id, request, now);
         if !handover.rest.is_empty() {
             self.on_plain(io, id, &mut handover.rest, now);
+        }
+        if handover.ended {
+            self.on_ended(io, id, None, now);
         }
     }
 

@@ -94,6 +94,10 @@ impl Core {
         let mut rest = bytes;
         while !rest.is_empty() {
             let Some(conn) = self.conn_mut(id) else { return };
+            if conn.leaving.is_some() {
+                // RFC 6455 5.5.1: nothing comes behind its close frame, and what does is not taken.
+                return self.counters.dropped(DropReason::AfterClose, 1);
+            }
             let consumed = match &mut conn.phase {
                 Phase::Proxy(_) => self.on_proxy_bytes(io, id, rest, now),
                 Phase::Head(_) => self.on_head_bytes(io, id, rest, now),
@@ -131,7 +135,7 @@ impl Core {
             if conn.id != id {
                 return;
             }
-            if !conn.speaks_frames() {
+            if !conn.speaks_frames() || conn.leaving.is_some() {
                 return self.on_plain(io, id, rest, now);
             }
             let echo = matches!(conn.phase, Phase::Echo);
@@ -162,7 +166,7 @@ impl Core {
         tracing::error!(connection_id = %self.connection_id(id), "a panic in this connection's TLS closed it");
         let Some(conn) = self.conn_mut(id) else { return };
         conn.tls = None;
-        conn.flags.ended = true;
+        conn.flags.broken = true;
         conn.flags.blocked = true;
     }
 
@@ -432,7 +436,7 @@ impl Core {
             conn.answer_code = Some(code);
             conn.clean = matches!(code, None | Some(1000));
         }
-        self.close(io, id, CloseReason::ClientClosed, now);
+        self.end(io, id, CloseReason::ClientClosed, now);
     }
 
     /// Ends a connection: its members go, the close frame is queued, and what still comes is dropped until the peer has closed too or
@@ -441,8 +445,8 @@ impl Core {
         let close_ms = self.snapshot.settings.limits.close_ms;
         let Some(conn) = self.conn_mut(id) else { return };
         if matches!(conn.phase, Phase::Closing(_)) {
-            // Broken while it closed: nothing more can be sent, and nothing is waited for.
-            if conn.flags.ended {
+            // Broken while it closed, or all is said on either side: nothing is waited for.
+            if conn.flags.broken || conn.flags.ended && conn.has_sent_all() {
                 self.drop_conn(io, id, now);
             }
             return;
@@ -450,10 +454,12 @@ impl Core {
         let framed = conn.speaks_frames();
         let answer = conn.answer_code.take();
         let peer_done = conn.flags.ended || answer.is_some() || !framed;
-        let before = std::mem::replace(
-            &mut conn.phase,
-            Phase::Closing(Closing { reason, until_ms: now.mono_ms() + close_ms, peer_done, finished: false }),
-        );
+        // What ends it while it is answered has a code of its own.
+        let answer = answer.filter(|_| reason == CloseReason::ClientClosed);
+        // The time of one that was answered first has begun before.
+        let began = conn.leaving.take().filter(|_| peer_done).map(|leaving| leaving.until_ms.max(now.mono_ms() + 1));
+        let until_ms = began.unwrap_or_else(|| now.mono_ms() + close_ms);
+        let before = std::mem::replace(&mut conn.phase, Phase::Closing(Closing { reason, until_ms, peer_done, finished: false }));
         conn.paused_ms = 0;
         conn.unfinished_ms = 0;
         if let Some(limit) = LimitReached::behind(reason) {
@@ -463,13 +469,14 @@ impl Core {
         self.not_half_open(id);
         self.leave_all(io, id, now);
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        let silent = conn.flags.ended || matches!(reason, CloseReason::Shed | CloseReason::SocketError);
+        let silent = conn.flags.broken || matches!(reason, CloseReason::Shed | CloseReason::SocketError);
         match before {
             // The user is counted by the grant.
             Phase::HandingOver(handover) => conn.grant = Some(handover.grant),
             Phase::Proxy(_) => {}
             Phase::Head(_) if reason != CloseReason::HttpAnswered => {}
-            _ if silent => {}
+            // RFC 6455 7.1.5: without a close frame of the peer's there is none to answer.
+            _ if silent || reason == CloseReason::Ended => {}
             Phase::Hello | Phase::Open | Phase::Echo => {
                 let code = match answer {
                     Some(code) => code,
@@ -483,15 +490,16 @@ impl Core {
             Phase::Head(_) | Phase::Closing(_) => {}
         }
         conn.decoder.release(&mut self.buffers);
-        conn.flags.close_notify = conn.tls.is_some() && !silent;
-        if silent
-            || matches!(reason, CloseReason::Tls)
-                && conn.queue.is_empty()
-                && conn.tls.as_ref().is_none_or(|tls| tls.pending().is_empty())
-        {
+        // RFC 8446 6.1: who still reads is told that nothing was cut off.
+        conn.flags.close_notify = conn.tls.is_some() && !silent && (conn.flags.secured || !conn.flags.ended);
+        let tls_failed = matches!(reason, CloseReason::Tls);
+        let nothing_left = conn.queue.is_empty() && conn.tls.as_ref().is_none_or(|tls| tls.pending().is_empty());
+        if silent || conn.flags.ended && conn.has_sent_all() || tls_failed && nothing_left {
             return self.drop_conn(io, id, now);
         }
-        io.read(id, Read::Stream);
+        if !conn.flags.ended {
+            io.read(id, Read::Stream);
+        }
         self.mark(id);
         self.set_timer(id, now);
     }
@@ -527,11 +535,21 @@ impl Core {
 
     pub(super) fn on_ended<I: Io>(&mut self, io: &mut I, id: ConnId, error: Option<&std::io::Error>, now: Tick) {
         let Some(conn) = self.conn_mut(id) else { return };
+        if error.is_some() {
+            conn.flags.broken = true;
+            return match conn.phase {
+                Phase::Closing(_) => self.drop_conn(io, id, now),
+                _ => self.close(io, id, CloseReason::SocketError, now),
+            };
+        }
         conn.flags.ended = true;
-        match conn.phase {
+        let sent_all = conn.has_sent_all();
+        match &mut conn.phase {
+            // RFC 9293 3.6: the peer may still read, and is told what was on its way.
+            Phase::Closing(closing) if !sent_all && !closing.finished => closing.peer_done = true,
             Phase::Closing(_) => self.drop_conn(io, id, now),
             Phase::HandingOver(_) => {}
-            _ => self.close(io, id, if error.is_some() { CloseReason::SocketError } else { CloseReason::Ended }, now),
+            _ => self.end(io, id, CloseReason::Ended, now),
         }
     }
 

@@ -170,6 +170,10 @@ pub enum LaneMessage {
     Passing(Passing),
     /// A session's messages so far are purged. It comes after their records.
     Purge { session: u64 },
+    /// A connection ends that has sent things there: it waits until they are answered.
+    Fence { to: Place },
+    /// They are.
+    Fenced { to: Place },
 }
 
 const _: () = assert!(size_of::<LaneMessage>() <= 64);
@@ -200,6 +204,8 @@ impl LaneMessage {
             | Self::Pong { .. }
             | Self::Entitle { .. }
             | Self::Roles { .. }
+            | Self::Fence { .. }
+            | Self::Fenced { .. }
             | Self::Replaced { .. } => 0,
         }
     }

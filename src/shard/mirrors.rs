@@ -113,6 +113,8 @@ impl Core {
             }
             LaneMessage::Passing(passing) => self.on_passing(passing),
             LaneMessage::Purge { session } => self.purge_mirror(session),
+            LaneMessage::Fence { to } => self.on_fence(io, to),
+            LaneMessage::Fenced { to } => self.on_fenced(to),
         }
     }
 

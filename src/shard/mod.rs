@@ -30,6 +30,7 @@ mod indexing;
 mod inspect;
 mod keeping;
 pub mod lanes;
+mod leaving;
 mod listeners;
 mod members;
 mod mirrors;

@@ -350,7 +350,7 @@ impl Core {
                 tracing::debug!(connection_id = %self.connection_id(id), errno, "send failed");
                 // The end of stream may be on its way too; whichever comes first tells.
                 if let Some(conn) = self.conn_mut(id) {
-                    conn.flags.ended = true;
+                    conn.flags.broken = true;
                 }
                 if self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Closing(_))) {
                     self.drop_conn(io, id, now);
@@ -384,7 +384,7 @@ impl Core {
         } else {
             conn.stalled_ms = 0;
         }
-        conn.stalled_taken += taken as u64;
+        conn.stalled_taken = conn.stalled_taken.saturating_add(u32::try_from(taken).unwrap_or(u32::MAX));
         let more = !short && has_more(&conn, self);
         self.conns[id.index as usize] = Some(conn);
         if short {
@@ -490,6 +490,11 @@ impl Core {
         // What it is to be sent next may be long in coming, from a disk or another shard.
         conn.stalled_ms = 0;
         match &mut conn.phase {
+            // The peer has closed before us: nobody waits for it.
+            Phase::Closing(closing) if conn.flags.ended => {
+                let reason = closing.reason;
+                self.doom(id, reason);
+            }
             Phase::Closing(closing) => {
                 let ends = closing.peer_done && !closing.finished;
                 closing.finished |= ends;
@@ -500,6 +505,11 @@ impl Core {
             // A handover waits for its 101 to be sent: the engine is asked once more whether the socket is quiet.
             Phase::HandingOver(_) if !conn.flags.blocked => io.read(id, Read::Off),
             Phase::Open | Phase::Echo if conn.paused_ms > 0 => self.read_again(io, id),
+            Phase::Open if conn.leaving.is_some() => {
+                if let Some(reason) = self.conn(id).and_then(|conn| self.has_left(conn)) {
+                    self.doom(id, reason);
+                }
+            }
             _ => {}
         }
     }

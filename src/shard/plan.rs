@@ -188,7 +188,11 @@ impl Core {
         let Some(stream) = self.streams.get(attachment.stream) else { return };
         let waited = ordered.what.bytes();
         match &ordered.what {
-            Waiting::Frame(bytes) | Waiting::Passing(bytes) | Waiting::History(bytes) | Waiting::Detached(bytes) => {
+            Waiting::Frame(bytes)
+            | Waiting::Event(bytes)
+            | Waiting::Passing(bytes)
+            | Waiting::History(bytes)
+            | Waiting::Detached(bytes) => {
                 conn.queue.extend_from_slice(bytes);
             }
             Waiting::Pong(id) => {

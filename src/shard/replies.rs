@@ -74,6 +74,15 @@ impl Core {
         self.put_ordered(to, after, Waiting::Frame(bytes));
     }
 
+    /// The same, of what answers nothing.
+    pub(super) fn event_after(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = self.buffers.take();
+        let open = OpenFrame::begin(&mut bytes);
+        write(&mut bytes);
+        open.finish(Opcode::Text, &mut bytes);
+        self.put_ordered(to, after, Waiting::Event(bytes));
+    }
+
     /// A reply to wherever a client is, in its place in the order or [`AT_ONCE`].
     pub(super) fn reply_to(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
         if to.shard == self.shard_number() {

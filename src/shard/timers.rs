@@ -38,6 +38,7 @@ impl Core {
                 handshake_deadline_ms(conn, settings, awake_ms)
             }
             Phase::Echo => in_use_ms(),
+            Phase::Open if let Some(leaving) = &conn.leaving => leaving.until_ms,
             Phase::Open => in_use_ms().min(token_ms(conn, settings, now)).min(lifetime_ms(conn, settings)),
         }
     }
@@ -65,8 +66,16 @@ impl Core {
                     return self.handshake_over(io, id, now);
                 }
             }
+            Phase::Open if let Some(leaving) = &conn.leaving => {
+                if leaving.until_ms <= now_ms {
+                    return self.stop_leaving(io, id, now);
+                }
+            }
             Phase::Open | Phase::Echo => {
                 if let Some(reason) = self.overdue(id, settings, now) {
+                    if reason == CloseReason::Draining {
+                        return self.end(io, id, reason, now);
+                    }
                     return self.close(io, id, reason, now);
                 }
                 self.remind(id, settings, now);
@@ -103,7 +112,8 @@ impl Core {
         // Whose socket takes bytes again is owed what it is sent at the end of this turn or of a later one: that delay is the shard's.
         if conn.flags.blocked && stall_ms(conn, settings, self.awake_since_ms) <= now_ms {
             let wanted = settings.limits.stall_bytes_per_second * settings.limits.stall_ms / 1000;
-            if conn.stalled_taken < wanted {
+            // Counted up to u32::MAX, which is enough of any bound.
+            if u64::from(conn.stalled_taken) < wanted.min(u32::MAX.into()) {
                 self.counters.limit_reached(LimitReached::Stall);
                 return Some(CloseReason::TooSlow);
             }

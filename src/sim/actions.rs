@@ -1,6 +1,6 @@
 //! What clients do, of their own accord, with an open connection.
 
-use super::client::{DOUBT_NS, PAST_MAX, Past, Phase, ROLES, ROOMS, What};
+use super::client::{DOUBT_NS, PAST_MAX, Past, ROLES, ROOMS, What};
 use super::mallory::MALLORY;
 use super::oracle::addresses;
 use super::wire;
@@ -197,7 +197,7 @@ impl World {
                 self.tell_of(c, || "reads nothing for 400 ms".to_owned());
                 self.link(c).stalled_until = self.now_ns + 400_000_000;
             }
-            95 => self.leave(c),
+            95 | 98 => self.say_the_last(c, &session),
             96 => self.end_link(c, true),
             97 => self.vanish(c),
             _ => {}
@@ -244,9 +244,31 @@ impl World {
     pub fn leave(&mut self, c: usize) {
         let mut out = Vec::new();
         wire::message(&mut out, 8, &1000_u16.to_be_bytes(), &mut self.random);
+        let ends = self.random.percent(50);
         let link = self.link(c);
         link.pipe.tx.extend(out);
-        link.phase = Phase::Closing;
+        link.pipe.ends = ends;
+        self.bid_farewell(c, Some(1000));
+    }
+
+    /// Says a few things more, and then its last word: a close frame, the end of its stream, or both.
+    fn say_the_last(&mut self, c: usize, session: &str) {
+        for _ in 0..self.random.below(4) {
+            match self.random.below(4) {
+                0 => {
+                    let acked_max = self.link(c).acked.get(session).copied().unwrap_or(0);
+                    self.command(c, "rw.ping", session, json!({}), What::Ping { acked_max });
+                }
+                1 => self.message_to(c, session, &json!("channel:c.0"), 40, false),
+                2 => self.command(c, "rw.history", session, json!({"limit": 20}), What::Other("rw.history_end")),
+                _ => self.message_to(c, session, &Value::Null, 300, false),
+            }
+        }
+        if self.random.percent(60) {
+            return self.leave(c);
+        }
+        self.link(c).pipe.ends = true;
+        self.bid_farewell(c, None);
     }
 
     pub fn act_hostile(&mut self, c: usize) {

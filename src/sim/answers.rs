@@ -27,7 +27,9 @@ impl World {
             "rw.caught_up" | "rw.gap" | "rw.presence" | "rw.history_begin" | "rw.history_end" => {
                 self.on_event(c, &kind, &session, envelope);
             }
-            "rw.auth.expiring" if self.settling || self.random.percent(80) => self.refresh(c),
+            "rw.auth.expiring" if (self.settling || self.random.percent(80)) && self.link(c).farewell.is_none() => {
+                self.refresh(c);
+            }
             "rw.auth.expiring" => {}
             "rw.goaway" => {
                 self.link(c).told_to_go = true;

@@ -103,6 +103,17 @@ pub struct Link {
     /// Reads nothing until then.
     pub stalled_until: u64,
     pub close_code: Option<u16>,
+    pub farewell: Option<Farewell>,
+}
+
+/// A client has said its last word, and reads on.
+#[derive(Clone, Copy, Debug)]
+pub struct Farewell {
+    at_ns: u64,
+    /// By a close frame, with this code.
+    code: Option<u16>,
+    /// The process ended so often before.
+    ends: u64,
 }
 
 #[derive(Debug)]
@@ -281,6 +292,7 @@ impl World {
             next_read: 0,
             stalled_until: 0,
             close_code: None,
+            farewell: None,
         });
         if self.random.percent(30) {
             // It does not wait for the 101.
@@ -359,6 +371,7 @@ impl World {
         let socket = &mut self.net.sockets[link.pipe.socket];
         if socket.to_client.is_empty() {
             if socket.server_fin || socket.server_closed {
+                self.judge_farewell(c);
                 self.end_link(c, false);
                 return true;
             }
@@ -432,6 +445,35 @@ impl World {
         }
         let most = if self.settling { 200_000_000 } else { self.random.pick(&[5_000_000, 100_000_000, 3_000_000_000]) };
         self.clients[c].away_until = self.now_ns + DOUBT_NS + self.random.below(most);
+    }
+
+    /// A client says its last word: nothing more is sent, and what was is to be answered.
+    pub fn bid_farewell(&mut self, c: usize, code: Option<u16>) {
+        let farewell = Farewell { at_ns: self.now_ns, code, ends: self.kills + self.power_cuts };
+        let link = self.link(c);
+        link.phase = Phase::Closing;
+        link.farewell = Some(farewell);
+    }
+
+    /// The gateway has ended a connection on which the client had said its last word: all that came before it was answered.
+    fn judge_farewell(&mut self, c: usize) {
+        let Some(link) = &self.clients[c].link else { return };
+        let Some(farewell) = link.farewell else { return };
+        let late = self.now_ns - farewell.at_ns >= self.snapshot.settings.limits.close_ms * 1_000_000;
+        // Ended by the gateway for a reason of its own, or with the process.
+        let own = link.close_code.is_some() && link.close_code != farewell.code;
+        if late || own || self.kills + self.power_cuts != farewell.ends || self.draining {
+            return;
+        }
+        let (code, waiting) = (link.close_code, self.clients[c].waiting());
+        self.farewells += 1;
+        if code != farewell.code || !waiting.is_empty() {
+            let after_ms = (self.now_ns - farewell.at_ns) / 1_000_000;
+            self.oracle.wrong(format!(
+                "{} ended with {:?}, was answered with {code:?} after {after_ms} ms, and waits for {waiting:?}",
+                self.clients[c].id, farewell.code
+            ));
+        }
     }
 
     /// What was asked and not answered may have been done.

@@ -78,6 +78,7 @@ struct Outcome {
     kills: u64,
     power_cuts: u64,
     lossy_cuts: u64,
+    farewells: u64,
     steps: u64,
     /// Of the world's own time.
     lasted_ms: u64,
@@ -193,6 +194,7 @@ fn conclude(mut world: World, random: &mut Random, drains: bool) -> Outcome {
         kills,
         power_cuts,
         lossy_cuts: world.lossy_cuts,
+        farewells: world.farewells,
     }
 }
 

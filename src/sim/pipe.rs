@@ -94,6 +94,8 @@ pub struct Pipe {
     /// What goes on the wire before all that TLS covers: a PROXY header.
     ahead: VecDeque<u8>,
     tls: Option<Box<ClientConnection>>,
+    /// Its direction ends behind what there is to send.
+    pub ends: bool,
     cipher: VecDeque<u8>,
 }
 
@@ -101,13 +103,17 @@ impl Pipe {
     pub fn new(socket: usize, tls: bool) -> Self {
         let tls = tls.then(secure);
         let (tx, ahead, cipher) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
-        Self { socket, tx, rx: Vec::new(), ahead, tls, cipher }
+        Self { socket, tx, rx: Vec::new(), ahead, tls, ends: false, cipher }
     }
 
     /// Whether it could send.
     pub fn wants_push(&self, net: &Net) -> bool {
         let handshake = self.tls.as_ref().is_some_and(|tls| tls.wants_write());
-        let some = handshake || !self.tx.is_empty() || !self.cipher.is_empty() || !self.ahead.is_empty();
+        let some = handshake
+            || self.ends && !net.sockets[self.socket].client_fin
+            || !self.tx.is_empty()
+            || !self.cipher.is_empty()
+            || !self.ahead.is_empty();
         some && net.sockets[self.socket].to_server.len() < TO_SERVER_MAX
     }
 
@@ -135,7 +141,7 @@ impl Pipe {
         };
         let most = from.len().min(TO_SERVER_MAX.saturating_sub(socket.to_server.len()));
         if most == 0 {
-            return false;
+            return self.end(net);
         }
         let count = match random % 4 {
             0 => 1,
@@ -143,7 +149,15 @@ impl Pipe {
             _ => most,
         };
         shift(from, &mut socket.to_server, count);
+        self.end(net);
         true
+    }
+
+    /// Ends the direction where that is wanted and all is sent; whether it did.
+    fn end(&mut self, net: &mut Net) -> bool {
+        let ends = self.ends && self.tx.is_empty() && self.cipher.is_empty() && self.ahead.is_empty();
+        net.sockets[self.socket].client_fin |= ends;
+        ends
     }
 
     /// Takes up to `most` bytes off the socket.

@@ -145,7 +145,10 @@ fn all_pass(specs: &[Spec]) -> Vec<Outcome> {
 #[test]
 fn two_hundred_seeds() {
     let outcomes = all_pass(&(0..SEEDS).map(|seed| Spec::new(seed, Draw::Wide)).collect::<Vec<_>>());
-    let (delivered, acked) = outcomes.iter().fold((0, 0), |sum, outcome| (sum.0 + outcome.delivered, sum.1 + outcome.acked));
+    let total = |count: fn(&Outcome) -> u64| outcomes.iter().map(count).sum::<u64>();
+    let (delivered, acked) = (total(|outcome| outcome.delivered), total(|outcome| outcome.acked));
+    let farewells = total(|outcome| outcome.farewells);
+    assert!(farewells > SEEDS, "{farewells} connections were ended by their clients");
     assert!(delivered > 10 * SEEDS && acked > 10 * SEEDS, "{delivered} delivered, {acked} acknowledged: a world without life");
 }
 

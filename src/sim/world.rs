@@ -142,6 +142,8 @@ pub struct World {
     pub purges: Vec<Asked>,
     /// How often the process ended without a word.
     pub kills: u64,
+    /// Connections that clients ended and that were answered to the end.
+    pub farewells: u64,
     pub power_cuts: u64,
     /// Cuts that took something which was written and not synced.
     pub lossy_cuts: u64,
@@ -261,6 +263,7 @@ impl World {
             lane_depth: plan.lane_depth,
             purges: Vec::new(),
             kills: 0,
+            farewells: 0,
             power_cuts: 0,
             lossy_cuts: 0,
             hurries: plan.settings.limits.shard_memory_bytes < MEMORY_LEAST_BYTES

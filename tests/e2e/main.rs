@@ -34,6 +34,7 @@ mod hello_and_welcome;
 mod history;
 mod idle_memory;
 mod killed_and_restarted;
+mod last_words;
 mod log_faults;
 mod members_and_watch;
 mod members_over_restarts;

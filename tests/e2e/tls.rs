@@ -14,14 +14,14 @@ fn data(name: &str) -> String {
     format!("{}/tests/data/tls/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-fn start(shards: &str, more: &[(&str, &str)]) -> Gateway {
+pub fn start(shards: &str, more: &[(&str, &str)]) -> Gateway {
     let (certificate, key) = (format!("{:?}", data("localhost.cert.pem")), format!("{:?}", data("localhost.key.pem")));
     let mut settings = vec![("server.shards", shards), ("tls.certificate", &certificate), ("tls.key", &key)];
     settings.extend(more);
     Gateway::start(&settings)
 }
 
-fn client(versions: &[&'static rustls::SupportedProtocolVersion], alpn: &[&str]) -> TlsConnector {
+pub fn client(versions: &[&'static rustls::SupportedProtocolVersion], alpn: &[&str]) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     for name in ["localhost.cert.pem", "renewed.cert.pem"] {
         roots.add(CertificateDer::from_pem_file(data(name)).unwrap()).unwrap();
@@ -36,14 +36,14 @@ fn client(versions: &[&'static rustls::SupportedProtocolVersion], alpn: &[&str])
     TlsConnector::from(Arc::new(config))
 }
 
-async fn connect(gateway: &Gateway, connector: &TlsConnector) -> std::io::Result<(Box<dyn Stream>, Option<Vec<u8>>)> {
+pub async fn connect(gateway: &Gateway, connector: &TlsConnector) -> std::io::Result<(Box<dyn Stream>, Option<Vec<u8>>)> {
     let stream = TcpStream::connect(gateway.address).await.unwrap();
     let stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await?;
     let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
     Ok((Box::new(stream), alpn))
 }
 
-const ALL: [&rustls::SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
+pub const ALL: [&rustls::SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
 
 async fn join(gateway: &Gateway, connector: &TlsConnector, session: &str, client_id: &str) -> Client {
     let (stream, _) = connect(gateway, connector).await.unwrap();

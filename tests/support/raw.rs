@@ -154,7 +154,7 @@ impl Raw {
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<(Received, usize)> {
+pub fn parse(bytes: &[u8]) -> Option<(Received, usize)> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
     assert!(second & 0x80 == 0, "a server's frame is not masked (RFC 6455 5.1)");
     let (length, start) = match second {

@@ -1,0 +1,143 @@
+//! A connection that ends by its peer's will, or for a drain, with something unanswered: what was taken of it is answered first, in the
+//! order in which it would have been, within `limits.close_ms`. Then it closes as any other.
+//!
+//! Answers come from the log's disk here, from other shards (whose disks they may wait for), and behind places in the order. Where nothing
+//! is left to come it closes at once.
+
+use super::conn::{Conn, Paging, Phase, Slot, Waiting};
+use super::core::Core;
+use super::counters::LimitReached;
+use super::durable::Fence;
+use super::lanes::LaneMessage;
+use crate::close::CloseReason;
+use crate::ids::ConnId;
+use crate::io::{Io, Read};
+use crate::session::Place;
+use crate::time::Tick;
+
+/// Connections on their way out that one turn looks at.
+const LOOKED_AT_PER_TURN: usize = 1024;
+/// When the others are looked at.
+const NEXT_LOOK_NS: u64 = 1_000_000;
+/// Connections of other shards whose answers this one's disk is waited for; above it they go at once.
+const FENCES_MAX: usize = 65_536;
+
+/// What the end of a connection waits for.
+#[derive(Debug)]
+pub struct Leaving {
+    reason: CloseReason,
+    pub(super) until_ms: u64,
+    fence: Fence,
+    /// Shards that have not said yet that all it sent them is answered.
+    shards: u16,
+}
+
+impl Core {
+    /// Ends a connection when what was taken of it is answered. Nothing more is.
+    pub(super) fn end<I: Io>(&mut self, io: &mut I, id: ConnId, reason: CloseReason, now: Tick) {
+        let close_ms = self.snapshot.settings.limits.close_ms;
+        let Some(conn) = self.conn(id) else { return };
+        if conn.leaving.is_some() {
+            return;
+        }
+        let fence = self.fence();
+        let homes = self.homes_of(conn);
+        if !matches!(conn.phase, Phase::Open) || homes.is_empty() && self.is_answered(conn, fence) {
+            return self.close(io, id, reason, now);
+        }
+        let shards = u16::try_from(homes.len()).unwrap_or(u16::MAX);
+        let Some(conn) = self.conn_mut(id) else { return };
+        conn.leaving = Some(Box::new(Leaving { reason, until_ms: now.mono_ms() + close_ms, fence, shards }));
+        (conn.paused_ms, conn.unfinished_ms, conn.flags.held) = (0, 0, false);
+        if !conn.flags.ended {
+            io.read(id, Read::Stream);
+        }
+        self.leaving.push_back(id);
+        self.set_timer(id, now);
+        for home in homes {
+            let to = Place { shard: self.shard_number(), attachment: u16::MAX, ticket: 0, conn: id };
+            self.send_control(io, home, LaneMessage::Fence { to });
+        }
+    }
+
+    /// Other shards that may still have an answer for it.
+    fn homes_of(&self, conn: &Conn) -> Vec<u16> {
+        let here = self.shard_number();
+        if conn.flags.posted {
+            return (0..u16::try_from(self.mesh.shards()).unwrap_or(u16::MAX)).filter(|shard| *shard != here).collect();
+        }
+        let mut homes: Vec<u16> =
+            conn.attachments().filter_map(|(_, attachment)| self.streams.get(attachment.stream)?.home).collect();
+        homes.sort_unstable();
+        homes.dedup();
+        homes
+    }
+
+    /// Whether no answer is to come any more but what other shards have not sent.
+    fn is_answered(&self, conn: &Conn, fence: Fence) -> bool {
+        let waits = |slot: &Slot| match slot {
+            Slot::Free => false,
+            Slot::Asked(_) => true,
+            Slot::Attached(attachment) => {
+                let answers =
+                    attachment.ordered.iter().any(|ordered| !matches!(ordered.what, Waiting::Event(_) | Waiting::Passing(_)));
+                attachment.detaching || attachment.paging == Paging::Asked || answers
+            }
+        };
+        self.is_past(fence) && !conn.slots.iter().any(waits)
+    }
+
+    /// The reason for which a connection may close now, since all is answered.
+    pub(super) fn has_left(&self, conn: &Conn) -> Option<CloseReason> {
+        let leaving = conn.leaving.as_deref()?;
+        (leaving.shards == 0 && self.is_answered(conn, leaving.fence)).then_some(leaving.reason)
+    }
+
+    /// Closes those that are answered. When the next look is due, where it is.
+    pub(super) fn end_leaving<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
+        self.pass_fences(io);
+        for _ in 0..self.leaving.len().min(LOOKED_AT_PER_TURN) {
+            let Some(id) = self.leaving.pop_front() else { break };
+            let Some(conn) = self.conn(id).filter(|conn| conn.leaving.is_some()) else { continue };
+            match self.has_left(conn) {
+                Some(reason) => self.close(io, id, reason, now),
+                None => self.leaving.push_back(id),
+            }
+        }
+        (self.leaving.len() > LOOKED_AT_PER_TURN).then_some(now.mono_ns + NEXT_LOOK_NS)
+    }
+
+    /// The time is over for one that is not answered.
+    pub(super) fn stop_leaving<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        let Some(reason) = self.conn(id).and_then(|conn| conn.leaving.as_deref()).map(|leaving| leaving.reason) else { return };
+        self.counters.limit_reached(LimitReached::CloseTime);
+        self.close(io, id, reason, now);
+    }
+
+    /// A connection on another shard ends: it is told when all that it sent here is answered.
+    pub(super) fn on_fence<I: Io>(&mut self, io: &mut I, to: Place) {
+        let fence = self.fence();
+        if self.fences.len() >= FENCES_MAX {
+            self.counters.limit_reached(LimitReached::Fences);
+            return self.send_control(io, to.shard, LaneMessage::Fenced { to });
+        }
+        self.fences.push_back((to, fence));
+    }
+
+    /// Tells those whose answers have gone. They do in the order in which they were asked for.
+    fn pass_fences<I: Io>(&mut self, io: &mut I) {
+        while let Some((to, fence)) = self.fences.front().copied() {
+            if !self.is_past(fence) {
+                return;
+            }
+            self.fences.pop_front();
+            self.send_control(io, to.shard, LaneMessage::Fenced { to });
+        }
+    }
+
+    pub(super) fn on_fenced(&mut self, to: Place) {
+        if let Some(leaving) = self.conn_mut(to.conn).and_then(|conn| conn.leaving.as_deref_mut()) {
+            leaving.shards = leaving.shards.saturating_sub(1);
+        }
+    }
+}
