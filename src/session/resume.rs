@@ -96,5 +96,7 @@ mod tests {
         assert_eq!(at(Some(("before", 35)), Wanted::Head, None), Start { cursor: 30, recovered: true, rewound_to: Some(30) });
         assert_eq!(at(Some(("before", 25)), Wanted::Head, None), Start { cursor: 25, recovered: true, rewound_to: None });
         assert_eq!(at(Some(("lost", 35)), Wanted::Head, None), Start { cursor: 0, recovered: false, rewound_to: Some(0) });
+        let nothing_held = at(Some(("lost", 0)), Wanted::Head, None);
+        assert_eq!(nothing_held, Start { cursor: 0, recovered: false, rewound_to: None }, "there is nothing to discard");
     }
 }

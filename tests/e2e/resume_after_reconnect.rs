@@ -87,8 +87,13 @@ async fn an_unknown_epoch_and_a_future_place_do_not_recover_in_silence() {
     let (ahead, replay) = enter(&gateway, Hello::new("s", "ben").with("resume", json!({"epoch": epoch, "seq": 1000}))).await;
     assert_eq!((&ahead.welcome["rewound_to"], &ahead.welcome["start_seq"]), (&json!(3), &json!(4)), "{}", ahead.welcome);
     assert!(replay.is_empty());
-    let (lost, _) = enter(&gateway, Hello::new("s", "cleo").with("resume", json!({"epoch": "00ff", "seq": 2}))).await;
-    assert_eq!(lost.welcome["recovered"], false, "{}", lost.welcome);
+    for (held, rewound_to) in [(2, json!(0)), (0, Value::Null)] {
+        let resume = json!({"epoch": "00ff", "seq": held});
+        let (lost, replay) = enter(&gateway, Hello::new("s", "cleo").with("resume", resume)).await;
+        let told = (&lost.welcome["recovered"], &lost.welcome["rewound_to"], &lost.welcome["start_seq"]);
+        assert_eq!(told, (&json!(false), &rewound_to, &json!(1)), "{}", lost.welcome);
+        assert_eq!(replay, [1, 2, 3]);
+    }
 }
 
 #[tokio::test]
