@@ -1,6 +1,7 @@
 //! One request to the admin listener of a running gateway.
 
 use super::CliError;
+use crate::control::escape;
 use rustix::net::sockopt::Timeout;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::Value;
@@ -76,18 +77,13 @@ pub(super) fn good(answer: Answer) -> Result<String, CliError> {
     }
     let detail =
         serde_json::from_str::<Value>(&answer.body).ok().and_then(|value| Some(value.get("detail")?.as_str()?.to_owned()));
-    Err(CliError(plain(&detail.unwrap_or_else(|| format!("the gateway answered with HTTP {}", answer.status)))))
+    Err(CliError(escape::text(&detail.unwrap_or_else(|| format!("the gateway answered with HTTP {}", answer.status)))))
 }
 
 /// The JSON of a good answer.
 pub(super) fn decode<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, CliError> {
     serde_json::from_str(body)
         .map_err(|error| CliError(format!("the gateway's answer is of another version than this command: {error}")))
-}
-
-/// Without what could steer a terminal.
-pub(super) fn plain(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }
 
 /// Sends one request, with a body of JSON where there is one.

@@ -1,8 +1,9 @@
 //! `ringway conn ls` and `ringway conn show`.
 
-use super::admin_client::{decode, get, good, plain, segment};
+use super::admin_client::{decode, get, good, segment};
 use super::{CliError, print};
 use crate::control::ConnectionList;
+use crate::control::escape::text as plain;
 use crate::shard::port::{ConnectionInfo, SessionInfo};
 use std::fmt::Write;
 

@@ -20,10 +20,12 @@ mod serve;
 pub use serve::{Node, Shards, StartShards, run};
 
 use crate::config::{self, KeyAlgorithm};
+use crate::control::escape;
 use clap::{Args, Parser, Subcommand};
 use rustix::fs::{Mode, OFlags};
+use std::borrow::Cow;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -290,7 +292,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// On stderr, which keeps no process from its end though nobody reads it.
 fn complain(error: &CliError) {
-    let lines: String = error.0.lines().map(|line| format!("ringway: {line}\n")).collect();
+    let lines: String = error.0.lines().map(|line| format!("ringway: {}\n", escape::text(line))).collect();
     let (done, written) = std::sync::mpsc::sync_channel(1);
     let writer = std::thread::Builder::new().name("stderr".to_owned()).spawn(move || {
         let _ = io::stderr().lock().write_all(lines.as_bytes());
@@ -333,7 +335,12 @@ pub(crate) fn now_s() -> u64 {
 /// To stdout. A reader that has seen enough (`| head`) is no error.
 pub(crate) fn print(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    let shown = if stdout.is_terminal() {
+        text.split('\n').map(escape::json).collect::<Vec<_>>().join("\n").into()
+    } else {
+        Cow::Borrowed(text)
+    };
+    match stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError(format!("standard output: {error}"))),
         _ => Ok(()),
     }

@@ -1,7 +1,8 @@
 //! `ringway token revoke` and `ringway token revocations`.
 
-use super::admin_client::{decode, get, good, plain, request, segment};
+use super::admin_client::{decode, get, good, request, segment};
 use super::{CliError, RevokeArgs, keys, now_s, print};
+use crate::control::escape::text as plain;
 use crate::control::{RevocationList, RevocationRequest, Revoked};
 use std::fmt::Write;
 
@@ -78,7 +79,7 @@ mod tests {
         };
         let text = table(&RevocationList { revocations: vec![token, user], truncated: true });
         let words: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(words[1], ["jti", "t\u{fffd}", "-", "9"]);
+        assert_eq!(words[1], ["jti", "t\\x1b", "-", "9"]);
         assert_eq!(words[2], ["sub", "ana", "5", "9"]);
         assert!(text.ends_with("raise --limit to see them\n"), "{text}");
     }

@@ -1,8 +1,9 @@
-//! Log lines to stderr: one line each, for people or as JSON, control bytes escaped, never waited for.
+//! Log lines to stderr: one line each, for people or as JSON, what could steer a terminal escaped, never waited for.
 //!
 //! Lines go through a bounded queue to a thread of their own: whoever reads stderr and stops reading must not stop a shard.
 //! What finds no room is counted (`ringway_log_lines_dropped_total`).
 
+use super::escape::{push_json, push_text};
 use crate::config::{LogFormat, LogLevel};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,7 +53,7 @@ impl Drop for LogGuard {
 }
 
 #[derive(Clone)]
-struct Lines(SyncSender<Item>);
+struct Lines(SyncSender<Item>, LogFormat);
 
 impl Lines {
     fn flush(&self) {
@@ -88,7 +89,7 @@ impl Write for Line<'_> {
 
 impl Drop for Line<'_> {
     fn drop(&mut self) {
-        if !self.bytes.is_empty() && self.lines.0.try_send(Item::Line(one_line(&self.bytes))).is_err() {
+        if !self.bytes.is_empty() && self.lines.0.try_send(Item::Line(one_line(&self.bytes, self.lines.1))).is_err() {
             DROPPED.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -102,27 +103,36 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// The text on one line: what could begin a new one or steer a terminal is written as `\xNN` or `\u{NN}`; too much is cut.
-fn one_line(bytes: &[u8]) -> Vec<u8> {
+/// The text on one line: what could begin a new one or steer a terminal is escaped; too much is cut. A line of JSON stays one.
+fn one_line(bytes: &[u8], format: LogFormat) -> Vec<u8> {
     let text = String::from_utf8_lossy(bytes);
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let mut out = String::with_capacity(text.len() + 1);
+    let push = if format == LogFormat::Json { push_json } else { push_text };
     for character in text.chars() {
         if out.len() > LINE_BYTES_MAX {
-            out.push('…');
+            out = if format == LogFormat::Json { cut_json(text) } else { out + "…" };
             break;
         }
-        match character {
-            '\u{0}'..='\u{1f}' | '\u{7f}' => out.push_str(&format!("\\x{:02x}", character as u32)),
-            // C1 controls, and the marks that turn the direction of text or end a line.
-            '\u{80}'..='\u{9f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                out.push_str(&format!("\\u{{{:x}}}", character as u32));
-            }
-            plain => out.push(plain),
-        }
+        push(&mut out, character);
     }
     out.push('\n');
     out.into_bytes()
+}
+
+/// A line of JSON that is too long, as the text of another.
+fn cut_json(text: &str) -> String {
+    let mut out = String::from("{\"message\":\"a log line was too long and was cut\",\"line\":\"");
+    for character in text.chars() {
+        if out.len() > LINE_BYTES_MAX {
+            break;
+        }
+        if matches!(character, '"' | '\\') {
+            out.push('\\');
+        }
+        push_json(&mut out, character);
+    }
+    out + "\"}"
 }
 
 fn write_out(lines: &Receiver<Item>, mut to: impl Write) {
@@ -145,7 +155,7 @@ pub fn start(format: LogFormat, level: LogLevel) -> Result<LogGuard, String> {
         .name("log".to_owned())
         .spawn(move || write_out(&receiver, io::stderr()))
         .map_err(|error| format!("the log thread cannot start: {error}"))?;
-    let lines = Lines(sender);
+    let lines = Lines(sender, format);
     let builder = tracing_subscriber::fmt().with_max_level(filter(level)).with_writer(lines.clone()).with_ansi(false);
     let started = match format {
         LogFormat::Human => builder.with_target(false).try_init(),
@@ -178,21 +188,38 @@ const fn filter(level: LogLevel) -> LevelFilter {
 
 #[cfg(test)]
 mod tests {
+    use super::super::escape::steers;
     use super::*;
 
     #[test]
     fn a_line_stays_one_line() {
+        let one_line = |bytes: &[u8]| one_line(bytes, LogFormat::Human);
         assert_eq!(one_line(b"a\nb\x1b[31mc\n"), b"a\\x0ab\\x1b[31mc\n");
-        assert_eq!(one_line("x\u{202e}y\u{85}z".as_bytes()), b"x\\u{202e}y\\u{85}z\n");
+        assert_eq!(one_line("x\u{202e}y\u{85}z\u{200f}".as_bytes()), b"x\\u{202e}y\\u{85}z\\u{200f}\n");
         assert!(one_line(&vec![b'a'; 100_000]).len() < LINE_BYTES_MAX + 8);
         assert_eq!(one_line(b"\xff\n"), "\u{fffd}\n".as_bytes());
     }
 
+    #[test]
+    fn a_line_of_json_stays_one_whatever_is_in_it_and_however_long_it_is() {
+        let value = |line: Vec<u8>| serde_json::from_slice::<serde_json::Value>(&line).unwrap();
+        let steering: String = (0..0x2070).filter_map(char::from_u32).filter(|character| steers(*character)).collect();
+        let line = serde_json::json!({ "who": steering }).to_string() + "\n";
+        let told = one_line(line.as_bytes(), LogFormat::Json);
+        assert!(told[..told.len() - 1].iter().all(|byte| (0x20..0x7f).contains(byte)), "{}", String::from_utf8_lossy(&told));
+        assert_eq!(value(told)["who"], steering);
+        let long = serde_json::json!({ "level": "WARN", "who": format!("\"\\\u{202e}é{}", "x\u{1b}".repeat(LINE_BYTES_MAX)) })
+            .to_string();
+        let told = one_line(long.as_bytes(), LogFormat::Json);
+        assert!(told.len() < LINE_BYTES_MAX + 16 && told.iter().filter(|byte| **byte == b'\n').count() == 1);
+        assert!(long.starts_with(value(told)["line"].as_str().unwrap()));
+    }
+
     fn logged(json: bool) -> String {
         let (sender, receiver) = sync_channel(LINES_MAX);
-        let lines = Lines(sender);
+        let lines = Lines(sender, if json { LogFormat::Json } else { LogFormat::Human });
         let builder = tracing_subscriber::fmt().with_writer(lines).with_ansi(false);
-        let event = || tracing::warn!(connection_id = "c-1", who = %"eve\nforged", "refused\r\n");
+        let event = || tracing::warn!(connection_id = "c-1", who = %"eve\nforged\u{9b}2J\u{202e}", "refused\r\n");
         if json {
             tracing::subscriber::with_default(builder.json().flatten_event(true).finish(), event);
         } else {
@@ -208,17 +235,17 @@ mod tests {
         for json in [false, true] {
             let text = logged(json);
             assert_eq!(text.matches('\n').count(), 1, "{text}");
-            assert!(text.ends_with('\n') && text.contains("c-1"), "{text}");
+            assert!(text.ends_with('\n') && text.contains("c-1") && !text.trim_end().contains(steers), "{text}");
         }
         let value: serde_json::Value = serde_json::from_str(&logged(true)).unwrap();
-        assert_eq!((&value["connection_id"], &value["who"]), (&"c-1".into(), &"eve\nforged".into()));
+        assert_eq!((&value["connection_id"], &value["who"]), (&"c-1".into(), &"eve\nforged\u{9b}2J\u{202e}".into()));
         assert_eq!(value["message"], "refused\r\n");
     }
 
     #[test]
     fn a_full_queue_drops_and_counts() {
         let (sender, _receiver) = sync_channel(1);
-        let lines = Lines(sender);
+        let lines = Lines(sender, LogFormat::Human);
         let before = lines_dropped();
         for _ in 0..3 {
             lines.make_writer().write_all(b"x\n").unwrap();

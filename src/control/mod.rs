@@ -6,6 +6,7 @@
 //! without a bound, nor is a client, a file (`reloading`) or a reader of stderr (`logging`); the admin listener is loopback only, takes a
 //! bounded number of connections, each for a bounded time, and answers probes whoever holds them.
 
+pub mod escape;
 mod health;
 mod http;
 mod listener;

@@ -75,7 +75,7 @@ pub struct StayState<'a> {
 }
 
 /// Body of [`super::Kind::Member`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberState<'a> {
     pub client_id: &'a str,
     /// Bytes of `client_id` that are the token's `sub`.

@@ -4,7 +4,7 @@ use super::Out;
 use super::directory::{Directory, Halt, Outcome, Progress, Shard, at};
 use super::survey::refuse;
 use crate::cli::CliError;
-use crate::cli::admin_client::plain;
+use crate::control::escape::{self, text as plain};
 use crate::log::{Kind, Mark, MemberState, Position, Receipt, Record, SessionState, read_record, segment_name};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -108,9 +108,10 @@ pub(super) fn cat(directory: &Directory, session: &str, out: &mut Out<'_>) -> Re
         found = true;
         let what = match header.kind {
             Kind::Message if record.purged => "(purged)".to_owned(),
-            Kind::Message => text_of(record.body).map_or_else(|| hex_bytes(record.body), plain),
+            // JSON, whose escapes are its own.
+            Kind::Message => text_of(record.body).map_or_else(|| hex_bytes(record.body), |text| escape::json(text).into_owned()),
             Kind::MemberGone | Kind::SessionGone | Kind::Purge => String::new(),
-            _ => plain(&state(record).to_string()),
+            _ => escape::json(&state(record).to_string()).into_owned(),
         };
         let name = header.kind.name();
         out.line(
@@ -129,7 +130,7 @@ pub(super) fn export(directory: &Directory, session: Option<&str>, out: &mut Out
             return Ok(());
         }
         found = true;
-        out.line(&object(shard, position, record))
+        out.json(&object(shard, position, record))
     })?;
     broken(&outcomes)?;
     match session {
@@ -200,7 +201,7 @@ pub(super) fn replay(directory: &Directory, session: &str, speed: Option<f64>, o
             before_ms = Some(record.header.ts_ms);
         }
         let frame = || at(&path, &format!("offset {offset}: seq {}: the body is no text frame", place.seq));
-        out.line(text_of(record.body).ok_or_else(frame)?)?;
+        out.json(text_of(record.body).ok_or_else(frame)?)?;
         if speed.is_some() {
             out.flush()?;
         }

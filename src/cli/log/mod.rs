@@ -10,9 +10,10 @@ mod survey;
 mod tests;
 
 use crate::cli::CliError;
+use crate::control::escape;
 use clap::{Args, Subcommand};
 use directory::{Directory, Halt};
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, IsTerminal as _, Write};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -150,20 +151,35 @@ fn ended(done: Result<(), Halt>, out: &mut Out<'_>) -> Result<(), CliError> {
 }
 
 /// Where the answer goes. A reader that has seen enough (`| head`) ends the command, without an error.
-struct Out<'a>(Box<dyn Write + 'a>);
+struct Out<'a> {
+    to: Box<dyn Write + 'a>,
+    /// Somebody looks at it: what was logged must not steer what they look with.
+    is_terminal: bool,
+}
 
 impl Out<'_> {
     fn stdout() -> Self {
-        Self(Box::new(BufWriter::with_capacity(64 * 1024, io::stdout().lock())))
+        let is_terminal = io::stdout().is_terminal();
+        Self { to: Box::new(BufWriter::with_capacity(64 * 1024, io::stdout().lock())), is_terminal }
     }
 
+    /// Lines for people.
     fn line(&mut self, text: &str) -> Result<(), Halt> {
-        let written = self.0.write_all(text.as_bytes()).and_then(|()| self.0.write_all(b"\n"));
+        text.split('\n').try_for_each(|line| self.put(&escape::text(line)))
+    }
+
+    /// A line of JSON: as it is, or, on a terminal, an equal one.
+    fn json(&mut self, text: &str) -> Result<(), Halt> {
+        if self.is_terminal { self.put(&escape::json(text)) } else { self.put(text) }
+    }
+
+    fn put(&mut self, text: &str) -> Result<(), Halt> {
+        let written = self.to.write_all(text.as_bytes()).and_then(|()| self.to.write_all(b"\n"));
         Self::halt(written)
     }
 
     fn flush(&mut self) -> Result<(), Halt> {
-        let flushed = self.0.flush();
+        let flushed = self.to.flush();
         Self::halt(flushed)
     }
 

@@ -3,9 +3,10 @@
 use super::Out;
 use super::directory::{Directory, Halt, Outcome, describe};
 use super::repair::lock;
-use crate::cli::admin_client::{decode, good, plain, request};
+use crate::cli::admin_client::{decode, good, request};
 use crate::cli::{CliError, now_s};
 use crate::control::PurgeRequest;
+use crate::control::escape::text as plain;
 use crate::log::Kind;
 use crate::shard::port::Purged;
 use crate::shard::purge_files::{finish_purges, purge_files};

@@ -7,6 +7,7 @@
 use super::Out;
 use super::directory::{Directory, Halt, Outcome, Progress, SegmentFile, Shard, at, describe, ranges, unnamed};
 use crate::cli::{CliError, now_s};
+use crate::control::escape::text as plain;
 use crate::io::files::index_path;
 use crate::io::own::check_owner;
 use crate::log::{Kind, LastSegment, ScanError, SessionState, index_name};
@@ -39,7 +40,7 @@ pub(super) fn repair(directory: &Directory, dry_run: bool, out: &mut Out<'_>) ->
             Kind::Message => drop(last_seqs.insert(header.session, header.seq)),
             Kind::Session => {
                 if let Ok(state) = SessionState::decode(record.body) {
-                    ids.insert(header.session, crate::cli::admin_client::plain(state.session_id));
+                    ids.insert(header.session, plain(state.session_id));
                 }
             }
             _ => {}
@@ -103,7 +104,7 @@ pub(super) fn lock(directory: &Directory, dry_run: bool) -> Result<Option<File>,
             let mut holder = String::new();
             // Without it the answer is the same.
             let _ = Read::by_ref(&mut file).take(LOCK_BYTES_MAX).read_to_string(&mut holder);
-            let holder = crate::cli::admin_client::plain(holder.trim()).replace('\u{fffd}', " ");
+            let holder = plain(holder.trim());
             let holder = if holder.is_empty() { String::new() } else { format!(" ({holder})") };
             Err(at(&directory.path, &format!("in use by a process that holds {}{holder}: stop it first", path.display())))
         }

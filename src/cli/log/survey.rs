@@ -3,7 +3,7 @@
 use super::Out;
 use super::directory::{Directory, Halt, Outcome, Shard, describe, ranges, unnamed};
 use crate::cli::CliError;
-use crate::cli::admin_client::plain;
+use crate::control::escape::text as plain;
 use crate::log::{Kind, MemberState, Position, Receipt, Record, ScanError, SessionState, StateError, decode_empty};
 use std::collections::{BTreeMap, BTreeSet};
 

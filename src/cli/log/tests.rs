@@ -6,7 +6,7 @@ use crate::ids::HashKey;
 use crate::io::files::{begin_purge, purges};
 use crate::limits::CHUNK_BYTES;
 use crate::log::made::{Made, header};
-use crate::log::{HEADER_BYTES, Kind, SessionState, segment_name};
+use crate::log::{HEADER_BYTES, Kind, MemberState, SessionState, segment_name};
 use crate::shard::purge_files::finish_purges;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -55,8 +55,12 @@ impl Folder {
 
 /// What a command prints, and its error.
 fn tool(path: &Path, run: impl FnOnce(&Directory, &mut Out<'_>) -> Result<(), Halt>) -> (String, String) {
+    tool_on(false, path, run)
+}
+
+fn tool_on(is_terminal: bool, path: &Path, run: impl FnOnce(&Directory, &mut Out<'_>) -> Result<(), Halt>) -> (String, String) {
     let mut text = Vec::new();
-    let done = run(&Directory::open(path).unwrap(), &mut Out(Box::new(&mut text)));
+    let done = run(&Directory::open(path).unwrap(), &mut Out { to: Box::new(&mut text), is_terminal });
     let error = match done {
         Ok(()) => String::new(),
         Err(Halt::Failed(error)) => error.0,
@@ -154,6 +158,45 @@ fn sessions_are_found_by_name_and_shown_in_order() {
     assert!(text.contains("sessions 2, records by kind: message 12, mark 9, session 2,"), "{text}");
     assert!(text.lines().nth(1).unwrap().ends_with("whole"), "{text}");
     assert!(verify(&folder.0).1.is_empty(), "a copy is no hole");
+}
+
+#[test]
+fn what_was_logged_steers_no_terminal_and_is_exported_as_it_was_sent() {
+    use crate::control::escape::steers;
+    let steering: String =
+        (0x7f..0x2100).filter_map(char::from_u32).filter(|character| steers(*character)).chain("äé🙂".chars()).collect();
+    let sent = format!("{{\r\t\"type\":\"chat\",\"payload\":\"{steering}\\u001b[2J\"}}");
+    let mut log = made();
+    log.message(hash("s-1"), 10, &sent);
+    let presence = serde_json::to_string(&steering).unwrap();
+    let member = MemberState { client_id: "ana", subject_bytes: 3, presence: Some(&presence), ..MemberState::default() };
+    let mut body = Vec::new();
+    member.encode(&mut body).unwrap();
+    log.put(&header(Kind::Member, hash("s-1"), 10), &[], &body);
+    let folder = Folder::of(&[&log]);
+    let cat = |directory: &Directory, out: &mut Out<'_>| export::cat(directory, "s-1", out);
+    let replay = |directory: &Directory, out: &mut Out<'_>| export::replay(directory, "s-1", None, out);
+    let jsonl = |directory: &Directory, out: &mut Out<'_>| export::export(directory, Some("s-1"), out);
+    let value = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    for is_terminal in [true, false] {
+        let (text, error) = tool_on(is_terminal, &folder.0, cat);
+        assert!(error.is_empty() && !text.replace('\n', "").contains(steers) && text.contains("äé🙂"), "{text}{error}");
+        assert_eq!(value(text.lines().rev().nth(1).unwrap().split_once("message").unwrap().1), value(&sent));
+        for run in [&replay as &dyn Fn(&Directory, &mut Out<'_>) -> Result<(), Halt>, &jsonl] {
+            let (text, error) = tool_on(is_terminal, &folder.0, run);
+            assert_eq!(error, "");
+            assert_eq!(text.replace('\n', "").contains(steers), !is_terminal, "{text}");
+            assert!(!is_terminal || text.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{text}");
+        }
+        let (replayed, _) = tool_on(is_terminal, &folder.0, replay);
+        let last = replayed.strip_suffix('\n').unwrap().rsplit('\n').next().unwrap();
+        assert_eq!(value(last), value(&sent));
+        assert!(is_terminal || last == sent, "piped, it is what was sent");
+        let (exported, _) = tool_on(is_terminal, &folder.0, jsonl);
+        let lines: Vec<Value> = exported.lines().map(value).collect();
+        assert_eq!(lines[lines.len() - 2]["envelope"], value(&sent));
+        assert_eq!(lines[lines.len() - 1]["state"]["presence"], presence.as_str());
+    }
 }
 
 #[test]
