@@ -1,7 +1,8 @@
 //! Rooms (protocol.md section 6): joins and leaves have their places in the order.
 
-use crate::client::{Client, Hello, code};
+use crate::client::{Client, Hello, code, payloads};
 use crate::gateway::Gateway;
+use crate::history::page;
 use serde_json::json;
 
 #[tokio::test]
@@ -45,5 +46,53 @@ async fn the_cap_on_rooms_holds_and_names_must_be_names() {
     assert_eq!(ana.command("rw.join", json!({"room": "d"})).await["type"], "rw.joined");
     for bad in [json!({"room": ""}), json!({"room": "a b"}), json!({"room": "*"}), json!({"room": "r".repeat(129)}), json!({})] {
         assert_eq!(code(&ana.command("rw.join", bad.clone()).await), "envelope.invalid", "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn what_came_while_it_was_out_is_not_its_own_until_it_asks_for_it_by_a_hello() {
+    let gateway = Gateway::start(&[("server.shards", "2")]);
+    let mut ana = Client::join(&gateway, "s", "ana").await;
+    let mut ben = Client::join(&gateway, "s", "ben").await;
+    let position = ben.position(0);
+    ben.command("rw.join", json!({"room": "ops"})).await;
+    ana.publish("room:ops", "in").await;
+    ben.command("rw.leave", json!({"room": "ops"})).await;
+    ana.publish("room:ops", "out").await;
+    ana.publish(json!(["room:ops", "room:other"]), "out of both").await;
+    let read = async |client: &mut Client| {
+        let (all, _) = page(client, json!({})).await;
+        let (room, _) = page(client, json!({"room": "ops", "after": 0})).await;
+        (payloads(&all), payloads(&room))
+    };
+    assert_eq!(ben.heard().await, ["in"], "live");
+    assert_eq!(read(&mut ben).await, (vec![json!("in")], vec![json!("in")]), "in history");
+    ben.close().await;
+    for start in [("resume", position.clone()), ("start", json!("oldest"))] {
+        let mut ben = Client::enter(&gateway, Hello::new("s", "ben").with(start.0, start.1.clone())).await;
+        assert_eq!(ben.heard().await, ["in"], "{start:?}");
+        ben.close().await;
+    }
+    // A join has its place: what came before it stays unread.
+    let mut ben = Client::enter(&gateway, Hello::new("s", "ben").with("resume", position.clone())).await;
+    ben.command("rw.join", json!({"room": "ops"})).await;
+    ana.publish("room:ops", "in again").await;
+    assert_eq!(ben.heard().await, ["in", "in again"]);
+    let both = vec![json!("in"), json!("in again")];
+    assert_eq!(read(&mut ben).await, (both.clone(), both.clone()));
+    ben.close().await;
+    // But rooms are no secret from who is in the session: a room that a hello names counts from the first message of its replay.
+    for client in ["ben", "stranger"] {
+        if client == "ben" {
+            let mut ben = Client::enter(&gateway, Hello::new("s", "ben")).await;
+            ben.command("rw.leave", json!({"room": "ops"})).await;
+            ben.close().await;
+        }
+        let hello = Hello::new("s", client).with("rooms", json!(["ops"])).with("start", "oldest");
+        let mut reader = Client::enter(&gateway, hello).await;
+        let all = ["in", "out", "out of both", "in again"].map(|text| json!(text)).to_vec();
+        assert_eq!(reader.heard().await, all, "{client}");
+        assert_eq!(read(&mut reader).await, (all.clone(), all), "{client}");
+        reader.close().await;
     }
 }
