@@ -2,6 +2,15 @@
 //!
 //! May import nothing of the crate. Pure.
 
+/// Leaves nothing of what a buffer ever held, and the buffer empty.
+pub fn wipe(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.resize(buffer.capacity(), 0);
+    // Or it is not done where the buffer is freed next.
+    std::hint::black_box(&mut *buffer);
+    buffer.clear();
+}
+
 /// Buffers that were given back, kept for who needs one next. Bounded in number, in the size of each and in bytes together.
 #[derive(Debug)]
 pub struct Buffers {
@@ -10,21 +19,36 @@ pub struct Buffers {
     count_max: usize,
     buffer_bytes_max: usize,
     held_bytes_max: usize,
+    /// What is given back is wiped: it may have held what is purged.
+    wipes: bool,
 }
 
 impl Buffers {
     /// Keeps at most `count_max` buffers of at most `buffer_bytes_max` bytes each and of `held_bytes_max` together.
     #[must_use]
     pub const fn new(count_max: usize, buffer_bytes_max: usize, held_bytes_max: usize) -> Self {
-        Self { free: Vec::new(), held_bytes: 0, count_max, buffer_bytes_max, held_bytes_max }
+        Self { free: Vec::new(), held_bytes: 0, count_max, buffer_bytes_max, held_bytes_max, wipes: false }
     }
 
     /// An empty buffer. It has no capacity where the pool is empty, so that memory is taken only as bytes arrive.
     #[must_use]
     pub fn take(&mut self) -> Vec<u8> {
-        let buffer = self.free.pop().unwrap_or_default();
+        let mut buffer = self.free.pop().unwrap_or_default();
         self.held_bytes -= buffer.capacity();
+        buffer.clear();
         buffer
+    }
+
+    /// Leaves nothing in the buffers that are kept; from now on, or no more, in those that come.
+    pub fn wipe(&mut self, wipes: bool) {
+        self.wipes = wipes;
+        self.free.iter_mut().for_each(wipe);
+    }
+
+    /// Whether a text stands where a buffer that is kept was used last.
+    #[cfg(test)]
+    pub fn hold(&self, text: &[u8]) -> bool {
+        self.free.iter().any(|buffer| buffer.windows(text.len()).any(|bytes| bytes == text))
     }
 
     /// Gives a vector without memory a buffer of the pool.
@@ -37,9 +61,12 @@ impl Buffers {
     /// Gives a buffer back; one that is too large, or one too many, is freed.
     pub fn give(&mut self, mut buffer: Vec<u8>) {
         let bytes = buffer.capacity();
+        if self.wipes {
+            wipe(&mut buffer);
+        }
         let fits = self.free.len() < self.count_max && self.held_bytes + bytes <= self.held_bytes_max;
         if bytes > 0 && bytes <= self.buffer_bytes_max && fits {
-            buffer.clear();
+            // Emptied when it is taken.
             self.held_bytes += bytes;
             self.free.push(buffer);
         }
@@ -71,6 +98,32 @@ mod tests {
         assert!(buffers.take().is_empty(), "a reused buffer bears nothing of its last message");
         let _ = buffers.take();
         assert_eq!((buffers.take().capacity(), buffers.held_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_is_wiped() {
+        let mut buffers = Buffers::new(4, 100, 1_000);
+        let given = |buffers: &mut Buffers| {
+            let mut buffer = Vec::with_capacity(50);
+            buffer.extend_from_slice(b"a secret");
+            buffers.give(buffer);
+        };
+        given(&mut buffers);
+        assert!(buffers.hold(b"secret"));
+        buffers.wipe(true);
+        assert!(!buffers.hold(b"secret"));
+        given(&mut buffers);
+        assert!(!buffers.hold(b"secret"), "nor of what comes back");
+        buffers.wipe(false);
+        given(&mut buffers);
+        assert!(buffers.hold(b"secret"));
+        let mut buffer = b"a secret".to_vec();
+        buffer.truncate(2);
+        wipe(&mut buffer);
+        buffer.resize(8, b'x');
+        buffer.clear();
+        buffer.extend_from_slice(b"");
+        assert!(buffer.is_empty() && buffer.capacity() >= 8);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use super::watch::{Known, Watch};
 use super::{BELOW_RESERVE, PurgeStep};
+use crate::buffers::wipe;
 use crate::limits::{CHUNK_BYTES, SEGMENT_REQUESTS_MAX};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstatvfs, memfd_create};
 use rustix::io::Errno;
@@ -45,9 +46,9 @@ pub struct OfLog {
     pub purger: Purger,
 }
 
-/// Takes a session's messages out of the first so many bytes of a part of a segment, which may be its first, and tells which bytes have
-/// changed.
-pub type Purger = fn(&mut [u8], usize, u64, bool, &mut dyn FnMut(Range<usize>)) -> io::Result<()>;
+/// Takes what is purged of a session out of the first so many bytes of a part of a segment, which may be its first, and tells which bytes
+/// have changed, and whether they were a message's.
+pub type Purger = fn(&mut [u8], usize, u64, bool, &mut dyn FnMut(Range<usize>, bool)) -> io::Result<()>;
 
 /// A segment's index as it is made of the segment's bytes.
 #[derive(Debug)]
@@ -383,9 +384,14 @@ pub fn purges(directory: &Path) -> io::Result<Vec<u64>> {
 ///
 /// # Errors
 /// What the file system answered; without an errno where the file does not read as a segment.
-pub fn purge_file(file: &File, session: u64, end: u64, purger: Purger) -> io::Result<u64> {
+pub fn purge_file(
+    file: &File,
+    session: u64,
+    end: u64,
+    purger: impl Fn(&mut [u8], usize, u64, bool, &mut dyn FnMut(Range<usize>, bool)) -> io::Result<()>,
+) -> io::Result<u64> {
     let (mut buffer, mut changed, mut messages) = (vec![0; CHUNK_BYTES], Vec::new(), 0);
-    let mut at = 0;
+    let (mut at, mut records) = (0, 0_u64);
     while at < end {
         let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(CHUNK_BYTES);
         let mut filled = 0;
@@ -397,9 +403,10 @@ pub fn purge_file(file: &File, session: u64, end: u64, purger: Purger) -> io::Re
                 Err(error) => return Err(error),
             }
         }
-        let purged = purger(&mut buffer[..filled], filled, session, at == 0, &mut |range| changed.push(range));
-        for range in changed.drain(..) {
-            messages += 1;
+        let purged =
+            purger(&mut buffer[..filled], filled, session, at == 0, &mut |range, is_message| changed.push((range, is_message)));
+        for (range, is_message) in changed.drain(..) {
+            (records, messages) = (records + 1, messages + u64::from(is_message));
             // Only these bytes: others of the part may be written meanwhile.
             file.write_all_at(&buffer[range.clone()], at + range.start as u64)?;
         }
@@ -409,7 +416,8 @@ pub fn purge_file(file: &File, session: u64, end: u64, purger: Purger) -> io::Re
         }
         at += CHUNK_BYTES as u64;
     }
-    if messages > 0 {
+    wipe(&mut buffer);
+    if records > 0 {
         file.sync_data()?;
     }
     Ok(messages)
@@ -501,11 +509,11 @@ fn purge_capitals(
     end: usize,
     _session: u64,
     _is_first: bool,
-    each: &mut dyn FnMut(Range<usize>),
+    each: &mut dyn FnMut(Range<usize>, bool),
 ) -> io::Result<()> {
     for at in (0..end).filter(|at| bytes[*at].is_ascii_uppercase()).collect::<Vec<_>>() {
         bytes[at] = b'-';
-        each(at..at + 1);
+        each(at..at + 1, true);
     }
     Ok(())
 }

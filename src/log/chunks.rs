@@ -241,7 +241,7 @@ impl Log {
         }
         if let Some(chunk) = Rc::get_mut(chunk) {
             // What the log wrote itself reads.
-            let _ = purge(chunk.bytes_mut(), before, session, is_first, &mut |_| {});
+            let _ = purge(chunk.bytes_mut(), before, session, is_first, &|_| false, &mut |_, _| {});
         }
         Some(next)
     }
@@ -291,7 +291,7 @@ impl Log {
         self.chain = chunk.extend_with(bytes, |record| {
             let chain = header.seal(record, addresses, previous);
             // It was just written, and reads.
-            let _ = purge(record, bytes, header.session, false, &mut |_| {});
+            let _ = purge(record, bytes, header.session, false, &|_| false, &mut |_, _| {});
             chain
         });
     }

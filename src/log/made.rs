@@ -156,13 +156,18 @@ impl Made {
         made
     }
 
-    /// Takes a session's messages before a position out of the files.
+    /// Takes a session's messages before a position out of the files, as the first version did: members' states stay.
     pub(crate) fn purge(&mut self, session: u64, end: u64) {
+        self.purge_all_but(session, end, &|_| true);
+    }
+
+    /// Takes what is purged of a session before a position out of the files.
+    pub(crate) fn purge_all_but(&mut self, session: u64, end: u64, keeps: &dyn Fn(u64) -> bool) {
         for (number, bytes) in &mut self.files {
             let end = end.saturating_sub(*number * self.segment_bytes);
             for (index, chunk) in bytes.chunks_mut(CHUNK_BYTES).enumerate() {
                 let end = usize::try_from(end).unwrap().saturating_sub(index * CHUNK_BYTES);
-                purge(chunk, end, session, index == 0, &mut |_| {}).unwrap();
+                purge(chunk, end, session, index == 0, keeps, &mut |_, _| {}).unwrap();
             }
         }
     }

@@ -12,10 +12,13 @@
 //! 32  u32  epoch                    88  n × u64 addresses (none: the whole session), then the body
 //! ```
 //!
-//! Of a message that was purged the body is zeros and the bytes 84 to 88 are "GONE"; all else is as it was written.
+//! Of a message that was purged, and of a member's state with presence data, the body is zeros and the bytes 84 to 88 are "GONE"; all
+//! else is as it was written.
 //!
 //! A message's body is one WebSocket frame; those of the other kinds are in `state.rs`. What must be 0 is checked to be 0, so that every
 //! bit of a record is covered by a check. docs/log-format.md is the whole format. The chain covers headers, which hold their body's CRC, and never a body: a purge may zero bodies and the chain still holds.
+
+use super::state::MemberState;
 
 /// The version this code writes.
 pub const VERSION: u16 = 1;
@@ -43,7 +46,7 @@ pub enum Kind {
     Receipt = 6,
     /// A session that was forgotten. No body.
     SessionGone = 7,
-    /// All messages of the session before this record are purged. No body.
+    /// All messages of the session before this record, and its members' presence data, are purged. No body.
     Purge = 8,
 }
 
@@ -110,7 +113,7 @@ pub enum RecordError {
     Body,
     #[error("the record does not continue the chain")]
     Chain,
-    #[error("the message was purged, which only the chain can prove")]
+    #[error("the record was purged, which only the chain can prove")]
     Purged,
 }
 
@@ -208,12 +211,13 @@ pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'
     Ok(Record { header, head, addresses, body, chain: stated, length, purged })
 }
 
-/// The message at the start of `bytes` where it continues the chain, whatever its body is: its purge may have stopped half way.
+/// The record at the start of `bytes` where it is of a kind that is purged and continues the chain, whatever its body is: its purge may
+/// have stopped half way.
 pub(super) fn read_half_purged(bytes: &[u8], previous_chain: u32) -> Option<Record<'_>> {
     let (kind, head_bytes, length) = shape(bytes.get(..HEADER_BYTES)?).ok()?;
     let (head, body) = (bytes.get(..head_bytes)?, bytes.get(head_bytes..length)?);
     let value = chain(previous_chain, head);
-    (kind == Kind::Message && value == u32::from_le_bytes(get(bytes, 80))).then(|| Record {
+    (is_purgeable(kind) && value == u32::from_le_bytes(get(bytes, 80))).then(|| Record {
         header: header(kind, bytes),
         head,
         addresses: &head[HEADER_BYTES..],
@@ -224,17 +228,24 @@ pub(super) fn read_half_purged(bytes: &[u8], previous_chain: u32) -> Option<Reco
     })
 }
 
+/// What is purged: what clients say, as messages and of themselves.
+const fn is_purgeable(kind: Kind) -> bool {
+    matches!(kind, Kind::Message | Kind::Member)
+}
+
 /// Whether a record says that it was purged.
 fn says_purged(kind: Kind, bytes: &[u8]) -> Result<bool, RecordError> {
     match get(bytes, PURGED_AT) {
         [0, 0, 0, 0] => Ok(false),
-        PURGED if kind == Kind::Message => Ok(true),
+        PURGED if is_purgeable(kind) => Ok(true),
         _ => Err(RecordError::NotZero(PURGED_AT)),
     }
 }
 
-/// Takes a session's messages before `end` out of a part of a segment, which begins with a record, or with the segment's header:
-/// their bodies become zeros. Tells which bytes have changed.
+/// Takes a session's messages before `end`, and the states of its members that have presence data, out of a part of a segment, which
+/// begins with a record, or with the segment's header: their bodies become zeros. Tells which bytes have changed, and whether that was a
+/// message. Whoever has a purge recorded writes those members' states again before, without the data; `keeps` says of whom that was not
+/// done (by the hash of the member).
 ///
 /// # Errors
 /// A record that does not read; what comes behind it was not looked at.
@@ -243,7 +254,8 @@ pub fn purge(
     end: usize,
     session: u64,
     is_first: bool,
-    each: &mut dyn FnMut(std::ops::Range<usize>),
+    keeps: &dyn Fn(u64) -> bool,
+    each: &mut dyn FnMut(std::ops::Range<usize>, bool),
 ) -> Result<(), RecordError> {
     let end = end.min(bytes.len());
     let mut at = if is_first { super::segment::SEGMENT_HEADER_BYTES } else { 0 };
@@ -253,11 +265,25 @@ pub fn purge(
         let (kind, head_bytes, length) = shape(left.get(..HEADER_BYTES).ok_or_else(|| short(left.len()))?)?;
         let record = left.get_mut(..length).ok_or_else(|| short(length))?;
         let of_session = u64::from_le_bytes(get(record, 16)) == session;
-        let is_done = get(record, PURGED_AT) == PURGED && record[head_bytes..].iter().all(|byte| *byte == 0);
-        if kind == Kind::Message && of_session && !is_done {
+        let is_purged = get(record, PURGED_AT) == PURGED;
+        let is_done = is_purged && record[head_bytes..].iter().all(|byte| *byte == 0);
+        // What does not read was begun on.
+        let goes = of_session
+            && !is_done
+            && match kind {
+                Kind::Message => true,
+                Kind::Member if keeps(u64::from_le_bytes(get(record, 48))) => false,
+                Kind::Member => {
+                    let body = &record[head_bytes..];
+                    let is_whole = !is_purged && crc32c::crc32c(body) == u32::from_le_bytes(get(record, 12));
+                    !is_whole || MemberState::decode(body).is_ok_and(|member| member.presence.is_some())
+                }
+                _ => false,
+            };
+        if goes {
             put(record, PURGED_AT, PURGED);
             record[head_bytes..].fill(0);
-            each(at + PURGED_AT..at + length);
+            each(at + PURGED_AT..at + length, kind == Kind::Message);
         }
         at += length;
     }

@@ -128,7 +128,7 @@ pub struct Scanned {
     pub unwritten: Option<u64>,
 }
 
-/// Purged messages of a session that no record of its purge follows.
+/// Purged records of a session that no record of its purge follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uncovered {
     /// Keyed hash of the session's id.
@@ -221,9 +221,9 @@ pub struct Scanner {
     synced_to: u64,
     unwritten: Option<u64>,
     bad: Option<Bad>,
-    /// By session: purged messages that no record of their purge has followed yet.
+    /// By session: purged records that no record of their purge has followed yet.
     uncovered: BTreeMap<u64, Uncovered>,
-    /// Whose messages may have any body.
+    /// Whose records that are purged may have any body.
     half_purged: Vec<u64>,
 }
 
@@ -264,7 +264,7 @@ impl Scanner {
         }
     }
 
-    /// Takes messages of these sessions whose bodies do not read for purged ones: their purge may have stopped half way.
+    /// Takes records of these sessions whose bodies do not read for purged ones: their purge may have stopped half way.
     #[must_use]
     pub fn with_half_purged(self, sessions: Vec<u64>) -> Self {
         Self { half_purged: sessions, ..self }

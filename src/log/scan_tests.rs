@@ -4,7 +4,7 @@ use super::made::{FIRST, Made, Put, frame, header, scan};
 use super::scan::{BadReason, Damage, LastSegment, Proof, ScanError, Scanned, Scanner, SeqRange};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentError, SegmentHeader, segment_name};
 use super::state::{EpochState, Mark, MemberState, Receipt, SessionState, StayState, decode_empty};
-use super::{HEADER_BYTES, Kind, Position, RecordError};
+use super::{HEADER_BYTES, Header, Kind, Position, RecordError};
 use crate::limits::CHUNK_BYTES;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
@@ -444,6 +444,53 @@ fn what_was_purged_reads_where_a_record_says_so_and_nothing_else_is_taken_for_it
 }
 
 #[test]
+fn of_members_those_states_are_purged_that_have_presence_data() {
+    let mut made = Made::every_kind();
+    let (session, member) = (made.puts[0].header.session, made.puts[1].header.sender);
+    let bare = {
+        let state = MemberState::decode(&made.puts[1].body).unwrap();
+        let mut body = Vec::new();
+        MemberState { presence: None, ..state }.encode(&mut body).unwrap();
+        body
+    };
+    made.put(&Header { sender: member, ..header(Kind::Member, session, 9) }, &[], &bare);
+    made.put(&header(Kind::Purge, session, 9), &[], &[]);
+    let end = made.puts.last().unwrap().at;
+    let (mut kept, mut others) = (made.clone(), made.clone());
+    made.purge_all_but(session, end, &|_| false);
+    let (seen, scanned) = made.scan();
+    whole(scanned);
+    let members: Vec<&Put> = seen.iter().filter(|put| put.header.kind == Kind::Member).collect();
+    assert_eq!((&members[0].body, &members[1].body), (&vec![0; made.puts[1].body.len()], &bare));
+    let holds = |made: &Made| made.files.iter().any(|(_, bytes)| bytes.windows(4).any(|bytes| bytes == b"busy"));
+    assert!(!holds(&made));
+    kept.purge_all_but(session, end, &|other| other == member);
+    others.purge_all_but(session ^ 1, end, &|_| false);
+    assert!(holds(&kept) && holds(&others));
+    whole(kept.scan().1);
+    // Half of it done, for those who finish it.
+    let (done, first) = (made.files[0].1.clone(), usize::try_from(made.puts[1].at).unwrap());
+    for half in [84, 86, HEADER_BYTES, HEADER_BYTES + 3] {
+        for (before, behind) in [(&others, &made), (&made, &others)] {
+            let mut bytes = done.clone();
+            bytes[first..first + half].copy_from_slice(&before.files[0].1[first..first + half]);
+            let end = first + HEADER_BYTES + bare.len();
+            bytes[first + half..end].copy_from_slice(&behind.files[0].1[first + half..end]);
+            let mut scanner = Scanner::new(0, 1).with_half_purged(vec![session]);
+            let mut seen = 0;
+            for (number, bytes) in [(0, &bytes), (1, &made.files[1].1)] {
+                scanner.segment(number).unwrap();
+                scanner.chunk(bytes, |_, _| seen += 1).unwrap();
+            }
+            scanner.finish().unwrap();
+            assert_eq!(seen, made.puts.len(), "{half}");
+            crate::log::purge(&mut bytes, usize::MAX, session, true, &|_| false, &mut |_, _| {}).unwrap();
+            assert!(bytes == done, "{half}");
+        }
+    }
+}
+
+#[test]
 fn a_purge_that_stopped_half_way_reads_for_those_who_finish_it() {
     let made = Made::purged();
     let (session, first) = (made.puts[0].header.session, usize::try_from(made.puts[2].at).unwrap());
@@ -463,7 +510,7 @@ fn a_purge_that_stopped_half_way_reads_for_those_who_finish_it() {
             }
             scanner.finish().unwrap();
             assert_eq!(seen, made.puts.len(), "{half}");
-            crate::log::purge(&mut bytes, usize::MAX, session, true, &mut |_| {}).unwrap();
+            crate::log::purge(&mut bytes, usize::MAX, session, true, &|_| true, &mut |_, _| {}).unwrap();
             assert!(bytes == made.files[0].1);
         }
     }

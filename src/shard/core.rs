@@ -165,6 +165,8 @@ pub struct Core {
     pub(super) unreadable: Unreadable,
     /// Sessions that are being purged, one at a time.
     pub(super) purges: VecDeque<Purge>,
+    /// Until when emptied buffers are wiped: [`u64::MAX`] while something is purged, 0 where nothing was lately.
+    pub(super) wipes_until_ms: u64,
     /// Scratch for a record's addresses.
     pub(super) targets: Vec<u64>,
     pub(super) draining: bool,
@@ -244,6 +246,7 @@ impl Core {
             next_read: READ_TAGS,
             unreadable: Unreadable::default(),
             purges: VecDeque::new(),
+            wipes_until_ms: 0,
             targets: Vec::new(),
             draining: false,
             stopping: false,
@@ -336,6 +339,7 @@ impl Core {
             return;
         }
         self.sweep_due_ms = now.mono_ms() + SWEEP_EVERY_MS;
+        self.wipe_no_more(now);
         let idle_ms = self.snapshot.settings.session.idle_ms;
         let places = self.sessions.sessions.places();
         for _ in 0..SWEEP_SESSIONS.min(places) {

@@ -266,7 +266,7 @@ fn of_a_message_that_was_purged_the_id_is_left() {
     let (mut replay, mut offset) = (Replay::new(KEY), 64);
     for (place, bytes) in records.iter_mut().enumerate() {
         if place < 4 {
-            crate::log::purge(bytes, usize::MAX, session, false, &mut |_| {}).unwrap();
+            crate::log::purge(bytes, usize::MAX, session, false, &|_| false, &mut |_, _| {}).unwrap();
         }
         core.replay(&mut replay, Position(offset), offset, &read_record(bytes, Some(0)).unwrap());
         offset += bytes.len() as u64;

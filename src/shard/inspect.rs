@@ -46,9 +46,16 @@ impl Core {
         session.is_some_and(names)
     }
 
-    /// Whether a text stands in the memory of the logs.
+    /// Whether a text stands in the memory of the logs, in a buffer that is kept for the next use, or in what a member said of itself.
     pub fn memory_holds(&self, text: &[u8]) -> bool {
-        self.log.holds(text) || self.mirror_log.holds(text)
+        let stands_in = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+        let said = self.sessions.members.iter().filter_map(|(_, member)| member.presence.as_deref());
+        self.log.holds(text)
+            || self.mirror_log.holds(text)
+            || self.buffers.hold(text)
+            || self.out.hold(text)
+            || self.pages.iter().any(|page| stands_in(&page.frames))
+            || said.map(str::as_bytes).any(stands_in)
     }
 
     /// Whether the log's disk is full or has failed.

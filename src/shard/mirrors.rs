@@ -5,6 +5,7 @@ use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::lanes::{Batch, Class, LANE_MESSAGES, LaneMessage, Page, Passing};
 use super::replies::AT_ONCE;
+use crate::buffers::wipe;
 use crate::close::CloseReason;
 use crate::io::Io;
 use crate::limits::ADDRESSES_MAX;
@@ -119,7 +120,9 @@ impl Core {
     }
 
     /// Keeps an emptied page for the next pull.
-    pub(super) fn keep_page(&mut self, page: Box<Page>) {
+    pub(super) fn keep_page(&mut self, mut page: Box<Page>) {
+        // Pages are few: nothing of one stays behind it.
+        page.frames.fill(0);
         if self.pages.len() < PAGES_KEPT_MAX {
             self.pages.push(page);
         }
@@ -141,7 +144,11 @@ impl Core {
 
     /// A buffer for a message to another shard: one that came back from there, or else one of the pool.
     pub(super) fn lane_buffer(&mut self, to: usize) -> Vec<u8> {
-        self.mesh.take_back(self.shard, to).unwrap_or_else(|| self.buffers.take())
+        let Some(mut buffer) = self.mesh.take_back(self.shard, to) else { return self.buffers.take() };
+        if self.wipes_until_ms > 0 {
+            wipe(&mut buffer);
+        }
+        buffer
     }
 
     /// A buffer for a reply to a client, wherever it is.

@@ -6,6 +6,7 @@
 
 use super::conn::{Conn, Paging, Phase, Slot};
 use super::core::Core;
+use crate::buffers::wipe;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::{Io, Read, Send, Sent};
@@ -114,9 +115,18 @@ impl Outbound {
     /// Nothing that was gathered for many readers stays: they read what there still is.
     pub(super) fn forget_gathered(&mut self) {
         self.batches.clear();
-        self.shared.fill(0);
-        self.shared.clear();
         self.ends.clear();
+        for buffer in [&mut self.shared, &mut self.compressed, &mut self.deflated] {
+            wipe(buffer);
+        }
+        self.deflated_at.clear();
+    }
+
+    #[cfg(test)]
+    pub(super) fn hold(&self, text: &[u8]) -> bool {
+        [&self.shared, &self.compressed, &self.deflated]
+            .iter()
+            .any(|buffer| buffer.windows(text.len()).any(|bytes| bytes == text))
     }
 }
 

@@ -1,18 +1,17 @@
 //! A session's messages taken out of a shard's files while no gateway has them open: what a purge that was interrupted left undone, and
 //! a purge by the tools.
 
+use super::resize::NewLog;
 use super::store::{ReadError, Segment, scan, trim_files};
-use crate::io::directory::{SegmentFile, segments, sync_directory};
-use crate::io::files::{begin_purge, end_purge, purge_file, purges, segment_path};
+use crate::io::directory::{SegmentFile, segments};
+use crate::io::files::{begin_purge, end_purge, purge_file, purges};
 use crate::log::{
-    Header, Kind, Mark, Position, SEGMENT_HEADER_BYTES, ScanError, Scanned, Scanner, SegmentHeader, purge, segment_number,
-    write_record,
+    Geometry, Header, Kind, Log, Mark, MemberState, Position, Record, ScanError, Scanned, Scanner, purge, segment_number,
 };
-use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// The log's [`purge`], for the engine's thread of files.
@@ -24,9 +23,64 @@ pub fn purge_part(
     end: usize,
     session: u64,
     is_first: bool,
-    each: &mut dyn FnMut(Range<usize>),
+    each: &mut dyn FnMut(Range<usize>, bool),
 ) -> io::Result<()> {
-    purge(bytes, end, session, is_first, each).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    purge_all_but(&BTreeSet::new(), bytes, end, session, is_first, each)
+}
+
+/// The same, but for what these members said of themselves.
+fn purge_all_but(
+    keeps: &BTreeSet<u64>,
+    bytes: &mut [u8],
+    end: usize,
+    session: u64,
+    is_first: bool,
+    each: &mut dyn FnMut(Range<usize>, bool),
+) -> io::Result<()> {
+    let purged = purge(bytes, end, session, is_first, &|member| keeps.contains(&member), each);
+    purged.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// A member's state without its presence data, and the header that it stood under.
+type BareState = (Header, Vec<u8>);
+
+/// The members of sessions, by session and member, as each stands last in a log; a state is there where it has presence data.
+#[derive(Debug, Default)]
+struct Members(BTreeMap<(u64, u64), Option<BareState>>);
+
+impl Members {
+    /// One record of the log, in order.
+    fn note(&mut self, record: &Record<'_>) {
+        let Header { kind, session, sender, .. } = record.header;
+        match kind {
+            Kind::Member if !record.purged => {
+                let state = MemberState::decode(record.body).ok().filter(|state| state.presence.is_some());
+                let bare = state.and_then(|state| {
+                    let mut body = Vec::new();
+                    MemberState { presence: None, ..state }.encode(&mut body).ok()?;
+                    Some((record.header, body))
+                });
+                self.0.insert((session, sender), bare);
+            }
+            Kind::MemberGone => drop(self.0.remove(&(session, sender))),
+            Kind::SessionGone => self.0.retain(|(of, _), _| *of != session),
+            _ => {}
+        }
+    }
+
+    /// Those of a session, by the hash of each.
+    fn of(&self, session: u64) -> BTreeSet<u64> {
+        let members = self.0.range((session, 0)..=(session, u64::MAX));
+        members.filter(|(_, state)| state.is_some()).map(|((_, member), _)| *member).collect()
+    }
+}
+
+/// Where the record of a session's purge stands.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub at: Position,
+    /// Members whose state was not written again before it, without their presence data: an earlier version's purge leaves them.
+    pub keeps: BTreeSet<u64>,
 }
 
 /// Finds the last record of each session's purge in a log whose purge may have stopped half way, and the size of its segments.
@@ -37,12 +91,17 @@ pub fn find_purges<R: Read + Seek>(
     log: &mut [Segment<R>],
     (shard, generation): (u16, u32),
     sessions: &[u64],
-) -> Result<(u64, BTreeMap<u64, Position>), ReadError> {
-    let mut found = Vec::new();
+) -> Result<(u64, BTreeMap<u64, Found>), ReadError> {
+    let (mut found, mut members) = (Vec::new(), Members::default());
     let scanner = Scanner::new(shard, generation).with_half_purged(sessions.to_vec());
     let scanned = scan(scanner, log, |at, record| {
-        if record.header.kind == Kind::Purge && sessions.contains(&record.header.session) {
-            found.push((record.header.session, at));
+        let session = record.header.session;
+        if !sessions.contains(&session) {
+            return;
+        }
+        members.note(record);
+        if record.header.kind == Kind::Purge {
+            found.push((session, Found { at, keeps: members.of(session) }));
         }
     });
     let (scanned, whole_to) = match scanned {
@@ -55,7 +114,7 @@ pub fn find_purges<R: Read + Seek>(
         }
         Err(error) => return Err(error),
     };
-    let before = found.into_iter().filter(|(_, at)| at.0 < whole_to).collect();
+    let before = found.into_iter().filter(|(_, found)| found.at.0 < whole_to).collect();
     Ok((scanned.segment_bytes.unwrap_or(0), before))
 }
 
@@ -76,10 +135,13 @@ pub fn finish_purges(path: &Path, shard: usize, generation: u32) -> Result<u64, 
     let mut messages = 0;
     for session in sessions {
         // Where its record is not there, nothing has been taken out.
-        if let Some(at) = found.get(&session) {
+        if let Some(Found { at, keeps }) = found.get(&session) {
             for file in &files {
                 let end = at.0.saturating_sub(file.number * size).min(size);
-                messages += purge_file(&file.file, session, end, purge_part).map_err(told)?;
+                let purger = |bytes: &mut [u8], end, session, is_first, each: &mut dyn FnMut(Range<usize>, bool)| {
+                    purge_all_but(keeps, bytes, end, session, is_first, each)
+                };
+                messages += purge_file(&file.file, session, end, purger).map_err(told)?;
             }
         }
         end_purge(path, session).map_err(told)?;
@@ -88,8 +150,8 @@ pub fn finish_purges(path: &Path, shard: usize, generation: u32) -> Result<u64, 
     Ok(messages)
 }
 
-/// Appends the records of sessions' purges to a log that nobody has open, in a segment of their own, durably. Each is a session and its
-/// last seq. A torn end is cut, as by a start.
+/// Appends the records of sessions' purges to a log that nobody has open, in segments of their own, durably: before them the states of
+/// their members that have presence data, without it. Each is a session and its last seq. A torn end is cut, as by a start.
 ///
 /// # Errors
 /// One line: what could not be written.
@@ -104,29 +166,36 @@ pub fn append_purges(
     let (Some(last), Some(segment_bytes)) = (scanned.last, scanned.segment_bytes) else { return Ok(()) };
     let mut files: Vec<SegmentFile> = segments(path, segment_number)?;
     trim_files(path, &mut files, Some((last.number, last.valid_bytes))).map_err(told)?;
-    let number = last.number + 1;
-    let begin = number * segment_bytes;
-    let segment = SegmentHeader { shard, generation, number, segment_bytes, created_ms: now_ms, chain_before: scanned.chain };
-    let mut bytes = segment.encode().to_vec();
-    debug_assert_eq!(bytes.len(), SEGMENT_HEADER_BYTES);
-    let header = |kind, session, seq| Header { kind, session, seq, epoch: 0, ts_ms: now_ms, sender: 0, id: 0, content: 0 };
-    let mut chain = segment.chain_start();
-    for (session, seq) in purged {
-        chain = write_record(&mut bytes, &header(Kind::Purge, *session, *seq), &[], &[], chain);
+    let mut members = Members::default();
+    let mut log: Vec<Segment<&File>> = files.iter().map(|file| Segment { number: file.number, reader: &file.file }).collect();
+    let whole = scan(Scanner::new(shard, generation), &mut log, |_, record| {
+        if purged.iter().any(|(session, _)| *session == record.header.session) {
+            members.note(record);
+        }
+    });
+    match whole {
+        // What was purged and has no record of it is what this is called for.
+        Ok(_) | Err(ReadError::Scan(ScanError::Purged { .. })) => {}
+        Err(error) => return Err(error.told(path)),
     }
-    let (records, mut mark) = (bytes.len(), Vec::new());
-    Mark { synced_to: begin + records as u64 }.encode(&mut mark);
-    write_record(&mut bytes, &header(Kind::Mark, 0, 0), &[], &mark, chain);
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(segment_path(path, number))?;
-        file.write_all(&bytes[..records])?;
-        file.sync_all()?;
-        sync_directory(path)?;
-        // Only now is it true.
-        file.write_all(&bytes[records..])?;
-        file.sync_all()
-    };
-    write().map_err(told)
+    let geometry = Geometry { segment_bytes, shard, generation };
+    let mut new = NewLog::new(path.to_owned(), Log::on_disk(0, geometry, last.number + 1, scanned.chain, Position(0)));
+    new.log.tick(now_ms);
+    for (header, body) in members.0.into_values().flatten() {
+        new.put(&Header { ts_ms: now_ms, ..header }, &body)?;
+    }
+    let header = |kind, session, seq| Header { kind, session, seq, epoch: 0, ts_ms: now_ms, sender: 0, id: 0, content: 0 };
+    for (session, seq) in purged {
+        new.put(&header(Kind::Purge, *session, *seq), &[])?;
+    }
+    new.write()?;
+    new.sync()?;
+    // Only now is it true.
+    let mut mark = Vec::new();
+    Mark { synced_to: new.log.end().0 }.encode(&mut mark);
+    new.put(&header(Kind::Mark, 0, 0), &mark)?;
+    new.write()?;
+    new.sync()
 }
 
 /// Purges a session in a log that nobody has open and that was read whole. How many messages went.

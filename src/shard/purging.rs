@@ -8,13 +8,19 @@ use super::counters::DropReason;
 use super::durable::libc_errno::ENOENT;
 use super::lanes::LaneMessage;
 use super::port::{PurgeReply, Purged};
+use crate::buffers::wipe;
 use crate::io::{Io, PurgeStep};
 use crate::log::Position;
+use crate::session::{PresenceChange, SessionKey};
 use crate::time::Tick;
 
 /// Purges of a shard that may be asked for at a time, and answers that may be waited for of one.
 const PURGES_MAX: usize = 16;
 const WAITING_MAX: usize = 16;
+/// How long after a purge emptied buffers are wiped: those that were on their way to other shards come back by then.
+const WIPES_MS: u64 = 10_000;
+/// Since when is not known yet.
+const WIPES_FROM_NOW: u64 = 1;
 /// Chunks of memory that one turn looks through.
 const CHUNKS_PER_TURN: usize = 4;
 
@@ -152,6 +158,9 @@ impl Core {
         let epoch = session.map_or(0, |session| session.epoch_number);
         let stream = session.and_then(|session| self.streams.get(session.stream));
         purge.seq = stream.map_or(0, |stream| stream.index.head());
+        if let Some(key) = key {
+            self.purge_presence(key, now);
+        }
         purge.at = self.log.end();
         if self.disk.is_some() {
             purge.at = self.keep_purge((purge.session, epoch), purge.seq, now);
@@ -163,6 +172,18 @@ impl Core {
         purge.stage = Stage::Recorded;
     }
 
+    /// What members have told of themselves goes too: their states stand in the log once more, without it, before the purge that takes
+    /// those before.
+    fn purge_presence(&mut self, key: SessionKey, now: Tick) {
+        let members = self.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
+        for member in members {
+            let Some(data) = self.sessions.members.get_mut(member).and_then(|member| member.presence.take()) else { continue };
+            wipe(&mut data.into_string().into_bytes());
+            self.tell_presence(member, PresenceChange::Data, None);
+            self.keep_member(member, now);
+        }
+    }
+
     /// Nobody is given what is purged from now on.
     fn forget_purged(&mut self, purge: &mut Purge) {
         let stream = self.sessions.find(purge.session).and_then(|key| self.sessions.sessions.get(key)).map(|entry| entry.stream);
@@ -170,7 +191,8 @@ impl Core {
             let cut = stream.index.forget_to(purge.seq);
             self.counters.dropped(DropReason::Purged, cut);
         }
-        self.out.forget_gathered();
+        self.wipe_buffers();
+        self.wipes_until_ms = u64::MAX;
         purge.chunk = Some(self.log.resident());
         let here = self.shard_number();
         let shards = u16::try_from(self.mesh.shards()).unwrap_or(u16::MAX);
@@ -195,6 +217,7 @@ impl Core {
             match purge.chunk {
                 Some(from) => purge.chunk = self.log.purge(purge.session, purge.at, from),
                 None => {
+                    self.wipe_buffers();
                     purge.stage = Stage::Segments;
                     break;
                 }
@@ -228,7 +251,36 @@ impl Core {
         self.purges.push_front(purge);
     }
 
-    fn end_purge(&self, purge: Purge, outcome: Result<Purged, String>) {
+    /// Leaves nothing of what is purged in the shard's buffers; from now on in none that is emptied.
+    fn wipe_buffers(&mut self) {
+        self.out.forget_gathered();
+        self.buffers.wipe(true);
+        for buffer in [&mut self.inflated, &mut self.plain] {
+            wipe(buffer);
+        }
+        for shard in 0..self.mesh.shards() {
+            while let Some(buffer) = self.mesh.take_back(self.shard, shard) {
+                self.buffers.give(buffer);
+            }
+        }
+    }
+
+    /// A while after the last purge buffers are used as they are.
+    pub(super) fn wipe_no_more(&mut self, now: Tick) {
+        match self.wipes_until_ms {
+            WIPES_FROM_NOW => self.wipes_until_ms = now.mono_ms() + WIPES_MS,
+            until_ms if (1..=now.mono_ms()).contains(&until_ms) => {
+                self.wipes_until_ms = 0;
+                self.buffers.wipe(false);
+            }
+            _ => {}
+        }
+    }
+
+    fn end_purge(&mut self, purge: Purge, outcome: Result<Purged, String>) {
+        if self.wipes_until_ms == u64::MAX {
+            self.wipes_until_ms = WIPES_FROM_NOW;
+        }
         for reply in purge.replies {
             if reply.send(outcome.clone().map(Some)).is_err() {
                 self.counters.dropped(DropReason::PortReplyUnwanted, 1);
@@ -242,7 +294,8 @@ impl Core {
             let head = stream.index.head();
             stream.index.forget_to(head);
         }
-        self.out.forget_gathered();
+        self.wipe_buffers();
+        self.wipes_until_ms = self.wipes_until_ms.max(WIPES_FROM_NOW);
         let mut from = Some(self.mirror_log.resident());
         while let Some(chunk) = from {
             from = self.mirror_log.purge(session, self.mirror_log.end(), chunk);

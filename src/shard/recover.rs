@@ -119,7 +119,7 @@ impl Core {
                     self.replay_session((header.session, header.epoch), at, &state);
                 }
             }
-            (Kind::Member, Some(session)) => {
+            (Kind::Member, Some(session)) if !record.purged => {
                 if let Ok(state) = MemberState::decode(record.body) {
                     self.replay_member(session, header.sender, &state);
                 }
@@ -176,7 +176,7 @@ impl Core {
                 };
                 used.remember(header.id, super::publish::low(header.content), header.seq, header.ts_ms, limits);
             }
-            (Kind::Mark, _) | (Kind::Member | Kind::MemberGone | Kind::Receipt, None) => {}
+            (Kind::Mark | Kind::Member, _) | (Kind::MemberGone | Kind::Receipt, None) => {}
         }
     }
 

@@ -43,10 +43,10 @@ struct Old {
     files: Vec<SegmentFile>,
 }
 
-/// One shard's log of the new generation, written as it is filled.
-struct New {
+/// A log whose new segments are written as it is filled.
+pub(super) struct NewLog {
     path: PathBuf,
-    log: Log,
+    pub(super) log: Log,
     /// The segment that is being written.
     file: Option<(u64, File)>,
 }
@@ -115,7 +115,7 @@ fn resize_by(
         let geometry = Geometry { segment_bytes: wanted.segment_bytes, shard: number, generation };
         let mut log = Log::on_disk(0, geometry, 0, 0, Position(0));
         log.tick(now.wall_ms);
-        news.push(New { path, log, file: None });
+        news.push(NewLog::new(path, log));
     }
     step(Step::Begun)?;
     let (mut records, mut orphans) = (0_u64, 0_u64);
@@ -231,6 +231,10 @@ impl Known {
         if record.header.kind == Kind::Mark || self.gone.get(&record.header.session).is_some_and(|gone| at <= *gone) {
             return None;
         }
+        // A member's state that was purged was written again before that.
+        if record.header.kind == Kind::Member && record.purged {
+            return None;
+        }
         let is_purged = self.purged.get(&record.header.session).is_some_and(|purged| at < *purged);
         let counts = record.purged && record.header.ts_ms >= self.last_ms.saturating_sub(self.dedupe_ms);
         if record.header.kind == Kind::Message && is_purged && !counts {
@@ -240,7 +244,19 @@ impl Known {
     }
 }
 
-impl New {
+impl NewLog {
+    /// `log` goes on, in new segments in this directory.
+    pub(super) const fn new(path: PathBuf, log: Log) -> Self {
+        Self { path, log, file: None }
+    }
+
+    /// A record that names nobody.
+    pub(super) fn put(&mut self, header: &Header, body: &[u8]) -> Result<(), String> {
+        let chunks = self.log.resident_bytes();
+        self.log.append(header, &[], &[body]);
+        if self.log.resident_bytes() > chunks { self.write() } else { Ok(()) }
+    }
+
     fn append(&mut self, record: &Record<'_>) -> Result<(), String> {
         let addresses: Vec<u64> =
             record.addresses.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)).collect();
@@ -254,7 +270,7 @@ impl New {
         if self.log.resident_bytes() > chunks { self.write() } else { Ok(()) }
     }
 
-    fn write(&mut self) -> Result<(), String> {
+    pub(super) fn write(&mut self) -> Result<(), String> {
         while let Some(part) = self.log.unwritten() {
             let path = segment_path(&self.path, part.segment);
             let mut write = || {
@@ -286,6 +302,11 @@ impl New {
             self.log.append(&header, &[], &[&body]);
         }
         self.write()?;
+        self.sync()
+    }
+
+    /// What was written is durable, and the segments' names.
+    pub(super) fn sync(&self) -> Result<(), String> {
         let sync = || {
             if let Some((_, file)) = &self.file {
                 file.sync_all()?;

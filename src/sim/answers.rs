@@ -265,7 +265,8 @@ impl World {
                 self.begin(c, session, payload, (asked, sent_ns, roles), resume);
             }
             What::Mood(mood) => {
-                let told = self.clients[c].moods.get_mut(session).filter(|(last, _)| *last == mood);
+                let stays = self.mood_stays(c, session, mood);
+                let told = self.clients[c].moods.get_mut(session).filter(|(last, _)| *last == mood && stays);
                 told.into_iter().for_each(|(_, heard)| *heard = true);
             }
             What::Roster(room) => self.on_roster(c, session, room, payload),

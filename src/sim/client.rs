@@ -132,6 +132,8 @@ pub struct Client {
     pub left_ns: u64,
     /// What it told of itself last in each session, and whether that is known to have been heard.
     pub moods: BTreeMap<String, (u64, bool)>,
+    /// By session: up to which number such may have been purged.
+    pub moods_in_doubt: BTreeMap<String, u64>,
     /// Sessions it was in, and those it may have been in.
     pub been_in: BTreeMap<String, bool>,
     /// Of extensions, with its upgrade.
@@ -213,6 +215,7 @@ impl World {
             token_number: 0,
             left_ns: 0,
             moods: BTreeMap::new(),
+            moods_in_doubt: BTreeMap::new(),
             been_in: BTreeMap::new(),
             offer,
             held: BTreeMap::new(),

@@ -7,7 +7,7 @@ use super::random::Random;
 use crate::io::{Event, PurgeStep};
 use crate::limits::CHUNK_BYTES;
 use crate::log::{purge, read_entries};
-use crate::shard::purge_files::find_purges;
+use crate::shard::purge_files::{Found, find_purges};
 use crate::shard::store::{ReadError, Segment, index_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
@@ -334,7 +334,7 @@ impl Disk {
                         self.purges.remove(&session);
                         Ok(0)
                     }
-                    PurgeStep::Segment { number, end } => self.purge(session, number, end),
+                    PurgeStep::Segment { number, end } => self.purge(session, number, end, &BTreeSet::new()),
                 };
                 Answer::Purged(step, result)
             }
@@ -380,12 +380,15 @@ impl Disk {
         Some(segment * self.segment_bytes as u64 + u64::from(offset))
     }
 
-    fn purge(&mut self, session: u64, number: u64, end: u64) -> Result<u64, i32> {
+    fn purge(&mut self, session: u64, number: u64, end: u64, keeps: &BTreeSet<u64>) -> Result<u64, i32> {
         let file = self.files.get_mut(&number).ok_or(libc::ENOENT)?;
         let (mut messages, end) = (0, usize::try_from(end).unwrap().min(file.bytes.len()));
         for (index, chunk) in file.bytes[..end].chunks_mut(CHUNK_BYTES).enumerate() {
             let len = chunk.len();
-            purge(chunk, len, session, index == 0, &mut |_| messages += 1).unwrap();
+            purge(chunk, len, session, index == 0, &|member| keeps.contains(&member), &mut |_, is_message| {
+                messages += u64::from(is_message);
+            })
+            .unwrap();
         }
         Ok(messages)
     }
@@ -394,9 +397,9 @@ impl Disk {
     pub fn finish_purges(&mut self, shard: u16) -> Result<(), ReadError> {
         let sessions: Vec<u64> = std::mem::take(&mut self.purges).into_iter().collect();
         let (size, found) = find_purges(&mut self.segments(), (shard, 1), &sessions)?;
-        for (session, at) in found {
+        for (session, Found { at, keeps }) in found {
             for number in self.files.keys().copied().collect::<Vec<_>>() {
-                self.purge(session, number, at.0.saturating_sub(number * size).min(size)).unwrap();
+                self.purge(session, number, at.0.saturating_sub(number * size).min(size), &keeps).unwrap();
             }
         }
         Ok(())
@@ -437,7 +440,7 @@ impl Disk {
                 Work::Purge { session, step: PurgeStep::End } if random.percent(50) => drop(self.purges.remove(&session)),
                 Work::Purge { session, step: PurgeStep::Segment { number, end } } => {
                     let Some(before) = self.files.get(&number).map(|file| file.bytes.clone()) else { continue };
-                    self.purge(session, number, end).unwrap();
+                    self.purge(session, number, end, &BTreeSet::new()).unwrap();
                     let file = self.files.get_mut(&number).unwrap();
                     // Each sector of it is done or not.
                     for (now, before) in file.bytes.chunks_mut(512).zip(before.chunks(512)) {

@@ -30,6 +30,7 @@ impl World {
         let (home, last) = (self.home(session), self.appended(session));
         self.tell_story(|| format!("a purge of {session} up to {last} is asked for"));
         self.purges.push(Asked { session: session.to_owned(), last, failed: false, answer });
+        self.doubt_moods(session);
         self.tell(home, PortMessage::Purge { session_id: session.into(), reply });
     }
 
@@ -47,11 +48,28 @@ impl World {
                 Ok(Ok(Some(_))) => {
                     self.trace(&[12, asked.last]);
                     self.tell_story(|| format!("the purge of {} is done", asked.session));
+                    self.doubt_moods(&asked.session);
                     self.oracle.purged(&asked.session, asked.last);
                 }
                 Ok(Ok(None)) => self.oracle.wrong(format!("{} is not at home where it was to be purged", asked.session)),
             }
         }
+    }
+
+    /// What clients have said of themselves in a session so far may be purged, or not.
+    fn doubt_moods(&mut self, session: &str) {
+        for client in &mut self.clients {
+            if let Some((_, heard)) = client.moods.get_mut(session) {
+                *heard = false;
+            }
+            client.moods_in_doubt.insert(session.to_owned(), client.counter);
+        }
+    }
+
+    /// Whether something that a client has said of itself in a session, numbered like this, was not purged for sure.
+    pub fn mood_stays(&self, c: usize, session: &str, mood: u64) -> bool {
+        let doubted = self.clients[c].moods_in_doubt.get(session);
+        doubted.is_none_or(|counter| mood > *counter) && !self.purges.iter().any(|asked| asked.session == session)
     }
 
     /// What was purged is nowhere, now that nothing is under way.
@@ -176,6 +194,62 @@ fn a_purge_leaves_nothing_and_is_told_as_a_gap() {
     assert_eq!(world.bounds("s.0"), (41, 43));
     assert!(world.seats[home].engine.disk.holds(OF_SESSION), "what came later stays");
     finish(&mut world);
+}
+
+const SAID: &[u8] = b"something of myself";
+
+/// The data of the members of a session as a client is told it, by their names.
+fn said(world: &mut World, c: usize) -> Vec<(String, Value)> {
+    world.rosters.clear();
+    world.ask_members(c, "s.0", None, &Value::Null);
+    assert!(world.run_until(10_000, |world| world.rosters.values().all(|roster| roster.whole)));
+    let rosters = std::mem::take(&mut world.rosters);
+    let members = rosters.into_values().flat_map(|roster| roster.members);
+    members.map(|member| (member["client_id"].as_str().unwrap().to_owned(), member["data"].clone())).collect()
+}
+
+#[test]
+fn a_purge_takes_what_members_said_of_themselves_wherever_it_is_interrupted() {
+    let (mut undone, mut done) = (0, 0);
+    for (crash, after_ms) in
+        [Crash::Kill, Crash::PowerCut].into_iter().flat_map(|crash| (0..30).map(move |step| (crash, step * 10)))
+    {
+        let mut world = stage_on_disk(2, 0, &["ana", "bob"], |settings| settings.log.durability = Durability::Synced);
+        for client in 0..2 {
+            let data = format!("{}, {client}", String::from_utf8_lossy(SAID));
+            for data in [json!(data), json!([data])] {
+                world.command(client, "rw.presence.set", "s.0", json!({"data": data}), What::Other("rw.presence.ok"));
+            }
+        }
+        say(&mut world, 0, 3);
+        assert!(world.run_until(5_000, all_in));
+        let home = world.home("s.0");
+        assert!(world.seats[home].engine.disk.holds(SAID) && world.seats[home].core.memory_holds(SAID));
+        slow_down(&mut world, 50_000);
+        world.purge("s.0");
+        for _ in 0..after_ms {
+            world.random.next();
+        }
+        world.run_for(after_ms);
+        let answered = world.purges.is_empty();
+        if answered {
+            let holds = world.seats.iter().any(|seat| seat.engine.disk.holds(SAID) || seat.core.memory_holds(SAID));
+            assert!(!holds, "{after_ms}");
+        }
+        world.crash(crash);
+        assert!(world.run_until(10_000, all_in), "{after_ms}");
+        let said = said(&mut world, 0);
+        let names: Vec<&str> = said.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["ana", "bob"], "{after_ms}: a purge takes no member");
+        let left = said.iter().filter(|(_, data)| !data.is_null()).count();
+        let holds = world.seats[home].engine.disk.holds(SAID);
+        assert!(!(answered && (holds || left > 0)), "{after_ms}");
+        assert!(left == 0 || holds, "{after_ms}");
+        undone += u32::from(left > 0);
+        done += u32::from(!holds);
+        finish(&mut world);
+    }
+    assert!(undone > 5 && done > 5, "{undone} not begun, {done} done");
 }
 
 #[test]

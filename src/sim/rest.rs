@@ -25,8 +25,8 @@ const ROSTER_LIMIT: usize = 3;
 /// Members that a client was told of.
 #[derive(Debug, Default)]
 pub struct Roster {
-    members: Vec<Value>,
-    whole: bool,
+    pub members: Vec<Value>,
+    pub whole: bool,
 }
 
 impl Roster {

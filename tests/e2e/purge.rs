@@ -127,3 +127,48 @@ async fn a_stopped_directory_is_purged_and_started_again() {
     let mut ana = Client::join(&gateway, "s", "ana").await;
     assert_eq!(ana.publish("session", "on").await, 41, "the order goes on, also where nothing is left of it");
 }
+
+#[tokio::test]
+async fn what_members_said_of_themselves_goes_along_and_the_members_stay() {
+    let log = LogFolder::new();
+    let mut gateway = log.start(&[("server.shards", "2"), ("log.durability", "\"synced\"")]);
+    let mut ana = Client::join(&gateway, "s", "ana").await;
+    let mut ben = Client::join(&gateway, "s", "ben").await;
+    ben.command("rw.join", json!({"room": "ops"})).await;
+    for data in ["a secret of an hour ago", "a secret of today"] {
+        assert_eq!(ben.command("rw.presence.set", json!({ "data": data })).await["type"], "rw.presence.ok");
+    }
+    ana.command("rw.watch", json!({"presence": true})).await;
+    ana.publish("session", "a secret of all").await;
+    let folder = log.0.join("log");
+    assert!(holds(&folder, "a secret of an hour ago") && holds(&folder, "a secret of today"));
+    let (exit, out, error) = purge(&log, Some(&gateway));
+    assert_eq!((exit, &*out), (0, "session s: 1 messages were purged\n"), "{error}");
+    assert!(!holds(&folder, "a secret of"));
+    let told = ana.take("rw.presence").await["payload"].clone();
+    assert_eq!((&told["client_id"], &told["event"], &told["data"]), (&json!("ben"), &json!("data"), &json!(null)));
+    let data = async |client: &mut Client| {
+        let members = client.command("rw.members", json!({})).await["payload"]["members"].clone();
+        members.as_array().unwrap().iter().map(|member| (member["client_id"].clone(), member["data"].clone())).collect::<Vec<_>>()
+    };
+    let both = vec![(json!("ana"), json!(null)), (json!("ben"), json!(null))];
+    assert_eq!(data(&mut ana).await, both);
+    // Said again it is there, over a start too; and a purge of the files that stand still takes it.
+    ben.command("rw.presence.set", json!({"data": "a secret of later"})).await;
+    ana.close().await;
+    stop(&mut gateway);
+    let mut gateway = gateway.again();
+    let mut ana = Client::join(&gateway, "s", "ana").await;
+    assert_eq!(data(&mut ana).await[1].1, "a secret of later");
+    ana.close().await;
+    stop(&mut gateway);
+    let (exit, out, error) = purge(&log, None);
+    assert_eq!((exit, &*out), (0, "session s: 0 messages were purged\n"), "{error}");
+    assert!(!holds(&folder, "a secret of"));
+    assert!(verified(&log).contains("OK"));
+    let gateway = gateway.again();
+    let mut ana = Client::join(&gateway, "s", "ana").await;
+    assert_eq!(data(&mut ana).await, both);
+    let ben = Client::join(&gateway, "s", "ben").await;
+    assert_eq!(ben.welcome["rooms"], json!(["ops"]), "a member stays what it was");
+}

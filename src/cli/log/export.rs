@@ -80,6 +80,7 @@ fn object(shard: &Shard, position: Position, record: &Record<'_>) -> String {
             }
             None => object["frame"] = hex_bytes(record.body).into(),
         },
+        _ if record.purged => object["purged"] = true.into(),
         _ => object["state"] = state(record),
     }
     object.to_string()
@@ -107,7 +108,7 @@ pub(super) fn cat(directory: &Directory, session: &str, out: &mut Out<'_>) -> Re
         }
         found = true;
         let what = match header.kind {
-            Kind::Message if record.purged => "(purged)".to_owned(),
+            _ if record.purged => "(purged)".to_owned(),
             // JSON, whose escapes are its own.
             Kind::Message => text_of(record.body).map_or_else(|| hex_bytes(record.body), |text| escape::json(text).into_owned()),
             Kind::MemberGone | Kind::SessionGone | Kind::Purge => String::new(),

@@ -7,7 +7,7 @@ use crate::cli::admin_client::{decode, good, request};
 use crate::cli::{CliError, now_s};
 use crate::control::PurgeRequest;
 use crate::control::escape::text as plain;
-use crate::log::Kind;
+use crate::log::{Kind, MemberState, Record};
 use crate::shard::port::Purged;
 use crate::shard::purge_files::{finish_purges, purge_files};
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub(super) fn purge(directory: &Directory, session: &str, out: &mut Out<'_>) -> 
             found = true;
             let seq: &mut (u64, bool) = last_seqs.entry((shard.generation, shard.shard)).or_default();
             seq.0 = seq.0.max(record.header.seq);
-            seq.1 |= record.header.kind == Kind::Message && !record.purged;
+            seq.1 |= !record.purged && says_something(record);
         }
         Ok(())
     })?;
@@ -63,6 +63,15 @@ pub(super) fn purge(directory: &Directory, session: &str, out: &mut Out<'_>) -> 
         out.line(&format!("{quarantine}: what a repair has moved there may hold some of it still: look, and delete it"))?;
     }
     Ok(())
+}
+
+/// Whether a record has what a purge takes.
+fn says_something(record: &Record<'_>) -> bool {
+    match record.header.kind {
+        Kind::Message => true,
+        Kind::Member => MemberState::decode(record.body).is_ok_and(|member| member.presence.is_some()),
+        _ => false,
+    }
 }
 
 fn told(session: &str, messages: u64, out: &mut Out<'_>) -> Result<(), Halt> {

@@ -91,7 +91,7 @@ impl Survey {
         if header.kind == Kind::Mark {
             return;
         }
-        self.purged += u64::from(record.purged);
+        self.purged += u64::from(record.purged && header.kind == Kind::Message);
         let session = self.sessions.entry(header.session).or_default();
         (session.generation, session.shard) = (shard.generation, shard.shard);
         session.last_ms = session.last_ms.max(header.ts_ms);
@@ -142,6 +142,7 @@ impl Session {
                 self.id = Some(state.session_id.to_owned());
                 self.oldest = state.oldest;
             }
+            Kind::Member if record.purged => {}
             Kind::Member => {
                 MemberState::decode(record.body)?;
                 self.members.insert(record.header.sender);

@@ -6,9 +6,10 @@ use crate::ids::HashKey;
 use crate::io::files::{begin_purge, purges};
 use crate::limits::CHUNK_BYTES;
 use crate::log::made::{Made, header};
-use crate::log::{HEADER_BYTES, Kind, MemberState, SessionState, segment_name};
+use crate::log::{HEADER_BYTES, Header, Kind, MemberState, SessionState, segment_name};
 use crate::shard::purge_files::finish_purges;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -421,6 +422,74 @@ fn a_purge_leaves_the_others_and_no_byte_of_its_own() {
     assert_eq!(text.matches("\"purged\":true").count(), 10, "{text}");
     let (_, error) = tool(&folder.0, |directory, out| export::replay(directory, "mine", None, out));
     assert!(error.contains("the log holds no record of it"), "{error}");
+}
+
+fn member(log: &mut Made, session: &str, client_id: &str, presence: Option<&str>) {
+    let state =
+        MemberState { client_id, subject_bytes: 3, received_seq: 7, roles: vec!["agent"], presence, ..MemberState::default() };
+    let mut body = Vec::new();
+    state.encode(&mut body).unwrap();
+    let sender = KEY.hash64(&[client_id.as_bytes()]);
+    log.put(&Header { sender, ..header(Kind::Member, hash(session), 10) }, &[], &body);
+}
+
+/// The members of a session as its last records have them.
+fn members(folder: &Folder, session: &str) -> BTreeMap<String, Value> {
+    let (text, error) = tool(&folder.0, |directory, out| export::export(directory, Some(session), out));
+    assert_eq!(error, "");
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let states = lines.filter(|line| line["kind"] == "member" && line["purged"] != true).map(|line| line["state"].clone());
+    states.map(|state| (state["client_id"].as_str().unwrap().to_owned(), state)).collect()
+}
+
+#[test]
+fn a_purge_takes_what_members_said_of_themselves_and_leaves_the_members() {
+    let mut log = of_two(true);
+    for (client_id, presence) in [("ana", Some(r#""busy, of mine""#)), ("ben", None), ("ana", Some(r#""away, of mine""#))] {
+        member(&mut log, "mine", client_id, presence);
+    }
+    // More than a chunk of them.
+    let names: Vec<String> = (0..3000).map(|number| format!("cleo/{number}-{}", "x".repeat(300))).collect();
+    for name in &names {
+        member(&mut log, "mine", name, Some(r#""of mine too""#));
+    }
+    member(&mut log, "yours", "ana", Some(r#""of yours, ana""#));
+    log.mark();
+    let folder = Folder::of(&[&log]);
+    assert_eq!(members(&folder, "mine")["ana"]["presence"], r#""away, of mine""#);
+    let run = || tool(&folder.0, |directory, out| purge::purge(directory, "mine", out));
+    assert_eq!(run(), ("session mine: 10 messages were purged\n".to_owned(), String::new()));
+    assert!(!holds(&folder.0, "of mine") && holds(&folder.0, "of yours, ana"));
+    let (text, error) = verify(&folder.0);
+    assert!(error.is_empty() && text.ends_with("20 messages, of which 10 are purged\n"), "{text}{error}");
+    let left = members(&folder, "mine");
+    assert_eq!(left.len(), 3002);
+    for state in left.values() {
+        assert_eq!((&state["presence"], &state["received_seq"], &state["roles"][0]), (&Value::Null, &7.into(), &"agent".into()));
+    }
+    assert_eq!(run().0, "session mine: 0 messages were purged\n");
+    assert_eq!(verify(&folder.0).0, text, "and no second record of it");
+}
+
+#[test]
+fn a_purge_of_an_earlier_version_that_is_finished_loses_no_member() {
+    let mut log = of_two(true);
+    member(&mut log, "mine", "ana", Some(r#""busy, of mine""#));
+    member(&mut log, "mine", "ben", Some(r#""gone since, of mine""#));
+    member(&mut log, "mine", "ben", None);
+    log.put(&header(Kind::Purge, hash("mine"), 10), &[], &[]);
+    log.mark();
+    let folder = Folder::of(&[&log]);
+    let shard = folder.file(&log, 0).parent().unwrap().to_owned();
+    begin_purge(&shard, hash("mine")).unwrap();
+    assert_eq!(finish_purges(&shard, 0, 1), Ok(10));
+    assert!(holds(&folder.0, "busy, of mine") && !holds(&folder.0, "gone since, of mine"));
+    assert_eq!(members(&folder, "mine").len(), 2);
+    assert!(verify(&folder.0).1.is_empty());
+    // Asked for once more it takes the rest.
+    assert!(tool(&folder.0, |directory, out| purge::purge(directory, "mine", out)).1.is_empty());
+    assert!(!holds(&folder.0, "of mine") && verify(&folder.0).1.is_empty());
+    assert_eq!(members(&folder, "mine")["ana"]["presence"], Value::Null);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //!
 //! A chunk belongs to the shard's thread: what is to be written is copied, into buffers that come back with the answers.
 
+use crate::buffers::wipe;
 use crate::io::ring::ignore_file_size_signal;
 use crate::io::segments::{Disk, Segments};
 use crate::io::{Event, RingStats};
@@ -228,6 +229,11 @@ impl Threads {
     #[cfg(test)]
     pub(super) fn spare_buffers(&self) -> usize {
         self.read_buffers.len()
+    }
+
+    /// Leaves nothing in the buffers that wait for the next read or write.
+    pub(super) fn wipe_spare(&mut self) {
+        self.read_buffers.iter_mut().chain(&mut self.write_buffers).for_each(wipe);
     }
 
     /// Waits until nothing is under way, for [`END_WAIT`] at most.

@@ -591,6 +591,8 @@ impl Io for Edge {
     }
 
     fn purge(&mut self, session: u64, step: PurgeStep) {
+        // What was read before stays in none: whoever purges has forgotten where it stood.
+        self.disk.wipe_spare();
         self.disk.segments.purge(session, step);
     }
 

@@ -87,6 +87,11 @@ impl Operations {
         self.spare.len()
     }
 
+    /// Leaves nothing in the buffers that wait for the next read.
+    pub(super) fn wipe_spare(&mut self) {
+        self.spare.iter_mut().for_each(|buffer| buffer.fill(0));
+    }
+
     fn is_idle(&self) -> bool {
         self.free.len() == self.in_flight.len()
     }

@@ -500,6 +500,8 @@ impl Io for Ring {
     }
 
     fn purge(&mut self, session: u64, step: PurgeStep) {
+        // What was read before stays in none: whoever purges has forgotten where it stood.
+        self.disk.wipe_spare();
         self.disk.segments.purge(session, step);
     }
 
