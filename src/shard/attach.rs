@@ -476,10 +476,18 @@ impl Core {
             Some(home) => {
                 let session = self.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
                 self.send_control(io, home, LaneMessage::Detach { member: attachment.member, place, clean, leave });
+                self.note_spoke_elsewhere(id);
                 self.release_mirror(io, session);
             }
         }
         self.forget_ordered(attachment.ordered);
+    }
+
+    /// What it sent there may be answered still.
+    fn note_spoke_elsewhere(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn_mut(id) {
+            conn.flags.spoke_elsewhere = true;
+        }
     }
 
     fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
@@ -502,6 +510,7 @@ impl Core {
             conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
             let session = self.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
             if self.remove_reader(attachment.stream, attachment.reader).is_some() {
+                self.note_spoke_elsewhere(place.conn);
                 self.release_mirror(io, session);
             }
             self.forget_ordered(attachment.ordered);

@@ -324,8 +324,8 @@ pub struct Flags {
     pub ended: bool,
     /// Nothing can be sent to it any more.
     pub broken: bool,
-    /// It posted to a channel at home on another shard.
-    pub posted: bool,
+    /// It has sent something to another shard that no attachment of its tells of: a post to a channel, or to a session it has left.
+    pub spoke_elsewhere: bool,
     /// The token's end was announced.
     pub expiry_told: bool,
     /// Goaway was sent.

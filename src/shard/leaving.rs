@@ -63,7 +63,7 @@ impl Core {
     /// Other shards that may still have an answer for it.
     fn homes_of(&self, conn: &Conn) -> Vec<u16> {
         let here = self.shard_number();
-        if conn.flags.posted {
+        if conn.flags.spoke_elsewhere {
             return (0..u16::try_from(self.mesh.shards()).unwrap_or(u16::MAX)).filter(|shard| *shard != here).collect();
         }
         let mut homes: Vec<u16> =

@@ -517,7 +517,7 @@ impl Core {
             });
             if let Some(conn) = self.conn_mut(id) {
                 conn.client_id = client_id;
-                conn.flags.posted = true;
+                conn.flags.spoke_elsewhere = true;
             }
             if !offered {
                 self.busy(id, envelope);

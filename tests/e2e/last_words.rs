@@ -82,6 +82,8 @@ fn commands(here: &str, there: &str) -> (Vec<u8>, Vec<(&'static str, &'static st
         envelope("rw.nonsense", "bad", here, &json!({})),
         envelope("chat", "three", here, &json!("third")),
         envelope("rw.ping", "ping-here", here, &json!({})),
+        envelope("chat", "four", there, &json!("fourth")),
+        envelope("rw.detach", "detach", there, &json!({})),
     ] {
         bytes.extend(text(&message));
     }
@@ -97,6 +99,8 @@ fn commands(here: &str, there: &str) -> (Vec<u8>, Vec<(&'static str, &'static st
         ("bad", "rw.error"),
         ("three", "rw.ack"),
         ("ping-here", "rw.pong"),
+        ("four", "rw.ack"),
+        ("detach", "rw.detached"),
     ];
     (bytes, answers.to_vec())
 }
