@@ -219,7 +219,7 @@ mod tests {
         for (line, part) in lines.iter().zip(parts) {
             assert!(line.starts_with(part), "{line}\n{part}");
         }
-        assert!(lines[2].contains("none.pem") && lines[4].ends_with("file is no directory"), "{error}");
+        assert!(lines[2].contains("none.pem") && lines[4].contains("file is no directory: name one"), "{error}");
         assert!(
             lines[1].contains("\"https://a:443\" is not one: browsers leave") && lines[1].contains("\"b\" is not one"),
             "{error}"

@@ -21,6 +21,20 @@ pub struct Place {
     pub conn: ConnId,
 }
 
+impl Place {
+    /// The connection itself, whatever it is attached to: where what belongs to none of its sessions goes.
+    #[must_use]
+    pub const fn whole(shard: u16, conn: ConnId) -> Self {
+        Self { shard, attachment: u16::MAX, ticket: 0, conn }
+    }
+
+    /// Whether a connection itself is meant, and none of its attachments.
+    #[must_use]
+    pub const fn is_whole(self) -> bool {
+        self.attachment == u16::MAX
+    }
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Member {

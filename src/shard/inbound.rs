@@ -457,7 +457,7 @@ impl Core {
         // What ends it while it is answered has a code of its own.
         let answer = answer.filter(|_| reason == CloseReason::ClientClosed);
         // The time of one that was answered first has begun before.
-        let began = conn.leaving.take().filter(|_| peer_done).map(|leaving| leaving.until_ms.max(now.mono_ms() + 1));
+        let began = conn.leaving.take().map(|leaving| leaving.until_ms.max(now.mono_ms() + 1));
         let until_ms = began.unwrap_or_else(|| now.mono_ms() + close_ms);
         let before = std::mem::replace(&mut conn.phase, Phase::Closing(Closing { reason, until_ms, peer_done, finished: false }));
         conn.paused_ms = 0;

@@ -55,7 +55,7 @@ impl Core {
         self.leaving.push_back(id);
         self.set_timer(id, now);
         for home in homes {
-            let to = Place { shard: self.shard_number(), attachment: u16::MAX, ticket: 0, conn: id };
+            let to = Place::whole(self.shard_number(), id);
             self.send_control(io, home, LaneMessage::Fence { to });
         }
     }

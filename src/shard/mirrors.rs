@@ -97,7 +97,7 @@ impl Core {
                 }
             }
             LaneMessage::Evict { to } => {
-                if self.attachment_at(to).is_some() {
+                if to.is_whole() || self.attachment_at(to).is_some() {
                     self.doom(to.conn, CloseReason::TooSlow);
                 }
             }

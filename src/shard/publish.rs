@@ -502,7 +502,7 @@ impl Core {
             return self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/to"));
         }
         let (acks, number) = (conn.flags.acks, conn.messages_in);
-        let from = Place { shard: self.shard_number(), attachment: u16::MAX, ticket: 0, conn: id };
+        let from = Place::whole(self.shard_number(), id);
         let session = self.session_hash(session_id);
         let home = self.key.home_shard(session_id, self.mesh.shards());
         let here = home == self.shard;

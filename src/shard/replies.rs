@@ -123,6 +123,9 @@ impl Core {
         };
         self.counters.limit_reached(over);
         self.counters.dropped(DropReason::ReplyQueueFull, 1);
+        // What has no place in a session's order would have come to a connection that has left the session, too.
+        let is_for_all = matches!(message, LaneMessage::Reply { after: AT_ONCE, .. });
+        let to = if is_for_all { Place::whole(to.shard, to.conn) } else { to };
         if self.evicted[shard].insert(to, ()).is_none() {
             self.wait_for_lane(shard, LaneMessage::Evict { to });
         }

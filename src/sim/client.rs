@@ -110,6 +110,8 @@ pub struct Link {
 #[derive(Clone, Copy, Debug)]
 pub struct Farewell {
     at_ns: u64,
+    /// The time that the gateway had for it then.
+    close_ms: u64,
     /// By a close frame, with this code.
     code: Option<u16>,
     /// The process ended so often before.
@@ -452,7 +454,8 @@ impl World {
 
     /// A client says its last word: nothing more is sent, and what was is to be answered.
     pub fn bid_farewell(&mut self, c: usize, code: Option<u16>) {
-        let farewell = Farewell { at_ns: self.now_ns, code, ends: self.kills + self.power_cuts };
+        let close_ms = self.snapshot.settings.limits.close_ms;
+        let farewell = Farewell { at_ns: self.now_ns, close_ms, code, ends: self.kills + self.power_cuts };
         let link = self.link(c);
         link.phase = Phase::Closing;
         link.farewell = Some(farewell);
@@ -462,7 +465,8 @@ impl World {
     fn judge_farewell(&mut self, c: usize) {
         let Some(link) = &self.clients[c].link else { return };
         let Some(farewell) = link.farewell else { return };
-        let late = self.now_ns - farewell.at_ns >= self.snapshot.settings.limits.close_ms * 1_000_000;
+        let close_ms = farewell.close_ms.min(self.snapshot.settings.limits.close_ms);
+        let late = self.now_ns - farewell.at_ns >= close_ms * 1_000_000;
         // Ended by the gateway for a reason of its own, or with the process.
         let own = link.close_code.is_some() && link.close_code != farewell.code;
         if late || own || self.kills + self.power_cuts != farewell.ends || self.draining {

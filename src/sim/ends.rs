@@ -332,3 +332,25 @@ fn a_rooms_list_is_judged_by_the_leaves_that_came_after_what_an_attach_found() {
         assert_eq!(world.oracle.violations, Vec::<String>::new());
     }
 }
+
+/// The answer to a post comes from the channel's home, whose shard has no memory for it.
+#[test]
+fn who_is_not_answered_for_want_of_memory_on_another_shard_is_closed() {
+    let mut world = stage(2, 10_000, &["ana"]);
+    let there = world.home("s.0");
+    let channel = (0..).map(|number| format!("channel:c.{number}")).find(|channel| world.home(channel) != there).unwrap();
+    let hold_to = |world: &mut World, bytes| {
+        world.configure(|snapshot| {
+            let mut settings = (*snapshot.settings).clone();
+            settings.limits.shard_memory_bytes = bytes;
+            snapshot.settings = Arc::new(settings);
+        });
+    };
+    hold_to(&mut world, 1);
+    world.run_for(100);
+    world.message_to(0, "s.0", &json!(channel), 50, false);
+    assert!(world.run_until(1_000, |world| closed(world, &[CloseReason::TooSlow]) == 1));
+    hold_to(&mut world, 64 << 20);
+    assert!(world.run_until(10_000, all_in), "{:?}", world.clients[0].waiting());
+    finish(&mut world);
+}

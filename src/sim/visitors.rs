@@ -298,6 +298,10 @@ fn an_echo_that_is_read_too_slowly_is_closed_where_the_gateway_did_not_stand_sti
     });
     (world.settling, world.hurries) = (false, true);
     world.visitors.push(Visitor::new(Errand::Echo, 0));
+    let sends = |world: &World| world.visitors[0].visit.as_ref().is_some_and(|visit| !visit.under_way.is_empty());
+    assert!(world.run_until(5_000, sends));
+    let socket = world.visitors[0].visit.as_ref().unwrap().pipe.socket;
+    world.net.sockets[socket].capacity = 10;
     world.run_for(20_000);
     assert_eq!(world.oracle.violations, Vec::<String>::new());
     let counters = &world.seats[0].counters;
