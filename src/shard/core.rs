@@ -480,8 +480,9 @@ impl Core {
         }
         let held_ms = self.release_held(io, now);
         let departure_ms = self.depart(io, now);
-        let leaving_ns = self.end_leaving(io, now);
+        // A connection whose answer found no room goes for that, and not as one that was answered.
         self.end_doomed(io, now);
+        let leaving_ns = self.end_leaving(io, now);
         // Replies first: they come before the records that follow their places.
         self.push_backlog(io);
         let mut lane_full = self.push_mirrors(io);
