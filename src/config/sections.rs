@@ -212,6 +212,10 @@ sections! {
         messages_burst: u64 = 400, "", Allowed::Range(1, RATE_MAX), live;
         /// Message bytes of one connection a second, counted after inflation; the burst is one second's worth, at least one message.
         bytes_per_second: u64 = 1_048_576, "bytes/s", RATE, live;
+        /// Times a second that a member may tell others of itself (`rw.presence.set`).
+        presence_per_second: u64 = 2, "/s", RATE, live;
+        /// Such times at once, before presence_per_second rules.
+        presence_burst: u64 = 10, "", Allowed::Range(1, RATE_MAX), live;
         /// How long a client may stay above its rate before it is closed (4429).
         rate_abuse_ms: u64 = 10_000, "ms", TIME_OR_NONE_MS, live;
         /// Refused envelopes within bad_envelopes_window_ms that close a connection (4400).
@@ -249,18 +253,21 @@ sections! {
         reply_queue_frames: usize = 1_024, "", Allowed::Range(16, 65_536), live;
         /// How long a sender whose session can't take more is not read from before it is told so (0: told at once).
         backpressure_hold_ms: u64 = 2_000, "ms", Allowed::Range(0, 60_000), live;
-        /// Buffers of a shard's connections together: partial messages, replies, ephemeral messages.
+        /// Memory of what waits to be sent to a shard's connections: replies, presence, ephemeral messages.
         shard_memory_bytes: usize = 268_435_456, "bytes", Allowed::Range(16_777_216, 1_099_511_627_776), live;
         /// Sessions one connection may be attached to, the hello's counted.
         max_attached_sessions: usize = 64, "", Allowed::Range(1, 4_096), live;
         /// Members of one session; for more readers use a channel.
         members_per_session: usize = MEMBERS_PER_SESSION_MAX, "", Allowed::Range(1, MEMBERS_PER_SESSION_MAX as u64), live;
+        /// Members of one session that one user (a token's `sub`) may be, a quarter of members_per_session at most (but two). For one more the user's
+        /// own that is away for longest gives way, as if it had been unseen for member_unseen_ms.
+        members_per_user: usize = 32, "", Allowed::Range(1, MEMBERS_PER_SESSION_MAX as u64), live;
         /// Rooms of a session one client may be in, and as many that it may watch.
         rooms_per_client: usize = ROOMS_PER_CLIENT_MAX, "", Allowed::Range(1, ROOMS_PER_CLIENT_MAX as u64), live;
         /// Sessions at home on one shard.
         sessions_per_shard: usize = 100_000, "", Allowed::Range(1, COUNT_MAX), live;
-        /// Sessions at home on one shard that one user (a token's `sub`) made by attaching and that are still there; what was made before
-        /// a restart does not count.
+        /// Sessions at home on one shard that one user (a token's `sub`) made, by attaching or by posting to a channel, and that are still
+        /// there; what was made before a restart does not count.
         sessions_per_user: usize = 10_000, "", COUNT, live;
         /// The life of a connection (± 10 %); then it is closed with 1012 and comes back.
         connection_lifetime_s: u64 = 86_400, "s", Allowed::OffOr(60, 31_622_400), live;

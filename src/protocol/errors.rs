@@ -63,11 +63,11 @@ codes! {
     AuthClientId = "auth.client_id", false;
     /// A policy says no.
     PolicyDenied = "policy.denied", false;
-    /// More messages or bytes than the client's rate.
+    /// More messages or bytes than the client's rate, or presence data than the member's.
     LimitRate = "limit.rate", true;
     /// The session can't take more now.
     LimitBackpressure = "limit.backpressure", true;
-    /// One history request at a time.
+    /// One history request at a time; or the user, or all, have too many pages waiting.
     LimitHistoryBusy = "limit.history_busy", true;
     /// Too many rooms, joined or watched.
     LimitRooms = "limit.rooms", false;

@@ -42,10 +42,11 @@ pub fn history_begin(out: &mut Vec<u8>, head: Head<'_>, count: u64) {
     payload.end();
 }
 
-/// `rw.history_end`.
-pub fn history_end(out: &mut Vec<u8>, head: Head<'_>, more: bool, oldest_seq: u64) {
+/// `rw.history_end`; `next_seq` is the `before` (or `after`) of the next page, none where there is no more.
+pub fn history_end(out: &mut Vec<u8>, head: Head<'_>, next_seq: Option<u64>, oldest_seq: u64) {
     let mut payload = Payload::begin(out, "rw.history_end", head.id, head.session_id);
-    payload.boolean("more", more);
+    payload.boolean("more", next_seq.is_some());
+    payload.number_or_null("next_seq", next_seq);
     payload.number("oldest_seq", oldest_seq);
     payload.end();
 }
@@ -106,7 +107,8 @@ mod tests {
         check("rw.caught_up", json!({"seq": 4}), |out| caught_up(out, HEAD, 4));
         check("rw.gap", json!({"from": 2, "to": 8}), |out| gap(out, HEAD, 2, 8));
         check("rw.history_begin", json!({"count": 3}), |out| history_begin(out, HEAD, 3));
-        check("rw.history_end", json!({"more": false, "oldest_seq": 1}), |out| history_end(out, HEAD, false, 1));
+        check("rw.history_end", json!({"more": false, "next_seq": null, "oldest_seq": 1}), |out| history_end(out, HEAD, None, 1));
+        check("rw.history_end", json!({"more": true, "next_seq": 9, "oldest_seq": 1}), |out| history_end(out, HEAD, Some(9), 1));
         for (event, text) in [(PresenceEvent::Join, "join"), (PresenceEvent::Leave, "leave"), (PresenceEvent::Lost, "lost")] {
             check("rw.presence", json!({"client_id": "a", "event": text, "room": "r"}), |out| {
                 presence(out, HEAD, "a", event, Some("r"));

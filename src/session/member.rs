@@ -55,6 +55,8 @@ pub struct Member {
     pub used: Option<Box<Dedupe>>,
     /// Raw JSON of `rw.presence.set`.
     pub presence: Option<Box<str>>,
+    /// The rate at which it sets that: see the shard's bucket.
+    pub presence_empty_ns: u64,
     /// When it came (Unix ms).
     pub since_ms: u64,
     /// Since when it is away, on the monotonic clock; 0 while attached.
@@ -63,8 +65,8 @@ pub struct Member {
     pub away_before_ms: u64,
     /// Others have been told that it is gone.
     pub told_lost: bool,
-    /// When the shard looks whether it was unseen for too long; 0: not to be looked at. One deadline, however often it goes.
-    pub unseen_due_ms: u64,
+    /// When the earliest timer is to fire, and the next; `u64::MAX` where none is. Few deadlines, however often it goes.
+    pub timers_ms: [u64; 2],
 }
 
 impl Member {

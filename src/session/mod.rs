@@ -19,4 +19,4 @@ pub use member::{Member, MemberKey, Place};
 pub use presence::{PresenceChange, Watcher};
 pub use resume::{Start, StartRequest, Wanted, start};
 pub use stream::{Reader, Stream, StreamKey};
-pub use table::{MirrorOut, Session, SessionKey, Sessions};
+pub use table::{MirrorOut, NOBODY, Session, SessionKey, Sessions};

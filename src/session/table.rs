@@ -13,6 +13,9 @@ use hashbrown::hash_table::Entry as TableEntry;
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// The maker of a session that the process did not make but find.
+pub const NOBODY: u64 = 0;
+
 /// A session's place on its home shard.
 pub type SessionKey = Key<Session>;
 
@@ -49,7 +52,7 @@ pub struct Session {
     pub empty_since_ms: u64,
     /// Presence is not kept for channels.
     pub channel: bool,
-    /// Whose limit it counts to ([`Target::User`]); 0: nobody's.
+    /// Whose limit it counts to ([`Target::User`]), or [`NOBODY`].
     maker: u64,
 }
 
@@ -132,8 +135,8 @@ impl Sessions {
         self.by_hash.find(hash, |(other, _)| *other == hash).map(|(_, key)| *key)
     }
 
-    /// Adds a session.
-    pub fn create(&mut self, hash: u64, stream: StreamKey, epoch: u64, channel: bool) -> SessionKey {
+    /// Adds a session, which counts to the user that made it ([`Target::User`]), or to [`NOBODY`].
+    pub fn create(&mut self, hash: u64, stream: StreamKey, epoch: u64, channel: bool, maker: u64) -> SessionKey {
         let (members, watchers, mirrors) = (Vec::with_capacity(1), Few::default(), Few::default());
         let key = self.sessions.insert(Session {
             hash,
@@ -148,8 +151,11 @@ impl Sessions {
             mirrors,
             empty_since_ms: 0,
             channel,
-            maker: 0,
+            maker,
         });
+        if maker != NOBODY {
+            *self.made.entry(maker).or_default() += 1;
+        }
         self.by_hash.insert_unique(hash, (hash, key), |(hash, _)| *hash);
         key
     }
@@ -177,16 +183,6 @@ impl Sessions {
         self.by_hash.shrink_to_fit(|(hash, _)| *hash);
         self.by_client.shrink_to_fit(|(scope, _)| *scope);
         self.groups.shrink_to_fit(|group| group.key);
-    }
-
-    /// Counts a new session to the user that made it ([`Target::User`]).
-    pub fn count_to(&mut self, key: SessionKey, maker: u64) {
-        if let Some(session) = self.sessions.get_mut(key)
-            && session.maker == 0
-        {
-            session.maker = maker;
-            *self.made.entry(maker).or_default() += 1;
-        }
     }
 
     /// Sessions that a user made and that are still there; those that recovery found are nobody's.
@@ -372,12 +368,18 @@ const fn scoped(session: u64, target: u64) -> u64 {
 }
 
 #[cfg(test)]
+#[path = "table_inspect.rs"]
+mod inspect;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
+    const MAKER: u64 = 5;
+
     fn table() -> (Sessions, SessionKey) {
         let mut sessions = Sessions::new(HashKey([1; 16]));
-        let session = sessions.create(77, Key::unpack(0), 5, false);
+        let session = sessions.create(77, Key::unpack(0), 5, false, MAKER);
         (sessions, session)
     }
 
@@ -396,11 +398,12 @@ mod tests {
             received_seq: 0,
             used: None,
             presence: None,
+            presence_empty_ns: 0,
             since_ms: 0,
             away_since_ms: 0,
             away_before_ms: 0,
             told_lost: false,
-            unseen_due_ms: 0,
+            timers_ms: [u64::MAX; 2],
         })
     }
 
@@ -438,11 +441,9 @@ mod tests {
     #[test]
     fn a_session_counts_to_who_made_it_while_it_is_there() {
         let (mut sessions, first) = table();
-        sessions.count_to(first, 5);
-        sessions.count_to(first, 6);
-        let second = sessions.create(78, Key::unpack(1), 5, false);
-        sessions.count_to(second, 5);
-        assert_eq!((sessions.made_by(5), sessions.made_by(6), sessions.made_by(0)), (2, 0, 0));
+        let second = sessions.create(78, Key::unpack(1), 5, false, MAKER);
+        sessions.create(79, Key::unpack(2), 5, false, NOBODY);
+        assert_eq!((sessions.made_by(MAKER), sessions.made_by(6), sessions.made_by(NOBODY)), (2, 0, 0));
         let member = join(&mut sessions, first, "ana", &[]);
         assert!(sessions.remove(first).is_none() && sessions.made_by(5) == 2);
         sessions.remove_member(member).unwrap();

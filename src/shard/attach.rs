@@ -1,6 +1,6 @@
 //! Into a session and out of it: the home's side (members), and the connection's side (attachments).
 
-use super::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot};
+use super::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot, Slots};
 use super::core::Core;
 use super::counters::LimitReached;
 use super::inbound::RETRY_AFTER_MS;
@@ -9,6 +9,7 @@ use crate::close::CloseReason;
 use crate::config::HistoryView;
 use crate::ids::ConnId;
 use crate::io::Io;
+use crate::limits::ROOMS_PER_CLIENT_MAX;
 use crate::protocol::{ErrorCode, Failure, Head, Refusal, SessionStart, Welcome};
 use crate::session::{
     Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, Target, start,
@@ -36,8 +37,8 @@ impl Core {
         self.shard as u16
     }
 
-    /// The session of a request at home here, made where it is new.
-    fn session_for(&mut self, request: &AttachRequest, now: Tick) -> Result<(SessionKey, bool), Refusal> {
+    /// The session of a request at home here; `None` where it is new and may be made.
+    fn session_for(&self, request: &AttachRequest, user: u64) -> Result<Option<SessionKey>, Refusal> {
         let refusal = |code, message: String, pointer: &'static str| refusal_of(request, code, message, pointer);
         if let Some(key) = self.sessions.find(request.session) {
             let stream = self.sessions.sessions.get(key).and_then(|session| self.streams.get(session.stream));
@@ -48,53 +49,38 @@ impl Core {
                     "/session_id",
                 ));
             }
-            return Ok((key, false));
+            return Ok(Some(key));
         }
         if !request.create {
             let message = "there is no such session, and create is false: leave create out to make it".to_owned();
             return Err(refusal(ErrorCode::SessionUnknown, message, "/session_id"));
         }
-        let sessions_max = self.snapshot.settings.limits.sessions_per_shard;
-        if self.sessions.sessions.len() >= sessions_max {
-            self.counters.limit_reached(LimitReached::SessionsPerShard);
-            let message = format!("this shard holds {sessions_max} sessions already (limits.sessions_per_shard)");
-            return Err(refusal(ErrorCode::LimitSessions, message, "/session_id"));
-        }
-        let user = self.sessions.target(Target::User, subject_of(request));
-        let made_max = self.snapshot.settings.limits.sessions_per_user;
-        if made_max > 0 && self.sessions.made_by(user) >= made_max {
-            self.counters.limit_reached(LimitReached::SessionsPerUser);
-            let message = format!("this user made {made_max} sessions of this shard already (limits.sessions_per_user)");
-            return Err(refusal(ErrorCode::LimitSessions, message, "/session_id"));
-        }
-        let session = self.create_session(&request.session_id, request.session, now);
-        self.sessions.count_to(session, user);
-        Ok((session, true))
-    }
-
-    pub(super) fn create_session(&mut self, session_id: &str, hash: u64, now: Tick) -> SessionKey {
-        let stream = self.streams.insert(Stream::new(session_id, hash, None, 1));
-        let epoch = self.next_random().max(1);
-        let key = self.sessions.create(hash, stream, epoch, session_id.starts_with("channel:"));
-        self.set_level(key);
-        self.counters.sessions.set(self.sessions.sessions.len() as u64);
-        self.keep_session(key, now);
-        key
+        self.room_for_session(user).map_err(|(code, message)| refusal(code, message, "/session_id"))?;
+        Ok(None)
     }
 
     /// Lets a client into a session at home here. The asker's connection may be on any shard.
     pub(super) fn attach_home<I: Io>(&mut self, io: &mut I, request: &AttachRequest, now: Tick) -> Result<AttachAnswer, Refusal> {
-        let (session, created) = self.session_for(request, now)?;
+        let user = self.sessions.target(Target::User, subject_of(request));
+        let client = self.sessions.target(Target::Client, &request.client_id);
+        // All that may refuse it comes before anything is made for it.
+        let there = self.session_for(request, user)?;
+        let known = there.and_then(|session| self.sessions.member(session, client));
+        let no_room = |(code, message), pointer| refusal_of(request, code, message, pointer);
+        let gives_way = match there.filter(|_| known.is_none()) {
+            Some(session) => self.room_for_member(session, user, now).map_err(|why| no_room(why, "/session_id"))?,
+            None => None,
+        };
+        self.room_for_rooms(known, &request.rooms).map_err(|why| no_room(why, "/payload/rooms"))?;
+        let session = there.unwrap_or_else(|| self.make_session(&request.session_id, request.session, user, now));
+        if let Some(other) = gives_way {
+            self.forget_member(other, now);
+        }
         let (stream, epoch) =
             self.sessions.sessions.get(session).map_or((StreamKey::unpack(0), 0), |entry| (entry.stream, entry.epoch));
         self.trim(stream);
         let (oldest, head) = self.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.head()));
-        let client = self.sessions.target(Target::Client, &request.client_id);
-        let known = self.sessions.member(session, client);
-        let member = match known {
-            Some(member) => member,
-            None => self.add_member(session, request, head, now)?,
-        };
+        let member = known.unwrap_or_else(|| self.add_member(session, request, head, now));
         let receipt =
             known.and_then(|member| self.sessions.members.get(member)).map(|member| member.received_seq).filter(|seq| *seq > 0);
         let resume = request.resume.as_ref().map(|(epoch, seq)| (&**epoch, *seq));
@@ -104,18 +90,18 @@ impl Core {
             let past = past.iter().find(|(epoch, _)| name == epoch_name(*epoch)).map(|(_, last)| *last);
             if name == epoch_name(epoch) { Some(head) } else { past }
         });
-        self.enter_rooms(request, member, begin.cursor)?;
+        self.enter_rooms(request, member, begin.cursor);
         self.sessions.set_roles(member, &request.roles);
         self.take_place(io, member, request.place, now);
         let mirror_from = self.mirror_for(session, request.place.shard, head);
         let Some(entry) = self.sessions.members.get_mut(member) else { return Err(gone(request)) };
         entry.entitlements.echo = request.echo;
-        entry.entitlements.prune(oldest, self.snapshot.settings.limits.rooms_per_client);
+        entry.entitlements.prune(oldest, ROOMS_PER_CLIENT_MAX);
         self.keep_member(member, now);
         let Some(entry) = self.sessions.members.get(member) else { return Err(gone(request)) };
         Ok(AttachAnswer {
             member,
-            created,
+            created: there.is_none(),
             epoch,
             head,
             cursor: begin.cursor,
@@ -128,21 +114,12 @@ impl Core {
         })
     }
 
-    fn add_member(&mut self, session: SessionKey, request: &AttachRequest, head: u64, now: Tick) -> Result<MemberKey, Refusal> {
-        let members_max = self.snapshot.settings.limits.members_per_session;
-        let entry = self.sessions.sessions.get(session);
-        // A channel is the way for more readers than a session takes.
-        if entry.is_some_and(|entry| !entry.channel && entry.members.len() >= members_max) {
-            self.counters.limit_reached(LimitReached::MembersPerSession);
-            let message =
-                format!("the session has {members_max} members already (limits.members_per_session): use a channel for more");
-            return Err(refusal_of(request, ErrorCode::LimitMembers, message, "/session_id"));
-        }
+    fn add_member(&mut self, session: SessionKey, request: &AttachRequest, head: u64, now: Tick) -> MemberKey {
         let hidden_to = if self.snapshot.settings.session.history == HistoryView::FromJoin { head } else { 0 };
         let subject = subject_of(request);
         let entitlements = self.sessions.entitle(&request.client_id, subject, &request.roles, hidden_to);
         let (roles, _) = self.sessions.share_roles(&request.roles);
-        Ok(self.sessions.add_member(Member {
+        self.sessions.add_member(Member {
             session,
             client_id: request.client_id.clone(),
             subject_bytes: request.subject_bytes,
@@ -153,33 +130,22 @@ impl Core {
             received_seq: 0,
             used: None,
             presence: None,
+            presence_empty_ns: 0,
             since_ms: now.wall_ms,
             away_since_ms: 0,
             away_before_ms: 0,
             told_lost: true,
-            unseen_due_ms: 0,
-        }))
+            timers_ms: [u64::MAX; 2],
+        })
     }
 
     /// Rooms named on attaching are joined before the replay, and count for it.
-    fn enter_rooms(&mut self, request: &AttachRequest, member: MemberKey, cursor: u64) -> Result<(), Refusal> {
-        let rooms_max = self.snapshot.settings.limits.rooms_per_client;
+    fn enter_rooms(&mut self, request: &AttachRequest, member: MemberKey, cursor: u64) {
         for room in &request.rooms {
-            if self
-                .sessions
-                .members
-                .get(member)
-                .is_some_and(|member| member.rooms.len() >= rooms_max && !member.rooms.contains(room))
-            {
-                self.counters.limit_reached(LimitReached::RoomsPerClient);
-                let message = format!("a client may be in {rooms_max} rooms (limits.rooms_per_client)");
-                return Err(refusal_of(request, ErrorCode::LimitRooms, message, "/payload/rooms"));
-            }
             if self.sessions.enter_room(member, room, cursor + 1) {
                 self.tell_presence(member, PresenceChange::Join, Some(room));
             }
         }
-        Ok(())
     }
 
     /// A member's connection is now at `place`; an earlier one is replaced.
@@ -191,6 +157,7 @@ impl Core {
         (member.away_since_ms, member.away_before_ms) = (0, 0);
         match before {
             Some(before) if before != place => {
+                self.forget_history(before);
                 if before.shard == self.shard_number() {
                     self.close(io, before.conn, CloseReason::Replaced, now);
                 } else {
@@ -444,16 +411,15 @@ impl Core {
     /// Takes a connection out of all its sessions.
     pub(super) fn leave_all<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let Some(conn) = self.conn_mut(id) else { return };
-        let clean = conn.clean;
-        let slots = conn.slots.drain();
-        conn.ordered_bytes = 0;
-        for (number, slot) in slots.enumerate() {
-            let number = u16::try_from(number).unwrap_or(u16::MAX);
-            match slot {
-                // The answer to what was asked still comes, and lets the mirror go.
-                Slot::Free | Slot::Asked(_) => {}
-                Slot::Attached(attachment) => self.leave_one(io, id, number, attachment, clean, false, now),
+        let (clean, count) = (conn.clean, conn.slots.len());
+        for number in (0..count).filter_map(|number| u16::try_from(number).ok()) {
+            if let Some(attachment) = self.conn_mut(id).and_then(|conn| conn.take_attachment(number)) {
+                self.leave_one(io, id, number, attachment, clean, false, now);
             }
+        }
+        if let Some(conn) = self.conn_mut(id) {
+            // The answer to what was asked still comes, and lets the mirror go.
+            conn.slots = Slots::default();
         }
     }
 
@@ -472,7 +438,10 @@ impl Core {
         let place = Place { shard: self.shard_number(), attachment: number, ticket: attachment.ticket, conn: id };
         let home = self.remove_reader(attachment.stream, attachment.reader);
         match home {
-            None => self.member_left(attachment.member, place, clean, leave, now),
+            None => {
+                self.forget_history(place);
+                self.member_left(attachment.member, place, clean, leave, now);
+            }
             Some(home) => {
                 let session = self.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
                 self.send_control(io, home, LaneMessage::Detach { member: attachment.member, place, clean, leave });
@@ -492,7 +461,7 @@ impl Core {
 
     fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
         for ordered in ordered {
-            self.counters.buffer_bytes.subtract(ordered.what.bytes() as u64);
+            self.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
             self.buffers.give(ordered.what.into_buffer());
         }
     }
@@ -503,11 +472,9 @@ impl Core {
             if self.attachment_at(place).is_none() {
                 continue;
             }
-            let Some(conn) = self.conn_mut(place.conn) else { continue };
-            let slot = conn.slots.get_mut(usize::from(place.attachment)).map(std::mem::take);
-            let Some(Slot::Attached(attachment)) = slot else { continue };
-            let waiting: usize = attachment.ordered.iter().map(|ordered| ordered.what.bytes()).sum();
-            conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
+            let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.take_attachment(place.attachment)) else {
+                continue;
+            };
             let session = self.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
             if self.remove_reader(attachment.stream, attachment.reader).is_some() {
                 self.note_spoke_elsewhere(place.conn);

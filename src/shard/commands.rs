@@ -4,9 +4,9 @@ use super::conn::{Paging, Slot, Waiting};
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::handshake::auth_code;
+use super::histories::HistoryPage;
 use super::inbound::RETRY_AFTER_MS;
 use super::lanes::LaneMessage;
-use super::reading::HistoryPage;
 use super::replies::AT_ONCE;
 use crate::auth::AuthError;
 use crate::ids::ConnId;
@@ -127,8 +127,13 @@ impl Core {
         let roles: Box<[Box<str>]> = grant.roles().map(Into::into).collect();
         let Some(conn) = self.conn_mut(id) else { return };
         conn.flags.expiry_told = false;
+        // One that is leaving is answered, and then gone.
+        let attached = conn.attachments().filter(|(_, attachment)| !attachment.detaching);
         let attached: Vec<(u16, MemberKey, crate::session::StreamKey)> =
-            conn.attachments().map(|(number, attachment)| (number, attachment.member, attachment.stream)).collect();
+            attached.map(|(number, attachment)| (number, attachment.member, attachment.stream)).collect();
+        let covers_one_asked =
+            conn.slots.iter().any(|slot| matches!(slot, Slot::Asked(asked) if grant.covers(&asked.session_id)));
+        let count = attached.len();
         let mut lost = Vec::new();
         for (number, member, stream) in attached {
             let Some(stream) = self.streams.get(stream) else { continue };
@@ -151,8 +156,8 @@ impl Core {
             conn.grant = Some(Box::new(grant));
         }
         self.reply_now(id, |out| crate::protocol::refreshed(out, head, expires_in_ms));
-        let all_lost = self.conn(id).is_some_and(|conn| conn.attachments().count() == lost.len());
-        if all_lost {
+        let none_left = count > 0 && lost.len() == count && !covers_one_asked;
+        if none_left {
             self.doom(id, crate::close::CloseReason::Forbidden);
         } else {
             for number in lost {
@@ -164,13 +169,14 @@ impl Core {
 
     /// The token covers a session no longer: the connection is taken out of it and told.
     pub(super) fn lose_session<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, now: Tick) {
-        let Some(slot) = self.conn_mut(id).and_then(|conn| conn.slots.get_mut(usize::from(number))) else { return };
-        let Slot::Attached(attachment) = std::mem::replace(slot, Slot::Free) else { return };
+        let Some(attachment) = self.conn_mut(id).and_then(|conn| conn.take_attachment(number)) else { return };
         let session_id = self.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
         self.leave_one(io, id, number, attachment, true, false, now);
         let event = self.event_id();
         let head = Head { id: &event, session_id: &session_id };
         self.reply_now(id, |out| crate::protocol::detached(out, head));
+        // What it was not read from for may have waited there.
+        self.read_again(io, id);
     }
 
     /// A command for a session at home here, of a member wherever its connection is.
@@ -239,6 +245,7 @@ impl Core {
             Command::Join { room } => self.join(io, place, member, envelope, room, after, now),
             Command::Leave { room } => {
                 if self.sessions.leave_room(member, room, after) {
+                    self.prune_stays(member);
                     self.tell_presence(member, PresenceChange::Leave, Some(room));
                     self.publish_entitlements(io, member);
                     self.keep_member(member, now);
@@ -248,6 +255,9 @@ impl Core {
             Command::Members(members) => self.list_members(place, member, head, members, after),
             Command::Watch(watch) => self.watch(place, member, head, watch, after),
             Command::PresenceSet { data } => {
+                if let Err(wait_ms) = self.may_tell(member, now) {
+                    return self.refuse_telling(place, head, wait_ms);
+                }
                 if let Some(entry) = self.sessions.members.get_mut(member) {
                     entry.presence = std::str::from_utf8(data).ok().map(Into::into);
                 }
@@ -255,7 +265,7 @@ impl Core {
                 self.keep_member(member, now);
                 self.answer(place, after, |out| crate::protocol::presence_ok(out, head));
             }
-            Command::History(history) => self.history(io, place, member, envelope, history, after),
+            Command::History(history) => self.history(place, member, envelope, history, after),
             Command::Received { seq } => {
                 let Some(entry) = self.sessions.members.get_mut(member) else { return };
                 if *seq <= after {
@@ -269,6 +279,7 @@ impl Core {
             }
             Command::Detach => {
                 self.member_left(member, place, true, true, now);
+                self.look_again(place);
                 let mut frame = self.buffer_for(place);
                 let open = OpenFrame::begin(&mut frame);
                 crate::protocol::detached(&mut frame, head);
@@ -291,16 +302,13 @@ impl Core {
         now: Tick,
     ) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        let rooms_max = self.snapshot.settings.limits.rooms_per_client;
         let target = self.sessions.target(Target::Room, room);
         let Some(entry) = self.sessions.members.get(member) else { return };
         let stay = entry.entitlements.stays.iter().find(|stay| stay.room == target && stay.to == u64::MAX);
         // A repeat is answered like the first.
         let seq = stay.map_or(after, |stay| stay.from - 1);
-        if stay.is_none() && entry.rooms.len() >= rooms_max {
-            self.counters.limit_reached(LimitReached::RoomsPerClient);
-            let message = format!("a client may be in {rooms_max} rooms (limits.rooms_per_client): leave one first");
-            return self.refuse_at(place, &refusal(head, ErrorCode::LimitRooms, message, "/payload/room"));
+        if let Err((code, message)) = self.room_for_rooms(Some(member), &[room]) {
+            return self.refuse_at(place, &refusal(head, code, message, "/payload/room"));
         }
         if self.sessions.enter_room(member, room, after + 1) {
             self.tell_presence(member, PresenceChange::Join, Some(room));
@@ -327,14 +335,16 @@ impl Core {
         let rooms_max = self.snapshot.settings.limits.rooms_per_client;
         let session = self.sessions.members.get(member).map(|member| member.session);
         if let Some(session) = session.and_then(|session| self.sessions.sessions.get_mut(session)) {
-            session.watchers.retain(|other| *other != watcher);
+            let is_watching = session.watchers.contains(&watcher);
             let rooms = session.watchers.iter().filter(|other| other.member == member && other.room.is_some()).count();
-            if watch.presence && watch.room.is_some() && rooms >= rooms_max {
+            if watch.presence && !is_watching && watch.room.is_some() && rooms >= rooms_max {
                 self.counters.limit_reached(LimitReached::RoomsPerClient);
                 let message = format!("a client may watch {rooms_max} rooms (limits.rooms_per_client): end another watch first");
                 return self.refuse_at(place, &refusal(head, ErrorCode::LimitRooms, message, "/payload/room"));
             }
-            if watch.presence {
+            if !watch.presence {
+                session.watchers.retain(|other| *other != watcher);
+            } else if !is_watching {
                 session.watchers.push(watcher);
             }
         }
@@ -385,9 +395,8 @@ impl Core {
         }
     }
 
-    fn history<I: Io>(
+    fn history(
         &mut self,
-        io: &mut I,
         place: Place,
         key: MemberKey,
         envelope: &Envelope<'_>,
@@ -395,6 +404,7 @@ impl Core {
         after: u64,
     ) {
         let Some(member) = self.sessions.members.get(key) else { return };
+        let user = member.entitlements.user;
         let Some(stream) = self.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
         self.trim(stream);
         let room = wanted.room.map(|room| self.sessions.target(Target::Room, room));
@@ -409,6 +419,7 @@ impl Core {
             place,
             member: key,
             stream,
+            user,
             id: envelope.id.into(),
             room,
             limit: wanted.limit,
@@ -420,10 +431,10 @@ impl Core {
             more: false,
             frames: Vec::new(),
             ends: Vec::new(),
-            reading: false,
-            detached: None,
+            looks: 0,
+            read_bytes: 0,
         };
-        self.history_for(io, Box::new(page));
+        self.ask_history(page);
     }
 
     fn well_formed(&mut self, id: ConnId, envelope: &Envelope<'_>) -> bool {

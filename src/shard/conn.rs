@@ -5,6 +5,7 @@ use super::lanes::AttachRequest;
 use super::leaving::Leaving;
 use super::rate::Bucket;
 use crate::auth::Grant;
+use crate::buffers::Buffers;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::net::http::HeadReader;
@@ -39,7 +40,8 @@ pub enum Phase {
 #[derive(Clone, Copy, Debug)]
 pub struct Closing {
     pub reason: CloseReason,
-    pub until_ms: u64,
+    /// When it began.
+    pub since_ms: u64,
     /// The peer has said its last word too, or cannot.
     pub peer_done: bool,
     /// Our side of the stream is ended.
@@ -52,6 +54,11 @@ pub enum Waiting {
     Frame(Vec<u8>),
     /// The same, that answers nothing.
     Event(Vec<u8>),
+    /// What a member tells of itself: it gives way to what the same one tells later.
+    Data {
+        of: MemberKey,
+        frame: Vec<u8>,
+    },
     /// A pong is written when it is known what has been delivered.
     Pong(String),
     /// An ephemeral message: dropped, not sent, where the reader is behind.
@@ -78,10 +85,40 @@ impl Waiting {
     #[must_use]
     pub const fn bytes(&self) -> usize {
         match self {
-            Self::Frame(frame) | Self::Event(frame) | Self::Passing(frame) | Self::History(frame) | Self::Detached(frame) => {
-                frame.len()
-            }
+            Self::Frame(frame)
+            | Self::Event(frame)
+            | Self::Data { frame, .. }
+            | Self::Passing(frame)
+            | Self::History(frame)
+            | Self::Detached(frame) => frame.len(),
             Self::Pong(id) => id.len(),
+        }
+    }
+
+    /// Memory of the buffer that it lies in.
+    #[must_use]
+    pub const fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Frame(frame)
+            | Self::Event(frame)
+            | Self::Data { frame, .. }
+            | Self::Passing(frame)
+            | Self::History(frame)
+            | Self::Detached(frame) => frame.capacity(),
+            Self::Pong(id) => id.capacity(),
+        }
+    }
+
+    /// Has it lie in no more memory than it needs, where it may wait for long.
+    pub fn fit(&mut self, buffers: &mut Buffers) {
+        match self {
+            Self::Frame(frame)
+            | Self::Event(frame)
+            | Self::Data { frame, .. }
+            | Self::Passing(frame)
+            | Self::History(frame)
+            | Self::Detached(frame) => fit(frame, 0, buffers),
+            Self::Pong(id) => id.shrink_to_fit(),
         }
     }
 
@@ -89,9 +126,12 @@ impl Waiting {
     #[must_use]
     pub fn into_buffer(self) -> Vec<u8> {
         match self {
-            Self::Frame(frame) | Self::Event(frame) | Self::Passing(frame) | Self::History(frame) | Self::Detached(frame) => {
-                frame
-            }
+            Self::Frame(frame)
+            | Self::Event(frame)
+            | Self::Data { frame, .. }
+            | Self::Passing(frame)
+            | Self::History(frame)
+            | Self::Detached(frame) => frame,
             Self::Pong(id) => id.into_bytes(),
         }
     }
@@ -103,6 +143,27 @@ pub struct Ordered {
     pub after: u64,
     pub what: Waiting,
 }
+
+impl Ordered {
+    /// Memory that it is counted with: its buffer's, and that of its own place, of which a queue that has grown holds two.
+    #[must_use]
+    pub const fn memory_bytes(&self) -> usize {
+        self.what.memory_bytes() + 2 * size_of::<Self>()
+    }
+}
+
+/// Moves what a buffer holds from `start` on into one of that size, unless that saves little.
+fn fit(buffer: &mut Vec<u8>, start: usize, buffers: &mut Buffers) {
+    let bytes = buffer.len() - start;
+    if buffer.capacity() > bytes + bytes / 8 + FIT_BYTES_MIN {
+        let mut exact = Vec::with_capacity(bytes);
+        exact.extend_from_slice(&buffer[start..]);
+        buffers.give(std::mem::replace(buffer, exact));
+    }
+}
+
+/// Memory that is not worth a copy.
+const FIT_BYTES_MIN: usize = 64;
 
 /// A connection's part in a session: a cursor over the session's stream, and what it may see there.
 #[derive(Debug)]
@@ -210,12 +271,6 @@ impl Slots {
         }
         self.more.push(Slot::Free);
         self.more.len()
-    }
-
-    /// Takes all out, by number.
-    pub fn drain(&mut self) -> impl Iterator<Item = Slot> + use<> {
-        let Self { first, more } = std::mem::take(self);
-        std::iter::once(first).chain(more)
     }
 }
 
@@ -418,6 +473,25 @@ impl Conn {
         self.queue.len() - self.queue_at as usize + self.ordered_bytes as usize
     }
 
+    /// Memory of what waits to be sent to it.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let ordered = self.attachments().flat_map(|(_, attachment)| &attachment.ordered);
+        self.queue.capacity() + ordered.map(Ordered::memory_bytes).sum::<usize>()
+    }
+
+    /// What waits for it lies in no more memory than it needs: it takes nothing now.
+    pub fn fit(&mut self, buffers: &mut Buffers) {
+        if self.queue.capacity() > FIT_BYTES_MIN {
+            let before = self.queue.len();
+            fit(&mut self.queue, self.queue_at as usize, buffers);
+            self.queue_at -= u32::try_from(before - self.queue.len()).unwrap_or(u32::MAX);
+        }
+        for attachment in self.slots.iter_mut().filter_map(Slot::attached_mut) {
+            attachment.ordered.iter_mut().for_each(|ordered| ordered.what.fit(buffers));
+        }
+    }
+
     /// Its attachment number `attachment`.
     #[must_use]
     pub fn attachment(&self, attachment: u16) -> Option<&Attachment> {
@@ -427,6 +501,17 @@ impl Conn {
     /// Its attachment number `attachment`.
     pub fn attachment_mut(&mut self, attachment: u16) -> Option<&mut Attachment> {
         self.slots.get_mut(usize::from(attachment)).and_then(Slot::attached_mut)
+    }
+
+    /// Takes an attachment away, and what waited in it out of what is counted: its number is free.
+    pub fn take_attachment(&mut self, attachment: u16) -> Option<Attachment> {
+        let slot = self.slots.get_mut(usize::from(attachment))?;
+        slot.attached()?;
+        let Slot::Attached(taken) = std::mem::take(slot) else { return None };
+        let waiting: usize = taken.ordered.iter().map(|ordered| ordered.what.bytes()).sum();
+        self.ordered_bytes = self.ordered_bytes.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
+        self.queued_frames = self.queued_frames.saturating_sub(u32::try_from(taken.ordered.len()).unwrap_or(u32::MAX));
+        Some(taken)
     }
 
     /// Its attachments with their numbers.

@@ -8,12 +8,13 @@ use super::conn::{Attachment, Conn, Phase};
 use super::counters::{LimitReached, SharedCounters};
 use super::durable::{Disk, Fence, READ_TAGS};
 use super::half_open::HalfOpen;
+use super::histories::Histories;
 use super::holding::Pressure;
 use super::lanes::{LaneMessage, Mesh, Page, Spoken};
 use super::outbound::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
 use super::purging::{Purge, Purging};
-use super::reading::{HistoryPage, Places, Reading};
+use super::reading::{Places, Reading};
 use super::unreadable::Unreadable;
 use super::wheel::Wheel;
 use crate::buffers::Buffers;
@@ -157,9 +158,8 @@ pub struct Core {
     pub(super) jobs: Map<u64, Reading>,
     /// Parts of index files that were read last, the newest first.
     pub(super) places: VecDeque<Rc<Places>>,
-    /// Pages of history that are being read, and those that wait for that.
-    pub(super) histories: usize,
-    pub(super) histories_waiting: VecDeque<Box<HistoryPage>>,
+    /// Pages of history that are asked for.
+    pub(super) histories: Histories,
     pub(super) next_read: u64,
     /// What of the log the disk does not read.
     pub(super) unreadable: Unreadable,
@@ -169,11 +169,16 @@ pub struct Core {
     pub(super) wipes_until_ms: u64,
     /// Scratch for a record's addresses.
     pub(super) targets: Vec<u64>,
+    /// What is to be looked at anew, since other settings are in force.
+    pub(super) anew: Option<super::timers::Anew>,
     pub(super) draining: bool,
     pub(super) stopping: bool,
     /// When a stop no longer waits for the disk.
     stop_until_ms: u64,
     bell: bool,
+    /// The widest bounds that have been in force, for [`Core::inspect`]: what was made under them may still be there.
+    #[cfg(test)]
+    pub(super) widest: crate::config::Limits,
 }
 
 impl Core {
@@ -241,17 +246,19 @@ impl Core {
             disk: None,
             jobs: Map::with_hasher(options.key),
             places: VecDeque::new(),
-            histories: 0,
-            histories_waiting: VecDeque::new(),
+            histories: Histories::new(options.key),
             next_read: READ_TAGS,
             unreadable: Unreadable::default(),
             purges: VecDeque::new(),
             wipes_until_ms: 0,
             targets: Vec::new(),
+            anew: None,
             draining: false,
             stopping: false,
             stop_until_ms: 0,
             bell: true,
+            #[cfg(test)]
+            widest: settings.limits,
             mesh: options.mesh,
             admission: options.admission,
             counters: options.counters,
@@ -446,6 +453,8 @@ impl Shard for Core {
     fn turn<I: Io>(&mut self, io: &mut I, now: Tick) -> Next {
         self.notice_standstill(now);
         let next = self.take_turn(io, now);
+        #[cfg(test)]
+        self.look_at_itself(!matches!(next, Next::Again), now);
         self.turn_due_ms = match next {
             Next::Again => now.mono_ms(),
             Next::At(at_ns) => at_ns / 1_000_000,
@@ -470,6 +479,7 @@ impl Core {
             self.take_port(io, now);
         }
         let mut busy = self.drain_lanes(io, now);
+        busy |= self.look_anew(now);
         busy |= self.fire_timers(io, now);
         self.try_unread_again(io, now);
         self.age_log(now);
@@ -478,6 +488,7 @@ impl Core {
             self.read_on(io, id);
             self.set_timer(id, now);
         }
+        busy |= self.serve_histories(io);
         let held_ms = self.release_held(io, now);
         let departure_ms = self.depart(io, now);
         // A connection whose answer found no room goes for that, and not as one that was answered.

@@ -83,6 +83,8 @@ reasons! {
         EphemeralLaneFull = "ephemeral_lane_full",
         /// A reply for a client whose reply queue is full; the connection is closed.
         ReplyQueueFull = "reply_queue_full",
+        /// Presence data that a watcher had not been sent yet when its member told something newer.
+        PresenceOutdated = "presence_outdated",
         /// A WebSocket pong while one was still waiting to be sent.
         PongPending = "pong_pending",
         /// Bytes that came after a connection's end.
@@ -183,8 +185,12 @@ reasons! {
         AttachedSessions = "attached_sessions",
         /// limits.members_per_session.
         MembersPerSession = "members_per_session",
+        /// limits.members_per_user, where all of the user's are connected.
+        MembersPerUser = "members_per_user",
         /// limits.rooms_per_client.
         RoomsPerClient = "rooms_per_client",
+        /// limits.presence_per_second.
+        PresenceRate = "presence_rate",
         /// limits.sessions_per_shard.
         SessionsPerShard = "sessions_per_shard",
         /// limits.sessions_per_user.
@@ -197,8 +203,10 @@ reasons! {
         Backpressure = "backpressure",
         /// session.heartbeat_timeout_ms.
         HeartbeatTime = "heartbeat_time",
-        /// One history request at a time.
+        /// One history request of an attachment at a time, 16 of a user, 4,096 of all.
         HistoryBusy = "history_busy",
+        /// What one page of history looks at, or reads from disk; it ends there, and another one goes on.
+        HistoryLooks = "history_looks",
         /// The lanes between shards.
         Lane = "lane",
         /// Replies that wait for a lane, or their bytes; their connections are closed.
@@ -394,6 +402,8 @@ counters! {
     log_compacted_bytes: Counter, "Against log_written_bytes: much is retained for long beside much that is not.";
     /// Reads of the log's files, for readers behind what is in memory.
     log_reads: Counter, "Many: raise log.memory_bytes.";
+    /// Messages that were looked at for pages of history.
+    history_looks: Counter, "Many against log_appends: clients page through long sessions, or ask for rooms with few messages.";
     /// Segments of the log that were indexed since the start.
     log_indexed: Counter, "With log_segments: cold segments of which memory holds only which messages are in them.";
     /// Indexes of segments that could not be made or written; their messages stay in memory's index, or the index in memory.
@@ -404,7 +414,7 @@ counters! {
     log_full: Gauge, "Make room, or change log.retention_*, log.max_bytes; it is looked at again each second.";
     /// 1 after a write or sync of the log failed for good.
     log_failed: Gauge, "Look at the disk and restart: recovery keeps what was acknowledged.";
-    /// Bytes of connections' buffers: partial messages, replies, ephemeral messages; and what waits for lanes.
+    /// Memory of what waits to be sent to connections (replies, presence, ephemeral messages), and for lanes.
     buffer_bytes: Gauge, "Compare with limits.shard_memory_bytes.";
     /// Sessions at home elsewhere that are mirrored here.
     mirrors: Gauge, "Many: clients attach sessions all over the shards.";

@@ -15,7 +15,7 @@ use crate::log::{
     write_record,
 };
 use crate::protocol::Parser;
-use crate::session::{DedupeLimits, Place, Seen, Target};
+use crate::session::{DedupeLimits, NOBODY, Place, Seen, Target};
 use crate::time::Tick;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -136,7 +136,7 @@ fn publish(core: &mut Core, io: &mut Held, session_id: &str, id: &str, now: Tick
     let client = core.sessions.target(Target::Client, "ana");
     let origin = Origin { place, client_id: "ana", client, acks: true, number: 1 };
     let hash = core.session_hash(session_id);
-    core.publish_post(io, &origin, hash, session_id, &envelope, now);
+    core.publish_post(io, &origin, 3, (hash, session_id), &envelope, now);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn sessions_of_every_level_live_on_one_shard() {
     settle(&mut core, &mut io, at(1));
     for (id, level) in [("m", Level::Memory), ("w", Level::Written), ("s", Level::Synced)] {
         let hash = core.session_hash(id);
-        let session = core.create_session(id, hash, at(0));
+        let session = core.make_session(id, hash, NOBODY, at(0));
         assert_eq!(core.sessions.sessions.get(session).unwrap().level, Level::Written, "the default of log.durability");
         core.sessions.sessions.get_mut(session).unwrap().level = level;
     }

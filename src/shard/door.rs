@@ -145,7 +145,12 @@ impl Core {
         if full && self.half_open.of(owner) > 1 {
             self.evict_half_open(io, now);
         }
-        while self.half_open.len() > cap {
+        self.fit_half_open(io, now);
+    }
+
+    /// No more of them than there may be.
+    pub(super) fn fit_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
+        while self.half_open.len() > self.half_open_cap() {
             self.evict_half_open(io, now);
         }
     }

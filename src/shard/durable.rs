@@ -186,12 +186,12 @@ impl Disk {
 
 impl Core {
     /// How durable a session's messages must be before they are acknowledged.
-    fn level_of(&self, session: SessionKey) -> Level {
+    pub(super) fn level_of(&self, session: SessionKey) -> Level {
         self.sessions.sessions.get(session).filter(|_| self.disk.is_some()).map_or(Level::Memory, |session| session.level)
     }
 
     /// The level of sessions of which nothing else is said.
-    fn default_level(&self) -> Level {
+    pub(super) fn default_level(&self) -> Level {
         match self.snapshot.settings.log.durability {
             _ if self.disk.is_none() => Level::Memory,
             Durability::Memory => Level::Memory,
@@ -208,10 +208,9 @@ impl Core {
         }
     }
 
-    /// Why the log takes no more messages now, if it does not: what to tell the sender.
-    pub(super) fn log_refuses(&self, session: SessionKey, envelope: &Envelope<'_>) -> Option<(ErrorCode, &'static str)> {
+    /// Why the log takes no more messages of a level now, if it does not: what to tell the sender.
+    pub(super) fn log_refuses(&self, level: Level, envelope: &Envelope<'_>) -> Option<(ErrorCode, &'static str)> {
         let disk = self.disk.as_ref()?;
-        let level = self.level_of(session);
         // What nobody waits for is taken as long as there is memory for it.
         let waits = level != Level::Memory;
         if waits && disk.failed.is_some() || level == Level::Synced && disk.sync_failed.is_some() {
@@ -289,7 +288,7 @@ impl Core {
             return self.acknowledge(origin, envelope, seq, true);
         }
         // As a new one would be: what waits is bounded, and a disk that has failed answers nothing.
-        if let Some((code, message)) = self.log_refuses(session, envelope) {
+        if let Some((code, message)) = self.log_refuses(self.level_of(session), envelope) {
             return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
         }
         let head = Head { id: envelope.id, session_id: envelope.session_id };

@@ -4,6 +4,7 @@ use super::conn::{Conn, Handover, Phase};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
 use super::lanes::{AttachRequest, LaneMessage};
+use super::replies::enqueue;
 use crate::auth::AuthError;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
@@ -70,9 +71,7 @@ impl Core {
             .map_err(|error| HttpRefusal::bad_request(error.to_string()))?;
         let extensions = agreed.map(|agreed| agreed.header_value());
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return Ok(None) };
-        self.buffers.lend(&mut conn.queue);
-        upgrade.write_accept(extensions.as_deref(), &mut conn.queue);
-        self.counters.buffer_bytes.add(conn.queue.len() as u64);
+        enqueue(conn, &mut self.buffers, &self.counters, |queue| upgrade.write_accept(extensions.as_deref(), queue));
         if let Some(agreed) = agreed {
             conn.flags.deflate = true;
             conn.window_bits = agreed.server_window_bits;
@@ -115,10 +114,7 @@ impl Core {
             tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
         }
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        self.buffers.lend(&mut conn.queue);
-        let before = conn.queue.len();
-        refusal.write(&mut conn.queue);
-        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        enqueue(conn, &mut self.buffers, &self.counters, |queue| refusal.write(queue));
         self.close(io, id, CloseReason::HttpAnswered, now);
     }
 
@@ -294,8 +290,8 @@ impl Core {
         let Phase::HandingOver(mut handover) = std::mem::replace(&mut conn.phase, Phase::Hello) else { return };
         handover.tls = conn.tls.take();
         handover.ended = conn.flags.ended;
+        self.counters.buffer_bytes.subtract(conn.queue.capacity() as u64);
         handover.unsent = conn.queue.split_off(conn.queue_at as usize);
-        self.counters.buffer_bytes.subtract(handover.unsent.len() as u64);
         let Some(fd) = io.detach(id) else { return };
         handover.fd = Some(fd);
         self.send_lane(io, home, LaneMessage::Handover(handover));
@@ -341,7 +337,7 @@ impl Core {
         conn.client_id = handover.request.client_id.clone();
         conn.grant = Some(handover.grant);
         conn.queue = std::mem::take(&mut handover.unsent);
-        self.counters.buffer_bytes.add(conn.queue.len() as u64);
+        self.counters.buffer_bytes.add(conn.queue.capacity() as u64);
         self.put_conn(conn);
         let mut request = handover.request;
         request.place = self.place_here(id, 0);

@@ -80,6 +80,7 @@ impl Core {
         if conn.paused_ms == 0 {
             conn.paused_ms = now.mono_ms().max(1);
             io.read(place.conn, Read::Off);
+            self.set_timer(place.conn, now);
         }
         self.pressure.held.push_back((place.conn, now.mono_ms()));
         self.counters.limit_reached(LimitReached::Hold);
@@ -116,9 +117,14 @@ impl Core {
             return;
         }
         conn.paused_ms = 0;
-        // A ping that was not read the answer of is asked again.
+        // A ping that was not read the answer of is asked again, and a message that was not read on has its time once more.
         conn.pinged_ms = 0;
+        let now = io.clock();
+        if conn.unfinished_ms > 0 {
+            conn.unfinished_ms = now.mono_ms().max(1);
+        }
         io.read(id, Read::Stream);
+        self.set_timer(id, now);
     }
 }
 

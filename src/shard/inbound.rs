@@ -4,6 +4,7 @@ use super::conn::{Closing, Phase};
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::rate::Rate;
+use super::replies::enqueue;
 use crate::close::CloseReason;
 use crate::config::Limits;
 use crate::ids::ConnId;
@@ -24,10 +25,14 @@ impl Core {
         self.counters.bytes_in.add(bytes.len() as u64);
         let Some(conn) = self.conn_mut(id) else { return };
         conn.last_heard_ms = now.mono_ms();
-        conn.pinged_ms = 0;
-        if conn.tls.is_some() {
+        let was_pinged = std::mem::take(&mut conn.pinged_ms) > 0;
+        let (is_secured, ahead) = (conn.tls.is_some(), matches!(conn.phase, Phase::Proxy(_)));
+        if was_pinged {
+            // The next ping may be due before this one's answer was.
+            self.set_timer(id, now);
+        }
+        if is_secured {
             // A proxy says who the client is before TLS begins (proxy-protocol.txt section 2).
-            let ahead = matches!(conn.phase, Phase::Proxy(_));
             let consumed = if ahead { self.on_proxy_bytes(io, id, bytes, now) } else { 0 };
             self.on_ciphertext(io, id, &mut bytes[consumed..], now);
         } else {
@@ -64,6 +69,7 @@ impl Core {
             {
                 conn.flags.secured = true;
                 conn.accepted_ms = now.mono_ms();
+                self.set_timer(id, now);
             }
             if wants_send {
                 self.mark(id);
@@ -393,23 +399,13 @@ impl Core {
     /// What came compressed goes back compressed, whatever its size and gain: conformance suites look at both ways.
     fn echo(&mut self, id: ConnId, text: bool, compressed: bool, payload: &[u8]) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        self.buffers.lend(&mut conn.queue);
         let opcode = if text { Opcode::Text } else { Opcode::Binary };
-        let before = conn.queue.len();
-        let mut done = false;
-        if compressed {
-            let mut smaller = self.buffers.take();
-            if self.deflater.deflate_whatever(payload, conn.window_bits, &mut smaller) {
-                encoder::frame(opcode, true, &smaller, &mut conn.queue);
-                done = true;
-            }
-            self.buffers.give(smaller);
-        }
-        if !done {
-            encoder::frame(opcode, false, payload, &mut conn.queue);
-        }
+        let mut deflated = if compressed { self.buffers.take() } else { Vec::new() };
+        let is_deflated = compressed && self.deflater.deflate_whatever(payload, conn.window_bits, &mut deflated);
+        let bytes = if is_deflated { &deflated } else { payload };
+        enqueue(conn, &mut self.buffers, &self.counters, |queue| encoder::frame(opcode, is_deflated, bytes, queue));
+        self.buffers.give(deflated);
         conn.queued_frames += 1;
-        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
         self.mark(id);
     }
 
@@ -456,10 +452,11 @@ impl Core {
         let peer_done = conn.flags.ended || answer.is_some() || !framed;
         // What ends it while it is answered has a code of its own.
         let answer = answer.filter(|_| reason == CloseReason::ClientClosed);
-        // The time of one that was answered first has begun before.
-        let began = conn.leaving.take().map(|leaving| leaving.until_ms.max(now.mono_ms() + 1));
-        let until_ms = began.unwrap_or_else(|| now.mono_ms() + close_ms);
-        let before = std::mem::replace(&mut conn.phase, Phase::Closing(Closing { reason, until_ms, peer_done, finished: false }));
+        // The time of one that was answered first has begun before; what closes it is sent all the same.
+        let least_ms = (now.mono_ms() + 1).saturating_sub(close_ms);
+        let began = conn.leaving.take().map(|leaving| leaving.since_ms.max(least_ms));
+        let since_ms = began.unwrap_or_else(|| now.mono_ms());
+        let before = std::mem::replace(&mut conn.phase, Phase::Closing(Closing { reason, since_ms, peer_done, finished: false }));
         conn.paused_ms = 0;
         conn.unfinished_ms = 0;
         if let Some(limit) = LimitReached::behind(reason) {
@@ -482,10 +479,8 @@ impl Core {
                     Some(code) => code,
                     None => reason.code(),
                 };
-                self.buffers.lend(&mut conn.queue);
-                let before = conn.queue.len();
-                encoder::close_frame(code, if answer.is_some() { "" } else { reason.label() }, &mut conn.queue);
-                self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+                let label = if answer.is_some() { "" } else { reason.label() };
+                enqueue(conn, &mut self.buffers, &self.counters, |queue| encoder::close_frame(code, label, queue));
             }
             Phase::Head(_) | Phase::Closing(_) => {}
         }
@@ -569,7 +564,7 @@ impl Core {
         let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
         self.conns_count -= 1;
         self.counters.closed(reason);
-        self.counters.buffer_bytes.subtract(conn.queued_bytes() as u64);
+        self.counters.buffer_bytes.subtract(conn.memory_bytes() as u64);
         if let Some(info) = info.filter(|_| !conn.flags.forgettable) {
             let pushed_out = self.closed.remember(info, reason, now.mono_ms());
             self.counters.dropped(DropReason::ClosedRecord, pushed_out);

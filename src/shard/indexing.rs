@@ -48,8 +48,9 @@ impl Indexing {
     }
 
     /// The reads that wait for a file.
-    pub(super) fn waiting_jobs(&mut self) -> impl Iterator<Item = &mut Job> {
-        self.waiting.iter_mut().map(|(_, job)| job)
+    #[cfg(test)]
+    pub(super) fn waiting_jobs(&self) -> impl Iterator<Item = &Job> {
+        self.waiting.iter().map(|(_, job)| job)
     }
 
     fn take_waiting(&mut self, number: u64) -> Vec<Job> {

@@ -1,13 +1,15 @@
-//! What must hold of a shard after every turn, for the simulator.
+//! What must hold of a shard after every turn, for the simulator and the fuzz of states.
 
-use super::conn::{Attachment, Conn, Phase, Slot};
+use super::conn::{Attachment, Conn, Paging, Phase, Slot};
 use super::core::Core;
 use crate::close::CloseReason;
-use crate::ids::ConnId;
+use crate::ids::{ConnId, Map};
 use crate::limits::TURNED_AWAY_MAX;
 use crate::log::Held;
 use crate::session::{Entitlements, Target};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::time::Tick;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 macro_rules! ensure {
     ($holds:expr, $($text:tt)+) => {
@@ -22,7 +24,58 @@ type Pairs = BTreeSet<(u64, u16)>;
 /// Shard, connection, attachment.
 type Spots = BTreeSet<(u16, ConnId, u16)>;
 
+/// Whether shards look at themselves after each turn, on whatever engine.
+static WATCHED: AtomicBool = AtomicBool::new(false);
+
+/// Every shard of this process looks at itself after each turn from now on.
+pub fn watch_all() {
+    WATCHED.store(true, Ordering::Relaxed);
+}
+
 impl Core {
+    /// Ends the shard, where it is watched, with what does not hold.
+    pub(super) fn look_at_itself(&self, resting: bool, now: Tick) {
+        if WATCHED.load(Ordering::Relaxed)
+            && let Err(what) = self.inspect(resting, now)
+        {
+            panic!("shard {}: {what}", self.shard);
+        }
+    }
+
+    /// Tables with something in them, which are to be empty when everybody has gone and everything is forgotten.
+    pub fn what_is_left(&self) -> Vec<String> {
+        let waiting = self.lane_backlog.iter().map(VecDeque::len).sum();
+        let evicted = self.evicted.iter().map(Map::len).sum();
+        let [of_node, addresses, half_open, users] = self.admission.still_counted();
+        [
+            ("connections", self.conns_count),
+            ("half-open connections", self.half_open.len()),
+            ("connections to be ended", self.doomed.len()),
+            ("connections that end when they are answered", self.leaving.len()),
+            ("connections elsewhere that wait for an answer", self.fences.len()),
+            ("departures", self.departures.len()),
+            ("members", self.sessions.members.len()),
+            ("sessions", self.sessions.sessions.len()),
+            ("streams", self.streams.len()),
+            ("mirrors", self.mirrors.len()),
+            ("reads", self.jobs.len()),
+            ("pages of history", self.histories.left()),
+            ("purges", self.purges.len()),
+            ("pulls", self.pulls.len()),
+            ("messages that wait for lanes", waiting),
+            ("evictions", evicted),
+            ("bytes that wait", usize::try_from(self.counters.buffer_bytes.get()).unwrap_or(usize::MAX)),
+            ("addresses that are counted", addresses),
+            ("half-open connections that are counted", half_open),
+            ("users that are counted", users),
+            ("connections of the node", of_node),
+        ]
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(what, count)| format!("{count} {what}"))
+        .collect()
+    }
+
     /// The oldest and the newest `seq` of a session at home here.
     pub fn session_bounds(&self, session_id: &str) -> Option<(u64, u64)> {
         let session = self.sessions.sessions.get(self.sessions.find(self.session_hash(session_id))?)?;
@@ -177,11 +230,11 @@ impl Core {
         self.wheel.len()
     }
 
-    /// Checks the shard's invariants. `resting`: it has asked for no further turn.
+    /// Checks the shard's invariants at `now`. `resting`: it has asked for no further turn.
     ///
     /// # Errors
     /// What does not hold.
-    pub fn inspect(&self, resting: bool) -> Result<(), String> {
+    pub fn inspect(&self, resting: bool, now: Tick) -> Result<(), String> {
         let count = self.conns.iter().flatten().count();
         ensure!(count == self.conns_count, "{count} connections, counted {}", self.conns_count);
         let half_open = self.conns.iter().flatten().filter(|conn| conn.flags.half_open);
@@ -194,14 +247,22 @@ impl Core {
         self.dirty.iter().for_each(|id| *dirty.entry(*id).or_default() += 1);
         let mut queued = 0;
         for conn in self.conns.iter().flatten() {
-            queued += conn.queued_bytes() as u64;
+            queued += conn.memory_bytes() as u64;
             self.inspect_conn(conn, dirty.get(&conn.id).copied().unwrap_or_default(), resting)
+                .and_then(|()| self.inspect_timer(conn, now))
                 .map_err(|what| format!("{} ({}, {:?}): {what}", self.name_of(conn), conn.client_id, conn.flags))?;
         }
         let (counted, lanes_counted) = (self.counters.buffer_bytes.get(), self.counters.lane_backlog_bytes.get());
         let lanes: u64 = self.lane_backlog.iter().flatten().map(|message| message.bytes() as u64).sum();
         ensure!(lanes_counted == lanes, "{lanes} bytes wait for lanes, counted {lanes_counted}");
         ensure!(counted == queued + lanes, "{queued} bytes wait for connections and {lanes} for lanes, counted {counted}");
+        self.inspect_tables()?;
+        self.inspect_histories(resting)?;
+        for (key, member) in self.sessions.members.iter().filter(|_| self.anew.is_none()) {
+            let due_ms = self.member_due_ms(key).unwrap_or(u64::MAX);
+            let [first, _] = member.timers_ms;
+            ensure!(first <= due_ms, "{} is looked at at {first}, due at {due_ms}", member.client_id);
+        }
         for (key, stream) in self.streams.iter() {
             for (place, reader) in stream.readers.iter().enumerate() {
                 let attachment = self.conn(reader.conn).and_then(|conn| conn.attachment(reader.attachment));
@@ -220,6 +281,85 @@ impl Core {
         Ok(())
     }
 
+    /// Takes the bounds of a new snapshot into [`Core::widest`].
+    pub(super) fn widen(&mut self) {
+        let limits = self.snapshot.settings.limits;
+        let widest = &mut self.widest;
+        let is_unbounded = widest.sessions_per_user == 0 || limits.sessions_per_user == 0;
+        widest.sessions_per_user = if is_unbounded { 0 } else { widest.sessions_per_user.max(limits.sessions_per_user) };
+        widest.sessions_per_shard = widest.sessions_per_shard.max(limits.sessions_per_shard);
+        widest.members_per_session = widest.members_per_session.max(limits.members_per_session);
+        widest.members_per_user = widest.members_per_user.max(limits.members_per_user);
+        widest.rooms_per_client = widest.rooms_per_client.max(limits.rooms_per_client);
+    }
+
+    /// The tables of sessions and members are what they count, and within their bounds by whatever road they were filled.
+    fn inspect_tables(&self) -> Result<(), String> {
+        self.sessions.inspect()?;
+        let (made, made_max) = (self.sessions.made_most(), self.widest.sessions_per_user);
+        ensure!(made_max == 0 || made <= made_max, "a user made {made} sessions, above {made_max}");
+        let (members_max, rooms_max) = (self.widest.members_per_session, self.widest.rooms_per_client);
+        let own_max = super::allowances::own_members_max(self.widest.members_per_user, members_max);
+        for (key, session) in self.sessions.sessions.iter().filter(|(_, session)| !session.channel) {
+            ensure!(session.members.len() <= members_max, "a session of {} members", session.members.len());
+            for member in session.members.iter().filter_map(|member| self.sessions.members.get(*member)) {
+                let own = self.sessions.group(key, member.entitlements.user).len();
+                ensure!(own <= own_max, "{} is {own} members of a session, above {own_max}", member.subject());
+            }
+            for watcher in session.watchers.iter() {
+                let of_one = session.watchers.iter().filter(|other| other.member == watcher.member);
+                ensure!(of_one.count() <= 1 + rooms_max, "a member has more than {rooms_max} watches");
+            }
+        }
+        for (_, member) in self.sessions.members.iter() {
+            let ended = member.entitlements.stays.iter().filter(|stay| stay.to != u64::MAX).count();
+            let open = member.entitlements.stays.len() - ended;
+            ensure!(open == member.rooms.len(), "{} is in {} rooms, by its stays {open}", member.client_id, member.rooms.len());
+            let ended_max = crate::limits::ROOMS_PER_CLIENT_MAX;
+            ensure!(open <= rooms_max && ended <= ended_max, "{} is in {open} rooms and was in {ended}", member.client_id);
+        }
+        Ok(())
+    }
+
+    /// A connection is looked at before time has something to do with it. Its token ends by a clock that may be set.
+    fn inspect_timer(&self, conn: &Conn, now: Tick) -> Result<(), String> {
+        let due_ms = self.deadline_but_for_token_ms(conn, now);
+        ensure!(self.anew.is_some() || conn.timer_ms <= due_ms, "it is looked at at {}, due at {due_ms}", conn.timer_ms);
+        Ok(())
+    }
+
+    /// How much there is in the shard's tables: what a refused command leaves as it was.
+    pub fn tally(&self) -> Vec<(&'static str, u64)> {
+        let members = || self.sessions.members.iter().map(|(_, member)| member);
+        let sessions = || self.sessions.sessions.iter().map(|(_, session)| session);
+        let slots = || self.conns.iter().flatten().flat_map(|conn| conn.slots.iter());
+        let attachments = || slots().filter_map(Slot::attached);
+        let count = |count: usize| count as u64;
+        vec![
+            ("sessions", count(self.sessions.sessions.len())),
+            ("sessions of the user that made most", count(self.sessions.made_most())),
+            ("streams", count(self.streams.iter().count())),
+            ("mirrors", count(self.mirrors.len())),
+            ("mirrors fed", count(sessions().map(|session| session.mirrors.len()).sum())),
+            ("members", count(self.sessions.members.len())),
+            ("members there", count(members().filter(|member| member.place.is_some()).count())),
+            ("rooms", count(members().map(|member| member.rooms.len()).sum())),
+            ("stays", count(members().map(|member| member.entitlements.stays.len()).sum())),
+            ("roles", count(members().map(|member| member.roles.len()).sum())),
+            ("data", count(members().filter_map(|member| member.presence.as_ref()).map(|data| data.len()).sum())),
+            ("receipts", members().map(|member| member.received_seq).sum()),
+            ("watches", count(sessions().map(|session| session.watchers.len()).sum())),
+            ("ids", count(members().filter_map(|member| member.used.as_ref()).map(|used| used.len()).sum::<usize>())),
+            ("ids of posts", count(self.posted.len())),
+            ("the log's end", self.log.end().0),
+            ("attachments", count(attachments().count())),
+            ("attachments asked for", count(slots().filter(|slot| matches!(slot, Slot::Asked(_))).count())),
+            ("attachments leaving", count(attachments().filter(|attachment| attachment.detaching).count())),
+            ("pages of history", count(attachments().filter(|attachment| attachment.paging != Paging::None).count())),
+            ("what waits", count(attachments().map(|attachment| attachment.ordered.len()).sum())),
+        ]
+    }
+
     fn inspect_conn(&self, conn: &Conn, dirty: usize, resting: bool) -> Result<(), String> {
         ensure!(dirty == usize::from(conn.flags.dirty), "{dirty} times among the dirty ones");
         ensure!(!(conn.flags.dirty && conn.flags.blocked), "dirty and blocked");
@@ -227,10 +367,11 @@ impl Core {
         let revoked = conn.grant.as_deref().is_some_and(|grant| self.snapshot.revocations.check(grant, &conn.client_id).is_err());
         ensure!(!(open && revoked), "its token is revoked");
         ensure!(!(open && self.draining && !conn.flags.told_to_go), "it was not told to go");
-        let mut ordered = 0;
+        let (mut ordered, mut ordered_frames) = (0, 0);
         for (number, slot) in conn.slots.iter().enumerate() {
             let Slot::Attached(attachment) = slot else { continue };
             ordered += attachment.ordered.iter().map(|ordered| ordered.what.bytes()).sum::<usize>();
+            ordered_frames += attachment.ordered.len();
             let Some(stream) = self.streams.get(attachment.stream) else {
                 return Err(format!("attachment {number} has no stream"));
             };
@@ -273,7 +414,16 @@ impl Core {
             }
         }
         ensure!(ordered == conn.ordered_bytes as usize, "{ordered} ordered bytes, counted {}", conn.ordered_bytes);
+        let frames = conn.queued_frames as usize;
+        let counts = if conn.queue.is_empty() { frames == ordered_frames } else { frames >= ordered_frames };
+        ensure!(counts || matches!(conn.phase, Phase::Closing(_)), "{ordered_frames} replies wait in order, counted {frames}");
         let limits = &self.snapshot.settings.limits;
+        // Nothing would have it read again.
+        let stuck = conn.paused_ms > 0 && !conn.flags.held && !conn.flags.blocked && !conn.flags.dirty;
+        ensure!(
+            !(resting && stuck && conn.is_open() && conn.queued_bytes() <= limits.reply_queue_bytes / 2),
+            "it is read no more"
+        );
         let most =
             limits.reply_queue_bytes * 8 + 2 * crate::limits::HISTORY_PAGE_BYTES_MAX + 2 * crate::limits::MESSAGE_BYTES_MAX;
         ensure!(conn.queued_bytes() <= most, "{} bytes wait, above {most}", conn.queued_bytes());

@@ -122,6 +122,8 @@ pub struct ChannelPost {
     /// The text, which names the channel, and behind it the sender's client id.
     pub bytes: Vec<u8>,
     pub text_bytes: u32,
+    /// Bytes of the client id that are the token's `sub`.
+    pub subject_bytes: u16,
     pub frame_number: u64,
 }
 
@@ -144,6 +146,8 @@ pub enum LaneMessage {
     Post(ChannelPost),
     /// A frame for a connection there, in its place in the order or at once.
     Reply { to: Place, after: u64, frame: Vec<u8> },
+    /// What a member tells of itself, for a watcher there, in its place in the order.
+    Data { to: Place, after: u64, of: MemberKey, frame: Vec<u8> },
     /// A page of history, in its place in the order.
     History { to: Place, after: u64, frame: Vec<u8> },
     /// The last reply of an attachment.
@@ -187,6 +191,7 @@ impl LaneMessage {
             Self::Forward { text: bytes, .. }
             | Self::Post(ChannelPost { bytes, .. })
             | Self::Reply { frame: bytes, .. }
+            | Self::Data { frame: bytes, .. }
             | Self::History { frame: bytes, .. }
             | Self::Detached { frame: bytes, .. }
             | Self::Records(Batch { records: bytes, .. })

@@ -26,7 +26,8 @@ const FENCES_MAX: usize = 65_536;
 #[derive(Debug)]
 pub struct Leaving {
     reason: CloseReason,
-    pub(super) until_ms: u64,
+    /// When it began.
+    pub(super) since_ms: u64,
     fence: Fence,
     /// Shards that have not said yet that all it sent them is answered.
     shards: u16,
@@ -35,7 +36,6 @@ pub struct Leaving {
 impl Core {
     /// Ends a connection when what was taken of it is answered. Nothing more is.
     pub(super) fn end<I: Io>(&mut self, io: &mut I, id: ConnId, reason: CloseReason, now: Tick) {
-        let close_ms = self.snapshot.settings.limits.close_ms;
         let Some(conn) = self.conn(id) else { return };
         if conn.leaving.is_some() {
             return;
@@ -47,7 +47,7 @@ impl Core {
         }
         let shards = u16::try_from(homes.len()).unwrap_or(u16::MAX);
         let Some(conn) = self.conn_mut(id) else { return };
-        conn.leaving = Some(Box::new(Leaving { reason, until_ms: now.mono_ms() + close_ms, fence, shards }));
+        conn.leaving = Some(Box::new(Leaving { reason, since_ms: now.mono_ms(), fence, shards }));
         (conn.paused_ms, conn.unfinished_ms, conn.flags.held) = (0, 0, false);
         if !conn.flags.ended {
             io.read(id, Read::Stream);
@@ -79,8 +79,10 @@ impl Core {
             Slot::Free => false,
             Slot::Asked(_) => true,
             Slot::Attached(attachment) => {
-                let answers =
-                    attachment.ordered.iter().any(|ordered| !matches!(ordered.what, Waiting::Event(_) | Waiting::Passing(_)));
+                let answers = attachment
+                    .ordered
+                    .iter()
+                    .any(|ordered| !matches!(ordered.what, Waiting::Event(_) | Waiting::Data { .. } | Waiting::Passing(_)));
                 attachment.detaching || attachment.paging == Paging::Asked || answers
             }
         };

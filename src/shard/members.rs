@@ -1,16 +1,14 @@
 //! A member's life at its session's home after it came in: away, gone, and what others are told of it.
 
-use super::core::{Core, Timer};
+use super::core::Core;
 use super::lanes::LaneMessage;
 use crate::io::Io;
-use crate::protocol::Head;
 use crate::session::{Entitlements, MemberKey, Place, PresenceChange};
 use crate::time::Tick;
 
 impl Core {
     /// A member's connection is gone, or (`leave`) the member itself.
     pub(super) fn member_left(&mut self, key: MemberKey, place: Place, clean: bool, leave: bool, now: Tick) {
-        let grace_ms = self.snapshot.settings.session.presence_grace_ms;
         let Some(member) = self.sessions.members.get_mut(key) else { return };
         if member.place != Some(place) {
             return;
@@ -23,75 +21,60 @@ impl Core {
             self.tell_presence(key, PresenceChange::Leave, None);
         }
         self.keep_member(key, now);
-        self.wheel.schedule(now.mono_ms() + grace_ms, Timer::Member(key));
+        self.set_member_timer(key);
     }
 
-    /// The grace, or the time unseen, of a member is over.
-    pub(super) fn on_member_timer(&mut self, key: MemberKey, now: Tick) {
+    /// When time does something to a member, in monotonic milliseconds: others are told that it is lost, or it is forgotten. Never while
+    /// it is attached.
+    pub(super) fn member_due_ms(&self, key: MemberKey) -> Option<u64> {
         let settings = self.snapshot.settings.session;
+        let member = self.sessions.members.get(key).filter(|member| member.away_since_ms > 0)?;
+        let channel = self.sessions.sessions.get(member.session).is_some_and(|session| session.channel);
+        let wait_ms = match member.told_lost {
+            false => settings.presence_grace_ms,
+            // A channel keeps no presence and addresses no member: a reader that is away for the grace is none.
+            true if channel => settings.presence_grace_ms,
+            true => settings.member_unseen_ms.max(settings.presence_grace_ms),
+        };
+        Some((member.away_since_ms + wait_ms).saturating_sub(member.away_before_ms))
+    }
+
+    /// The grace, or the time unseen, of a member may be over.
+    pub(super) fn on_member_timer(&mut self, key: MemberKey, now: Tick) {
         let now_ms = now.mono_ms();
         let Some(member) = self.sessions.members.get_mut(key) else { return };
-        if member.unseen_due_ms <= now_ms {
-            member.unseen_due_ms = 0;
-        }
-        if member.away_since_ms == 0 {
+        let [first, second] = member.timers_ms;
+        if first > now_ms {
+            // An earlier deadline was set after this one, or moved away.
             return;
         }
-        let away_ms = member.away_ms(now_ms);
-        let channel = self.sessions.sessions.get(member.session).is_some_and(|session| session.channel);
-        // A channel keeps no presence and addresses no member: a reader that is away for the grace is none.
-        let unseen_ms = if channel { settings.presence_grace_ms } else { settings.member_unseen_ms };
-        if away_ms < settings.presence_grace_ms {
-            return;
-        }
-        if !std::mem::replace(&mut member.told_lost, true) {
+        member.timers_ms = [second, u64::MAX];
+        let is_due = |core: &Self| core.member_due_ms(key).is_some_and(|due_ms| due_ms <= now_ms);
+        if is_due(self) && self.sessions.members.get(key).is_some_and(|member| !member.told_lost) {
             self.tell_presence(key, PresenceChange::Lost, None);
-            self.keep_member(key, now);
-        }
-        if away_ms >= unseen_ms {
-            let gone = self.sessions.remove_member(key);
-            let session = gone.as_ref().and_then(|gone| self.sessions.sessions.get(gone.session));
-            let session = session.map(|session| (session.hash, session.epoch_number));
-            if let (Some(gone), Some(session)) = (gone, session) {
-                self.keep_member_gone(session, gone.entitlements.client, now);
+            if let Some(member) = self.sessions.members.get_mut(key) {
+                member.told_lost = true;
             }
-            return;
+            if !is_due(self) {
+                self.keep_member(key, now);
+            }
         }
-        // One of an earlier absence comes sooner, and looks again.
-        if let Some(member) = self.sessions.members.get_mut(key).filter(|member| member.unseen_due_ms == 0) {
-            member.unseen_due_ms = now_ms + unseen_ms - away_ms;
-            self.wheel.schedule(member.unseen_due_ms, Timer::Member(key));
+        if is_due(self) {
+            return self.forget_member(key, now);
         }
+        self.set_member_timer(key);
     }
 
-    /// Tells the watchers of a session, or of a room of it.
-    pub(super) fn tell_presence(&mut self, key: MemberKey, change: PresenceChange, room: Option<&str>) {
-        let Some(member) = self.sessions.members.get(key) else { return };
-        let Some(session) = self.sessions.sessions.get(member.session) else { return };
-        if session.watchers.is_empty() || session.channel {
-            return;
+    /// A member that is away is no member any more. When it comes back it is new.
+    pub(super) fn forget_member(&mut self, key: MemberKey, now: Tick) {
+        if self.sessions.members.get(key).is_some_and(|member| !member.told_lost) {
+            self.tell_presence(key, PresenceChange::Lost, None);
         }
-        let stream = session.stream;
-        let told: Vec<Place> = session
-            .watchers
-            .iter()
-            .filter(|watcher| watcher.member != key && watcher.is_told(room))
-            .filter_map(|watcher| self.sessions.members.get(watcher.member)?.place)
-            .collect();
-        let (client_id, data) = (member.client_id.clone(), member.presence.clone());
-        let Some((session_id, after)) = self.streams.get(stream).map(|stream| (stream.session_id.clone(), stream.head())) else {
-            return;
-        };
-        let event = match change {
-            PresenceChange::Join => crate::protocol::PresenceEvent::Join,
-            PresenceChange::Leave => crate::protocol::PresenceEvent::Leave,
-            PresenceChange::Lost => crate::protocol::PresenceEvent::Lost,
-            PresenceChange::Data => crate::protocol::PresenceEvent::Data(data.as_deref().unwrap_or("null").as_bytes()),
-        };
-        for place in told {
-            let id = self.event_id();
-            let head = Head { id: &id, session_id: &session_id };
-            self.reply_to(place, after, |out| crate::protocol::presence(out, head, &client_id, event, room));
+        let gone = self.sessions.remove_member(key);
+        let session = gone.as_ref().and_then(|gone| self.sessions.sessions.get(gone.session));
+        let session = session.map(|session| (session.hash, session.epoch_number));
+        if let (Some(gone), Some(session)) = (gone, session) {
+            self.keep_member_gone(session, gone.entitlements.client, now);
         }
     }
 
@@ -100,6 +83,7 @@ impl Core {
         let Some(member) = self.sessions.members.get(key) else { return };
         let Some(place) = member.place else { return };
         let entitlements = member.entitlements.clone();
+        self.look_again(place);
         if place.shard == self.shard_number() {
             self.entitle(place, entitlements);
         } else {

@@ -85,6 +85,7 @@ impl Core {
                     self.put_ordered(to, after, Waiting::Frame(frame));
                 }
             }
+            LaneMessage::Data { to, after, of, frame } => self.put_data(to, after, of, frame),
             LaneMessage::History { to, after, frame } => self.put_ordered(to, after, Waiting::History(frame)),
             LaneMessage::Detached { to, after, frame } => self.put_ordered(to, after, Waiting::Detached(frame)),
             LaneMessage::Pong { to, after, id } => self.put_ordered(to, after, Waiting::Pong(id)),
@@ -172,6 +173,7 @@ impl Core {
     }
 
     fn on_detach(&mut self, member: MemberKey, place: Place, clean: bool, leave: bool, now: Tick) {
+        self.forget_history(place);
         self.member_left(member, place, clean, leave, now);
     }
 

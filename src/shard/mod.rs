@@ -10,6 +10,7 @@
 
 mod admin;
 pub mod admission;
+mod allowances;
 mod attach;
 mod commands;
 mod compacting;
@@ -23,11 +24,12 @@ mod durable;
 mod half_open;
 mod handshake;
 pub mod histogram;
+mod histories;
 mod holding;
 pub mod inbound;
 mod indexing;
 #[cfg(test)]
-mod inspect;
+pub mod inspect;
 mod keeping;
 pub mod lanes;
 mod leaving;
@@ -37,6 +39,7 @@ mod mirrors;
 mod outbound;
 mod plan;
 pub mod port;
+mod presence;
 mod publish;
 pub mod purge_files;
 mod purging;

@@ -6,6 +6,7 @@
 
 use super::conn::{Conn, Paging, Phase, Slot};
 use super::core::Core;
+use super::counters::ShardCounters;
 use crate::buffers::wipe;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
@@ -387,6 +388,7 @@ impl Core {
             conn.flags.blocked = true;
             self.counters.sends_short.increment();
             io.want_write(id);
+            self.fit(&mut conn);
             if conn.stalled_ms == 0 {
                 conn.stalled_ms = now.mono_ms().max(1);
                 conn.stalled_taken = 0;
@@ -405,6 +407,13 @@ impl Core {
             self.rest(id);
             self.after_flush(io, id);
         }
+    }
+
+    /// What a connection that takes nothing now lets wait lies in no more memory than it needs.
+    fn fit(&mut self, conn: &mut Conn) {
+        let before = conn.memory_bytes();
+        conn.fit(&mut self.buffers);
+        self.counters.buffer_bytes.subtract((before - conn.memory_bytes()) as u64);
     }
 
     /// Everything is sent: cursors at their heads are at rest.
@@ -428,7 +437,6 @@ impl Core {
         let whole = part == piece.bytes as usize;
         match piece.source {
             Source::Queue => {
-                self.counters.buffer_bytes.subtract(part as u64);
                 conn.queue_at += u32::try_from(part).unwrap_or(u32::MAX);
                 if conn.queue_at as usize == conn.queue.len() {
                     conn.messages_out += u64::from(piece.frames);
@@ -442,6 +450,7 @@ impl Core {
                     }
                     conn.queued_frames = u32::try_from(ordered).unwrap_or(u32::MAX);
                     conn.queue_at = 0;
+                    self.counters.buffer_bytes.subtract(conn.queue.capacity() as u64);
                     self.buffers.give(std::mem::take(&mut conn.queue));
                 }
             }
@@ -454,10 +463,9 @@ impl Core {
             Source::Frame { .. } | Source::Deflated { .. } => {
                 self.delivered(conn, piece, piece.seq, piece.upto, 1);
                 if !whole {
-                    self.buffers.lend(&mut conn.queue);
-                    let rest = &self.slice_of(conn.id, piece, out)[part..];
-                    conn.queue.extend_from_slice(rest);
-                    self.counters.buffer_bytes.add(rest.len() as u64);
+                    let mut kept = self.buffers.take();
+                    kept.extend_from_slice(&self.slice_of(conn.id, piece, out)[part..]);
+                    keep(conn, &self.counters, kept);
                 }
             }
             Source::Shared { batch } if whole => {
@@ -476,9 +484,9 @@ impl Core {
                 let seq = batch.from + count as u64 - 1;
                 self.delivered(conn, piece, seq, seq, count as u64);
                 if !begun {
-                    let rest = &out.shared[start + part..start + cut];
-                    keep(conn, &mut self.buffers, rest);
-                    self.counters.buffer_bytes.add(rest.len() as u64);
+                    let mut kept = self.buffers.take();
+                    kept.extend_from_slice(&out.shared[start + part..start + cut]);
+                    keep(conn, &self.counters, kept);
                 }
             }
         }
@@ -550,8 +558,8 @@ pub(super) fn has_more(conn: &Conn, core: &Core) -> bool {
 }
 
 /// Commits the rest of a frame that was cut: it goes before everything else.
-fn keep(conn: &mut Conn, buffers: &mut crate::buffers::Buffers, rest: &[u8]) {
-    buffers.lend(&mut conn.queue);
-    debug_assert!(conn.queue.is_empty(), "the queue goes out before any frame");
-    conn.queue.extend_from_slice(rest);
+fn keep(conn: &mut Conn, counters: &ShardCounters, rest: Vec<u8>) {
+    debug_assert!(conn.queue.capacity() == 0, "the queue goes out before any frame");
+    counters.buffer_bytes.add(rest.capacity() as u64);
+    conn.queue = rest;
 }

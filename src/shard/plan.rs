@@ -4,6 +4,7 @@ use super::conn::{Conn, Paging, Phase, Slot, Waiting};
 use super::core::Core;
 use super::inbound::contained;
 use super::outbound::{Outbound, Piece, Source, has_more};
+use super::replies::enqueue;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::Io;
@@ -19,6 +20,8 @@ use crate::ws::encoder::{OpenFrame, frame};
 const SCAN_MAX: usize = 4096;
 /// Ordered replies let out in one plan.
 const ORDERED_PER_PLAN_MAX: usize = 64;
+/// Places for such replies that an attachment keeps for the next ones.
+const ORDERED_KEPT_MAX: usize = 64;
 
 /// How far the planning of one attachment is.
 struct Scan {
@@ -184,27 +187,27 @@ impl Core {
             let attachment_number = u16::try_from(number).unwrap_or(u16::MAX);
             self.left.push(Place { shard, attachment: attachment_number, ticket: attachment.ticket, conn: conn.id });
         }
-        self.buffers.lend(&mut conn.queue);
-        let Some(stream) = self.streams.get(attachment.stream) else { return };
-        let waited = ordered.what.bytes();
-        match &ordered.what {
+        let (waited, kept) = (ordered.what.bytes(), attachment.ordered.len());
+        if attachment.ordered.capacity() > ORDERED_KEPT_MAX && kept < attachment.ordered.capacity() / 4 {
+            attachment.ordered.shrink_to(2 * kept);
+        }
+        self.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
+        let (stream, delivered_seq) = (attachment.stream, attachment.delivered_seq);
+        let Some(stream) = self.streams.get(stream) else { return };
+        enqueue(conn, &mut self.buffers, &self.counters, |queue| match &ordered.what {
             Waiting::Frame(bytes)
             | Waiting::Event(bytes)
+            | Waiting::Data { frame: bytes, .. }
             | Waiting::Passing(bytes)
             | Waiting::History(bytes)
-            | Waiting::Detached(bytes) => {
-                conn.queue.extend_from_slice(bytes);
-            }
+            | Waiting::Detached(bytes) => queue.extend_from_slice(bytes),
             Waiting::Pong(id) => {
                 let head = Head { id, session_id: &stream.session_id };
-                let before = conn.queue.len();
-                let open = OpenFrame::begin(&mut conn.queue);
-                crate::protocol::pong(&mut conn.queue, head, ordered.after.max(cursor), attachment.delivered_seq);
-                open.finish(Opcode::Text, &mut conn.queue);
-                self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
-                self.counters.buffer_bytes.subtract(waited as u64);
+                let open = OpenFrame::begin(queue);
+                crate::protocol::pong(queue, head, ordered.after.max(cursor), delivered_seq);
+                open.finish(Opcode::Text, queue);
             }
-        }
+        });
         // A reply was written at the session's home; a passing message was copied here.
         match stream.home {
             Some(home) if !matches!(ordered.what, Waiting::Passing(_)) => self.give_back(home, ordered.what.into_buffer()),
@@ -232,14 +235,13 @@ impl Core {
         scan.cursor = to;
         self.random_id = self.random_id.wrapping_add(1);
         let id = format!("rw-gap-{:x}", self.random_id);
-        self.buffers.lend(&mut conn.queue);
-        let before = conn.queue.len();
-        let open = OpenFrame::begin(&mut conn.queue);
-        crate::protocol::gap(&mut conn.queue, Head { id: &id, session_id: &stream.session_id }, from, to);
-        open.finish(Opcode::Text, &mut conn.queue);
+        enqueue(conn, &mut self.buffers, &self.counters, |queue| {
+            let open = OpenFrame::begin(queue);
+            crate::protocol::gap(queue, Head { id: &id, session_id: &stream.session_id }, from, to);
+            open.finish(Opcode::Text, queue);
+        });
         conn.queued_frames += 1;
         self.counters.gaps.increment();
-        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
         true
     }
 

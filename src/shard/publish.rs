@@ -2,7 +2,7 @@
 
 use super::conn::{Paging, Waiting};
 use super::core::Core;
-use super::counters::{DropReason, LimitReached};
+use super::counters::DropReason;
 use super::inbound::RETRY_AFTER_MS;
 use super::lanes::{ChannelPost, LaneMessage, Passing};
 use super::replies::AT_ONCE;
@@ -10,7 +10,7 @@ use crate::ids::ConnId;
 use crate::io::Io;
 use crate::log::{Audience, Entry, Header, Kind};
 use crate::protocol::{AddedBuf, Address, Envelope, ErrorCode, Failure, Head, Refusal, To, added, make_traceparent, rewritten};
-use crate::session::{DedupeLimits, MemberKey, Place, Seen, SessionKey, StreamKey, Target};
+use crate::session::{DedupeLimits, MemberKey, NOBODY, Place, Seen, SessionKey, StreamKey, Target};
 use crate::time::Tick;
 use crate::ws::Opcode;
 use crate::ws::encoder::frame_head;
@@ -211,7 +211,7 @@ impl Core {
                 return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
             }
         }
-        if let Some((code, message)) = self.log_refuses(session, envelope) {
+        if let Some((code, message)) = self.log_refuses(self.level_of(session), envelope) {
             return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
         }
         if !self.takes(io, origin.place, now) {
@@ -483,7 +483,7 @@ impl Core {
             let origin = Origin { place: post.from, client_id, client, acks: post.acks, number: post.frame_number };
             let session_id = self.channel_named(name);
             let session = self.session_hash(&session_id);
-            self.publish_post(io, &origin, session, &session_id, &envelope, now);
+            self.publish_post(io, &origin, post.subject_bytes, (session, &session_id), &envelope, now);
             self.channel_id = session_id;
         }
         self.parser = Some(parser);
@@ -502,6 +502,8 @@ impl Core {
             return self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/to"));
         }
         let (acks, number) = (conn.flags.acks, conn.messages_in);
+        let subject_bytes = conn.grant.as_ref().map_or(0, |grant| grant.subject().len());
+        let subject_bytes = u16::try_from(subject_bytes).unwrap_or(u16::MAX);
         let from = Place::whole(self.shard_number(), id);
         let session = self.session_hash(session_id);
         let home = self.key.home_shard(session_id, self.mesh.shards());
@@ -513,7 +515,7 @@ impl Core {
                 buffer.extend_from_slice(text);
                 buffer.extend_from_slice(client_id.as_bytes());
                 let text_bytes = u32::try_from(text.len()).unwrap_or(u32::MAX);
-                LaneMessage::Post(ChannelPost { from, acks, bytes: buffer, text_bytes, frame_number: number })
+                LaneMessage::Post(ChannelPost { from, acks, bytes: buffer, text_bytes, subject_bytes, frame_number: number })
             });
             if let Some(conn) = self.conn_mut(id) {
                 conn.client_id = client_id;
@@ -526,7 +528,7 @@ impl Core {
         }
         let client = self.sessions.target(Target::Client, &client_id);
         let origin = Origin { place: from, client_id: &client_id, client, acks, number };
-        self.publish_post(io, &origin, session, session_id, envelope, now);
+        self.publish_post(io, &origin, subject_bytes, (session, session_id), envelope, now);
         if let Some(conn) = self.conn_mut(id) {
             conn.client_id = client_id;
         }
@@ -537,55 +539,79 @@ impl Core {
         &mut self,
         io: &mut I,
         origin: &Origin<'_>,
-        hash: u64,
-        session_id: &str,
+        subject_bytes: u16,
+        (hash, session_id): (u64, &str),
         envelope: &Envelope<'_>,
         now: Tick,
     ) {
-        let session = match self.sessions.find(hash) {
-            Some(session) => session,
-            None if self.sessions.sessions.len() >= self.snapshot.settings.limits.sessions_per_shard => {
-                self.counters.limit_reached(LimitReached::SessionsPerShard);
-                let message = "the channel's shard holds as many sessions as it may (limits.sessions_per_shard)";
-                return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitSessions, message, "/to"));
-            }
-            None => self.create_session(session_id, hash, now),
-        };
-        let entry = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.epoch_number, entry.stream));
-        let Some((hash, epoch, stream)) = entry else { return };
+        let known = self.sessions.find(hash);
+        let audiences = Audiences { all: true, ..Audiences::default() };
         let mut object = self.buffers.take();
         rewritten(envelope, session_id, &mut object);
         let moved = Envelope { object: &object, ..*envelope };
-        let audiences = Audiences { all: true, ..Audiences::default() };
         if envelope.ephemeral {
-            self.pass(io, origin, stream, &moved, &audiences, now);
-        } else {
-            let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
-            let content = self.content_hash(envelope, &audiences);
-            let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
-            match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
-                Seen::New => match self.log_refuses(session, envelope) {
-                    Some((code, message)) => self.refuse_place(origin, &refusal_of(envelope, code, message, "")),
-                    None if !self.takes(io, origin.place, now) => {
-                        self.refuse_place(origin, &refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));
-                    }
-                    None => {
-                        let seq = self.append(stream, (hash, epoch), origin, &moved, &audiences, id_hash, content, now);
-                        self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
-                        self.conclude(origin, (session, stream), envelope, seq, audiences.recorded());
-                    }
-                },
-                Seen::Same { seq } => {
-                    self.counters.duplicates.increment();
-                    self.acknowledge_again(origin, (session, stream), envelope, seq);
+            // Where there is no session yet, nobody is in it.
+            if let Some(stream) = known.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.stream) {
+                self.pass(io, origin, stream, &moved, &audiences, now);
+            }
+            return self.buffers.give(object);
+        }
+        let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
+        let content = self.content_hash(envelope, &audiences);
+        let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
+        match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
+            Seen::New => match self.channel_for(io, origin, subject_bytes, (hash, session_id), envelope, now) {
+                Ok((session, stream, epoch)) => {
+                    let seq = self.append(stream, (hash, epoch), origin, &moved, &audiences, id_hash, content, now);
+                    self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
+                    self.conclude(origin, (session, stream), envelope, seq, audiences.recorded());
                 }
-                Seen::Different => {
-                    let message = "this id was used for another message: give each message an id of its own";
-                    self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
+                Err(refusal) => self.refuse_place(origin, &refusal),
+            },
+            Seen::Same { seq } => {
+                self.counters.duplicates.increment();
+                let stream = known.and_then(|key| Some((key, self.sessions.sessions.get(key)?.stream)));
+                match stream {
+                    Some(of) => self.acknowledge_again(origin, of, envelope, seq),
+                    // Its session is gone with it, long after it was durable.
+                    None => self.acknowledge(origin, envelope, seq, true),
                 }
+            }
+            Seen::Different => {
+                let message = "this id was used for another message: give each message an id of its own";
+                self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
             }
         }
         self.buffers.give(object);
+    }
+
+    /// The session of a channel that takes a post, with its stream and its epoch's number. It is made where it is new, and the post is
+    /// refused for nothing else: it counts to who posts.
+    fn channel_for<I: Io>(
+        &mut self,
+        io: &mut I,
+        origin: &Origin<'_>,
+        subject_bytes: u16,
+        (hash, session_id): (u64, &str),
+        envelope: &Envelope<'_>,
+        now: Tick,
+    ) -> Result<(SessionKey, StreamKey, u32), Refusal> {
+        let known = self.sessions.find(hash);
+        let subject = origin.client_id.get(..usize::from(subject_bytes)).unwrap_or(origin.client_id);
+        let maker = if known.is_none() { self.sessions.target(Target::User, subject) } else { NOBODY };
+        if known.is_none() {
+            self.room_for_session(maker).map_err(|(code, message)| refusal_of(envelope, code, message, "/to"))?;
+        }
+        let level = known.map_or_else(|| self.default_level(), |session| self.level_of(session));
+        if let Some((code, message)) = self.log_refuses(level, envelope) {
+            return Err(refusal_of(envelope, code, message, ""));
+        }
+        if !self.takes(io, origin.place, now) {
+            return Err(refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));
+        }
+        let session = known.unwrap_or_else(|| self.make_session(session_id, hash, maker, now));
+        let entry = self.sessions.sessions.get(session).map(|entry| (session, entry.stream, entry.epoch_number));
+        entry.ok_or_else(|| refusal_of(envelope, ErrorCode::InternalUnavailable, "the channel is gone: try again", "/to"))
     }
 
     /// Sends a refusal to wherever the sender is.

@@ -4,21 +4,18 @@
 //! stretch of a file into a buffer of the engine's, lent for one call; nobody's chunks leave memory for it.
 
 use super::compacting::STEP_BYTES;
-use super::conn::Waiting;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::durable::READ_TAGS;
+use super::histories::HistoryPage;
 use super::lanes::{LaneMessage, Page};
 use super::mirrors::audience_of;
 use super::unreadable::Place as Unread;
 use crate::io::Io;
 use crate::limits::{HISTORY_PAGE_BYTES_MAX, READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEND_BYTES_MAX};
 use crate::log::{ENTRY_BYTES, Entry, HEADER_BYTES, Held, Located, Position, Run, read_entries, read_record};
-use crate::protocol::Head;
 use crate::session::{MemberKey, Place, Stream, StreamKey};
 use crate::time::Tick;
-use crate::ws::Opcode;
-use crate::ws::encoder::OpenFrame;
 use std::rc::Rc;
 
 /// Unwanted bytes between two records that are read along rather than read apart: they cost less than a second read.
@@ -27,12 +24,12 @@ const GAP_BYTES_MAX: u64 = 64 * 1024;
 const PLACES_PER_READ: u64 = 1024;
 /// Such reads that are kept for the next page.
 const PLACES_MAX: usize = 64;
-/// Reads that may be under way or wait, for all readers of a shard; pages of history that wait for others are as many at most.
-const READS_MAX: usize = 4096;
+/// Reads that may be under way or wait, for all readers of a shard.
+pub(super) const READS_MAX: usize = 4096;
 /// Times a read is asked for again that brought less than is there.
 const SHORT_READS_MAX: u8 = 8;
-/// Pages of history that are being read together from disk; the others wait. Each holds up to [`HISTORY_PAGE_BYTES_MAX`].
-const HISTORIES_MAX: usize = 32;
+/// Numbers that one page for a reader looks at, of which few may be for it; the next one goes on there.
+const LOOKS_PER_PAGE_MAX: usize = 4096;
 /// Reads under way, above which the page of a reader that waits for one more gives its memory back until then.
 const PAGES_WARM_MAX: usize = 4 * READ_BACKS_MAX;
 
@@ -44,33 +41,6 @@ pub(super) struct Places {
     first_seq: u64,
     /// `None` where the file is damaged.
     at: Box<[Option<Located>]>,
-}
-
-/// A page of history that is being put together.
-#[derive(Debug)]
-pub(super) struct HistoryPage {
-    pub(super) place: Place,
-    pub(super) member: MemberKey,
-    pub(super) stream: StreamKey,
-    pub(super) id: Box<str>,
-    pub(super) room: Option<u64>,
-    pub(super) limit: usize,
-    /// Where it is in the order, with what comes behind it in the reply.
-    pub(super) after: u64,
-    /// The numbers it is taken from, in ascending order or from the last one down.
-    pub(super) low: u64,
-    pub(super) high: u64,
-    pub(super) ascending: bool,
-    /// The next number to be looked at.
-    pub(super) at: u64,
-    pub(super) more: bool,
-    pub(super) frames: Vec<u8>,
-    /// Where each frame ends, in the order they were found.
-    pub(super) ends: Vec<usize>,
-    /// It is one of [`HISTORIES_MAX`].
-    pub(super) reading: bool,
-    /// What ends the attachment, and its place in the order: asked for while the page was read.
-    pub(super) detached: Option<(u64, Vec<u8>)>,
 }
 
 /// What a read is for.
@@ -107,7 +77,7 @@ enum Asked {
 #[derive(Debug)]
 pub(super) struct Reading {
     asked: Asked,
-    job: Job,
+    pub(super) job: Job,
     /// Times that it brought less than was asked for, which is there.
     tries: u8,
 }
@@ -127,7 +97,7 @@ impl Asked {
 pub(super) struct Hand<'a> {
     at: Position,
     /// As many as were asked for, or fewer where the file ends.
-    bytes: &'a [u8],
+    pub(super) bytes: &'a [u8],
     asked_bytes: usize,
     places: Option<&'a Rc<Places>>,
 }
@@ -164,14 +134,6 @@ pub(super) enum Look<'a> {
         next: u64,
     },
     Want(Want),
-}
-
-/// What came of a page of history.
-enum Step {
-    Complete(Box<HistoryPage>),
-    Reads,
-    /// Nobody wants it any more.
-    Gone(Box<HistoryPage>),
 }
 
 impl Core {
@@ -337,6 +299,9 @@ impl Core {
                 None => return self.abandon(job),
             },
         };
+        if let Job::History(page) = &mut job {
+            page.read_bytes += asked.bytes();
+        }
         self.ask(io, Reading { asked, job, tries: 0 });
     }
 
@@ -405,13 +370,11 @@ impl Core {
             }
             (Asked::Places { .. } | Asked::Later, _) => {}
         }
-        self.serve_histories(io);
     }
 
     /// Looks again at what a job may have lacked.
     pub(super) fn go_on_with<I: Io>(&mut self, io: &mut I, job: Job) {
         self.serve(io, job, &Hand::default());
-        self.serve_histories(io);
     }
 
     fn serve<I: Io>(&mut self, io: &mut I, job: Job, hand: &Hand<'_>) {
@@ -426,10 +389,7 @@ impl Core {
     pub(super) fn abandon(&mut self, job: Job) {
         let place = match job {
             Job::Page { place, .. } => place,
-            Job::History(page) => {
-                self.histories -= usize::from(page.reading);
-                page.place
-            }
+            Job::History(page) => return self.give_up_history(*page),
             Job::Copy(_) => return self.abandon_compaction(),
         };
         if place.shard == self.shard_number() {
@@ -453,6 +413,9 @@ impl Core {
         mut page: Box<Page>,
         hand: &Hand<'_>,
     ) {
+        if place.shard == self.shard_number() && self.attachment_at(place).is_none() {
+            return self.keep_page(page);
+        }
         // Also for one that was detached meanwhile: it reads up to the place of its last reply.
         let Some(member) = self.sessions.members.get(key) else {
             return self.abandon(Job::Page { place, member: key, after, page });
@@ -463,9 +426,10 @@ impl Core {
         page.frames.clear();
         page.ends.clear();
         (page.after, page.cursor, page.gap) = (after, after, None);
-        let mut wanted = None;
-        while page.cursor < stream.head() && page.frames.len() < SEND_BYTES_MAX {
+        let (mut wanted, mut looks) = (None, 0);
+        while page.cursor < stream.head() && page.frames.len() < SEND_BYTES_MAX && looks < LOOKS_PER_PAGE_MAX {
             let seq = page.cursor + 1;
+            looks += 1;
             let lost_to = match self.look(stream_key, stream, seq, hand) {
                 Look::Record(entry, record) => {
                     let frame_at = entry.frame_at as usize;
@@ -507,134 +471,6 @@ impl Core {
             self.keep_page(page);
         } else {
             self.send_reply(place, LaneMessage::Page { to: place, page });
-        }
-    }
-
-    /// Puts a page of history together as far as its records are at hand, and has the next ones read.
-    pub(super) fn history_for<I: Io>(&mut self, io: &mut I, page: Box<HistoryPage>) {
-        self.serve_history(io, page, &Hand::default());
-    }
-
-    fn serve_history<I: Io>(&mut self, io: &mut I, page: Box<HistoryPage>, hand: &Hand<'_>) {
-        match self.history_step(io, page, hand) {
-            Step::Reads => {}
-            Step::Gone(page) => self.abandon(Job::History(page)),
-            Step::Complete(page) => {
-                self.histories -= usize::from(page.reading);
-                self.send_history(*page);
-            }
-        }
-    }
-
-    /// Goes on with pages that waited until fewer were being read.
-    fn serve_histories<I: Io>(&mut self, io: &mut I) {
-        while self.histories < HISTORIES_MAX
-            && let Some(page) = self.histories_waiting.pop_front()
-        {
-            self.serve_history(io, page, &Hand::default());
-        }
-    }
-
-    fn history_step<I: Io>(&mut self, io: &mut I, mut page: Box<HistoryPage>, hand: &Hand<'_>) -> Step {
-        while (page.low..=page.high).contains(&page.at) {
-            let seq = page.at;
-            let (Some(member), Some(stream)) = (self.sessions.members.get(page.member), self.streams.get(page.stream)) else {
-                return Step::Gone(page);
-            };
-            let mut next = if page.ascending { seq + 1 } else { seq - 1 };
-            match self.look(page.stream, stream, seq, hand) {
-                Look::Want(want) => return self.read_history(io, seq, want, hand, page),
-                Look::Damaged(_) => self.counters.dropped(DropReason::LogDamaged, 1),
-                Look::Unreadable { first, last } => {
-                    let (low, high) = if page.ascending { (seq, last.min(page.high)) } else { (first.max(page.low), seq) };
-                    self.counters.dropped(DropReason::LogUnreadable, high + 1 - low);
-                    next = if page.ascending { high + 1 } else { low - 1 };
-                }
-                Look::Nothing { before, next: behind } => next = if page.ascending { behind } else { before },
-                Look::Record(entry, record) => {
-                    let (addresses, frame) = record.split_at(entry.frame_at as usize);
-                    let addresses = &addresses[HEADER_BYTES..];
-                    let in_room =
-                        page.room.is_none_or(|room| addresses.chunks_exact(8).any(|target| target == room.to_le_bytes()));
-                    if in_room && member.entitlements.shows(&entry, seq, || addresses) {
-                        if page.ends.len() >= page.limit || page.frames.len() + frame.len() > HISTORY_PAGE_BYTES_MAX {
-                            page.more = true;
-                            break;
-                        }
-                        page.frames.extend_from_slice(frame);
-                        let end = page.frames.len();
-                        page.ends.push(end);
-                    }
-                }
-            }
-            page.at = next;
-        }
-        Step::Complete(page)
-    }
-
-    fn read_history<I: Io>(&mut self, io: &mut I, seq: u64, want: Want, hand: &Hand<'_>, mut page: Box<HistoryPage>) -> Step {
-        if !page.reading && self.histories >= HISTORIES_MAX {
-            if self.histories_waiting.len() >= READS_MAX {
-                self.counters.limit_reached(LimitReached::LogReads);
-                return Step::Gone(page);
-            }
-            // It begins again when it is its turn, and holds nothing until then.
-            page.frames = Vec::new();
-            page.ends = Vec::new();
-            page.at = if page.ascending { page.low } else { page.high };
-            self.histories_waiting.push_back(page);
-            return Step::Reads;
-        }
-        self.histories += usize::from(!std::mem::replace(&mut page.reading, true));
-        self.read_for(io, (page.stream, seq), want, hand, Job::History(page));
-        Step::Reads
-    }
-
-    /// Sends what ends an attachment; a page of history that is still being read goes before it.
-    pub(super) fn detach_behind_history(&mut self, place: Place, after: u64, frame: Vec<u8>) {
-        let waiting = self.disk.iter_mut().flat_map(|disk| disk.indexing.waiting_jobs());
-        let jobs = self.jobs.values_mut().map(|reading| &mut reading.job).chain(waiting);
-        let pages = jobs.filter_map(|job| match job {
-            Job::History(page) => Some(page),
-            Job::Page { .. } | Job::Copy(_) => None,
-        });
-        if let Some(page) = pages.chain(&mut self.histories_waiting).find(|page| page.place == place) {
-            page.detached = Some((after, frame));
-        } else if place.shard == self.shard_number() {
-            self.put_ordered(place, after, Waiting::Detached(frame));
-        } else {
-            self.send_reply(place, LaneMessage::Detached { to: place, after, frame });
-        }
-    }
-
-    fn send_history(&mut self, page: HistoryPage) {
-        let Some(stream) = self.streams.get(page.stream) else { return };
-        let (session_id, oldest) = (stream.session_id.clone(), stream.index.first());
-        let head = Head { id: &page.id, session_id: &session_id };
-        let mut bytes = self.buffer_for(page.place);
-        let open = OpenFrame::begin(&mut bytes);
-        crate::protocol::history_begin(&mut bytes, head, page.ends.len() as u64);
-        open.finish(Opcode::Text, &mut bytes);
-        if page.ascending {
-            bytes.extend_from_slice(&page.frames);
-        } else {
-            let mut end = page.frames.len();
-            for number in (0..page.ends.len()).rev() {
-                let start = number.checked_sub(1).map_or(0, |before| page.ends[before]);
-                bytes.extend_from_slice(&page.frames[start..end]);
-                end = start;
-            }
-        }
-        let open = OpenFrame::begin(&mut bytes);
-        crate::protocol::history_end(&mut bytes, head, page.more, oldest);
-        open.finish(Opcode::Text, &mut bytes);
-        if page.place.shard == self.shard_number() {
-            self.put_ordered(page.place, page.after, Waiting::History(bytes));
-        } else {
-            self.send_reply(page.place, LaneMessage::History { to: page.place, after: page.after, frame: bytes });
-        }
-        if let Some((after, frame)) = page.detached {
-            self.detach_behind_history(page.place, after, frame);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From a log to a shard's state: every record once, in the order of the log, then what a new start means for it.
 
-use super::core::{Core, Timer};
+use super::core::Core;
 use super::durable::Disk;
 use super::indexing::Indexing;
 use super::keeping::Kept;
@@ -10,7 +10,7 @@ use crate::log::{
     Geometry, IndexBuilder, IndexFile, Kind, Log, MemberState, Position, Receipt, Record, Run, SegmentHeader, SessionRun,
     SessionState, directory_runs,
 };
-use crate::session::{Dedupe, DedupeLimits, Member, MemberKey, SessionKey, Stay, Stream};
+use crate::session::{Dedupe, DedupeLimits, Member, MemberKey, NOBODY, SessionKey, Stay, Stream};
 use crate::time::Tick;
 
 /// Sessions out of reach that a shard names.
@@ -185,7 +185,7 @@ impl Core {
             Some(key) => key,
             None => {
                 let stream = self.streams.insert(Stream::new(state.session_id, hash, None, 1));
-                let key = self.sessions.create(hash, stream, 1, state.session_id.starts_with("channel:"));
+                let key = self.sessions.create(hash, stream, 1, state.session_id.starts_with("channel:"), NOBODY);
                 self.set_level(key);
                 key
             }
@@ -263,12 +263,13 @@ impl Core {
             received_seq: state.received_seq.max(before.as_ref().map_or(0, |before| before.received_seq)),
             used: before.and_then(|before| before.used),
             presence: state.presence.map(Into::into),
+            presence_empty_ns: 0,
             since_ms: state.since_ms,
             // Told apart when all is read: away since then (Unix ms), or there when the process ended (0).
             away_since_ms: if state.present { 0 } else { state.away_since_ms.max(1) },
             away_before_ms: 0,
             told_lost: state.told_lost,
-            unseen_due_ms: 0,
+            timers_ms: [u64::MAX; 2],
         });
         // A room that is the gateway's own since is left.
         for stay in state.stays.iter().filter(|stay| stay.to == u64::MAX && !is_own_room(stay.room)) {
@@ -298,14 +299,13 @@ impl Core {
     pub fn finish_recovery(&mut self, clean: bool, now: Tick, outcome: &mut Recovered) {
         // The records below may begin a segment, whose age is what lets the files before it go.
         self.log.tick(now.wall_ms);
-        let grace_ms = self.snapshot.settings.session.presence_grace_ms;
         self.sessions.shrink();
         let members: Vec<MemberKey> = self.sessions.members.iter().map(|(key, _)| key).collect();
         for key in members {
             let Some(member) = self.sessions.members.get_mut(key) else { continue };
             let away_ms = if member.away_since_ms == 0 { 0 } else { now.wall_ms.saturating_sub(member.away_since_ms) };
             (member.away_since_ms, member.away_before_ms) = (now.mono_ms().max(1), away_ms);
-            self.wheel.schedule(now.mono_ms() + grace_ms.saturating_sub(away_ms), Timer::Member(key));
+            self.set_member_timer(key);
         }
         let sessions: Vec<SessionKey> = self.sessions.sessions.iter().map(|(key, _)| key).collect();
         outcome.sessions = sessions.len();

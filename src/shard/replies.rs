@@ -1,9 +1,10 @@
 //! Replies on their way into a connection's queue, at once or in their place in the order, and what bounds them.
 
-use super::conn::{Ordered, Phase, Waiting};
+use super::conn::{Conn, Ordered, Phase, Waiting};
 use super::core::Core;
-use super::counters::{DropReason, LimitReached};
+use super::counters::{DropReason, LimitReached, ShardCounters};
 use super::lanes::LaneMessage;
+use crate::buffers::Buffers;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::session::Place;
@@ -19,6 +20,17 @@ const REPLIES_WAITING_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A queue above this many times the reply limit (and a page of history) ends its connection.
 const HARD_QUEUE_FACTOR: usize = 8;
 
+/// Writes to a connection's queue, and counts the memory that it takes for that.
+pub(super) fn enqueue(conn: &mut Conn, buffers: &mut Buffers, counters: &ShardCounters, write: impl FnOnce(&mut Vec<u8>)) {
+    let before = conn.queue.capacity();
+    buffers.lend(&mut conn.queue);
+    write(&mut conn.queue);
+    let after = conn.queue.capacity();
+    if after > before {
+        counters.buffer_bytes.add((after - before) as u64);
+    }
+}
+
 impl Core {
     /// Queues a text for a connection at once, before anything that waits for its place.
     pub(super) fn reply_now(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
@@ -26,13 +38,12 @@ impl Core {
         if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
             return;
         }
-        self.buffers.lend(&mut conn.queue);
-        let before = conn.queue.len();
-        let open = OpenFrame::begin(&mut conn.queue);
-        write(&mut conn.queue);
-        open.finish(Opcode::Text, &mut conn.queue);
+        enqueue(conn, &mut self.buffers, &self.counters, |queue| {
+            let open = OpenFrame::begin(queue);
+            write(queue);
+            open.finish(Opcode::Text, queue);
+        });
         conn.queued_frames += 1;
-        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
         self.check_budget(id);
         self.mark(id);
     }
@@ -43,10 +54,8 @@ impl Core {
         if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
             return;
         }
-        self.buffers.lend(&mut conn.queue);
-        conn.queue.extend_from_slice(frame);
+        enqueue(conn, &mut self.buffers, &self.counters, |queue| queue.extend_from_slice(frame));
         conn.queued_frames += 1;
-        self.counters.buffer_bytes.add(frame.len() as u64);
         self.check_budget(id);
         self.mark(id);
     }
@@ -58,10 +67,7 @@ impl Core {
             self.counters.dropped(DropReason::PongPending, 1);
             return;
         }
-        self.buffers.lend(&mut conn.queue);
-        let before = conn.queue.len();
-        encoder::pong(payload, &mut conn.queue);
-        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        enqueue(conn, &mut self.buffers, &self.counters, |queue| encoder::pong(payload, queue));
         self.mark(id);
     }
 
@@ -159,14 +165,22 @@ impl Core {
     }
 
     /// Puts an ordered reply into an attachment, or (where it is caught up) straight into the queue.
-    pub(super) fn put_ordered(&mut self, to: Place, after: u64, what: Waiting) {
-        let (bytes, id) = (what.bytes(), to.conn);
-        let Some(attachment) = self.attachment_at(to) else { return };
-        attachment.ordered.push_back(Ordered { after, what });
-        let Some(conn) = self.conn_mut(id) else { return };
+    pub(super) fn put_ordered(&mut self, to: Place, after: u64, mut what: Waiting) {
+        let id = to.conn;
+        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id) else {
+            return;
+        };
+        let (is_blocked, ordered) = (conn.flags.blocked, conn.attachment_mut(to.attachment));
+        let Some(attachment) = ordered.filter(|attachment| attachment.ticket == to.ticket) else { return };
+        if is_blocked || attachment.pulling {
+            what.fit(&mut self.buffers);
+        }
+        let bytes = what.bytes();
+        let ordered = Ordered { after, what };
+        self.counters.buffer_bytes.add(ordered.memory_bytes() as u64);
+        attachment.ordered.push_back(ordered);
         conn.ordered_bytes += u32::try_from(bytes).unwrap_or(u32::MAX);
         conn.queued_frames += 1;
-        self.counters.buffer_bytes.add(bytes as u64);
         self.check_budget(id);
         self.mark(id);
     }
@@ -209,7 +223,8 @@ mod tests {
             assert_eq!(pages(&core), most / PAGE_BYTES as u64, "those of all shards together");
             assert_eq!((core.counters.lane_backlog_bytes.get(), core.counters.buffer_bytes.get()), (most, most));
             assert_eq!(core.counters.limit_count(limit), 100 - pages(&core));
-            assert!(core.inspect(false).is_ok(), "{:?}", core.inspect(false));
+            let now = crate::time::Tick::default();
+            assert!(core.inspect(false, now).is_ok(), "{:?}", core.inspect(false, now));
             // The lanes take a part of them, and as they are emptied the others.
             let (mut io, mut taken) = (super::super::disk_tests::Held::default(), 0);
             let mut rounds = 0;

@@ -1,19 +1,37 @@
 //! What time does to a connection: one deadline on the wheel, the earliest of all that it has.
+//!
+//! A deadline is worked out from when something began and the settings of now, each time that it is looked at. What waits under settings
+//! that are in force no more is looked at anew when others come ([`Core::look_anew`]).
 
-use super::conn::{Conn, Phase};
-use super::core::Core;
+use super::conn::{Closing, Conn, Phase};
+use super::core::{Core, Timer};
 use super::counters::LimitReached;
+use super::replies::enqueue;
 use crate::close::CloseReason;
 use crate::config::Settings;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::net::refusal::HttpRefusal;
 use crate::protocol::Head;
+use crate::session::MemberKey;
 use crate::time::Tick;
 use crate::ws::encoder;
 
 /// How late a turn is that makes a standstill: nothing but a stopped process or a suspended machine keeps a shard for so long.
 const STANDSTILL_MS: u64 = 1_000;
+
+/// How soon one that is not read from is looked at again, should nothing else come.
+const PAUSED_LOOK_MS: u64 = 1_000;
+
+/// Connections, and members, that one turn looks at anew.
+const LOOKED_AT_PER_TURN: usize = 4096;
+
+/// How far the shard is with looking anew at what waits: places in the tables of connections and members.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Anew {
+    conns: usize,
+    members: usize,
+}
 
 impl Core {
     /// Notices that the shard stood still: what its peers did meanwhile it could not see, so that their time begins anew.
@@ -24,22 +42,58 @@ impl Core {
         }
     }
 
+    /// Other settings are in force: what waits for a time that they make shorter is to be looked at sooner. True while there is more.
+    pub(super) fn look_anew(&mut self, now: Tick) -> bool {
+        let Some(mut anew) = self.anew.take() else { return false };
+        for _ in 0..LOOKED_AT_PER_TURN {
+            if let Some(id) = self.conns.get(anew.conns).and_then(Option::as_ref).map(|conn| conn.id) {
+                self.set_timer(id, now);
+            }
+            if let Some((key, _)) = self.sessions.members.at(anew.members) {
+                self.set_member_timer(key);
+            }
+            (anew.conns, anew.members) = (anew.conns + 1, anew.members + 1);
+        }
+        let more = anew.conns < self.conns.len() || anew.members < self.sessions.members.places();
+        self.anew = more.then_some(anew);
+        more
+    }
+
+    /// Schedules what time does next to a member that is away, unless the wheel wakes it sooner.
+    pub(super) fn set_member_timer(&mut self, key: MemberKey) {
+        let Some(due_ms) = self.member_due_ms(key) else { return };
+        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        let [first, second] = member.timers_ms;
+        if due_ms < first {
+            member.timers_ms = [due_ms, first.min(second)];
+            self.wheel.schedule(due_ms, Timer::Member(key));
+        }
+    }
+
     /// The earliest thing that time will do to a connection, in monotonic milliseconds.
     pub(super) fn next_deadline_ms(&self, id: ConnId, now: Tick) -> u64 {
         let Some(conn) = self.conn(id) else { return u64::MAX };
+        let but_for_token_ms = self.deadline_but_for_token_ms(conn, now);
+        if matches!(conn.phase, Phase::Open) && conn.leaving.is_none() {
+            return but_for_token_ms.min(token_ms(conn, &self.snapshot.settings, now));
+        }
+        but_for_token_ms
+    }
+
+    pub(super) fn deadline_but_for_token_ms(&self, conn: &Conn, now: Tick) -> u64 {
         let (settings, awake_ms) = (&self.snapshot.settings, self.awake_since_ms);
-        let in_use_ms = || {
+        let of_any = || {
             let patience_ms = stall_ms(conn, settings, awake_ms).min(unfinished_ms(conn, settings, awake_ms));
-            heartbeat_ms(conn, settings, awake_ms).min(patience_ms)
+            heartbeat_ms(conn, settings, awake_ms).min(patience_ms).min(paused_ms(conn, now))
         };
         match &conn.phase {
-            Phase::Closing(closing) => closing.until_ms,
+            Phase::Closing(closing) => close_ms(closing, settings),
             Phase::Proxy(_) | Phase::Head(_) | Phase::Hello | Phase::HandingOver(_) => {
                 handshake_deadline_ms(conn, settings, awake_ms)
             }
-            Phase::Echo => in_use_ms(),
-            Phase::Open if let Some(leaving) = &conn.leaving => leaving.until_ms,
-            Phase::Open => in_use_ms().min(token_ms(conn, settings, now)).min(lifetime_ms(conn, settings)),
+            Phase::Echo => of_any(),
+            Phase::Open if let Some(leaving) = &conn.leaving => leaving.since_ms + settings.limits.close_ms,
+            Phase::Open => of_any().min(lifetime_ms(conn, settings)),
         }
     }
 
@@ -56,7 +110,7 @@ impl Core {
         let Some(conn) = self.conn(id) else { return };
         match &conn.phase {
             Phase::Closing(closing) => {
-                if closing.until_ms <= now_ms {
+                if close_ms(closing, settings) <= now_ms {
                     self.counters.limit_reached(LimitReached::CloseTime);
                     return self.drop_conn(io, id, now);
                 }
@@ -67,7 +121,7 @@ impl Core {
                 }
             }
             Phase::Open if let Some(leaving) = &conn.leaving => {
-                if leaving.until_ms <= now_ms {
+                if leaving.since_ms + settings.limits.close_ms <= now_ms {
                     return self.stop_leaving(io, id, now);
                 }
             }
@@ -79,6 +133,7 @@ impl Core {
                     return self.close(io, id, reason, now);
                 }
                 self.remind(id, settings, now);
+                self.read_again(io, id);
             }
         }
         self.set_timer(id, now);
@@ -164,16 +219,17 @@ impl Core {
 
     fn ping(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        self.buffers.lend(&mut conn.queue);
-        let before = conn.queue.len();
-        encoder::ping(&[], &mut conn.queue);
-        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        enqueue(conn, &mut self.buffers, &self.counters, |queue| encoder::ping(&[], queue));
         self.mark(id);
     }
 }
 
 fn ms(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+const fn close_ms(closing: &Closing, settings: &Settings) -> u64 {
+    closing.since_ms + settings.limits.close_ms
 }
 
 fn handshake_deadline_ms(conn: &Conn, settings: &Settings, awake_ms: u64) -> u64 {
@@ -198,8 +254,17 @@ fn stall_ms(conn: &Conn, settings: &Settings, awake_ms: u64) -> u64 {
     if conn.stalled_ms == 0 { u64::MAX } else { conn.stalled_ms.max(awake_ms) + settings.limits.stall_ms }
 }
 
+const fn paused_ms(conn: &Conn, now: Tick) -> u64 {
+    if conn.paused_ms == 0 { u64::MAX } else { now.mono_ms() + PAUSED_LOOK_MS }
+}
+
 fn unfinished_ms(conn: &Conn, settings: &Settings, awake_ms: u64) -> u64 {
-    if conn.unfinished_ms == 0 { u64::MAX } else { conn.unfinished_ms.max(awake_ms) + settings.limits.unfinished_message_ms }
+    // While it is not read from, its message can't be finished.
+    if conn.unfinished_ms == 0 || conn.paused_ms > 0 {
+        u64::MAX
+    } else {
+        conn.unfinished_ms.max(awake_ms) + settings.limits.unfinished_message_ms
+    }
 }
 
 const fn lifetime_ms(conn: &Conn, settings: &Settings) -> u64 {

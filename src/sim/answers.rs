@@ -187,11 +187,14 @@ impl World {
                             self.oracle.wrong(format!("a page of {count} has {}", page.len()));
                         }
                         self.oracle.history(view, &page, number("oldest_seq"));
+                        let seqs = page.iter().filter_map(|(envelope, _)| envelope["seq"].as_u64()).collect();
+                        self.clients[c].pages.push((seqs, payload.clone()));
                     }
                     None => self.oracle.wrong("rw.history_end without a begin".to_owned()),
                 }
                 self.on_answer(c, kind, session, envelope);
             }
+            "rw.presence" => self.clients[c].told.push(payload.clone()),
             _ => {}
         }
         self.hold(c, session, view);
@@ -308,6 +311,7 @@ impl World {
     pub fn on_error(&mut self, c: usize, what: &What, envelope: &Value) {
         let code = envelope["payload"]["code"].as_str().unwrap_or_default();
         *self.clients[c].answers.entry(code.to_owned()).or_default() += 1;
+        self.clients[c].refusals.push(envelope["payload"].clone());
         if let What::Roster(room) = what {
             let session = envelope["session_id"].as_str().unwrap_or_default().to_owned();
             self.rosters.remove(&(c, session, room.clone()));
@@ -331,7 +335,12 @@ impl World {
                 What::Message { .. } | What::Ephemeral => {
                     matches!(
                         code,
-                        "limit.backpressure" | "limit.rate" | "limit.disk" | "route.no_such_member" | "session.not_attached"
+                        "limit.backpressure"
+                            | "limit.rate"
+                            | "limit.disk"
+                            | "route.no_such_member"
+                            | "session.not_attached"
+                            | "limit.sessions"
                     )
                 }
                 What::Other("rw.history_end") => {

@@ -1,6 +1,6 @@
 //! Bounds that take long, many or much to reach, one test each: what is over them is refused, held or ended, and counted.
 
-use super::client::Casting;
+use super::client::{Casting, What};
 use super::disk::DiskFaults;
 use super::net::Faults;
 use super::world::{Features, Plan, World};
@@ -12,11 +12,15 @@ use serde_json::{Value, json};
 
 /// One shard, whose clients do only what the test says.
 fn stage(clients: &[(&str, &str)], change: impl FnOnce(&mut Settings)) -> World {
+    stage_on(1, clients, change)
+}
+
+fn stage_on(shards: usize, clients: &[(&str, &str)], change: impl FnOnce(&mut Settings)) -> World {
     let mut settings = Settings::default();
     settings.log.memory_bytes = 0;
     change(&mut settings);
     let (features, disk) = (Features::default(), DiskFaults { delay_us: 100, ..DiskFaults::default() });
-    let mut world = World::new(7, &Plan { features, shards: 1, lane_depth: 8, faults: Faults::NONE, disk, settings });
+    let mut world = World::new(7, &Plan { features, shards, lane_depth: 8, faults: Faults::NONE, disk, settings });
     world.settling = true;
     clients.iter().for_each(|(sub, home)| come(&mut world, sub, home, false));
     assert!(world.run_until(5_000, |world| world.clients.iter().all(super::client::Client::is_open)));
@@ -89,6 +93,136 @@ fn a_session_takes_so_many_members_and_a_shard_so_many_sessions() {
     assert_eq!((world.seats[0].counters.members.get(), world.seats[0].counters.sessions.get()), (2, 1));
 }
 
+fn tab<'a>(tab: &'a str, home: &'a str) -> Casting<'a> {
+    Casting { sub: "ana", tab, roles: &["agent"], home, echo: false, acks: true, hostile: false, slow: false }
+}
+
+/// A client comes into its session, or is refused with this code.
+fn enter(world: &mut World, casting: &Casting<'_>, code: Option<&str>) -> usize {
+    let client = world.cast(casting);
+    let now = world.now();
+    world.clients[client].stay_away_ms(&now, 0);
+    let is_done = |world: &World| match code {
+        Some(code) => answers(world, client, code) > 0,
+        None => world.clients[client].is_open(),
+    };
+    assert!(world.run_until(5_000, is_done), "{code:?}: {:?}", world.clients[client].answers);
+    client
+}
+
+#[test]
+fn a_users_own_member_that_is_away_for_longest_gives_way_and_comes_back_as_a_newcomer() {
+    for (own_max, members_max) in [(3, 10_000), (32, 12)] {
+        let mut world = stage(&[("ana", "s.0"), ("bob", "s.0"), ("cleo", "s.0")], |settings| {
+            settings.limits.members_per_user = own_max;
+            settings.limits.members_per_session = members_max;
+            settings.session.presence_grace_ms = 60_000;
+        });
+        leave(&mut world, 2, 0);
+        world.command(1, "rw.watch", "s.0", json!({"presence": true}), What::Other("rw.watching"));
+        let first = enter(&mut world, &tab("1", "s.0"), None);
+        let second = enter(&mut world, &tab("2", "s.0"), None);
+        world.command(first, "rw.join", "s.0", json!({"room": "x"}), What::Other("rw.joined"));
+        pass(&mut world, 2, 50);
+        for gone in [first, second] {
+            leave(&mut world, gone, 1_000_000);
+            pass(&mut world, 2, 300);
+        }
+        let told = answers(&world, 1, "rw.presence");
+        let members = |world: &World| world.seats[0].counters.members.get();
+        assert_eq!(members(&world), 5);
+        let third = enter(&mut world, &tab("3", "s.0"), None);
+        pass(&mut world, 2, 100);
+        assert_eq!((members(&world), reached(&world, LimitReached::MembersPerUser)), (5, 0));
+        assert_eq!(answers(&world, 1, "rw.presence") - told, 2, "one is lost, one joins");
+        for (to, kind) in [("client:ana/1", "route.no_such_member"), ("client:ana/2", "rw.ack")] {
+            world.message_to(1, "s.0", &json!(to), 10, false);
+            pass(&mut world, 2, 100);
+            assert_eq!(answers(&world, 1, kind), 1, "{to}");
+        }
+        // What it was is forgotten: its room too, which its welcome would name. The next oldest gives way for it.
+        world.oracle.forgotten("ana/1", "s.0");
+        let now = world.now();
+        world.clients[first].stay_away_ms(&now, 0);
+        assert!(world.run_until(5_000, |world| world.clients[first].is_open()));
+        assert_eq!(members(&world), 5);
+        world.message_to(1, "s.0", &json!("client:ana/2"), 10, false);
+        pass(&mut world, 2, 100);
+        assert_eq!(answers(&world, 1, "route.no_such_member"), 2);
+        // All of its members are connected: one more is refused, and another user's is not.
+        let refused = enter(&mut world, &tab("4", "s.0"), Some("limit.members"));
+        leave(&mut world, refused, 1_000_000);
+        assert!(world.clients[third].is_open() && world.clients[first].is_open());
+        assert_eq!((members(&world), reached(&world, LimitReached::MembersPerUser)), (5, 1));
+        come(&mut world, "dan", "s.0", false);
+        assert!(world.run_until(5_000, |world| members(world) == 6));
+        assert_eq!(world.oracle.violations, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_channel_takes_any_number_of_readers_of_a_user_and_keeps_few_that_are_away() {
+    let mut world = stage(&[("bob", "s.0")], |settings| {
+        settings.limits.members_per_user = 2;
+        settings.session.presence_grace_ms = 3_600_000;
+    });
+    let tabs: Vec<String> = (1..=9).map(|number| number.to_string()).collect();
+    let readers: Vec<usize> = tabs.iter().map(|name| enter(&mut world, &tab(name, "channel:c.0"), None)).collect();
+    assert_eq!(world.seats[0].counters.members.get(), 10);
+    readers.iter().for_each(|reader| leave(&mut world, *reader, 1_000_000));
+    world.run_for(300);
+    for number in 10..16 {
+        let reader = enter(&mut world, &tab(&number.to_string(), "channel:c.0"), None);
+        leave(&mut world, reader, 1_000_000);
+        world.run_for(100);
+    }
+    assert_eq!(world.seats[0].counters.members.get(), 10, "for each that comes one that is away goes");
+    assert_eq!(world.oracle.violations, Vec::<String>::new());
+}
+
+/// The oracle knows what a page of history has to show.
+#[test]
+fn what_rooms_had_that_were_left_is_seen_in_history_however_few_one_may_be_in() {
+    let mut world = stage(&[("ana", "s.0"), ("bob", "s.0")], |settings| settings.limits.rooms_per_client = 2);
+    for number in 0..6 {
+        let room = format!("r{number}");
+        let (join, leave) = (What::Join(room.clone()), What::Leave(room.clone(), number));
+        let named = json!({"room": room});
+        world.oracle.joining("ana", "s.0", &room, number);
+        world.command(0, "rw.join", "s.0", named.clone(), join);
+        world.run_for(20);
+        world.message_to(1, "s.0", &json!(format!("room:r{number}")), 10, false);
+        world.run_for(20);
+        world.oracle.leaving("ana", "s.0", &room, number + 1, number);
+        world.command(0, "rw.leave", "s.0", named, leave);
+        world.run_for(20);
+    }
+    assert_eq!((answers(&world, 0, "rw.joined"), answers(&world, 0, "rw.left")), (6, 6));
+    world.command(0, "rw.history", "s.0", json!({}), What::Other("rw.history_end"));
+    world.run_for(100);
+    let found: Vec<u64> = world.clients[0].pages.iter().flat_map(|(seqs, _)| seqs.clone()).collect();
+    assert_eq!(found, [1, 2, 3, 4, 5, 6]);
+    assert_eq!(world.oracle.violations, Vec::<String>::new());
+}
+
+/// Checked at every step: shard/inspect.rs.
+#[test]
+fn who_joins_and_leaves_rooms_again_and_again_is_remembered_in_as_many_as_anybody_may_be_in() {
+    let mut world = stage(&[("ana", "s.0")], |settings| {
+        settings.limits.rooms_per_client = 4;
+        settings.limits.messages_per_second = 0;
+    });
+    for number in 0..200 {
+        let room = json!({"room": format!("r{}", number % 7)});
+        world.command(0, "rw.join", "s.0", room.clone(), What::Other("rw.joined"));
+        world.message_to(0, "s.0", &Value::Null, 10, false);
+        world.command(0, "rw.leave", "s.0", room, What::Other("rw.left"));
+        world.run_for(20);
+    }
+    assert_eq!((answers(&world, 0, "rw.joined"), answers(&world, 0, "rw.left")), (200, 200));
+    assert_eq!(world.oracle.violations, Vec::<String>::new());
+}
+
 #[test]
 fn a_user_makes_so_many_sessions_and_others_make_theirs() {
     let mut world = stage(&[("ana", "s.0")], |settings| settings.limits.sessions_per_user = 1);
@@ -105,6 +239,48 @@ fn a_user_makes_so_many_sessions_and_others_make_theirs() {
     world.cast(&another("3"));
     assert!(world.run_until(5_000, |world| world.seats[0].counters.members.get() == 3));
     assert_eq!((world.oracle.violations.len(), world.seats[0].counters.sessions.get()), (0, 2));
+}
+
+/// A session is made by a post to a channel as well, and counts to who posted, whichever shard that is on.
+#[test]
+fn a_session_made_by_a_post_counts_to_who_posts_until_it_is_gone() {
+    for shards in [1, 2] {
+        let mut world = stage_on(shards, &[("ana", "s.0"), ("bob", "s.0"), ("cleo", "s.0")], |settings| {
+            settings.limits.sessions_per_user = 3;
+            settings.session.idle_ms = 2_000;
+        });
+        // Of one shard: where there are two, of the one where its connection is not.
+        let elsewhere = |world: &World, name: &String| shards == 1 || world.home(name) != world.home("s.0");
+        let channels: Vec<String> =
+            (0..).map(|number| format!("channel:c.{number}")).filter(|name| elsewhere(&world, name)).take(7).collect();
+        let made_before = u64::from(shards == 1);
+        let home = world.home(&channels[0]);
+        leave(&mut world, 2, 500);
+        for channel in &channels[..4] {
+            world.message_to(0, "s.0", &json!(channel), 10, false);
+        }
+        world.message_to(0, "s.0", &json!(channels[5]), 10, true);
+        pass(&mut world, 2, 500);
+        let taken = 3 - made_before;
+        assert_eq!((answers(&world, 0, "rw.ack"), answers(&world, 0, "limit.sessions")), (taken, 4 - taken));
+        let sessions = |world: &World| world.seats[home].counters.sessions.get();
+        assert_eq!(sessions(&world), 3, "nor does one nobody hears make a session");
+        assert_eq!(world.seats[home].counters.limit_count(LimitReached::SessionsPerUser), 4 - taken);
+        // Others post where it did and where nobody did; what it made is given back with the session.
+        world.message_to(1, "s.0", &json!(channels[0]), 10, false);
+        world.message_to(1, "s.0", &json!(channels[4]), 10, false);
+        pass(&mut world, 2, 500);
+        assert_eq!((answers(&world, 1, "rw.ack"), sessions(&world)), (2, 4));
+        for _ in 0..10 {
+            world.configure(|_| {});
+            pass(&mut world, 2, 500);
+        }
+        assert_eq!(sessions(&world), made_before);
+        world.message_to(0, "s.0", &json!(channels[6]), 10, false);
+        pass(&mut world, 2, 500);
+        assert_eq!((answers(&world, 0, "rw.ack"), answers(&world, 0, "limit.sessions")), (taken + 1, 4 - taken));
+        assert_eq!(world.oracle.violations, Vec::<String>::new());
+    }
 }
 
 #[test]

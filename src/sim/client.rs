@@ -151,6 +151,11 @@ pub struct Client {
     pub last_text: String,
     pub closes: BTreeMap<u16, u64>,
     pub answers: BTreeMap<String, u64>,
+    /// Of each page of history that came: its numbers, and its end's payload.
+    pub pages: Vec<(Vec<u64>, Value)>,
+    /// What it was told of others (`rw.presence`), and why it was refused something.
+    pub told: Vec<Value>,
+    pub refusals: Vec<Value>,
 }
 
 pub struct Casting<'a> {
@@ -230,6 +235,9 @@ impl World {
             last_text: String::new(),
             closes: BTreeMap::new(),
             answers: BTreeMap::new(),
+            pages: Vec::new(),
+            told: Vec::new(),
+            refusals: Vec::new(),
         });
         self.clients.len() - 1
     }

@@ -1,6 +1,6 @@
 //! The simulator: the third engine. Real shards, clients and a network of queues, one thread, virtual time, one seed.
 //!
-//! May import everything; nothing imports it. Invariant: the same seed gives the same trace, twice. `oracle` and `wire` share no code
+//! May import everything; nothing imports it but `states`, which takes its chance and its wire. Invariant: the same seed gives the same trace, twice. `oracle` and `wire` share no code
 //! with the gateway.
 //!
 //! `RINGWAY_SEED=0x.. cargo test --profile sim --lib sim::seed -- --nocapture` runs one seed; where it fails, its world is made smaller
@@ -20,12 +20,17 @@ mod disk_faults;
 mod door;
 mod draw;
 mod ends;
+mod histories;
 mod mallory;
 mod net;
 mod oracle;
 mod pipe;
+mod presence;
 mod purges;
-mod random;
+pub(crate) mod random;
+mod refreshes;
+mod refusals;
+mod reloads;
 mod rest;
 mod runs;
 mod scenarios;
@@ -33,7 +38,7 @@ mod seen;
 mod shrink;
 mod story;
 mod visitors;
-mod wire;
+pub(crate) mod wire;
 mod world;
 
 use crate::shard::port::PortMessage;

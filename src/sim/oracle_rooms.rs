@@ -53,6 +53,11 @@ impl Oracle {
         }
     }
 
+    /// A member was forgotten: when it comes back it is new, and in no room.
+    pub fn forgotten(&mut self, client: &str, session: &str) {
+        self.stays.remove(&(client.to_owned(), session.to_owned()));
+    }
+
     /// A join was sent when the session's head was `head`.
     pub fn joining(&mut self, client: &str, session: &str, room: &str, head: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();

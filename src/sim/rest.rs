@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// The longest time, of the world's, that it may take to come to rest without faults.
 const SETTLE_MS: u64 = 120_000;
-/// From a connection's last moment in a drain to its end, its close handshake included.
+/// From a connection's last moment in a drain to its end: what it is answered first, and its close handshake.
 const DEPART_MS: u64 = 10_000;
 /// The longest grace of a member, and the time to ask of it.
 const LOST_NS: u64 = 30_000_000_000;

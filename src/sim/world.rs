@@ -200,8 +200,13 @@ pub fn token_id(client: &Client) -> String {
 
 /// An HS256 token (RFC 7519).
 pub fn token(client: &Client, now_s: u64, lifetime_s: u64) -> String {
+    token_for(client, &["s.*", "channel:c.*"], now_s, lifetime_s)
+}
+
+/// The same, for these sessions.
+pub fn token_for(client: &Client, sessions: &[&str], now_s: u64, lifetime_s: u64) -> String {
     let header = serde_json::json!({ "alg": "HS256", "typ": "JWT", "kid": "k" });
-    let claims = serde_json::json!({ "sub": client.sub, "sid": ["s.*", "channel:c.*"], "roles": client.roles, "iat": now_s,
+    let claims = serde_json::json!({ "sub": client.sub, "sid": sessions, "roles": client.roles, "iat": now_s,
         "exp": now_s + lifetime_s, "jti": token_id(client) });
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), signed.as_bytes());
@@ -492,16 +497,17 @@ impl World {
         let next = self.with_io(shard, |core, io, now| core.turn(io, now));
         self.tell_looks();
         self.trace(&[5, shard as u64, self.now_ns, matches!(next, Next::Again).into()]);
+        let now = self.now();
         let seat = &mut self.seats[shard];
         seat.next = next;
         seat.again = if news || next != Next::Again { 0 } else { seat.again + 1 };
         if seat.again > AGAIN_MAX {
-            let what = seat.core.inspect(true).err().unwrap_or_default();
+            let what = seat.core.inspect(true, now).err().unwrap_or_default();
             self.oracle.wrong(format!("shard {shard} asks for its turn again and again and has nothing to do; {what}"));
             seat.again = 0;
             return;
         }
-        if let Err(what) = seat.core.inspect(next != Next::Again) {
+        if let Err(what) = seat.core.inspect(next != Next::Again, now) {
             self.oracle.wrong(format!("shard {shard} at {} us: {what}", self.now_ns / 1000));
         }
         match next {

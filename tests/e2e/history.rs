@@ -46,6 +46,8 @@ async fn pages_forwards_and_backwards() {
         let (messages, end) = page(&mut ben, wanted.clone()).await;
         assert_eq!(payloads(&messages), expected, "{wanted}");
         assert_eq!((&end["more"], &end["oldest_seq"]), (&json!(more), &json!(1)), "{wanted}");
+        let next_seq = if wanted["after"].is_u64() { expected.last() } else { expected.first() };
+        assert_eq!(end["next_seq"], json!(next_seq.filter(|_| more)), "{wanted}");
     }
     assert_eq!(ana.command("rw.history", json!({"before": 3, "after": 1})).await["type"], "rw.error");
     assert_eq!(ana.command("rw.history", json!({"limit": 1001})).await["type"], "rw.error");

@@ -54,3 +54,18 @@ async fn presence_data_is_told_and_bounded() {
     let members = ana.command("rw.members", json!({})).await;
     assert_eq!(members["payload"]["members"][1]["data"], json!({"typing": true}), "{members}");
 }
+
+#[tokio::test]
+async fn who_tells_of_itself_too_often_is_told_when_it_may_again() {
+    let gateway = Gateway::start(&[("limits.presence_per_second", "1"), ("limits.presence_burst", "3")]);
+    let mut ana = Client::join(&gateway, "s", "ana").await;
+    for number in 0..3 {
+        assert_eq!(ana.command("rw.presence.set", json!({"data": number})).await["type"], "rw.presence.ok");
+    }
+    let refused = ana.command("rw.presence.set", json!({"data": 3})).await;
+    assert_eq!((&refused["type"], &refused["payload"]["code"]), (&json!("rw.error"), &json!("limit.rate")), "{refused}");
+    let wait_ms = refused["payload"]["retry_after_ms"].as_u64().unwrap();
+    assert!((1..=1_000).contains(&wait_ms) && refused["payload"]["retryable"] == true, "{refused}");
+    tokio::time::sleep(std::time::Duration::from_millis(wait_ms + 5)).await;
+    assert_eq!(ana.command("rw.presence.set", json!({"data": 4})).await["type"], "rw.presence.ok");
+}

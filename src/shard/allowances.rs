@@ -1,0 +1,102 @@
+//! What one user may make of a shard's tables. Each is judged before anything is made for a command, so that a refused one leaves
+//! nothing behind; and made by one road, whatever the command was.
+
+use super::core::Core;
+use super::counters::LimitReached;
+use crate::limits::ROOMS_PER_CLIENT_MAX;
+use crate::protocol::ErrorCode;
+use crate::session::{MemberKey, SessionKey, Stream};
+use crate::time::Tick;
+
+/// Why there is no room: the code, and what to tell.
+pub(super) type NoRoom = (ErrorCode, String);
+
+/// Members of one session that one user may be: a quarter of all at most, but two where that is less, for a phone and a laptop.
+pub(super) fn own_members_max(own_max: usize, members_max: usize) -> usize {
+    own_max.min((members_max / 4).max(2))
+}
+
+impl Core {
+    /// Whether the shard takes another session, made by this user ([`crate::session::Target::User`]).
+    pub(super) fn room_for_session(&self, maker: u64) -> Result<(), NoRoom> {
+        let limits = &self.snapshot.settings.limits;
+        let (sessions_max, made_max) = (limits.sessions_per_shard, limits.sessions_per_user);
+        if self.sessions.sessions.len() >= sessions_max {
+            self.counters.limit_reached(LimitReached::SessionsPerShard);
+            let message = format!("this shard holds {sessions_max} sessions already (limits.sessions_per_shard)");
+            return Err((ErrorCode::LimitSessions, message));
+        }
+        if made_max > 0 && self.sessions.made_by(maker) >= made_max {
+            self.counters.limit_reached(LimitReached::SessionsPerUser);
+            let message = format!("this user made {made_max} sessions of this shard already (limits.sessions_per_user)");
+            return Err((ErrorCode::LimitSessions, message));
+        }
+        Ok(())
+    }
+
+    /// Makes a session that there is room for; it counts to its maker as long as it is there.
+    pub(super) fn make_session(&mut self, session_id: &str, hash: u64, maker: u64, now: Tick) -> SessionKey {
+        let stream = self.streams.insert(Stream::new(session_id, hash, None, 1));
+        let epoch = self.next_random().max(1);
+        let key = self.sessions.create(hash, stream, epoch, session_id.starts_with("channel:"), maker);
+        self.set_level(key);
+        self.counters.sessions.set(self.sessions.sessions.len() as u64);
+        self.keep_session(key, now);
+        key
+    }
+
+    /// Whether a session takes another member of this user ([`crate::session::Target::User`]), and which of the user's own gives way for
+    /// it: the one that is away for longest.
+    pub(super) fn room_for_member(&self, session: SessionKey, user: u64, now: Tick) -> Result<Option<MemberKey>, NoRoom> {
+        let limits = &self.snapshot.settings.limits;
+        let Some(entry) = self.sessions.sessions.get(session) else { return Ok(None) };
+        let (members_max, own) = (limits.members_per_session, self.sessions.group(session, user));
+        let own_max = own_members_max(limits.members_per_user, members_max);
+        if own.len() >= own_max {
+            let now_ms = now.mono_ms();
+            let away = |key: &MemberKey| self.sessions.members.get(*key).filter(|member| member.place.is_none());
+            // All of a session's are looked at, which are about as many as may be. A channel has any number, and soon forgets those away.
+            let looked_at = if entry.channel { own.get(..own_max).unwrap_or(own) } else { own };
+            let longest = looked_at.iter().filter_map(|key| Some((away(key)?.away_ms(now_ms), *key))).max_by_key(|(ms, _)| *ms);
+            if longest.is_some() || entry.channel {
+                return Ok(longest.map(|(_, key)| key));
+            }
+            self.counters.limit_reached(LimitReached::MembersPerUser);
+            let message = format!(
+                "the user has {own_max} members in the session already, all of them connected (limits.members_per_user, and a quarter of \
+                 limits.members_per_session): let one leave first"
+            );
+            return Err((ErrorCode::LimitMembers, message));
+        }
+        // A channel is the way for more readers than a session takes.
+        if !entry.channel && entry.members.len() >= members_max {
+            self.counters.limit_reached(LimitReached::MembersPerSession);
+            let message =
+                format!("the session has {members_max} members already (limits.members_per_session): use a channel for more");
+            return Err((ErrorCode::LimitMembers, message));
+        }
+        Ok(None)
+    }
+
+    /// Whether a client, a member or not yet, may be in all these rooms as well.
+    pub(super) fn room_for_rooms(&self, member: Option<MemberKey>, rooms: &[impl AsRef<str>]) -> Result<(), NoRoom> {
+        let rooms_max = self.snapshot.settings.limits.rooms_per_client;
+        let there = member.and_then(|member| self.sessions.members.get(member)).map_or(&[][..], |member| &member.rooms);
+        let mut names: Vec<&str> =
+            rooms.iter().map(AsRef::as_ref).filter(|name| there.iter().all(|room| **room != **name)).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() || there.len() + names.len() <= rooms_max {
+            return Ok(());
+        }
+        self.counters.limit_reached(LimitReached::RoomsPerClient);
+        Err((ErrorCode::LimitRooms, format!("a client may be in {rooms_max} rooms (limits.rooms_per_client): leave one first")))
+    }
+
+    /// Forgets times in rooms that a member can read nothing of any more, and the oldest ones above as many as anybody may be in.
+    pub(super) fn prune_stays(&mut self, key: MemberKey) {
+        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        let stream = self.sessions.sessions.get(member.session).and_then(|session| self.streams.get(session.stream));
+        member.entitlements.prune(stream.map_or(1, |stream| stream.index.first()), ROOMS_PER_CLIENT_MAX);
+    }
+}

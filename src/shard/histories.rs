@@ -1,0 +1,407 @@
+//! Pages of history: asked for, put together in steps, answered; and dropped when whoever asked is gone.
+//!
+//! One page of a user is under way at a time, its others wait for their turns behind those of other users. What a page may look at is
+//! bounded, in one turn and in all: it then ends where it is, and says where the next one goes on.
+
+use super::conn::Waiting;
+use super::core::Core;
+use super::counters::{DropReason, LimitReached};
+use super::inbound::RETRY_AFTER_MS;
+use super::lanes::LaneMessage;
+use super::reading::{Hand, Job, Look, Want};
+use crate::ids::{HashKey, Map};
+use crate::io::Io;
+use crate::limits::HISTORY_PAGE_BYTES_MAX;
+use crate::log::{Audience, HEADER_BYTES};
+use crate::protocol::{ErrorCode, Failure, Head};
+use crate::session::{MemberKey, Place, StreamKey};
+use crate::ws::Opcode;
+use crate::ws::encoder::OpenFrame;
+use std::collections::VecDeque;
+
+/// Pages that are under way together; the others wait. Each holds up to [`HISTORY_PAGE_BYTES_MAX`].
+pub(super) const UNDER_WAY_MAX: usize = 32;
+/// Pages that are asked for and not answered, of all users and of one.
+const PAGES_MAX: usize = 4096;
+const PAGES_PER_USER_MAX: usize = 16;
+/// Numbers of the order that pages look at in one turn, and that one page looks at before it is the next one's turn. Few in tests, whose
+/// sessions are short.
+const LOOKS_PER_TURN: usize = if cfg!(test) { 96 } else { 4096 };
+const LOOKS_PER_STEP: usize = if cfg!(test) { 24 } else { 512 };
+/// Numbers that one page looks at, and bytes that it has read from disk: then it ends, with more behind it.
+const LOOKS_PER_PAGE_MAX: usize = if cfg!(test) { 120 } else { 10_000 };
+const READ_BYTES_PER_PAGE_MAX: usize = 8 * HISTORY_PAGE_BYTES_MAX;
+/// Rooms (or none) of which an attachment's numbers that were looked at in vain are known.
+const IN_VAIN_PER_PLACE_MAX: usize = 4;
+
+/// A page of history that is being put together.
+#[derive(Debug)]
+pub(super) struct HistoryPage {
+    pub(super) place: Place,
+    pub(super) member: MemberKey,
+    pub(super) stream: StreamKey,
+    /// Who asked ([`crate::session::Target::User`]).
+    pub(super) user: u64,
+    pub(super) id: Box<str>,
+    pub(super) room: Option<u64>,
+    pub(super) limit: usize,
+    /// Where it is in the order, with what comes behind it in the reply.
+    pub(super) after: u64,
+    /// The numbers it is taken from, in ascending order or from the last one down.
+    pub(super) low: u64,
+    pub(super) high: u64,
+    pub(super) ascending: bool,
+    /// The next number to be looked at.
+    pub(super) at: u64,
+    pub(super) more: bool,
+    pub(super) frames: Vec<u8>,
+    /// Where each frame ends, in the order they were found.
+    pub(super) ends: Vec<usize>,
+    pub(super) looks: usize,
+    pub(super) read_bytes: usize,
+}
+
+/// Who waits for a page, and what ends the attachment behind it, with its place in the order, where that was asked for meanwhile.
+#[derive(Debug)]
+struct Wanted {
+    user: u64,
+    detached: Option<(u64, Vec<u8>)>,
+}
+
+/// The pages of one user.
+#[derive(Debug, Default)]
+struct User {
+    waiting: VecDeque<Box<HistoryPage>>,
+    is_under_way: bool,
+    /// It stands among those whose turn comes.
+    is_in_turn: bool,
+}
+
+/// Numbers that an attachment's last pages looked at in vain. A client that goes by the numbers it was shown asks for them again.
+#[derive(Clone, Copy, Debug)]
+struct InVain {
+    room: Option<u64>,
+    low: u64,
+    high: u64,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Histories {
+    /// By who asked: an attachment has one page at a time.
+    wanted: Map<Place, Wanted>,
+    users: Map<u64, User>,
+    /// Users whose next page is to begin.
+    turns: VecDeque<u64>,
+    /// Pages that have begun and are not being read from disk.
+    begun: VecDeque<Box<HistoryPage>>,
+    /// Pages that have begun.
+    under_way: usize,
+    /// What is left to be looked at in this turn.
+    looks: usize,
+    /// By who asked, where a page ended without a message and with more behind it.
+    in_vain: Map<Place, Vec<InVain>>,
+}
+
+/// What came of a page of history.
+enum Step {
+    Complete(Box<HistoryPage>),
+    /// It is another one's turn.
+    Later(Box<HistoryPage>),
+    Reads,
+    /// Nobody wants it any more.
+    Gone(Box<HistoryPage>),
+}
+
+impl Histories {
+    pub(super) fn new(key: HashKey) -> Self {
+        let (wanted, users, in_vain) = (Map::with_hasher(key), Map::with_hasher(key), Map::with_hasher(key));
+        Self { wanted, users, turns: VecDeque::new(), begun: VecDeque::new(), under_way: 0, looks: LOOKS_PER_TURN, in_vain }
+    }
+
+    /// What a page looks at, it and those before it, without having found anything.
+    fn found_nothing(&mut self, page: &HistoryPage) {
+        let (low, high) = if page.ascending { (page.low, page.at - 1) } else { (page.at + 1, page.high) };
+        let known = self.in_vain.entry(page.place).or_default();
+        known.retain(|known| known.room != page.room);
+        known.truncate(IN_VAIN_PER_PLACE_MAX - 1);
+        known.insert(0, InVain { room: page.room, low, high });
+    }
+
+    /// What a page need not look at.
+    fn in_vain_for(&self, page: &HistoryPage) -> Option<InVain> {
+        self.in_vain.get(&page.place)?.iter().find(|known| known.room == page.room).copied()
+    }
+
+    /// Whether another page of a user may be asked for.
+    fn takes(&self, user: u64, place: Place) -> bool {
+        let own = self.users.get(&user).map_or(0, |user| user.waiting.len() + usize::from(user.is_under_way));
+        own < PAGES_PER_USER_MAX && self.wanted.len() < PAGES_MAX && !self.wanted.contains_key(&place)
+    }
+
+    fn add(&mut self, page: Box<HistoryPage>) {
+        self.wanted.insert(page.place, Wanted { user: page.user, detached: None });
+        let user = self.users.entry(page.user).or_default();
+        if !user.is_under_way && !std::mem::replace(&mut user.is_in_turn, true) {
+            self.turns.push_back(page.user);
+        }
+        user.waiting.push_back(page);
+    }
+
+    /// Pages, users and what is known of them.
+    #[cfg(test)]
+    pub(super) fn left(&self) -> usize {
+        self.wanted.len() + self.users.len() + self.turns.len() + self.begun.len() + self.under_way + self.in_vain.len()
+    }
+
+    /// Has the pages begin for which there is room.
+    fn begin(&mut self) {
+        while self.under_way < UNDER_WAY_MAX
+            && let Some(name) = self.turns.pop_front()
+        {
+            let Some(user) = self.users.get_mut(&name) else { continue };
+            user.is_in_turn = false;
+            if let Some(page) = user.waiting.pop_front() {
+                user.is_under_way = true;
+                self.under_way += 1;
+                self.begun.push_back(page);
+            } else {
+                self.users.remove(&name);
+            }
+        }
+    }
+
+    /// A page that had begun is done with; who waits for it still, and the end of the attachment.
+    fn end(&mut self, page: &HistoryPage) -> Option<Wanted> {
+        self.under_way -= 1;
+        if let Some(user) = self.users.get_mut(&page.user) {
+            user.is_under_way = false;
+            if user.waiting.is_empty() {
+                self.users.remove(&page.user);
+            } else if !std::mem::replace(&mut user.is_in_turn, true) {
+                self.turns.push_back(page.user);
+            }
+        }
+        self.wanted.remove(&page.place)
+    }
+
+    /// Whoever asked is gone. A page that has begun is dropped when it would go on.
+    fn forget(&mut self, place: Place) -> Option<Wanted> {
+        let wanted = self.wanted.remove(&place)?;
+        if let Some(user) = self.users.get_mut(&wanted.user) {
+            user.waiting.retain(|page| page.place != place);
+        }
+        Some(wanted)
+    }
+}
+
+impl Core {
+    /// Takes a page that was asked for, or refuses it where too many are.
+    pub(super) fn ask_history(&mut self, page: HistoryPage) {
+        if self.histories.takes(page.user, page.place) {
+            return self.histories.add(Box::new(page));
+        }
+        self.refuse_history(&page);
+    }
+
+    /// Goes on with pages, as far as a turn may; true if there is more to do.
+    pub(super) fn serve_histories<I: Io>(&mut self, io: &mut I) -> bool {
+        loop {
+            self.histories.begin();
+            if self.histories.looks == 0 {
+                break;
+            }
+            let Some(page) = self.histories.begun.pop_front() else { break };
+            self.serve_history(io, page, &Hand::default());
+        }
+        self.histories.looks = LOOKS_PER_TURN;
+        !self.histories.begun.is_empty()
+    }
+
+    pub(super) fn serve_history<I: Io>(&mut self, io: &mut I, page: Box<HistoryPage>, hand: &Hand<'_>) {
+        match self.history_step(io, page, hand) {
+            Step::Reads => {}
+            Step::Later(page) => self.histories.begun.push_back(page),
+            Step::Gone(page) => {
+                let wanted = self.histories.end(&page);
+                self.detach_after(page.place, wanted);
+            }
+            Step::Complete(page) => {
+                let wanted = self.histories.end(&page);
+                if page.more && page.ends.is_empty() && wanted.as_ref().is_some_and(|wanted| wanted.detached.is_none()) {
+                    self.histories.found_nothing(&page);
+                }
+                self.send_history(&page);
+                self.detach_after(page.place, wanted);
+            }
+        }
+    }
+
+    fn history_step<I: Io>(&mut self, io: &mut I, mut page: Box<HistoryPage>, hand: &Hand<'_>) -> Step {
+        if !self.histories.wanted.contains_key(&page.place) {
+            return Step::Gone(page);
+        }
+        // What was read is lent for this call, and looked at whole.
+        let most = if hand.bytes.is_empty() { LOOKS_PER_STEP.min(self.histories.looks) } else { usize::MAX };
+        let (mut looks, in_vain) = (0, self.histories.in_vain_for(&page));
+        while (page.low..=page.high).contains(&page.at) {
+            if let Some(known) = in_vain.filter(|known| (known.low..=known.high).contains(&page.at)) {
+                page.at = if page.ascending { known.high + 1 } else { known.low - 1 };
+                continue;
+            }
+            if page.looks >= LOOKS_PER_PAGE_MAX {
+                self.counters.limit_reached(LimitReached::HistoryLooks);
+                page.more = true;
+                break;
+            }
+            if looks >= most {
+                return Step::Later(page);
+            }
+            let seq = page.at;
+            let (Some(member), Some(stream)) = (self.sessions.members.get(page.member), self.streams.get(page.stream)) else {
+                return Step::Gone(page);
+            };
+            (looks, page.looks) = (looks + 1, page.looks + 1);
+            self.histories.looks = self.histories.looks.saturating_sub(1);
+            self.counters.history_looks.increment();
+            let mut next = if page.ascending { seq + 1 } else { seq - 1 };
+            match self.look(page.stream, stream, seq, hand) {
+                Look::Want(want) => return self.read_history(io, seq, want, hand, page),
+                Look::Damaged(_) => self.counters.dropped(DropReason::LogDamaged, 1),
+                Look::Unreadable { first, last } => {
+                    let (low, high) = if page.ascending { (seq, last.min(page.high)) } else { (first.max(page.low), seq) };
+                    self.counters.dropped(DropReason::LogUnreadable, high + 1 - low);
+                    next = if page.ascending { high + 1 } else { low - 1 };
+                }
+                Look::Nothing { before, next: behind } => next = if page.ascending { behind } else { before },
+                Look::Record(entry, record) => {
+                    let (addresses, frame) = record.split_at(entry.frame_at as usize);
+                    let addresses = &addresses[HEADER_BYTES..];
+                    let in_room = match (page.room, entry.audience) {
+                        (None, _) => true,
+                        (Some(_), Audience::All) => false,
+                        (Some(room), Audience::One(target)) => target == room,
+                        (Some(room), Audience::Many) => addresses.chunks_exact(8).any(|target| target == room.to_le_bytes()),
+                    };
+                    if in_room && member.entitlements.shows(&entry, seq, || addresses) {
+                        if page.ends.len() >= page.limit || page.frames.len() + frame.len() > HISTORY_PAGE_BYTES_MAX {
+                            page.more = true;
+                            break;
+                        }
+                        page.frames.extend_from_slice(frame);
+                        let end = page.frames.len();
+                        page.ends.push(end);
+                    }
+                }
+            }
+            page.at = next;
+        }
+        Step::Complete(page)
+    }
+
+    fn read_history<I: Io>(&mut self, io: &mut I, seq: u64, want: Want, hand: &Hand<'_>, mut page: Box<HistoryPage>) -> Step {
+        if page.read_bytes >= READ_BYTES_PER_PAGE_MAX {
+            self.counters.limit_reached(LimitReached::HistoryLooks);
+            page.more = true;
+            return Step::Complete(page);
+        }
+        self.read_for(io, (page.stream, seq), want, hand, Job::History(page));
+        Step::Reads
+    }
+
+    /// A page can't be read now.
+    pub(super) fn give_up_history(&mut self, page: HistoryPage) {
+        let wanted = self.histories.end(&page);
+        if wanted.is_some() {
+            self.refuse_history(&page);
+        }
+        self.detach_after(page.place, wanted);
+    }
+
+    /// Whoever asked for a page is gone: its connection, or its part in the session.
+    pub(super) fn forget_history(&mut self, place: Place) {
+        self.histories.in_vain.remove(&place);
+        if let Some((_, frame)) = self.histories.forget(place).and_then(|wanted| wanted.detached) {
+            self.buffers.give(frame);
+        }
+    }
+
+    /// What a member may see has changed: what was looked at in vain is looked at again.
+    pub(super) fn look_again(&mut self, place: Place) {
+        self.histories.in_vain.remove(&place);
+    }
+
+    /// Sends what ends an attachment; a page of history that is not answered yet goes before it.
+    pub(super) fn detach_behind_history(&mut self, place: Place, after: u64, frame: Vec<u8>) {
+        if let Some(wanted) = self.histories.wanted.get_mut(&place) {
+            wanted.detached = Some((after, frame));
+        } else if place.shard == self.shard_number() {
+            self.put_ordered(place, after, Waiting::Detached(frame));
+        } else {
+            self.send_reply(place, LaneMessage::Detached { to: place, after, frame });
+        }
+    }
+
+    fn detach_after(&mut self, place: Place, wanted: Option<Wanted>) {
+        if let Some((after, frame)) = wanted.and_then(|wanted| wanted.detached) {
+            self.detach_behind_history(place, after, frame);
+        }
+    }
+
+    fn send_history(&mut self, page: &HistoryPage) {
+        let Some(stream) = self.streams.get(page.stream) else { return };
+        let (session_id, oldest) = (stream.session_id.clone(), stream.index.first());
+        let head = Head { id: &page.id, session_id: &session_id };
+        let mut bytes = self.buffer_for(page.place);
+        let open = OpenFrame::begin(&mut bytes);
+        crate::protocol::history_begin(&mut bytes, head, page.ends.len() as u64);
+        open.finish(Opcode::Text, &mut bytes);
+        if page.ascending {
+            bytes.extend_from_slice(&page.frames);
+        } else {
+            let mut end = page.frames.len();
+            for number in (0..page.ends.len()).rev() {
+                let start = number.checked_sub(1).map_or(0, |before| page.ends[before]);
+                bytes.extend_from_slice(&page.frames[start..end]);
+                end = start;
+            }
+        }
+        // The `after`, or the `before`, by which the next page begins with what this one has not looked at.
+        let next_seq = page.more.then_some(if page.ascending { page.at - 1 } else { page.at + 1 });
+        let open = OpenFrame::begin(&mut bytes);
+        crate::protocol::history_end(&mut bytes, head, next_seq, oldest);
+        open.finish(Opcode::Text, &mut bytes);
+        self.answer_history(page, bytes);
+    }
+
+    fn refuse_history(&mut self, page: &HistoryPage) {
+        self.counters.limit_reached(LimitReached::HistoryBusy);
+        self.counters.refused.increment();
+        let session_id = self.streams.get(page.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
+        let mut bytes = self.buffer_for(page.place);
+        let open = OpenFrame::begin(&mut bytes);
+        let failure = Failure {
+            head: Head { id: &page.id, session_id: &session_id },
+            code: ErrorCode::LimitHistoryBusy,
+            message: "too many pages of history are asked for, by this user or by all: ask again after retry_after_ms",
+            retry_after_ms: Some(RETRY_AFTER_MS),
+            pointer: None,
+            frame: None,
+        };
+        crate::protocol::error(&mut bytes, &failure);
+        open.finish(Opcode::Text, &mut bytes);
+        self.answer_history(page, bytes);
+    }
+
+    fn answer_history(&mut self, page: &HistoryPage, bytes: Vec<u8>) {
+        if page.place.shard == self.shard_number() {
+            self.put_ordered(page.place, page.after, Waiting::History(bytes));
+        } else {
+            self.send_reply(page.place, LaneMessage::History { to: page.place, after: page.after, frame: bytes });
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "histories_tests.rs"]
+mod tests;
