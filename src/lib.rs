@@ -29,5 +29,7 @@ pub mod shard;
 #[cfg(test)]
 mod sim;
 pub mod slots;
+#[cfg(test)]
+mod states;
 pub mod time;
 pub mod ws;

@@ -28,7 +28,7 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("cli", &["auth", "config", "control", "io", "log", "net", "shard"]),
 ];
 /// Files that exist for tests alone, whatever their name.
-const TEST_FILES: [&str; 19] = [
+const TEST_FILES: [&str; 21] = [
     "auth/vectors.rs",
     "cli/log/tests.rs",
     "control/tests.rs",
@@ -44,8 +44,10 @@ const TEST_FILES: [&str; 19] = [
     "log/segment_index_tests.rs",
     "net/tls_tests.rs",
     "shard/disk_tests.rs",
+    "shard/histories_tests.rs",
     "shard/lanes_model.rs",
     "shard/reading_tests.rs",
+    "session/table_inspect.rs",
     "protocol/attacks.rs",
     "ws/decoder_tests.rs",
 ];
@@ -242,7 +244,7 @@ impl Source {
     }
 
     fn is_test(&self) -> bool {
-        self.folder() == "sim" || TEST_FILES.contains(&&*self.name)
+        matches!(self.folder(), "sim" | "states") || TEST_FILES.contains(&&*self.name)
     }
 }
 

@@ -106,6 +106,7 @@ fn fake_shard(number: usize, connections: u64, polite: bool) -> (Port, JoinHandl
                             (0..connections).map(|index| info(number, index)).find(|info| info.connection_id == connection_id);
                         drop(reply.send(found));
                     }
+                    PortMessage::WhatIsLeft { reply } => drop(reply.send(Vec::new())),
                 }
             }
         }

@@ -4,7 +4,7 @@ use super::conn::{Phase, Slot};
 use super::core::Core;
 use super::counters::DropReason;
 use super::port::{
-    CONNECTIONS_PAGE_MAX, ConnectionInfo, ConnectionPage, ConnectionState, PortMessage, SESSIONS_SHOWN_MAX, SessionInfo,
+    CONNECTIONS_PAGE_MAX, ConnectionInfo, ConnectionPage, ConnectionState, PortMessage, SESSIONS_SHOWN_MAX, SessionInfo, Snapshot,
 };
 use crate::close::CloseReason;
 use crate::ids::ConnId;
@@ -17,7 +17,10 @@ impl Core {
         while let Some(message) = self.port.pop() {
             let unwanted = match message {
                 PortMessage::Configure { snapshot, reply } => {
-                    self.snapshot = snapshot;
+                    let before = std::mem::replace(&mut self.snapshot, snapshot);
+                    self.follow_settings(io, &before, now);
+                    #[cfg(test)]
+                    self.widen();
                     let ended = self.end_revoked(io, now);
                     reply.is_some_and(|reply| reply.send(ended).is_err())
                 }
@@ -36,10 +39,21 @@ impl Core {
                 }
                 PortMessage::ListConnections { from, limit, reply } => reply.send(self.list(from, limit, now)).is_err(),
                 PortMessage::ShowConnection { connection_id, reply } => reply.send(self.show(&connection_id, now)).is_err(),
+                #[cfg(test)]
+                PortMessage::WhatIsLeft { reply } => reply.send(self.what_is_left()).is_err(),
             };
             if unwanted {
                 self.counters.dropped(DropReason::PortReplyUnwanted, 1);
             }
+        }
+    }
+
+    /// What waits is looked at by the settings that are in force now.
+    fn follow_settings<I: Io>(&mut self, io: &mut I, before: &Snapshot, now: Tick) {
+        let (before, after) = (&before.settings, &self.snapshot.settings);
+        if before.limits != after.limits || before.session != after.session {
+            self.anew = Some(super::timers::Anew::default());
+            self.fit_half_open(io, now);
         }
     }
 

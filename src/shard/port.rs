@@ -125,6 +125,9 @@ pub enum PortMessage {
     Purge { session_id: String, reply: PurgeReply },
     /// One connection, by its id; `None` where this shard does not know it.
     ShowConnection { connection_id: String, reply: oneshot::Sender<Option<ConnectionInfo>> },
+    /// Which tables are not empty.
+    #[cfg(test)]
+    WhatIsLeft { reply: oneshot::Sender<Vec<String>> },
 }
 
 /// Where a purge is answered: what it came to, nothing where the session is not at home, or why it failed.
