@@ -88,6 +88,16 @@ pub const REQUEST_HEAD_BYTES_MAX: usize = 16 * 1024;
 pub const REQUEST_HEADERS_MAX: usize = 100;
 /// Epochs a session remembers (architecture.md section 8).
 pub const EPOCHS_PER_SESSION_MAX: usize = 16;
+/// A record of the log that is no message: a state, a fact, a part of a member's stays.
+pub const STATE_RECORD_BYTES_MAX: usize = 24 * 1024;
+/// Stays in rooms that one such record holds.
+pub const STAYS_PER_RECORD_MAX: usize = 128;
+/// Stays that have ended, of one member in one room, and in all: those that messages which are retained need. Above it the oldest is forgotten.
+pub const ENDED_STAYS_PER_ROOM_MAX: usize = 32;
+/// See [`ENDED_STAYS_PER_ROOM_MAX`].
+pub const ENDED_STAYS_PER_MEMBER_MAX: usize = 256;
+/// Answers to `rw.presence.set` of one member that wait for a record.
+pub const ANSWERS_WAITING_MAX: usize = 16;
 /// A chunk of the log in memory. A record never spans two.
 pub const CHUNK_BYTES: usize = 1024 * 1024;
 /// Bytes one read of the log on disk may ask for.

@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(told("old"), Ok(()));
         std::fs::write(folder.0.join("old/format"), "version = 9\n").unwrap();
         let error = told("old").unwrap_err();
-        assert!(error.contains("version 9; this gateway reads version 1"), "{error}");
+        assert!(error.contains("version 9; this gateway reads versions 1 to 2"), "{error}");
     }
 
     #[test]

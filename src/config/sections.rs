@@ -253,7 +253,7 @@ sections! {
         reply_queue_frames: usize = 1_024, "", Allowed::Range(16, 65_536), live;
         /// How long a sender whose session can't take more is not read from before it is told so (0: told at once).
         backpressure_hold_ms: u64 = 2_000, "ms", Allowed::Range(0, 60_000), live;
-        /// Memory of what waits to be sent to a shard's connections: replies, presence, ephemeral messages.
+        /// Memory of what waits to be sent to a shard's connections (replies, presence, ephemeral messages), and of what waits for the disk.
         shard_memory_bytes: usize = 268_435_456, "bytes", Allowed::Range(16_777_216, 1_099_511_627_776), live;
         /// Sessions one connection may be attached to, the hello's counted.
         max_attached_sessions: usize = 64, "", Allowed::Range(1, 4_096), live;
@@ -322,7 +322,8 @@ sections! {
         retention_messages: usize = 0, "", Allowed::AutoOr(1, COUNT_MAX), live;
         /// Bytes of messages a session retains, each with its record's header; the newest one stays in any case.
         retention_bytes: u64 = 0, "bytes", Allowed::OffOr(1_024, 1_125_899_906_842_624), live;
-        /// Bytes of the directory, above which durable messages are refused; each shard has an equal share of it.
+        /// Bytes of the directory, above which durable messages are refused; each shard has an equal share of it, of which a sixteenth, half a
+        /// file at least, is for what makes room.
         max_bytes: u64 = 0, "bytes", Allowed::OffOr(16_777_216, 1_125_899_906_842_624), live;
         /// Bytes of the directory's file system that stay free: the log takes no new file that would use them, and durable messages
         /// are refused when the file before it is full.

@@ -3,6 +3,7 @@
 //! ```text
 //! lock                        held by the process that uses the directory; its process id
 //! format                      version, generation, shards and the key of the names, TOML of `name = value` lines
+//! format.v1                   the same, as it was when the directory was of version 1
 //! <generation>/shard-<i>/     <number, 16 hexadecimal digits>.seg, and `clean` after an end in good order
 //! ```
 
@@ -13,12 +14,14 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The version of the directory's layout.
-const VERSION: u64 = 1;
+/// The version of the directory's layout and of what is appended in it. A directory of an earlier one goes on as one of this.
+const VERSION: u64 = 2;
 pub(super) const LOCK: &str = "lock";
 const FORMAT: &str = "format";
 /// `format` before it has its name.
 pub(super) const FORMAT_NEW: &str = "format.new";
+/// The file `format` as version 1 had it, kept when the directory became one of this version.
+const FORMAT_1: &str = "format.v1";
 pub(super) const CLEAN: &str = "clean";
 /// `format` is small; what is longer is something else.
 pub(super) const FORMAT_BYTES_MAX: u64 = 4096;
@@ -79,12 +82,33 @@ impl Directory {
             }
             Err(error) => return Err(told(&path, &error)),
             Ok(_) => {
-                let (generation, shards, key) = read_format(&path)?;
-                Self { root: root.to_owned(), generation, shards, key, _lock: lock, _format: File::open(&path).ok() }
+                let Format { version, generation, shards, key } = read_format(&path)?;
+                remove_other_generations(root, generation)?;
+                let mut found =
+                    Self { root: root.to_owned(), generation, shards, key, _lock: lock, _format: File::open(&path).ok() };
+                if version < VERSION {
+                    found.upgrade()?;
+                }
+                found
             }
         };
-        remove_other_generations(root, directory.generation)?;
         Ok(directory)
+    }
+
+    /// What an earlier version wrote is read as it is; what comes is written as this one does, which that one would not read.
+    fn upgrade(&mut self) -> Result<(), String> {
+        let (path, kept) = (self.root.join(FORMAT), self.root.join(FORMAT_1));
+        let keep = || {
+            let text = fs::read(&path)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&kept)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            sync_directory(&self.root)
+        };
+        keep().map_err(|error| told(&kept, &error))?;
+        self.write_format()?;
+        tracing::info!(path = %self.root.display(), version = VERSION, "the log's directory is of a new version; its old `format` is kept as {FORMAT_1}");
+        Ok(())
     }
 
     fn write_format(&mut self) -> Result<(), String> {
@@ -251,7 +275,15 @@ fn lock(root: &Path) -> Result<File, String> {
     Ok(file)
 }
 
-fn read_format(path: &Path) -> Result<(u32, usize, [u8; 16]), String> {
+/// What the file `format` says.
+struct Format {
+    version: u64,
+    generation: u32,
+    shards: usize,
+    key: [u8; 16],
+}
+
+fn read_format(path: &Path) -> Result<Format, String> {
     let mut text = String::new();
     let opened = File::open(path).map_err(|error| told(path, &error))?;
     opened.take(FORMAT_BYTES_MAX).read_to_string(&mut text).map_err(|error| told(path, &error))?;
@@ -260,11 +292,11 @@ fn read_format(path: &Path) -> Result<(u32, usize, [u8; 16]), String> {
         pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().trim_matches('"'))
     };
     let wrong = |name: &str, right: &str| format!("log.dir: {}: {name} is not {right}; restore the file", path.display());
-    let version = value("version").and_then(|text| text.parse::<u64>().ok());
-    if version != Some(VERSION) {
+    let version = value("version").and_then(|text| text.parse::<u64>().ok()).filter(|version| (1..=VERSION).contains(version));
+    let Some(version) = version else {
         let found = value("version").unwrap_or("missing");
-        return Err(format!("log.dir: {}: version {found}; this gateway reads version {VERSION}", path.display()));
-    }
+        return Err(format!("log.dir: {}: version {found}; this gateway reads versions 1 to {VERSION}", path.display()));
+    };
     let generation = value("generation").and_then(|text| text.parse().ok()).ok_or_else(|| wrong("generation", "a number"))?;
     let shards = value("shards").and_then(|text| text.parse().ok()).filter(|shards| *shards > 0);
     let shards = shards.ok_or_else(|| wrong("shards", "a number from 1 on"))?;
@@ -274,7 +306,7 @@ fn read_format(path: &Path) -> Result<(u32, usize, [u8; 16]), String> {
     for (byte, at) in key.iter_mut().zip((0..32).step_by(2)) {
         *byte = u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| wrong("key", "32 hexadecimal digits"))?;
     }
-    Ok((generation, shards, key))
+    Ok(Format { version, generation, shards, key })
 }
 
 /// The segments of a shard's log in the order of their numbers. `number_of` reads a file's name; others are left alone.

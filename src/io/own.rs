@@ -284,7 +284,7 @@ mod tests {
             let key = "07".repeat(16);
             self.put(
                 "format",
-                format!("{FORMAT_BEGINS}\nversion = 1\ngeneration = {generation}\nshards = 1\nkey = \"{key}\"\n").as_bytes(),
+                format!("{FORMAT_BEGINS}\nversion = 2\ngeneration = {generation}\nshards = 1\nkey = \"{key}\"\n").as_bytes(),
             );
         }
     }
@@ -380,6 +380,9 @@ mod tests {
         folder.format(1);
         folder.put(&format!("1/{FIRST}"), SEGMENT);
         folder.put(&format!("3/{FIRST}"), SEGMENT);
+        // One that is refused is not upgraded.
+        let text = fs::read_to_string(folder.0.join("format")).unwrap().replace("version = 2", "version = 1");
+        folder.put("format", text.as_bytes());
         folder.refused(&["names generation 1, but there is ", "/3 away"]);
         // What is no log is nobody's business.
         fs::remove_file(folder.0.join("3").join(FIRST)).unwrap();

@@ -1,7 +1,7 @@
 //! The log in memory: a queue of chunks, appended at the tail, dropped at the head.
 
 use super::record::{HEADER_BYTES, Header, purge, stated_length};
-use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::segment::{SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader};
 use crate::io::chunk::Chunk;
 use crate::limits::CHUNK_BYTES;
 use std::collections::VecDeque;
@@ -165,6 +165,12 @@ impl Log {
         self.chunks.len() * CHUNK_BYTES
     }
 
+    /// Bytes of memory that chunks take above the cap, since they are not written yet.
+    #[must_use]
+    pub fn excess_bytes(&self) -> usize {
+        self.chunks.len().saturating_sub(self.chunks_max) * CHUNK_BYTES
+    }
+
     /// Chunks dropped to stay below the cap.
     #[must_use]
     pub fn dropped_chunks(&self) -> u64 {
@@ -314,6 +320,7 @@ impl Log {
 
     /// The tail chunk with room for `len` bytes more, so that nothing moves, and the position they will have.
     fn tail(&mut self, len: usize) -> (Position, &Rc<Chunk>) {
+        // By the limits of what a client may say (the const assertions of `facts.rs`); and what is read of a log was in a chunk.
         assert!(len <= CHUNK_BYTES - SEGMENT_HEADER_BYTES, "a record of {len} bytes is longer than a chunk");
         if self.chunks.back().is_none_or(|chunk| chunk.len() + len > CHUNK_BYTES) {
             self.roll();
@@ -321,15 +328,6 @@ impl Log {
         let number = self.first + self.chunks.len() as u64 - 1;
         let Some(chunk) = self.chunks.back() else { unreachable!("roll pushed a chunk") };
         (Position(number * CHUNK_BYTES as u64 + chunk.len() as u64), chunk)
-    }
-
-    /// The segment that a record of `len` bytes would come to stand in.
-    #[must_use]
-    pub fn segment_of_next(&self, len: usize) -> Option<u64> {
-        let segment_bytes = self.disk.as_ref()?.geometry.segment_bytes;
-        let fits = self.chunks.back().is_some_and(|chunk| chunk.len() + len <= CHUNK_BYTES);
-        let next = self.first + self.chunks.len() as u64 - u64::from(fits);
-        Some(next * CHUNK_BYTES as u64 / segment_bytes)
     }
 
     fn roll(&mut self) {
@@ -344,6 +342,7 @@ impl Log {
         let Some(disk) = &self.disk else { return };
         if start.is_multiple_of(disk.geometry.segment_bytes) {
             let header = SegmentHeader {
+                version: SEGMENT_VERSION,
                 shard: disk.geometry.shard,
                 generation: disk.geometry.generation,
                 number: start / disk.geometry.segment_bytes,

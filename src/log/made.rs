@@ -1,10 +1,11 @@
 //! Logs as the gateway writes them, made in memory for tests of what reads them.
 
 use super::chunks::Position;
-use super::record::{HEADER_BYTES, Header, Kind, purge, write_record};
+use super::facts::{Joined, Left, NextEpoch, Roles, Stays, Went};
+use super::record::{HEADER_BYTES, Header, Kind, VERSION, purge, write_record_as};
 use super::scan::{ScanError, Scanned, Scanner};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
-use super::state::{EpochState, Mark, MemberState, Receipt, SessionState, StayState};
+use super::state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState};
 use crate::limits::CHUNK_BYTES;
 
 /// A record that was put.
@@ -28,6 +29,8 @@ pub(crate) struct Made {
     pub(crate) shard: u16,
     pub(crate) generation: u32,
     segment_bytes: u64,
+    /// Of the segments and records that follow.
+    version: u16,
     /// Number and bytes of each file, without the zeros at its end.
     pub(crate) files: Vec<(u64, Vec<u8>)>,
     pub(crate) puts: Vec<Put>,
@@ -38,17 +41,28 @@ pub(crate) struct Made {
 impl Made {
     /// A log whose first segment has that number.
     pub(crate) fn new(shard: u16, generation: u32, segment_bytes: usize, number: u64) -> Self {
-        let mut made =
-            Self { shard, generation, segment_bytes: segment_bytes as u64, files: vec![], puts: vec![], chain: 0, running: 0 };
+        Self::of_version(VERSION, shard, generation, segment_bytes, number)
+    }
+
+    /// The same, as a gateway of an earlier version wrote it.
+    pub(crate) fn of_version(version: u16, shard: u16, generation: u32, segment_bytes: usize, number: u64) -> Self {
+        let segment_bytes = segment_bytes as u64;
+        let mut made = Self { shard, generation, segment_bytes, version, files: vec![], puts: vec![], chain: 0, running: 0 };
         made.begin(number);
         made
+    }
+
+    /// What comes is of that version.
+    pub(crate) fn of_version_from_now(self, version: u16) -> Self {
+        Self { version, ..self }
     }
 
     /// Goes on in a segment of that number.
     pub(crate) fn begin(&mut self, number: u64) {
         let (shard, generation, segment_bytes) = (self.shard, self.generation, self.segment_bytes);
         let created_ms = 1_790_000_000_000 + number;
-        let header = SegmentHeader { shard, generation, number, segment_bytes, created_ms, chain_before: self.chain };
+        let (version, chain_before) = (self.version, self.chain);
+        let header = SegmentHeader { version, shard, generation, number, segment_bytes, created_ms, chain_before };
         self.running = header.chain_start();
         self.files.push((number, header.encode().to_vec()));
     }
@@ -73,7 +87,7 @@ impl Made {
         }
         let (number, bytes) = self.files.last_mut().unwrap();
         let at = *number * self.segment_bytes + bytes.len() as u64;
-        self.running = write_record(bytes, header, addresses, body, self.running);
+        self.running = write_record_as(self.version, bytes, header, addresses, body, self.running);
         self.chain = self.running;
         self.puts.push(Put { at, header: *header, addresses: addresses.to_vec(), body: body.to_vec() });
         at
@@ -98,9 +112,9 @@ impl Made {
         self.put(&header(Kind::Session, session, state.head), &[], &body);
     }
 
-    /// A session with every kind of record, two segments of it.
+    /// A session with every kind of record of version 1, two segments of it.
     pub(crate) fn every_kind() -> Self {
-        let mut made = Self::new(0, 1, CHUNK_BYTES, 0);
+        let mut made = Self::of_version(1, 0, 1, CHUNK_BYTES, 0);
         let (session, client) = (0x1122_3344_5566_7788, 0x99);
         let epochs = vec![EpochState { name: 70, last_seq: Some(3) }, EpochState { name: 71, last_seq: None }];
         made.session(session, &SessionState { session_id: "s-42", head: 3, oldest: 1, epochs });
@@ -110,6 +124,7 @@ impl Made {
             user: 0x77,
             present: true,
             told_lost: false,
+            stays_follow: false,
             since_ms: 1_790_000_000_001,
             received_seq: 2,
             hidden_to: 1,
@@ -145,6 +160,56 @@ impl Made {
         made
     }
 
+    /// A session with every kind of record of version 2, two segments of it.
+    pub(crate) fn every_kind_of_2() -> Self {
+        let mut made = Self::new(0, 1, CHUNK_BYTES, 0);
+        let (session, client) = (0x1122_3344_5566_7788, 0x99);
+        let epochs = vec![EpochState { name: 71, last_seq: None }];
+        made.session(session, &SessionState { session_id: "s-42", head: 0, oldest: 1, epochs });
+        let mut put = |kind, seq, body: &[u8]| made.put(&Header { sender: client, ..header(kind, session, seq) }, &[], body);
+        put(Kind::Member, 0, &encoded(|out| member_of_2(false).encode(out)));
+        put(Kind::Joined, 0, &encoded(|out| Joined { room: "kitchen", from: 1 }.encode(out)));
+        put(Kind::Roles, 0, &encoded(|out| Roles { roles: vec!["agent", "lead"] }.encode(out)));
+        put(Kind::Presence, 0, br#"{"mood":"cross"}"#);
+        for seq in 1..5 {
+            made.message(session, seq, &format!(r#"{{"type":"chat","id":"m-{seq}","seq":{seq}}}"#));
+        }
+        made.mark();
+        let mut put = |kind, seq, body: &[u8]| made.put(&Header { sender: client, ..header(kind, session, seq) }, &[], body);
+        put(Kind::Left, 4, &encoded(|out| Left { room: "kitchen", to: 4 }.encode(out)));
+        put(Kind::Receipt, 3, &3_u64.to_le_bytes());
+        put(
+            Kind::Went,
+            4,
+            &encoded(|out| {
+                Went { told_lost: true, since_ms: 1_790_000_000_500 }.encode(out);
+                Ok(())
+            }),
+        );
+        put(Kind::Came, 4, &[]);
+        made.begin(1);
+        let next = encoded(|out| {
+            NextEpoch { name: 72, last_seq: 4 }.encode(out);
+            Ok(())
+        });
+        made.put(&Header { epoch: 2, ..header(Kind::Epoch, session, 4) }, &[], &next);
+        let mut put = |kind, seq, body: &[u8]| made.put(&Header { sender: client, ..header(kind, session, seq) }, &[], body);
+        put(Kind::Member, 4, &encoded(|out| member_of_2(true).encode(out)));
+        let stay = |room, hash, from, to| StayState { room, hash, from, to };
+        let stays = [vec![stay("", 0x88, 1, 4), stay("", 0, 0, 2)], vec![stay("porch", 0x8a, 3, u64::MAX)]];
+        for (left, stays) in [1, 0].into_iter().zip(stays) {
+            put(Kind::Stays, 4, &encoded(|out| Stays { left, stays }.encode(out)));
+        }
+        made.mark();
+        made.put(&header(Kind::Purge, session, 4), &[], &[]);
+        made.purge(session, made.end());
+        made.put(&Header { sender: client, ..header(Kind::Presence, session, 4) }, &[], br#"{"mood":"calm"}"#);
+        made.message(session, 5, r#"{"type":"chat","id":"m-5","seq":5}"#);
+        made.put(&Header { sender: 0x9a, ..header(Kind::MemberGone, session, 5) }, &[], &[]);
+        made.put(&header(Kind::SessionGone, 0xabcd, 1), &[], &[]);
+        made
+    }
+
     /// [`Made::every_kind`], and then the first session purged.
     pub(crate) fn purged() -> Self {
         let mut made = Self::every_kind();
@@ -175,6 +240,31 @@ impl Made {
     /// Scans the files and gives what was shown.
     pub(crate) fn scan(&self) -> (Vec<Put>, Result<Scanned, ScanError>) {
         scan(self.shard, self.generation, &self.files)
+    }
+}
+
+fn encoded(encode: impl FnOnce(&mut Vec<u8>) -> Result<(), StateError>) -> Vec<u8> {
+    let mut body = Vec::new();
+    encode(&mut body).unwrap();
+    body
+}
+
+/// A member as version 2 writes it: new, or again with its stays behind it.
+fn member_of_2(stays_follow: bool) -> MemberState<'static> {
+    MemberState {
+        client_id: "ana/laptop",
+        subject_bytes: 3,
+        user: 0x77,
+        present: true,
+        told_lost: false,
+        stays_follow,
+        since_ms: 1_790_000_000_001,
+        received_seq: if stays_follow { 3 } else { 0 },
+        hidden_to: 0,
+        away_since_ms: 0,
+        roles: vec!["agent"],
+        stays: vec![],
+        presence: None,
     }
 }
 

@@ -15,6 +15,7 @@
 
 mod ages;
 mod chunks;
+mod facts;
 mod index;
 #[cfg(test)]
 pub(crate) mod made;
@@ -28,6 +29,7 @@ mod state;
 
 pub use ages::{AgeClock, Ages};
 pub use chunks::{Appended, Geometry, Log, Position, Retained, Unwritten};
+pub use facts::{Joined, Left, NextEpoch, Roles, Stays, Went, decode_presence};
 pub use index::{Audience, Entry, Held, Index};
 pub use record::{HEADER_BYTES, Header, Kind, Record, RecordError, VERSION, purge, read_record, write_record};
 pub use scan::{

@@ -1,7 +1,7 @@
 //! One record, byte by byte. All integers are little-endian.
 //!
 //! ```text
-//!  0  u16  version (1)              36  u16  addresses (n)
+//!  0  u16  version (2)              36  u16  addresses (n)
 //!  2  u8   kind (see [`Kind`])      38  u16  key id, 0 = clear (reserved for encryption at rest)
 //!  3  u8   flags, 0                 40  u64  ts, Unix ms
 //!  4  u32  record length            48  u64  sender, keyed hash of the client; 0 = the gateway
@@ -15,13 +15,16 @@
 //! Of a message that was purged, and of a member's state with presence data, the body is zeros and the bytes 84 to 88 are "GONE"; all
 //! else is as it was written.
 //!
-//! A message's body is one WebSocket frame; those of the other kinds are in `state.rs`. What must be 0 is checked to be 0, so that every
+//! A message's body is one WebSocket frame; those of the other kinds are in `state.rs` and `facts.rs`. Records of version 1 are read too: they
+//! have kinds 1 to 8, of which a Member is a member's whole state. What must be 0 is checked to be 0, so that every
 //! bit of a record is covered by a check. docs/log-format.md is the whole format. The chain covers headers, which hold their body's CRC, and never a body: a purge may zero bodies and the chain still holds.
 
 use super::state::MemberState;
 
-/// The version this code writes.
-pub const VERSION: u16 = 1;
+/// The version this code writes; it reads all from 1 on.
+pub const VERSION: u16 = 2;
+/// The last kind that version 1 has.
+const VERSION_1_KIND_MAX: u8 = Kind::Purge as u8;
 /// A header's bytes before its addresses.
 pub const HEADER_BYTES: usize = 88;
 /// Where a purged message says so, which no chain covers, and what stands there.
@@ -38,7 +41,7 @@ pub enum Kind {
     Mark = 2,
     /// A session's state ([`super::SessionState`]).
     Session = 3,
-    /// A member's state ([`super::MemberState`]).
+    /// A member's state ([`super::MemberState`]): new, or once more before the file goes that has it.
     Member = 4,
     /// A member that is no longer one. No body.
     MemberGone = 5,
@@ -48,12 +51,44 @@ pub enum Kind {
     SessionGone = 7,
     /// All messages of the session before this record, and its members' presence data, are purged. No body.
     Purge = 8,
+    /// A member is in a room ([`super::Joined`]).
+    Joined = 9,
+    /// A member is no longer in a room ([`super::Left`]).
+    Left = 10,
+    /// A member is attached again. No body.
+    Came = 11,
+    /// A member is away ([`super::Went`]).
+    Went = 12,
+    /// A member's roles ([`super::Roles`]).
+    Roles = 13,
+    /// What a member tells of itself (`rw.presence.set`): raw JSON.
+    Presence = 14,
+    /// A part of a member's stays in rooms, once more ([`super::Stays`]).
+    Stays = 15,
+    /// A session's next epoch ([`super::NextEpoch`]).
+    Epoch = 16,
 }
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; 8] =
-        [Self::Message, Self::Mark, Self::Session, Self::Member, Self::MemberGone, Self::Receipt, Self::SessionGone, Self::Purge];
+    pub const ALL: [Self; 16] = [
+        Self::Message,
+        Self::Mark,
+        Self::Session,
+        Self::Member,
+        Self::MemberGone,
+        Self::Receipt,
+        Self::SessionGone,
+        Self::Purge,
+        Self::Joined,
+        Self::Left,
+        Self::Came,
+        Self::Went,
+        Self::Roles,
+        Self::Presence,
+        Self::Stays,
+        Self::Epoch,
+    ];
 
     /// Its name in what people read.
     #[must_use]
@@ -67,6 +102,14 @@ impl Kind {
             Self::Receipt => "receipt",
             Self::SessionGone => "session_gone",
             Self::Purge => "purge",
+            Self::Joined => "joined",
+            Self::Left => "left",
+            Self::Came => "came",
+            Self::Went => "went",
+            Self::Roles => "roles",
+            Self::Presence => "presence",
+            Self::Stays => "stays",
+            Self::Epoch => "epoch",
         }
     }
 
@@ -101,7 +144,7 @@ pub struct Header {
 pub enum RecordError {
     #[error("the record is cut short: {have} bytes of {need}")]
     Short { have: usize, need: usize },
-    #[error("record version {0} is not one this gateway reads (it reads {VERSION})")]
+    #[error("record version {0} is not one this gateway reads (it reads 1 to {VERSION})")]
     Version(u16),
     #[error("record kind {0} is unknown")]
     Kind(u8),
@@ -136,11 +179,16 @@ fn chain(previous: u32, head: &[u8]) -> u32 {
 impl Header {
     /// Writes header and addresses before a body that stands at the end of `record` already, and returns the new chain value.
     /// `record` is header, addresses and body in full.
-    #[expect(clippy::cast_possible_truncation, reason = "a record is smaller than a chunk (limits.rs), addresses are at most 32")]
     pub(super) fn seal(&self, record: &mut [u8], addresses: &[u64], previous_chain: u32) -> u32 {
+        self.seal_as(VERSION, record, addresses, previous_chain)
+    }
+
+    /// The same, of an earlier version.
+    #[expect(clippy::cast_possible_truncation, reason = "a record is smaller than a chunk (limits.rs), addresses are at most 32")]
+    fn seal_as(&self, version: u16, record: &mut [u8], addresses: &[u64], previous_chain: u32) -> u32 {
         let head_bytes = HEADER_BYTES + 8 * addresses.len();
         let (length, body_crc) = (record.len(), crc32c::crc32c(&record[head_bytes..]));
-        put(record, 0, VERSION.to_le_bytes());
+        put(record, 0, version.to_le_bytes());
         put(record, 2, [self.kind as u8]);
         put(record, 3, [0]);
         put(record, 4, (length as u32).to_le_bytes());
@@ -168,6 +216,8 @@ impl Header {
 /// A record as read: its header, its addresses (8 bytes each, little-endian), its body, its chain value and its whole length.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
+    /// 1, or [`VERSION`].
+    pub version: u16,
     pub header: Header,
     /// All bytes before the body.
     pub head: &'a [u8],
@@ -208,7 +258,7 @@ pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'
     }
     let header = header(kind, bytes);
     let (head, addresses) = (&bytes[..head_bytes], &bytes[HEADER_BYTES..head_bytes]);
-    Ok(Record { header, head, addresses, body, chain: stated, length, purged })
+    Ok(Record { version: version_of(bytes), header, head, addresses, body, chain: stated, length, purged })
 }
 
 /// The record at the start of `bytes` where it is of a kind that is purged and continues the chain, whatever its body is: its purge may
@@ -218,6 +268,7 @@ pub(super) fn read_half_purged(bytes: &[u8], previous_chain: u32) -> Option<Reco
     let (head, body) = (bytes.get(..head_bytes)?, bytes.get(head_bytes..length)?);
     let value = chain(previous_chain, head);
     (is_purgeable(kind) && value == u32::from_le_bytes(get(bytes, 80))).then(|| Record {
+        version: version_of(bytes),
         header: header(kind, bytes),
         head,
         addresses: &head[HEADER_BYTES..],
@@ -230,7 +281,7 @@ pub(super) fn read_half_purged(bytes: &[u8], previous_chain: u32) -> Option<Reco
 
 /// What is purged: what clients say, as messages and of themselves.
 const fn is_purgeable(kind: Kind) -> bool {
-    matches!(kind, Kind::Message | Kind::Member)
+    matches!(kind, Kind::Message | Kind::Member | Kind::Presence)
 }
 
 /// Whether a record says that it was purged.
@@ -271,7 +322,7 @@ pub fn purge(
         let goes = of_session
             && !is_done
             && match kind {
-                Kind::Message => true,
+                Kind::Message | Kind::Presence => true,
                 Kind::Member if keeps(u64::from_le_bytes(get(record, 48))) => false,
                 Kind::Member => {
                     let body = &record[head_bytes..];
@@ -292,11 +343,12 @@ pub fn purge(
 
 /// Kind, bytes before the body and whole length of a record, whether or not it was purged; `bytes` holds a header at least.
 fn shape(bytes: &[u8]) -> Result<(Kind, usize, usize), RecordError> {
-    let version = u16::from_le_bytes(get(bytes, 0));
-    if version != VERSION {
+    let version = version_of(bytes);
+    if !(1..=VERSION).contains(&version) {
         return Err(RecordError::Version(version));
     }
-    let kind = Kind::from_number(bytes[2]).ok_or(RecordError::Kind(bytes[2]))?;
+    let is_known = version > 1 || bytes[2] <= VERSION_1_KIND_MAX;
+    let kind = Kind::from_number(bytes[2]).filter(|_| is_known).ok_or(RecordError::Kind(bytes[2]))?;
     let length = u32::from_le_bytes(get(bytes, 4)) as usize;
     let body_bytes = u32::from_le_bytes(get(bytes, 8)) as usize;
     let head_bytes = HEADER_BYTES + 8 * usize::from(u16::from_le_bytes(get(bytes, 36)));
@@ -309,6 +361,10 @@ fn shape(bytes: &[u8]) -> Result<(Kind, usize, usize), RecordError> {
         }
     }
     Ok((kind, head_bytes, length))
+}
+
+fn version_of(bytes: &[u8]) -> u16 {
+    u16::from_le_bytes(get(bytes, 0))
 }
 
 fn header(kind: Kind, bytes: &[u8]) -> Header {
@@ -344,4 +400,20 @@ pub fn write_record(out: &mut Vec<u8>, header: &Header, addresses: &[u64], body:
     out.resize(start + HEADER_BYTES + 8 * addresses.len(), 0);
     out.extend_from_slice(body);
     header.seal(&mut out[start..], addresses, previous_chain)
+}
+
+/// [`write_record`] as an earlier version wrote it, for tests that read its files.
+#[cfg(test)]
+pub(super) fn write_record_as(
+    version: u16,
+    out: &mut Vec<u8>,
+    header: &Header,
+    addresses: &[u64],
+    body: &[u8],
+    previous_chain: u32,
+) -> u32 {
+    let start = out.len();
+    out.resize(start + HEADER_BYTES + 8 * addresses.len(), 0);
+    out.extend_from_slice(body);
+    header.seal_as(version, &mut out[start..], addresses, previous_chain)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0  8 bytes  magic "RWSEG\0\0\1"        32  u64  created, Unix ms
-//!  8  u16      version (1)                40  u32  chain of the last record before this segment; 0 for the first
+//!  8  u16      version (2)                40  u32  chain of the last record before this segment; 0 for the first
 //! 10  u16      shard                      44  16 bytes, 0
 //! 12  u32      generation                 60  u32  CRC32C of bytes 0 to 60; the first record's chain goes on from it
 //! 16  u64      number                     64  the first record
@@ -15,8 +15,8 @@ use super::chunks::Position;
 use super::record::{get, put};
 use crate::limits::CHUNK_BYTES;
 
-/// The version this code writes.
-pub const SEGMENT_VERSION: u16 = 1;
+/// The version this code writes; it reads all from 1 on.
+pub const SEGMENT_VERSION: u16 = 2;
 /// A segment's header; its first record starts there.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 
@@ -25,6 +25,8 @@ const MAGIC: [u8; 8] = *b"RWSEG\0\0\x01";
 /// A segment's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
+    /// [`SEGMENT_VERSION`], or an earlier one.
+    pub version: u16,
     pub shard: u16,
     pub generation: u32,
     /// Which of its shard's and generation's segments it is, from 0.
@@ -46,7 +48,7 @@ pub enum SegmentError {
     Unwritten,
     #[error("this is no segment: its first 8 bytes are not those that a segment begins with")]
     Magic,
-    #[error("segment version {0} is not one this gateway reads (it reads {SEGMENT_VERSION})")]
+    #[error("segment version {0} is not one this gateway reads (it reads 1 to {SEGMENT_VERSION})")]
     Version(u16),
     #[error("the segment's header does not match its checksum")]
     Checksum,
@@ -72,7 +74,7 @@ impl SegmentHeader {
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
         put(&mut bytes, 0, MAGIC);
-        put(&mut bytes, 8, SEGMENT_VERSION.to_le_bytes());
+        put(&mut bytes, 8, self.version.to_le_bytes());
         put(&mut bytes, 10, self.shard.to_le_bytes());
         put(&mut bytes, 12, self.generation.to_le_bytes());
         put(&mut bytes, 16, self.number.to_le_bytes());
@@ -108,13 +110,14 @@ impl SegmentHeader {
         if bytes[..8] != MAGIC {
             return Err(SegmentError::Magic);
         }
-        if version != SEGMENT_VERSION {
+        if version == 0 {
             return Err(SegmentError::Version(version));
         }
         if bytes[44..60].iter().any(|byte| *byte != 0) {
             return Err(SegmentError::NotZero);
         }
         let header = Self {
+            version,
             shard: u16::from_le_bytes(get(bytes, 10)),
             generation: u32::from_le_bytes(get(bytes, 12)),
             number: u64::from_le_bytes(get(bytes, 16)),
@@ -162,6 +165,7 @@ mod tests {
     use super::*;
 
     const HEADER: SegmentHeader = SegmentHeader {
+        version: SEGMENT_VERSION,
         shard: 3,
         generation: 2,
         number: 7,
@@ -194,7 +198,7 @@ mod tests {
         assert_eq!(SegmentHeader::decode(&[0; 64]), Err(SegmentError::Unwritten));
         assert_eq!(sealed(&|bytes| bytes[0] = b'X'), SegmentError::Magic);
         assert_eq!(sealed(&|bytes| bytes[0] = 0), SegmentError::Magic);
-        assert_eq!(sealed(&|bytes| bytes[8] = 2), SegmentError::Version(2));
+        assert_eq!(sealed(&|bytes| bytes[8] = 3), SegmentError::Version(3));
         assert_eq!(sealed(&|bytes| bytes[8] = 0), SegmentError::Version(0));
         assert_eq!(sealed(&|bytes| bytes[50] = 1), SegmentError::NotZero);
         assert_eq!(sealed(&|bytes| put(bytes, 24, 0u64.to_le_bytes())), SegmentError::SegmentBytes(0));

@@ -187,7 +187,7 @@ impl IndexBuilder {
             Kind::Message if record.purged => {}
             Kind::Message => self.noted.extend(Located::new(offset, record).map(|at| Noted { session, seq, at })),
             Kind::SessionGone => self.gone.push((session, offset)),
-            Kind::Mark | Kind::Session | Kind::Member | Kind::MemberGone | Kind::Receipt | Kind::Purge => {}
+            _ => {}
         }
     }
 

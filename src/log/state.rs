@@ -9,6 +9,7 @@ use crate::limits::EPOCHS_PER_SESSION_MAX;
 /// The fields of a member's flags.
 const PRESENT: u8 = 1;
 const TOLD_LOST: u8 = 2;
+const STAYS_FOLLOW: u8 = 4;
 /// The length of a presence that is not set.
 const NONE: u32 = u32::MAX;
 /// `last_seq` of the epoch that goes on.
@@ -67,7 +68,7 @@ pub struct SessionState<'a> {
 pub struct StayState<'a> {
     /// The room's name; empty for a stay that ended, of which the hash is enough.
     pub room: &'a str,
-    /// Keyed hash of the room's address.
+    /// Keyed hash of the room's address; 0 stands for stays that were forgotten, of any room.
     pub hash: u64,
     /// The seqs of the stay.
     pub from: u64,
@@ -86,6 +87,9 @@ pub struct MemberState<'a> {
     pub present: bool,
     /// Others have been told that it is gone.
     pub told_lost: bool,
+    /// Its stays are in the [`super::Stays`] right behind it: all that was known is replaced when the last of them is read. Since version 2
+    /// none is in here.
+    pub stays_follow: bool,
     /// When it came, Unix ms.
     pub since_ms: u64,
     /// Its durable cursor.
@@ -101,14 +105,19 @@ pub struct MemberState<'a> {
 }
 
 /// Reads fields one after the other.
-struct Fields<'a> {
+pub(super) struct Fields<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
 impl<'a> Fields<'a> {
-    const fn of(bytes: &'a [u8]) -> Self {
+    pub(super) const fn of(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 0 }
+    }
+
+    /// Where the next field begins.
+    pub(super) const fn at(&self) -> usize {
+        self.at
     }
 
     const fn left(&self) -> usize {
@@ -124,11 +133,11 @@ impl<'a> Fields<'a> {
         Ok(taken)
     }
 
-    fn u8(&mut self, field: &'static str) -> Result<u8, StateError> {
+    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, StateError> {
         Ok(self.take(field, 1)?[0])
     }
 
-    fn u16(&mut self, field: &'static str) -> Result<u16, StateError> {
+    pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, StateError> {
         Ok(u16::from_le_bytes(get(self.take(field, 2)?, 0)))
     }
 
@@ -136,11 +145,11 @@ impl<'a> Fields<'a> {
         Ok(u32::from_le_bytes(get(self.take(field, 4)?, 0)))
     }
 
-    fn u64(&mut self, field: &'static str) -> Result<u64, StateError> {
+    pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, StateError> {
         Ok(u64::from_le_bytes(get(self.take(field, 8)?, 0)))
     }
 
-    fn text(&mut self, field: &'static str) -> Result<&'a str, StateError> {
+    pub(super) fn text(&mut self, field: &'static str) -> Result<&'a str, StateError> {
         let len = usize::from(self.u16(field)?);
         self.text_of(field, len)
     }
@@ -151,30 +160,45 @@ impl<'a> Fields<'a> {
     }
 
     /// An empty list with room for what is counted, as far as the bytes that follow could hold so many.
-    fn list<T>(&self, count: usize, bytes_min: usize) -> Vec<T> {
+    pub(super) fn list<T>(&self, count: usize, bytes_min: usize) -> Vec<T> {
         Vec::with_capacity(count.min(self.left() / bytes_min))
     }
 
-    const fn end(&self) -> Result<(), StateError> {
+    pub(super) const fn end(&self) -> Result<(), StateError> {
         if self.left() > 0 { Err(StateError::Rest(self.left())) } else { Ok(()) }
     }
 }
 
-fn count<N: TryFrom<usize>>(field: &'static str, have: usize, max: usize) -> Result<N, StateError> {
+pub(super) fn count<N: TryFrom<usize>>(field: &'static str, have: usize, max: usize) -> Result<N, StateError> {
     let too_many = StateError::TooMany { field, have, max };
     if have > max { Err(too_many) } else { N::try_from(have).map_err(|_| too_many) }
 }
 
-fn put_text(out: &mut Vec<u8>, field: &'static str, text: &str) -> Result<(), StateError> {
+pub(super) fn put_text(out: &mut Vec<u8>, field: &'static str, text: &str) -> Result<(), StateError> {
     let len: u16 = count(field, text.len(), usize::from(u16::MAX))?;
     out.extend_from_slice(&len.to_le_bytes());
     out.extend_from_slice(text.as_bytes());
     Ok(())
 }
 
-fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
+pub(super) fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
     for value in values {
         out.extend_from_slice(&value.to_le_bytes());
+    }
+}
+
+impl<'a> StayState<'a> {
+    /// Appends it to a list.
+    pub(super) fn put(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
+        put_text(out, "room", self.room)?;
+        put_u64s(out, &[self.hash, self.from, self.to]);
+        Ok(())
+    }
+
+    /// Reads it in a list.
+    pub(super) fn read(fields: &mut Fields<'a>) -> Result<Self, StateError> {
+        let room = fields.text("room")?;
+        Ok(Self { room, hash: fields.u64("room hash")?, from: fields.u64("stay from")?, to: fields.u64("stay to")? })
     }
 }
 
@@ -275,7 +299,8 @@ impl<'a> MemberState<'a> {
         put_text(out, "client_id", self.client_id)?;
         out.extend_from_slice(&self.subject_bytes.to_le_bytes());
         put_u64s(out, &[self.user]);
-        out.push(if self.present { PRESENT } else { 0 } | if self.told_lost { TOLD_LOST } else { 0 });
+        let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+        out.push(flag(self.present, PRESENT) | flag(self.told_lost, TOLD_LOST) | flag(self.stays_follow, STAYS_FOLLOW));
         put_u64s(out, &[self.since_ms, self.received_seq, self.hidden_to, self.away_since_ms]);
         let roles: u16 = count("roles", self.roles.len(), usize::from(u16::MAX))?;
         out.extend_from_slice(&roles.to_le_bytes());
@@ -285,8 +310,7 @@ impl<'a> MemberState<'a> {
         let stays: u16 = count("stays", self.stays.len(), usize::from(u16::MAX))?;
         out.extend_from_slice(&stays.to_le_bytes());
         for stay in &self.stays {
-            put_text(out, "room", stay.room)?;
-            put_u64s(out, &[stay.hash, stay.from, stay.to]);
+            stay.put(out)?;
         }
         let presence = self.presence.unwrap_or_default();
         let len = match self.presence {
@@ -308,7 +332,7 @@ impl<'a> MemberState<'a> {
         let (subject_at, subject_bytes) = (fields.at, fields.u16("subject_bytes")?);
         let user = fields.u64("user")?;
         let (at, flags) = (fields.at, fields.u8("flags")?);
-        if flags & !(PRESENT | TOLD_LOST) != 0 {
+        if flags & !(PRESENT | TOLD_LOST | STAYS_FOLLOW) != 0 {
             return Err(StateError::Value { field: "flags", at, value: flags.into() });
         }
         let mut member = Self {
@@ -317,6 +341,7 @@ impl<'a> MemberState<'a> {
             user,
             present: flags & PRESENT != 0,
             told_lost: flags & TOLD_LOST != 0,
+            stays_follow: flags & STAYS_FOLLOW != 0,
             since_ms: fields.u64("since_ms")?,
             received_seq: fields.u64("received_seq")?,
             hidden_to: fields.u64("hidden_to")?,
@@ -334,9 +359,7 @@ impl<'a> MemberState<'a> {
         let stays = fields.u16("stays")?;
         member.stays = fields.list(stays.into(), 26);
         for _ in 0..stays {
-            let room = fields.text("room")?;
-            let (hash, from, to) = (fields.u64("room hash")?, fields.u64("stay from")?, fields.u64("stay to")?);
-            member.stays.push(StayState { room, hash, from, to });
+            member.stays.push(StayState::read(&mut fields)?);
         }
         let presence = fields.u32("presence")?;
         if presence != NONE {
@@ -366,6 +389,7 @@ mod tests {
             user: 77,
             present: false,
             told_lost: true,
+            stays_follow: true,
             since_ms: 1_790_000_000_000,
             received_seq: 12,
             hidden_to: 3,
@@ -420,7 +444,7 @@ mod tests {
         assert_eq!(MemberState::decode(&[&*good, b"x"].concat()), Err(StateError::Rest(1)));
         assert_eq!(changed(13, 3), StateError::Value { field: "subject_bytes", at: 13, value: 3 }, "inside a letter");
         assert_eq!(changed(14, 1), StateError::Value { field: "subject_bytes", at: 13, value: 260 });
-        assert_eq!(changed(23, 4), StateError::Value { field: "flags", at: 23, value: 4 });
+        assert_eq!(changed(23, 8), StateError::Value { field: "flags", at: 23, value: 8 });
         assert_eq!(changed(2, 0xff), StateError::Text { field: "client_id", at: 2 });
         assert_eq!(decode_empty(&[1]), Err(StateError::Rest(1)));
         assert_eq!(Mark::decode(&[0; 9]), Err(StateError::Rest(1)));

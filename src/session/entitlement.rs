@@ -2,7 +2,9 @@
 
 use crate::few::Few;
 use crate::ids::HashKey;
+use crate::limits::{ENDED_STAYS_PER_MEMBER_MAX, ENDED_STAYS_PER_ROOM_MAX};
 use crate::log::{Audience, Entry};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What an address names.
@@ -23,6 +25,9 @@ impl Target {
         key.hash64(&[&[self as u8], name.as_bytes()]).max(1)
     }
 }
+
+/// Names no room: [`Target::hash`] never gives it.
+const FORGOTTEN: u64 = 0;
 
 /// A time in a room, as places in the order: from `from` to `to`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,27 +102,73 @@ impl Entitlements {
         true
     }
 
-    /// Leaves a room at a place in the order: what came up to `to` is still its own. False if it is not there.
-    pub fn leave(&mut self, room: u64, to: u64) -> bool {
-        match self.stays.iter_mut().find(|stay| stay.room == room && stay.to == u64::MAX) {
-            Some(stay) => {
-                stay.to = to;
-                true
-            }
-            None => false,
+    /// Leaves a room at a place in the order: what came up to `to` is still its own. A stay in which nothing came is none. How many
+    /// older stays were forgotten for it; `None` if it is not there.
+    pub fn leave(&mut self, room: u64, to: u64) -> Option<u64> {
+        let stay = self.stays.iter_mut().find(|stay| stay.room == room && stay.to == u64::MAX)?;
+        stay.to = to;
+        let is_empty = stay.from > to;
+        if is_empty {
+            self.stays.retain(|stay| stay.room != room || stay.from <= stay.to);
+            return Some(0);
         }
+        let (mut in_room, mut in_all) = (0, 0);
+        for stay in self.stays.iter().filter(|stay| stay.has_ended()) {
+            in_room += usize::from(stay.room == room);
+            in_all += 1;
+        }
+        let is_over = in_room > ENDED_STAYS_PER_ROOM_MAX || in_all > ENDED_STAYS_PER_MEMBER_MAX;
+        Some(if is_over { self.forget_oldest() } else { 0 })
     }
 
-    /// Forgets stays that ended before the oldest record still held, and all but the newest `stays_max` ended ones.
-    pub fn prune(&mut self, oldest_seq: u64, stays_max: usize) {
+    /// Holds the ended stays to their bounds: the oldest are forgotten, and one that names no room tells up to where there were such. How
+    /// many.
+    pub fn forget_oldest(&mut self) -> u64 {
+        let mut ended: Vec<Stay> = self.stays.iter().filter(|stay| stay.has_ended()).copied().collect();
+        ended.sort_by_key(|stay| std::cmp::Reverse((stay.to, stay.from)));
+        let (mut kept, mut in_rooms) = (0, BTreeMap::new());
+        let mut forgotten = self.forgotten_to();
+        let mut gone = Vec::new();
+        for stay in ended {
+            let in_room = in_rooms.entry(stay.room).or_insert(0);
+            if kept < ENDED_STAYS_PER_MEMBER_MAX && *in_room < ENDED_STAYS_PER_ROOM_MAX {
+                (kept, *in_room) = (kept + 1, *in_room + 1);
+            } else {
+                forgotten = forgotten.max(stay.to);
+                gone.push((stay.room, stay.from, stay.to));
+            }
+        }
+        gone.sort_unstable();
+        self.stays.retain(|stay| stay.room != FORGOTTEN && gone.binary_search(&(stay.room, stay.from, stay.to)).is_err());
+        if forgotten > 0 {
+            self.stays.push(Stay { room: FORGOTTEN, from: 0, to: forgotten });
+        }
+        gone.len() as u64
+    }
+
+    /// The last seq of the stays that were forgotten though a record of them may be held; 0 where none were.
+    #[must_use]
+    pub fn forgotten_to(&self) -> u64 {
+        self.stays.iter().filter(|stay| stay.room == FORGOTTEN).map(|stay| stay.to).max().unwrap_or(0)
+    }
+
+    /// Whether there is anything for [`Entitlements::prune`] to look at.
+    #[must_use]
+    pub fn has_ended_stays(&self) -> bool {
+        self.stays.iter().any(|stay| stay.to != u64::MAX)
+    }
+
+    /// Forgets stays that ended before the oldest record still held.
+    pub fn prune(&mut self, oldest_seq: u64) {
         self.stays.retain(|stay| stay.to >= oldest_seq);
-        let ended = self.stays.iter().filter(|stay| stay.to != u64::MAX).count();
-        let mut excess = ended.saturating_sub(stays_max);
-        self.stays.retain(|stay| {
-            let goes = excess > 0 && stay.to != u64::MAX;
-            excess -= usize::from(goes);
-            !goes
-        });
+    }
+}
+
+impl Stay {
+    /// It is one that has ended.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        self.to != u64::MAX && self.room != FORGOTTEN
     }
 }
 
@@ -164,11 +215,11 @@ mod tests {
         assert!(!reader.delivers(&message, 4, none));
         assert!(reader.enter(ROOM, 5));
         assert!(!reader.enter(ROOM, 6), "already there");
-        assert!(reader.leave(ROOM, 7));
-        assert!(!reader.leave(ROOM, 7), "already gone");
+        assert_eq!(reader.leave(ROOM, 7), Some(0));
+        assert_eq!(reader.leave(ROOM, 7), None, "already gone");
         let seen: Vec<u64> = (1..10).filter(|seq| reader.delivers(&message, *seq, none)).collect();
         assert_eq!(seen, [5, 6, 7]);
-        reader.prune(8, 10);
+        reader.prune(8);
         assert!(reader.stays.is_empty());
     }
 
@@ -188,14 +239,59 @@ mod tests {
     }
 
     #[test]
-    fn pruning_keeps_the_newest_ended_stays() {
+    fn a_stay_in_which_nothing_came_leaves_nothing_behind() {
         let mut reader = me();
-        for seq in 1..=5 {
-            reader.enter(ROOM, seq * 2);
-            reader.leave(ROOM, seq * 2 + 1);
+        for _ in 0..50_000 {
+            assert!(reader.enter(ROOM, 5));
+            assert_eq!(reader.leave(ROOM, 4), Some(0));
         }
-        reader.enter(ROOM, 20);
-        reader.prune(0, 2);
-        assert_eq!(reader.stays.iter().map(|stay| stay.from).collect::<Vec<_>>(), [8, 10, 20]);
+        assert!(reader.stays.is_empty());
+    }
+
+    #[test]
+    fn ended_stays_are_bounded_and_the_oldest_is_forgotten_and_told() {
+        let none = || &[][..];
+        let mut reader = me();
+        let (mut forgotten, rooms) = (0, 20);
+        // Each room in turn, one message in each stay.
+        for seq in 1..=2000 {
+            reader.enter(ROOM + seq % rooms, seq);
+            forgotten += reader.leave(ROOM + seq % rooms, seq).unwrap();
+            let (ended, of_room) = reader.stays.iter().fold((0, 0), |(ended, of_room), stay| {
+                (ended + usize::from(stay.has_ended()), of_room + usize::from(stay.has_ended() && stay.room == ROOM))
+            });
+            assert!(ended <= ENDED_STAYS_PER_MEMBER_MAX && of_room <= ENDED_STAYS_PER_ROOM_MAX);
+        }
+        assert_eq!((forgotten, reader.forgotten_to()), (2000 - 256, 2000 - 256));
+        for seq in 1..=2000 {
+            let message = entry(Audience::One(ROOM + seq % rooms), OTHER);
+            assert_eq!(reader.delivers(&message, seq, none), seq > 2000 - 256, "{seq}");
+            assert!(!reader.delivers(&message, seq + 1, none), "nothing of the time between two stays");
+        }
+        reader.prune(2000 - 255);
+        assert_eq!((reader.stays.len(), reader.forgotten_to()), (256, 0));
+        for seq in 3000..3100 {
+            reader.enter(ROOM, seq);
+            reader.leave(ROOM, seq);
+        }
+        assert_eq!(reader.stays.iter().filter(|stay| stay.room == ROOM).count(), ENDED_STAYS_PER_ROOM_MAX);
+        assert_eq!(reader.forgotten_to(), 3100 - 33);
+    }
+
+    #[test]
+    fn what_was_pruned_earlier_makes_no_difference_to_what_is_kept() {
+        let (mut live, mut replayed) = (me(), me());
+        for seq in 1..=1000 {
+            for reader in [&mut live, &mut replayed] {
+                reader.enter(ROOM + seq % 9, seq);
+                reader.leave(ROOM + seq % 9, seq);
+            }
+            live.prune(seq.saturating_sub(200));
+        }
+        for reader in [&mut live, &mut replayed] {
+            reader.prune(800);
+            reader.stays.sort_unstable_by_key(|stay| (stay.from, stay.room));
+        }
+        assert_eq!(live, replayed);
     }
 }

@@ -2,9 +2,11 @@
 
 use super::dedupe::Dedupe;
 use super::entitlement::Entitlements;
+use super::facts::Underway;
 use super::table::SessionKey;
 use crate::few::Few;
 use crate::ids::ConnId;
+use crate::log::Position;
 use crate::slots::Key;
 use std::rc::Rc;
 
@@ -65,6 +67,12 @@ pub struct Member {
     pub away_before_ms: u64,
     /// Others have been told that it is gone.
     pub told_lost: bool,
+    /// Of what the log keeps of it, what is newer than there: bits that its shard knows.
+    pub owed: u8,
+    /// What of it waits for the log.
+    pub underway: Option<Box<Underway>>,
+    /// Where the log last kept its state whole.
+    pub kept_at: Position,
     /// When the earliest timer is to fire, and the next; `u64::MAX` where none is. Few deadlines, however often it goes.
     pub timers_ms: [u64; 2],
 }

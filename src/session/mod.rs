@@ -7,6 +7,7 @@
 
 mod dedupe;
 mod entitlement;
+mod facts;
 mod member;
 mod presence;
 mod resume;
@@ -15,6 +16,7 @@ mod table;
 
 pub use dedupe::{Dedupe, DedupeLimits, Seen};
 pub use entitlement::{Entitlements, Stay, Target};
+pub use facts::{Answer, Applied, Fact, Move, Underway};
 pub use member::{Member, MemberKey, Place};
 pub use presence::{PresenceChange, Watcher};
 pub use resume::{Start, StartRequest, Wanted, start};

@@ -6,6 +6,7 @@ use super::presence::Watcher;
 use super::stream::StreamKey;
 use crate::few::Few;
 use crate::ids::{HashKey, Map};
+use crate::limits::EPOCHS_PER_SESSION_MAX;
 use crate::log::{Level, Position};
 use crate::slots::{Key, Slots};
 use hashbrown::HashTable;
@@ -54,6 +55,17 @@ pub struct Session {
     pub channel: bool,
     /// Whose limit it counts to ([`Target::User`]), or [`NOBODY`].
     maker: u64,
+}
+
+impl Session {
+    /// Another epoch begins, of which all that is appended from now on is; the one before ends with `last_seq`.
+    pub fn begin_epoch(&mut self, name: u64, number: u32, last_seq: u64) {
+        self.past_epochs.reserve_exact(1);
+        self.past_epochs.push((self.epoch, last_seq));
+        let excess = (self.past_epochs.len() + 1).saturating_sub(EPOCHS_PER_SESSION_MAX);
+        self.past_epochs.drain(..excess);
+        (self.epoch, self.epoch_number) = (name, number);
+    }
 }
 
 /// Members that an address names: mostly one, of a user.
@@ -244,13 +256,13 @@ impl Sessions {
         Some(member)
     }
 
-    /// Gives a member the roles of a new token.
-    pub fn set_roles(&mut self, key: MemberKey, roles: &[Box<str>]) {
+    /// Gives a member the roles of a new token; false if it has them.
+    pub fn set_roles(&mut self, key: MemberKey, roles: &[Box<str>]) -> bool {
         if self.members.get(key).is_none_or(|member| *member.roles == *roles) {
-            return;
+            return false;
         }
         let (names, hashes) = self.share_roles(roles);
-        let Some(member) = self.members.get_mut(key) else { return };
+        let Some(member) = self.members.get_mut(key) else { return false };
         let session = member.session;
         member.roles = names;
         let old = std::mem::replace(&mut member.entitlements.roles, Arc::clone(&hashes));
@@ -260,6 +272,7 @@ impl Sessions {
         for role in hashes.iter() {
             self.join_group(session, *role, key);
         }
+        true
     }
 
     /// Roles by name and by hash, in memory that members with the same share.
@@ -283,17 +296,15 @@ impl Sessions {
         true
     }
 
-    /// Takes a member out of a room at a place in the order; false if it is not in.
-    pub fn leave_room(&mut self, key: MemberKey, name: &str, to_seq: u64) -> bool {
+    /// Takes a member out of a room at a place in the order. How many of its older stays were forgotten for it; `None` if it is not in.
+    pub fn leave_room(&mut self, key: MemberKey, name: &str, to_seq: u64) -> Option<u64> {
         let room = self.target(Target::Room, name);
-        let Some(member) = self.members.get_mut(key) else { return false };
-        if !member.entitlements.leave(room, to_seq) {
-            return false;
-        }
+        let member = self.members.get_mut(key)?;
+        let forgotten = member.entitlements.leave(room, to_seq)?;
         member.rooms.retain(|other| &**other != name);
         let session = member.session;
         self.leave_group(session, room, key);
-        true
+        Some(forgotten)
     }
 
     /// The members that a user, role or room address names now.
@@ -403,6 +414,9 @@ mod tests {
             away_since_ms: 0,
             away_before_ms: 0,
             told_lost: false,
+            owed: 0,
+            underway: None,
+            kept_at: Position::default(),
             timers_ms: [u64::MAX; 2],
         })
     }

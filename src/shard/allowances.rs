@@ -3,7 +3,6 @@
 
 use super::core::Core;
 use super::counters::LimitReached;
-use crate::limits::ROOMS_PER_CLIENT_MAX;
 use crate::protocol::ErrorCode;
 use crate::session::{MemberKey, SessionKey, Stream};
 use crate::time::Tick;
@@ -41,7 +40,9 @@ impl Core {
         let key = self.sessions.create(hash, stream, epoch, session_id.starts_with("channel:"), maker);
         self.set_level(key);
         self.counters.sessions.set(self.sessions.sessions.len() as u64);
-        self.keep_session(key, now);
+        if !self.log_is_behind() {
+            self.keep_session(key, now);
+        }
         key
     }
 
@@ -81,22 +82,16 @@ impl Core {
     /// Whether a client, a member or not yet, may be in all these rooms as well.
     pub(super) fn room_for_rooms(&self, member: Option<MemberKey>, rooms: &[impl AsRef<str>]) -> Result<(), NoRoom> {
         let rooms_max = self.snapshot.settings.limits.rooms_per_client;
-        let there = member.and_then(|member| self.sessions.members.get(member)).map_or(&[][..], |member| &member.rooms);
-        let mut names: Vec<&str> =
-            rooms.iter().map(AsRef::as_ref).filter(|name| there.iter().all(|room| **room != **name)).collect();
+        // Those that it has asked for, and that wait for the disk, count.
+        let is_in = |name: &str| member.is_some_and(|member| self.sessions.stay(member, name).is_some());
+        let mut names: Vec<&str> = rooms.iter().map(AsRef::as_ref).filter(|name| !is_in(name)).collect();
         names.sort_unstable();
         names.dedup();
-        if names.is_empty() || there.len() + names.len() <= rooms_max {
+        let there = member.map_or(0, |member| self.sessions.rooms_of(member));
+        if names.is_empty() || there + names.len() <= rooms_max {
             return Ok(());
         }
         self.counters.limit_reached(LimitReached::RoomsPerClient);
         Err((ErrorCode::LimitRooms, format!("a client may be in {rooms_max} rooms (limits.rooms_per_client): leave one first")))
-    }
-
-    /// Forgets times in rooms that a member can read nothing of any more, and the oldest ones above as many as anybody may be in.
-    pub(super) fn prune_stays(&mut self, key: MemberKey) {
-        let Some(member) = self.sessions.members.get_mut(key) else { return };
-        let stream = self.sessions.sessions.get(member.session).and_then(|session| self.streams.get(session.stream));
-        member.entitlements.prune(stream.map_or(1, |stream| stream.index.first()), ROOMS_PER_CLIENT_MAX);
     }
 }

@@ -5,14 +5,15 @@ use super::core::Core;
 use super::counters::LimitReached;
 use super::inbound::RETRY_AFTER_MS;
 use super::lanes::{AttachAnswer, AttachRequest, LaneMessage, RefusalFrame};
+use super::publish::TOO_MUCH;
 use crate::close::CloseReason;
 use crate::config::HistoryView;
 use crate::ids::ConnId;
 use crate::io::Io;
-use crate::limits::ROOMS_PER_CLIENT_MAX;
+use crate::log::{Joined, Kind, Position};
 use crate::protocol::{ErrorCode, Failure, Head, Refusal, SessionStart, Welcome};
 use crate::session::{
-    Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, Target, start,
+    Fact, Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, Target, start,
 };
 use crate::time::Tick;
 use crate::ws::Opcode;
@@ -72,6 +73,10 @@ impl Core {
             None => None,
         };
         self.room_for_rooms(known, &request.rooms).map_err(|why| no_room(why, "/payload/rooms"))?;
+        // Its going must be in the log before it comes again as another.
+        if gives_way.is_some_and(|other| self.is_kept(other)) && self.log_is_behind() {
+            return Err(refusal_of(request, ErrorCode::LimitBackpressure, TOO_MUCH.to_owned(), "/session_id"));
+        }
         let session = there.unwrap_or_else(|| self.make_session(&request.session_id, request.session, user, now));
         if let Some(other) = gives_way {
             self.forget_member(other, now);
@@ -81,6 +86,10 @@ impl Core {
         self.trim(stream);
         let (oldest, head) = self.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.head()));
         let member = known.unwrap_or_else(|| self.add_member(session, request, head, now));
+        // What it did on a connection before is in the log before what it does now.
+        if self.settle_moves(member, Position(u64::MAX)) {
+            self.publish_entitlements(io, member);
+        }
         let receipt =
             known.and_then(|member| self.sessions.members.get(member)).map(|member| member.received_seq).filter(|seq| *seq > 0);
         let resume = request.resume.as_ref().map(|(epoch, seq)| (&**epoch, *seq));
@@ -90,22 +99,26 @@ impl Core {
             let past = past.iter().find(|(epoch, _)| name == epoch_name(*epoch)).map(|(_, last)| *last);
             if name == epoch_name(epoch) { Some(head) } else { past }
         });
-        self.enter_rooms(request, member, begin.cursor);
-        self.sessions.set_roles(member, &request.roles);
+        self.enter_rooms(request, member, begin.cursor, known.is_some(), now);
+        self.give_roles(member, &request.roles, now);
         self.take_place(io, member, request.place, now);
+        if known.is_some() {
+            self.keep_place(member, now);
+        } else {
+            self.keep_new(member, now);
+        }
         let mirror_from = self.mirror_for(session, request.place.shard, head);
         let Some(entry) = self.sessions.members.get_mut(member) else { return Err(gone(request)) };
         entry.entitlements.echo = request.echo;
-        entry.entitlements.prune(oldest, ROOMS_PER_CLIENT_MAX);
-        self.keep_member(member, now);
-        let Some(entry) = self.sessions.members.get(member) else { return Err(gone(request)) };
+        entry.entitlements.prune(oldest);
+        let is_whole = entry.entitlements.forgotten_to() <= begin.cursor;
         Ok(AttachAnswer {
             member,
             created: there.is_none(),
             epoch,
             head,
             cursor: begin.cursor,
-            recovered: begin.recovered,
+            recovered: begin.recovered && is_whole,
             rewound_to: begin.rewound_to,
             oldest_seq: oldest,
             rooms: entry.rooms.to_vec(),
@@ -135,16 +148,31 @@ impl Core {
             away_since_ms: 0,
             away_before_ms: 0,
             told_lost: true,
+            owed: 0,
+            underway: None,
+            kept_at: Position::default(),
             timers_ms: [u64::MAX; 2],
         })
     }
 
-    /// Rooms named on attaching are joined before the replay, and count for it.
-    fn enter_rooms(&mut self, request: &AttachRequest, member: MemberKey, cursor: u64) {
+    /// Rooms named on attaching are joined before the replay, and count for it. They are let in whatever the disk does: so is who names
+    /// them.
+    fn enter_rooms(&mut self, request: &AttachRequest, member: MemberKey, cursor: u64, is_known: bool, now: Tick) {
+        let is_behind = self.log_is_behind();
+        let mut is_owed = false;
         for room in &request.rooms {
-            if self.sessions.enter_room(member, room, cursor + 1) {
-                self.tell_presence(member, PresenceChange::Join, Some(room));
+            let from = cursor + 1;
+            if !self.sessions.apply(member, Fact::Joined { room, from }).changed {
+                continue;
             }
+            is_owed |= is_behind;
+            if is_known && !is_behind {
+                self.keep_fact(member, Kind::Joined, now, |_, out| Joined { room, from }.encode(out));
+            }
+            self.tell_presence(member, PresenceChange::Join, Some(room));
+        }
+        if is_known && is_owed {
+            self.keep_new(member, now);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::io::Io;
 use crate::protocol::{
     Command, CommandKind, Envelope, ErrorCode, Head, HistoryFrom, Kind, MemberState, Members, Refusal, Watch, command_kind,
 };
-use crate::session::{MemberKey, Place, PresenceChange, Target, Watcher};
+use crate::session::{MemberKey, Place, Target, Watcher};
 use crate::time::Tick;
 use crate::ws::Opcode;
 use crate::ws::encoder::OpenFrame;
@@ -145,9 +145,8 @@ impl Core {
             let place = self.place_here(id, number);
             match home {
                 None => {
-                    self.sessions.set_roles(member, &roles);
+                    self.give_roles(member, &roles, now);
                     self.publish_entitlements(io, member);
-                    self.keep_member(member, now);
                 }
                 Some(home) => self.send_control(io, home, LaneMessage::Roles { member, place, roles: roles.clone() }),
             }
@@ -210,14 +209,20 @@ impl Core {
     }
 
     /// The head of the session of a member: where an answer that is in order has its place.
-    fn head_of(&self, member: MemberKey) -> u64 {
+    pub(super) fn head_of(&self, member: MemberKey) -> u64 {
         let session = self.sessions.members.get(member).and_then(|member| self.sessions.sessions.get(member.session));
         session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.head())
     }
 
-    /// An answer in its place in the order. At the head of an empty session that is at once.
-    fn answer(&mut self, place: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
-        self.reply_to(place, after, write);
+    /// A command that is not taken: `pointer` says what of it is why.
+    pub(super) fn refuse_command(
+        &mut self,
+        place: Place,
+        envelope: &Envelope<'_>,
+        (code, message): (ErrorCode, impl Into<std::borrow::Cow<'static, str>>),
+        pointer: &'static str,
+    ) {
+        self.refuse_at(place, &super::publish::refusal_of(envelope, code, message, pointer));
     }
 
     fn run<I: Io>(
@@ -242,80 +247,22 @@ impl Core {
                     self.send_reply(place, LaneMessage::Pong { to: place, after, id });
                 }
             }
-            Command::Join { room } => self.join(io, place, member, envelope, room, after, now),
-            Command::Leave { room } => {
-                if self.sessions.leave_room(member, room, after) {
-                    self.prune_stays(member);
-                    self.tell_presence(member, PresenceChange::Leave, Some(room));
-                    self.publish_entitlements(io, member);
-                    self.keep_member(member, now);
-                }
-                self.answer(place, after, |out| crate::protocol::left(out, head, room));
-            }
+            Command::Join { room } => self.join(io, place, member, envelope, room, now),
+            Command::Leave { room } => self.leave(io, place, member, envelope, room, now),
             Command::Members(members) => self.list_members(place, member, head, members, after),
             Command::Watch(watch) => self.watch(place, member, head, watch, after),
-            Command::PresenceSet { data } => {
-                if let Err(wait_ms) = self.may_tell(member, now) {
-                    return self.refuse_telling(place, head, wait_ms);
-                }
-                if let Some(entry) = self.sessions.members.get_mut(member) {
-                    entry.presence = std::str::from_utf8(data).ok().map(Into::into);
-                }
-                self.tell_presence(member, PresenceChange::Data, None);
-                self.keep_member(member, now);
-                self.answer(place, after, |out| crate::protocol::presence_ok(out, head));
-            }
+            Command::PresenceSet { data } => self.set_presence(io, place, member, envelope, data, now),
             Command::History(history) => self.history(place, member, envelope, history, after),
             Command::Received { seq } => {
-                let Some(entry) = self.sessions.members.get_mut(member) else { return };
                 if *seq <= after {
-                    if *seq > entry.received_seq {
-                        entry.received_seq = *seq;
-                        self.keep_receipt(member, now);
-                    }
+                    self.receive(member, *seq, now);
                 } else {
                     self.counters.dropped(DropReason::ReceiptStale, 1);
                 }
             }
-            Command::Detach => {
-                self.member_left(member, place, true, true, now);
-                self.look_again(place);
-                let mut frame = self.buffer_for(place);
-                let open = OpenFrame::begin(&mut frame);
-                crate::protocol::detached(&mut frame, head);
-                open.finish(Opcode::Text, &mut frame);
-                self.detach_behind_history(place, after, frame);
-            }
+            Command::Detach => self.detach(io, place, member, head, now),
             Command::Hello(_) | Command::Attach(_) | Command::Refresh(_) => {}
         }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "who joins what, where, and when")]
-    fn join<I: Io>(
-        &mut self,
-        io: &mut I,
-        place: Place,
-        member: MemberKey,
-        envelope: &Envelope<'_>,
-        room: &str,
-        after: u64,
-        now: Tick,
-    ) {
-        let head = Head { id: envelope.id, session_id: envelope.session_id };
-        let target = self.sessions.target(Target::Room, room);
-        let Some(entry) = self.sessions.members.get(member) else { return };
-        let stay = entry.entitlements.stays.iter().find(|stay| stay.room == target && stay.to == u64::MAX);
-        // A repeat is answered like the first.
-        let seq = stay.map_or(after, |stay| stay.from - 1);
-        if let Err((code, message)) = self.room_for_rooms(Some(member), &[room]) {
-            return self.refuse_at(place, &refusal(head, code, message, "/payload/room"));
-        }
-        if self.sessions.enter_room(member, room, after + 1) {
-            self.tell_presence(member, PresenceChange::Join, Some(room));
-            self.publish_entitlements(io, member);
-            self.keep_member(member, now);
-        }
-        self.answer(place, after, |out| crate::protocol::joined(out, head, room, seq));
     }
 
     fn page_of(&self, member: MemberKey, room: Option<&str>, after: Option<&str>, limit: usize) -> (Vec<MemberKey>, bool) {
@@ -387,7 +334,7 @@ impl Core {
     }
 
     /// A finished frame in its place in the order, wherever the client is.
-    fn send_frame(&mut self, place: Place, after: u64, frame: Vec<u8>) {
+    pub(super) fn send_frame(&mut self, place: Place, after: u64, frame: Vec<u8>) {
         if place.shard == self.shard_number() {
             self.put_ordered(place, after, Waiting::Frame(frame));
         } else {

@@ -53,14 +53,14 @@ impl Core {
     /// The oldest file, of number `segment`, holds messages of these streams: has them copied, where enough of the log is dead.
     pub(super) fn begin_compaction(&mut self, segment: u64, holders: Vec<StreamKey>, retained_bytes: u64, now: Tick) {
         let Some(geometry) = self.log.geometry() else { return };
-        let (log, session) = (&self.snapshot.settings.log, &self.snapshot.settings.session);
-        let share = log.max_bytes / self.mesh.shards() as u64;
+        let session = &self.snapshot.settings.session;
+        let share = self.files_allowed().checked_mul(geometry.segment_bytes);
         let held = self.log.end().0.saturating_sub(segment * geometry.segment_bytes);
         let dead = held.saturating_sub(retained_bytes);
         let Some(disk) = &mut self.disk else { return };
         // The file after the next was asked for when the oldest had been full for long.
         let Some(later) = disk.kept.get(2) else { return };
-        let pressed = share > 0 && held.saturating_mul(4) >= share.saturating_mul(3);
+        let pressed = share.is_some_and(|share| held.saturating_mul(4) >= share.saturating_mul(3));
         let worth = dead.saturating_mul(if pressed { 4 } else { 2 }) >= held;
         let past_windows = later.begun_ms.saturating_add(session.dedupe_ms) < now.wall_ms;
         let indexed = disk.indexing.is_indexed(segment);

@@ -162,8 +162,8 @@ fn fit(buffer: &mut Vec<u8>, start: usize, buffers: &mut Buffers) {
     }
 }
 
-/// Memory that is not worth a copy.
-const FIT_BYTES_MIN: usize = 64;
+/// Memory that is not worth a copy, nor an allocation: a reader that is behind for a moment costs none.
+const FIT_BYTES_MIN: usize = 2048;
 
 /// A connection's part in a session: a cursor over the session's stream, and what it may see there.
 #[derive(Debug)]

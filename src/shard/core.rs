@@ -22,7 +22,7 @@ use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey, Map};
 use crate::io::{Event, Io, Next, Read, RingStats, Shard};
 use crate::limits::SEND_BYTES_MAX;
-use crate::log::{AgeClock, Ages, Log};
+use crate::log::{AgeClock, Ages, Log, Position};
 use crate::protocol::{CommandParser, Parser};
 use crate::session::{Dedupe, MemberKey, Place, SessionKey, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
@@ -120,6 +120,10 @@ pub struct Core {
     random: u64,
     sweep_at: usize,
     sweep_due_ms: u64,
+    /// The place in the members' table that is looked at next.
+    sweep_member_at: usize,
+    /// What of `limits.shard_memory_bytes` is for connections; the rest waits for the disk.
+    pub(super) buffers_bytes_max: u64,
     /// When the next turn is to be; `u64::MAX` where nothing is due.
     pub(super) turn_due_ms: u64,
     /// When its last standstill ended; 0: there was none. See `timers.rs`.
@@ -226,6 +230,8 @@ impl Core {
             random: options.seed,
             sweep_at: 0,
             sweep_due_ms: 0,
+            sweep_member_at: 0,
+            buffers_bytes_max: settings.limits.shard_memory_bytes as u64,
             turn_due_ms: u64::MAX,
             awake_since_ms: 0,
             ring_seen: RingStats::default(),
@@ -346,6 +352,7 @@ impl Core {
             return;
         }
         self.sweep_due_ms = now.mono_ms() + SWEEP_EVERY_MS;
+        self.sweep_members();
         self.wipe_no_more(now);
         let idle_ms = self.snapshot.settings.session.idle_ms;
         let places = self.sessions.sessions.places();
@@ -364,15 +371,37 @@ impl Core {
             if session.empty_since_ms == 0 {
                 session.empty_since_ms = now.mono_ms().max(1);
             }
+            let is_kept = session.kept_at > Position(0);
             let idle = now.mono_ms().saturating_sub(session.empty_since_ms) >= idle_ms;
             // Where anything was ever said, the order goes on even though retention has dropped all of it.
             let bare = self.streams.get(stream).is_some_and(|stream| stream.index.head() == 0);
             if (idle || bare)
+                && (!is_kept || !self.log_is_behind())
                 && let Some(session) = self.sessions.remove(key)
             {
                 self.streams.remove(stream);
-                self.keep_session_gone((session.hash, session.epoch_number), now);
+                if is_kept {
+                    self.keep_session_gone((session.hash, session.epoch_number), now);
+                }
                 self.counters.sessions.set(self.sessions.sessions.len() as u64);
+            }
+        }
+    }
+
+    /// Looks at a few members: of their stays in rooms those go of which no message is retained any more.
+    fn sweep_members(&mut self) {
+        let places = self.sessions.members.places();
+        for _ in 0..SWEEP_SESSIONS.min(places) {
+            self.sweep_member_at = (self.sweep_member_at + 1) % places;
+            let Some((key, member)) = self.sessions.members.at(self.sweep_member_at) else { continue };
+            if !member.entitlements.has_ended_stays() {
+                continue;
+            }
+            let session = self.sessions.sessions.get(member.session);
+            let Some(stream) = session.and_then(|session| self.streams.get(session.stream)) else { continue };
+            let oldest = stream.index.first();
+            if let Some(member) = self.sessions.members.get_mut(key) {
+                member.entitlements.prune(oldest);
             }
         }
     }
@@ -385,7 +414,7 @@ impl Core {
         counters.members.set(self.sessions.members.len() as u64);
         counters.log_chunks.set((self.log.resident_bytes() / crate::limits::CHUNK_BYTES) as u64);
         counters.log_bytes.set(self.log.end().0.saturating_sub(self.log.oldest().0));
-        counters.log_full.set(u64::from(self.disk.as_ref().is_some_and(|disk| disk.full.is_some())));
+        counters.log_full.set(u64::from(self.disk.as_ref().is_some_and(|disk| disk.room.is_capped || disk.full.is_some())));
         counters.mirrors.set(self.mirrors.len() as u64);
         counters.mirror_bytes.set(self.mirror_log.resident_bytes() as u64);
         let stats = io.stats();
@@ -446,12 +475,13 @@ impl Shard for Core {
             Event::SegmentGone { number, result } => self.on_segment_gone(number, result),
             Event::Purged { step, result } => self.on_purged(step, result),
             Event::SegmentIndexed { number, result, unsaved } => self.on_segment_indexed(io, number, result, unsaved, now),
-            Event::SegmentLost { number } => self.on_segment_lost(number),
+            Event::SegmentLost { number } => self.on_segment_lost(number, now),
         }
     }
 
     fn turn<I: Io>(&mut self, io: &mut I, now: Tick) -> Next {
         self.notice_standstill(now);
+        self.note_memory();
         let next = self.take_turn(io, now);
         #[cfg(test)]
         self.look_at_itself(!matches!(next, Next::Again), now);
@@ -497,6 +527,7 @@ impl Core {
         // Replies first: they come before the records that follow their places.
         self.push_backlog(io);
         let mut lane_full = self.push_mirrors(io);
+        busy |= self.write_all_owed(now);
         busy |= self.let_files_go(io, now);
         self.compact(io, now);
         match self.purge_on(io, now) {

@@ -109,6 +109,8 @@ reasons! {
         LogDamaged = "log_damaged",
         /// A message that the disk has not read for seconds (EIO), for each of its readers, who were told of the gap; it may be read later.
         LogUnreadable = "log_unreadable",
+        /// A member's stay in a room that was forgotten though messages of it may be retained: it comes back with `recovered:false`.
+        StayForgotten = "stay_forgotten",
         /// The record of a closed connection, pushed out before its ten minutes.
         ClosedRecord = "closed_record",
     }
@@ -189,6 +191,10 @@ reasons! {
         MembersPerUser = "members_per_user",
         /// limits.rooms_per_client.
         RoomsPerClient = "rooms_per_client",
+        /// Stays in rooms that have ended, of one member, which retained messages need: the oldest is forgotten.
+        EndedStays = "ended_stays",
+        /// What a member tells of itself, more often than the log keeps it.
+        PresenceAnswers = "presence_answers",
         /// limits.presence_per_second.
         PresenceRate = "presence_rate",
         /// limits.sessions_per_shard.
@@ -416,6 +422,8 @@ counters! {
     log_failed: Gauge, "Look at the disk and restart: recovery keeps what was acknowledged.";
     /// Memory of what waits to be sent to connections (replies, presence, ephemeral messages), and for lanes.
     buffer_bytes: Gauge, "Compare with limits.shard_memory_bytes.";
+    /// Memory that waits for the disk: answers to commands, what of members is to be written, and the log beyond log.memory_bytes.
+    disk_held_bytes: Gauge, "Counts to limits.shard_memory_bytes. Not near zero: the disk is behind, or has no room.";
     /// Sessions at home elsewhere that are mirrored here.
     mirrors: Gauge, "Many: clients attach sessions all over the shards.";
     /// Bytes of the mirrors.

@@ -11,8 +11,8 @@ use crate::config::Settings;
 use crate::ids::{ConnId, HashKey};
 use crate::io::{Chunk, Event, Io, PurgeStep, Read, RingStats, Send, Sent, Shard};
 use crate::log::{
-    EpochState, Geometry, Header, Kind, Level, MemberState, Position, SegmentHeader, SessionState, StateError, read_record,
-    write_record,
+    EpochState, Geometry, Header, Kind, Level, MemberState, Position, SEGMENT_VERSION, SegmentHeader, SessionState, StateError,
+    read_record, write_record,
 };
 use crate::protocol::Parser;
 use crate::session::{DedupeLimits, NOBODY, Place, Seen, Target};
@@ -204,6 +204,7 @@ fn member_state(core: &Core, away_ms: u64, present: bool) -> MemberState<'static
         user: core.sessions.target(Target::User, "ana"),
         present,
         told_lost: false,
+        stays_follow: false,
         since_ms: 1,
         received_seq: 0,
         hidden_to: 0,
@@ -271,7 +272,8 @@ fn of_a_message_that_was_purged_the_id_is_left() {
         core.replay(&mut replay, Position(offset), offset, &read_record(bytes, Some(0)).unwrap());
         offset += bytes.len() as u64;
     }
-    let segment = SegmentHeader { shard: 0, generation: 1, number: 0, segment_bytes: 2 << 20, created_ms: 0, chain_before: 0 };
+    let (version, segment_bytes) = (SEGMENT_VERSION, 2 << 20);
+    let segment = SegmentHeader { version, shard: 0, generation: 1, number: 0, segment_bytes, created_ms: 0, chain_before: 0 };
     core.close_segment(&mut replay, &segment).unwrap();
     core.settle_replay(replay);
     assert_eq!(core.session_bounds("s"), Some((3, 3)));

@@ -3,16 +3,20 @@
 //! A message is acknowledged, and delivered, once it is as durable as its session asks. Until then its ack waits here, rendered, and
 //! its stream hides it from readers. Both go in the order of the log, so that two queues are enough, one for each level.
 
+use super::awaiting::{COMMAND, Queue, Waiting};
 use super::compacting::Compaction;
 use super::core::Core;
 use super::counters::{LimitReached, RECORD};
+use super::facts::HeldCommand;
+use super::gauges::Owed;
 use super::inbound::RETRY_AFTER_MS;
 use super::indexing::Indexing;
 use super::keeping::{Kept, Survey};
 use super::publish::{Origin, refusal_of};
 use super::replies::AT_ONCE;
+use super::room::Room;
 use crate::config::Durability;
-use crate::io::{BELOW_RESERVE, Io};
+use crate::io::Io;
 use crate::limits::{ADDRESSES_MAX, ENVELOPE_ADDED_BYTES_MAX};
 use crate::log::{Audience, HEADER_BYTES, Header, Kind, Level, Mark, Position};
 use crate::protocol::{Envelope, ErrorCode, Failure, Head, ack, error};
@@ -25,62 +29,19 @@ use std::collections::VecDeque;
 /// Bytes that may wait for the disk, above which senders are told to wait.
 pub(super) const PENDING_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// What a record has besides its sender's text at most: header, addresses, frame head and what the gateway adds.
-const RECORD_BYTES_MORE_MAX: usize = HEADER_BYTES + 8 * ADDRESSES_MAX + 10 + ENVELOPE_ADDED_BYTES_MAX;
+pub(super) const RECORD_BYTES_MORE_MAX: usize = HEADER_BYTES + 8 * ADDRESSES_MAX + 10 + ENVELOPE_ADDED_BYTES_MAX;
 /// How often what nobody waits for is synced all the same: it bounds what a power cut takes, and marks it for recovery.
 const SYNC_EVERY_MS: u64 = 1000;
 /// How long the disk rests after it was full, or a segment could not be made.
-const RETRY_MS: u64 = 1000;
+pub(super) const RETRY_MS: u64 = 1000;
+/// What a client is told whose message, or command, a disk has failed.
+const FAILED: &str =
+    "the log's disk failed before this message was durable: send it again, with its id, when the gateway was restarted";
+pub(super) const STATE_FAILED: &str = "the log's disk failed before this was durable: ask again when the gateway was restarted";
 /// What the answers of the engine are told apart by; reads count on from here.
 pub(super) const WRITE_TAG: u64 = 0;
 pub(super) const SYNC_TAG: u64 = 1;
 pub(super) const READ_TAGS: u64 = 16;
-
-/// One thing that waits for the log to be durable up to `end`.
-#[derive(Clone, Copy, Debug)]
-struct Waiting {
-    end: Position,
-    session: SessionKey,
-    stream: StreamKey,
-    /// The record that is shown when it is durable; 0 for an ack alone.
-    seq: u64,
-    to: Place,
-    ack_bytes: u32,
-}
-
-/// What waits for one level of durability, in the order of the log.
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    acks: Vec<u8>,
-    /// Where the first ack stands.
-    at: usize,
-}
-
-impl Queue {
-    fn last_end(&self) -> Option<Position> {
-        self.waiting.back().map(|waiting| waiting.end)
-    }
-
-    /// The next that `limit` lets go, and its ack's place.
-    fn next(&mut self, limit: Position) -> Option<(Waiting, std::ops::Range<usize>)> {
-        let waiting = *self.waiting.front().filter(|waiting| waiting.end <= limit)?;
-        self.waiting.pop_front();
-        let ack = self.at..self.at + waiting.ack_bytes as usize;
-        self.at = ack.end;
-        Some((waiting, ack))
-    }
-
-    /// Gives back the room of acks that are gone.
-    fn tidy(&mut self) {
-        if self.at == self.acks.len() {
-            self.acks.clear();
-            self.at = 0;
-        } else if self.at > self.acks.len() / 2 {
-            self.acks.drain(..self.at);
-            self.at = 0;
-        }
-    }
-}
 
 /// How far things must have been let go for all that wait now to be answered.
 #[derive(Clone, Copy, Debug)]
@@ -114,7 +75,7 @@ pub(super) struct Disk {
     sync_due_ms: u64,
     /// The newest segment that is ready to be written, and the one that is being made.
     pub(super) ready: Option<u64>,
-    preparing: Option<u64>,
+    pub(super) preparing: Option<u64>,
     /// The files that are there, the one being written last.
     pub(super) kept: VecDeque<Kept>,
     pub(super) indexing: Indexing,
@@ -127,10 +88,12 @@ pub(super) struct Disk {
     /// The next look writes state again: the one before found nothing else in the file.
     pub(super) rewrites_state: bool,
     pub(super) compaction: Compaction,
+    /// What of members is owed to the log.
+    pub(super) owed: Owed,
     /// The disk is left alone until then.
     rests_until_ms: u64,
     /// No segment is asked for until then: there was no room for one.
-    segment_due_ms: u64,
+    pub(super) segment_due_ms: u64,
     /// A write failed in a way that no retry mends; the errno.
     pub(super) failed: Option<i32>,
     /// That was for a file that somebody deleted: what is under way to it is gone with the process.
@@ -138,9 +101,11 @@ pub(super) struct Disk {
     /// A sync failed: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
     pub(super) sync_failed: Option<i32>,
     /// The next segment could not be made. Writes to the one there is may still succeed.
-    starved: bool,
+    pub(super) starved: bool,
     /// No segment could be made: the disk is full, or may not be written.
     pub(super) full: Option<i32>,
+    /// How far clients may fill the log.
+    pub(super) room: Room,
 }
 
 impl Disk {
@@ -168,6 +133,7 @@ impl Disk {
             survey: None,
             rewrites_state: false,
             compaction: Compaction::default(),
+            owed: Owed::default(),
             rests_until_ms: 0,
             segment_due_ms: 0,
             starved: false,
@@ -175,6 +141,7 @@ impl Disk {
             lost: false,
             sync_failed: None,
             full: None,
+            room: Room::ENDLESS,
         }
     }
 
@@ -210,16 +177,26 @@ impl Core {
 
     /// Why the log takes no more messages of a level now, if it does not: what to tell the sender.
     pub(super) fn log_refuses(&self, level: Level, envelope: &Envelope<'_>) -> Option<(ErrorCode, &'static str)> {
+        self.log_refuses_record(level, envelope.object.len() + RECORD_BYTES_MORE_MAX)
+    }
+
+    /// Whether a disk has failed for what must be so durable.
+    pub(super) fn log_has_failed(&self, level: Level) -> bool {
+        self.disk.as_ref().is_some_and(|disk| {
+            level != Level::Memory && disk.failed.is_some() || level == Level::Synced && disk.sync_failed.is_some()
+        })
+    }
+
+    /// Why the log takes no record of so many bytes now, that must be so durable.
+    pub(super) fn log_refuses_record(&self, level: Level, bytes: usize) -> Option<(ErrorCode, &'static str)> {
         let disk = self.disk.as_ref()?;
-        // What nobody waits for is taken as long as there is memory for it.
-        let waits = level != Level::Memory;
-        if waits && disk.failed.is_some() || level == Level::Synced && disk.sync_failed.is_some() {
+        if self.log_has_failed(level) {
             return Some((
                 ErrorCode::LimitDisk,
                 "the log's disk has failed: the operator must look at it and restart the gateway",
             ));
         }
-        if waits && self.has_no_room(disk, envelope.object.len() + RECORD_BYTES_MORE_MAX) {
+        if self.has_no_room(disk, level, bytes) {
             self.counters.limit_reached(LimitReached::Disk);
             return Some((
                 ErrorCode::LimitDisk,
@@ -252,11 +229,6 @@ impl Core {
             (Some(_), Level::Memory | Level::Written) => self.log.written(),
         };
         self.log.end().0.saturating_sub(durable.0)
-    }
-
-    /// Whether a record of so many bytes would wait for a segment that cannot be made.
-    fn has_no_room(&self, disk: &Disk, bytes: usize) -> bool {
-        disk.starved && disk.full.is_some() && self.log.segment_of_next(bytes).is_none_or(|next| disk.ready < Some(next))
     }
 
     /// Shows a new record to its audience and acknowledges it: at once, or when it is as durable as its session asks.
@@ -330,6 +302,58 @@ impl Core {
         }
     }
 
+    /// Commands that wait for the disk.
+    #[cfg(test)]
+    pub(super) fn held_commands(&self) -> [(usize, usize); 2] {
+        let count = |queue: &Queue| (queue.waiting.iter().filter(|waiting| waiting.is_command()).count(), queue.commands.len());
+        self.disk.as_ref().map_or([(0, 0); 2], |disk| [count(&disk.written), count(&disk.synced)])
+    }
+
+    /// Keeps a command's answer until all before `end` is so durable.
+    pub(super) fn hold_command(
+        &mut self,
+        held: HeldCommand,
+        level: Level,
+        to: Place,
+        end: Position,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let Some(disk) = &mut self.disk else { return };
+        let queue = if level == Level::Synced { &mut disk.synced } else { &mut disk.written };
+        let before = queue.acks.len();
+        super::replies::framed(&mut queue.acks, write);
+        let ack_bytes = u32::try_from(queue.acks.len() - before).unwrap_or(u32::MAX);
+        let (session, stream) = (SessionKey::unpack(COMMAND), StreamKey::unpack(COMMAND));
+        queue.waiting.push_back(Waiting { end, session, stream, seq: 0, to, ack_bytes });
+        queue.commands.push_back(held);
+    }
+
+    /// Up to where the last that waits for this level waits: what joins it there is in order.
+    pub(super) fn last_held(&self, level: Level) -> Position {
+        let end = self.log.end();
+        let Some(disk) = &self.disk else { return end };
+        let queue = if level == Level::Synced { &disk.synced } else { &disk.written };
+        queue.last_end().unwrap_or(end)
+    }
+
+    /// Memory that the shard holds for what waits: to be sent, for lanes, and for the disk.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.counters.buffer_bytes.get() + self.disk_held_bytes()
+    }
+
+    /// Of it what waits for the disk: answers, what of members is owed, and the log beyond `log.memory_bytes`.
+    fn disk_held_bytes(&self) -> u64 {
+        let Some(disk) = &self.disk else { return 0 };
+        disk.written.bytes() + disk.synced.bytes() + disk.owed.bytes() + self.log.excess_bytes() as u64
+    }
+
+    /// Looks once a turn what waits for the disk leaves of the shard's memory to connections: half of it at least.
+    pub(super) fn note_memory(&mut self) {
+        let (held, most) = (self.disk_held_bytes(), self.snapshot.settings.limits.shard_memory_bytes as u64);
+        self.counters.disk_held_bytes.set(held);
+        self.buffers_bytes_max = most.saturating_sub(held).max(most / 2);
+    }
+
     /// The last that waits for the disk now.
     pub(super) fn fence(&self) -> Fence {
         let end = |queue: fn(&Disk) -> &Queue| self.disk.as_ref().and_then(|disk| queue(disk).last_end()).unwrap_or(Position(0));
@@ -377,7 +401,7 @@ impl Core {
     }
 
     /// Lets go what is durable up to `limit`.
-    fn release(&mut self, level: Level, limit: Position) {
+    fn release<I: Io>(&mut self, io: &mut I, level: Level, limit: Position, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         let mut queue = std::mem::take(if level == Level::Synced { &mut disk.synced } else { &mut disk.written });
         while let Some((waiting, ack)) = queue.next(limit) {
@@ -386,6 +410,11 @@ impl Core {
                     stream.hidden_from = if stream.index.head() > waiting.seq { waiting.seq + 1 } else { u64::MAX };
                 }
                 self.note_durable(waiting.session, waiting.stream, waiting.seq);
+            } else if waiting.is_command() {
+                if let Some(held) = queue.commands.pop_front() {
+                    self.command_is_durable(io, held, waiting.to, waiting.end, &queue.acks[ack], now);
+                }
+                continue;
             }
             if !ack.is_empty() {
                 self.counters.acknowledged.increment();
@@ -399,26 +428,31 @@ impl Core {
     }
 
     /// What waits for a disk that has failed is told so. Whether it outlives the process shows after the next start, by its id.
-    pub(super) fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         let never_written = disk.failed.is_some();
         // A sync that is under way may still bring some of them.
         let never_synced = (never_written || disk.sync_failed.is_some()) && disk.syncing.is_none();
-        let message =
-            "the log's disk failed before this message was durable: send it again, with its id, when the gateway was restarted";
         for hopeless in [never_written.then_some(Level::Written), never_synced.then_some(Level::Synced)].into_iter().flatten() {
             let (Some(disk), Some(mut parser)) = (&mut self.disk, self.parser.take()) else { return };
             let mut queue = std::mem::take(if hopeless == Level::Synced { &mut disk.synced } else { &mut disk.written });
-            while let Some((waiting, frame)) = queue.next(Position(u64::MAX)) {
-                let frame = &queue.acks[frame];
+            while let Some((waiting, place)) = queue.next(Position(u64::MAX)) {
+                let frame = &queue.acks[place.clone()];
                 // The head of a frame of the gateway's own (RFC 6455 5.2): unmasked, and an ack is short.
                 let head_bytes = if frame.get(1).is_some_and(|length| *length < 126) { 2 } else { 4 };
-                let Some(Ok(ack)) = frame.get(head_bytes..).map(|text| parser.parse(text)) else { continue };
-                let head = Head { id: ack.id, session_id: ack.session_id };
+                let parsed = frame.get(head_bytes..).and_then(|text| parser.parse(text).ok());
+                let head = parsed.map(|ack| Head { id: ack.id, session_id: ack.session_id });
+                if waiting.is_command() {
+                    if let Some(held) = queue.commands.pop_front() {
+                        self.give_up_command(held, waiting.to, &queue.acks[place], head, now);
+                    }
+                    continue;
+                }
+                let Some(head) = head else { continue };
                 let (code, retry_after_ms) = (ErrorCode::LimitDisk, Some(RETRY_AFTER_MS));
                 self.counters.refused.increment();
                 self.reply_to(waiting.to, AT_ONCE, |out| {
-                    error(out, &Failure { head, code, message, retry_after_ms, pointer: None, frame: None });
+                    error(out, &Failure { head, code, message: FAILED, retry_after_ms, pointer: None, frame: None });
                 });
             }
             self.parser = Some(parser);
@@ -513,73 +547,6 @@ impl Core {
         io.sync(segment, SYNC_TAG);
     }
 
-    /// Has the next segment made before it is needed.
-    fn make_segment<I: Io>(&mut self, io: &mut I, now: Tick) {
-        let (end, Some(geometry)) = (self.log.end(), self.log.geometry()) else { return };
-        let Some(disk) = &mut self.disk else { return };
-        if disk.preparing.is_some() || now.mono_ms() < disk.segment_due_ms || disk.failed.is_some() {
-            return;
-        }
-        let tail = end.0 / geometry.segment_bytes;
-        let next = match disk.ready {
-            None => self.log.written().0 / geometry.segment_bytes,
-            // Behind its middle the next one is asked for.
-            Some(ready) if tail > ready || (tail == ready && end.0 % geometry.segment_bytes > geometry.segment_bytes / 2) => {
-                ready + 1
-            }
-            Some(_) => return,
-        };
-        let max_bytes = self.snapshot.settings.log.max_bytes / self.mesh.shards() as u64;
-        if max_bytes > 0 && (disk.kept.len() as u64 + 1) * geometry.segment_bytes > max_bytes {
-            disk.starved = true;
-            if disk.full.replace(libc_errno::ENOSPC).is_none() {
-                tracing::error!(
-                    shard = self.shard,
-                    "the log has its share of log.max_bytes: durable messages are refused until retention lets files go"
-                );
-            }
-            disk.segment_due_ms = now.mono_ms() + RETRY_MS;
-            self.counters.limit_reached(LimitReached::LogBytes);
-            return;
-        }
-        disk.preparing = Some(next);
-        io.prepare_segment(next);
-    }
-
-    pub(super) fn on_segment_ready(&mut self, number: u64, result: Result<(), i32>, now: Tick) {
-        let Some(disk) = &mut self.disk else { return };
-        disk.preparing = None;
-        match result {
-            Ok(()) => {
-                disk.ready = Some(number);
-                disk.starved = false;
-                disk.kept.push_back(Kept { number, begun_ms: now.wall_ms });
-                disk.full = None;
-                self.counters.log_segments.add(1);
-            }
-            Err(errno) => {
-                disk.starved = true;
-                let is_new = disk.full.replace(errno).is_none();
-                disk.segment_due_ms = now.mono_ms() + RETRY_MS;
-                if errno == BELOW_RESERVE {
-                    self.counters.limit_reached(LimitReached::LogReserve);
-                    if is_new {
-                        tracing::error!(
-                            shard = self.shard,
-                            "another file of the log would use what log.reserve_bytes keeps free: durable messages are refused until there is room"
-                        );
-                    }
-                    return;
-                }
-                self.counters.limit_reached(LimitReached::Disk);
-                if is_new {
-                    let error = std::io::Error::from_raw_os_error(errno);
-                    tracing::error!(shard = self.shard, segment = number, %error, "a segment of the log could not be made; trying again each second");
-                }
-            }
-        }
-    }
-
     pub(super) fn on_written<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         let Some(end) = disk.writing.take() else { return };
@@ -593,7 +560,7 @@ impl Core {
                     disk.full = None;
                 }
                 self.log.wrote(end);
-                self.release(Level::Written, end);
+                self.release(io, Level::Written, end, now);
                 self.write_log(io, now);
             }
             Err(errno) if matches!(errno, libc_errno::ENOSPC | libc_errno::EDQUOT) => {
@@ -609,7 +576,7 @@ impl Core {
                 disk.failed = Some(errno);
                 self.counters.log_failed.set(1);
                 tracing::error!(shard = self.shard, %error, "the log could not be written: it takes no more messages; look at the disk, then restart");
-                self.give_up();
+                self.give_up(now);
             }
         }
     }
@@ -619,7 +586,7 @@ impl Core {
         let Some(end) = disk.syncing.take() else { return };
         self.counters.log_sync_ns.record(now.mono_ns.saturating_sub(disk.sync_began_ns));
         if disk.lost {
-            return self.give_up();
+            return self.give_up(now);
         }
         match result {
             Ok(()) => {
@@ -627,7 +594,7 @@ impl Core {
                 // At a boundary nothing of the next segment has been written yet.
                 let boundary = self.log.geometry().is_some_and(|geometry| end.0.is_multiple_of(geometry.segment_bytes));
                 disk.proven_to = if boundary { self.log.written() } else { end };
-                self.release(Level::Synced, end);
+                self.release(io, Level::Synced, end, now);
                 self.write_log(io, now);
             }
             Err(errno) => {
@@ -637,7 +604,7 @@ impl Core {
                 tracing::error!(shard = self.shard, %error, "the log could not be synced: nothing is acknowledged as synced any more; restart to recover");
             }
         }
-        self.give_up();
+        self.give_up(now);
     }
 
     /// When the disk wants to be looked at again, on the monotonic clock.
@@ -645,7 +612,7 @@ impl Core {
         let disk = self.disk.as_ref()?;
         // What is under way is answered, and what has failed is not tried again.
         if disk.failed.is_some() || disk.sync_failed.is_some() || disk.syncing.is_some() {
-            return None;
+            return disk.owed.due_ms();
         }
         let unsynced = disk.synced_to < self.log.written();
         let waiting = self.log.unwritten().filter(|_| disk.writing.is_none() && disk.preparing.is_none());
@@ -653,13 +620,13 @@ impl Core {
             let homeless = disk.ready.is_none_or(|ready| part.segment > ready);
             disk.rests_until_ms.max(if homeless { disk.segment_due_ms } else { 1 })
         });
-        retry_ms.into_iter().chain(unsynced.then_some(disk.sync_due_ms)).min()
+        retry_ms.into_iter().chain(unsynced.then_some(disk.sync_due_ms)).chain(disk.owed.due_ms()).min()
     }
 }
 
 /// The errors that are told apart. Room on the disk mends the last two.
 pub(super) mod libc_errno {
     pub(in super::super) const ENOENT: i32 = 2;
-    pub(super) const ENOSPC: i32 = 28;
+    pub(in crate::shard) const ENOSPC: i32 = 28;
     pub(super) const EDQUOT: i32 = 122;
 }

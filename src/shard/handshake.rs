@@ -97,10 +97,7 @@ impl Core {
         };
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         conn.flags.forgettable = true;
-        self.buffers.lend(&mut conn.queue);
-        let before = conn.queue.len();
-        write_answer(probe, well, word, &mut conn.queue);
-        self.counters.buffer_bytes.add((conn.queue.len() - before) as u64);
+        enqueue(conn, &mut self.buffers, &self.counters, |queue| write_answer(probe, well, word, queue));
         self.close(io, id, CloseReason::HttpAnswered, now);
     }
 

@@ -15,7 +15,7 @@ use crate::time::Tick;
 use std::collections::VecDeque;
 
 /// Bytes waiting for the disk from which senders are held, and below which they are read again.
-const HOLDS_AT_BYTES: u64 = PENDING_BYTES_MAX / 2;
+pub(super) const HOLDS_AT_BYTES: u64 = PENDING_BYTES_MAX / 2;
 const EASES_AT_BYTES: u64 = PENDING_BYTES_MAX / 4;
 
 /// What is known of a shard's load.

@@ -4,7 +4,7 @@ use super::conn::{Attachment, Conn, Paging, Phase, Slot};
 use super::core::Core;
 use crate::close::CloseReason;
 use crate::ids::{ConnId, Map};
-use crate::limits::TURNED_AWAY_MAX;
+use crate::limits::{ENDED_STAYS_PER_MEMBER_MAX, ENDED_STAYS_PER_ROOM_MAX, ROOMS_PER_CLIENT_MAX, TURNED_AWAY_MAX};
 use crate::log::Held;
 use crate::session::{Entitlements, Target};
 use crate::time::Tick;
@@ -17,6 +17,30 @@ macro_rules! ensure {
             return Err(format!($($text)+));
         }
     };
+}
+
+/// What a shard knows of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub oldest: u64,
+    /// Room, first and last `seq`.
+    pub stays: Vec<(u64, u64, u64)>,
+    pub rooms: Vec<String>,
+    pub roles: Vec<String>,
+    pub presence: Option<String>,
+    pub received_seq: u64,
+}
+
+impl Known {
+    /// The same, of which nothing is said of what came before `oldest`.
+    #[must_use]
+    pub fn since(mut self, oldest: u64) -> Self {
+        self.oldest = oldest;
+        self.stays.retain(|(_, _, to)| *to >= oldest);
+        self.stays.iter_mut().for_each(|(_, from, _)| *from = oldest.max(*from));
+        self.stays.sort_unstable();
+        self
+    }
 }
 
 /// Sessions with a shard.
@@ -78,8 +102,12 @@ impl Core {
 
     /// The oldest and the newest `seq` of a session at home here.
     pub fn session_bounds(&self, session_id: &str) -> Option<(u64, u64)> {
-        let session = self.sessions.sessions.get(self.sessions.find(self.session_hash(session_id))?)?;
-        let stream = self.streams.get(session.stream)?;
+        self.session_bounds_of(self.sessions.find(self.session_hash(session_id))?)
+    }
+
+    /// The same of one that is found.
+    pub fn session_bounds_of(&self, key: crate::session::SessionKey) -> Option<(u64, u64)> {
+        let stream = self.streams.get(self.sessions.sessions.get(key)?.stream)?;
         Some((stream.index.first(), stream.head()))
     }
 
@@ -99,6 +127,11 @@ impl Core {
         session.is_some_and(names)
     }
 
+    /// Memory that is held for what waits, and the log's.
+    pub fn memory_held(&self) -> u64 {
+        self.held_bytes() + self.log.resident_bytes() as u64
+    }
+
     /// Whether a text stands in the memory of the logs, in a buffer that is kept for the next use, or in what a member said of itself.
     pub fn memory_holds(&self, text: &[u8]) -> bool {
         let stands_in = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text);
@@ -113,7 +146,9 @@ impl Core {
 
     /// Whether the log's disk is full or has failed.
     pub fn log_refuses_all(&self) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some())
+        self.disk
+            .as_ref()
+            .is_some_and(|disk| disk.room.is_capped || disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some())
     }
 
     /// Where each message of the sessions at home here stands in the log; `located` knows what an entry of a segment's index says.
@@ -256,11 +291,14 @@ impl Core {
         let lanes: u64 = self.lane_backlog.iter().flatten().map(|message| message.bytes() as u64).sum();
         ensure!(lanes_counted == lanes, "{lanes} bytes wait for lanes, counted {lanes_counted}");
         ensure!(counted == queued + lanes, "{queued} bytes wait for connections and {lanes} for lanes, counted {counted}");
+        self.inspect_members()?;
         self.inspect_tables()?;
         self.inspect_histories(resting)?;
         for (key, member) in self.sessions.members.iter().filter(|_| self.anew.is_none()) {
             let due_ms = self.member_due_ms(key).unwrap_or(u64::MAX);
             let [first, _] = member.timers_ms;
+            // One whose going the log has no room for is looked at again.
+            let due_ms = if due_ms <= now.mono_ms() { now.mono_ms() + super::members::GONE_RETRY_MS } else { due_ms };
             ensure!(first <= due_ms, "{} is looked at at {first}, due at {due_ms}", member.client_id);
         }
         for (key, stream) in self.streams.iter() {
@@ -279,6 +317,52 @@ impl Core {
             );
         }
         Ok(())
+    }
+
+    /// What is kept of members is bounded, and what of them waits for the log is counted.
+    fn inspect_members(&self) -> Result<(), String> {
+        let mut held = 0;
+        for (_, member) in self.sessions.members.iter() {
+            let (client, stays) = (&member.client_id, &member.entitlements.stays);
+            let ended: Vec<u64> = stays.iter().filter(|stay| stay.has_ended()).map(|stay| stay.room).collect();
+            ensure!(ended.len() <= ENDED_STAYS_PER_MEMBER_MAX, "{client}: {} stays that have ended", ended.len());
+            for room in &ended {
+                let of_room = ended.iter().filter(|other| *other == room).count();
+                ensure!(of_room <= ENDED_STAYS_PER_ROOM_MAX, "{client}: {of_room} ended stays in one room");
+            }
+            let open = stays.iter().filter(|stay| stay.to == u64::MAX).count();
+            ensure!(open == member.rooms.len() && open <= ROOMS_PER_CLIENT_MAX, "{client}: {open} stays, {:?}", member.rooms);
+            ensure!(stays.len() <= open + ended.len() + 1, "{client}: {stays:?}");
+            let Some(underway) = &member.underway else { continue };
+            ensure!(underway.held > 0 || !underway.answers.is_empty(), "{client}: {underway:?} waits for nothing");
+            held += underway.held as usize;
+        }
+        let commands = self.held_commands();
+        ensure!(commands.iter().all(|(waiting, known)| waiting == known), "commands that wait: {commands:?}");
+        let waiting: usize = commands.iter().map(|(waiting, _)| waiting).sum();
+        // Of one that is forgotten an answer may wait.
+        ensure!(held <= waiting, "{held} commands of members wait, {waiting} in all");
+        self.inspect_owed()
+    }
+
+    /// What is known of each member, by session and client, and the oldest `seq` that its session holds.
+    pub fn members_known(&self) -> BTreeMap<(String, String), Known> {
+        let known = |member: &crate::session::Member| {
+            let stream = self.streams.get(self.sessions.sessions.get(member.session)?.stream)?;
+            let mut rooms: Vec<String> = member.rooms.iter().map(ToString::to_string).collect();
+            rooms.sort_unstable();
+            let roles = member.roles.iter().map(ToString::to_string).collect();
+            let known = Known {
+                oldest: stream.index.first(),
+                stays: member.entitlements.stays.iter().map(|stay| (stay.room, stay.from, stay.to)).collect(),
+                rooms,
+                roles,
+                presence: member.presence.as_deref().map(ToOwned::to_owned),
+                received_seq: member.received_seq,
+            };
+            Some(((stream.session_id.to_string(), member.client_id.to_string()), known))
+        };
+        self.sessions.members.iter().filter_map(|(_, member)| known(member)).collect()
     }
 
     /// Takes the bounds of a new snapshot into [`Core::widest`].
@@ -312,11 +396,8 @@ impl Core {
             }
         }
         for (_, member) in self.sessions.members.iter() {
-            let ended = member.entitlements.stays.iter().filter(|stay| stay.to != u64::MAX).count();
-            let open = member.entitlements.stays.len() - ended;
-            ensure!(open == member.rooms.len(), "{} is in {} rooms, by its stays {open}", member.client_id, member.rooms.len());
-            let ended_max = crate::limits::ROOMS_PER_CLIENT_MAX;
-            ensure!(open <= rooms_max && ended <= ended_max, "{} is in {open} rooms and was in {ended}", member.client_id);
+            let rooms = member.rooms.len();
+            ensure!(rooms <= rooms_max, "{} is in {rooms} rooms", member.client_id);
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What the log keeps besides messages: sessions, members, receipts. Each record is the whole state of one of them, so that the newest
-//! one is enough; before a file of the log goes, what only it holds is written again at the tail.
+//! What the log keeps besides messages: sessions, members, and each thing that happens to them, in a small record of its own. Before a
+//! file of the log goes, the state that only it holds is written again at the tail, whole, in records that are bounded.
 
 use super::compacting::{PENDING_BYTES, SESSIONS_MAX};
 use super::core::Core;
@@ -7,13 +7,16 @@ use super::counters::DropReason;
 use super::durable::libc_errno::ENOENT;
 use crate::config::cap;
 use crate::io::Io;
-use crate::log::{EpochState, Header, Kind, MemberState, Position, Receipt, SessionState, StateError, StayState};
-use crate::session::{MemberKey, SessionKey, StreamKey};
+use crate::limits::{STATE_RECORD_BYTES_MAX, STAYS_PER_RECORD_MAX};
+use crate::log::{
+    EpochState, HEADER_BYTES, Header, Kind, MemberState, NextEpoch, Position, SessionState, StateError, StayState, Stays,
+};
+use crate::session::{Member, MemberKey, SessionKey, Stay, StreamKey, Target};
 use crate::time::Tick;
 
-/// Sessions that one turn looks at for what the oldest file holds of them, and those whose state it writes again.
+/// Sessions and members that one turn looks at for what the oldest file holds of them, and bytes of state that it writes again.
 const SURVEYED_PER_TURN: usize = 1024;
-const REWRITTEN_PER_TURN: usize = 64;
+const REWRITTEN_BYTES_PER_TURN: u64 = 256 * 1024;
 /// About what the state of a session takes, and that of a member.
 const STATE_BYTES: u64 = 256;
 /// How often the oldest file is looked at.
@@ -34,14 +37,20 @@ pub(super) struct Kept {
 /// only becomes less.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
-    /// The place in the sessions' table where it goes on.
+    /// The place in the sessions' table where it goes on, and then in the members'.
     at: usize,
+    member_at: usize,
     /// Bytes of all that is retained, wherever it is.
     retained_bytes: u64,
     /// Streams of which the file has messages.
     holders: Vec<StreamKey>,
     /// The state of some is nowhere else.
     is_stale: bool,
+}
+
+/// Since when a member is away, Unix ms; 0 while it is attached.
+pub(super) fn away_since_ms(member: &Member, now: Tick) -> u64 {
+    if member.away_since_ms == 0 { 0 } else { now.wall_ms.saturating_sub(member.away_ms(now.mono_ms()).max(1)).max(1) }
 }
 
 impl Core {
@@ -65,7 +74,11 @@ impl Core {
         body: Vec<u8>,
     ) -> Option<Position> {
         let at = match encoded {
-            Ok(()) => Some(self.keep(kind, session, seq, sender, ts_ms, &body)),
+            // By the const assertions of `log/facts.rs`.
+            Ok(()) => {
+                debug_assert!(HEADER_BYTES + body.len() <= STATE_RECORD_BYTES_MAX, "a record of {} bytes", body.len());
+                Some(self.keep(kind, session, seq, sender, ts_ms, &body))
+            }
             Err(error) => {
                 tracing::error!(shard = self.shard, ?kind, %error, "a state could not be kept in the log");
                 None
@@ -75,7 +88,7 @@ impl Core {
         at
     }
 
-    /// Keeps a session's own state. Its members' follow, where it has any: older records of them may go with their files.
+    /// Keeps a session's own state. Its members' must follow before older files go, where it has any.
     pub(super) fn keep_session(&mut self, key: SessionKey, now: Tick) {
         if self.disk.is_none() {
             return;
@@ -97,7 +110,14 @@ impl Core {
         }
     }
 
-    /// Keeps a member's state.
+    /// Keeps a session of which nothing is kept: it was made while the log took nothing.
+    pub(super) fn keep_session_first(&mut self, key: SessionKey, now: Tick) {
+        if self.disk.is_some() && self.sessions.sessions.get(key).is_some_and(|session| session.kept_at == Position(0)) {
+            self.keep_session(key, now);
+        }
+    }
+
+    /// Keeps a member's state: what it is, and where it is in rooms, in as many records as these need.
     pub(super) fn keep_member(&mut self, key: MemberKey, now: Tick) {
         if self.disk.is_none() {
             return;
@@ -105,53 +125,105 @@ impl Core {
         let Some(member) = self.sessions.members.get(key) else { return };
         let Some(session) = self.sessions.sessions.get(member.session) else { return };
         let head = self.streams.get(session.stream).map_or(0, |stream| stream.index.head());
+        let (stays, names) = self.stays_of(member);
         let roles: Vec<&str> = member.roles.iter().map(|role| &**role).collect();
-        let names: Vec<(u64, &str)> =
-            member.rooms.iter().map(|room| (self.sessions.target(crate::session::Target::Room, room), &**room)).collect();
-        let name_of = |room: u64| names.iter().find(|(hash, _)| *hash == room).map_or("", |(_, name)| *name);
-        let stays: Vec<StayState<'_>> = member
-            .entitlements
-            .stays
-            .iter()
-            .map(|stay| StayState {
-                room: if stay.to == u64::MAX { name_of(stay.room) } else { "" },
-                hash: stay.room,
-                from: stay.from,
-                to: stay.to,
-            })
-            .collect();
-        let away_ms = if member.away_since_ms == 0 { 0 } else { member.away_ms(now.mono_ms()).max(1) };
         let state = MemberState {
             client_id: &member.client_id,
             subject_bytes: member.subject_bytes,
             user: member.entitlements.user,
             present: member.place.is_some(),
             told_lost: member.told_lost,
+            stays_follow: !stays.is_empty(),
             since_ms: member.since_ms,
             received_seq: member.received_seq,
             hidden_to: member.entitlements.hidden_to,
-            away_since_ms: if away_ms == 0 { 0 } else { now.wall_ms.saturating_sub(away_ms).max(1) },
+            away_since_ms: away_since_ms(member, now),
             roles,
-            stays,
-            presence: member.presence.as_deref(),
+            stays: Vec::new(),
+            presence: None,
         };
         let (epoch, client) = ((session.hash, session.epoch_number), member.entitlements.client);
         let mut body = self.buffers.take();
         let encoded = state.encode(&mut body);
-        self.keep_encoded(encoded, Kind::Member, epoch, head, client, now.wall_ms, body);
+        let Some(at) = self.keep_encoded(encoded, Kind::Member, epoch, head, client, now.wall_ms, body) else { return };
+        let parts = stays.chunks(STAYS_PER_RECORD_MAX);
+        let mut left = parts.len();
+        for part in parts {
+            left -= 1;
+            let name = |hash: u64| names.iter().find(|(of, _)| *of == hash).map_or("", |(_, name)| &**name);
+            let stay = |stay: &Stay| StayState {
+                room: if stay.to == u64::MAX { name(stay.room) } else { "" },
+                hash: stay.room,
+                from: stay.from,
+                to: stay.to,
+            };
+            let part = Stays { left: u16::try_from(left).unwrap_or(u16::MAX), stays: part.iter().map(stay).collect() };
+            let mut body = self.buffers.take();
+            let encoded = part.encode(&mut body);
+            if self.keep_encoded(encoded, Kind::Stays, epoch, head, client, now.wall_ms, body).is_none() {
+                return;
+            }
+        }
+        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        member.kept_at = at;
+        // A purge takes it, and leaves the rest.
+        if member.presence.is_some() {
+            self.keep_presence(key, now);
+        }
     }
 
-    /// Keeps a receipt.
-    pub(super) fn keep_receipt(&mut self, key: MemberKey, now: Tick) {
-        let Some(member) = self.sessions.members.get(key).filter(|_| self.disk.is_some()) else { return };
-        let Some(epoch) = self.sessions.sessions.get(member.session).map(|session| (session.hash, session.epoch_number)) else {
-            return;
-        };
-        let (client, received_seq) = (member.entitlements.client, member.received_seq);
+    /// A member's stays by all that stands in the log, what waits to be durable included, and the names of the rooms.
+    fn stays_of(&self, member: &Member) -> (Vec<Stay>, Vec<(u64, Box<str>)>) {
+        let hash = |room: &str| self.sessions.target(Target::Room, room);
+        let mut names: Vec<(u64, Box<str>)> = member.rooms.iter().map(|room| (hash(room), room.clone())).collect();
+        let Some(underway) = &member.underway else { return (member.entitlements.stays.to_vec(), names) };
+        let mut entitlements = member.entitlements.clone();
+        for each in &underway.moves {
+            let room = hash(&each.room);
+            if each.joins {
+                entitlements.enter(room, each.seq);
+                names.push((room, each.room.clone()));
+            } else {
+                entitlements.leave(room, each.seq);
+            }
+        }
+        (entitlements.stays.to_vec(), names)
+    }
+
+    /// Keeps what a member tells of itself.
+    pub(super) fn keep_presence(&mut self, key: MemberKey, now: Tick) -> Position {
+        self.keep_fact(key, Kind::Presence, now, |member, out| {
+            out.extend_from_slice(member.presence.as_deref().unwrap_or("null").as_bytes());
+            Ok(())
+        })
+    }
+
+    /// Keeps one thing that has happened to a member; where its record ends.
+    pub(super) fn keep_fact(
+        &mut self,
+        key: MemberKey,
+        kind: Kind,
+        now: Tick,
+        encode: impl FnOnce(&Member, &mut Vec<u8>) -> Result<(), StateError>,
+    ) -> Position {
+        self.write_whole(key, now);
+        let (Some(member), true) = (self.sessions.members.get(key), self.disk.is_some()) else { return self.log.end() };
+        let Some(session) = self.sessions.sessions.get(member.session) else { return self.log.end() };
+        let head = self.streams.get(session.stream).map_or(0, |stream| stream.index.head());
+        let (epoch, client) = ((session.hash, session.epoch_number), member.entitlements.client);
         let mut body = self.buffers.take();
-        Receipt { received_seq }.encode(&mut body);
-        self.keep(Kind::Receipt, epoch, received_seq, client, now.wall_ms, &body);
-        self.buffers.give(body);
+        let encoded = encode(member, &mut body);
+        self.keep_encoded(encoded, kind, epoch, head, client, now.wall_ms, body);
+        self.log.end()
+    }
+
+    /// Keeps a session's next epoch, of which all else is as it was.
+    pub(super) fn keep_epoch(&mut self, key: SessionKey, last_seq: u64, now: Tick) {
+        let Some(session) = self.sessions.sessions.get(key).filter(|_| self.disk.is_some()) else { return };
+        let (epoch, name) = ((session.hash, session.epoch_number), session.epoch);
+        let mut body = self.buffers.take();
+        NextEpoch { name, last_seq }.encode(&mut body);
+        self.keep_encoded(Ok(()), Kind::Epoch, epoch, last_seq, 0, now.wall_ms, body);
     }
 
     /// Keeps that a member is no more.
@@ -214,6 +286,7 @@ impl Core {
         } else {
             disk.kept.pop_front();
             self.log.retain_from(end);
+            self.note_room();
             io.delete_segment(oldest.number);
         }
         false
@@ -221,29 +294,51 @@ impl Core {
 
     /// The next step of a survey of the oldest file, which ends at `end`; whether it is over.
     fn survey(&mut self, survey: &mut Survey, end: Position, rewrites: bool, now: Tick) -> bool {
-        let (segment_bytes, gone) = (self.log.geometry().map_or(0, |geometry| geometry.segment_bytes), self.log.bound(end));
-        let places = self.sessions.sessions.places();
-        let step_end = survey.at.saturating_add(SURVEYED_PER_TURN).min(places);
-        let mut rewritten = 0;
-        while survey.at < step_end && rewritten < REWRITTEN_PER_TURN {
-            let place = survey.at;
-            survey.at += 1;
-            let Some((key, session)) = self.sessions.sessions.at(place) else { continue };
-            let (is_stale, members) = (session.kept_at < end, session.members.len() as u64);
-            let Some(stream) = self.streams.get_mut(session.stream) else { continue };
-            let cut = stream.index.trim_while(segment_bytes, stream.hidden(), |at| self.ages.is_aged(at));
-            self.counters.dropped(DropReason::LogAge, cut);
-            survey.retained_bytes += stream.index.bytes() + STATE_BYTES * (1 + members);
-            if stream.index.holds_before(gone) && survey.holders.len() < SESSIONS_MAX {
-                survey.holders.push(session.stream);
+        let until = self.log.end().0.saturating_add(REWRITTEN_BYTES_PER_TURN);
+        let mut looks = SURVEYED_PER_TURN;
+        while survey.at < self.sessions.sessions.places() {
+            if looks == 0 || self.log.end().0 >= until {
+                return false;
             }
-            survey.is_stale |= is_stale;
-            if is_stale && rewrites {
-                self.keep_whole(key, now);
-                rewritten += 1;
+            looks -= 1;
+            survey.at += 1;
+            self.survey_session(survey, survey.at - 1, end, rewrites, now);
+        }
+        // Who finds one session needs no more to know that state is to be written again.
+        while survey.member_at < self.sessions.members.places() && (rewrites || !survey.is_stale) {
+            if looks == 0 || self.log.end().0 >= until {
+                return false;
+            }
+            looks -= 1;
+            survey.member_at += 1;
+            let Some((key, member)) = self.sessions.members.at(survey.member_at - 1) else { continue };
+            // A member's records count behind its session's: those before are older, and may go.
+            let named_at = self.sessions.sessions.get(member.session).map_or(end, |session| session.kept_at);
+            if member.kept_at < end.max(named_at) {
+                survey.is_stale = true;
+                if rewrites {
+                    self.keep_member(key, now);
+                }
             }
         }
-        survey.at >= places
+        true
+    }
+
+    fn survey_session(&mut self, survey: &mut Survey, place: usize, end: Position, rewrites: bool, now: Tick) {
+        let (segment_bytes, gone) = (self.log.geometry().map_or(0, |geometry| geometry.segment_bytes), self.log.bound(end));
+        let Some((key, session)) = self.sessions.sessions.at(place) else { return };
+        let (is_stale, members) = (session.kept_at < end, session.members.len() as u64);
+        let Some(stream) = self.streams.get_mut(session.stream) else { return };
+        let cut = stream.index.trim_while(segment_bytes, stream.hidden(), |at| self.ages.is_aged(at));
+        self.counters.dropped(DropReason::LogAge, cut);
+        survey.retained_bytes += stream.index.bytes() + STATE_BYTES * (1 + members);
+        if stream.index.holds_before(gone) && survey.holders.len() < SESSIONS_MAX {
+            survey.holders.push(session.stream);
+        }
+        survey.is_stale |= is_stale;
+        if is_stale && rewrites {
+            self.keep_session(key, now);
+        }
     }
 
     /// How late a message may go by its age.
@@ -305,15 +400,6 @@ impl Core {
         }
     }
 
-    /// Keeps a session and all its members once more.
-    pub(super) fn keep_whole(&mut self, key: SessionKey, now: Tick) {
-        self.keep_session(key, now);
-        let members = self.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
-        for member in members {
-            self.keep_member(member, now);
-        }
-    }
-
     /// The chain value of the last record.
     #[must_use]
     pub fn log_chain(&self) -> u32 {
@@ -322,7 +408,7 @@ impl Core {
 
     /// A file of the log was deleted under it. What is in there can be read as long as this process runs, and nothing more is
     /// acknowledged that would be gone with it.
-    pub(super) fn on_segment_lost(&mut self, number: u64) {
+    pub(super) fn on_segment_lost(&mut self, number: u64, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         (disk.failed, disk.lost) = (Some(ENOENT), true);
         self.counters.log_failed.set(1);
@@ -332,7 +418,7 @@ impl Core {
             "a file of the log was deleted while it is in use: no more messages are taken; its content is lost when this process ends, so \
              copy it from /proc first, as docs/OPERATING.md says"
         );
-        self.give_up();
+        self.give_up(now);
     }
 
     /// Whether all that was appended is on disk, synced.

@@ -174,6 +174,8 @@ pub enum LaneMessage {
     Passing(Passing),
     /// A session's messages so far are purged. It comes after their records.
     Purge { session: u64 },
+    /// The connection of a member ends: what it told of itself is answered now.
+    Flush { member: MemberKey, place: Place },
     /// A connection ends that has sent things there: it waits until they are answered.
     Fence { to: Place },
     /// They are.
@@ -209,6 +211,7 @@ impl LaneMessage {
             | Self::Pong { .. }
             | Self::Entitle { .. }
             | Self::Roles { .. }
+            | Self::Flush { .. }
             | Self::Fence { .. }
             | Self::Fenced { .. }
             | Self::Replaced { .. } => 0,

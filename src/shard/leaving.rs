@@ -4,7 +4,7 @@
 //! Answers come from the log's disk here, from other shards (whose disks they may wait for), and behind places in the order. Where nothing
 //! is left to come it closes at once.
 
-use super::conn::{Conn, Paging, Phase, Slot, Waiting};
+use super::conn::{Attachment, Conn, Paging, Phase, Slot, Waiting};
 use super::core::Core;
 use super::counters::LimitReached;
 use super::durable::Fence;
@@ -40,7 +40,9 @@ impl Core {
         if conn.leaving.is_some() {
             return;
         }
+        self.flush_all_answers(io, id, now);
         let fence = self.fence();
+        let Some(conn) = self.conn(id) else { return };
         let homes = self.homes_of(conn);
         if !matches!(conn.phase, Phase::Open) || homes.is_empty() && self.is_answered(conn, fence) {
             return self.close(io, id, reason, now);
@@ -57,6 +59,20 @@ impl Core {
         for home in homes {
             let to = Place::whole(self.shard_number(), id);
             self.send_control(io, home, LaneMessage::Fence { to });
+        }
+    }
+
+    /// What it told of itself is written, and answered as that is, or refused.
+    fn flush_all_answers<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        let Some(conn) = self.conn(id).filter(|_| self.disk.is_some()) else { return };
+        let home = |attachment: &Attachment| self.streams.get(attachment.stream).and_then(|stream| stream.home);
+        let attached: Vec<_> = conn.attachments().map(|(number, each)| (number, each.member, home(each))).collect();
+        for (number, member, home) in attached {
+            let place = self.place_here(id, number);
+            match home {
+                None => self.flush_answers(member, place, now),
+                Some(home) => self.send_control(io, home, LaneMessage::Flush { member, place }),
+            }
         }
     }
 

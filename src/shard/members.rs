@@ -1,10 +1,14 @@
 //! A member's life at its session's home after it came in: away, gone, and what others are told of it.
 
-use super::core::Core;
+use super::core::{Core, Timer};
 use super::lanes::LaneMessage;
 use crate::io::Io;
+use crate::log::Position;
 use crate::session::{Entitlements, MemberKey, Place, PresenceChange};
 use crate::time::Tick;
+
+/// How soon a member that is to be forgotten is looked at again, where the log takes no record of it.
+pub(super) const GONE_RETRY_MS: u64 = 10_000;
 
 impl Core {
     /// A member's connection is gone, or (`leave`) the member itself.
@@ -20,7 +24,7 @@ impl Core {
             member.told_lost = true;
             self.tell_presence(key, PresenceChange::Leave, None);
         }
-        self.keep_member(key, now);
+        self.keep_place(key, now);
         self.set_member_timer(key);
     }
 
@@ -56,13 +60,27 @@ impl Core {
                 member.told_lost = true;
             }
             if !is_due(self) {
-                self.keep_member(key, now);
+                self.keep_place(key, now);
             }
         }
-        if is_due(self) {
-            return self.forget_member(key, now);
+        if !is_due(self) {
+            return self.set_member_timer(key);
         }
-        self.set_member_timer(key);
+        if self.is_kept(key) && self.log_is_behind() {
+            // Its going must be in the log before it comes again as another.
+            if let Some(member) = self.sessions.members.get_mut(key) {
+                let [first, _] = member.timers_ms;
+                member.timers_ms = [now_ms + GONE_RETRY_MS, first];
+            }
+            self.wheel.schedule(now_ms + GONE_RETRY_MS, Timer::Member(key));
+            return;
+        }
+        self.forget_member(key, now);
+    }
+
+    /// Whether the log has a member's state.
+    pub(super) fn is_kept(&self, key: MemberKey) -> bool {
+        self.sessions.members.get(key).is_some_and(|member| member.kept_at > Position(0))
     }
 
     /// A member that is away is no member any more. When it comes back it is new.
@@ -70,10 +88,12 @@ impl Core {
         if self.sessions.members.get(key).is_some_and(|member| !member.told_lost) {
             self.tell_presence(key, PresenceChange::Lost, None);
         }
+        let is_kept = self.is_kept(key);
+        self.forget_answers(key);
         let gone = self.sessions.remove_member(key);
         let session = gone.as_ref().and_then(|gone| self.sessions.sessions.get(gone.session));
         let session = session.map(|session| (session.hash, session.epoch_number));
-        if let (Some(gone), Some(session)) = (gone, session) {
+        if let (Some(gone), Some(session), true) = (gone, session, is_kept) {
             self.keep_member_gone(session, gone.entitlements.client, now);
         }
     }

@@ -92,9 +92,8 @@ impl Core {
             LaneMessage::Entitle { to, entitlements } => self.entitle(to, *entitlements),
             LaneMessage::Roles { member, place, roles } => {
                 if self.sessions.members.get(member).is_some_and(|member| member.place == Some(place)) {
-                    self.sessions.set_roles(member, &roles);
+                    self.give_roles(member, &roles, now);
                     self.publish_entitlements(io, member);
-                    self.keep_member(member, now);
                 }
             }
             LaneMessage::Evict { to } => {
@@ -115,6 +114,7 @@ impl Core {
             }
             LaneMessage::Passing(passing) => self.on_passing(passing),
             LaneMessage::Purge { session } => self.purge_mirror(session),
+            LaneMessage::Flush { member, place } => self.flush_answers(member, place, now),
             LaneMessage::Fence { to } => self.on_fence(io, to),
             LaneMessage::Fenced { to } => self.on_fenced(to),
         }

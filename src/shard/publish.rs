@@ -4,13 +4,13 @@ use super::conn::{Paging, Waiting};
 use super::core::Core;
 use super::counters::DropReason;
 use super::inbound::RETRY_AFTER_MS;
-use super::lanes::{ChannelPost, LaneMessage, Passing};
+use super::lanes::{LaneMessage, Passing};
 use super::replies::AT_ONCE;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::log::{Audience, Entry, Header, Kind};
-use crate::protocol::{AddedBuf, Address, Envelope, ErrorCode, Failure, Head, Refusal, To, added, make_traceparent, rewritten};
-use crate::session::{DedupeLimits, MemberKey, NOBODY, Place, Seen, SessionKey, StreamKey, Target};
+use crate::protocol::{AddedBuf, Address, Envelope, ErrorCode, Failure, Head, Refusal, To, added, make_traceparent};
+use crate::session::{DedupeLimits, MemberKey, Place, Seen, SessionKey, StreamKey, Target};
 use crate::time::Tick;
 use crate::ws::Opcode;
 use crate::ws::encoder::frame_head;
@@ -19,7 +19,7 @@ use crate::ws::encoder::frame_head;
 pub(super) const POSTED_IDS_MAX: usize = 65_536;
 
 /// What a sender is told whose session takes no more.
-const TOO_MUCH: &str = "the session takes no more right now: send it again after retry_after_ms";
+pub(super) const TOO_MUCH: &str = "the session takes no more right now: send it again after retry_after_ms";
 
 /// The half of a content hash that the window compares; the record holds the whole.
 #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
@@ -47,8 +47,13 @@ impl Audiences {
         &self.targets[..self.len]
     }
 
+    /// Everybody in the session.
+    pub(super) fn everybody() -> Self {
+        Self { all: true, ..Self::default() }
+    }
+
     /// The addresses a record bears: none where it is for everyone.
-    fn recorded(&self) -> &[u64] {
+    pub(super) fn recorded(&self) -> &[u64] {
         if self.all { &[] } else { self.list() }
     }
 
@@ -132,7 +137,7 @@ impl Core {
     }
 
     /// Tells that a lane had no room, which `offer` has counted.
-    fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
+    pub(super) fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         self.refuse_with(id, head, ErrorCode::LimitBackpressure, TOO_MUCH, None);
     }
@@ -163,7 +168,7 @@ impl Core {
         }
     }
 
-    fn number_of(&self, place: Place) -> u64 {
+    pub(super) fn number_of(&self, place: Place) -> u64 {
         if place.shard == self.shard_number() {
             self.conn(place.conn).map_or(0, |conn| conn.messages_in)
         } else {
@@ -195,12 +200,26 @@ impl Core {
         let channel = self.sessions.sessions.get(session).is_some_and(|entry| entry.channel);
         let member = member.filter(|_| !channel);
         let own = self.dedupe_limits();
-        let limits = if channel { DedupeLimits { ids_max: POSTED_IDS_MAX, ..own } } else { own };
+        let limits = if channel {
+            if let Some((code, message)) = self.name_session(session, envelope, now) {
+                return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
+            }
+            DedupeLimits { ids_max: POSTED_IDS_MAX, ..own }
+        } else {
+            own
+        };
         let used = match member {
             Some(member) => self.sessions.members.get(member).and_then(|member| member.used.as_deref()),
             None => Some(&self.posted),
         };
-        match used.map_or(Seen::New, |used| used.look_up(id_hash, low(content), now.mono_ms(), limits)) {
+        let seen = match used {
+            Some(used) => used.look_up(id_hash, low(content), now.mono_ms(), limits),
+            None => match self.name_sender(session, member, envelope, now) {
+                Some((code, message)) => return self.refuse_place(origin, &refusal_of(envelope, code, message, "")),
+                None => Seen::New,
+            },
+        };
+        match seen {
             Seen::New => {}
             Seen::Same { seq } => {
                 self.counters.duplicates.increment();
@@ -228,12 +247,12 @@ impl Core {
         self.conclude(origin, (session, stream), envelope, seq, audiences.recorded());
     }
 
-    fn dedupe_limits(&self) -> DedupeLimits {
+    pub(super) fn dedupe_limits(&self) -> DedupeLimits {
         let session = &self.snapshot.settings.session;
         DedupeLimits { ids_max: session.dedupe_ids, window_ms: session.dedupe_ms }
     }
 
-    fn content_hash(&self, envelope: &Envelope<'_>, audiences: &Audiences) -> u128 {
+    pub(super) fn content_hash(&self, envelope: &Envelope<'_>, audiences: &Audiences) -> u128 {
         let mut targets = [0_u8; 8 * crate::limits::ADDRESSES_MAX + 1];
         let mut len = 1;
         targets[0] = u8::from(audiences.all);
@@ -278,7 +297,7 @@ impl Core {
 
     /// Appends a message to the log: its place in the order, and the one copy of its bytes.
     #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
-    fn append(
+    pub(super) fn append(
         &mut self,
         stream: StreamKey,
         (session, epoch): (u64, u32),
@@ -378,7 +397,7 @@ impl Core {
     }
 
     /// An ephemeral message: to who is there and keeps up, with no place in the order.
-    fn pass<I: Io>(
+    pub(super) fn pass<I: Io>(
         &mut self,
         io: &mut I,
         origin: &Origin<'_>,
@@ -452,166 +471,6 @@ impl Core {
         }
         readers.clear();
         self.out.readers = readers;
-    }
-
-    /// A message for a channel from outside it: it goes into the channel's session, wherever that is at home.
-    fn post<I: Io>(&mut self, io: &mut I, id: ConnId, name: &str, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
-        let session_id = self.channel_named(name);
-        self.post_into(io, id, &session_id, envelope, text, now);
-        self.channel_id = session_id;
-    }
-
-    /// The session id of a channel, in the memory of `channel_id`.
-    fn channel_named(&mut self, name: &str) -> String {
-        let mut session_id = std::mem::take(&mut self.channel_id);
-        session_id.clear();
-        session_id.push_str("channel:");
-        session_id.push_str(name);
-        session_id
-    }
-
-    /// A post from another shard to a channel at home here.
-    pub(super) fn on_post<I: Io>(&mut self, io: &mut I, post: &ChannelPost, now: Tick) {
-        let Some((text, client_id)) = post.bytes.split_at_checked(post.text_bytes as usize) else { return };
-        let Ok(client_id) = std::str::from_utf8(client_id) else { return };
-        let Some(mut parser) = self.parser.take() else { return };
-        // It was parsed and found good where it arrived.
-        if let Ok(envelope) = parser.parse(text)
-            && let To::One(Address::Channel(name)) = envelope.to
-        {
-            let client = self.sessions.target(Target::Client, client_id);
-            let origin = Origin { place: post.from, client_id, client, acks: post.acks, number: post.frame_number };
-            let session_id = self.channel_named(name);
-            let session = self.session_hash(&session_id);
-            self.publish_post(io, &origin, post.subject_bytes, (session, &session_id), &envelope, now);
-            self.channel_id = session_id;
-        }
-        self.parser = Some(parser);
-    }
-
-    fn post_into<I: Io>(&mut self, io: &mut I, id: ConnId, session_id: &str, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
-        if self.attachment_of(id, envelope.session_id).is_none() {
-            return self.not_attached(id, envelope);
-        }
-        let Some(conn) = self.conn(id) else { return };
-        if conn.grant.as_ref().is_none_or(|grant| !grant.covers(session_id)) {
-            let head = Head { id: envelope.id, session_id: envelope.session_id };
-            let message = format!(
-                "the token's sid does not cover '{session_id}' (and none covers a channel named rw. and more, the gateway's own)"
-            );
-            return self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/to"));
-        }
-        let (acks, number) = (conn.flags.acks, conn.messages_in);
-        let subject_bytes = conn.grant.as_ref().map_or(0, |grant| grant.subject().len());
-        let subject_bytes = u16::try_from(subject_bytes).unwrap_or(u16::MAX);
-        let from = Place::whole(self.shard_number(), id);
-        let session = self.session_hash(session_id);
-        let home = self.key.home_shard(session_id, self.mesh.shards());
-        let here = home == self.shard;
-        let Some(conn) = self.conn_mut(id) else { return };
-        let client_id = std::mem::take(&mut conn.client_id);
-        if !here {
-            let offered = self.offer(io, home, |mut buffer| {
-                buffer.extend_from_slice(text);
-                buffer.extend_from_slice(client_id.as_bytes());
-                let text_bytes = u32::try_from(text.len()).unwrap_or(u32::MAX);
-                LaneMessage::Post(ChannelPost { from, acks, bytes: buffer, text_bytes, subject_bytes, frame_number: number })
-            });
-            if let Some(conn) = self.conn_mut(id) {
-                conn.client_id = client_id;
-                conn.flags.spoke_elsewhere = true;
-            }
-            if !offered {
-                self.busy(id, envelope);
-            }
-            return;
-        }
-        let client = self.sessions.target(Target::Client, &client_id);
-        let origin = Origin { place: from, client_id: &client_id, client, acks, number };
-        self.publish_post(io, &origin, subject_bytes, (session, session_id), envelope, now);
-        if let Some(conn) = self.conn_mut(id) {
-            conn.client_id = client_id;
-        }
-    }
-
-    /// A post at its channel's home. What is delivered bears the channel's session id.
-    pub(super) fn publish_post<I: Io>(
-        &mut self,
-        io: &mut I,
-        origin: &Origin<'_>,
-        subject_bytes: u16,
-        (hash, session_id): (u64, &str),
-        envelope: &Envelope<'_>,
-        now: Tick,
-    ) {
-        let known = self.sessions.find(hash);
-        let audiences = Audiences { all: true, ..Audiences::default() };
-        let mut object = self.buffers.take();
-        rewritten(envelope, session_id, &mut object);
-        let moved = Envelope { object: &object, ..*envelope };
-        if envelope.ephemeral {
-            // Where there is no session yet, nobody is in it.
-            if let Some(stream) = known.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.stream) {
-                self.pass(io, origin, stream, &moved, &audiences, now);
-            }
-            return self.buffers.give(object);
-        }
-        let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
-        let content = self.content_hash(envelope, &audiences);
-        let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
-        match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
-            Seen::New => match self.channel_for(io, origin, subject_bytes, (hash, session_id), envelope, now) {
-                Ok((session, stream, epoch)) => {
-                    let seq = self.append(stream, (hash, epoch), origin, &moved, &audiences, id_hash, content, now);
-                    self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
-                    self.conclude(origin, (session, stream), envelope, seq, audiences.recorded());
-                }
-                Err(refusal) => self.refuse_place(origin, &refusal),
-            },
-            Seen::Same { seq } => {
-                self.counters.duplicates.increment();
-                let stream = known.and_then(|key| Some((key, self.sessions.sessions.get(key)?.stream)));
-                match stream {
-                    Some(of) => self.acknowledge_again(origin, of, envelope, seq),
-                    // Its session is gone with it, long after it was durable.
-                    None => self.acknowledge(origin, envelope, seq, true),
-                }
-            }
-            Seen::Different => {
-                let message = "this id was used for another message: give each message an id of its own";
-                self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
-            }
-        }
-        self.buffers.give(object);
-    }
-
-    /// The session of a channel that takes a post, with its stream and its epoch's number. It is made where it is new, and the post is
-    /// refused for nothing else: it counts to who posts.
-    fn channel_for<I: Io>(
-        &mut self,
-        io: &mut I,
-        origin: &Origin<'_>,
-        subject_bytes: u16,
-        (hash, session_id): (u64, &str),
-        envelope: &Envelope<'_>,
-        now: Tick,
-    ) -> Result<(SessionKey, StreamKey, u32), Refusal> {
-        let known = self.sessions.find(hash);
-        let subject = origin.client_id.get(..usize::from(subject_bytes)).unwrap_or(origin.client_id);
-        let maker = if known.is_none() { self.sessions.target(Target::User, subject) } else { NOBODY };
-        if known.is_none() {
-            self.room_for_session(maker).map_err(|(code, message)| refusal_of(envelope, code, message, "/to"))?;
-        }
-        let level = known.map_or_else(|| self.default_level(), |session| self.level_of(session));
-        if let Some((code, message)) = self.log_refuses(level, envelope) {
-            return Err(refusal_of(envelope, code, message, ""));
-        }
-        if !self.takes(io, origin.place, now) {
-            return Err(refusal_of(envelope, ErrorCode::LimitBackpressure, TOO_MUCH, ""));
-        }
-        let session = known.unwrap_or_else(|| self.make_session(session_id, hash, maker, now));
-        let entry = self.sessions.sessions.get(session).map(|entry| (session, entry.stream, entry.epoch_number));
-        entry.ok_or_else(|| refusal_of(envelope, ErrorCode::InternalUnavailable, "the channel is gone: try again", "/to"))
     }
 
     /// Sends a refusal to wherever the sender is.

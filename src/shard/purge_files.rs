@@ -41,8 +41,8 @@ fn purge_all_but(
     purged.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// A member's state without its presence data, and the header that it stood under.
-type BareState = (Header, Vec<u8>);
+/// A member's state without its presence data, and what happened to it since, each with the header that it stood under.
+type BareState = Vec<(Header, Vec<u8>)>;
 
 /// The members of sessions, by session and member, as each stands last in a log; a state is there where it has presence data.
 #[derive(Debug, Default)]
@@ -58,9 +58,15 @@ impl Members {
                 let bare = state.and_then(|state| {
                     let mut body = Vec::new();
                     MemberState { presence: None, ..state }.encode(&mut body).ok()?;
-                    Some((record.header, body))
+                    Some(vec![(record.header, body)])
                 });
                 self.0.insert((session, sender), bare);
+            }
+            // Version 2 has presence data in records of their own, which go. What else stands behind a state of version 1 goes with it.
+            Kind::Stays | Kind::Joined | Kind::Left | Kind::Came | Kind::Went | Kind::Roles | Kind::Receipt => {
+                if let Some(Some(state)) = self.0.get_mut(&(session, sender)) {
+                    state.push((record.header, record.body.to_vec()));
+                }
             }
             Kind::MemberGone => drop(self.0.remove(&(session, sender))),
             Kind::SessionGone => self.0.retain(|(of, _), _| *of != session),
@@ -181,7 +187,7 @@ pub fn append_purges(
     let geometry = Geometry { segment_bytes, shard, generation };
     let mut new = NewLog::new(path.to_owned(), Log::on_disk(0, geometry, last.number + 1, scanned.chain, Position(0)));
     new.log.tick(now_ms);
-    for (header, body) in members.0.into_values().flatten() {
+    for (header, body) in members.0.into_values().flatten().flatten() {
         new.put(&Header { ts_ms: now_ms, ..header }, &body)?;
     }
     let header = |kind, session, seq| Header { kind, session, seq, epoch: 0, ts_ms: now_ms, sender: 0, id: 0, content: 0 };

@@ -172,15 +172,15 @@ impl Core {
         purge.stage = Stage::Recorded;
     }
 
-    /// What members have told of themselves goes too: their states stand in the log once more, without it, before the purge that takes
-    /// those before.
+    /// What members have told of themselves goes too. A state of version 1 had it within: those stand in the log once more, without it, before
+    /// the purge that takes them.
     fn purge_presence(&mut self, key: SessionKey, now: Tick) {
         let members = self.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
         for member in members {
             let Some(data) = self.sessions.members.get_mut(member).and_then(|member| member.presence.take()) else { continue };
             wipe(&mut data.into_string().into_bytes());
             self.tell_presence(member, PresenceChange::Data, None);
-            self.keep_member(member, now);
+            self.keep_bare(member, now);
         }
     }
 

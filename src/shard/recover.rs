@@ -7,10 +7,10 @@ use super::keeping::Kept;
 use super::publish::POSTED_IDS_MAX;
 use crate::ids::{HashKey, Map, is_own_room, is_own_session};
 use crate::log::{
-    Geometry, IndexBuilder, IndexFile, Kind, Log, MemberState, Position, Receipt, Record, Run, SegmentHeader, SessionRun,
-    SessionState, directory_runs,
+    Geometry, Header, IndexBuilder, IndexFile, Joined, Kind, Left, Log, MemberState, NextEpoch, Position, Receipt, Record, Roles,
+    Run, SegmentHeader, SessionRun, SessionState, StateError, StayState, Stays, Went, decode_presence, directory_runs,
 };
-use crate::session::{Dedupe, DedupeLimits, Member, MemberKey, NOBODY, SessionKey, Stay, Stream};
+use crate::session::{Dedupe, DedupeLimits, Fact, Member, MemberKey, NOBODY, SessionKey, Stay, Stream};
 use crate::time::Tick;
 
 /// Sessions out of reach that a shard names.
@@ -59,13 +59,49 @@ pub struct Replay {
     segment: IndexBuilder,
     /// The time of the last record (Unix ms).
     last_ms: u64,
+    /// The member whose state is read in parts.
+    building: Option<Building>,
+}
+
+/// A member's state, and its stays as far as they were read.
+#[derive(Debug)]
+struct Building {
+    session: u64,
+    client: u64,
+    /// Where its state stands.
+    at: Position,
+    state: Vec<u8>,
+    parts: Vec<Vec<u8>>,
+    is_whole: bool,
+}
+
+impl Building {
+    /// `None` where the state does not read.
+    fn new(header: &Header, at: Position, state: &[u8]) -> Option<Self> {
+        let is_whole = !MemberState::decode(state).ok()?.stays_follow;
+        Some(Self { session: header.session, client: header.sender, at, state: state.to_vec(), parts: Vec::new(), is_whole })
+    }
+
+    /// What follows that does not read is left out.
+    fn add(&mut self, part: &[u8]) {
+        let Ok(read) = Stays::decode(part) else { return };
+        self.is_whole = read.left == 0;
+        self.parts.push(part.to_vec());
+    }
 }
 
 impl Replay {
     /// One that begins; its maps are keyed with `key`.
     #[must_use]
     pub fn new(key: HashKey) -> Self {
-        Self { key, sessions: Map::with_hasher(key), posted: Dedupe::default(), segment: IndexBuilder::default(), last_ms: 0 }
+        Self {
+            key,
+            sessions: Map::with_hasher(key),
+            posted: Dedupe::default(),
+            segment: IndexBuilder::default(),
+            last_ms: 0,
+            building: None,
+        }
     }
 
     fn of(&mut self, session: u64) -> &mut Messages {
@@ -120,8 +156,35 @@ impl Core {
                 }
             }
             (Kind::Member, Some(session)) if !record.purged => {
-                if let Ok(state) = MemberState::decode(record.body) {
-                    self.replay_member(session, header.sender, &state);
+                replay.building = Building::new(header, at, record.body);
+                self.build_member(replay, session);
+            }
+            (Kind::Stays, Some(session)) => {
+                if let Some(building) = &mut replay.building
+                    && (building.session, building.client) == (header.session, header.sender)
+                {
+                    building.add(record.body);
+                    self.build_member(replay, session);
+                }
+            }
+            (Kind::Presence, Some(session)) if record.purged => {
+                let member = self.sessions.member(session, header.sender);
+                if let Some(member) = member.and_then(|member| self.sessions.members.get_mut(member)) {
+                    member.presence = None;
+                }
+            }
+            (
+                Kind::Joined | Kind::Left | Kind::Came | Kind::Went | Kind::Roles | Kind::Presence | Kind::Receipt,
+                Some(session),
+            ) => {
+                if let Some(member) = self.sessions.member(session, header.sender) {
+                    // What does not read is as if it were not there; `ringway log verify` tells of it.
+                    let _ = self.replay_fact(member, header.kind, record.body);
+                }
+            }
+            (Kind::Epoch, Some(session)) => {
+                if let (Some(session), Ok(next)) = (self.sessions.sessions.get_mut(session), NextEpoch::decode(record.body)) {
+                    session.begin_epoch(next.name, header.epoch, next.last_seq);
                 }
             }
             (Kind::MemberGone, Some(session)) => {
@@ -132,14 +195,6 @@ impl Core {
                 let channel = self.sessions.sessions.get(session).is_some_and(|session| session.channel);
                 if !channel && let Some(messages) = replay.sessions.get_mut(&header.session) {
                     messages.used.remove(&header.sender);
-                }
-            }
-            (Kind::Receipt, Some(session)) => {
-                let member = self.sessions.member(session, header.sender);
-                if let (Some(member), Ok(receipt)) =
-                    (member.and_then(|key| self.sessions.members.get_mut(key)), Receipt::decode(record.body))
-                {
-                    member.received_seq = member.received_seq.max(receipt.received_seq);
                 }
             }
             (Kind::SessionGone, _) => {
@@ -176,7 +231,8 @@ impl Core {
                 };
                 used.remember(header.id, super::publish::low(header.content), header.seq, header.ts_ms, limits);
             }
-            (Kind::Mark | Kind::Member, _) | (Kind::MemberGone | Kind::Receipt, None) => {}
+            // Of a session that is not named yet: all of it stands again behind the record that names it.
+            (_, None) | (Kind::Mark | Kind::Member, _) => {}
         }
     }
 
@@ -240,17 +296,26 @@ impl Core {
         outcome
     }
 
-    fn replay_member(&mut self, session: SessionKey, client: u64, state: &MemberState<'_>) {
+    /// A member is what its state says, with all of its stays: once the last of them was read.
+    fn build_member(&mut self, replay: &mut Replay, session: SessionKey) {
+        let Some(building) = replay.building.take_if(|building| building.is_whole) else { return };
+        let Ok(state) = MemberState::decode(&building.state) else { return };
+        let parts: Vec<Stays<'_>> = building.parts.iter().filter_map(|part| Stays::decode(part).ok()).collect();
+        let stays = state.stays.iter().chain(parts.iter().flat_map(|part| &part.stays));
+        self.replay_member(session, &building, &state, &stays.copied().collect::<Vec<_>>());
+    }
+
+    fn replay_member(&mut self, session: SessionKey, building: &Building, state: &MemberState<'_>, stays: &[StayState<'_>]) {
         let roles: Box<[Box<str>]> = state.roles.iter().map(|role| (*role).into()).collect();
         let subject = state.client_id.get(..usize::from(state.subject_bytes)).unwrap_or(state.client_id);
-        let before = self.sessions.member(session, client).and_then(|key| self.sessions.remove_member(key));
+        let before = self.sessions.member(session, building.client).and_then(|key| self.sessions.remove_member(key));
+        let before = before.map(|before| (before.received_seq, before.used, before.presence));
+        let (received_seq, used, presence) = before.unwrap_or_default();
         let mut entitlements = self.sessions.entitle(state.client_id, subject, &roles, state.hidden_to);
-        entitlements.stays = state
-            .stays
-            .iter()
-            .filter(|stay| stay.to != u64::MAX)
-            .map(|stay| Stay { room: stay.hash, from: stay.from, to: stay.to })
-            .collect();
+        let ended = stays.iter().filter(|stay| stay.to != u64::MAX);
+        entitlements.stays = ended.map(|stay| Stay { room: stay.hash, from: stay.from, to: stay.to }).collect();
+        // Up to version 1 there was no bound.
+        entitlements.forget_oldest();
         let (roles, _) = self.sessions.share_roles(&roles);
         let member = self.sessions.add_member(Member {
             session,
@@ -260,21 +325,58 @@ impl Core {
             rooms: crate::few::Few::default(),
             entitlements,
             place: None,
-            received_seq: state.received_seq.max(before.as_ref().map_or(0, |before| before.received_seq)),
-            used: before.and_then(|before| before.used),
-            presence: state.presence.map(Into::into),
+            received_seq: state.received_seq.max(received_seq),
+            used,
+            // Since version 2 in records of its own, which may stand before or behind.
+            presence: state.presence.map(Into::into).or(presence),
             presence_empty_ns: 0,
             since_ms: state.since_ms,
             // Told apart when all is read: away since then (Unix ms), or there when the process ended (0).
             away_since_ms: if state.present { 0 } else { state.away_since_ms.max(1) },
             away_before_ms: 0,
             told_lost: state.told_lost,
+            owed: 0,
+            underway: None,
+            kept_at: building.at,
             timers_ms: [u64::MAX; 2],
         });
         // A room that is the gateway's own since is left.
-        for stay in state.stays.iter().filter(|stay| stay.to == u64::MAX && !is_own_room(stay.room)) {
+        for stay in stays.iter().filter(|stay| stay.to == u64::MAX && !is_own_room(stay.room)) {
             self.sessions.enter_room(member, stay.room, stay.from);
         }
+    }
+
+    /// One thing that happened to a member.
+    fn replay_fact(&mut self, key: MemberKey, kind: Kind, body: &[u8]) -> Result<(), StateError> {
+        match kind {
+            Kind::Joined => {
+                let Joined { room, from } = Joined::decode(body)?;
+                self.sessions.apply(key, Fact::Joined { room, from });
+            }
+            Kind::Left => {
+                let Left { room, to } = Left::decode(body)?;
+                self.sessions.apply(key, Fact::Left { room, to });
+            }
+            Kind::Receipt => drop(self.sessions.apply(key, Fact::Received(Receipt::decode(body)?.received_seq))),
+            Kind::Presence => drop(self.sessions.apply(key, Fact::Presence(decode_presence(body)?))),
+            Kind::Roles => {
+                let roles: Vec<Box<str>> = Roles::decode(body)?.roles.into_iter().map(Into::into).collect();
+                self.sessions.apply(key, Fact::Roles(&roles));
+            }
+            Kind::Came => {
+                if let Some(member) = self.sessions.members.get_mut(key) {
+                    (member.away_since_ms, member.told_lost) = (0, false);
+                }
+            }
+            Kind::Went => {
+                let went = Went::decode(body)?;
+                if let Some(member) = self.sessions.members.get_mut(key) {
+                    (member.away_since_ms, member.told_lost) = (went.since_ms.max(1), went.told_lost);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn forget_session(&mut self, key: SessionKey) {
@@ -315,14 +417,8 @@ impl Core {
             let Some(session) = self.sessions.sessions.get_mut(key) else { continue };
             let head = self.streams.get(session.stream).map_or(0, |stream| stream.index.head());
             if !clean {
-                session.past_epochs.reserve_exact(1);
-                session.past_epochs.push((session.epoch, head));
-                let excess = (session.past_epochs.len() + 1).saturating_sub(crate::limits::EPOCHS_PER_SESSION_MAX);
-                session.past_epochs.drain(..excess);
-                session.epoch = fresh;
-                session.epoch_number = session.epoch_number.saturating_add(1);
-                // With its members: what a session's record says is kept is all that it needs.
-                self.keep_whole(key, now);
+                session.begin_epoch(fresh, session.epoch_number.saturating_add(1), head);
+                self.keep_epoch(key, head, now);
             }
         }
         let end = self.log.end();

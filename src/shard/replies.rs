@@ -20,6 +20,13 @@ const REPLIES_WAITING_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A queue above this many times the reply limit (and a page of history) ends its connection.
 const HARD_QUEUE_FACTOR: usize = 8;
 
+/// Appends what `write` writes as one text frame.
+pub(super) fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let open = OpenFrame::begin(out);
+    write(out);
+    open.finish(Opcode::Text, out);
+}
+
 /// Writes to a connection's queue, and counts the memory that it takes for that.
 pub(super) fn enqueue(conn: &mut Conn, buffers: &mut Buffers, counters: &ShardCounters, write: impl FnOnce(&mut Vec<u8>)) {
     let before = conn.queue.capacity();
@@ -122,7 +129,7 @@ impl Core {
             || self.counters.lane_backlog_bytes.get() + bytes > REPLIES_WAITING_BYTES_MAX
         {
             LimitReached::LaneReplies
-        } else if self.counters.buffer_bytes.get() + bytes > self.snapshot.settings.limits.shard_memory_bytes as u64 {
+        } else if self.counters.buffer_bytes.get() + bytes > self.buffers_bytes_max {
             LimitReached::ShardMemory
         } else {
             return self.wait_for_lane(shard, message);
@@ -149,7 +156,7 @@ impl Core {
     pub(super) fn check_budget(&mut self, id: ConnId) {
         let limits = &self.snapshot.settings.limits;
         let hard = limits.reply_queue_bytes * HARD_QUEUE_FACTOR + crate::limits::HISTORY_PAGE_BYTES_MAX;
-        let (memory, frames_max) = (limits.shard_memory_bytes, limits.reply_queue_frames * HARD_QUEUE_FACTOR);
+        let frames_max = limits.reply_queue_frames * HARD_QUEUE_FACTOR;
         let Some(conn) = self.conn(id) else { return };
         if matches!(conn.phase, Phase::Echo) {
             return;
@@ -158,7 +165,7 @@ impl Core {
             self.counters.limit_reached(LimitReached::ReplyQueue);
             self.counters.dropped(DropReason::ReplyQueueFull, 1);
             self.doom(id, CloseReason::TooSlow);
-        } else if self.counters.buffer_bytes.get() > memory as u64 {
+        } else if self.counters.buffer_bytes.get() > self.buffers_bytes_max {
             self.counters.limit_reached(LimitReached::ShardMemory);
             self.doom(id, CloseReason::TooSlow);
         }

@@ -231,8 +231,8 @@ impl Known {
         if record.header.kind == Kind::Mark || self.gone.get(&record.header.session).is_some_and(|gone| at <= *gone) {
             return None;
         }
-        // A member's state that was purged was written again before that.
-        if record.header.kind == Kind::Member && record.purged {
+        // A member's state that was purged was written again before that, and what it told of itself is gone.
+        if matches!(record.header.kind, Kind::Member | Kind::Presence) && record.purged {
             return None;
         }
         let is_purged = self.purged.get(&record.header.session).is_some_and(|purged| at < *purged);

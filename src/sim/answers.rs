@@ -90,6 +90,9 @@ impl World {
                     .wrong(format!("{id} resumes after {held} of {of}, from {cursor:?} (sure {sure}), and is told {payload}"));
             }
         }
+        if payload["recovered"] == Value::Bool(true) {
+            *self.clients[c].answers.entry("recovered".to_owned()).or_default() += 1;
+        }
         let begin = Begin {
             client: &id,
             session,
@@ -309,6 +312,11 @@ impl World {
     }
 
     pub fn on_error(&mut self, c: usize, what: &What, envelope: &Value) {
+        if let What::Leave(room, number) = what {
+            let session = envelope["session_id"].as_str().unwrap_or_default().to_owned();
+            let me = self.clients[c].id.clone();
+            self.oracle.stays_after_all(&me, &session, room, *number);
+        }
         let code = envelope["payload"]["code"].as_str().unwrap_or_default();
         *self.clients[c].answers.entry(code.to_owned()).or_default() += 1;
         self.clients[c].refusals.push(envelope["payload"].clone());
@@ -346,11 +354,19 @@ impl World {
                 What::Other("rw.history_end") => {
                     matches!(code, "limit.history_busy" | "limit.backpressure" | "session.not_attached")
                 }
+                What::Join(_) | What::Leave(..) | What::Mood(_) => {
+                    matches!(code, "limit.backpressure" | "limit.disk" | "session.not_attached")
+                }
                 What::Other("rw.welcome") if code == "limit.connections" => self.user_is_full(c),
                 What::Other("rw.welcome") => code.starts_with("limit."),
                 _ => matches!(
                     code,
-                    "limit.backpressure" | "limit.rate" | "session.not_attached" | "session.already_attached" | "limit.attached"
+                    "limit.disk"
+                        | "limit.backpressure"
+                        | "limit.rate"
+                        | "session.not_attached"
+                        | "session.already_attached"
+                        | "limit.attached"
                 ),
             };
         if !fits {

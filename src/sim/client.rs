@@ -474,7 +474,8 @@ impl World {
         let Some(link) = &self.clients[c].link else { return };
         let Some(farewell) = link.farewell else { return };
         let close_ms = farewell.close_ms.min(self.snapshot.settings.limits.close_ms);
-        let late = self.now_ns - farewell.at_ns >= close_ms * 1_000_000;
+        // Counted in whole milliseconds of the clock, as the gateway does.
+        let late = self.now_ns / 1_000_000 - farewell.at_ns / 1_000_000 >= close_ms;
         // Ended by the gateway for a reason of its own, or with the process.
         let own = link.close_code.is_some() && link.close_code != farewell.code;
         if late || own || self.kills + self.power_cuts != farewell.ends || self.draining {

@@ -7,6 +7,7 @@ use super::world::{Seat, World};
 use crate::config::Durability;
 use crate::ids::HashKey;
 use crate::shard::admission::Admission;
+use crate::shard::inspect::Known;
 use crate::shard::lanes::Mesh;
 use crate::shard::port::PortMessage;
 use crate::shard::store::{Identity, ReadError, go_on, read_log};
@@ -97,12 +98,38 @@ impl World {
             return self.oracle.wrong(format!("not all was on disk when shard {shard} ended"));
         }
         let before = self.seats.iter().map(entries).collect();
+        let known: Vec<_> = self.seats.iter().map(|seat| seat.core.members_known()).collect();
         for seat in &mut self.seats {
             seat.engine.disk.crash(&mut self.random, Crash::Kill);
         }
         let acknowledged = self.outlives(Crash::Kill);
         self.start_again(before, &clean, acknowledged, acknowledged && !self.snapshot.settings.log.early_delivery);
+        for (shard, known) in known.into_iter().enumerate().filter(|(shard, _)| clean[*shard]) {
+            self.same_members(shard, known);
+        }
         self.draining = false;
+    }
+
+    /// A start knows of the members of a shard what the process before knew at its end.
+    pub fn same_members(&mut self, shard: usize, known: BTreeMap<(String, String), Known>) {
+        let mut found = self.seats[shard].core.members_known();
+        for (who, before) in known {
+            let Some(after) = found.remove(&who) else {
+                // Who reads a channel is forgotten soon.
+                if !who.0.starts_with("channel:") {
+                    self.oracle.wrong(format!("{who:?} is not known after the start: {before:?}"));
+                }
+                continue;
+            };
+            let oldest = before.oldest.max(after.oldest);
+            let (before, after) = (before.since(oldest), after.since(oldest));
+            if before != after {
+                self.oracle.wrong(format!("{who:?} was {before:?} and is after the start {after:?}"));
+            }
+        }
+        if let Some(who) = found.keys().next() {
+            self.oracle.wrong(format!("{who:?} is known after the start, and was not before"));
+        }
     }
 
     /// Clients read what had come to them, or a part, and find their connections ended.
@@ -161,7 +188,10 @@ impl World {
         }
         for client in &mut self.clients {
             client.been_in.values_mut().for_each(|sure| *sure = false);
-            client.moods.values_mut().for_each(|(_, heard)| *heard = false);
+            // What was answered is on disk, or something newer.
+            if !acknowledged {
+                client.moods.values_mut().for_each(|(_, heard)| *heard = false);
+            }
         }
         self.rosters.clear();
         self.tell_story(|| "the process is started again".to_owned());

@@ -20,6 +20,7 @@ mod disk_faults;
 mod door;
 mod draw;
 mod ends;
+mod facts;
 mod histories;
 mod mallory;
 mod net;

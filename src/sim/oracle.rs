@@ -73,6 +73,8 @@ struct Stay {
     until: usize,
     /// It is on disk where a message behind this one is; `u64::MAX` while an answer is due.
     kept_by: u64,
+    /// What was asked last of it was answered, as an ack is: it outlives what acknowledged messages do.
+    confirmed: bool,
 }
 
 impl Stay {
@@ -319,7 +321,7 @@ impl Oracle {
         let views = self.views.len();
         let stays =
             self.stays.iter_mut().filter(|((_, of), _)| of == session).flat_map(|(_, rooms)| rooms.values_mut()).flatten();
-        for stay in stays.filter(|stay| stay.kept_by >= head) {
+        for stay in stays.filter(|stay| stay.kept_by >= head && !(acknowledged && stay.confirmed)) {
             stay.until = stay.until.min(views);
             stay.may_to = u64::MAX;
         }

@@ -15,9 +15,10 @@ impl Oracle {
                     if stay.sure() {
                         lost.push(room.clone());
                     }
-                    stay.may_to = head;
+                    // Its leave was taken behind what was appended by then, seen yet or not.
+                    stay.may_to = appended;
                     stay.must_to = stay.must_to.min(head);
-                    stay.kept_by = appended;
+                    (stay.kept_by, stay.confirmed) = (appended, false);
                 }
             }
         }
@@ -46,6 +47,7 @@ impl Oracle {
                 since,
                 until: usize::MAX,
                 kept_by: if leave.is_some() { u64::MAX } else { appended },
+                confirmed: false,
             });
         }
         for room in lost {
@@ -72,6 +74,7 @@ impl Oracle {
                 since: 0,
                 until: usize::MAX,
                 kept_by: u64::MAX,
+                confirmed: false,
             });
         }
     }
@@ -87,7 +90,7 @@ impl Oracle {
                 stay.since = view;
             }
             stay.must_from = stay.may_from.max(seq + 1);
-            (stay.may_from, stay.kept_by) = (seq + 1, appended);
+            (stay.may_from, stay.kept_by, stay.confirmed) = (seq + 1, appended, true);
         }
     }
 
@@ -106,9 +109,25 @@ impl Oracle {
         for stay in stays.iter_mut().filter(|stay| stay.open()) {
             stay.must_to = stay.must_to.min(head);
             stay.kept_by = u64::MAX;
+            stay.confirmed = false;
             if stay.leaving == 0 {
                 stay.leaving = number;
             }
+        }
+    }
+
+    /// The leave was refused: it may be in the room still.
+    pub fn stays_after_all(&mut self, client: &str, session: &str, room: &str, number: u64) {
+        let rooms = self.stays.get_mut(&(client.to_owned(), session.to_owned()));
+        let stays = rooms.and_then(|rooms| rooms.get_mut(room)).into_iter().flatten();
+        stays.filter(|stay| stay.leaving == number).for_each(|stay| stay.leaving = 0);
+    }
+
+    /// So many of the oldest stays are forgotten, as is counted: nothing of them is to be seen any more.
+    pub fn forget_stays(&mut self, client: &str, session: &str, room: &str, count: usize) {
+        let rooms = self.stays.get_mut(&(client.to_owned(), session.to_owned()));
+        if let Some(stays) = rooms.and_then(|rooms| rooms.get_mut(room)) {
+            stays.iter_mut().take(count).for_each(|stay| (stay.must_from, stay.must_to) = (u64::MAX, 0));
         }
     }
 
@@ -116,7 +135,7 @@ impl Oracle {
     pub fn left(&mut self, client: &str, session: &str, room: &str, (head, appended): (u64, u64), number: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         for stay in stays.iter_mut().filter(|stay| stay.open() && (1..=number).contains(&stay.leaving)) {
-            (stay.may_to, stay.kept_by) = (head, appended);
+            (stay.may_to, stay.kept_by, stay.confirmed) = (head, appended, true);
             stay.must_to = stay.must_to.min(head);
         }
     }

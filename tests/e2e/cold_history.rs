@@ -186,7 +186,7 @@ async fn a_damaged_record_is_a_gap_and_its_neighbours_are_read() {
     let lost: Vec<u64> = within[3..].iter().copied().filter(is_for_all).step_by(7).take(2).collect();
     flip(segment, at(lost[0]).unwrap() + 500);
     let record = find(&bytes, &format!(r#""payload":"one-{}-"#, lost[1])).unwrap();
-    let head = (0..record).rev().find(|at| bytes[*at as usize..].starts_with(&[1, 0, 1, 0])).unwrap();
+    let head = (0..record).rev().find(|at| bytes[*at as usize..].starts_with(&[2, 0, 1, 0])).unwrap();
     flip(segment, head + 50);
     let messages = resumed(&gateway, "ben").await;
     let left: Vec<u64> = visible("ben").into_iter().filter(|number| !lost.contains(number)).collect();

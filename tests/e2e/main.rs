@@ -56,4 +56,5 @@ mod routing;
 mod slow_reader_harms_nobody;
 mod tls;
 mod tls_hostile;
+mod upgraded;
 mod without_io_uring;

@@ -14,7 +14,8 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 const FORMAT_BYTES_MAX: u64 = 64 * 1024;
-const FORMAT_VERSION: i64 = 1;
+/// The newest version that is read, and all before it.
+const FORMAT_VERSION: i64 = 2;
 /// How often a shard is read before what is found is believed.
 const ATTEMPTS: u32 = 3;
 
@@ -147,10 +148,10 @@ fn format_of(format: &[u8]) -> Result<(HashKey, u32), String> {
     let text = std::str::from_utf8(format).map_err(|_| "not UTF-8".to_owned())?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.message().to_owned())?;
     match table.get("version").and_then(toml::Value::as_integer) {
-        Some(FORMAT_VERSION) => {}
+        Some(1..=FORMAT_VERSION) => {}
         other => {
             let version = other.map_or_else(|| "none".to_owned(), |version| version.to_string());
-            return Err(format!("version = {version}: this command reads version {FORMAT_VERSION}"));
+            return Err(format!("version = {version}: this command reads versions 1 to {FORMAT_VERSION}"));
         }
     }
     let digits = table.get("key").and_then(toml::Value::as_str).filter(|key| key.len() == 32 && key.is_ascii());

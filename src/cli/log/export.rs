@@ -5,7 +5,10 @@ use super::directory::{Directory, Halt, Outcome, Progress, Shard, at};
 use super::survey::refuse;
 use crate::cli::CliError;
 use crate::control::escape::{self, text as plain};
-use crate::log::{Kind, Mark, MemberState, Position, Receipt, Record, SessionState, read_record, segment_name};
+use crate::log::{
+    Joined, Kind, Left, Mark, MemberState, NextEpoch, Position, Receipt, Record, Roles, SessionState, StayState, Stays, Went,
+    decode_presence, read_record, segment_name,
+};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::fs::File;
@@ -31,10 +34,15 @@ fn hex_bytes(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn stay(stay: &StayState<'_>) -> Value {
+    let lasts = |to: u64| if to == u64::MAX { Value::Null } else { to.into() };
+    json!({ "room": stay.room, "hash": hex(stay.hash), "from": stay.from, "to": lasts(stay.to) })
+}
+
 /// A body that is no message's, or why it does not read.
 fn state(record: &Record<'_>) -> Value {
     let read = match record.header.kind {
-        Kind::Message | Kind::MemberGone | Kind::SessionGone | Kind::Purge => Ok(Value::Null),
+        Kind::Message | Kind::MemberGone | Kind::SessionGone | Kind::Purge | Kind::Came => Ok(Value::Null),
         Kind::Mark => Mark::decode(record.body).map(|mark| json!({ "synced_to": mark.synced_to })),
         Kind::Receipt => Receipt::decode(record.body).map(|receipt| json!({ "received_seq": receipt.received_seq })),
         Kind::Session => SessionState::decode(record.body).map(|session| {
@@ -42,11 +50,15 @@ fn state(record: &Record<'_>) -> Value {
                 session.epochs.iter().map(|epoch| json!({ "name": hex(epoch.name), "last_seq": epoch.last_seq })).collect();
             json!({ "session_id": session.session_id, "head": session.head, "oldest": session.oldest, "epochs": epochs })
         }),
+        Kind::Joined => Joined::decode(record.body).map(|joined| json!({ "room": joined.room, "from": joined.from })),
+        Kind::Left => Left::decode(record.body).map(|left| json!({ "room": left.room, "to": left.to })),
+        Kind::Went => Went::decode(record.body).map(|went| json!({ "told_lost": went.told_lost, "since_ms": went.since_ms })),
+        Kind::Roles => Roles::decode(record.body).map(|roles| json!({ "roles": roles.roles })),
+        Kind::Presence => decode_presence(record.body).map(|presence| json!({ "presence": presence })),
+        Kind::Stays => Stays::decode(record.body)
+            .map(|part| json!({ "left": part.left, "stays": part.stays.iter().map(stay).collect::<Vec<_>>() })),
+        Kind::Epoch => NextEpoch::decode(record.body).map(|next| json!({ "name": hex(next.name), "last_seq": next.last_seq })),
         Kind::Member => MemberState::decode(record.body).map(|member| {
-            let lasts = |to: u64| if to == u64::MAX { Value::Null } else { to.into() };
-            let stay = |stay: &crate::log::StayState<'_>| {
-                json!({ "room": stay.room, "hash": hex(stay.hash), "from": stay.from, "to": lasts(stay.to) })
-            };
             json!({
                 "client_id": member.client_id, "subject": member.subject(), "user": hex(member.user),
                 "present": member.present, "told_lost": member.told_lost, "since_ms": member.since_ms,
@@ -111,7 +123,7 @@ pub(super) fn cat(directory: &Directory, session: &str, out: &mut Out<'_>) -> Re
             _ if record.purged => "(purged)".to_owned(),
             // JSON, whose escapes are its own.
             Kind::Message => text_of(record.body).map_or_else(|| hex_bytes(record.body), |text| escape::json(text).into_owned()),
-            Kind::MemberGone | Kind::SessionGone | Kind::Purge => String::new(),
+            Kind::MemberGone | Kind::SessionGone | Kind::Purge | Kind::Came => String::new(),
             _ => escape::json(&state(record).to_string()).into_owned(),
         };
         let name = header.kind.name();

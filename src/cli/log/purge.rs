@@ -68,7 +68,7 @@ pub(super) fn purge(directory: &Directory, session: &str, out: &mut Out<'_>) -> 
 /// Whether a record has what a purge takes.
 fn says_something(record: &Record<'_>) -> bool {
     match record.header.kind {
-        Kind::Message => true,
+        Kind::Message | Kind::Presence => true,
         Kind::Member => MemberState::decode(record.body).is_ok_and(|member| member.presence.is_some()),
         _ => false,
     }

@@ -4,7 +4,10 @@ use super::Out;
 use super::directory::{Directory, Halt, Outcome, Shard, describe, ranges, unnamed};
 use crate::cli::CliError;
 use crate::control::escape::text as plain;
-use crate::log::{Kind, MemberState, Position, Receipt, Record, ScanError, SessionState, StateError, decode_empty};
+use crate::log::{
+    Joined, Kind, Left, MemberState, NextEpoch, Position, Receipt, Record, Roles, ScanError, SessionState, StateError, Stays,
+    Went, decode_empty, decode_presence,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Problems of sessions that are listed; the rest are counted.
@@ -142,7 +145,7 @@ impl Session {
                 self.id = Some(state.session_id.to_owned());
                 self.oldest = state.oldest;
             }
-            Kind::Member if record.purged => {}
+            Kind::Member | Kind::Presence if record.purged => {}
             Kind::Member => {
                 MemberState::decode(record.body)?;
                 self.members.insert(record.header.sender);
@@ -152,6 +155,14 @@ impl Session {
                 self.members.remove(&record.header.sender);
             }
             Kind::Receipt => drop(Receipt::decode(record.body)?),
+            Kind::Joined => drop(Joined::decode(record.body)?),
+            Kind::Left => drop(Left::decode(record.body)?),
+            Kind::Came => decode_empty(record.body)?,
+            Kind::Went => drop(Went::decode(record.body)?),
+            Kind::Roles => drop(Roles::decode(record.body)?),
+            Kind::Presence => drop(decode_presence(record.body)?),
+            Kind::Stays => drop(Stays::decode(record.body)?),
+            Kind::Epoch => drop(NextEpoch::decode(record.body)?),
             Kind::SessionGone => {
                 decode_empty(record.body)?;
                 self.seqs.clear();

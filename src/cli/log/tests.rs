@@ -135,6 +135,26 @@ fn the_golden_log_is_whole_and_every_record_is_exported() {
 }
 
 #[test]
+fn of_the_golden_log_of_version_2_every_record_is_exported() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/log2");
+    let verified = verify(&golden);
+    assert_eq!(verified, ("OK: 1 shards, 24 records, 5 messages, of which 4 are purged\n".to_owned(), String::new()));
+    let (text, error) = tool(&golden, |directory, out| export::export(directory, None, out));
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines.len(), &*error), (24, ""));
+    let state = |kind: &str| &lines.iter().rfind(|line| line["kind"] == kind).unwrap()["state"];
+    assert_eq!(*state("joined"), serde_json::json!({ "room": "kitchen", "from": 1 }));
+    assert_eq!(*state("left"), serde_json::json!({ "room": "kitchen", "to": 4 }));
+    assert_eq!(*state("went"), serde_json::json!({ "told_lost": true, "since_ms": 1_790_000_000_500_u64 }));
+    assert_eq!((state("came"), &state("roles")["roles"][1]), (&Value::Null, &"lead".into()));
+    assert_eq!(state("presence")["presence"], r#"{"mood":"calm"}"#);
+    assert_eq!((&state("stays")["left"], &state("stays")["stays"][0]["room"]), (&0.into(), &"porch".into()));
+    assert_eq!(*state("epoch"), serde_json::json!({ "name": "0000000000000048", "last_seq": 4 }));
+    let (shown, _) = tool(&golden, |directory, out| export::cat(directory, "hash=1122334455667788", out));
+    assert!(shown.contains("joined") && shown.contains("kitchen"), "{shown}");
+}
+
+#[test]
 fn sessions_are_found_by_name_and_shown_in_order() {
     let mut log = made();
     // Copied forward, as compaction does: behind what is newer, and twice.
@@ -210,7 +230,7 @@ fn what_is_no_log_is_refused_with_its_reason() {
         }
         Directory::open(&folder.0).unwrap_err().0
     };
-    assert!(error(Some("version = 2\n")).ends_with("format: version = 2: this command reads version 1"));
+    assert!(error(Some("version = 3\n")).ends_with("format: version = 3: this command reads versions 1 to 2"));
     assert!(error(Some("version = 1\nkey = \"abc\"\n")).ends_with("format: key: must be 32 hexadecimal digits"));
     assert!(error(Some("version = \n")).contains("/format: "));
     assert!(error(None).ends_with("is no log's directory: it must hold a file `format`"));
@@ -469,6 +489,38 @@ fn a_purge_takes_what_members_said_of_themselves_and_leaves_the_members() {
     }
     assert_eq!(run().0, "session mine: 0 messages were purged\n");
     assert_eq!(verify(&folder.0).0, text, "and no second record of it");
+}
+
+/// A state of version 1 has the data within: it is written again without, and what happened to the member since behind it.
+#[test]
+fn a_purge_over_a_log_of_both_versions_leaves_members_as_they_are() {
+    let mut log = Made::of_version(1, 0, 1, 2 * CHUNK_BYTES, 0);
+    let id = |session_id| SessionState { session_id, head: 0, oldest: 1, epochs: vec![] };
+    log.session(hash("mine"), &id("mine"));
+    for client_id in ["ana", "ben"] {
+        member(&mut log, "mine", client_id, Some(r#""busy, of mine""#));
+    }
+    log.message(hash("mine"), 1, "of mine");
+    let mut log = log.of_version_from_now(2);
+    log.begin(1);
+    let fact = |log: &mut Made, kind, body: &[u8]| {
+        log.put(&Header { sender: KEY.hash64(&[b"ana"]), ..header(kind, hash("mine"), 1) }, &[], body);
+    };
+    let joined = b"\x03\0ops\x02\0\0\0\0\0\0\0";
+    fact(&mut log, Kind::Joined, joined);
+    fact(&mut log, Kind::Presence, br#""away, of mine""#);
+    fact(&mut log, Kind::Receipt, &9_u64.to_le_bytes());
+    log.mark();
+    let folder = Folder::of(&[&log]);
+    assert!(tool(&folder.0, |directory, out| purge::purge(directory, "mine", out)).1.is_empty());
+    assert!(!holds(&folder.0, "of mine") && verify(&folder.0).1.is_empty());
+    assert_eq!(members(&folder, "mine").len(), 2);
+    let (text, _) = tool(&folder.0, |directory, out| export::export(directory, Some("mine"), out));
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = |kind: &str| lines.iter().rposition(|line| line["kind"] == kind && line["purged"] != true);
+    let bare = lines.iter().rposition(|line| line["kind"] == "member" && line["state"]["client_id"] == "ana");
+    assert!(bare < last("joined") && bare < last("receipt") && last("receipt") < last("purge"), "{text}");
+    assert_eq!((last("presence"), lines.iter().filter(|line| line["kind"] == "joined").count()), (None, 2));
 }
 
 #[test]

@@ -8,7 +8,8 @@
 use libfuzzer_sys::fuzz_target;
 use ringway::limits::CHUNK_BYTES;
 use ringway::log::{
-    Header, Kind, Mark, MemberState, Receipt, ScanError, Scanner, SegmentHeader, SessionState, StateError, decode_empty, write_record,
+    Header, Joined, Kind, Left, Mark, MemberState, Receipt, Roles, SEGMENT_VERSION, ScanError, Scanner, SegmentHeader, SessionState, StateError,
+    Stays, decode_empty, write_record,
 };
 
 fn states(body: &[u8]) {
@@ -23,6 +24,18 @@ fn states(body: &[u8]) {
     if let Ok(member) = MemberState::decode(body) {
         assert!(member.client_id.starts_with(member.subject()));
         same(&|out| member.encode(out));
+    }
+    if let Ok(joined) = Joined::decode(body) {
+        same(&|out| joined.encode(out));
+    }
+    if let Ok(left) = Left::decode(body) {
+        same(&|out| left.encode(out));
+    }
+    if let Ok(roles) = Roles::decode(body) {
+        same(&|out| roles.encode(out));
+    }
+    if let Ok(stays) = Stays::decode(body) {
+        same(&|out| stays.encode(out));
     }
     if let Ok(mark) = Mark::decode(body) {
         same(&|out| {
@@ -59,7 +72,7 @@ fuzz_target!(|data: &[u8]| {
     for (number, piece) in data.chunks(data.len().div_ceil(pieces).max(1)).enumerate() {
         let number = number as u64;
         let header =
-            SegmentHeader { shard: 0, generation: 1, number, segment_bytes: CHUNK_BYTES as u64, created_ms: 0, chain_before: 0 };
+            SegmentHeader { version: SEGMENT_VERSION, shard: 0, generation: 1, number, segment_bytes: CHUNK_BYTES as u64, created_ms: 0, chain_before: 0 };
         let file = if choice & 4 == 0 { piece.to_vec() } else { made(piece, &header) };
         let mut feed = || {
             scanner.segment(number)?;

@@ -1,0 +1,269 @@
+//! What clients decide of themselves in a session, and what waits for it: a coming into a room or a going is one small record, takes the
+//! road of a message (rate, backpressure, disk), and is so, and answered, once its record is as durable as the session asks.
+
+use super::core::Core;
+use super::counters::{DropReason, LimitReached};
+use super::durable::STATE_FAILED;
+use super::publish::TOO_MUCH;
+use super::replies::AT_ONCE;
+use crate::io::Io;
+use crate::limits::STATE_RECORD_BYTES_MAX;
+use crate::log::{Joined, Kind, Left, Level, Position};
+use crate::protocol::{Envelope, ErrorCode, Failure, Head, error};
+use crate::session::{Applied, MemberKey, Move, Place, PresenceChange};
+use crate::time::Tick;
+
+/// What is to be told to whom once a record is durable.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeldCommand {
+    pub(super) member: MemberKey,
+    /// The answer's place in the order.
+    pub(super) after: u64,
+    /// The member leaves with it.
+    pub(super) detaches: bool,
+}
+
+impl Core {
+    /// The level of a member's session, and the newest seq that is appended there.
+    pub(super) fn place_in_order(&self, member: MemberKey) -> (Level, u64) {
+        let session = self.sessions.members.get(member).map(|member| member.session);
+        let Some(session) = session else { return (Level::Memory, 0) };
+        let stream = self.sessions.sessions.get(session).and_then(|session| self.streams.get(session.stream));
+        (self.level_of(session), stream.map_or(0, |stream| stream.index.head()))
+    }
+
+    /// Whether a member's command may have a record; what it is told where not.
+    pub(super) fn takes_fact<I: Io>(
+        &mut self,
+        io: &mut I,
+        place: Place,
+        level: Level,
+        now: Tick,
+    ) -> Result<(), (ErrorCode, &'static str)> {
+        if let Some(refused) = self.log_refuses_record(level, STATE_RECORD_BYTES_MAX) {
+            return Err(refused);
+        }
+        if self.disk.is_some() && !self.takes(io, place, now) {
+            return Err((ErrorCode::LimitBackpressure, TOO_MUCH));
+        }
+        if self.held_bytes() > self.snapshot.settings.limits.shard_memory_bytes as u64 {
+            self.counters.limit_reached(LimitReached::ShardMemory);
+            return Err((ErrorCode::LimitBackpressure, TOO_MUCH));
+        }
+        Ok(())
+    }
+
+    /// `rw.join`: `rw.joined` bears the place in the order from which on the room's messages are the client's.
+    pub(super) fn join<I: Io>(
+        &mut self,
+        io: &mut I,
+        place: Place,
+        member: MemberKey,
+        envelope: &Envelope<'_>,
+        room: &str,
+        now: Tick,
+    ) {
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        // A repeat is answered like the first.
+        if let Some(from) = self.sessions.stay(member, room) {
+            let seq = from.saturating_sub(1);
+            return self.repeat(io, place, member, envelope, now, |out| crate::protocol::joined(out, head, room, seq));
+        }
+        if let Err(no_room) = self.room_for_rooms(Some(member), &[room]) {
+            return self.refuse_command(place, envelope, no_room, "/payload/room");
+        }
+        let (level, seq) = self.place_in_order(member);
+        if let Err((code, message)) = self.takes_fact(io, place, level, now) {
+            return self.refuse_command(place, envelope, (code, message), "");
+        }
+        let end = self.keep_fact(member, Kind::Joined, now, |_, out| Joined { room, from: seq + 1 }.encode(out));
+        self.promise(member, Move { room: room.into(), seq: seq + 1, joins: true, end });
+        let held = HeldCommand { member, after: seq, detaches: false };
+        self.answer_when_durable(io, held, level, place, end, now, |out| crate::protocol::joined(out, head, room, seq));
+    }
+
+    /// `rw.leave`: what came before is still the client's.
+    pub(super) fn leave<I: Io>(
+        &mut self,
+        io: &mut I,
+        place: Place,
+        member: MemberKey,
+        envelope: &Envelope<'_>,
+        room: &str,
+        now: Tick,
+    ) {
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        if self.sessions.stay(member, room).is_none() {
+            return self.repeat(io, place, member, envelope, now, |out| crate::protocol::left(out, head, room));
+        }
+        let (level, seq) = self.place_in_order(member);
+        if let Err((code, message)) = self.takes_fact(io, place, level, now) {
+            return self.refuse_command(place, envelope, (code, message), "");
+        }
+        let end = self.keep_fact(member, Kind::Left, now, |_, out| Left { room, to: seq }.encode(out));
+        self.promise(member, Move { room: room.into(), seq, joins: false, end });
+        let held = HeldCommand { member, after: seq, detaches: false };
+        self.answer_when_durable(io, held, level, place, end, now, |out| crate::protocol::left(out, head, room));
+    }
+
+    fn promise(&mut self, member: MemberKey, each: Move) {
+        if let Some(member) = self.sessions.members.get_mut(member) {
+            member.underway_mut().moves.push_back(each);
+        }
+    }
+
+    /// Answers what changes nothing, not before what the client did earlier is durable.
+    fn repeat<I: Io>(
+        &mut self,
+        io: &mut I,
+        place: Place,
+        member: MemberKey,
+        envelope: &Envelope<'_>,
+        now: Tick,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let (level, seq) = self.place_in_order(member);
+        let waits = self.sessions.members.get(member).and_then(|member| member.underway.as_ref());
+        // What is shown early is so before it is durable.
+        if waits.is_none_or(|underway| underway.moves.is_empty() && underway.held == 0) {
+            let after = self.head_of(member);
+            return self.reply_to(place, after, write);
+        }
+        // As a new one would be: what waits is bounded, and a disk that has failed answers nothing.
+        if let Err((code, message)) = self.takes_fact(io, place, level, now) {
+            return self.refuse_command(place, envelope, (code, message), "");
+        }
+        let held = HeldCommand { member, after: seq, detaches: false };
+        let end = self.last_held(level);
+        self.answer_when_durable(io, held, level, place, end, now, write);
+    }
+
+    /// `rw.detach`: the member is away, once what it did before is answered.
+    pub(super) fn detach<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, head: Head<'_>, now: Tick) {
+        // What waits for a second's end is written now.
+        self.write_owed(member, now);
+        self.refuse_answers(member);
+        let write = |out: &mut Vec<u8>| crate::protocol::detached(out, head);
+        let (level, seq) = self.place_in_order(member);
+        let waits = self.sessions.members.get(member).and_then(|member| member.underway.as_ref());
+        let is_held = waits.is_some_and(|underway| underway.held > 0);
+        let (level, after) = if is_held { (level, seq) } else { (Level::Memory, self.head_of(member)) };
+        let held = HeldCommand { member, after, detaches: true };
+        let end = self.last_held(level);
+        self.answer_when_durable(io, held, level, place, end, now, write);
+    }
+
+    /// A command of which the record ends at `end` is done and answered: at once, or when that is as durable as it should be.
+    #[expect(clippy::too_many_arguments, reason = "whose answer waits for what, where it goes, and what it is")]
+    pub(super) fn answer_when_durable<I: Io>(
+        &mut self,
+        io: &mut I,
+        held: HeldCommand,
+        level: Level,
+        place: Place,
+        end: Position,
+        now: Tick,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        if level == Level::Memory {
+            let mut frame = self.buffer_for(place);
+            super::replies::framed(&mut frame, write);
+            return self.conclude_command(io, held, place, Position(u64::MAX), frame, now);
+        }
+        // What comes next is shown early, too.
+        if self.snapshot.settings.log.early_delivery && self.settle_moves(held.member, Position(u64::MAX)) {
+            self.publish_entitlements(io, held.member);
+        }
+        if let Some(member) = self.sessions.members.get_mut(held.member) {
+            member.underway_mut().held += 1;
+        }
+        self.hold_command(held, level, place, end, write);
+    }
+
+    /// A command's record is durable, and so is all before `limit`.
+    pub(super) fn command_is_durable<I: Io>(
+        &mut self,
+        io: &mut I,
+        held: HeldCommand,
+        place: Place,
+        limit: Position,
+        frame: &[u8],
+        now: Tick,
+    ) {
+        if let Some(underway) = self.sessions.members.get_mut(held.member).and_then(|member| member.underway.as_mut()) {
+            underway.held = underway.held.saturating_sub(1);
+        }
+        let mut bytes = self.buffer_for(place);
+        bytes.extend_from_slice(frame);
+        self.conclude_command(io, held, place, limit, bytes, now);
+    }
+
+    fn conclude_command<I: Io>(
+        &mut self,
+        io: &mut I,
+        held: HeldCommand,
+        place: Place,
+        limit: Position,
+        frame: Vec<u8>,
+        now: Tick,
+    ) {
+        let changed = self.settle_moves(held.member, limit);
+        if let Some(member) = self.sessions.members.get_mut(held.member) {
+            member.tidy();
+        }
+        if changed {
+            self.publish_entitlements(io, held.member);
+        }
+        if held.detaches {
+            self.member_left(held.member, place, true, true, now);
+            self.look_again(place);
+            return self.detach_behind_history(place, held.after, frame);
+        }
+        self.send_frame(place, held.after, frame);
+    }
+
+    /// A member's comings into rooms and goings whose records end at `limit` at the latest are so, and others are told; whether any changed it.
+    pub(super) fn settle_moves(&mut self, member: MemberKey, limit: Position) -> bool {
+        let mut changed = false;
+        while let Some((each, applied)) = self.sessions.settle_move(member, limit) {
+            self.note_forgotten(applied);
+            if applied.changed {
+                let change = if each.joins { PresenceChange::Join } else { PresenceChange::Leave };
+                self.tell_presence(member, change, Some(&each.room));
+            }
+            changed |= applied.changed;
+        }
+        changed
+    }
+
+    pub(super) fn note_forgotten(&self, applied: Applied) {
+        if applied.forgotten > 0 {
+            self.counters.limit_reached(LimitReached::EndedStays);
+            self.counters.dropped(DropReason::StayForgotten, applied.forgotten);
+        }
+    }
+
+    /// A command that waited for a disk which has failed: nothing of it is so, and its client is told; who leaves has left.
+    pub(super) fn give_up_command(&mut self, held: HeldCommand, place: Place, frame: &[u8], head: Option<Head<'_>>, now: Tick) {
+        if let Some(member) = self.sessions.members.get_mut(held.member)
+            && let Some(underway) = &mut member.underway
+        {
+            underway.held = underway.held.saturating_sub(1);
+            underway.moves.clear();
+            member.tidy();
+        }
+        if held.detaches {
+            self.member_left(held.member, place, true, true, now);
+            self.look_again(place);
+            let mut bytes = self.buffer_for(place);
+            bytes.extend_from_slice(frame);
+            return self.detach_behind_history(place, held.after, bytes);
+        }
+        let Some(head) = head else { return };
+        let (code, retry_after_ms) = (ErrorCode::LimitDisk, Some(super::inbound::RETRY_AFTER_MS));
+        self.counters.refused.increment();
+        self.reply_to(place, AT_ONCE, |out| {
+            error(out, &Failure { head, code, message: STATE_FAILED, retry_after_ms, pointer: None, frame: None });
+        });
+    }
+}

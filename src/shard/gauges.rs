@@ -1,0 +1,421 @@
+//! What of a member only counts as it is last: what it tells of itself, its receipt, its roles; and, while the log takes no more, that it
+//! came or went. The log gets at most one record a member and second of it, and none while it is behind: what is owed waits in one queue,
+//! in which each member stands once.
+
+use super::core::Core;
+use super::counters::LimitReached;
+use super::durable::{RECORD_BYTES_MORE_MAX, STATE_FAILED};
+use super::facts::HeldCommand;
+use super::holding::HOLDS_AT_BYTES;
+use super::inbound::RETRY_AFTER_MS;
+use super::keeping::away_since_ms;
+use super::publish::TOO_MUCH;
+use super::replies::AT_ONCE;
+use crate::io::Io;
+use crate::limits::{ANSWERS_WAITING_MAX, STATE_RECORD_BYTES_MAX};
+use crate::log::{Kind, Level, Position, Receipt, Roles, Went};
+use crate::protocol::{Envelope, ErrorCode, Failure, Head, error};
+use crate::session::{Answer, Fact, MemberKey, Place, PresenceChange, SessionKey};
+use crate::time::Tick;
+use std::collections::VecDeque;
+
+/// What is owed, a bit each in a member's `owed`.
+pub(super) const PRESENCE: u8 = 1;
+pub(super) const RECEIPT: u8 = 2;
+pub(super) const ROLES: u8 = 4;
+pub(super) const PLACE: u8 = 8;
+/// All of it, and of its session: nothing of it stands in the log, or not its rooms.
+pub(super) const WHOLE: u8 = 16;
+/// The member stands in the queue.
+const QUEUED: u8 = 128;
+
+/// The time between two records of one member.
+const EVERY_MS: u64 = 1000;
+/// Members that one turn looks at.
+const PER_TURN: usize = 256;
+
+/// Members that are owed a record, or had one less than a second ago.
+#[derive(Debug, Default)]
+pub(super) struct Owed {
+    /// With when each is looked at, in this order.
+    queue: VecDeque<(u64, MemberKey)>,
+    /// Commands that wait for a record that is not appended yet, and their bytes.
+    answers: usize,
+    answers_bytes: u64,
+    /// The log was behind: nothing is looked at before.
+    rests_until_ms: u64,
+}
+
+impl Owed {
+    /// Memory of the commands that wait, and of the queue.
+    pub(super) fn bytes(&self) -> u64 {
+        self.answers_bytes + (self.queue.len() * size_of::<(u64, MemberKey)>()) as u64
+    }
+
+    /// When the first is due.
+    pub(super) fn due_ms(&self) -> Option<u64> {
+        self.queue.front().map(|(due_ms, _)| (*due_ms).max(self.rests_until_ms))
+    }
+}
+
+/// What a message takes in the log at most.
+const fn record_bytes(envelope: &Envelope<'_>) -> usize {
+    envelope.object.len() + RECORD_BYTES_MORE_MAX
+}
+
+fn memory_of(answer: &Answer) -> u64 {
+    (size_of::<Answer>() + answer.id.len()) as u64
+}
+
+impl Core {
+    /// Whether the log is so far behind, or so full, that only what cannot wait is appended.
+    pub(super) fn log_is_behind(&self) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        disk.failed.is_some()
+            || self.pending_bytes() >= HOLDS_AT_BYTES
+            || self.has_no_room(disk, Level::Written, STATE_RECORD_BYTES_MAX)
+    }
+
+    /// `rw.presence.set`: others are told at once; the answer comes when a record of it, or of what came after, is durable.
+    pub(super) fn set_presence<I: Io>(
+        &mut self,
+        io: &mut I,
+        place: Place,
+        member: MemberKey,
+        envelope: &Envelope<'_>,
+        data: &[u8],
+        now: Tick,
+    ) {
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        if let Err(wait_ms) = self.may_tell(member, now) {
+            return self.refuse_telling(place, head, wait_ms);
+        }
+        let (level, _) = self.place_in_order(member);
+        if let Err((code, message)) = self.takes_fact(io, place, level, now) {
+            return self.refuse_command(place, envelope, (code, message), "");
+        }
+        let answers = self.sessions.members.get(member).and_then(|member| member.underway.as_ref());
+        if answers.is_some_and(|underway| underway.answers.len() >= ANSWERS_WAITING_MAX) {
+            self.counters.limit_reached(LimitReached::PresenceAnswers);
+            let message = "what a member tells of itself is kept once a second: tell less often, or wait for the answers";
+            return self.refuse_command(place, envelope, (ErrorCode::LimitBackpressure, message), "");
+        }
+        if let Ok(data) = std::str::from_utf8(data) {
+            self.sessions.apply(member, Fact::Presence(data));
+        }
+        self.tell_presence(member, PresenceChange::Data, None);
+        if level == Level::Memory {
+            self.owe(member, PRESENCE, now);
+            let after = self.head_of(member);
+            return self.reply_to(place, after, |out| crate::protocol::presence_ok(out, head));
+        }
+        let number = self.number_of(place);
+        let answer = Answer { to: place, id: envelope.id.into(), number };
+        if let Some(disk) = &mut self.disk {
+            disk.owed.answers += 1;
+            disk.owed.answers_bytes += memory_of(&answer);
+        }
+        if let Some(member) = self.sessions.members.get_mut(member) {
+            member.underway_mut().answers.push(answer);
+        }
+        self.owe(member, PRESENCE, now);
+    }
+
+    /// `rw.received`.
+    pub(super) fn receive(&mut self, member: MemberKey, seq: u64, now: Tick) {
+        if self.sessions.apply(member, Fact::Received(seq)).changed {
+            self.owe(member, RECEIPT, now);
+        }
+    }
+
+    /// A member has the roles of a new token, at once.
+    pub(super) fn give_roles(&mut self, member: MemberKey, roles: &[Box<str>], now: Tick) {
+        if self.sessions.apply(member, Fact::Roles(roles)).changed {
+            self.owe(member, ROLES, now);
+        }
+    }
+
+    /// Something of a member is newer than what the log has: now, or when it is its turn.
+    fn owe(&mut self, key: MemberKey, what: u8, now: Tick) {
+        if self.disk.is_none() {
+            return;
+        }
+        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        let is_queued = member.owed & QUEUED != 0;
+        member.owed |= what | QUEUED;
+        if is_queued {
+            return;
+        }
+        if !self.log_is_behind() {
+            self.write_owed(key, now);
+        }
+        if let Some(disk) = &mut self.disk {
+            disk.owed.queue.push_back((now.mono_ms() + EVERY_MS, key));
+        }
+    }
+
+    /// A member came or went: as soon as the log takes it.
+    pub(super) fn keep_place(&mut self, key: MemberKey, now: Tick) {
+        let session = self.sessions.members.get(key).and_then(|member| self.sessions.sessions.get(member.session));
+        // Who reads a channel is forgotten when it goes, or was there when the process ended.
+        if self.disk.is_none() || session.is_none_or(|session| session.channel) {
+            return;
+        }
+        if self.log_is_behind() {
+            return self.owe(key, PLACE, now);
+        }
+        if let Some(member) = self.sessions.members.get_mut(key) {
+            member.owed |= PLACE;
+        }
+        self.write(key, PLACE, now);
+    }
+
+    /// Appends what is owed of a member.
+    pub(super) fn write_owed(&mut self, key: MemberKey, now: Tick) {
+        if self.disk.is_none() || self.log_is_behind() {
+            return;
+        }
+        self.write_whole(key, now);
+        for what in [ROLES, PRESENCE, RECEIPT, PLACE] {
+            self.write(key, what, now);
+        }
+        self.hold_answers(key);
+    }
+
+    /// What is told of a member next is of one that the log knows.
+    pub(super) fn write_whole(&mut self, key: MemberKey, now: Tick) {
+        let Some(member) = self.sessions.members.get_mut(key).filter(|member| member.owed & WHOLE != 0) else { return };
+        member.owed &= QUEUED;
+        let session = member.session;
+        self.keep_session_first(session, now);
+        self.keep_member(key, now);
+    }
+
+    /// The first message of a member, whose ids count from now on, which a start must know of somebody: what the log lacks of the sender is
+    /// written before, or the message is refused.
+    #[cold]
+    pub(super) fn name_sender(
+        &mut self,
+        session: SessionKey,
+        member: Option<MemberKey>,
+        envelope: &Envelope<'_>,
+        now: Tick,
+    ) -> Option<(ErrorCode, &'static str)> {
+        let member = member.filter(|key| self.sessions.members.get(*key).is_some_and(|member| member.owed & WHOLE != 0))?;
+        let refused = self.log_refuses_record(self.level_of(session), record_bytes(envelope) + 2 * STATE_RECORD_BYTES_MAX);
+        if refused.is_none() {
+            self.write_whole(member, now);
+        }
+        refused
+    }
+
+    /// The same for a channel that was made while the log was behind: its messages are its own, whoever sends them.
+    pub(super) fn name_session(
+        &mut self,
+        session: SessionKey,
+        envelope: &Envelope<'_>,
+        now: Tick,
+    ) -> Option<(ErrorCode, &'static str)> {
+        let is_kept = self.sessions.sessions.get(session).is_none_or(|session| session.kept_at > Position(0));
+        if is_kept || self.disk.is_none() || envelope.ephemeral {
+            return None;
+        }
+        let refused = self.log_refuses_record(self.level_of(session), record_bytes(envelope) + STATE_RECORD_BYTES_MAX);
+        if refused.is_none() {
+            self.keep_session_first(session, now);
+        }
+        refused
+    }
+
+    /// What a member has told of itself is purged: the log has it without that, and who waits for a record of it waits for the purge's.
+    pub(super) fn keep_bare(&mut self, key: MemberKey, now: Tick) {
+        let Some(member) = self.sessions.members.get_mut(key).filter(|_| self.disk.is_some()) else { return };
+        member.owed &= !PRESENCE;
+        if member.owed & WHOLE == 0 {
+            self.keep_member(key, now);
+        }
+        self.hold_answers(key);
+    }
+
+    /// The connection of a member ends: what waits for a second's end, or for the log, is answered before.
+    pub(super) fn flush_answers(&mut self, key: MemberKey, place: Place, now: Tick) {
+        let member = self.sessions.members.get(key).filter(|member| member.place == Some(place));
+        if member.and_then(|member| member.underway.as_ref()).is_some_and(|underway| !underway.answers.is_empty()) {
+            self.write_owed(key, now);
+            self.refuse_answers(key);
+        }
+    }
+
+    /// A member is new, or is in rooms by its hello: the log has it now, or as soon as it takes it.
+    pub(super) fn keep_new(&mut self, key: MemberKey, now: Tick) {
+        if self.disk.is_none() {
+            return;
+        }
+        if self.log_is_behind() {
+            return self.owe(key, WHOLE, now);
+        }
+        if let Some(member) = self.sessions.members.get_mut(key) {
+            member.owed |= WHOLE;
+        }
+        self.write_whole(key, now);
+    }
+
+    fn write(&mut self, key: MemberKey, what: u8, now: Tick) {
+        let Some(member) = self.sessions.members.get_mut(key).filter(|member| member.owed & what != 0) else { return };
+        member.owed &= !what;
+        match what {
+            PRESENCE => self.keep_presence(key, now),
+            RECEIPT => self.keep_fact(key, Kind::Receipt, now, |member, out| {
+                Receipt { received_seq: member.received_seq }.encode(out);
+                Ok(())
+            }),
+            ROLES => self.keep_fact(key, Kind::Roles, now, |member, out| {
+                Roles { roles: member.roles.iter().map(|role| &**role).collect() }.encode(out)
+            }),
+            _ if member.place.is_some() => self.keep_fact(key, Kind::Came, now, |_, _| Ok(())),
+            _ => self.keep_fact(key, Kind::Went, now, |member, out| {
+                Went { told_lost: member.told_lost, since_ms: away_since_ms(member, now) }.encode(out);
+                Ok(())
+            }),
+        };
+    }
+
+    fn take_answers(&mut self, key: MemberKey) -> Vec<Answer> {
+        let Some(underway) = self.sessions.members.get_mut(key).and_then(|member| member.underway.as_mut()) else {
+            return Vec::new();
+        };
+        let answers = std::mem::take(&mut underway.answers);
+        if let Some(disk) = &mut self.disk {
+            disk.owed.answers -= answers.len();
+            disk.owed.answers_bytes -= answers.iter().map(memory_of).sum::<u64>();
+        }
+        answers
+    }
+
+    /// What a member told of itself is appended: the answers wait for that.
+    fn hold_answers(&mut self, key: MemberKey) {
+        let (level, after) = self.place_in_order(key);
+        if self.log_has_failed(level) {
+            return self.refuse_answers(key);
+        }
+        let answers = self.take_answers(key);
+        if answers.is_empty() {
+            return;
+        }
+        let (session_id, end) = (self.session_id_of(key), self.log.end());
+        for answer in answers {
+            let head = Head { id: &answer.id, session_id: &session_id };
+            if let Some(member) = self.sessions.members.get_mut(key) {
+                member.underway_mut().held += 1;
+            }
+            let held = HeldCommand { member: key, after, detaches: false };
+            self.hold_command(held, level, answer.to, end, |out| crate::protocol::presence_ok(out, head));
+        }
+    }
+
+    /// What waits for a record that the log does not take now is told so.
+    pub(super) fn refuse_answers(&mut self, key: MemberKey) {
+        let (level, _) = self.place_in_order(key);
+        let answers = self.take_answers(key);
+        if let Some(member) = self.sessions.members.get_mut(key) {
+            member.tidy();
+        }
+        if answers.is_empty() {
+            return;
+        }
+        let session_id = self.session_id_of(key);
+        let (code, message) = if self.log_has_failed(level) {
+            (ErrorCode::LimitDisk, STATE_FAILED)
+        } else {
+            (ErrorCode::LimitBackpressure, TOO_MUCH)
+        };
+        for answer in answers {
+            let head = Head { id: &answer.id, session_id: &session_id };
+            let frame = Some(answer.number).filter(|number| *number > 0);
+            let retry_after_ms = Some(RETRY_AFTER_MS);
+            self.counters.refused.increment();
+            self.reply_to(answer.to, AT_ONCE, |out| {
+                error(out, &Failure { head, code, message, retry_after_ms, pointer: None, frame });
+            });
+        }
+    }
+
+    fn session_id_of(&self, key: MemberKey) -> Box<str> {
+        let session = self.sessions.members.get(key).and_then(|member| self.sessions.sessions.get(member.session));
+        session.and_then(|session| self.streams.get(session.stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
+    }
+
+    /// Appends what is owed of those whose turn it is; true if there is more to do at once.
+    pub(super) fn write_all_owed(&mut self, now: Tick) -> bool {
+        let stopping = self.stopping;
+        for _ in 0..PER_TURN {
+            let Some(owed) = self.disk.as_mut().map(|disk| &mut disk.owed) else { return false };
+            let Some((due_ms, key)) = owed.queue.front().copied() else { return false };
+            if !stopping && now.mono_ms() < due_ms.max(owed.rests_until_ms) {
+                return false;
+            }
+            if self.log_is_behind() {
+                self.rest_owed(now);
+                return false;
+            }
+            let Some(disk) = &mut self.disk else { return false };
+            disk.owed.queue.pop_front();
+            let Some(member) = self.sessions.members.get_mut(key) else { continue };
+            member.owed &= !QUEUED;
+            if member.owed == 0 {
+                continue;
+            }
+            member.owed |= QUEUED;
+            self.write_owed(key, now);
+            if let Some(disk) = &mut self.disk {
+                disk.owed.queue.push_back((now.mono_ms() + EVERY_MS, key));
+            }
+        }
+        true
+    }
+
+    /// The log is behind: nothing more is appended for a while, and who waits for that is told.
+    fn rest_owed(&mut self, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
+        disk.owed.rests_until_ms = now.mono_ms() + EVERY_MS;
+        if disk.owed.answers == 0 {
+            return;
+        }
+        let due: Vec<MemberKey> =
+            disk.owed.queue.iter().take_while(|(due_ms, _)| *due_ms <= now.mono_ms()).map(|(_, key)| *key).collect();
+        for key in due {
+            self.refuse_answers(key);
+        }
+    }
+
+    /// Checks what is known of members that are owed a record.
+    #[cfg(test)]
+    pub(super) fn inspect_owed(&self) -> Result<(), String> {
+        let Some(owed) = self.disk.as_ref().map(|disk| &disk.owed) else { return Ok(()) };
+        let mut queued = std::collections::BTreeMap::new();
+        owed.queue.iter().for_each(|(_, key)| *queued.entry(key.pack()).or_insert(0) += 1);
+        let (mut answers, mut bytes) = (0, 0);
+        for (key, member) in self.sessions.members.iter() {
+            let (client, places) = (&member.client_id, queued.get(&key.pack()).copied().unwrap_or(0));
+            if places != usize::from(member.owed & QUEUED != 0) {
+                return Err(format!("{client}: {places} places in the queue, owed {:#b}", member.owed));
+            }
+            let underway = member.underway.iter().flat_map(|underway| &underway.answers);
+            let count = underway.clone().count();
+            if count > ANSWERS_WAITING_MAX || count > 0 && member.owed & PRESENCE == 0 {
+                return Err(format!("{client}: {count} answers wait, owed {:#b}", member.owed));
+            }
+            answers += count;
+            bytes += underway.map(memory_of).sum::<u64>();
+        }
+        if (answers, bytes) != (owed.answers, owed.answers_bytes) {
+            return Err(format!("{answers} answers of {bytes} bytes wait, counted {} of {}", owed.answers, owed.answers_bytes));
+        }
+        Ok(())
+    }
+
+    /// A member is no more: nothing is owed of it.
+    pub(super) fn forget_answers(&mut self, key: MemberKey) {
+        drop(self.take_answers(key));
+    }
+}

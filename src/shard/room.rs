@@ -1,0 +1,155 @@
+//! Room in the log: its files, made ahead; how far clients may fill it, and what of it is kept for what makes room again (state that is written
+//! once more, copies, purges). Looked at once a turn, so that a record is asked about only where the end is near.
+
+use super::core::Core;
+use super::counters::LimitReached;
+use super::durable::{Disk, PENDING_BYTES_MAX, RETRY_MS, libc_errno};
+use super::keeping::Kept;
+use crate::io::{BELOW_RESERVE, Io};
+use crate::limits::MESSAGE_BYTES_MAX;
+use crate::log::Level;
+use crate::time::Tick;
+
+/// One part in so many of the shard's share of `log.max_bytes`, half a file at least, is for what makes room. So is such a part of the last
+/// file where the disk has room for no other.
+const RESERVE_PART: u64 = 16;
+/// More than one turn appends, of which no more may wait than [`PENDING_BYTES_MAX`].
+const NEAR_BYTES: u64 = 2 * PENDING_BYTES_MAX;
+
+/// How far clients may fill the log, as positions; `u64::MAX` where nothing ends it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// By the shard's share of `log.max_bytes`.
+    share_end: u64,
+    /// By that, and by the files that could be made: for what is to be on disk.
+    end: u64,
+    /// A record may have none.
+    pub(super) is_near_end: bool,
+    /// Messages are refused by `log.max_bytes`, long ones first.
+    pub(super) is_capped: bool,
+}
+
+impl Room {
+    pub(super) const ENDLESS: Self = Self { share_end: u64::MAX, end: u64::MAX, is_near_end: false, is_capped: false };
+}
+
+impl Core {
+    /// Whether a client's record of so many bytes has no room. What nobody waits for is taken beyond the last file, as long as there is
+    /// memory for it.
+    pub(super) fn has_no_room(&self, disk: &Disk, level: Level, bytes: usize) -> bool {
+        let room = &disk.room;
+        room.is_near_end && {
+            let end = if level == Level::Memory { room.share_end } else { room.end };
+            self.log.end().0.saturating_add(bytes as u64) > end
+        }
+    }
+
+    /// Files that the shard's share of `log.max_bytes` allows.
+    pub(super) fn files_allowed(&self) -> u64 {
+        let (max_bytes, geometry) = (self.snapshot.settings.log.max_bytes, self.log.geometry());
+        let share = max_bytes / self.mesh.shards() as u64;
+        geometry.filter(|_| max_bytes > 0).map_or(u64::MAX, |geometry| share / geometry.segment_bytes)
+    }
+
+    /// Looks how far clients may fill the log now: files came or went, or could not be made.
+    pub(super) fn note_room(&mut self) {
+        let (Some(geometry), end, allowed) = (self.log.geometry(), self.log.end().0, self.files_allowed()) else { return };
+        let segment_bytes = geometry.segment_bytes;
+        let Some(disk) = &mut self.disk else { return };
+        let share_end = if allowed == u64::MAX {
+            u64::MAX
+        } else {
+            let (first, share) = (disk.kept.front().map_or(end / segment_bytes, |kept| kept.number), allowed * segment_bytes);
+            // The file that is written never goes: where it is the only one nothing can make room.
+            let reserve = if allowed < 2 { 0 } else { (share / RESERVE_PART).max(segment_bytes / 2) };
+            first * segment_bytes + share - reserve
+        };
+        let files_end = match disk.ready {
+            _ if !disk.starved || disk.full.is_none() => u64::MAX,
+            None => 0,
+            Some(ready) => (ready + 1) * segment_bytes - segment_bytes / RESERVE_PART,
+        };
+        let room = Room {
+            share_end,
+            end: share_end.min(files_end),
+            is_near_end: share_end.min(files_end).saturating_sub(end) < NEAR_BYTES,
+            is_capped: share_end.saturating_sub(end) < 2 * MESSAGE_BYTES_MAX as u64,
+        };
+        let was_capped = std::mem::replace(&mut disk.room, room).is_capped;
+        if room.is_capped && !was_capped {
+            tracing::error!(
+                shard = self.shard,
+                "the log has its share of log.max_bytes: durable messages are refused until retention lets files go"
+            );
+            self.counters.limit_reached(LimitReached::LogBytes);
+        }
+    }
+
+    /// Has the next segment made before it is needed.
+    pub(super) fn make_segment<I: Io>(&mut self, io: &mut I, now: Tick) {
+        let (end, Some(geometry)) = (self.log.end(), self.log.geometry()) else { return };
+        self.note_room();
+        let allowed = self.files_allowed();
+        let Some(disk) = &mut self.disk else { return };
+        if disk.preparing.is_some() || now.mono_ms() < disk.segment_due_ms || disk.failed.is_some() {
+            return;
+        }
+        let tail = end.0 / geometry.segment_bytes;
+        let next = match disk.ready {
+            None => self.log.written().0 / geometry.segment_bytes,
+            // Behind its middle the next one is asked for.
+            Some(ready) if tail > ready || (tail == ready && end.0 % geometry.segment_bytes > geometry.segment_bytes / 2) => {
+                ready + 1
+            }
+            Some(_) => return,
+        };
+        if disk.kept.len() as u64 >= allowed {
+            disk.starved = true;
+            disk.full = disk.full.or(Some(libc_errno::ENOSPC));
+            disk.segment_due_ms = now.mono_ms() + RETRY_MS;
+            self.counters.limit_reached(LimitReached::LogBytes);
+            return self.note_room();
+        }
+        disk.preparing = Some(next);
+        io.prepare_segment(next);
+    }
+
+    pub(super) fn on_segment_ready(&mut self, number: u64, result: Result<(), i32>, now: Tick) {
+        self.take_segment(number, result, now);
+        self.note_room();
+    }
+
+    fn take_segment(&mut self, number: u64, result: Result<(), i32>, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
+        disk.preparing = None;
+        match result {
+            Ok(()) => {
+                disk.ready = Some(number);
+                disk.starved = false;
+                disk.kept.push_back(Kept { number, begun_ms: now.wall_ms });
+                disk.full = None;
+                self.counters.log_segments.add(1);
+            }
+            Err(errno) => {
+                disk.starved = true;
+                let is_new = disk.full.replace(errno).is_none();
+                disk.segment_due_ms = now.mono_ms() + RETRY_MS;
+                if errno == BELOW_RESERVE {
+                    self.counters.limit_reached(LimitReached::LogReserve);
+                    if is_new {
+                        tracing::error!(
+                            shard = self.shard,
+                            "another file of the log would use what log.reserve_bytes keeps free: durable messages are refused until there is room"
+                        );
+                    }
+                    return;
+                }
+                self.counters.limit_reached(LimitReached::Disk);
+                if is_new {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    tracing::error!(shard = self.shard, segment = number, %error, "a segment of the log could not be made; trying again each second");
+                }
+            }
+        }
+    }
+}
