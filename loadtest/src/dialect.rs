@@ -61,6 +61,19 @@ pub fn is_type(payload: &[u8], kind: &[u8]) -> bool {
     after(payload, TYPE).and_then(|rest| rest.strip_prefix(kind)).is_some_and(|rest| rest.first() == Some(&b'"'))
 }
 
+/// The code of an `rw.error`.
+pub fn code_of(payload: &[u8]) -> Option<&str> {
+    text_of(payload, b"\"code\":\"")
+}
+
+/// A string of a frame of the gateway's or the harness's own, up to its quote, without a look at escapes. `key` is written as there: quoted, with
+/// the colon and the quote behind it.
+pub fn text_of<'a>(payload: &'a [u8], key: &[u8]) -> Option<&'a str> {
+    let rest = after(payload, key)?;
+    let end = rest.iter().position(|byte| *byte == b'"')?;
+    std::str::from_utf8(&rest[..end]).ok()
+}
+
 /// What an ack of the bare relay begins with, its message's mark next. No mark begins so: k is no hexadecimal digit.
 pub const BARE_ACK: &[u8] = b"ack";
 /// Bytes of such an ack, filled up to about an `rw.ack` of a message of this harness.
@@ -146,6 +159,14 @@ mod tests {
         assert!(
             is_type(b"{\"type\":\"rw.caught_up\"}", b"rw.caught_up") && !is_type(b"{\"type\":\"rw.caught\"}", b"rw.caught_up")
         );
+    }
+
+    #[test]
+    fn an_errors_code_is_read() {
+        let error =
+            b"{\"type\":\"rw.error\",\"id\":\"7\",\"session_id\":\"s\",\"payload\":{\"code\":\"limit.rate\",\"message\":\"m\"}}";
+        assert_eq!((code_of(error), text_of(error, b"\"id\":\"")), (Some("limit.rate"), Some("7")));
+        assert_eq!((code_of(b"{\"type\":\"rw.error\"}"), code_of(b"\"code\":\"cut")), (None, None));
     }
 
     #[test]

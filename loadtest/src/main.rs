@@ -4,6 +4,7 @@ mod clock;
 mod dialect;
 mod engine;
 mod floor;
+mod hostile;
 mod ledger;
 mod measure;
 mod options;
@@ -62,6 +63,8 @@ fn run(command: &Command) -> Result<bool, String> {
         Command::History(options) => (Scenario::History, options),
         Command::Sessions(options) => (Scenario::Sessions, options),
         Command::Smoke(options) => return smoke(options),
+        Command::Hostile(options) => return hostile::run(options),
+        Command::Sink { serve } => return Err(format!("the sink on {serve} stopped: {}", hostile::sink::serve(*serve))),
         Command::Floor(floor) => return run_floor(floor),
         Command::Compare { before, after } => return compare(before, after),
     };

@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::floor;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches as _, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -47,8 +47,16 @@ pub enum Command {
     Sessions(Options),
     /// About five seconds of echo, relay, fanout and reconnect, small: for continuous integration.
     Smoke(Options),
+    /// Attacks on a gateway beside clients that do no harm: what those feel of it, against the same attack on a bare sink.
+    Hostile(HostileOptions),
     /// The bare servers: the machine's limit.
     Floor(FloorOptions),
+    /// What `hostile` attacks in place of the gateway.
+    #[command(hide = true)]
+    Sink {
+        #[arg(long, value_name = "ADDRESS")]
+        serve: SocketAddr,
+    },
     /// Two results side by side.
     Compare {
         /// A result written with --json.
@@ -75,6 +83,52 @@ impl Durability {
             Self::Synced => "synced",
         }
     }
+}
+
+#[derive(Args, Clone)]
+pub struct HostileOptions {
+    /// The attacks by name, e.g. `a1 b7-tls`; without a name all of them.
+    #[arg(value_name = "ATTACK")]
+    pub attacks: Vec<String>,
+    /// The `ringway` that is attacked, with its default limits where an attack does not say otherwise.
+    #[arg(long, value_name = "PATH")]
+    pub spawn: PathBuf,
+    /// The gateway's `server.engine` (ring, monoio, epoll); without it the best that this machine lets run.
+    #[arg(long, value_name = "ENGINE")]
+    pub engine: Option<String>,
+    /// Runs of each attack, each a pair: on the gateway, and on a sink beside it, in turns.
+    #[arg(long, default_value_t = 5)]
+    pub pairs: usize,
+    /// The measured part of a run.
+    #[arg(long, short = 'd', default_value_t = 8.0)]
+    pub seconds: f64,
+    /// Attacked before it is measured; default: a quarter of --seconds, a second at most.
+    #[arg(long)]
+    pub warmup_s: Option<f64>,
+    /// Messages a second of the innocents, in all.
+    #[arg(long, default_value_t = 200.0)]
+    pub rate: f64,
+    /// Their payload.
+    #[arg(long, default_value_t = 128)]
+    pub payload_bytes: usize,
+    /// The core of the gateway and of the sink.
+    #[arg(long, default_value_t = 0)]
+    pub server_core: usize,
+    /// The core of innocents and attackers; these run only while the innocents there sleep.
+    #[arg(long, default_value_t = 1)]
+    pub load_core: usize,
+    /// Pin nothing; attackers and innocents then have the same right to a core.
+    #[arg(long)]
+    pub no_pin: bool,
+    /// The table as Markdown.
+    #[arg(long)]
+    pub markdown: bool,
+    /// Write the table as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Say nothing while it runs.
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 #[derive(Args)]
@@ -208,6 +262,12 @@ pub struct Options {
     /// A started gateway keeps all messages of a session.
     #[arg(skip)]
     pub keep_all: bool,
+    /// A started gateway has the limits that it has by default.
+    #[arg(skip)]
+    pub default_limits: bool,
+    /// What a started gateway finds in its environment: `RINGWAY_SECTION__KEY`.
+    #[arg(skip)]
+    pub environment: Vec<(String, String)>,
     /// Write the result as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -217,4 +277,12 @@ pub struct Options {
     /// No progress bar.
     #[arg(long)]
     pub quiet: bool,
+}
+
+impl Options {
+    /// What they are where the command line says nothing.
+    pub fn defaults() -> Self {
+        let matches = Self::augment_args(clap::Command::new("defaults")).get_matches_from(["defaults"]);
+        Self::from_arg_matches(&matches).expect("every option has a default or may be absent")
+    }
 }

@@ -1,4 +1,4 @@
-//! What a gateway's `/metrics` says of its log.
+//! What a gateway's admin listener answers, and what its `/metrics` say of its log.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -21,7 +21,7 @@ pub struct LogWork {
 impl LogWork {
     /// Asks a gateway's admin listener.
     pub fn read(admin: SocketAddr) -> Result<Self, String> {
-        let text = get(admin).map_err(|error| format!("http://{admin}/metrics does not answer: {error}"))?;
+        let text = get(admin, "/metrics").map_err(|error| format!("http://{admin}/metrics does not answer: {error}"))?;
         Self::of(&text).map_err(|why| format!("http://{admin}/metrics {why}"))
     }
 
@@ -53,18 +53,19 @@ impl LogWork {
     }
 }
 
-fn get(address: SocketAddr) -> std::io::Result<String> {
+/// The whole answer to `GET PATH`, its head included.
+pub fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
     Ok(answer)
 }
 
 /// A metric's values, summed over the shards; `None` where there is none of this name.
-fn sum(text: &str, name: &str) -> Option<f64> {
+pub fn sum(text: &str, name: &str) -> Option<f64> {
     let of = |line: &str| {
         let rest = line.strip_prefix(name)?;
         if !rest.starts_with(['{', ' ']) {

@@ -78,12 +78,32 @@ impl Target {
         })
     }
 
+    /// What takes all and does nothing, for attackers, in a process of its own.
+    pub fn sink(options: &Options) -> Result<Self, String> {
+        let [address] = free_addresses()?;
+        let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+        let mut command = Command::new(program);
+        command.args(["sink", "--serve", &address.to_string()]);
+        let process = Process::start(command, options, None)?;
+        process.wait_listening(address)?;
+        Ok(Self {
+            address,
+            host: address.to_string(),
+            path: None,
+            pid: Some(process.child.id()),
+            admin: None,
+            minter: None,
+            pairs: false,
+            process: Some(Mutex::new(process)),
+        })
+    }
+
     fn gateway(program: &Path, options: &Options) -> Result<Self, String> {
         let minter = Minter::random()?;
         let [address, admin] = free_addresses()?;
         let files = TemporaryFiles::new(&minter, address, admin, options)?;
         let mut command = Command::new(program);
-        command.arg("serve").arg("--config").arg(&files.config);
+        command.arg("serve").arg("--config").arg(&files.config).envs(options.environment.iter().map(|(key, value)| (key, value)));
         let process = Process::start(command, options, Some(files))?;
         process.wait_listening(address)?;
         Ok(Self {
@@ -115,6 +135,14 @@ impl Target {
             Some(process) => process.lock().ok().map(|process| process.child.id()),
             None => self.pid,
         }
+    }
+
+    /// Why a started server is no more, with the last that it said.
+    pub fn ended(&self) -> Option<String> {
+        let mut process = self.process.as_ref()?.lock().ok()?;
+        let status = process.child.try_wait().ok()??;
+        let said = process.output.lock().map(|lines| lines.join("\n")).unwrap_or_default();
+        Some(format!("{} ended with {status}; it said:\n{said}", process.name))
     }
 
     /// Bytes of the files of a started gateway's log.
@@ -202,7 +230,7 @@ impl TemporaryFiles {
         let key = files.folder.path().join("load.jwk");
         let write = || -> std::io::Result<()> {
             write_private(&key, &minter.jwk())?;
-            let mut config = gateway_config(minter, &key, listen, admin, options.engine.as_deref().unwrap_or("auto"));
+            let mut config = gateway_config(minter, &key, listen, admin, options);
             if options.keep_all {
                 config.push_str("\n[session]\nhistory_messages = 100000000\n");
             }
@@ -225,12 +253,25 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
 }
 
-/// One shard, no limits that a single generating host would meet. A gateway refuses to start where its connections and its own
+const NO_LIMITS: &str = "[limits]
+messages_per_second = 0
+bytes_per_second = 0
+sessions_per_shard = 1000000
+connections_per_ip = 0
+handshakes_per_ip_per_second = 0
+handshakes_per_second = 0
+half_open_percent = 100
+half_open_per_ip = 0
+";
+
+/// One shard, and unless it is to have those it has by default no limits that a single generating host would meet. A gateway refuses to start where its connections and its own
 /// files might not fit the process's limit, so it gets most of that and not all.
-fn gateway_config(minter: &Minter, key: &Path, listen: SocketAddr, admin: SocketAddr, engine: &str) -> String {
+fn gateway_config(minter: &Minter, key: &Path, listen: SocketAddr, admin: SocketAddr, options: &Options) -> String {
+    let engine = options.engine.as_deref().unwrap_or("auto");
     // monoio takes two files a connection.
     let per_connection = if matches!(engine, "monoio" | "epoll") { 2 } else { 1 };
-    let max_connections = (affinity::raise_open_files() * 17 / 20 / per_connection).clamp(100, 100_000);
+    let (connections_max, limits) = if options.default_limits { (10_000, "") } else { (100_000, NO_LIMITS) };
+    let max_connections = (affinity::raise_open_files() * 17 / 20 / per_connection).clamp(100, connections_max);
     format!(
         r#"[server]
 listen = "{listen}"
@@ -252,16 +293,7 @@ kid = "{kid}"
 alg = "HS256"
 file = "{file}"
 
-[limits]
-messages_per_second = 0
-bytes_per_second = 0
-sessions_per_shard = 1000000
-connections_per_ip = 0
-handshakes_per_ip_per_second = 0
-handshakes_per_second = 0
-half_open_percent = 100
-half_open_per_ip = 0
-
+{limits}
 [diagnostics]
 echo = true
 log_level = "warn"
@@ -400,5 +432,9 @@ mod tests {
         let files = TemporaryFiles::new(&minter, listen, admin, &options(&[])).unwrap();
         let config = std::fs::read_to_string(&files.config).unwrap();
         assert!(!config.contains("[log]") && !config.contains("[session]"), "{config}");
+        assert!(config.contains("[limits]\nmessages_per_second = 0\n"), "{config}");
+        let files = TemporaryFiles::new(&minter, listen, admin, &Options { default_limits: true, ..options(&[]) }).unwrap();
+        let config = std::fs::read_to_string(&files.config).unwrap();
+        assert!(!config.contains("[limits]") && config.contains("[diagnostics]\necho = true"), "{config}");
     }
 }
