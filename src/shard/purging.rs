@@ -120,7 +120,14 @@ impl Core {
                     self.end_purge(purge, Err("the log's disk has failed: a start finishes what was begun".to_owned()));
                     return Purging::Busy;
                 }
-                Some(disk) if disk.synced_to < purge.end => Purging::Rests,
+                Some(disk) if disk.synced_to < purge.end => {
+                    // Its record waits for room, for which nobody knows how long to wait.
+                    if disk.full.is_some() || disk.starved {
+                        const FULL: &str = "the log has no room for the purge's record: make room; it goes on by itself then";
+                        purge.replies.drain(..).for_each(|reply| drop(reply.send(Err(FULL.to_owned()))));
+                    }
+                    Purging::Rests
+                }
                 _ => {
                     self.forget_purged(&mut purge);
                     Purging::Busy
