@@ -117,7 +117,7 @@ impl Waiting {
             | Self::Data { frame, .. }
             | Self::Passing(frame)
             | Self::History(frame)
-            | Self::Detached(frame) => fit(frame, 0, buffers),
+            | Self::Detached(frame) => fit(frame, 0, FIT_BYTES_MIN, buffers),
             Self::Pong(id) => id.shrink_to_fit(),
         }
     }
@@ -153,17 +153,19 @@ impl Ordered {
 }
 
 /// Moves what a buffer holds from `start` on into one of that size, unless that saves little.
-fn fit(buffer: &mut Vec<u8>, start: usize, buffers: &mut Buffers) {
+fn fit(buffer: &mut Vec<u8>, start: usize, least: usize, buffers: &mut Buffers) {
     let bytes = buffer.len() - start;
-    if buffer.capacity() > bytes + bytes / 8 + FIT_BYTES_MIN {
+    if buffer.capacity() > bytes + bytes / 8 + least {
         let mut exact = Vec::with_capacity(bytes);
         exact.extend_from_slice(&buffer[start..]);
         buffers.give(std::mem::replace(buffer, exact));
     }
 }
 
-/// Memory that is not worth a copy, nor an allocation: a reader that is behind for a moment costs none.
-const FIT_BYTES_MIN: usize = 2048;
+/// Memory of a reply that is not worth a copy.
+const FIT_BYTES_MIN: usize = 64;
+/// The same of a queue, with an allocation: a reader that is behind for a moment costs none.
+const FIT_QUEUE_BYTES_MIN: usize = 2048;
 
 /// A connection's part in a session: a cursor over the session's stream, and what it may see there.
 #[derive(Debug)]
@@ -482,9 +484,9 @@ impl Conn {
 
     /// What waits for it lies in no more memory than it needs: it takes nothing now.
     pub fn fit(&mut self, buffers: &mut Buffers) {
-        if self.queue.capacity() > FIT_BYTES_MIN {
+        if self.queue.capacity() > FIT_QUEUE_BYTES_MIN {
             let before = self.queue.len();
-            fit(&mut self.queue, self.queue_at as usize, buffers);
+            fit(&mut self.queue, self.queue_at as usize, FIT_QUEUE_BYTES_MIN, buffers);
             self.queue_at -= u32::try_from(before - self.queue.len()).unwrap_or(u32::MAX);
         }
         for attachment in self.slots.iter_mut().filter_map(Slot::attached_mut) {
