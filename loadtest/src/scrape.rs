@@ -1,4 +1,4 @@
-//! What a gateway's admin listener answers, and what its `/metrics` say of its log.
+//! Answers of a gateway's admin listener, and what its `/metrics` say of its log.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

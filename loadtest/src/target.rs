@@ -64,26 +64,20 @@ impl Target {
         let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
         let mut command = Command::new(program);
         command.args(["floor", kind.name(), "--serve", &address.to_string(), "--buffer-bytes", &buffer_bytes.to_string()]);
-        let process = Process::start(command, options, None)?;
-        process.wait_listening(address)?;
-        Ok(Self {
-            address,
-            host: address.to_string(),
-            path: None,
-            pid: Some(process.child.id()),
-            admin: None,
-            minter: None,
-            pairs: kind == floor::Kind::Relay,
-            process: Some(Mutex::new(process)),
-        })
+        Self::own(command, address, kind == floor::Kind::Relay, options)
     }
 
-    /// What takes all and does nothing, for attackers, in a process of its own.
+    /// A sink, which takes all and does nothing, for attackers, in a process of its own.
     pub fn sink(options: &Options) -> Result<Self, String> {
         let [address] = free_addresses()?;
         let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
         let mut command = Command::new(program);
         command.args(["sink", "--serve", &address.to_string()]);
+        Self::own(command, address, false, options)
+    }
+
+    /// Starts a server of this harness, and waits until it listens.
+    fn own(command: Command, address: SocketAddr, pairs: bool, options: &Options) -> Result<Self, String> {
         let process = Process::start(command, options, None)?;
         process.wait_listening(address)?;
         Ok(Self {
@@ -93,7 +87,7 @@ impl Target {
             pid: Some(process.child.id()),
             admin: None,
             minter: None,
-            pairs: false,
+            pairs,
             process: Some(Mutex::new(process)),
         })
     }

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where.
+//! Problems of a configuration: what is wrong, and where.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
 //! Values with their places to [`Settings`], or to all mistakes: whatever was parsed to get them.
 //!
-//! What lies outside the text (files, this machine's addresses) is looked at by the command line, over a [`Reading`].
+//! Files and this machine's addresses, which lie outside the text, are looked at by the command line, over a [`Reading`].
 
 use super::parse::{self, Given, Item, Value};
 use super::problem::{ConfigError, Place, Problem};

@@ -1,4 +1,4 @@
-//! What balancers and supervisors ask on the clients' port: `/healthz` and `/readyz`, in HTTP/1.1, or in HTTP/1.0 without a `Host`, as
+//! Probes of balancers and supervisors on the clients' port: `/healthz` and `/readyz`, in HTTP/1.1, or in HTTP/1.0 without a `Host`, as
 //! HAProxy and nginx send it.
 
 use super::http::Request;

@@ -1,4 +1,4 @@
-//! What happens to a member, one fact after the other: the one place where a fact changes a member, live and when a log is read.
+//! Facts that happen to a member, one after the other: the one place where a fact changes a member, live and when a log is read.
 //!
 //! A fact that waits for its record is under way: what is decided next goes by it, what is seen goes by what was applied.
 

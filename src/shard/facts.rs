@@ -1,4 +1,4 @@
-//! What clients decide of themselves in a session, and what waits for it: a coming into a room or a going is one small record, takes the
+//! Facts that clients decide of themselves in a session, and what waits for them: a coming into a room or a going is one small record, takes the
 //! road of a message (rate, backpressure, disk), and is so, and answered, once its record is as durable as the session asks.
 
 use super::core::Core;

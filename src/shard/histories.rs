@@ -1,7 +1,7 @@
 //! Pages of history: asked for, put together in steps, answered; and dropped when whoever asked is gone.
 //!
-//! One page of a user is under way at a time, its others wait for their turns behind those of other users. What a page may look at is
-//! bounded, in one turn and in all: it then ends where it is, and says where the next one goes on.
+//! Turns are taken by users: each has one page under way at a time, its others wait for their turns behind those of other users.
+//! What a page may look at is bounded, in one turn and in all: it then ends where it is, and says where the next one goes on.
 
 use super::conn::Waiting;
 use super::core::Core;

@@ -1,4 +1,4 @@
-//! What a seed came to at its end, in a scenario of its own each: readers that waited for ever, were closed again and again, or were held
+//! Ends that seeds came to, in a scenario of its own each: readers that waited for ever, were closed again and again, or were held
 //! to a time in which the gateway itself stood still; and lists of a room's members as the oracle judges them.
 
 use super::bounds::pass;

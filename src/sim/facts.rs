@@ -1,4 +1,4 @@
-//! What clients do besides messages, and the log: each of it costs about its own bytes, takes a message's road, is as durable as it says,
+//! Facts and gauges in the log, beside messages: each of it costs about its own bytes, takes a message's road, is as durable as it says,
 //! and is there after a start as it was before.
 
 use super::client::{ROOMS, What};

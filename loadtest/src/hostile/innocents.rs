@@ -1,4 +1,4 @@
-//! Those who do no harm: pairs that talk at a moderate rate, newcomers who come in, and whoever asks for the gateway's health. What they
+//! Innocent clients: pairs that talk at a moderate rate, newcomers who come in, and whoever asks for the gateway's health. What they
 //! feel is what an attack costs.
 
 use super::client::{self, Door, Hello};

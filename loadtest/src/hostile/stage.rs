@@ -1,4 +1,4 @@
-//! What attackers share: where they attack, when, and what came of it.
+//! Stage of the attackers, which they share: where they attack, when, and what came of it.
 
 use super::client::{Door, Hello, Link};
 use crate::clock::{now_ns, sleep_ms, sleep_ns};

@@ -1,4 +1,4 @@
-//! What attacks came to: one table, as text, Markdown or JSON.
+//! Results of the attacks: one table, as text, Markdown or JSON.
 
 use super::stage::Counts;
 use super::{Attack, Felt, Outcome, memory};
