@@ -67,6 +67,7 @@ fn handover(serial: u64, from: u16) -> (LaneMessage, UnixStream) {
         unsent: Vec::new(),
         node_shard: from,
         window_bits: 15,
+        ended: false,
     };
     (LaneMessage::Handover(Box::new(handover)), peer)
 }
