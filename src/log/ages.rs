@@ -84,6 +84,12 @@ impl Ages {
         self.spans.get(next).is_none_or(|next| one.max(other) < next.from)
     }
 
+    /// No message from this position on is too old.
+    #[must_use]
+    pub fn end(&self) -> Position {
+        self.aged_to.max(self.mixed_to)
+    }
+
     /// Whether the message at that position is too old. It may be so up to a `step_ms` late.
     #[must_use]
     pub fn is_aged(&self, at: Position) -> bool {

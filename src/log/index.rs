@@ -132,6 +132,12 @@ impl Index {
         self.oldest.0 < end.at.0 || self.oldest_run < end.segment
     }
 
+    /// Whether a record may be held that stands before `end`: of what is in `end`'s own segment a run does not tell.
+    #[must_use]
+    pub const fn may_hold_before(&self, end: Retained) -> bool {
+        self.oldest.0 < end.at.0 || self.oldest_run <= end.segment
+    }
+
     /// Bytes of all records held together; of a part of a run, in proportion.
     #[must_use]
     pub const fn bytes(&self) -> u64 {

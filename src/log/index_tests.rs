@@ -281,6 +281,7 @@ proptest! {
                     while list.first_key_value().is_some_and(|(_, place)| *place < at) {
                         list.pop_first();
                     }
+                    prop_assert!(index.may_hold_before(bound(at)) || before == list.len());
                     prop_assert_eq!(index.trim_while(SEGMENT, 0, |place| place.0 < at), (before - list.len()) as u64);
                 }
                 Step::TrimBytes(max) => {

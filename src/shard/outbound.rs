@@ -91,6 +91,8 @@ struct Waking {
 #[derive(Default)]
 pub(super) struct Outbound {
     pub(super) pieces: Vec<Piece>,
+    /// The stream that was last trimmed for a reader. Nothing is appended between the plans of a block: its other readers find it trimmed.
+    pub(super) trimmed: Option<StreamKey>,
     plans: Vec<Plan>,
     parts: Vec<&'static [u8]>,
     sends: Vec<Send<'static>>,
@@ -293,6 +295,7 @@ impl Core {
     fn send_block<I: Io>(&mut self, io: &mut I, now: Tick, count: usize) {
         let mut out = std::mem::take(&mut self.out);
         out.pieces.clear();
+        out.trimmed = None;
         out.plans.clear();
         for _ in 0..count {
             let Some(id) = self.dirty.pop_front() else { break };

@@ -131,7 +131,10 @@ impl Core {
             attachment.cursor = attachment.cursor.max(stream.unwoken_from(stream.head() + 1) - 1);
         }
         let mut scan = Scan { cursor: attachment.cursor, limit: 0, collected: false, bytes: 0, seen: 0 };
-        self.trim(stream);
+        if out.trimmed != Some(stream) {
+            out.trimmed = Some(stream);
+            self.trim(stream);
+        }
         loop {
             let Some(attachment) = conn.slots.get(number).and_then(Slot::attached) else { return };
             let waits_at = attachment.ordered.front().map(|ordered| ordered.after);
