@@ -154,7 +154,10 @@ impl Disk {
 impl Core {
     /// How durable a session's messages must be before they are acknowledged.
     pub(super) fn level_of(&self, session: SessionKey) -> Level {
-        self.sessions.sessions.get(session).filter(|_| self.disk.is_some()).map_or(Level::Memory, |session| session.level)
+        if self.disk.is_none() {
+            return Level::Memory;
+        }
+        self.sessions.sessions.get(session).map_or(Level::Memory, |session| session.level)
     }
 
     /// The level of sessions of which nothing else is said.
@@ -279,7 +282,9 @@ impl Core {
     ) {
         let level = self.level_of(session);
         let end = self.log.end();
-        let early = self.snapshot.settings.log.early_delivery;
+        // Nothing is shown before what is hidden: since that came, a reload may have brought early delivery.
+        let is_behind = self.streams.get(stream).is_some_and(|stream| stream.hidden_from < u64::MAX);
+        let early = self.snapshot.settings.log.early_delivery && !is_behind;
         let Some(disk) = &mut self.disk else { return };
         let queue = if level == Level::Synced { &mut disk.synced } else { &mut disk.written };
         let before = queue.acks.len();

@@ -4,9 +4,10 @@
 use super::client::{Casting, What};
 use super::disk::DiskFaults;
 use super::net::Faults;
+use super::scenarios::{all_in, finish, slow_down, stage_on_disk};
 use super::world::{Features, Plan, World};
 use crate::close::CloseReason;
-use crate::config::{SECTIONS, Settings};
+use crate::config::{Durability, SECTIONS, Settings};
 use crate::limits::CHUNK_BYTES;
 use crate::shard::counters::LimitReached;
 use crate::shard::port::PortMessage;
@@ -358,6 +359,31 @@ fn what_waits_under_a_setting_goes_by_the_one_that_a_reload_brings() {
             assert!(wrong.iter().all(|wrong| wrong.contains("closed with 1012")), "{}: {wrong:?}", case.name);
         }
     }
+}
+
+/// What is shown early stands behind what is hidden, and is shown with it.
+#[test]
+fn early_delivery_that_a_reload_brings_shows_what_follows_a_hidden_message() {
+    let mut world = stage_on_disk(1, 0, &["ana", "bob"], |settings| settings.log.durability = Durability::Synced);
+    let heard = |world: &World| world.clients[1].held.get("s.0").copied().unwrap_or(0);
+    let before = heard(&world);
+    slow_down(&mut world, 200_000);
+    world.message_to(0, "s.0", &Value::Null, 10, false);
+    world.run_for(5);
+    world.configure(|snapshot| {
+        let mut settings = (*snapshot.settings).clone();
+        settings.log.early_delivery = true;
+        snapshot.settings = Arc::new(settings);
+    });
+    for _ in 0..3 {
+        world.message_to(0, "s.0", &Value::Null, 10, false);
+        world.run_for(5);
+    }
+    assert_eq!(heard(&world), before, "nothing is on disk yet");
+    assert!(world.run_until(10_000, all_in));
+    world.run_for(1_000);
+    assert_eq!(heard(&world), before + 4);
+    finish(&mut world);
 }
 
 /// The longer the warning, the sooner it comes.
