@@ -167,6 +167,16 @@ fn findings(facts: &Facts, settings: &Settings, shards: usize) -> Vec<Finding> {
         None => fine("memlock unlimited".to_owned()),
     });
     found.push(files(facts, settings, shards));
+    if settings.is_log_too_small(shards) {
+        found.push(better(
+            format!("log.max_bytes = {} leaves each of {shards} shards fewer than two files", settings.log.max_bytes),
+            format!(
+                "raise it to {} or more, or lower log.segment_bytes: when the files are full, retention can let none go, and durable \
+                 messages are refused",
+                settings.log_bytes_advised(shards)
+            ),
+        ));
+    }
     found.push(if shards > facts.cores {
         better(
             format!("{shards} shards on {} cores", facts.cores),
@@ -337,6 +347,17 @@ mod tests {
         let disk = Settings::parse("[log]\ndir = \"d\"", []).unwrap();
         let capped = Settings::parse("[log]\ndir = \"d\"\nmax_bytes = 67108864000", []).unwrap();
         assert_eq!([needs(&memory, 0), needs(&disk, 0), needs(&disk, 400), needs(&capped, 0)], [false, false, true, true]);
+    }
+
+    #[test]
+    fn a_log_that_can_let_no_file_go_is_told() {
+        let settings = Settings::parse("[log]\ndir = \"d\"\nsegment_bytes = 16777216\nmax_bytes = 67108864", []).unwrap();
+        let told = |shards| {
+            let found = findings(&Facts { cores: 8, ..good() }, &settings, shards);
+            found.into_iter().find(|finding| finding.weight == Weight::Better).map(|finding| finding.fix)
+        };
+        assert_eq!(told(2), None);
+        assert!(told(4).is_some_and(|fix| fix.contains("268435456")));
     }
 
     #[test]

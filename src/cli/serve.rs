@@ -93,6 +93,15 @@ pub(super) fn serve(file: &Path) -> Result<(), CliError> {
              nofile to {needed} (systemd: LimitNOFILE={needed}; shell: ulimit -Hn {needed}) to have all of them"
         );
     }
+    let shards = shard_count(&settings);
+    if settings.is_log_too_small(shards) {
+        tracing::warn!(
+            shards,
+            "log.max_bytes leaves each shard fewer than two files: when they are full, retention can let none go, and durable messages are \
+             refused. Raise it to {} or more, or lower log.segment_bytes",
+            settings.log_bytes_advised(shards)
+        );
+    }
     let reload = reloader(file.to_owned(), asked_for, settings.clone(), keys.clone(), tls.clone());
     let node = Node { settings, keys, tls: tls.map(|tls| tls.server), dev: false, reload: Some(reload), engine };
     let ended = run(node, START_SHARDS, |address, admin| {

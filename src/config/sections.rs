@@ -381,4 +381,18 @@ impl Settings {
         };
         others + segments
     }
+
+    /// Whether `log.max_bytes` leaves each of `shards` shards fewer than two files: the one that is written is never let go, so that
+    /// retention can make no room.
+    #[must_use]
+    pub const fn is_log_too_small(&self, shards: usize) -> bool {
+        let log = &self.log;
+        log.dir.is_some() && log.max_bytes > 0 && log.max_bytes / (shards as u64) < 2 * log.segment_bytes
+    }
+
+    /// The smallest `log.max_bytes` with which every shard has files to let go: four each.
+    #[must_use]
+    pub const fn log_bytes_advised(&self, shards: usize) -> u64 {
+        4 * self.log.segment_bytes * shards as u64
+    }
 }
