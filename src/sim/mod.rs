@@ -42,6 +42,7 @@ mod visitors;
 pub(crate) mod wire;
 mod world;
 
+use crate::shard::inbound::faults;
 use crate::shard::port::PortMessage;
 use client::Sabotage;
 use cover::Cover;
@@ -183,6 +184,9 @@ fn conclude(mut world: World, random: &mut Random, drains: bool) -> Outcome {
     }
     if world.oracle.violations.is_empty() {
         rest::shut_down(&mut world);
+    }
+    if faults::take_unplanned() > 0 {
+        world.oracle.wrong("a panic in reading one connection's bytes closed it: see standard error".to_owned());
     }
     world.count_cover();
     Outcome {

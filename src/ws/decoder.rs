@@ -210,9 +210,12 @@ impl Decoder {
         self.assembly.capacity()
     }
 
-    /// Gives the buffer of an unfinished message back; for a connection that ends.
+    /// Gives the buffer of an unfinished message back; for a connection that ends. Of a control frame that is under way what came of its
+    /// payload stays, so that a peer's close frame is understood.
     pub fn release(&mut self, buffers: &mut Buffers) {
-        buffers.give(std::mem::take(&mut self.assembly));
+        let under_way = if self.phase == Phase::Control { usize::from(self.control_bytes) } else { 0 };
+        let control = self.assembly[self.assembly.len() - under_way..].to_vec();
+        buffers.give(std::mem::replace(&mut self.assembly, control));
     }
 
     fn advance<'b>(

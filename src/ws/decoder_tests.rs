@@ -171,6 +171,33 @@ fn control_frames_come_between_fragments() {
     assert_eq!(decode(&bytes.concat(), &LIMITS), [Seen::Ping(b"ping".to_vec()), Seen::Pong(vec![]), text(b"one two three")]);
 }
 
+/// A connection is closed in the middle of anything, and its peer's close frame is read all the same.
+#[test]
+fn a_message_that_is_given_up_takes_no_control_frame_along() {
+    let close = masked(0x88, b"\x03\xe8bye");
+    for begun in [&b""[..], b"one "] {
+        let mut bytes = if begun.is_empty() { Vec::new() } else { masked(0x01, begun) };
+        let before = bytes.len();
+        bytes.extend_from_slice(&close);
+        for cut in 0..=bytes.len() {
+            let (mut decoder, mut buffers) = (Decoder::new(), Buffers::new(4, 4096, 1 << 24));
+            let (mut first, mut second) = (bytes[..cut].to_vec(), bytes[cut..].to_vec());
+            let mut rest = &mut first[..];
+            let early = decoder.next(&mut rest, &LIMITS, &mut buffers).unwrap().is_some();
+            decoder.release(&mut buffers);
+            assert!(decoder.assembly.capacity() <= close.len(), "the message's memory is given back");
+            if early {
+                assert_eq!(cut, bytes.len());
+                continue;
+            }
+            let mut rest = &mut second[..];
+            let item = decoder.next(&mut rest, &LIMITS, &mut buffers);
+            let Ok(Some(Item::Close { code, reason })) = item else { panic!("cut at {cut} of {before} and a close: {item:?}") };
+            assert_eq!((code, &*reason), (Some(1000), &b"bye"[..]));
+        }
+    }
+}
+
 #[test]
 fn f12_bad_utf8_is_refused_within_the_frame() {
     let bad: [&[u8]; 8] =
