@@ -59,6 +59,8 @@ pub struct Member {
     pub presence: Option<Box<str>>,
     /// The rate at which it sets that: see the shard's bucket.
     pub presence_empty_ns: u64,
+    /// How far others are told of that.
+    pub telling: Telling,
     /// When it came (Unix ms).
     pub since_ms: u64,
     /// Since when it is away, on the monotonic clock; 0 while attached.
@@ -75,6 +77,18 @@ pub struct Member {
     pub kept_at: Position,
     /// When the earliest timer is to fire, and the next; `u64::MAX` where none is. Few deadlines, however often it goes.
     pub timers_ms: [u64; 2],
+}
+
+/// How far others are told what a member told of itself last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Telling {
+    #[default]
+    Done,
+    /// Nobody has been told.
+    Waits,
+    Begun,
+    /// Some have been told what is old by now: all once more.
+    Again,
 }
 
 impl Member {

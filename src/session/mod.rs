@@ -17,7 +17,7 @@ mod table;
 pub use dedupe::{Dedupe, DedupeLimits, Seen};
 pub use entitlement::{Entitlements, Stay, Target};
 pub use facts::{Answer, Applied, Fact, Move, Underway};
-pub use member::{Member, MemberKey, Place};
+pub use member::{Member, MemberKey, Place, Telling};
 pub use presence::{PresenceChange, Watcher};
 pub use resume::{Start, StartRequest, Wanted, start};
 pub use stream::{Reader, Stream, StreamKey};

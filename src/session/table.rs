@@ -410,6 +410,7 @@ mod tests {
             used: None,
             presence: None,
             presence_empty_ns: 0,
+            telling: crate::session::Telling::default(),
             since_ms: 0,
             away_since_ms: 0,
             away_before_ms: 0,

@@ -144,6 +144,7 @@ impl Core {
             used: None,
             presence: None,
             presence_empty_ns: 0,
+            telling: crate::session::Telling::default(),
             since_ms: now.wall_ms,
             away_since_ms: 0,
             away_before_ms: 0,

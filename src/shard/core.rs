@@ -164,6 +164,8 @@ pub struct Core {
     pub(super) places: VecDeque<Rc<Places>>,
     /// Pages of history that are asked for.
     pub(super) histories: Histories,
+    /// Members whose watchers are being told of them.
+    pub(super) tellings: super::presence::Tellings,
     pub(super) next_read: u64,
     /// What of the log the disk does not read.
     pub(super) unreadable: Unreadable,
@@ -253,6 +255,7 @@ impl Core {
             jobs: Map::with_hasher(options.key),
             places: VecDeque::new(),
             histories: Histories::new(options.key),
+            tellings: super::presence::Tellings::default(),
             next_read: READ_TAGS,
             unreadable: Unreadable::default(),
             purges: VecDeque::new(),
@@ -519,6 +522,7 @@ impl Core {
             self.set_timer(id, now);
         }
         busy |= self.serve_histories(io);
+        busy |= self.serve_tellings();
         let held_ms = self.release_held(io, now);
         let departure_ms = self.depart(io, now);
         // A connection whose answer found no room goes for that, and not as one that was answered.

@@ -1,7 +1,8 @@
 //! Pages of history: asked for, put together in steps, answered; and dropped when whoever asked is gone.
 //!
 //! Turns are taken by users: each has one page under way at a time, its others wait for their turns behind those of other users.
-//! What a page may look at is bounded, in one turn and in all: it then ends where it is, and says where the next one goes on.
+//! What a page may look at is bounded, in one turn and in all: it then ends where it is, and says where the next one goes on. Of what is
+//! read from disk for pages little is under way together: each read that comes is looked at whole, at once.
 
 use super::conn::Waiting;
 use super::core::Core;
@@ -26,8 +27,12 @@ const PAGES_MAX: usize = 4096;
 const PAGES_PER_USER_MAX: usize = 16;
 /// Numbers of the order that pages look at in one turn, and that one page looks at before it is the next one's turn. Few in tests, whose
 /// sessions are short.
-const LOOKS_PER_TURN: usize = if cfg!(test) { 96 } else { 4096 };
-const LOOKS_PER_STEP: usize = if cfg!(test) { 24 } else { 512 };
+const LOOKS_PER_TURN: usize = if cfg!(test) { 96 } else { 512 };
+const LOOKS_PER_STEP: usize = if cfg!(test) { 24 } else { 128 };
+/// Bytes of a message that is put on a page which count as much as a look.
+const BYTES_PER_LOOK: usize = 512;
+/// Reads from disk for pages that are under way together: all may come in one turn.
+const READS_MAX: usize = 4;
 /// Numbers that one page looks at, and bytes that it has read from disk: then it ends, with more behind it.
 const LOOKS_PER_PAGE_MAX: usize = if cfg!(test) { 120 } else { 10_000 };
 const READ_BYTES_PER_PAGE_MAX: usize = 8 * HISTORY_PAGE_BYTES_MAX;
@@ -95,11 +100,15 @@ pub(super) struct Histories {
     turns: VecDeque<u64>,
     /// Pages that have begun and are not being read from disk.
     begun: VecDeque<Box<HistoryPage>>,
+    /// Pages that have begun and whose next read waits for those under way.
+    thirsty: VecDeque<Box<HistoryPage>>,
+    /// Reads under way for pages.
+    reads: usize,
     /// Pages that have begun.
     under_way: usize,
     /// What is left to be looked at in this turn.
     looks: usize,
-    /// By who asked, where a page ended without a message and with more behind it.
+    /// By who asked, where a page ended without a message.
     in_vain: Map<Place, Vec<InVain>>,
 }
 
@@ -109,6 +118,8 @@ enum Step {
     /// It is another one's turn.
     Later(Box<HistoryPage>),
     Reads,
+    /// It is to be read for, after others.
+    Thirsty(Box<HistoryPage>),
     /// Nobody wants it any more.
     Gone(Box<HistoryPage>),
 }
@@ -116,12 +127,25 @@ enum Step {
 impl Histories {
     pub(super) fn new(key: HashKey) -> Self {
         let (wanted, users, in_vain) = (Map::with_hasher(key), Map::with_hasher(key), Map::with_hasher(key));
-        Self { wanted, users, turns: VecDeque::new(), begun: VecDeque::new(), under_way: 0, looks: LOOKS_PER_TURN, in_vain }
+        Self {
+            wanted,
+            users,
+            turns: VecDeque::new(),
+            begun: VecDeque::new(),
+            thirsty: VecDeque::new(),
+            reads: 0,
+            under_way: 0,
+            looks: LOOKS_PER_TURN,
+            in_vain,
+        }
     }
 
     /// What a page looks at, it and those before it, without having found anything.
     fn found_nothing(&mut self, page: &HistoryPage) {
         let (low, high) = if page.ascending { (page.low, page.at - 1) } else { (page.at + 1, page.high) };
+        if low > high {
+            return;
+        }
         let known = self.in_vain.entry(page.place).or_default();
         known.retain(|known| known.room != page.room);
         known.truncate(IN_VAIN_PER_PLACE_MAX - 1);
@@ -151,7 +175,14 @@ impl Histories {
     /// Pages, users and what is known of them.
     #[cfg(test)]
     pub(super) fn left(&self) -> usize {
-        self.wanted.len() + self.users.len() + self.turns.len() + self.begun.len() + self.under_way + self.in_vain.len()
+        self.wanted.len()
+            + self.users.len()
+            + self.turns.len()
+            + self.begun.len()
+            + self.under_way
+            + self.in_vain.len()
+            + self.thirsty.len()
+            + self.reads
     }
 
     /// Has the pages begin for which there is room.
@@ -169,6 +200,17 @@ impl Histories {
                 self.users.remove(&name);
             }
         }
+    }
+
+    /// A read for a page has begun, or has come.
+    pub(super) fn note_read(&mut self, begins: bool) {
+        self.reads = if begins { self.reads + 1 } else { self.reads.saturating_sub(1) };
+    }
+
+    /// Has the pages go on whose reads are next.
+    fn read_on(&mut self) {
+        let room = READS_MAX.saturating_sub(self.reads).min(self.thirsty.len());
+        self.begun.extend(self.thirsty.drain(..room));
     }
 
     /// A page that had begun is done with; who waits for it still, and the end of the attachment.
@@ -206,6 +248,7 @@ impl Core {
 
     /// Goes on with pages, as far as a turn may; true if there is more to do.
     pub(super) fn serve_histories<I: Io>(&mut self, io: &mut I) -> bool {
+        self.histories.read_on();
         loop {
             self.histories.begin();
             if self.histories.looks == 0 {
@@ -222,13 +265,14 @@ impl Core {
         match self.history_step(io, page, hand) {
             Step::Reads => {}
             Step::Later(page) => self.histories.begun.push_back(page),
+            Step::Thirsty(page) => self.histories.thirsty.push_back(page),
             Step::Gone(page) => {
                 let wanted = self.histories.end(&page);
                 self.detach_after(page.place, wanted);
             }
             Step::Complete(page) => {
                 let wanted = self.histories.end(&page);
-                if page.more && page.ends.is_empty() && wanted.as_ref().is_some_and(|wanted| wanted.detached.is_none()) {
+                if page.ends.is_empty() && wanted.as_ref().is_some_and(|wanted| wanted.detached.is_none()) {
                     self.histories.found_nothing(&page);
                 }
                 self.send_history(&page);
@@ -243,7 +287,7 @@ impl Core {
         }
         // What was read is lent for this call, and looked at whole.
         let most = if hand.bytes.is_empty() { LOOKS_PER_STEP.min(self.histories.looks) } else { usize::MAX };
-        let (mut looks, in_vain) = (0, self.histories.in_vain_for(&page));
+        let (mut looks, mut weight, in_vain) = (0, 0, self.histories.in_vain_for(&page));
         while (page.low..=page.high).contains(&page.at) {
             if let Some(known) = in_vain.filter(|known| (known.low..=known.high).contains(&page.at)) {
                 page.at = if page.ascending { known.high + 1 } else { known.low - 1 };
@@ -261,12 +305,19 @@ impl Core {
             let (Some(member), Some(stream)) = (self.sessions.members.get(page.member), self.streams.get(page.stream)) else {
                 return Step::Gone(page);
             };
-            (looks, page.looks) = (looks + 1, page.looks + 1);
-            self.histories.looks = self.histories.looks.saturating_sub(1);
+            (looks, page.looks) = (looks + 1 + weight, page.looks + 1);
+            self.histories.looks = self.histories.looks.saturating_sub(1 + weight);
+            weight = 0;
             self.counters.history_looks.increment();
             let mut next = if page.ascending { seq + 1 } else { seq - 1 };
             match self.look(page.stream, stream, seq, hand) {
-                Look::Want(want) => return self.read_history(io, seq, want, hand, page),
+                Look::Want(want) => {
+                    let is_anothers_turn = !hand.bytes.is_empty() && !self.histories.thirsty.is_empty();
+                    if self.histories.reads >= READS_MAX || is_anothers_turn {
+                        return Step::Thirsty(page);
+                    }
+                    return self.read_history(io, seq, want, hand, page);
+                }
                 Look::Damaged(_) => self.counters.dropped(DropReason::LogDamaged, 1),
                 Look::Unreadable { first, last } => {
                     let (low, high) = if page.ascending { (seq, last.min(page.high)) } else { (first.max(page.low), seq) };
@@ -288,6 +339,7 @@ impl Core {
                             page.more = true;
                             break;
                         }
+                        weight = frame.len() / BYTES_PER_LOOK;
                         page.frames.extend_from_slice(frame);
                         let end = page.frames.len();
                         page.ends.push(end);

@@ -20,9 +20,14 @@ impl Core {
         let histories = &self.histories;
         let indexing = self.disk.iter().flat_map(|disk| disk.indexing.waiting_jobs());
         let reading = self.jobs.values().map(|reading| &reading.job).chain(indexing).filter_map(page_of);
-        let begun: Vec<&HistoryPage> = histories.begun.iter().map(|page| &**page).chain(reading).collect();
+        let begun: Vec<&HistoryPage> =
+            histories.begun.iter().chain(&histories.thirsty).map(|page| &**page).chain(reading).collect();
         if begun.len() != histories.under_way || begun.len() > UNDER_WAY_MAX {
             return Err(format!("{} pages of history have begun, counted {}", begun.len(), histories.under_way));
+        }
+        let reads = self.reads_for_histories();
+        if histories.reads != reads || reads > READS_MAX {
+            return Err(format!("{reads} reads for pages of history, counted {}", histories.reads));
         }
         let waiting = || histories.users.values().flat_map(|user| &user.waiting).map(|page| &**page);
         if let Some(page) = waiting().find(|page| !histories.wanted.contains_key(&page.place) || page.frames.capacity() > 0) {
@@ -47,6 +52,9 @@ impl Core {
             if !is_there || known.len() > IN_VAIN_PER_PLACE_MAX {
                 return Err(format!("{place:?} (there: {is_there}) looked in vain: {known:?}"));
             }
+        }
+        if resting && reads == 0 && !histories.thirsty.is_empty() {
+            return Err(format!("pages of history wait for reads, and none is under way: {histories:?}"));
         }
         if resting && !(histories.begun.is_empty() && (histories.turns.is_empty() || histories.under_way == UNDER_WAY_MAX)) {
             return Err(format!("pages of history wait for a turn: {histories:?}"));

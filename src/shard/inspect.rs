@@ -294,6 +294,7 @@ impl Core {
         self.inspect_members()?;
         self.inspect_tables()?;
         self.inspect_histories(resting)?;
+        self.inspect_tellings(resting)?;
         for (key, member) in self.sessions.members.iter().filter(|_| self.anew.is_none()) {
             let due_ms = self.member_due_ms(key).unwrap_or(u64::MAX);
             let [first, _] = member.timers_ms;

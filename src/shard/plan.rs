@@ -182,7 +182,7 @@ impl Core {
     fn let_out(&mut self, conn: &mut Conn, number: usize, cursor: u64) {
         let shard = self.shard_number();
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return };
-        let Some(ordered) = attachment.ordered.pop_front() else { return };
+        let Some(mut ordered) = attachment.ordered.pop_front() else { return };
         if matches!(ordered.what, Waiting::History(_)) {
             attachment.paging = Paging::Leaving;
         }
@@ -197,6 +197,17 @@ impl Core {
         self.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
         let (stream, delivered_seq) = (attachment.stream, attachment.delivered_seq);
         let Some(stream) = self.streams.get(stream) else { return };
+        let waited_bytes = u32::try_from(waited).unwrap_or(u32::MAX);
+        if conn.queue.capacity() == 0
+            && stream.home.is_none()
+            && let Waiting::History(page) = &mut ordered.what
+        {
+            // Of a page's size: not copied where nothing goes before it.
+            conn.queue = std::mem::take(page);
+            conn.ordered_bytes = conn.ordered_bytes.saturating_sub(waited_bytes);
+            self.counters.buffer_bytes.add(conn.queue.capacity() as u64);
+            return;
+        }
         enqueue(conn, &mut self.buffers, &self.counters, |queue| match &ordered.what {
             Waiting::Frame(bytes)
             | Waiting::Event(bytes)
@@ -216,7 +227,7 @@ impl Core {
             Some(home) if !matches!(ordered.what, Waiting::Passing(_)) => self.give_back(home, ordered.what.into_buffer()),
             _ => self.buffers.give(ordered.what.into_buffer()),
         }
-        conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(waited).unwrap_or(u32::MAX));
+        conn.ordered_bytes = conn.ordered_bytes.saturating_sub(waited_bytes);
     }
 
     /// A reader behind the oldest record held: a mirror's asks the home for a page (false: wait for it), a home's is told of the gap.

@@ -2,17 +2,59 @@
 //!
 //! Comings and goings wait for a watcher in their order, all of them. Of what a member tells of itself the newest waits: what was there
 //! of it before goes, and the new is behind all that came meanwhile.
+//!
+//! What a member tells of itself is a frame for each watcher, to be made and sent: many of them in one turn would keep all other connections
+//! waiting. A turn tells few, and the others are told in the next ones, what is the newest then.
 
 use super::conn::Waiting;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::lanes::LaneMessage;
 use super::rate::{Bucket, Rate};
+use super::replies::framed;
 use crate::protocol::{ErrorCode, Head, PresenceEvent, Refusal};
-use crate::session::{MemberKey, Place, PresenceChange};
+use crate::session::{MemberKey, Place, PresenceChange, Telling};
 use crate::time::Tick;
-use crate::ws::Opcode;
-use crate::ws::encoder::OpenFrame;
+use std::collections::VecDeque;
+
+/// Watchers that are told in one turn what members tell of themselves. Few in tests, where few watch.
+const TOLD_PER_TURN_MAX: usize = if cfg!(test) { 4 } else { 16 };
+/// Watches that are looked at for that: some are of a room, of the member itself, or of one that is away.
+const LOOKS_PER_TURN_MAX: usize = if cfg!(test) { 8 } else { 1024 };
+
+/// What a turn may do still.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    told: usize,
+    looks: usize,
+}
+
+impl Budget {
+    const TURN: Self = Self { told: TOLD_PER_TURN_MAX, looks: LOOKS_PER_TURN_MAX };
+    const ALL: Self = Self { told: usize::MAX, looks: usize::MAX };
+}
+
+/// A member whose watchers are told what it told of itself last.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    of: MemberKey,
+    /// The session's watches, from the first on, that were not come to. They are gone through from the last one down, so that nobody is left out
+    /// where others end their watches meanwhile.
+    left: usize,
+}
+
+/// Members whose watchers are told in this turn and the next ones: each stands here once.
+#[derive(Debug)]
+pub(super) struct Tellings {
+    waiting: VecDeque<Told>,
+    budget: Budget,
+}
+
+impl Default for Tellings {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), budget: Budget::TURN }
+    }
+}
 
 impl Core {
     /// Takes one of the times that a member may tell of itself, or says how long it is to wait, in milliseconds.
@@ -48,6 +90,10 @@ impl Core {
 
     /// Tells the watchers of a session, or of a room of it.
     pub(super) fn tell_presence(&mut self, key: MemberKey, change: PresenceChange, room: Option<&str>) {
+        if change == PresenceChange::Data {
+            return self.tell_data(key);
+        }
+        self.finish_telling(key);
         let Some(member) = self.sessions.members.get(key) else { return };
         let Some(session) = self.sessions.sessions.get(member.session) else { return };
         if session.watchers.is_empty() || session.channel {
@@ -60,39 +106,158 @@ impl Core {
             .filter(|watcher| watcher.member != key && watcher.is_told(room))
             .filter_map(|watcher| self.sessions.members.get(watcher.member)?.place)
             .collect();
-        let (client_id, data) = (member.client_id.clone(), member.presence.clone());
+        let client_id = member.client_id.clone();
         let Some((session_id, after)) = self.streams.get(stream).map(|stream| (stream.session_id.clone(), stream.head())) else {
             return;
         };
         let event = match change {
             PresenceChange::Join => PresenceEvent::Join,
             PresenceChange::Leave => PresenceEvent::Leave,
-            PresenceChange::Lost => PresenceEvent::Lost,
-            PresenceChange::Data => PresenceEvent::Data(data.as_deref().unwrap_or("null").as_bytes()),
+            PresenceChange::Lost | PresenceChange::Data => PresenceEvent::Lost,
         };
         for place in told {
             let id = self.event_id();
             let head = Head { id: &id, session_id: &session_id };
-            let write = |out: &mut Vec<u8>| crate::protocol::presence(out, head, &client_id, event, room);
-            if change == PresenceChange::Data {
-                self.tell_data(place, after, key, write);
-            } else {
-                self.reply_to(place, after, write);
-            }
+            self.reply_to(place, after, |out| crate::protocol::presence(out, head, &client_id, event, room));
         }
     }
 
-    /// Tells a watcher, wherever it is, what a member tells of itself.
-    fn tell_data(&mut self, to: Place, after: u64, of: MemberKey, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut frame = self.buffer_for(to);
-        let open = OpenFrame::begin(&mut frame);
-        write(&mut frame);
-        open.finish(Opcode::Text, &mut frame);
-        if to.shard == self.shard_number() {
-            self.put_data(to, after, of, frame);
-        } else {
-            self.send_reply(to, LaneMessage::Data { to, after, of, frame });
+    /// Has watchers told what a member tells of itself: in this turn, as far as it may, then in the next ones.
+    fn tell_data(&mut self, key: MemberKey) {
+        let Some(left) = self.watches_of(key) else { return };
+        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        match member.telling {
+            Telling::Done if left == 0 => {}
+            Telling::Done => {
+                member.telling = Telling::Waits;
+                self.tellings.waiting.push_back(Told { of: key, left });
+                self.tell_on();
+            }
+            Telling::Begun => member.telling = Telling::Again,
+            // Those that wait are told the newest.
+            Telling::Waits | Telling::Again => {}
         }
+    }
+
+    /// Goes on with what members tell of themselves, as far as a turn may; true if there is more to do.
+    pub(super) fn serve_tellings(&mut self) -> bool {
+        self.tell_on();
+        self.tellings.budget = Budget::TURN;
+        !self.tellings.waiting.is_empty()
+    }
+
+    fn tell_on(&mut self) {
+        let mut budget = self.tellings.budget;
+        while budget.told > 0
+            && budget.looks > 0
+            && let Some(mut telling) = self.tellings.waiting.pop_front()
+        {
+            self.tell_some(&mut telling, &mut budget);
+            let again = self.watches_of(telling.of).unwrap_or(0);
+            let Some(member) = self.sessions.members.get_mut(telling.of) else { continue };
+            member.telling = match (telling.left, member.telling) {
+                (0, Telling::Again) if again > 0 => {
+                    telling.left = again;
+                    Telling::Waits
+                }
+                (0, _) => Telling::Done,
+                (_, Telling::Again) => Telling::Again,
+                _ => Telling::Begun,
+            };
+            if telling.left > 0 {
+                // Behind the others: of many watchers each turn tells some.
+                self.tellings.waiting.push_back(telling);
+            }
+        }
+        self.tellings.budget = budget;
+    }
+
+    /// Tells all that are still to be told what a member told of itself: before they are told of its going, and before its data is purged.
+    pub(super) fn finish_telling(&mut self, key: MemberKey) {
+        let telling = self.sessions.members.get(key).map_or(Telling::Done, |member| member.telling);
+        if telling == Telling::Done {
+            return;
+        }
+        let all = self.watches_of(key).unwrap_or(0);
+        let place = self.tellings.waiting.iter().position(|told| told.of == key);
+        if let Some(mut told) = place.and_then(|place| self.tellings.waiting.remove(place)) {
+            if telling == Telling::Again {
+                told.left = all;
+            }
+            self.tell_some(&mut told, &mut { Budget::ALL });
+        }
+        if let Some(member) = self.sessions.members.get_mut(key) {
+            member.telling = Telling::Done;
+        }
+    }
+
+    /// Watches of a member's session.
+    fn watches_of(&self, key: MemberKey) -> Option<usize> {
+        let session = self.sessions.sessions.get(self.sessions.members.get(key)?.session)?;
+        (!session.channel).then_some(session.watchers.len())
+    }
+
+    /// Tells watchers what a member told of itself last, as many as there is budget for.
+    fn tell_some(&mut self, telling: &mut Told, budget: &mut Budget) {
+        let key = telling.of;
+        let member = self.sessions.members.get(key);
+        let found = member.and_then(|member| Some((member, self.sessions.sessions.get(member.session)?)));
+        let Some((member, session, stream)) =
+            found.and_then(|(member, session)| Some((member, session, self.streams.get(session.stream)?)))
+        else {
+            telling.left = 0;
+            return;
+        };
+        let mut told: Vec<Place> = Vec::new();
+        telling.left = telling.left.min(session.watchers.len());
+        while telling.left > 0 && budget.told > 0 && budget.looks > 0 {
+            telling.left -= 1;
+            budget.looks -= 1;
+            let watcher = &session.watchers[telling.left];
+            if watcher.member != key
+                && watcher.is_told(None)
+                && let Some(place) = self.sessions.members.get(watcher.member).and_then(|watcher| watcher.place)
+            {
+                told.push(place);
+                budget.told -= 1;
+            }
+        }
+        if told.is_empty() {
+            return;
+        }
+        let (client_id, data, after) = (member.client_id.clone(), member.presence.clone(), stream.head());
+        let (session_id, id) = (stream.session_id.clone(), self.event_id());
+        let event = PresenceEvent::Data(data.as_deref().unwrap_or("null").as_bytes());
+        let mut written = self.buffers.take();
+        framed(&mut written, |out| {
+            crate::protocol::presence(out, Head { id: &id, session_id: &session_id }, &client_id, event, None);
+        });
+        for to in told {
+            let mut frame = self.buffer_for(to);
+            frame.extend_from_slice(&written);
+            if to.shard == self.shard_number() {
+                self.put_data(to, after, key, frame);
+            } else {
+                self.send_reply(to, LaneMessage::Data { to, after, of: key, frame });
+            }
+        }
+        self.buffers.give(written);
+    }
+
+    /// Each member whose watchers are still to be told of it waits for that once.
+    #[cfg(test)]
+    pub(super) fn inspect_tellings(&self, resting: bool) -> Result<(), String> {
+        let waiting = &self.tellings.waiting;
+        for (key, member) in self.sessions.members.iter() {
+            let stands = waiting.iter().filter(|told| told.of == key).count();
+            if stands != usize::from(member.telling != Telling::Done) {
+                return Err(format!("{} waits {stands} times to be told of: {:?}", member.client_id, member.telling));
+            }
+        }
+        if resting && !waiting.is_empty() {
+            return Err(format!("{} members wait to be told of, and no turn comes", waiting.len()));
+        }
+        Ok(())
     }
 
     /// Puts what a member tells of itself behind all that waits for a watcher. What it told before and still waits there goes.

@@ -187,6 +187,7 @@ impl Core {
             let Some(data) = self.sessions.members.get_mut(member).and_then(|member| member.presence.take()) else { continue };
             wipe(&mut data.into_string().into_bytes());
             self.tell_presence(member, PresenceChange::Data, None);
+            self.finish_telling(member);
             self.keep_bare(member, now);
         }
     }

@@ -12,7 +12,7 @@ use super::lanes::{LaneMessage, Page};
 use super::mirrors::audience_of;
 use super::unreadable::Place as Unread;
 use crate::io::Io;
-use crate::limits::{HISTORY_PAGE_BYTES_MAX, READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEND_BYTES_MAX};
+use crate::limits::{READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEND_BYTES_MAX};
 use crate::log::{ENTRY_BYTES, Entry, HEADER_BYTES, Held, Located, Position, Run, read_entries, read_record};
 use crate::session::{MemberKey, Place, Stream, StreamKey};
 use crate::time::Tick;
@@ -285,7 +285,7 @@ impl Core {
                 }
                 (true, SEND_BYTES_MAX)
             }
-            Job::History(page) => (page.ascending, HISTORY_PAGE_BYTES_MAX),
+            Job::History(page) => (page.ascending, SEND_BYTES_MAX),
             Job::Copy(_) => (true, STEP_BYTES),
         };
         let asked = match want {
@@ -303,6 +303,13 @@ impl Core {
             page.read_bytes += asked.bytes();
         }
         self.ask(io, Reading { asked, job, tries: 0 });
+    }
+
+    /// Reads of the disk that are under way for pages of history.
+    #[cfg(test)]
+    pub fn reads_for_histories(&self) -> usize {
+        let is_one = |reading: &&Reading| matches!(reading.job, Job::History(_)) && !matches!(reading.asked, Asked::Later);
+        self.jobs.values().filter(is_one).count()
     }
 
     fn next_tag(&mut self) -> u64 {
@@ -334,11 +341,17 @@ impl Core {
             }
             Asked::Later => {}
         }
+        if matches!(reading.job, Job::History(_)) {
+            self.histories.note_read(true);
+        }
         self.jobs.insert(tag, reading);
     }
 
     pub(super) fn on_read_back<I: Io>(&mut self, io: &mut I, tag: u64, result: Result<&[u8], i32>, now: Tick) {
         let Some(mut reading) = self.jobs.remove(&tag) else { return };
+        if matches!(reading.job, Job::History(_)) {
+            self.histories.note_read(false);
+        }
         if result.is_ok_and(|bytes| bytes.len() < reading.asked.bytes()) && reading.tries < SHORT_READS_MAX {
             reading.tries += 1;
             return self.ask(io, reading);

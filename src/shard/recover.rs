@@ -330,6 +330,7 @@ impl Core {
             // Since version 2 in records of its own, which may stand before or behind.
             presence: state.presence.map(Into::into).or(presence),
             presence_empty_ns: 0,
+            telling: crate::session::Telling::default(),
             since_ms: state.since_ms,
             // Told apart when all is read: away since then (Unix ms), or there when the process ended (0).
             away_since_ms: if state.present { 0 } else { state.away_since_ms.max(1) },

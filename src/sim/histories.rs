@@ -205,6 +205,45 @@ fn a_page_that_the_disk_reads_for_one_who_is_gone_is_dropped_and_the_next_of_its
 }
 
 #[test]
+fn what_is_not_there_is_looked_for_once() {
+    for shards in [1, 2] {
+        let mut world = stage(shards, 10_000, &["ana", "bob"]);
+        (0..2).for_each(|_| say(&mut world, 0, 50));
+        assert!(world.run_until(2_000, all_in));
+        let before = looks(&world);
+        assert_eq!(page(&mut world, 1, json!({"room": "none"})).1["more"], false);
+        assert_eq!(looks(&world) - before, 100);
+        for payload in [json!({"room": "none"}), json!({"room": "none", "after": 0}), json!({"room": "none", "before": 60})] {
+            assert_eq!(page(&mut world, 1, payload).1["more"], false);
+        }
+        assert_eq!(looks(&world) - before, 100, "{shards}");
+        // But for what has come since.
+        world.message_to(0, "s.0", &json!("room:none"), 10, false);
+        assert!(world.run_until(5_000, all_in));
+        page(&mut world, 1, json!({"room": "none"}));
+        assert_eq!(looks(&world) - before, 101, "{shards}");
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn few_reads_for_pages_are_under_way_together_and_all_that_wait_come_to_theirs() {
+    let mut world = stage_on_disk(1, 300, &["ana"], |_| {});
+    fill(&mut world, 60);
+    let others: Vec<usize> = (0..12).map(|number| come(&mut world, &format!("reader{number}"), "1")).collect();
+    assert!(world.run_until(60_000, all_in));
+    slow_down(&mut world, 50_000);
+    others.iter().for_each(|client| ask(&mut world, *client, json!({"after": 0, "limit": 50})));
+    let mut most = 0;
+    assert!(world.run_until(60_000, |world| {
+        most = most.max(world.seats[0].core.reads_for_histories());
+        others.iter().all(|client| count(world, *client, "rw.history_end") == 1)
+    }));
+    assert_eq!(most, 4);
+    finish(&mut world);
+}
+
+#[test]
 fn a_user_may_ask_for_so_many_pages_at_once() {
     let mut world = stage_on_disk(1, 300, &["ana"], |settings| settings.limits.connections_per_user = 0);
     fill(&mut world, 60);

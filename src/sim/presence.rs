@@ -134,6 +134,56 @@ fn one_who_tells_much_of_itself_costs_slow_watchers_neither_memory_nor_their_con
     }
 }
 
+/// In tests a turn tells four watchers.
+#[test]
+fn many_watchers_are_told_in_many_turns_and_of_whoever_goes_before_its_going() {
+    const WATCHERS: usize = 30;
+    for shards in [1, 2] {
+        let mut world = stage(shards, 10_000, &["ana"]);
+        unlimited(&mut world);
+        world.run_for(10);
+        let watchers: Vec<usize> =
+            (0..WATCHERS).map(|number| watcher(&mut world, &format!("w{number}"), shards == 2 && number % 2 == 1)).collect();
+        let home = world.home("s.0");
+        let told = |world: &World| watchers.iter().map(|client| world.clients[*client].told.len()).sum::<usize>();
+        let seen = |world: &World| {
+            let counters = &world.seats[home].counters;
+            (counters.turns.get(), counters.sends.get() + counters.lane_out.get())
+        };
+        let (mut last, mut most) = (seen(&world), 0);
+        world.command(0, "rw.presence.set", "s.0", json!({"data": 1}), What::Other("rw.presence.ok"));
+        assert!(world.run_until(5_000, |world| {
+            let (turns, sent) = seen(world);
+            assert!(turns - last.0 <= 1);
+            most = most.max(sent - last.1);
+            last = (turns, sent);
+            told(world) == WATCHERS
+        }));
+        assert!(most <= 6, "{shards}: {most} sends in one turn");
+        // What is newer by the time that some are told of it: nobody's last is the older one, and few are told of it twice.
+        for number in 2..10 {
+            world.command(0, "rw.presence.set", "s.0", json!({"data": number}), What::Other("rw.presence.ok"));
+        }
+        let has_last = |world: &World, data: u64| {
+            watchers.iter().all(|client| world.clients[*client].told.last().is_some_and(|told| told["data"] == data))
+        };
+        assert!(world.run_until(5_000, |world| has_last(world, 9)), "{shards}");
+        world.run_for(50);
+        assert!(has_last(&world, 9) && told(&world) <= WATCHERS * 9, "{shards}: {} told", told(&world));
+        // One of them goes in the same write: to all it had said it before.
+        let goes = watchers[0];
+        world.command(goes, "rw.presence.set", "s.0", json!({"data": "bye"}), What::Other("rw.presence.ok"));
+        world.command(goes, "rw.detach", "s.0", json!({}), What::Other("rw.detached"));
+        world.run_for(100);
+        for client in &watchers[1..] {
+            let told = &world.clients[*client].told;
+            let words: Vec<_> = told[told.len() - 2..].iter().map(|told| (&told["event"], &told["data"])).collect();
+            assert_eq!(words, [(&json!("data"), &json!("bye")), (&json!("leave"), &Value::Null)], "{shards}");
+        }
+        finish(&mut world);
+    }
+}
+
 #[test]
 fn a_member_may_tell_of_itself_so_often_and_is_told_when_again() {
     for (shards, is_far) in [(1, false), (2, true)] {
