@@ -142,11 +142,17 @@ impl Histories {
 
     /// What a page looks at, it and those before it, without having found anything.
     fn found_nothing(&mut self, page: &HistoryPage) {
-        let (low, high) = if page.ascending { (page.low, page.at - 1) } else { (page.at + 1, page.high) };
+        let (mut low, mut high) = if page.ascending { (page.low, page.at - 1) } else { (page.at + 1, page.high) };
         if low > high {
             return;
         }
         let known = self.in_vain.entry(page.place).or_default();
+        if let Some(known) = known.iter().find(|known| known.room == page.room)
+            && known.low <= high + 1
+            && low <= known.high + 1
+        {
+            (low, high) = (low.min(known.low), high.max(known.high));
+        }
         known.retain(|known| known.room != page.room);
         known.truncate(IN_VAIN_PER_PLACE_MAX - 1);
         known.insert(0, InVain { room: page.room, low, high });

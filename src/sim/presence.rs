@@ -145,7 +145,10 @@ fn many_watchers_are_told_in_many_turns_and_of_whoever_goes_before_its_going() {
         let watchers: Vec<usize> =
             (0..WATCHERS).map(|number| watcher(&mut world, &format!("w{number}"), shards == 2 && number % 2 == 1)).collect();
         let home = world.home("s.0");
-        let told = |world: &World| watchers.iter().map(|client| world.clients[*client].told.len()).sum::<usize>();
+        let told = |world: &World| {
+            let all = watchers.iter().flat_map(|client| &world.clients[*client].told);
+            all.filter(|told| told["event"] == "data").count()
+        };
         let seen = |world: &World| {
             let counters = &world.seats[home].counters;
             (counters.turns.get(), counters.sends.get() + counters.lane_out.get())
