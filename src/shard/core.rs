@@ -522,7 +522,8 @@ impl Core {
             self.set_timer(id, now);
         }
         busy |= self.serve_histories(io);
-        busy |= self.serve_tellings();
+        let (has_more_to_tell, told_lane_full) = self.serve_tellings();
+        busy |= has_more_to_tell;
         let held_ms = self.release_held(io, now);
         let departure_ms = self.depart(io, now);
         // A connection whose answer found no room goes for that, and not as one that was answered.
@@ -530,7 +531,7 @@ impl Core {
         let leaving_ns = self.end_leaving(io, now);
         // Replies first: they come before the records that follow their places.
         self.push_backlog(io);
-        let mut lane_full = self.push_mirrors(io);
+        let mut lane_full = self.push_mirrors(io) | told_lane_full;
         busy |= self.write_all_owed(now);
         busy |= self.let_files_go(io, now);
         self.compact(io, now);

@@ -9,7 +9,7 @@
 use super::conn::Waiting;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
-use super::lanes::LaneMessage;
+use super::lanes::{Class, LaneMessage};
 use super::rate::{Bucket, Rate};
 use super::replies::framed;
 use crate::protocol::{ErrorCode, Head, PresenceEvent, Refusal};
@@ -27,11 +27,14 @@ const LOOKS_PER_TURN_MAX: usize = if cfg!(test) { 8 } else { 1024 };
 struct Budget {
     told: usize,
     looks: usize,
+    /// Nobody on a shard is told whose lane is full: what waits there could not be outdated.
+    spares_full_lanes: bool,
+    is_lane_full: bool,
 }
 
 impl Budget {
-    const TURN: Self = Self { told: TOLD_PER_TURN_MAX, looks: LOOKS_PER_TURN_MAX };
-    const ALL: Self = Self { told: usize::MAX, looks: usize::MAX };
+    const TURN: Self = Self { told: TOLD_PER_TURN_MAX, looks: LOOKS_PER_TURN_MAX, spares_full_lanes: true, is_lane_full: false };
+    const ALL: Self = Self { told: usize::MAX, looks: usize::MAX, spares_full_lanes: false, is_lane_full: false };
 }
 
 /// A member whose watchers are told what it told of itself last.
@@ -139,17 +142,18 @@ impl Core {
         }
     }
 
-    /// Goes on with what members tell of themselves, as far as a turn may; true if there is more to do.
-    pub(super) fn serve_tellings(&mut self) -> bool {
+    /// Goes on with what members tell of themselves, as far as a turn may: whether there is more to do, and whether a lane is full for it.
+    pub(super) fn serve_tellings(&mut self) -> (bool, bool) {
         self.tell_on();
-        self.tellings.budget = Budget::TURN;
-        !self.tellings.waiting.is_empty()
+        let is_lane_full = std::mem::replace(&mut self.tellings.budget, Budget::TURN).is_lane_full;
+        (!is_lane_full && !self.tellings.waiting.is_empty(), is_lane_full)
     }
 
     fn tell_on(&mut self) {
         let mut budget = self.tellings.budget;
         while budget.told > 0
             && budget.looks > 0
+            && !budget.is_lane_full
             && let Some(mut telling) = self.tellings.waiting.pop_front()
         {
             self.tell_some(&mut telling, &mut budget);
@@ -211,16 +215,20 @@ impl Core {
         let mut told: Vec<Place> = Vec::new();
         telling.left = telling.left.min(session.watchers.len());
         while telling.left > 0 && budget.told > 0 && budget.looks > 0 {
-            telling.left -= 1;
             budget.looks -= 1;
-            let watcher = &session.watchers[telling.left];
+            let watcher = &session.watchers[telling.left - 1];
             if watcher.member != key
                 && watcher.is_told(None)
                 && let Some(place) = self.sessions.members.get(watcher.member).and_then(|watcher| watcher.place)
             {
+                if budget.spares_full_lanes && !self.has_lane_room(usize::from(place.shard)) {
+                    budget.is_lane_full = true;
+                    break;
+                }
                 told.push(place);
                 budget.told -= 1;
             }
+            telling.left -= 1;
         }
         if told.is_empty() {
             return;
@@ -244,6 +252,10 @@ impl Core {
         self.buffers.give(written);
     }
 
+    fn has_lane_room(&self, to: usize) -> bool {
+        to == self.shard || self.mesh.has_room(self.shard, to, Class::Control)
+    }
+
     /// Each member whose watchers are still to be told of it waits for that once.
     #[cfg(test)]
     pub(super) fn inspect_tellings(&self, resting: bool) -> Result<(), String> {
@@ -254,7 +266,7 @@ impl Core {
                 return Err(format!("{} waits {stands} times to be told of: {:?}", member.client_id, member.telling));
             }
         }
-        if resting && !waiting.is_empty() {
+        if resting && !waiting.is_empty() && (0..self.mesh.shards()).all(|shard| self.has_lane_room(shard)) {
             return Err(format!("{} members wait to be told of, and no turn comes", waiting.len()));
         }
         Ok(())

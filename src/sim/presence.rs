@@ -108,6 +108,27 @@ fn a_slow_watcher_misses_nothing_but_what_became_old_meanwhile() {
     }
 }
 
+/// The watcher's shard takes nothing for a while, and a lane holds little.
+#[test]
+fn what_waits_for_a_full_lane_of_one_who_tells_much_of_itself_is_its_newest() {
+    let mut world = stage(2, 10_000, &["ana"]);
+    unlimited(&mut world);
+    world.run_for(10);
+    let bob = watcher(&mut world, "bob", true);
+    let there = 1 - world.home("s.0");
+    world.seats[there].paused_until = u64::MAX;
+    for number in 0..300 {
+        tell(&mut world, 0, &json!([number, "x".repeat(500)]));
+    }
+    let home = &world.seats[1 - there].counters;
+    assert!(home.lane_backlog_bytes.get() < 10_000, "{} bytes wait", home.lane_backlog_bytes.get());
+    world.seats[there].paused_until = 0;
+    assert!(world.run_until(5_000, |world| world.clients[bob].told.last().is_some_and(|told| told["data"][0] == 299)));
+    let told = world.clients[bob].told.len();
+    assert!(told < 20, "{told} told");
+    finish(&mut world);
+}
+
 #[test]
 fn one_who_tells_much_of_itself_costs_slow_watchers_neither_memory_nor_their_connections() {
     const WATCHERS: usize = 40;
