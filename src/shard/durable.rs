@@ -225,7 +225,7 @@ impl Core {
     }
 
     /// Bytes of the log that are not that durable yet. Those of the lowest level are not waited for, but memory holds them as well.
-    fn pending_to(&self, level: Level) -> u64 {
+    pub(super) fn pending_to(&self, level: Level) -> u64 {
         let durable = match (&self.disk, level) {
             (None, _) => return 0,
             (Some(disk), Level::Synced) => disk.synced_to,

@@ -4,6 +4,7 @@
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::durable::STATE_FAILED;
+use super::gauges::WHOLE;
 use super::publish::TOO_MUCH;
 use super::replies::AT_ONCE;
 use crate::io::Io;
@@ -112,7 +113,8 @@ impl Core {
         }
     }
 
-    /// Answers what changes nothing, not before what the client did earlier is durable.
+    /// Answers what changes nothing, not before what the client did earlier is durable: by a command, or by a hello, whose welcome waits for
+    /// no disk.
     fn repeat<I: Io>(
         &mut self,
         io: &mut I,
@@ -123,9 +125,7 @@ impl Core {
         write: impl FnOnce(&mut Vec<u8>),
     ) {
         let (level, seq) = self.place_in_order(member);
-        let waits = self.sessions.members.get(member).and_then(|member| member.underway.as_ref());
-        // What is shown early is so before it is durable.
-        if waits.is_none_or(|underway| underway.moves.is_empty() && underway.held == 0) {
+        if self.is_all_durable(member, level) {
             let after = self.head_of(member);
             return self.reply_to(place, after, write);
         }
@@ -133,9 +133,17 @@ impl Core {
         if let Err((code, message)) = self.takes_fact(io, place, level, now) {
             return self.refuse_command(place, envelope, (code, message), "");
         }
+        self.write_whole(member, now);
         let held = HeldCommand { member, after: seq, detaches: false };
-        let end = self.last_held(level);
-        self.answer_when_durable(io, held, level, place, end, now, write);
+        self.answer_when_durable(io, held, level, place, self.log.end(), now, write);
+    }
+
+    /// Whether all that a member did is as durable as it should be.
+    fn is_all_durable(&self, member: MemberKey, level: Level) -> bool {
+        let Some(member) = self.sessions.members.get(member) else { return true };
+        // What is shown early is so before it is durable.
+        let waits = member.underway.as_ref().is_some_and(|underway| !underway.moves.is_empty() || underway.held > 0);
+        !waits && (level == Level::Memory || member.owed & WHOLE == 0 && self.pending_to(level) == 0)
     }
 
     /// `rw.detach`: the member is away, once what it did before is answered.

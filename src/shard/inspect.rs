@@ -117,6 +117,14 @@ impl Core {
         session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
     }
 
+    /// Whether the log lacks what a client came with into a session at home here: it took nothing then.
+    pub fn owes_member(&self, session_id: &str, client_id: &str) -> bool {
+        let session = self.sessions.find(self.session_hash(session_id));
+        let client = self.sessions.target(Target::Client, client_id);
+        let member = session.and_then(|session| self.sessions.member(session, client));
+        member.and_then(|member| self.sessions.members.get(member)).is_some_and(|member| member.owed & super::gauges::WHOLE != 0)
+    }
+
     /// Whether a session at home here knows an epoch, the one that goes on or an older one.
     pub fn knows_epoch(&self, session_id: &str, epoch: &str) -> bool {
         let session = self.sessions.find(self.session_hash(session_id)).and_then(|key| self.sessions.sessions.get(key));

@@ -104,6 +104,7 @@ impl World {
             asked: asked.0,
             asked_ns: asked.1,
             roles: asked.2,
+            is_kept: !self.seats[self.home(session)].core.owes_member(session, &id),
         };
         let head = self.bounds(session).1;
         let appended = self.appended(session);

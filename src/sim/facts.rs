@@ -433,6 +433,23 @@ fn a_join_that_is_repeated_is_not_answered_before_the_first_is_durable() {
     assert_eq!(rooms(&world, "ana"), ["den"]);
 }
 
+/// A welcome waits for no disk, and the answer to a join of the room that it names does.
+#[test]
+fn a_join_of_a_room_that_a_hello_named_is_not_answered_before_that_is_durable() {
+    for (durability, crash) in [(Durability::Written, Crash::Kill), (Durability::Synced, Crash::PowerCut)] {
+        let mut world = stage_on_disk(1, 0, &["ana"], |settings| settings.log.durability = durability);
+        slow_down(&mut world, 200_000);
+        let asked = vec!["den".to_owned()];
+        world.command(0, "rw.attach", "s.1", json!({"rooms": ["den"]}), What::Attach { asked, resume: None });
+        assert!(world.run_until(1_000, |world| count(world, 0, "rw.attached") == 1));
+        world.command(0, "rw.join", "s.1", json!({"room": "den"}), What::Other("rw.joined"));
+        assert!(world.run_until(20_000, |world| count(world, 0, "rw.joined") == 1));
+        world.crash(crash);
+        let known = world.seats[0].core.members_known();
+        assert_eq!(known[&("s.1".to_owned(), "ana".to_owned())].rooms, ["den"], "{crash:?}");
+    }
+}
+
 /// What is asked one after the other without waiting is decided one after the other.
 #[test]
 fn comings_and_goings_that_wait_for_the_disk_are_decided_in_their_order() {
@@ -560,9 +577,14 @@ fn who_comes_to_a_log_without_room_is_let_in_and_kept_once_there_is_some() {
     }
     assert!(world.run_until(5_000, |world| world.clients.iter().all(super::client::Client::is_open)));
     assert_eq!(world.seats[0].counters.log_state_records.get(), records, "nothing of it comes into the log");
+    // Nor is a room that the log does not know of confirmed.
+    let asked = vec!["attic".to_owned()];
+    world.command(2, "rw.attach", "s.1", json!({"rooms": ["attic"]}), What::Attach { asked, resume: None });
+    world.command(2, "rw.join", "s.1", json!({"room": "attic"}), What::Other("rw.joined"));
+    assert!(world.run_until(5_000, |world| count(world, 2, "rw.attached") + count(world, 2, "limit.disk") == 2));
     world.message_to(3, "s.9", &Value::Null, 60_000, false);
     join(&mut world, 2, "den");
-    assert!(world.run_until(5_000, |world| count(world, 3, "limit.disk") + count(world, 2, "limit.disk") == 2));
+    assert!(world.run_until(5_000, |world| count(world, 3, "limit.disk") + count(world, 2, "limit.disk") == 3));
     world.run_for(45_000);
     world.end_link(0, true);
     assert!(world.run_until(20_000, all_in));

@@ -141,6 +141,8 @@ pub struct Begin<'a> {
     pub asked_ns: u64,
     /// The roles of the token it attached with.
     pub roles: Vec<String>,
+    /// The log has a record of what it came with.
+    pub is_kept: bool,
 }
 
 #[derive(Debug)]

@@ -7,6 +7,8 @@ impl Oracle {
     pub(super) fn rooms_told(&mut self, begin: &Begin<'_>, head: u64, appended: u64) {
         let rooms = self.stays.entry((begin.client.to_owned(), begin.session.to_owned())).or_default();
         let mut lost = Vec::new();
+        // What the log takes no record of now comes behind what is appended until it does (protocol.md section 5).
+        let kept_by = if begin.is_kept { appended } else { u64::MAX };
         for (room, stays) in rooms.iter_mut() {
             let listed = begin.rooms.contains(room);
             for stay in stays.iter_mut().filter(|stay| stay.open()) {
@@ -18,7 +20,7 @@ impl Oracle {
                     // Its leave was taken behind what was appended by then, seen yet or not.
                     stay.may_to = appended;
                     stay.must_to = stay.must_to.min(head);
-                    (stay.kept_by, stay.confirmed) = (appended, false);
+                    (stay.kept_by, stay.confirmed) = (kept_by, false);
                 }
             }
         }
@@ -46,7 +48,7 @@ impl Oracle {
                 asked_ns: begin.asked_ns,
                 since,
                 until: usize::MAX,
-                kept_by: if leave.is_some() { u64::MAX } else { appended },
+                kept_by: if leave.is_some() { u64::MAX } else { kept_by },
                 confirmed: false,
             });
         }
