@@ -345,6 +345,12 @@ impl Core {
         session.and_then(|session| self.streams.get(session.stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
     }
 
+    /// Whether the log lacks anything of a member.
+    pub(super) fn is_anything_owed(&self) -> bool {
+        let owes = |key: &MemberKey| self.sessions.members.get(*key).is_some_and(|member| member.owed & !QUEUED != 0);
+        self.disk.as_ref().is_some_and(|disk| disk.owed.queue.iter().any(|(_, key)| owes(key)))
+    }
+
     /// Appends what is owed of those whose turn it is; true if there is more to do at once.
     pub(super) fn write_all_owed(&mut self, now: Tick) -> bool {
         let stopping = self.stopping;

@@ -427,16 +427,18 @@ impl Core {
         self.give_up(now);
     }
 
-    /// Whether all that was appended is on disk, synced.
+    /// Whether all that there is to keep is on disk, synced: the messages, and what is known of members.
     #[must_use]
     pub fn log_is_whole(&self) -> bool {
-        let end = self.log.end();
+        let (end, is_owed) = (self.log.end(), self.is_anything_owed());
         self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
+            && !is_owed
     }
 
-    /// Whether the log has come to rest: everything appended is synced, or cannot be.
+    /// Whether the log has come to rest: everything is appended and synced, or cannot be.
     pub(super) fn log_settled(&self) -> bool {
-        self.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.log.end()))
+        let may_append = || self.is_anything_owed() && !self.log_is_behind();
+        self.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.log.end()) && !may_append())
     }
 
     pub(super) fn on_segment_gone(&mut self, number: u64, result: Result<(), i32>) {
