@@ -59,7 +59,9 @@ impl Core {
         let share_end = if allowed == u64::MAX {
             u64::MAX
         } else {
-            let (first, share) = (disk.kept.front().map_or(end / segment_bytes, |kept| kept.number), allowed * segment_bytes);
+            // Before the first file is there, what is written next is in it, however much waits for it.
+            let next = || self.log.written().0 / segment_bytes;
+            let (first, share) = (disk.kept.front().map_or_else(next, |kept| kept.number), allowed * segment_bytes);
             // The file that is written never goes: where it is the only one nothing can make room.
             let reserve = if allowed < 2 { 0 } else { (share / RESERVE_PART).max(segment_bytes / 2) };
             first * segment_bytes + share - reserve
