@@ -34,7 +34,8 @@ impl Oracle {
             if !doubtful && !asked {
                 lost.push(format!("(never joined) {room}"));
             }
-            let must_from = if doubtful { begin.seq + 1 } else { begin.start_seq };
+            // A join that was not answered has its place in the order: behind what was appended by then, seen yet or not.
+            let must_from = if doubtful { appended + 1 } else { begin.start_seq };
             let since = self.views.len();
             // A leave that went out after the attach comes after what the attach found.
             let leaves = self.leaves.get(&(begin.client.to_owned(), begin.session.to_owned(), room.clone()));
