@@ -3,8 +3,9 @@
 use super::client::{DOUBT_NS, PAST_MAX, Past, ROLES, ROOMS, What};
 use super::mallory::MALLORY;
 use super::oracle::addresses;
+use super::tokens::token;
 use super::wire;
-use super::world::{World, token};
+use super::world::World;
 use serde_json::{Value, json};
 
 impl World {
@@ -120,6 +121,9 @@ impl World {
         if !attached.contains(&session) {
             return self.attach(c, &session);
         }
+        if self.features.odd && self.random.percent(4) {
+            return self.act_oddly(c, &session);
+        }
         let plain = session.starts_with("s.");
         match self.random.below(100) {
             0..=39 => {
@@ -137,10 +141,11 @@ impl World {
                 self.message_to(c, &session, &to, 20, true);
             }
             48..=53 => {
-                let past: Vec<Past> = self.clients[c].past.iter().cloned().collect();
-                if !past.is_empty() {
-                    let past = self.random.pick(&past);
+                let count = self.clients[c].past.len();
+                if count > 0 {
+                    let past = &self.clients[c].past[self.random.index(count)];
                     if attached.contains(&past.session) && past.session.starts_with("s.") {
+                        let past = past.clone();
                         self.send_past(c, &past);
                     }
                 }
@@ -202,6 +207,23 @@ impl World {
             97 => self.vanish(c),
             _ => {}
         }
+    }
+
+    /// What the gateway ignores, or refuses and goes on.
+    fn act_oddly(&mut self, c: usize, session: &str) {
+        if self.random.percent(50) {
+            let seq = self.appended(session) + 1_000_000;
+            return self.command(c, "rw.received", session, json!({"seq": seq}), What::Silent);
+        }
+        // Acknowledged on this connection, in a session that it cannot leave: within the window, whatever else happens.
+        let (home, acked) = (&self.clients[c].home, &self.clients[c].link.as_ref().expect("a client acts on a link").taken);
+        let Some(past) = self.clients[c].past.iter().rev().find(|past| past.session == *home && acked.contains(&past.id)) else {
+            return;
+        };
+        let (id, home) = (past.id.clone(), home.clone());
+        let mut envelope: Value = serde_json::from_str(&past.text).unwrap();
+        envelope["payload"] = json!("something else");
+        self.send(c, &id, &home, What::Reused, &envelope.to_string());
     }
 
     pub fn enter_room(&mut self, c: usize, session: &str, room: &str) {

@@ -234,7 +234,7 @@ impl World {
             What::Roles(_) => kind == "rw.refreshed",
             What::Mood(_) => kind == "rw.presence.ok",
             What::Roster(_) => kind == "rw.members",
-            What::Ephemeral | What::Silent | What::Bad => false,
+            What::Ephemeral | What::Silent | What::Bad | What::Reused => false,
         };
         if !fits || session != asked_of {
             return self.oracle.wrong(format!("{me}: {what:?} was answered with {envelope}"));
@@ -245,6 +245,7 @@ impl World {
                 let link = self.link(c);
                 let acked = link.acked.entry(target.clone()).or_default();
                 *acked = (*acked).max(seq);
+                link.taken.insert(id.to_owned());
                 self.clients[c].unacked.retain(|past| past.id != id);
                 self.oracle.ack(&me, &target, id, &to, seq);
             }
@@ -298,7 +299,7 @@ impl World {
                 limits.rooms_per_client < usual.rooms_per_client
             }
             ("limit.members", What::Attach { .. }) => limits.members_per_session < usual.members_per_session,
-            ("limit.sessions", What::Attach { .. } | What::Message { .. } | What::Ephemeral) => {
+            ("limit.sessions", What::Attach { .. } | What::Message { .. } | What::Ephemeral | What::Reused) => {
                 limits.sessions_per_shard < usual.sessions_per_shard || limits.sessions_per_user < usual.sessions_per_user
             }
             _ => false,
@@ -341,6 +342,7 @@ impl World {
             || self.is_bounded(what, code)
             || match what {
                 What::Bad => true,
+                What::Reused => matches!(code, "envelope.id_reused" | "limit.backpressure" | "limit.disk"),
                 What::Message { .. } | What::Ephemeral => {
                     matches!(
                         code,

@@ -1,11 +1,12 @@
 //! Clients: who they are, their connections, and the bytes on them.
 
 use super::pipe::Pipe;
+use super::tokens::{token, token_id};
 use super::wire::{self, ServerFrame};
-use super::world::{World, token, token_id};
+use super::world::{ISSUER, World};
 use crate::time::Tick;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub const ROOMS: [&str; 3] = ["ops", "dev", "lab"];
 pub const ROLES: [&str; 2] = ["agent", "lead"];
@@ -52,6 +53,8 @@ pub enum What {
     Other(&'static str),
     /// Not answered, or only by an error.
     Silent,
+    /// Another message under an id that is taken: refused, if nothing else stands against it.
+    Reused,
     /// An error is due.
     Bad,
     /// A new token, with other roles than before (those).
@@ -96,6 +99,8 @@ pub struct Link {
     pub views: BTreeMap<String, usize>,
     pub pages: BTreeMap<String, (u64, Page)>,
     pub acked: BTreeMap<String, u64>,
+    /// Ids of messages that were acknowledged on it.
+    pub taken: BTreeSet<String>,
     pub hello_rooms: Vec<String>,
     pub hello_resume: Option<(String, u64)>,
     pub next_action: u64,
@@ -128,6 +133,8 @@ pub struct Client {
     pub acks: bool,
     pub hostile: bool,
     pub slow: bool,
+    /// Who issues its tokens, where they say.
+    pub issuer: Option<&'static str>,
     /// Its tokens' number: one with a lower number is revoked.
     pub token_number: u64,
     /// When its last connection ended.
@@ -183,6 +190,11 @@ impl Client {
         self.away_until = now.mono_ns + ms * 1_000_000;
     }
 
+    /// Whether it waits for an answer.
+    pub fn waits(&self) -> bool {
+        self.link.iter().flat_map(|link| &link.sent).any(|sent| !sent.answered && due_an_answer(&sent.what, self.acks))
+    }
+
     /// What it waits for an answer to.
     pub fn waiting(&self) -> Vec<String> {
         let sent = self.link.iter().flat_map(|link| &link.sent);
@@ -219,6 +231,7 @@ impl World {
             acks: casting.acks,
             hostile: casting.hostile,
             slow: casting.slow,
+            issuer: self.features.issuer.then_some(ISSUER),
             token_number: 0,
             left_ns: 0,
             moods: BTreeMap::new(),
@@ -288,7 +301,8 @@ impl World {
         let mut pipe = self.connect(usize::try_from(capacity).unwrap(), shard);
         let next_action = self.now_ns + self.random.below(20_000_000);
         self.tell_of(c, || format!("connects to shard {shard}, takes {capacity} bytes at once"));
-        pipe.tx.extend(wire::request("/v1/ws", self.clients[c].offer).bytes());
+        let target = self.target(c);
+        pipe.tx.extend(wire::request(&target, self.clients[c].offer).bytes());
         self.clients[c].link = Some(Link {
             pipe,
             phase: Phase::Http,
@@ -299,6 +313,7 @@ impl World {
             views: BTreeMap::new(),
             pages: BTreeMap::new(),
             acked: BTreeMap::new(),
+            taken: BTreeSet::new(),
             hello_rooms: Vec::new(),
             hello_resume: None,
             next_action,
@@ -311,6 +326,15 @@ impl World {
             // It does not wait for the 101.
             self.hello(c);
         }
+    }
+
+    /// What a client asks for: now and then with the session in its query, for a load balancer.
+    fn target(&mut self, c: usize) -> String {
+        if !self.features.odd || self.random.percent(60) {
+            return "/v1/ws".to_owned();
+        }
+        let named = if self.clients[c].hostile && self.random.percent(50) { "s.other" } else { &self.clients[c].home };
+        format!("/v1/ws?session_id={named}")
     }
 
     pub fn hello(&mut self, c: usize) {
@@ -478,7 +502,7 @@ impl World {
         let late = self.now_ns / 1_000_000 - farewell.at_ns / 1_000_000 >= close_ms;
         // Ended by the gateway for a reason of its own, or with the process.
         let own = link.close_code.is_some() && link.close_code != farewell.code;
-        if late || own || self.kills + self.power_cuts != farewell.ends || self.draining {
+        if late || own || self.kills + self.power_cuts != farewell.ends || self.draining || self.stopping {
             return;
         }
         let (code, waiting) = (link.close_code, self.clients[c].waiting());

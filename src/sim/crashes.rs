@@ -5,7 +5,7 @@ use super::draw::{Draw, plan, populate, put_on_disk};
 use super::random::Random;
 use super::shrink::Trim;
 use super::world::World;
-use super::{Outcome, conclude, guard};
+use super::{End, Outcome, conclude, guard};
 use crate::config::Durability;
 
 /// Ends of one world's process. Few, so that many worlds are tried.
@@ -25,7 +25,7 @@ fn world_of_ends(seed: u64, durability: Durability, crash: Crash, lies: u64) -> 
         world.run_for(random.between(BETWEEN_MS / 3, BETWEEN_MS));
         world.crash(crash);
     }
-    conclude(world, &mut random, false)
+    conclude(world, &mut random, End::Rest)
 }
 
 /// Runs worlds until their processes have ended so often.

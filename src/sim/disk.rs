@@ -4,9 +4,9 @@
 //! cut can leave either in every sector.
 
 use super::random::Random;
-use crate::io::{Event, PurgeStep};
+use crate::io::{BELOW_RESERVE, Event, PurgeStep};
 use crate::limits::CHUNK_BYTES;
-use crate::log::{purge, read_entries};
+use crate::log::{HEADER_BYTES, purge, read_entries};
 use crate::shard::purge_files::{Found, find_purges};
 use crate::shard::store::{ReadError, Segment, index_of};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,8 @@ pub struct DiskFaults {
     pub delay_us: u64,
     /// Segments that can't be made and writes that find no room.
     pub full: u64,
+    /// Segments whose making would use what is kept free.
+    pub reserve: u64,
     /// Writes that fail for good, with a part of them done.
     pub write_errors: u64,
     pub sync_errors: u64,
@@ -138,16 +140,18 @@ impl File {
 
     /// Leaves of the unsynced writes what a power cut does; whether that is less than there was.
     fn cut_power(&mut self, random: &mut Random) -> bool {
-        let whole = self.bytes.clone();
-        let mut old = self.bytes.clone();
-        for (at, before) in self.unsynced.iter().rev() {
-            old[*at..at + before.len()].copy_from_slice(before);
-        }
         // All of it is lost, all of it is there, each sector or page is one or the other, or writeback got so far.
         let (kind, sector) = (random.below(5), random.pick(&[512, 4096]));
         let first = self.unsynced.iter().map(|(at, _)| *at).min().unwrap_or(0) / sector;
         let last = self.unsynced.iter().map(|(at, before)| at + before.len()).max().unwrap_or(0).div_ceil(sector);
         let until = first + random.index(last - first + 1);
+        // The part that was written to, as it was before, and as it is.
+        let part = first * sector..(last * sector).min(self.bytes.len());
+        let whole = self.bytes[part.clone()].to_vec();
+        let mut old = whole.clone();
+        for (at, before) in self.unsynced.iter().rev() {
+            old[at - part.start..at - part.start + before.len()].copy_from_slice(before);
+        }
         for number in first..last {
             let lost = match kind {
                 0 => true,
@@ -156,11 +160,11 @@ impl File {
                 _ => random.percent(50),
             };
             if lost {
-                let end = (number * sector + sector).min(old.len());
-                self.bytes[number * sector..end].copy_from_slice(&old[number * sector..end]);
+                let sector = number * sector..(number * sector + sector).min(part.end);
+                self.bytes[sector.clone()].copy_from_slice(&old[sector.start - part.start..sector.end - part.start]);
             }
         }
-        self.bytes != whole
+        self.bytes[part] != whole
     }
 }
 
@@ -171,6 +175,9 @@ struct Index {
     /// It is in memory alone, since it could not be written.
     unsaved: bool,
 }
+
+/// A place in every record of a message.
+const SPOILT_AT: usize = HEADER_BYTES + 12;
 
 #[derive(Debug, Default)]
 pub struct Disk {
@@ -316,6 +323,8 @@ impl Disk {
             Work::Prepare(number) => {
                 let errno = if self.files.contains_key(&number) {
                     Some(libc::EEXIST)
+                } else if faults.reserve > 0 && random.percent(faults.reserve) {
+                    Some(BELOW_RESERVE)
                 } else {
                     random.percent(faults.full).then_some(libc::ENOSPC)
                 };
@@ -351,7 +360,8 @@ impl Disk {
         if random.percent(self.faults.read_errors) {
             return Answer::SegmentIndexed(number, Err(libc::EIO), None);
         }
-        let indexed = index_of(&mut &file.bytes[..]).unwrap();
+        // A record in it is damaged.
+        let Ok(indexed) = index_of(&mut &file.bytes[..]) else { return Answer::SegmentIndexed(number, Err(libc::EINVAL), None) };
         let unsaved = random.percent(self.faults.full);
         let directory = indexed.bytes[..indexed.directory_bytes].to_vec();
         self.put_index(number, Index { bytes: indexed.bytes, unsaved });
@@ -403,6 +413,16 @@ impl Disk {
             }
         }
         Ok(())
+    }
+
+    /// A record goes bad: a bit of it flips, or the disk does not read it.
+    pub fn spoil(&mut self, at: u64, is_damaged: bool) {
+        let (segment, offset) = (at / self.segment_bytes as u64, usize::try_from(at).unwrap() % self.segment_bytes + SPOILT_AT);
+        if !is_damaged {
+            self.bad.push((segment, offset..offset + 1));
+        } else if let Some(byte) = self.files.get_mut(&segment).and_then(|file| file.bytes.get_mut(offset)) {
+            *byte ^= 1;
+        }
     }
 
     /// Whether a text stands in a segment.

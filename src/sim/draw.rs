@@ -58,6 +58,7 @@ pub fn plan(random: &mut Random, draw: Draw) -> Plan {
         addresses: if settings.limits.connections_per_ip > 0 { 3 } else { 0 },
         crowd: random.percent(4),
         long: random.percent(if on_disk { 30 } else { 10 }),
+        ..Features::default()
     };
     if features.proxied {
         settings.server.proxy_protocol = true;
@@ -74,6 +75,7 @@ pub fn plan(random: &mut Random, draw: Draw) -> Plan {
         spurious: random.pick(&[0, 0, 20]),
         delay_us: random.pick(&[0, 500, 5_000]),
         pauses: random.pick(&[0, 0, 2]),
+        ..Faults::NONE
     };
     let percent = if random.percent(25) { 3 } else { 0 };
     let disk = DiskFaults {
@@ -83,9 +85,8 @@ pub fn plan(random: &mut Random, draw: Draw) -> Plan {
         sync_errors: random.pick(&[0, 0, percent / 2]),
         read_errors: random.pick(&[0, percent]),
         short_reads: random.pick(&[0, percent]),
-        flips: 0,
         index_flips: random.pick(&[0, 0, percent]),
-        lies: 0,
+        ..DiskFaults::default()
     };
     let shards = usize::try_from(random.between(1, 3)).unwrap();
     let mut plan = Plan { features, shards, lane_depth: random.pick(&[2, 8, 64, 1024]), faults, disk, settings };
@@ -104,7 +105,7 @@ pub fn put_on_disk(settings: &mut Settings, random: &mut Random, levels: &[Durab
 }
 
 /// Settings that are seldom as they are here, each drawn by itself, so that rare pairs meet.
-const SELDOM: [fn(&mut Plan, &mut Random); 21] = [
+const SELDOM: [fn(&mut Plan, &mut Random); 26] = [
     |plan, _| (plan.settings.limits.rate_abuse_ms, plan.settings.limits.messages_per_second) = (200, 20),
     |plan, _| plan.settings.limits.bytes_per_second = 20_000,
     |plan, _| plan.settings.limits.handshakes_per_second = 5,
@@ -130,13 +131,30 @@ const SELDOM: [fn(&mut Plan, &mut Random); 21] = [
     |plan, _| (plan.settings.session.heartbeat_ms, plan.settings.session.heartbeat_timeout_ms) = (200, 100),
     |plan, _| plan.settings.log.retention_age_s = 1,
     |plan, random| plan.settings.log.retention_bytes = random.pick(&[1_024, 20_000]),
+    |plan, _| plan.features.odd = true,
+    |plan, _| plan.features.issuer = true,
+    |plan, _| plan.features.asked = true,
+    |plan, _| plan.faults.accept_failures = 20,
+    |plan, _| plan.faults.full_tables = 5,
 ];
 
 /// The same of worlds whose log is on disk.
-const SELDOM_ON_DISK: [fn(&mut Plan); 2] = [
+const SELDOM_ON_DISK: [fn(&mut Plan); 5] = [
     |plan| plan.settings.log.max_bytes = (plan.shards as u64) * 3 * plan.settings.log.segment_bytes,
     |plan| {
         plan.disk.delay_us = 400_000;
+        plan.features.long = true;
+        plan.settings.limits.bytes_per_second = 0;
+    },
+    // So slow that what waits for it comes to its bound.
+    |plan| {
+        plan.disk.delay_us = 3_000_000;
+        plan.features.long = true;
+        (plan.settings.limits.bytes_per_second, plan.settings.limits.messages_per_second) = (0, 0);
+    },
+    |plan| plan.disk.reserve = 20,
+    |plan| {
+        plan.features.rots = true;
         plan.features.long = true;
         plan.settings.limits.bytes_per_second = 0;
     },
@@ -188,6 +206,9 @@ impl Cast<'_> {
     }
 }
 
+/// Visitors that come again at once, so that a shard has more ended connections than it remembers.
+const STORM: u64 = 16;
+
 /// Casts who is in a world; how many were drawn, those included that stay away.
 pub fn populate(world: &mut World, random: &mut Random, draw: Draw, trim: &Trim) -> usize {
     let errands = [(20, Errand::Echo), (if world.features.proxied { 60 } else { 0 }, Errand::BrokenProxyHeader)];
@@ -231,6 +252,14 @@ pub fn populate(world: &mut World, random: &mut Random, draw: Draw, trim: &Trim)
             if random.percent(15) {
                 cast.world.visitors.push(Visitor::new(errand, random.below(500_000_000)));
             }
+        }
+        for errand in [Errand::BrokenTls, Errand::StalledTls] {
+            if cast.world.features.tls && random.percent(40) {
+                cast.world.visitors.push(Visitor::new(errand, random.below(500_000_000)));
+            }
+        }
+        if random.below(500) == 0 {
+            (0..STORM).for_each(|_| cast.world.visitors.push(Visitor::new(Errand::Storm, random.below(100_000_000))));
         }
     }
     cast.drawn

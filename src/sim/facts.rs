@@ -11,24 +11,24 @@ use crate::shard::counters::{DropReason, LimitReached};
 use crate::shard::inspect::Known;
 use serde_json::{Value, json};
 
-fn unlimited(settings: &mut Settings) {
+pub(super) fn unlimited(settings: &mut Settings) {
     (settings.limits.messages_per_second, settings.limits.bytes_per_second) = (0, 0);
     settings.limits.presence_per_second = 0;
 }
 
-fn join(world: &mut World, client: usize, room: &str) {
+pub(super) fn join(world: &mut World, client: usize, room: &str) {
     let (me, head) = (world.clients[client].id.clone(), world.bounds("s.0").1);
     world.oracle.joining(&me, "s.0", room, head);
     world.command(client, "rw.join", "s.0", json!({"room": room}), What::Join(room.to_owned()));
 }
 
-fn leave_room(world: &mut World, client: usize, room: &str) {
+pub(super) fn leave_room(world: &mut World, client: usize, room: &str) {
     let (me, head, number) = (world.clients[client].id.clone(), world.bounds("s.0").1, world.clients[client].counter + 1);
     world.oracle.leaving(&me, "s.0", room, head, number);
     world.command(client, "rw.leave", "s.0", json!({"room": room}), What::Leave(room.to_owned(), number));
 }
 
-fn set_mood(world: &mut World, client: usize, data: Value) {
+pub(super) fn set_mood(world: &mut World, client: usize, data: Value) {
     world.command(client, "rw.presence.set", "s.0", json!({"data": data}), What::Other("rw.presence.ok"));
 }
 
@@ -37,7 +37,7 @@ fn known(world: &World, client: &str) -> Known {
 }
 
 /// The rooms of [`known`] but those that a hello has named.
-fn rooms(world: &World, client: &str) -> Vec<String> {
+pub(super) fn rooms(world: &World, client: &str) -> Vec<String> {
     known(world, client).rooms.into_iter().filter(|room| !ROOMS.contains(&&**room)).collect()
 }
 
@@ -59,12 +59,12 @@ fn asked_bytes(kind: &str, payload: &Value, times: u64) -> u64 {
     times * json!({"type": kind, "id": "12345.rw.kind", "session_id": "s.0", "payload": payload}).to_string().len() as u64
 }
 
-fn everybody(world: &World) -> Vec<std::collections::BTreeMap<(String, String), Known>> {
+pub(super) fn everybody(world: &World) -> Vec<std::collections::BTreeMap<(String, String), Known>> {
     world.seats.iter().map(|seat| seat.core.members_known()).collect()
 }
 
 /// The process ends when all that was appended is on disk, and its next start knows what this one knew.
-fn ends_and_knows_the_same(world: &mut World) {
+pub(super) fn ends_and_knows_the_same(world: &mut World) {
     world.run_for(3_000);
     let before = everybody(world);
     world.crash(Crash::Kill);
@@ -491,146 +491,6 @@ fn comings_and_goings_that_wait_for_the_disk_are_decided_in_their_order() {
         assert_eq!((count(&world, 0, "rw.detached"), count(&world, 0, "rw.presence.ok")), (1, 1));
         world.run_for(1_000);
         finish(&mut world);
-    }
-}
-
-/// Bob writes until not even something short has room.
-fn fill_to_the_brim(world: &mut World) {
-    for bytes in [60_000, 100] {
-        for _ in 0..10 {
-            (0..20).for_each(|_| world.message_to(1, "s.0", &Value::Null, bytes, false));
-            assert!(world.run_until(10_000, all_in));
-        }
-    }
-}
-
-/// A log at its cap whose files hold nothing but state: what makes room has room for it.
-#[test]
-fn a_log_at_its_cap_makes_room_when_retention_lets_it() {
-    for durability in [Durability::Memory, Durability::Written, Durability::Synced] {
-        at_its_cap(durability);
-    }
-}
-
-fn at_its_cap(durability: Durability) {
-    let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
-        unlimited(settings);
-        settings.log.durability = durability;
-        settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
-        settings.log.retention_age_s = 30;
-        settings.session.history_messages = 1_000_000;
-        settings.session.dedupe_ms = 1_000;
-    });
-    for room in 0..100 {
-        join(&mut world, 0, &format!("{room:03}-{}", "r".repeat(124)));
-    }
-    assert!(world.run_until(10_000, all_in));
-    fill_to_the_brim(&mut world);
-    let full = count(&world, 1, "limit.disk");
-    assert!(full > 0, "never full");
-    // Nobody gets in between with what is no message either.
-    for _ in 0..100 {
-        for _ in 0..5 {
-            join(&mut world, 0, "den");
-            leave_room(&mut world, 0, "den");
-            set_mood(&mut world, 0, json!("x".repeat(1_000)));
-            world.command(0, "rw.received", "s.0", json!({"seq": 1}), What::Silent);
-        }
-        assert!(world.run_until(10_000, all_in));
-    }
-    assert!(count(&world, 0, "limit.disk") > 0);
-    assert!(world.seats[0].counters.log_segments.get() <= 6);
-    let head = world.bounds("s.0").1;
-    world.run_for(40_000);
-    world.end_link(0, true);
-    assert!(world.run_until(20_000, all_in));
-    let refused = count(&world, 1, "limit.disk");
-    say(&mut world, 1, 3);
-    assert!(world.run_until(5_000, all_in));
-    assert_eq!((count(&world, 1, "limit.disk"), world.bounds("s.0").1), (refused, head + 3));
-    assert_eq!(rooms(&world, "ana").len(), 100);
-    ends_and_knows_the_same(&mut world);
-    assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
-}
-
-/// Whoever comes to a log that takes nothing is let in, to read; and the log has it when it takes something again.
-#[test]
-fn who_comes_to_a_log_without_room_is_let_in_and_kept_once_there_is_some() {
-    let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
-        unlimited(settings);
-        settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
-        settings.log.retention_age_s = 30;
-        settings.session.history_messages = 1_000_000;
-        settings.session.dedupe_ms = 60_000;
-    });
-    fill_to_the_brim(&mut world);
-    assert!(count(&world, 1, "limit.disk") > 0, "never full");
-    let records = world.seats[0].counters.log_state_records.get();
-    for _ in 0..20 {
-        world.end_link(0, true);
-        assert!(world.run_until(20_000, |world| world.clients[0].is_open()));
-    }
-    for (sub, home) in [("cleo", "s.0"), ("dan", "s.9")] {
-        let roles: &[&str] = &[];
-        let (echo, acks, hostile, slow) = (false, true, false, false);
-        world.cast(&super::client::Casting { sub, tab: "", roles, home, echo, acks, hostile, slow });
-    }
-    assert!(world.run_until(5_000, |world| world.clients.iter().all(super::client::Client::is_open)));
-    assert_eq!(world.seats[0].counters.log_state_records.get(), records, "nothing of it comes into the log");
-    // Nor is a room that the log does not know of confirmed.
-    let asked = vec!["attic".to_owned()];
-    world.command(2, "rw.attach", "s.1", json!({"rooms": ["attic"]}), What::Attach { asked, resume: None });
-    world.command(2, "rw.join", "s.1", json!({"room": "attic"}), What::Other("rw.joined"));
-    assert!(world.run_until(5_000, |world| count(world, 2, "rw.attached") + count(world, 2, "limit.disk") == 2));
-    world.message_to(3, "s.9", &Value::Null, 60_000, false);
-    join(&mut world, 2, "den");
-    assert!(world.run_until(5_000, |world| count(world, 3, "limit.disk") + count(world, 2, "limit.disk") == 3));
-    world.run_for(45_000);
-    world.end_link(0, true);
-    assert!(world.run_until(20_000, all_in));
-    join(&mut world, 2, "den");
-    world.message_to(3, "s.9", &Value::Null, 60_000, false);
-    assert!(world.run_until(10_000, all_in));
-    let before = everybody(&world);
-    world.crash(Crash::Kill);
-    before.into_iter().enumerate().for_each(|(shard, known)| world.same_members(shard, known));
-    assert!(world.run_until(20_000, all_in));
-    world.run_for(1_000);
-    assert_eq!(rooms(&world, "cleo"), ["den"]);
-    // Its repeat is known.
-    let head = world.bounds("s.9").1;
-    let past = world.clients[3].past.back().unwrap().clone();
-    world.send_past(3, &past);
-    assert!(world.run_until(10_000, all_in));
-    assert_eq!((world.bounds("s.9").1, head > 0), (head, true));
-    assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
-}
-
-/// A log that takes nothing at all: it is bounded what waits for it, and nothing that was answered is lost.
-#[test]
-fn while_the_log_takes_nothing_what_waits_for_it_is_bounded() {
-    for durability in [Durability::Written, Durability::Memory] {
-        let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
-            unlimited(settings);
-            settings.log.durability = durability;
-            settings.limits.connection_lifetime_s = 0;
-        });
-        slow_down(&mut world, 360_000_000_000);
-        let memory = |world: &World| world.seats[0].core.memory_held();
-        let before = memory(&world);
-        for _ in 0..120 {
-            for round in 0..25 {
-                let room = format!("{round}-{}", "r".repeat(120));
-                world.command(0, "rw.join", "s.0", json!({"room": room}), What::Other("rw.joined"));
-                world.command(0, "rw.leave", "s.0", json!({"room": room}), What::Other("rw.left"));
-                world.command(0, "rw.presence.set", "s.0", json!({"data": "x".repeat(1_000)}), What::Other("rw.presence.ok"));
-                world.command(0, "rw.received", "s.0", json!({"seq": round}), What::Silent);
-            }
-            (0..300).for_each(|_| _ = world.step());
-        }
-        let held = memory(&world) - before;
-        assert!(held < 24 << 20, "{durability:?}: {held} bytes wait");
-        assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
     }
 }
 

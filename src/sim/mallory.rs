@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 pub const MALLORY: &str = "mallory";
 
 /// The ways in which a token is none.
-const FORGERIES: u64 = 12;
+const FORGERIES: u64 = 13;
+const WRONG_ISSUER: u64 = 11;
 
 fn signed(header: &Value, claims: &Value, secret: &[u8]) -> String {
     let text = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
@@ -24,6 +25,9 @@ fn signed(header: &Value, claims: &Value, secret: &[u8]) -> String {
 fn forged(client: &Client, now_s: u64, way: u64) -> String {
     let mut header = json!({"alg": "HS256", "typ": "JWT", "kid": "k"});
     let mut claims = json!({"sub": client.sub, "sid": "s.*", "iat": now_s, "exp": now_s + 60});
+    if let Some(issuer) = client.issuer {
+        claims["iss"] = json!(issuer);
+    }
     let mut secret = SECRET;
     match way {
         0 => claims["exp"] = json!(now_s.saturating_sub(100)),
@@ -37,6 +41,7 @@ fn forged(client: &Client, now_s: u64, way: u64) -> String {
         8 => claims["sub"] = json!("somebody"),
         9 => return "no token".to_owned(),
         10 => return "x".repeat(9_000),
+        WRONG_ISSUER => claims["iss"] = json!("https://id.example.evil"),
         _ => return String::new(),
     }
     signed(&header, &claims, secret)
@@ -72,7 +77,8 @@ impl World {
                 }
             }
             1..=3 => {
-                let way = self.random.below(FORGERIES);
+                let is_issued = self.features.issuer && self.random.percent(30);
+                let way = if is_issued { WRONG_ISSUER } else { self.random.below(FORGERIES) };
                 let token = forged(&self.clients[c], now_s, way);
                 let kind = if self.random.percent(50) { "rw.hello" } else { "rw.refresh" };
                 let id = self.clients[c].id.clone();
@@ -80,7 +86,7 @@ impl World {
             }
             4 => self.put(c, &mut out, "chat", &json!(1), &json!({"to": "intent:nobody"})),
             5 => self.put(c, &mut out, "chat", &json!(1), &json!({"to": "client:nobody"})),
-            6 => self.put(c, &mut out, "chat", &json!(self.now_ns), &json!({"id": "the same"})),
+            6 => (0..2).for_each(|time| self.put(c, &mut out, "chat", &json!(self.now_ns + time), &json!({"id": "the same"}))),
             7 => self.put(c, &mut out, "rw.attach", &json!({"create": false}), &json!({"session_id": "s.unknown"})),
             8 => self.put(c, &mut out, "rw.attach", &none, &none),
             9 => self.put(c, &mut out, "rw.presence.set", &json!({"data": "x".repeat(2_000)}), &none),

@@ -33,11 +33,13 @@ mod refreshes;
 mod refusals;
 mod reloads;
 mod rest;
+mod room;
 mod runs;
 mod scenarios;
 mod seen;
 mod shrink;
 mod story;
+mod tokens;
 mod visitors;
 pub(crate) mod wire;
 mod world;
@@ -127,6 +129,9 @@ fn run(spec: &Spec) -> Outcome {
                 world.run_for(wait_ms);
             }
         }
+        if world.features.asked {
+            rest::ask(&mut world, &mut random);
+        }
         if ends && random.percent(50) {
             match random.below(8) {
                 0 if spec.sabotage.is_none() => world.stop_and_start(),
@@ -136,11 +141,25 @@ fn run(spec: &Spec) -> Outcome {
         }
         happen(&mut world, &mut random, quarter, spec);
     }
-    Outcome {
-        cast,
-        plan: format!("{:?} {:?} {:?}", plan.features, plan.faults, plan.disk),
-        ..conclude(world, &mut random, drains)
-    }
+    let end = if world.features.odd && random.percent(20) {
+        End::Stop
+    } else if drains {
+        End::Drain
+    } else {
+        End::Rest
+    };
+    Outcome { cast, plan: format!("{:?} {:?} {:?}", plan.features, plan.faults, plan.disk), ..conclude(world, &mut random, end) }
+}
+
+/// How a world's time of chance ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Faults stop, and all comes to rest.
+    Rest,
+    /// The node is drained.
+    Drain,
+    /// Its shards are stopped one after the other, whatever is under way.
+    Stop,
 }
 
 /// Time leaps, settings are read again, tokens are revoked.
@@ -169,15 +188,18 @@ fn happen(world: &mut World, random: &mut Random, quarter: u64, spec: &Spec) {
     }
 }
 
-/// What a world came to: faults stop, it comes to rest or is drained, and must hold what it holds then.
-fn conclude(mut world: World, random: &mut Random, drains: bool) -> Outcome {
+/// What a world came to: faults stop, it comes to rest, is drained or stopped, and must hold what it holds then.
+fn conclude(mut world: World, random: &mut Random, end: End) -> Outcome {
     let (kills, power_cuts) = (world.kills, world.power_cuts);
     world.tell_story(|| "faults end, and all comes to rest".to_owned());
     world.mend_disks();
-    if drains {
-        rest::drain(&mut world, random);
-    } else {
-        rest::settle(&mut world);
+    if world.features.rots && end == End::Rest {
+        rest::rot(&mut world, random);
+    }
+    match end {
+        End::Rest => rest::settle(&mut world),
+        End::Drain => rest::drain(&mut world, random),
+        End::Stop => rest::stop_one_by_one(&mut world, random),
     }
     if world.oracle.violations.is_empty() {
         world.oracle.finish();

@@ -27,10 +27,14 @@ pub struct Faults {
     pub delay_us: u64,
     /// Percent of steps in which a shard stands still for a while.
     pub pauses: u64,
+    /// Percent of accepts for which the process has no descriptor left: the connection waits in the backlog.
+    pub accept_failures: u64,
+    /// Percent of sockets for which the engine's table is full.
+    pub full_tables: u64,
 }
 
 impl Faults {
-    pub const NONE: Self = Self { short_sends: 0, spurious: 0, delay_us: 0, pauses: 0 };
+    pub const NONE: Self = Self { short_sends: 0, spurious: 0, delay_us: 0, pauses: 0, accept_failures: 0, full_tables: 0 };
 }
 
 /// One TCP connection.
@@ -48,6 +52,8 @@ pub struct Socket {
     pub server_fin: bool,
     /// The server's descriptor is closed.
     pub server_closed: bool,
+    /// An engine's table holds the server's descriptor: it is closed by that engine, or given up.
+    held: bool,
     /// When that was; `u64::MAX` before.
     pub closed_ns: u64,
     pub opened_ns: u64,
@@ -58,7 +64,8 @@ pub struct Socket {
     /// Whose hello went out on it, and whether that was welcomed.
     pub user: String,
     pub welcomed: bool,
-    peer: UnixStream,
+    /// The other end of its descriptor, until that is known to be closed.
+    peer: Option<UnixStream>,
 }
 
 /// All sockets of a world.
@@ -66,6 +73,8 @@ pub struct Socket {
 pub struct Net {
     pub sockets: Vec<Socket>,
     by_fd: BTreeMap<RawFd, usize>,
+    /// Sockets whose descriptors no engine's table held when they were looked at.
+    loose: Vec<usize>,
     pub now_ns: u64,
 }
 
@@ -77,6 +86,7 @@ impl Net {
         let fd = OwnedFd::from(server);
         let socket = self.sockets.len();
         self.by_fd.insert(fd.as_raw_fd(), socket);
+        self.loose.push(socket);
         self.sockets.push(Socket {
             to_server: VecDeque::new(),
             to_client: VecDeque::new(),
@@ -85,13 +95,14 @@ impl Net {
             client_reset: false,
             server_fin: false,
             server_closed: false,
+            held: false,
             closed_ns: u64::MAX,
             opened_ns: self.now_ns,
             address,
             let_in: false,
             user: String::new(),
             welcomed: false,
-            peer,
+            peer: Some(peer),
         });
         (socket, fd)
     }
@@ -105,12 +116,21 @@ impl Net {
 
     /// Sees which descriptors were dropped outside the engines (a handover that was refused).
     pub fn notice_dropped(&mut self) {
-        for socket in self.sockets.iter_mut().filter(|socket| !socket.server_closed) {
-            if matches!(socket.peer.read(&mut [0; 8]), Ok(0)) {
+        let Self { sockets, loose, now_ns, .. } = self;
+        loose.retain(|at| {
+            let socket = &mut sockets[*at];
+            if !socket.held
+                && !socket.server_closed
+                && matches!(socket.peer.as_mut().map(|peer| peer.read(&mut [0; 8])), Some(Ok(0)))
+            {
                 socket.server_closed = true;
-                socket.closed_ns = self.now_ns;
+                socket.closed_ns = *now_ns;
             }
-        }
+            if socket.server_closed {
+                socket.peer = None;
+            }
+            !socket.held && !socket.server_closed
+        });
     }
 }
 
@@ -219,10 +239,12 @@ impl Io for SimIo<'_> {
     }
 
     fn adopt(&mut self, fd: OwnedFd) -> Result<ConnId, OwnedFd> {
-        if self.engine.open() >= self.engine.connections_max {
+        let is_full = self.faults.full_tables > 0 && self.random.percent(self.faults.full_tables);
+        if is_full || self.engine.open() >= self.engine.connections_max {
             return Err(fd);
         }
         let socket = self.net.by_fd[&fd.as_raw_fd()];
+        self.net.sockets[socket].held = true;
         let index = self.engine.free.pop().unwrap_or(self.engine.slots.len());
         let generation = self.engine.slots.get(index).map_or(1, |slot| slot.generation);
         let slot =
@@ -247,6 +269,9 @@ impl Io for SimIo<'_> {
         if slot.mode != Read::Off || slot.quiet_ns.is_some() || slot.writable_ns.is_some() {
             self.wrong.push("detach of a socket that the engine still works on".to_owned());
         }
+        let socket = slot.socket;
+        self.net.sockets[socket].held = false;
+        self.net.loose.push(socket);
         self.engine.release(conn)
     }
 
@@ -261,6 +286,7 @@ impl Io for SimIo<'_> {
         drop(self.engine.release(conn));
         let state = &mut self.net.sockets[socket];
         state.server_closed = true;
+        state.peer = None;
         state.closed_ns = self.now.mono_ns;
         // Unread input makes the kernel reset the connection, which may cost the client what was on its way.
         if !state.to_server.is_empty() && self.random.percent(50) {

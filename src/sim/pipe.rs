@@ -180,6 +180,10 @@ impl Pipe {
         Ok(())
     }
 
+    pub fn without_tls(self) -> Self {
+        Self { tls: None, ..self }
+    }
+
     /// Says who is behind the proxy that this connection comes through.
     pub fn put_ahead(&mut self, header: &[u8]) {
         self.ahead.extend(header);

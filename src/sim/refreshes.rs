@@ -2,7 +2,8 @@
 
 use super::client::What;
 use super::scenarios::{all_in, count, stage};
-use super::world::{World, token_for};
+use super::tokens::token_for;
+use super::world::World;
 use serde_json::{Value, json};
 
 /// A token for these sessions in place of the one in force.

@@ -1,17 +1,20 @@
 //! What is done to a world, and what must hold of it, when its time of chance is over: rest, drain, stop.
 
 use super::client::What;
+use super::crash::entries;
 use super::draw::roomy;
 use super::net::Faults;
 use super::random::Random;
+use super::tokens::token_id;
 use super::visitors::Visitor;
-use super::world::{World, token_id};
+use super::world::World;
 use crate::auth::{Revocation, Revocations};
 use crate::config::{Limits, Session, Settings};
 use crate::shard::port::{CONNECTIONS_PAGE_MAX, ConnectionState, PortMessage};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// The longest time, of the world's, that it may take to come to rest without faults.
 const SETTLE_MS: u64 = 120_000;
@@ -19,6 +22,10 @@ const SETTLE_MS: u64 = 120_000;
 const DEPART_MS: u64 = 10_000;
 /// The longest grace of a member, and the time to ask of it.
 const LOST_NS: u64 = 30_000_000_000;
+/// Longer than any fault keeps a shard from answering its operator.
+const ANSWERED_MS: u64 = 100;
+/// Records that go bad for a client, and one more.
+const ROTTEN_MAX: u64 = 12;
 /// A page of members.
 const ROSTER_LIMIT: usize = 3;
 
@@ -59,7 +66,7 @@ pub fn settle(world: &mut World) {
         }
     }
     let rested = world.run_until(SETTLE_MS, |world| {
-        world.clients.iter().all(|client| client.hostile() || client.is_open() && client.waiting().is_empty())
+        world.clients.iter().all(|client| client.hostile() || client.is_open() && !client.waits())
             && world.caught_up()
             && !world.visitors.iter().any(Visitor::waits)
     });
@@ -135,6 +142,67 @@ fn check_rest(world: &mut World) {
     complaints.into_iter().for_each(|complaint| world.oracle.wrong(complaint));
 }
 
+/// Shards are stopped while the others go on, take connections and hand them over.
+pub fn stop_one_by_one(world: &mut World, random: &mut Random) {
+    world.stopping = true;
+    for shard in 0..world.seats.len() {
+        world.tell(shard, PortMessage::Stop);
+        world.run_for(random.pick(&[0, 1, 5, 100]));
+    }
+}
+
+/// An operator asks a shard for its connections, for one of them, and for a sign of life; now and then the asker is gone before that is
+/// answered.
+pub fn ask(world: &mut World, random: &mut Random) {
+    let shard = random.index(world.seats.len());
+    let (reply, mut page) = oneshot::channel();
+    let limit = 1 + random.index(CONNECTIONS_PAGE_MAX);
+    world.tell(shard, PortMessage::ListConnections { from: 0, limit, reply });
+    if random.percent(50) {
+        drop(page);
+        let (reply, _) = oneshot::channel();
+        return world.tell(shard, PortMessage::Probe { reply });
+    }
+    world.run_for(ANSWERED_MS);
+    let Ok(page) = page.try_recv() else { return world.oracle.wrong("no list of connections came".to_owned()) };
+    if page.connections.len() > limit {
+        world.oracle.wrong(format!("{} connections were told, and {limit} asked for", page.connections.len()));
+    }
+    let Some(first) = page.connections.iter().find(|info| info.state == ConnectionState::Open) else { return };
+    let (reply, mut one) = oneshot::channel();
+    world.tell(shard, PortMessage::ShowConnection { connection_id: first.connection_id.clone(), reply });
+    world.run_for(ANSWERED_MS);
+    // One that was closed is remembered as well.
+    if one.try_recv().is_ok_and(|one| one.is_none()) {
+        world.oracle.wrong(format!("{} was told and is not known", first.connection_id));
+    }
+}
+
+/// Records that somebody has still to read go bad on disk: damaged for good, or not to be read.
+pub fn rot(world: &mut World, random: &mut Random) {
+    if !world.purges.is_empty() {
+        // A purge reads what it cleans.
+        return;
+    }
+    for c in 0..world.clients.len() {
+        let held: Vec<(String, u64)> = world.clients[c].held.iter().map(|(session, held)| (session.clone(), *held)).collect();
+        if held.is_empty() {
+            continue;
+        }
+        let (session, held) = random.pick(&held);
+        let home = world.home(&session);
+        let places = entries(&world.seats[home]).remove(&session).unwrap_or_default();
+        for _ in 0..random.below(ROTTEN_MAX) {
+            let (seq, is_damaged) = (held + random.between(1, 20), random.percent(50));
+            if let Some(at) = places.get(&seq) {
+                world.seats[home].engine.disk.spoil(*at, is_damaged);
+                world.tell_story(|| format!("{seq} of {session} at {at} goes bad on disk, damaged {is_damaged}"));
+                world.oracle.unreadable.insert((session.clone(), seq));
+            }
+        }
+    }
+}
+
 pub fn shut_down(world: &mut World) {
     for shard in 0..world.seats.len() {
         world.tell(shard, PortMessage::Stop);
@@ -191,7 +259,7 @@ pub fn drain(world: &mut World, random: &mut Random) {
 fn check_peers(world: &mut World) {
     let mut pages = Vec::new();
     for shard in 0..world.seats.len() {
-        let (reply, page) = tokio::sync::oneshot::channel();
+        let (reply, page) = oneshot::channel();
         world.tell(shard, PortMessage::ListConnections { from: 0, limit: CONNECTIONS_PAGE_MAX, reply });
         pages.push(page);
     }

@@ -3,7 +3,8 @@
 use super::client::{Casting, Phase, What};
 use super::disk::DiskFaults;
 use super::net::Faults;
-use super::world::{Features, Plan, World, token, token_id};
+use super::tokens::{token, token_id};
+use super::world::{Features, Plan, World};
 use crate::auth::{Revocation, Revocations};
 use crate::close::CloseReason;
 use crate::config::{Durability, Settings};

@@ -28,7 +28,7 @@ const EVENTS: [Event; 7] =
 type Simplification = (&'static str, fn(&mut Plan));
 
 /// Parts of a plan that may be left out, by name.
-const SIMPLER: [Simplification; 15] = [
+const SIMPLER: [Simplification; 21] = [
     ("proxy", |plan| {
         plan.features.proxied = false;
         plan.settings.server.proxy_protocol = false;
@@ -37,6 +37,12 @@ const SIMPLER: [Simplification; 15] = [
     ("deflate", |plan| plan.settings.deflate.enabled = false),
     ("crowd", |plan| plan.features.crowd = false),
     ("long", |plan| plan.features.long = false),
+    ("odd", |plan| plan.features.odd = false),
+    ("issuer", |plan| plan.features.issuer = false),
+    ("asked", |plan| plan.features.asked = false),
+    ("rots", |plan| plan.features.rots = false),
+    ("accept_failures", |plan| plan.faults.accept_failures = 0),
+    ("full_tables", |plan| plan.faults.full_tables = 0),
     ("pauses", |plan| plan.faults.pauses = 0),
     ("short_sends", |plan| plan.faults.short_sends = 0),
     ("spurious", |plan| plan.faults.spurious = 0),

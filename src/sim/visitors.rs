@@ -18,7 +18,26 @@ pub enum Errand {
     Silent,
     /// Sends what is no request for a WebSocket: it is refused, and ended.
     BadRequest,
+    /// The same at once again, again and again.
+    Storm,
+    /// Says what is no TLS where TLS is spoken: nothing but an alert may answer it.
+    BrokenTls,
+    /// Begins a TLS handshake and says no more: it is ended when the time for that is over.
+    StalledTls,
 }
+
+/// What begins like no handshake of TLS, or ends like none.
+const BROKEN_TLS: [&[u8]; 4] = [
+    b"GET /v1/ws HTTP/1.1\r\nHost: a\r\n\r\n",
+    // A ClientHello that is shorter than it says of itself.
+    b"\x16\x03\x01\x00\x08\x01\x00\x00\x04\x03\x03\x00\x00",
+    b"\x17\x03\x03\x00\x03abc",
+    b"\x16\x03\x01\xFF\xFF",
+];
+/// The head of a TLS record, and the first bytes of a ClientHello in it.
+const BEGUN_TLS: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01";
+/// A TLS record's kind that says what was wrong (RFC 8446 section 6).
+const ALERT: u8 = 0x15;
 
 /// Requests that are refused whatever else holds.
 const BAD_REQUESTS: [&[u8]; 9] = [
@@ -70,6 +89,7 @@ impl Visitor {
         self.visit.as_ref().is_some_and(|visit| match self.errand {
             Errand::Echo => !visit.under_way.is_empty(),
             Errand::BrokenProxyHeader | Errand::Silent | Errand::BadRequest => true,
+            Errand::Storm | Errand::BrokenTls | Errand::StalledTls => true,
         })
     }
 }
@@ -105,15 +125,17 @@ impl World {
         } else if ended {
             self.net.sockets[visit.pipe.socket].client_fin = true;
             let refusal = String::from_utf8_lossy(&visit.pipe.rx[..visit.pipe.rx.len().min(12)]).into_owned();
-            if self.visitors[v].errand == Errand::BadRequest && !visit.pipe.rx.is_empty() && !refusal.starts_with("HTTP/1.1 ") {
+            let asks_badly = matches!(self.visitors[v].errand, Errand::BadRequest | Errand::Storm);
+            if asks_badly && !visit.pipe.rx.is_empty() && !refusal.starts_with("HTTP/1.1 ") {
                 self.oracle.wrong(format!("a bad request was answered with {refusal}"));
             }
-            let odd = !visit.under_way.is_empty() && !visit.closing && !self.draining;
+            let odd = !visit.under_way.is_empty() && !visit.closing && !self.draining && !self.stopping;
             if odd {
                 self.oracle.wrong(format!("{} messages did not come back from the echo", visit.under_way.len()));
             }
             self.visitors[v].done += u64::from(self.visitors[v].errand != Errand::Echo);
-            self.visitors[v].next_ns = self.now_ns + self.random.below(400_000_000);
+            let pause_ns = if self.visitors[v].errand == Errand::Storm { 1 } else { 400_000_000 };
+            self.visitors[v].next_ns = self.now_ns + self.random.below(pause_ns);
             return true;
         }
         if due {
@@ -149,6 +171,17 @@ impl World {
                 }
                 pipe
             }
+            Errand::BrokenTls | Errand::StalledTls => {
+                let mut pipe = self.connect_plain(capacity, shard);
+                let told = if self.visitors[v].errand == Errand::BrokenTls { self.random.pick(&BROKEN_TLS) } else { BEGUN_TLS };
+                pipe.tx.extend(told);
+                pipe
+            }
+            Errand::Storm => {
+                let mut pipe = self.connect(capacity, shard);
+                pipe.tx.extend(BAD_REQUESTS[0]);
+                pipe
+            }
             Errand::BadRequest => {
                 let mut pipe = self.connect(capacity, shard);
                 if self.random.percent(20) {
@@ -169,6 +202,9 @@ impl World {
         if self.visitors[v].errand == Errand::BrokenProxyHeader {
             let told = String::from_utf8_lossy(&visit.pipe.rx).into_owned();
             return self.oracle.wrong(format!("a broken PROXY header was answered: {told}"));
+        }
+        if matches!(self.visitors[v].errand, Errand::BrokenTls | Errand::StalledTls) && visit.pipe.rx.first() != Some(&ALERT) {
+            return self.oracle.wrong(format!("what is no TLS was answered with {:?}", visit.pipe.rx));
         }
         if self.visitors[v].errand == Errand::BadRequest && visit.pipe.rx.starts_with(b"HTTP/1.1 101") {
             self.oracle.wrong("a bad request was upgraded".to_owned());

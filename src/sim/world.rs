@@ -12,7 +12,7 @@ use super::rest::Roster;
 use super::story::Story;
 use super::visitors::Visitor;
 use super::wire;
-use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet};
+use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet, TokenPolicy};
 use crate::config::Settings;
 use crate::ids::HashKey;
 use crate::io::{Event, Io, Next, Read, Shard};
@@ -25,14 +25,13 @@ use crate::shard::lanes::Mesh;
 use crate::shard::port::{Bell, Port, PortMessage, Snapshot, port};
 use crate::shard::start::REFUSED_MAX;
 use crate::time::Tick;
-use aws_lc_rs::hmac;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Who issues tokens, where that matters.
+pub const ISSUER: &str = "https://id.example";
 pub const SECRET: &[u8] = b"a secret of thirty-two bytes, ok";
 const EPOCH_WALL_MS: u64 = 1_790_000_000_000;
 /// How long after a revocation its token may still be taken somewhere.
@@ -81,6 +80,14 @@ pub struct Features {
     pub crowd: bool,
     /// Messages are so long that the log drops chunks.
     pub long: bool,
+    /// Clients now and then do what is answered otherwise than usual.
+    pub odd: bool,
+    /// Tokens are an issuer's.
+    pub issuer: bool,
+    /// An operator asks this and that, and does not always wait for the answer.
+    pub asked: bool,
+    /// Records on disk are damaged, or not read, once faults end.
+    pub rots: bool,
 }
 
 /// Caps in force, as clients know them; 0: none.
@@ -130,6 +137,8 @@ pub struct World {
     pub visitors: Vec<Visitor>,
     /// The node goes away.
     pub draining: bool,
+    /// Its shards are being stopped, whatever is under way.
+    pub stopping: bool,
     /// Tokens by their ids, users by theirs, and when each was revoked, in Unix seconds.
     pub revoked: BTreeMap<String, u64>,
     pub revoked_users: BTreeMap<String, u64>,
@@ -193,26 +202,6 @@ impl Seat {
     }
 }
 
-/// The id of a client's token.
-pub fn token_id(client: &Client) -> String {
-    format!("{}.{}", client.id, client.token_number)
-}
-
-/// An HS256 token (RFC 7519).
-pub fn token(client: &Client, now_s: u64, lifetime_s: u64) -> String {
-    token_for(client, &["s.*", "channel:c.*"], now_s, lifetime_s)
-}
-
-/// The same, for these sessions.
-pub fn token_for(client: &Client, sessions: &[&str], now_s: u64, lifetime_s: u64) -> String {
-    let header = serde_json::json!({ "alg": "HS256", "typ": "JWT", "kid": "k" });
-    let claims = serde_json::json!({ "sub": client.sub, "sid": sessions, "roles": client.roles, "iat": now_s,
-        "exp": now_s + lifetime_s, "jti": token_id(client) });
-    let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
-    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), signed.as_bytes());
-    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag))
-}
-
 impl World {
     pub fn new(seed: u64, plan: &Plan) -> Self {
         let mut random = Random::new(seed);
@@ -224,6 +213,7 @@ impl World {
             settings: Arc::new(plan.settings.clone()),
             keys: Arc::new(KeySet::new(&[material]).unwrap()),
             upgrade: UpgradePolicy { echo: true, ..UpgradePolicy::default() },
+            tokens: TokenPolicy { issuer: plan.features.issuer.then(|| ISSUER.into()), ..TokenPolicy::default() },
             tls: plan.features.tls.then(|| TlsServer::new(CERTIFICATE, KEY).unwrap()),
             ..Snapshot::default()
         });
@@ -261,6 +251,7 @@ impl World {
             inflated: 0,
             visitors: Vec::new(),
             draining: false,
+            stopping: false,
             revoked: BTreeMap::new(),
             revoked_users: BTreeMap::new(),
             rosters: BTreeMap::new(),
@@ -342,6 +333,12 @@ impl World {
             pipe.put_ahead(&wire::proxy_header(source, &mut self.random));
         }
         pipe
+    }
+
+    /// The same, of one that speaks no TLS, whatever the world speaks.
+    pub fn connect_plain(&mut self, capacity: usize, shard: usize) -> Pipe {
+        let pipe = self.connect(capacity, shard);
+        pipe.without_tls()
     }
 
     /// The same, with nothing said yet of who it is.
@@ -461,9 +458,13 @@ impl World {
             self.seats[shard].core.after_sleep();
             self.seats[shard].asleep = false;
         }
-        while self.seats[shard].engine.accepting
-            && let Some((fd, peer)) = self.seats[shard].engine.backlog.pop_front()
-        {
+        while self.seats[shard].engine.accepting && !self.seats[shard].engine.backlog.is_empty() {
+            if self.faults.accept_failures > 0 && self.random.percent(self.faults.accept_failures) {
+                let error = || std::io::Error::from_raw_os_error(libc::EMFILE);
+                self.with_io(shard, |core, io, now| core.event(io, Event::AcceptFailed(error()), now));
+                break;
+            }
+            let Some((fd, peer)) = self.seats[shard].engine.backlog.pop_front() else { break };
             news = true;
             self.with_io(shard, |core, io, now| match io.adopt(fd) {
                 Ok(conn) => core.event(io, Event::Accepted { conn, peer }, now),

@@ -1,0 +1,185 @@
+//! The log's room: what is refused without it, what goes on all the same, and how there is some again.
+
+use super::client::What;
+use super::disk::Crash;
+use super::facts::{ends_and_knows_the_same, everybody, join, leave_room, rooms, set_mood, unlimited};
+use super::scenarios::{all_in, count, finish, say, slow_down, stage_on_disk};
+use super::world::World;
+use crate::config::Durability;
+use crate::limits::CHUNK_BYTES;
+use serde_json::{Value, json};
+
+/// Bob writes until not even something short has room.
+fn fill_to_the_brim(world: &mut World) {
+    for bytes in [60_000, 100] {
+        for _ in 0..10 {
+            (0..20).for_each(|_| world.message_to(1, "s.0", &Value::Null, bytes, false));
+            assert!(world.run_until(10_000, all_in));
+        }
+    }
+}
+
+/// A log at its cap whose files hold nothing but state: what makes room has room for it.
+#[test]
+fn a_log_at_its_cap_makes_room_when_retention_lets_it() {
+    for durability in [Durability::Memory, Durability::Written, Durability::Synced] {
+        at_its_cap(durability);
+    }
+}
+
+fn at_its_cap(durability: Durability) {
+    let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
+        unlimited(settings);
+        settings.log.durability = durability;
+        settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
+        settings.log.retention_age_s = 30;
+        settings.session.history_messages = 1_000_000;
+        settings.session.dedupe_ms = 1_000;
+    });
+    for room in 0..100 {
+        join(&mut world, 0, &format!("{room:03}-{}", "r".repeat(124)));
+    }
+    assert!(world.run_until(10_000, all_in));
+    fill_to_the_brim(&mut world);
+    let full = count(&world, 1, "limit.disk");
+    assert!(full > 0, "never full");
+    // Nobody gets in between with what is no message either.
+    for _ in 0..100 {
+        for _ in 0..5 {
+            join(&mut world, 0, "den");
+            leave_room(&mut world, 0, "den");
+            set_mood(&mut world, 0, json!("x".repeat(1_000)));
+            world.command(0, "rw.received", "s.0", json!({"seq": 1}), What::Silent);
+        }
+        assert!(world.run_until(10_000, all_in));
+    }
+    assert!(count(&world, 0, "limit.disk") > 0);
+    assert!(world.seats[0].counters.log_segments.get() <= 6);
+    let head = world.bounds("s.0").1;
+    world.run_for(40_000);
+    world.end_link(0, true);
+    assert!(world.run_until(20_000, all_in));
+    let refused = count(&world, 1, "limit.disk");
+    say(&mut world, 1, 3);
+    assert!(world.run_until(5_000, all_in));
+    assert_eq!((count(&world, 1, "limit.disk"), world.bounds("s.0").1), (refused, head + 3));
+    assert_eq!(rooms(&world, "ana").len(), 100);
+    ends_and_knows_the_same(&mut world);
+    assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
+}
+
+/// Whoever comes to a log that takes nothing is let in, to read; and the log has it when it takes something again.
+#[test]
+fn who_comes_to_a_log_without_room_is_let_in_and_kept_once_there_is_some() {
+    let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
+        unlimited(settings);
+        settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
+        settings.log.retention_age_s = 30;
+        settings.session.history_messages = 1_000_000;
+        settings.session.dedupe_ms = 60_000;
+    });
+    fill_to_the_brim(&mut world);
+    assert!(count(&world, 1, "limit.disk") > 0, "never full");
+    let records = world.seats[0].counters.log_state_records.get();
+    for _ in 0..20 {
+        world.end_link(0, true);
+        assert!(world.run_until(20_000, |world| world.clients[0].is_open()));
+    }
+    for (sub, home) in [("cleo", "s.0"), ("dan", "s.9")] {
+        let roles: &[&str] = &[];
+        let (echo, acks, hostile, slow) = (false, true, false, false);
+        world.cast(&super::client::Casting { sub, tab: "", roles, home, echo, acks, hostile, slow });
+    }
+    assert!(world.run_until(5_000, |world| world.clients.iter().all(super::client::Client::is_open)));
+    assert_eq!(world.seats[0].counters.log_state_records.get(), records, "nothing of it comes into the log");
+    // Nor is a room that the log does not know of confirmed.
+    let asked = vec!["attic".to_owned()];
+    world.command(2, "rw.attach", "s.1", json!({"rooms": ["attic"]}), What::Attach { asked, resume: None });
+    world.command(2, "rw.join", "s.1", json!({"room": "attic"}), What::Other("rw.joined"));
+    assert!(world.run_until(5_000, |world| count(world, 2, "rw.attached") + count(world, 2, "limit.disk") == 2));
+    world.message_to(3, "s.9", &Value::Null, 60_000, false);
+    join(&mut world, 2, "den");
+    assert!(world.run_until(5_000, |world| count(world, 3, "limit.disk") + count(world, 2, "limit.disk") == 3));
+    world.run_for(45_000);
+    world.end_link(0, true);
+    assert!(world.run_until(20_000, all_in));
+    join(&mut world, 2, "den");
+    world.message_to(3, "s.9", &Value::Null, 60_000, false);
+    assert!(world.run_until(10_000, all_in));
+    let before = everybody(&world);
+    world.crash(Crash::Kill);
+    before.into_iter().enumerate().for_each(|(shard, known)| world.same_members(shard, known));
+    assert!(world.run_until(20_000, all_in));
+    world.run_for(1_000);
+    assert_eq!(rooms(&world, "cleo"), ["den"]);
+    // Its repeat is known.
+    let head = world.bounds("s.9").1;
+    let past = world.clients[3].past.back().unwrap().clone();
+    world.send_past(3, &past);
+    assert!(world.run_until(10_000, all_in));
+    assert_eq!((world.bounds("s.9").1, head > 0), (head, true));
+    assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
+}
+
+/// What of members the log has no room for is lost by a stop as by a crash: the epochs tell.
+#[test]
+fn a_stop_over_a_log_without_room_is_not_one_in_good_order() {
+    let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
+        unlimited(settings);
+        settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
+        settings.session.history_messages = 1_000_000;
+    });
+    fill_to_the_brim(&mut world);
+    let roles: &[&str] = &[];
+    let (echo, acks, hostile, slow) = (false, true, false, false);
+    world.cast(&super::client::Casting { sub: "cleo", tab: "", roles, home: "s.0", echo, acks, hostile, slow });
+    assert!(world.run_until(5_000, |world| world.clients[2].is_open()));
+    world.stop_and_start();
+    assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
+}
+
+/// Messages come before the first file is there, more than the files that there may be have room for.
+#[test]
+fn a_log_takes_no_more_before_its_first_file_than_its_share() {
+    let mut world = stage_on_disk(1, 2_000_000, &["ana", "bob"], |settings| {
+        unlimited(settings);
+        settings.log.max_bytes = 4 * CHUNK_BYTES as u64;
+        settings.session.history_messages = 1_000_000;
+    });
+    assert_eq!(world.seats[0].counters.log_segments.get(), 0, "the first file is there");
+    (0..100).for_each(|_| world.message_to(1, "s.0", &Value::Null, 60_000, false));
+    world.run_for(500);
+    slow_down(&mut world, 100);
+    assert!(world.run_until(20_000, all_in), "{:?}", world.clients[1].waiting().len());
+    assert!(count(&world, 1, "limit.disk") > 0);
+    world.run_for(5_000);
+    finish(&mut world);
+}
+
+/// A log that takes nothing at all: it is bounded what waits for it, and nothing that was answered is lost.
+#[test]
+fn while_the_log_takes_nothing_what_waits_for_it_is_bounded() {
+    for durability in [Durability::Written, Durability::Memory] {
+        let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
+            unlimited(settings);
+            settings.log.durability = durability;
+            settings.limits.connection_lifetime_s = 0;
+        });
+        slow_down(&mut world, 360_000_000_000);
+        let memory = |world: &World| world.seats[0].core.memory_held();
+        let before = memory(&world);
+        for _ in 0..120 {
+            for round in 0..25 {
+                let room = format!("{round}-{}", "r".repeat(120));
+                world.command(0, "rw.join", "s.0", json!({"room": room}), What::Other("rw.joined"));
+                world.command(0, "rw.leave", "s.0", json!({"room": room}), What::Other("rw.left"));
+                world.command(0, "rw.presence.set", "s.0", json!({"data": "x".repeat(1_000)}), What::Other("rw.presence.ok"));
+                world.command(0, "rw.received", "s.0", json!({"seq": round}), What::Silent);
+            }
+            (0..300).for_each(|_| _ = world.step());
+        }
+        let held = memory(&world) - before;
+        assert!(held < 24 << 20, "{durability:?}: {held} bytes wait");
+        assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
+    }
+}
