@@ -189,6 +189,8 @@ impl Core {
         let session = member.session;
         self.keep_session_first(session, now);
         self.keep_member(key, now);
+        // What it told of itself is among that.
+        self.hold_answers(key);
     }
 
     /// The first message of a member, whose ids count from now on, which a start must know of somebody: what the log lacks of the sender is
@@ -197,11 +199,12 @@ impl Core {
     pub(super) fn name_sender(
         &mut self,
         session: SessionKey,
-        member: Option<MemberKey>,
+        member: MemberKey,
         envelope: &Envelope<'_>,
         now: Tick,
     ) -> Option<(ErrorCode, &'static str)> {
-        let member = member.filter(|key| self.sessions.members.get(*key).is_some_and(|member| member.owed & WHOLE != 0))?;
+        // Ids that come to a channel are its shard's, whoever reads it.
+        self.sessions.sessions.get(session).filter(|session| !session.channel)?;
         let refused = self.log_refuses_record(self.level_of(session), record_bytes(envelope) + 2 * STATE_RECORD_BYTES_MAX);
         if refused.is_none() {
             self.write_whole(member, now);

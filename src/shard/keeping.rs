@@ -80,6 +80,7 @@ impl Core {
                 Some(self.keep(kind, session, seq, sender, ts_ms, &body))
             }
             Err(error) => {
+                debug_assert!(false, "{kind:?}: {error}");
                 tracing::error!(shard = self.shard, ?kind, %error, "a state could not be kept in the log");
                 None
             }

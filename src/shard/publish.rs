@@ -3,6 +3,7 @@
 use super::conn::{Paging, Waiting};
 use super::core::Core;
 use super::counters::DropReason;
+use super::gauges::WHOLE;
 use super::inbound::RETRY_AFTER_MS;
 use super::lanes::{LaneMessage, Passing};
 use super::replies::AT_ONCE;
@@ -150,6 +151,15 @@ impl Core {
         }
         let session = entry.session;
         let client = entry.entitlements.client;
+        if entry.used.is_none() && entry.owed & WHOLE != 0 && !envelope.ephemeral {
+            let client_id = entry.client_id.clone();
+            if let Some((code, message)) = self.name_sender(session, member, envelope, now) {
+                let origin =
+                    Origin { place, client_id: &client_id, client, acks: self.wants_acks(place), number: self.number_of(place) };
+                return self.refuse_place(&origin, &refusal_of(envelope, code, message, ""));
+            }
+        }
+        let Some(entry) = self.sessions.members.get_mut(member) else { return };
         let client_id = std::mem::take(&mut entry.client_id);
         let acks = self.wants_acks(place);
         let origin = Origin { place, client_id: &client_id, client, acks, number: self.number_of(place) };
@@ -212,14 +222,7 @@ impl Core {
             Some(member) => self.sessions.members.get(member).and_then(|member| member.used.as_deref()),
             None => Some(&self.posted),
         };
-        let seen = match used {
-            Some(used) => used.look_up(id_hash, low(content), now.mono_ms(), limits),
-            None => match self.name_sender(session, member, envelope, now) {
-                Some((code, message)) => return self.refuse_place(origin, &refusal_of(envelope, code, message, "")),
-                None => Seen::New,
-            },
-        };
-        match seen {
+        match used.map_or(Seen::New, |used| used.look_up(id_hash, low(content), now.mono_ms(), limits)) {
             Seen::New => {}
             Seen::Same { seq } => {
                 self.counters.duplicates.increment();

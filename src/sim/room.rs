@@ -183,3 +183,23 @@ fn while_the_log_takes_nothing_what_waits_for_it_is_bounded() {
         assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
     }
 }
+
+/// Who came before there was room is known to the log with the first word that it takes: by a start, too.
+#[test]
+fn who_speaks_to_a_log_that_did_not_know_of_it_is_known_from_then_on() {
+    let mut world = stage_on_disk(1, 2_000_000, &["ana"], |settings| settings.log.durability = Durability::Memory);
+    let asked = vec!["den".to_owned()];
+    world.seats[0].engine.disk.faults.full = 100;
+    world.run_for(2_500);
+    slow_down(&mut world, 100);
+    world.command(0, "rw.attach", "s.1", json!({"rooms": ["den"]}), What::Attach { asked, resume: None });
+    assert!(world.run_until(1_000, |world| count(world, 0, "rw.attached") == 1));
+    world.message_to(0, "s.1", &Value::Null, 10, false);
+    world.run_for(10);
+    world.seats[0].engine.disk.faults.full = 0;
+    assert!(world.run_until(10_000, all_in));
+    world.run_for(3_000);
+    world.crash(Crash::Kill);
+    let known = world.seats[0].core.members_known();
+    assert_eq!(known[&("s.1".to_owned(), "ana".to_owned())].rooms, ["den"]);
+}
