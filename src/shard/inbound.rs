@@ -1,6 +1,7 @@
 //! The way in, one page: bytes, frames, messages; and the end of a connection.
 
 use super::conn::{Closing, Phase};
+use super::contained::contained;
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
 use super::rate::Rate;
@@ -15,7 +16,6 @@ use crate::time::Tick;
 use crate::ws::decoder::{Item, Limits as FrameLimits, Payload};
 use crate::ws::deflate::Inflater;
 use crate::ws::{Opcode, encoder};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Plaintext that one call takes out of TLS before it is handled.
 const PLAIN_BYTES: usize = 64 * 1024;
@@ -576,76 +576,7 @@ impl Core {
     }
 }
 
-/// Runs what reads one connection's bytes; a panic in it is that connection's end and no other's.
-pub(super) fn contained<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let done = work();
-        #[cfg(test)]
-        faults::strike(std::any::type_name::<T>());
-        done
-    }));
-    #[cfg(test)]
-    faults::note(outcome.is_err());
-    outcome
-}
-
 /// What a refusal for lack of room tells the client to wait.
 pub(super) const RETRY_AFTER_MS: u64 = 500;
 /// The inflated message's buffer is kept up to this.
 const POOL_INFLATED_BYTES: usize = 128 * 1024;
-
-/// A bug in decoding, for tests only: a panic once the work has left its traces in what it was lent.
-#[cfg(test)]
-pub mod faults {
-    use std::cell::Cell;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    /// In place of a result's type: its call is panicking.
-    const STRUCK: &str = "struck";
-
-    thread_local! {
-        static PLAN: Cell<(&str, u32)> = const { Cell::new(("", 0)) };
-        /// Panics of this thread that no test has put there.
-        static UNPLANNED: Cell<usize> = const { Cell::new(0) };
-    }
-    /// The same of all threads.
-    static UNPLANNED_ANYWHERE: AtomicUsize = AtomicUsize::new(0);
-
-    /// The so many-th contained call of this thread from now on panics, of those whose result's type bears this name.
-    pub fn panic_in(result: &'static str, calls: u32) {
-        PLAN.set((result, calls));
-    }
-
-    /// Whether that panic is still to come.
-    pub fn pending() -> bool {
-        PLAN.get().1 > 0
-    }
-
-    /// Panics of this thread that no test has put there, since this was asked last.
-    pub fn take_unplanned() -> usize {
-        UNPLANNED.take()
-    }
-
-    /// Panics of all threads that no test has put there.
-    pub fn unplanned_anywhere() -> usize {
-        UNPLANNED_ANYWHERE.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn note(panicked: bool) {
-        let was_planned = matches!(PLAN.get(), (STRUCK, _));
-        if was_planned {
-            PLAN.set(("", 0));
-        } else if panicked {
-            UNPLANNED.set(UNPLANNED.get() + 1);
-            UNPLANNED_ANYWHERE.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    pub(super) fn strike(result: &str) {
-        let (wanted, left) = PLAN.get();
-        if left > 0 && result.contains(wanted) {
-            PLAN.set((if left > 1 { wanted } else { STRUCK }, left - 1));
-            assert!(left > 1, "a decoder's bug, put here by a test");
-        }
-    }
-}

@@ -16,6 +16,7 @@ mod awaiting;
 mod commands;
 mod compacting;
 pub mod conn;
+pub mod contained;
 pub mod core;
 pub mod counters;
 #[cfg(test)]

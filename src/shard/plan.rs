@@ -1,8 +1,8 @@
 //! What a connection is to be sent now: its queue, then what its cursors have before them, in the order of each session.
 
 use super::conn::{Conn, Paging, Phase, Slot, Waiting};
+use super::contained::contained;
 use super::core::Core;
-use super::inbound::contained;
 use super::outbound::{Outbound, Piece, Source, has_more};
 use super::replies::enqueue;
 use crate::close::CloseReason;
