@@ -171,7 +171,12 @@ impl Core {
         if let Some((code, message)) = known.and_then(|session| self.name_session(session, envelope, now)) {
             return Err(refusal_of(envelope, code, message, ""));
         }
-        let session = known.unwrap_or_else(|| self.make_session(session_id, hash, maker, now));
+        let session = known.unwrap_or_else(|| {
+            let made = self.make_session(session_id, hash, maker, now);
+            // Its name is in the log before its first message though the log is behind: there is room for both, as was asked.
+            self.keep_session_first(made, now);
+            made
+        });
         let entry = self.sessions.sessions.get(session).map(|entry| (session, entry.stream, entry.epoch_number));
         entry.ok_or_else(|| refusal_of(envelope, ErrorCode::InternalUnavailable, "the channel is gone: try again", "/to"))
     }

@@ -156,6 +156,29 @@ fn a_log_takes_no_more_before_its_first_file_than_its_share() {
     finish(&mut world);
 }
 
+/// A post makes its channel while more than a little waits for the disk: what it was answered is true of a start, too.
+#[test]
+fn a_channel_that_a_post_makes_is_named_to_a_log_that_is_behind() {
+    for durability in [Durability::Memory, Durability::Written, Durability::Synced] {
+        let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
+            unlimited(settings);
+            settings.log.durability = durability;
+        });
+        slow_down(&mut world, 10_000_000);
+        (0..200).for_each(|_| world.message_to(1, "s.0", &Value::Null, 60_000, false));
+        world.run_for(1_900);
+        world.message_to(0, "s.0", &json!("channel:c.0"), 40, false);
+        world.run_for(20);
+        assert_eq!(world.appended("channel:c.0"), 1, "{durability:?}: it was not taken");
+        slow_down(&mut world, 100);
+        assert!(world.run_until(30_000, all_in), "{durability:?}: {:?}", world.clients[0].waiting());
+        world.run_for(3_000);
+        world.crash(Crash::Kill);
+        assert_eq!(world.bounds("channel:c.0").1, 1, "{durability:?}");
+        assert!(world.oracle.violations.is_empty(), "{durability:?}: {:?}", world.oracle.violations);
+    }
+}
+
 /// A log that takes nothing at all: it is bounded what waits for it, and nothing that was answered is lost.
 #[test]
 fn while_the_log_takes_nothing_what_waits_for_it_is_bounded() {
