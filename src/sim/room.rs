@@ -172,7 +172,8 @@ fn a_channel_that_a_post_makes_is_named_to_a_log_that_is_behind() {
         assert_eq!(world.appended("channel:c.0"), 1, "{durability:?}: it was not taken");
         slow_down(&mut world, 100);
         assert!(world.run_until(30_000, all_in), "{durability:?}: {:?}", world.clients[0].waiting());
-        world.run_for(3_000);
+        // The write under way is over.
+        world.run_for(12_000);
         world.crash(Crash::Kill);
         assert_eq!(world.bounds("channel:c.0").1, 1, "{durability:?}");
         assert!(world.oracle.violations.is_empty(), "{durability:?}: {:?}", world.oracle.violations);
