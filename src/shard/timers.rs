@@ -3,7 +3,7 @@
 //! A deadline is worked out from when something began and the settings of now, each time that it is looked at. What waits under settings
 //! that are in force no more is looked at anew when others come ([`Core::look_anew`]).
 
-use super::conn::{Closing, Conn, Phase};
+use super::conn::{Conn, Phase};
 use super::core::{Core, Timer};
 use super::counters::LimitReached;
 use super::replies::enqueue;
@@ -87,12 +87,12 @@ impl Core {
             heartbeat_ms(conn, settings, awake_ms).min(patience_ms).min(paused_ms(conn, now))
         };
         match &conn.phase {
-            Phase::Closing(closing) => close_ms(closing, settings),
+            Phase::Closing(closing) => close_ms(closing.since_ms, settings, awake_ms),
             Phase::Proxy(_) | Phase::Head(_) | Phase::Hello | Phase::HandingOver(_) => {
                 handshake_deadline_ms(conn, settings, awake_ms)
             }
             Phase::Echo => of_any(),
-            Phase::Open if let Some(leaving) = &conn.leaving => leaving.since_ms + settings.limits.close_ms,
+            Phase::Open if let Some(leaving) = &conn.leaving => close_ms(leaving.since_ms, settings, awake_ms),
             Phase::Open => of_any().min(lifetime_ms(conn, settings)),
         }
     }
@@ -110,7 +110,7 @@ impl Core {
         let Some(conn) = self.conn(id) else { return };
         match &conn.phase {
             Phase::Closing(closing) => {
-                if close_ms(closing, settings) <= now_ms {
+                if close_ms(closing.since_ms, settings, self.awake_since_ms) <= now_ms {
                     self.counters.limit_reached(LimitReached::CloseTime);
                     return self.drop_conn(io, id, now);
                 }
@@ -121,7 +121,7 @@ impl Core {
                 }
             }
             Phase::Open if let Some(leaving) = &conn.leaving => {
-                if leaving.since_ms + settings.limits.close_ms <= now_ms {
+                if close_ms(leaving.since_ms, settings, self.awake_since_ms) <= now_ms {
                     return self.stop_leaving(io, id, now);
                 }
             }
@@ -228,8 +228,9 @@ fn ms(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-const fn close_ms(closing: &Closing, settings: &Settings) -> u64 {
-    closing.since_ms + settings.limits.close_ms
+/// What ends since then, answered first or not, has until then.
+fn close_ms(since_ms: u64, settings: &Settings, awake_ms: u64) -> u64 {
+    since_ms.max(awake_ms) + settings.limits.close_ms
 }
 
 fn handshake_deadline_ms(conn: &Conn, settings: &Settings, awake_ms: u64) -> u64 {
