@@ -452,6 +452,17 @@ impl Core {
         self.stopping = true;
         self.stop_until_ms = now.mono_ms() + STOP_DISK_MS;
     }
+
+    /// Other shards handed these over before they heard of the stop: this turn's flush has told them.
+    fn drop_late<I: Io>(&mut self, io: &mut I, now: Tick) {
+        if self.conns_count == 0 {
+            return;
+        }
+        let ids: Vec<ConnId> = self.conns.iter().flatten().map(|conn| conn.id).collect();
+        for id in ids {
+            self.drop_conn(io, id, now);
+        }
+    }
 }
 
 impl Shard for Core {
@@ -543,6 +554,9 @@ impl Core {
         self.write_log(io, now);
         busy |= self.flush(io, now, crate::limits::SENDS_PER_TURN_MAX);
         self.end_doomed(io, now);
+        if self.stopping {
+            self.drop_late(io, now);
+        }
         self.free_left(io);
         self.send_pulls(io);
         busy |= self.index_segments(io, now);

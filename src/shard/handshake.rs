@@ -310,12 +310,7 @@ impl Core {
         let Ok(id) = io.adopt(fd) else {
             self.counters.limit_reached(LimitReached::Connections);
             self.counters.closed(CloseReason::HandoverRefused);
-            self.admission.leave_node();
-            self.admission.leave_user(handover.grant.subject());
-            if handover.admitted {
-                self.admission.leave_address(handover.peer);
-            }
-            return;
+            return self.uncount(&handover);
         };
         self.counters.taken_over.increment();
         let mut conn = Conn::new(id, handover.serial, handover.peer, Phase::Hello, handover.accepted_ms);
@@ -349,8 +344,9 @@ impl Core {
             self.refuse_with(id, head, auth_code(&error), &error.to_string(), Some("/payload/auth_token"));
             return self.close(io, id, error.close_reason(), now);
         }
-        if self.draining {
-            return self.close(io, id, CloseReason::Draining, now);
+        if self.stopping || self.draining {
+            let reason = if self.stopping { CloseReason::Shutdown } else { CloseReason::Draining };
+            return self.close(io, id, reason, now);
         }
         self.open(io, id, request, now);
         if !handover.rest.is_empty() {
@@ -358,6 +354,15 @@ impl Core {
         }
         if handover.ended {
             self.on_ended(io, id, None, now);
+        }
+    }
+
+    /// A connection between two shards has ended: it is not counted any more.
+    pub(super) fn uncount(&self, handover: &Handover) {
+        self.admission.leave_node();
+        self.admission.leave_user(handover.grant.subject());
+        if handover.admitted {
+            self.admission.leave_address(handover.peer);
         }
     }
 

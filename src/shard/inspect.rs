@@ -2,6 +2,7 @@
 
 use super::conn::{Attachment, Conn, Paging, Phase, Slot};
 use super::core::Core;
+use super::lanes::{Class, LaneMessage};
 use crate::close::CloseReason;
 use crate::ids::{ConnId, Map};
 use crate::limits::{ENDED_STAYS_PER_MEMBER_MAX, ENDED_STAYS_PER_ROOM_MAX, ROOMS_PER_CLIENT_MAX, TURNED_AWAY_MAX};
@@ -174,6 +175,26 @@ impl Core {
             (stream.index.first()..=stream.index.head()).filter_map(|seq| place(stream, seq)).collect()
         };
         streams.map(|stream| (stream.session_id.to_string(), entries(stream))).collect()
+    }
+
+    /// Whether a connection is here no more, or the gateway has begun to close it.
+    pub fn has_closed(&self, id: ConnId) -> bool {
+        self.conn(id).is_none_or(|conn| matches!(conn.phase, Phase::Closing(_)))
+    }
+
+    /// This shard has stopped: what is on its way to it, or waits here for a lane, goes with the process. Connections among that count no
+    /// more from now on; how many those were.
+    pub fn forget_undelivered(&mut self) -> usize {
+        let mut undelivered: Vec<LaneMessage> = self.lane_backlog.iter_mut().flat_map(std::mem::take).collect();
+        for from in 0..self.mesh.shards() {
+            // Sockets change shards among what is not data.
+            undelivered.extend(std::iter::from_fn(|| self.mesh.pop(from, self.shard, Class::Control)));
+        }
+        let handovers = undelivered.iter().filter_map(|message| match message {
+            LaneMessage::Handover(handover) => Some(handover),
+            _ => None,
+        });
+        handovers.map(|handover| self.uncount(handover)).count()
     }
 
     /// Connections in the table.

@@ -212,6 +212,11 @@ pub fn shut_down(world: &mut World) {
     if world.seats.iter().any(|seat| !seat.stopped) || left.iter().any(|open| *open > 0) {
         world.oracle.wrong(format!("after the stop sockets are left: {left:?}"));
     }
+    // A shard that stops first is handed connections by those that have not: they end with the process.
+    let undelivered: usize = world.seats.iter_mut().map(|seat| seat.core.forget_undelivered()).sum();
+    if undelivered > 0 && !world.stopping {
+        world.oracle.wrong(format!("{undelivered} connections were on their way when all was at rest"));
+    }
     let counted = world.admission.still_counted();
     if counted != [0; 4] {
         world.oracle.wrong(format!("after the stop connections, addresses, half-open ones and users are counted: {counted:?}"));
