@@ -484,8 +484,24 @@ impl World {
         self.clients[c].away_until = self.now_ns + DOUBT_NS + self.random.below(most);
     }
 
-    /// A client says its last word: nothing more is sent, and what was is to be answered.
+    /// Whether the gateway has begun to close a client's connection, or has closed it.
+    fn is_closed(&self, c: usize) -> bool {
+        let Some(link) = &self.clients[c].link else { return true };
+        let socket = link.pipe.socket;
+        self.net.sockets[socket].server_closed
+            || self.seats.iter().any(|seat| {
+                let held = seat.engine.slots.iter().position(|slot| slot.socket == socket && slot.fd.is_some());
+                held.is_some_and(|index| seat.core.has_closed(seat.engine.id(index)))
+            })
+    }
+
+    /// A client says its last word: nothing more is sent, and what was is to be answered, unless the gateway has closed before; whoever
+    /// reads too slowly does not hear of that.
     pub fn bid_farewell(&mut self, c: usize, code: Option<u16>) {
+        if self.is_closed(c) {
+            self.link(c).phase = Phase::Closing;
+            return;
+        }
         let close_ms = self.snapshot.settings.limits.close_ms;
         let farewell = Farewell { at_ns: self.now_ns, close_ms, code, ends: self.kills + self.power_cuts };
         let link = self.link(c);
