@@ -1,11 +1,16 @@
 //! Ends that seeds came to, in a scenario of its own each: readers that waited for ever, were closed again and again, or were held
-//! to a time in which the gateway itself stood still; and lists of a room's members as the oracle judges them.
+//! to a time in which the gateway itself stood still; what comes to a shard that has stopped; and lists of a room's members and last words
+//! as the oracle judges them.
 
 use super::bounds::pass;
 use super::client::{Casting, Phase, What};
-use super::scenarios::{all_in, count, fill, finish, say, stage, stage_on_disk};
+use super::rest::shut_down;
+use super::scenarios::{all_in, count, fill, finish, say, slow_down, stage, stage_on_disk};
+use super::tokens::token_for;
 use super::world::World;
 use crate::close::CloseReason;
+use crate::shard::counters::LimitReached;
+use crate::shard::port::PortMessage;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -353,4 +358,110 @@ fn who_is_not_answered_for_want_of_memory_on_another_shard_is_closed() {
     hold_to(&mut world, 64 << 20);
     assert!(world.run_until(10_000, all_in), "{:?}", world.clients[0].waiting());
     finish(&mut world);
+}
+
+/// Ana's new token covers no session that she is in: she is closed (4403), and does not read of it.
+fn lose_all(world: &mut World) {
+    stuff(world, 0);
+    let auth_token = token_for(&world.clients[0], &["s.5"], world.now().wall_s(), 600);
+    world.command(0, "rw.refresh", "s.0", json!({"auth_token": auth_token}), What::Other("rw.refreshed"));
+    world.run_for(50);
+    assert!(world.link(0).close_code.is_none());
+}
+
+#[test]
+fn a_standstill_leaves_a_connection_the_time_for_its_end() {
+    let mut world = stage(1, 10_000, &["ana"]);
+    lose_all(&mut world);
+    world.now_ns += 30_000_000_000;
+    loosen(&mut world, 0);
+    world.run_for(300);
+    let late = world.seats[0].counters.limit_count(LimitReached::CloseTime);
+    let told = world.clients[0].link.as_ref().and_then(|link| link.close_code);
+    assert_eq!((told, late), (Some(4403), 0));
+    assert_eq!(std::mem::take(&mut world.oracle.violations), ["ana was closed with Some(4403)"]);
+}
+
+/// What waits for its place in the order, or for the disk, of one that ends is answered behind the standstill too.
+#[test]
+fn a_standstill_leaves_the_time_for_what_was_sent_before_a_close_frame() {
+    let mut world = stage_on_disk(1, 300, &["ana"], |_| {});
+    slow_down(&mut world, 200_000);
+    let acks = count(&world, 0, "rw.ack");
+    world.message_to(0, "s.0", &Value::Null, 50, false);
+    world.leave(0);
+    world.run_for(3);
+    world.now_ns += 30_000_000_000;
+    assert!(world.run_until(2_000, |world| world.clients[0].link.is_none()));
+    let late = world.seats[0].counters.limit_count(LimitReached::CloseTime);
+    assert_eq!((count(&world, 0, "rw.ack") - acks, world.clients[0].closes.get(&1000), late), (1, Some(&1), 0));
+}
+
+/// Closed before for a reason that she did not come to read, ana is owed nothing for what she says then; otherwise she is.
+#[test]
+fn a_last_word_is_judged_where_the_gateway_had_not_closed_before() {
+    for is_closed in [true, false] {
+        let mut world = stage(1, 10_000, &["ana"]);
+        world.configure(|snapshot| {
+            let mut settings = (*snapshot.settings).clone();
+            settings.limits.close_ms = 10;
+            snapshot.settings = Arc::new(settings);
+        });
+        if is_closed {
+            lose_all(&mut world);
+            loosen(&mut world, 0);
+        }
+        world.command(0, "rw.ping", "s.0", json!({}), What::Ping { acked_max: 0 });
+        world.leave(0);
+        assert!(world.run_until(1_000, |world| world.clients[0].link.is_none()));
+        let answered = (count(&world, 0, "rw.pong"), world.farewells, world.clients[0].closes.len());
+        assert_eq!(answered, if is_closed { (0, 0, 0) } else { (1, 1, 1) });
+        assert_eq!(world.oracle.violations, Vec::<String>::new());
+    }
+}
+
+/// Bob comes to one shard, and his session is at home on another, which is told to stop before it has heard of him.
+fn hand_to_stopped(world: &mut World, is_slow: bool) -> usize {
+    let session = sessions_elsewhere(world).remove(0);
+    let there = world.home(&session);
+    if is_slow {
+        let ana = come(world, "ana", &session);
+        assert!(world.run_until(5_000, all_in));
+        slow_down(world, 1_000_000);
+        world.message_to(ana, &session, &Value::Null, 50, false);
+        world.run_for(20);
+    }
+    world.stopping = true;
+    world.tell(there, PortMessage::Stop);
+    world.run_for(20);
+    assert_eq!(world.seats[there].stopped, !is_slow);
+    let before = world.seats.iter().map(|seat| seat.counters.handed_over.get()).sum::<u64>();
+    let bob = come(world, "bob", &session);
+    world.clients[bob].away_until = 0;
+    while world.seats.iter().map(|seat| seat.counters.handed_over.get()).sum::<u64>() == before {
+        assert!(world.run_until(5_000, |world| world.clients[bob].link.is_some()));
+        world.run_for(5);
+    }
+    bob
+}
+
+#[test]
+fn a_connection_on_its_way_to_a_shard_that_has_stopped_ends_with_the_process() {
+    let mut world = stage(2, 10_000, &["eve"]);
+    let bob = hand_to_stopped(&mut world, false);
+    world.run_for(100);
+    assert!(!world.clients[bob].is_open());
+    assert_eq!(world.admission.connections(), 2);
+    shut_down(&mut world);
+    assert_eq!(world.oracle.violations, Vec::<String>::new());
+}
+
+#[test]
+fn who_is_handed_to_a_shard_that_stops_is_told_so() {
+    let mut world = stage_on_disk(2, 300, &["eve"], |_| {});
+    let bob = hand_to_stopped(&mut world, true);
+    assert!(world.run_until(500, |world| world.clients[bob].closes.contains_key(&1001)));
+    assert_eq!((count(&world, bob, "rw.welcome"), closed(&world, &[CloseReason::Shutdown])), (0, 2));
+    shut_down(&mut world);
+    assert_eq!(world.oracle.violations, Vec::<String>::new());
 }
