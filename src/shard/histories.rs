@@ -191,6 +191,11 @@ impl Histories {
             + self.reads
     }
 
+    /// Nothing is to be done for a page in this turn, and nothing was.
+    fn is_idle(&self) -> bool {
+        self.looks == LOOKS_PER_TURN && self.begun.is_empty() && self.thirsty.is_empty() && self.turns.is_empty()
+    }
+
     /// Has the pages begin for which there is room.
     fn begin(&mut self) {
         while self.under_way < UNDER_WAY_MAX
@@ -254,6 +259,9 @@ impl Core {
 
     /// Goes on with pages, as far as a turn may; true if there is more to do.
     pub(super) fn serve_histories<I: Io>(&mut self, io: &mut I) -> bool {
+        if self.histories.is_idle() {
+            return false;
+        }
         self.histories.read_on();
         loop {
             self.histories.begin();

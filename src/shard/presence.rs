@@ -35,6 +35,11 @@ struct Budget {
 impl Budget {
     const TURN: Self = Self { told: TOLD_PER_TURN_MAX, looks: LOOKS_PER_TURN_MAX, spares_full_lanes: true, is_lane_full: false };
     const ALL: Self = Self { told: usize::MAX, looks: usize::MAX, spares_full_lanes: false, is_lane_full: false };
+
+    /// This turn has told or looked at anybody.
+    const fn is_used(&self) -> bool {
+        self.looks < LOOKS_PER_TURN_MAX
+    }
 }
 
 /// A member whose watchers are told what it told of itself last.
@@ -144,6 +149,9 @@ impl Core {
 
     /// Goes on with what members tell of themselves, as far as a turn may: whether there is more to do, and whether a lane is full for it.
     pub(super) fn serve_tellings(&mut self) -> (bool, bool) {
+        if self.tellings.waiting.is_empty() && !self.tellings.budget.is_used() {
+            return (false, false);
+        }
         self.tell_on();
         let is_lane_full = std::mem::replace(&mut self.tellings.budget, Budget::TURN).is_lane_full;
         (!is_lane_full && !self.tellings.waiting.is_empty(), is_lane_full)
