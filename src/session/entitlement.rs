@@ -165,7 +165,7 @@ impl Entitlements {
 }
 
 impl Stay {
-    /// It is one that has ended.
+    /// Returns `true` if the stay in a room has ended; what tells of forgotten ones is none.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.to != u64::MAX && self.room != FORGOTTEN

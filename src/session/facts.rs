@@ -11,12 +11,12 @@ use std::collections::VecDeque;
 /// Something that has happened to a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact<'a> {
-    /// It is in a room from this seq on.
+    /// A coming into a room, whose messages are the member's from this seq on.
     Joined {
         room: &'a str,
         from: u64,
     },
-    /// It was in a room up to this seq.
+    /// A going from a room, whose messages are the member's up to this seq.
     Left {
         room: &'a str,
         to: u64,

@@ -1,4 +1,4 @@
-//! What waits for the disk, in the order of the log, one queue for each level of durability.
+//! Acks and answers that wait for the disk, in the order of the log, one queue for each level of durability.
 
 use super::facts::HeldCommand;
 use crate::limits::NAME_BYTES_MAX;

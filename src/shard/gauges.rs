@@ -1,6 +1,6 @@
-//! What of a member only counts as it is last: what it tells of itself, its receipt, its roles; and, while the log takes no more, that it
-//! came or went. The log gets at most one record a member and second of it, and none while it is behind: what is owed waits in one queue,
-//! in which each member stands once.
+//! Gauges of a member, of which the last value counts: what it tells of itself, its receipt, its roles; and, while the log takes no more,
+//! that it came or went. The log gets at most one record a member and second of it, and none while it is behind: what is owed waits in one
+//! queue, in which each member stands once.
 
 use super::core::Core;
 use super::counters::LimitReached;

@@ -1,7 +1,7 @@
 //! Pages of history: asked for, put together in steps, answered; and dropped when whoever asked is gone.
 //!
 //! Turns are taken by users: each has one page under way at a time, its others wait for their turns behind those of other users.
-//! What a page may look at is bounded, in one turn and in all: it then ends where it is, and says where the next one goes on. Of what is
+//! Looks of a page are bounded, in one turn and in all: it then ends where it is, and says where the next one goes on. Of what is
 //! read from disk for pages little is under way together: each read that comes is looked at whole, at once.
 
 use super::conn::Waiting;
@@ -118,7 +118,7 @@ enum Step {
     /// It is another one's turn.
     Later(Box<HistoryPage>),
     Reads,
-    /// It is to be read for, after others.
+    /// The page waits for its next read, behind others.
     Thirsty(Box<HistoryPage>),
     /// Nobody wants it any more.
     Gone(Box<HistoryPage>),

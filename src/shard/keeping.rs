@@ -1,4 +1,4 @@
-//! What the log keeps besides messages: sessions, members, and each thing that happens to them, in a small record of its own. Before a
+//! State that the log keeps besides messages: sessions, members, and each thing that happens to them, in a small record of its own. Before a
 //! file of the log goes, the state that only it holds is written again at the tail, whole, in records that are bounded.
 
 use super::compacting::{PENDING_BYTES, SESSIONS_MAX};

@@ -3,7 +3,7 @@
 //! Comings and goings wait for a watcher in their order, all of them. Of what a member tells of itself the newest waits: what was there
 //! of it before goes, and the new is behind all that came meanwhile.
 //!
-//! What a member tells of itself is a frame for each watcher, to be made and sent: many of them in one turn would keep all other connections
+//! Presence data is a frame for each watcher, to be made and sent: many of them in one turn would keep all other connections
 //! waiting. A turn tells few, and the others are told in the next ones, what is the newest then.
 
 use super::conn::Waiting;

@@ -158,7 +158,7 @@ enum End {
     Rest,
     /// The node is drained.
     Drain,
-    /// Its shards are stopped one after the other, whatever is under way.
+    /// The shards are stopped one after the other, whatever is under way.
     Stop,
 }
 

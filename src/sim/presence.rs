@@ -39,6 +39,12 @@ fn watcher(world: &mut World, sub: &str, is_far: bool) -> usize {
     client
 }
 
+/// So many of them; where there are two shards, every second one on the other.
+fn many_watchers(world: &mut World, count: usize) -> Vec<usize> {
+    let shards = world.seats.len();
+    (0..count).map(|number| watcher(world, &format!("w{number}"), shards == 2 && number % 2 == 1)).collect()
+}
+
 fn tell(world: &mut World, client: usize, data: &Value) {
     world.command(client, "rw.presence.set", "s.0", json!({"data": data}), What::Other("rw.presence.ok"));
     world.pass_us(5_000);
@@ -136,8 +142,7 @@ fn one_who_tells_much_of_itself_costs_slow_watchers_neither_memory_nor_their_con
         let mut world = stage(shards, 10_000, &["ana"]);
         unlimited(&mut world);
         world.run_for(10);
-        let watchers: Vec<usize> =
-            (0..WATCHERS).map(|number| watcher(&mut world, &format!("w{number}"), shards == 2 && number % 2 == 1)).collect();
+        let watchers = many_watchers(&mut world, WATCHERS);
         watchers.iter().for_each(|client| world.link(*client).stalled_until = u64::MAX);
         (0..8).for_each(|_| say(&mut world, 0, 100));
         let before = sum(&world, |counters| counters.buffer_bytes.get());
@@ -163,8 +168,7 @@ fn many_watchers_are_told_in_many_turns_and_of_whoever_goes_before_its_going() {
         let mut world = stage(shards, 10_000, &["ana"]);
         unlimited(&mut world);
         world.run_for(10);
-        let watchers: Vec<usize> =
-            (0..WATCHERS).map(|number| watcher(&mut world, &format!("w{number}"), shards == 2 && number % 2 == 1)).collect();
+        let watchers = many_watchers(&mut world, WATCHERS);
         let home = world.home("s.0");
         let told = |world: &World| {
             let all = watchers.iter().flat_map(|client| &world.clients[*client].told);

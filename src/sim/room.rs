@@ -1,6 +1,6 @@
 //! The log's room: what is refused without it, what goes on all the same, and how there is some again.
 
-use super::client::What;
+use super::client::{Casting, What};
 use super::disk::Crash;
 use super::facts::{ends_and_knows_the_same, everybody, join, leave_room, rooms, set_mood, unlimited};
 use super::scenarios::{all_in, count, finish, say, slow_down, stage_on_disk};
@@ -17,6 +17,12 @@ fn fill_to_the_brim(world: &mut World) {
             assert!(world.run_until(10_000, all_in));
         }
     }
+}
+
+/// Another client, without roles, that comes soon.
+fn cast(world: &mut World, sub: &str, home: &str) {
+    let (echo, acks, hostile, slow) = (false, true, false, false);
+    world.cast(&Casting { sub, tab: "", roles: &[], home, echo, acks, hostile, slow });
 }
 
 /// A log at its cap whose files hold nothing but state: what makes room has room for it.
@@ -86,9 +92,7 @@ fn who_comes_to_a_log_without_room_is_let_in_and_kept_once_there_is_some() {
         assert!(world.run_until(20_000, |world| world.clients[0].is_open()));
     }
     for (sub, home) in [("cleo", "s.0"), ("dan", "s.9")] {
-        let roles: &[&str] = &[];
-        let (echo, acks, hostile, slow) = (false, true, false, false);
-        world.cast(&super::client::Casting { sub, tab: "", roles, home, echo, acks, hostile, slow });
+        cast(&mut world, sub, home);
     }
     assert!(world.run_until(5_000, |world| world.clients.iter().all(super::client::Client::is_open)));
     assert_eq!(world.seats[0].counters.log_state_records.get(), records, "nothing of it comes into the log");
@@ -130,9 +134,7 @@ fn a_stop_over_a_log_without_room_is_not_one_in_good_order() {
         settings.session.history_messages = 1_000_000;
     });
     fill_to_the_brim(&mut world);
-    let roles: &[&str] = &[];
-    let (echo, acks, hostile, slow) = (false, true, false, false);
-    world.cast(&super::client::Casting { sub: "cleo", tab: "", roles, home: "s.0", echo, acks, hostile, slow });
+    cast(&mut world, "cleo", "s.0");
     assert!(world.run_until(5_000, |world| world.clients[2].is_open()));
     world.stop_and_start();
     assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);

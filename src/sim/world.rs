@@ -137,7 +137,7 @@ pub struct World {
     pub visitors: Vec<Visitor>,
     /// The node goes away.
     pub draining: bool,
-    /// Its shards are being stopped, whatever is under way.
+    /// The shards are being stopped, whatever is under way.
     pub stopping: bool,
     /// Tokens by their ids, users by theirs, and when each was revoked, in Unix seconds.
     pub revoked: BTreeMap<String, u64>,

@@ -7,7 +7,7 @@ use crate::token::token_with;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const ROUNDS: u64 = 5;
 /// Messages each says in a round, more than are acknowledged when the gateway is killed.
@@ -19,6 +19,19 @@ pub struct LogFolder(pub PathBuf);
 impl LogFolder {
     pub fn new() -> Self {
         Self(folder())
+    }
+
+    /// One that version 1 wrote: `ours`, and sessions and a room whose names are the gateway's own by now.
+    pub fn of_version_1() -> Self {
+        let log = Self::new();
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/log-own-names");
+        let (from, to) = (kept.join("1/shard-0"), log.0.join("log/1/shard-0"));
+        std::fs::create_dir_all(&to).unwrap();
+        std::fs::copy(kept.join("format"), log.0.join("log/format")).unwrap();
+        for name in ["clean", "0000000000000000.seg"] {
+            std::fs::copy(from.join(name), to.join(name)).unwrap();
+        }
+        log
     }
 
     pub fn start(&self, settings: &[(&str, &str)]) -> Gateway {

@@ -6,7 +6,6 @@ use crate::gateway::{Gateway, run};
 use crate::killed_and_restarted::LogFolder;
 use crate::token::token_with;
 use serde_json::json;
-use std::path::Path;
 
 const OWN: [&str; 3] = ["rw.audit", "channel:rw.news", "rw."];
 
@@ -72,14 +71,7 @@ async fn no_client_names_a_room_of_the_gateways_own() {
 
 #[tokio::test]
 async fn sessions_of_such_names_in_a_log_are_named_and_read_by_the_tools_only() {
-    let log = LogFolder::new();
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/log-own-names");
-    let (from, to) = (kept.join("1/shard-0"), log.0.join("log/1/shard-0"));
-    std::fs::create_dir_all(&to).unwrap();
-    std::fs::copy(kept.join("format"), log.0.join("log/format")).unwrap();
-    for name in ["clean", "0000000000000000.seg"] {
-        std::fs::copy(from.join(name), to.join(name)).unwrap();
-    }
+    let log = LogFolder::of_version_1();
     let mut gateway = log.start(&[]);
     let told = gateway.logged("which sessions", |line| line["sessions"] == 2 && line["level"] == "WARN");
     let names: Vec<&str> = told["names"].as_str().unwrap().split(", ").collect();

@@ -5,7 +5,6 @@ use crate::client::{Client, Hello};
 use crate::gateway::{Gateway, run};
 use crate::killed_and_restarted::{LogFolder, stop};
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// What the tools say of the log: how many records it has, and the kinds of the session's.
 fn tools(log: &LogFolder) -> (u64, Vec<String>) {
@@ -33,14 +32,7 @@ async fn told(client: &mut Client) -> Value {
 
 #[tokio::test]
 async fn a_log_of_version_1_goes_on_as_one_of_version_2() {
-    let log = LogFolder::new();
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/log-own-names");
-    let (from, to) = (kept.join("1/shard-0"), log.0.join("log/1/shard-0"));
-    std::fs::create_dir_all(&to).unwrap();
-    std::fs::copy(kept.join("format"), log.0.join("log/format")).unwrap();
-    for name in ["clean", "0000000000000000.seg"] {
-        std::fs::copy(from.join(name), to.join(name)).unwrap();
-    }
+    let log = LogFolder::of_version_1();
     let format = |name: &str| std::fs::read_to_string(log.0.join("log").join(name)).unwrap();
     let before = format("format");
     assert!(before.contains("version = 1\n"), "{before}");

@@ -1,4 +1,4 @@
-//! What the gateway may hold, by docs/OPERATING.md, "Limits, and what happens at each", and what it held.
+//! Memory that the gateway may hold, by docs/OPERATING.md, "Limits, and what happens at each", and what it held.
 
 use crate::clock::sleep_ms;
 use crate::scrape;
