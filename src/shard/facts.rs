@@ -34,13 +34,7 @@ impl Core {
     }
 
     /// Whether a member's command may have a record; what it is told where not.
-    pub(super) fn takes_fact<I: Io>(
-        &mut self,
-        io: &mut I,
-        place: Place,
-        level: Level,
-        now: Tick,
-    ) -> Result<(), (ErrorCode, &'static str)> {
+    fn takes_fact<I: Io>(&mut self, io: &mut I, place: Place, level: Level, now: Tick) -> Result<(), (ErrorCode, &'static str)> {
         if let Some(refused) = self.log_refuses_record(level, STATE_RECORD_BYTES_MAX) {
             return Err(refused);
         }
@@ -52,6 +46,22 @@ impl Core {
             return Err((ErrorCode::LimitBackpressure, TOO_MUCH));
         }
         Ok(())
+    }
+
+    /// Returns `true` if a member's command may have no record, of which its client is told.
+    pub(super) fn refuses_fact<I: Io>(
+        &mut self,
+        io: &mut I,
+        place: Place,
+        level: Level,
+        envelope: &Envelope<'_>,
+        now: Tick,
+    ) -> bool {
+        let refused = self.takes_fact(io, place, level, now);
+        if let Err((code, message)) = refused {
+            self.refuse_command(place, envelope, (code, message), "");
+        }
+        refused.is_err()
     }
 
     /// `rw.join`: `rw.joined` bears the place in the order from which on the room's messages are the client's.
@@ -74,8 +84,8 @@ impl Core {
             return self.refuse_command(place, envelope, no_room, "/payload/room");
         }
         let (level, seq) = self.place_in_order(member);
-        if let Err((code, message)) = self.takes_fact(io, place, level, now) {
-            return self.refuse_command(place, envelope, (code, message), "");
+        if self.refuses_fact(io, place, level, envelope, now) {
+            return;
         }
         let end = self.keep_fact(member, Kind::Joined, now, |_, out| Joined { room, from: seq + 1 }.encode(out));
         self.promise(member, Move { room: room.into(), seq: seq + 1, joins: true, end });
@@ -98,8 +108,8 @@ impl Core {
             return self.repeat(io, place, member, envelope, now, |out| crate::protocol::left(out, head, room));
         }
         let (level, seq) = self.place_in_order(member);
-        if let Err((code, message)) = self.takes_fact(io, place, level, now) {
-            return self.refuse_command(place, envelope, (code, message), "");
+        if self.refuses_fact(io, place, level, envelope, now) {
+            return;
         }
         let end = self.keep_fact(member, Kind::Left, now, |_, out| Left { room, to: seq }.encode(out));
         self.promise(member, Move { room: room.into(), seq, joins: false, end });
@@ -130,8 +140,8 @@ impl Core {
             return self.reply_to(place, after, write);
         }
         // As a new one would be: what waits is bounded, and a disk that has failed answers nothing.
-        if let Err((code, message)) = self.takes_fact(io, place, level, now) {
-            return self.refuse_command(place, envelope, (code, message), "");
+        if self.refuses_fact(io, place, level, envelope, now) {
+            return;
         }
         self.write_whole(member, now);
         let held = HeldCommand { member, after: seq, detaches: false };

@@ -91,8 +91,8 @@ impl Core {
             return self.refuse_telling(place, head, wait_ms);
         }
         let (level, _) = self.place_in_order(member);
-        if let Err((code, message)) = self.takes_fact(io, place, level, now) {
-            return self.refuse_command(place, envelope, (code, message), "");
+        if self.refuses_fact(io, place, level, envelope, now) {
+            return;
         }
         let answers = self.sessions.members.get(member).and_then(|member| member.underway.as_ref());
         if answers.is_some_and(|underway| underway.answers.len() >= ANSWERS_WAITING_MAX) {
