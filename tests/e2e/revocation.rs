@@ -64,7 +64,9 @@ async fn a_revoked_user_is_closed_on_every_shard_and_cannot_come_back() {
 #[tokio::test]
 async fn one_token_or_one_client_leaves_the_users_others() {
     let mut gateway = Gateway::start(&[]);
-    let (first, second) = (json!({"jti": "t-1"}), json!({"jti": "t-2"}));
+    // Issued before the revocation also where a second passes between the two.
+    let issued_s = now_s() - 100;
+    let (first, second) = (json!({"jti": "t-1", "iat": issued_s}), json!({"jti": "t-2", "iat": issued_s}));
     let mut lost = let_in(&gateway, &hello("s", "ana/lost", &first)).await;
     let mut kept = let_in(&gateway, &hello("s", "ana/kept", &second)).await;
     assert_eq!(token(&gateway, &["revoke", "--jti", "t-1"]), "revoked; 1 connection closed\n");
