@@ -317,7 +317,9 @@ impl Core {
             }
             let seq = page.at;
             let (Some(member), Some(stream)) = (self.sessions.members.get(page.member), self.streams.get(page.stream)) else {
-                return Step::Gone(page);
+                // Whoever left a channel while its page is read is forgotten before the page ends: nothing more is shown in its name.
+                page.more = true;
+                break;
             };
             (looks, page.looks) = (looks + 1 + weight, page.looks + 1);
             self.histories.looks = self.histories.looks.saturating_sub(1 + weight);

@@ -3,6 +3,7 @@
 use super::client::{Casting, What};
 use super::scenarios::{all_in, count, fill, finish, say, slow_down, stage, stage_on_disk};
 use super::world::World;
+use crate::config::Settings;
 use serde_json::{Value, json};
 
 fn come(world: &mut World, sub: &str, tab: &str) -> usize {
@@ -200,6 +201,35 @@ fn a_page_that_the_disk_reads_for_one_who_is_gone_is_dropped_and_the_next_of_its
         let now = world.now();
         world.clients[1].stay_away_ms(&now, 0);
         assert!(world.run_until(60_000, all_in));
+        finish(&mut world);
+    }
+}
+
+/// By a detach or by a close; the member of a channel is forgotten a moment after that.
+#[test]
+fn a_page_of_a_channel_is_answered_also_where_its_member_is_forgotten_before() {
+    for (shards, closes) in [(1, false), (2, false), (1, true), (2, true)] {
+        let change = |settings: &mut Settings| settings.session.presence_grace_ms = 100;
+        let mut world = stage_on_disk(shards, 300, &["ana", "bob"], change);
+        for _ in 0..60 {
+            world.message_to(0, "s.0", &json!("channel:c.0"), 60_000, false);
+            world.run_for(80);
+        }
+        world.command(1, "rw.attach", "channel:c.0", json!({"start": "head"}), What::Attach { asked: Vec::new(), resume: None });
+        assert!(world.run_until(2_000, all_in));
+        slow_down(&mut world, 400_000);
+        world.command(1, "rw.history", "channel:c.0", json!({"after": 0, "limit": 50}), What::Other("rw.history_end"));
+        if closes {
+            world.leave(1);
+        } else {
+            world.command(1, "rw.detach", "channel:c.0", json!({}), What::Other("rw.detached"));
+        }
+        assert!(world.run_until(5_000, |world| count(world, 1, "rw.history_end") == 1), "{shards} {closes}");
+        let (_, end) = world.clients[1].pages.last().unwrap();
+        assert_eq!(end["more"], true, "{shards} {closes}");
+        slow_down(&mut world, 300);
+        assert!(world.run_until(60_000, all_in));
+        assert_eq!(count(&world, 1, "rw.detached"), u64::from(!closes));
         finish(&mut world);
     }
 }
