@@ -145,6 +145,11 @@ impl Disk {
         }
     }
 
+    /// Whether something is written again, or copied, for the oldest file to go.
+    pub(super) fn makes_room(&self) -> bool {
+        self.rewrites_state || self.rewritten_to > self.synced_to || self.compaction.is_under_way()
+    }
+
     /// Whether everything that was appended before `end` is as safe as it can be made, or never will be.
     pub(super) fn settled(&self, end: Position) -> bool {
         self.failed.is_some() || self.sync_failed.is_some() || self.synced_to >= end

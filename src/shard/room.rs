@@ -93,6 +93,8 @@ impl Core {
         self.note_room();
         let allowed = self.files_allowed();
         let Some(disk) = &mut self.disk else { return };
+        // A start whose files are as many as there may be: what lets the oldest go has a file to be written to.
+        let allowed = allowed.saturating_add(u64::from(disk.ready.is_none() && disk.makes_room()));
         if disk.preparing.is_some() || now.mono_ms() < disk.segment_due_ms || disk.failed.is_some() {
             return;
         }

@@ -159,6 +159,7 @@ impl World {
     /// `acknowledged` and `delivered`: what was so had to survive, also where the end was not in good order.
     fn start_again(&mut self, before: Vec<Entries>, clean: &[bool], acknowledged: bool, delivered: bool) {
         let sessions = self.oracle.sessions();
+        self.oracle.starts += 1;
         self.hear_of_purges();
         let under_way: Vec<String> = std::mem::take(&mut self.purges).into_iter().map(|asked| asked.session).collect();
         let disks: Vec<Disk> = self.seats.iter_mut().map(|seat| std::mem::take(&mut seat.engine.disk)).collect();

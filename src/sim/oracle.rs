@@ -162,6 +162,8 @@ pub struct Oracle {
     purged: BTreeMap<String, Vec<(u64, u64)>>,
     /// What the disk does not read: whoever has no more than the log may miss it, and is told.
     pub unreadable: BTreeSet<(String, u64)>,
+    /// Starts of the process, but for the first.
+    pub starts: u64,
     pub now_ns: u64,
     pub violations: Vec<String>,
     pub delivered: u64,
@@ -340,7 +342,9 @@ impl Oracle {
 
     /// A client is in a session now.
     pub fn begin(&mut self, begin: &Begin<'_>, head: u64, appended: u64) -> usize {
-        let log = self.sessions.entry(begin.session.to_owned()).or_default();
+        // Of what is there when it is first heard of, nothing need be of the epoch that a start began.
+        let epoch_base = if self.starts > 0 { begin.seq } else { 0 };
+        let log = self.sessions.entry(begin.session.to_owned()).or_insert_with(|| Log { epoch_base, ..Log::default() });
         // A session in which nothing was ever said may be forgotten, and begin anew.
         if !log.spoken || log.epoch.is_empty() {
             begin.epoch.clone_into(&mut log.epoch);

@@ -140,6 +140,80 @@ fn a_stop_over_a_log_without_room_is_not_one_in_good_order() {
     assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
 }
 
+/// The files are as many as there may be when it starts: what makes room has a file all the same.
+#[test]
+fn a_log_that_was_at_its_cap_when_it_ended_makes_room_after_the_start() {
+    for (durability, ends) in [
+        (Durability::Written, World::stop_and_start as fn(&mut World)),
+        (Durability::Synced, |world| world.crash(Crash::Kill)),
+        (Durability::Memory, |world| world.crash(Crash::PowerCut)),
+    ] {
+        let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
+            unlimited(settings);
+            settings.log.durability = durability;
+            settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
+            settings.log.retention_age_s = 30;
+            settings.session.history_messages = 1_000_000;
+            settings.session.dedupe_ms = 1_000;
+        });
+        fill_to_the_brim(&mut world);
+        assert!(count(&world, 1, "limit.disk") > 0, "{durability:?}: never full");
+        // Whoever starts it again and again has no more files.
+        for _ in 0..3 {
+            ends(&mut world);
+            assert!(world.run_until(5_000, all_in), "{durability:?}");
+            assert_eq!(world.seats[0].counters.log_segments.get(), 6, "{durability:?}");
+        }
+        let head = world.bounds("s.0").1;
+        world.run_for(40_000);
+        assert!(world.run_until(20_000, all_in), "{durability:?}");
+        let refused = count(&world, 1, "limit.disk");
+        say(&mut world, 1, 3);
+        assert!(world.run_until(5_000, all_in), "{durability:?}");
+        assert_eq!((count(&world, 1, "limit.disk"), world.bounds("s.0").1), (refused, head + 3), "{durability:?}");
+        assert!(world.seats[0].counters.log_segments.get() <= 6, "{durability:?}");
+        finish(&mut world);
+    }
+}
+
+/// The epoch that a start begins has no room: whoever comes to a session in it is told at the next one, and of no other.
+#[test]
+fn an_epoch_that_a_full_log_does_not_hold_is_not_known_after_the_next_start() {
+    for is_full in [true, false] {
+        let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
+            unlimited(settings);
+            settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
+            settings.session.history_messages = 1_000_000;
+        });
+        for _ in 0..3 {
+            world.message_to(0, "s.0", &json!("channel:c.0"), 40, false);
+        }
+        assert!(world.run_until(5_000, all_in));
+        if is_full {
+            fill_to_the_brim(&mut world);
+        }
+        world.crash(Crash::Kill);
+        assert!(world.run_until(5_000, all_in));
+        world.command(0, "rw.attach", "channel:c.0", json!({}), What::Attach { asked: Vec::new(), resume: None });
+        assert!(world.run_until(5_000, all_in));
+        let epoch = world.clients[0].epochs["channel:c.0"].clone();
+        if !is_full {
+            // Of what is said in it the log is sure to know.
+            world.message_to(0, "s.0", &json!("channel:c.0"), 40, false);
+            assert!(world.run_until(5_000, all_in));
+        }
+        world.crash(Crash::Kill);
+        let is_sure = world.oracle.resumes("channel:c.0", &epoch, 3, "another").1;
+        assert_eq!(is_sure, !is_full);
+        assert!(world.run_until(20_000, all_in));
+        let resume = Some((epoch.clone(), 3));
+        let asked = json!({"resume": {"epoch": epoch, "seq": 3}});
+        world.command(0, "rw.attach", "channel:c.0", asked, What::Attach { asked: Vec::new(), resume });
+        assert!(world.run_until(5_000, all_in));
+        finish(&mut world);
+    }
+}
+
 /// Messages come before the first file is there, more than the files that there may be have room for.
 #[test]
 fn a_log_takes_no_more_before_its_first_file_than_its_share() {
