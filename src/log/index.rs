@@ -16,8 +16,30 @@ pub enum Audience {
     All,
     /// One address, by its keyed hash.
     One(u64),
-    /// Several: the record's own list.
-    Many,
+    /// Several: the record's own list, and the CRC32C of that. A list that is read from disk is compared with it.
+    Many(u32),
+}
+
+impl Audience {
+    /// Of a message to these addresses, by their keyed hashes.
+    #[must_use]
+    pub fn of(addresses: &[u64]) -> Self {
+        match addresses {
+            [] => Self::All,
+            [one] => Self::One(*one),
+            many => Self::Many(many.iter().fold(0, |crc, address| crc32c::crc32c_append(crc, &address.to_le_bytes()))),
+        }
+    }
+
+    /// Of a record whose addresses these are, 8 bytes each, little-endian.
+    #[must_use]
+    pub fn of_record(addresses: &[u8]) -> Self {
+        match (addresses.first_chunk(), addresses.len()) {
+            (None, _) => Self::All,
+            (Some(one), 8) => Self::One(u64::from_le_bytes(*one)),
+            _ => Self::Many(crc32c::crc32c(addresses)),
+        }
+    }
 }
 
 /// One record's place.

@@ -73,7 +73,7 @@ impl Entitlements {
             return match entry.audience {
                 Audience::One(target) => target == self.client,
                 Audience::All => false,
-                Audience::Many => targets(addresses()).any(|target| target == self.client),
+                Audience::Many(_) => targets(addresses()).any(|target| target == self.client),
             };
         }
         self.reaches(entry, seq, addresses)
@@ -89,7 +89,7 @@ impl Entitlements {
         match entry.audience {
             Audience::All => true,
             Audience::One(target) => self.named(target, seq),
-            Audience::Many => targets(addresses()).any(|target| self.named(target, seq)),
+            Audience::Many(_) => targets(addresses()).any(|target| self.named(target, seq)),
         }
     }
 
@@ -226,8 +226,8 @@ mod tests {
     #[test]
     fn a_list_names_by_any_of_its_addresses() {
         let list = [OTHER.to_le_bytes(), ROLE.to_le_bytes()].concat();
-        assert!(me().delivers(&entry(Audience::Many, OTHER), 1, || &list));
-        assert!(!me().delivers(&entry(Audience::Many, OTHER), 1, || &list[..8]));
+        assert!(me().delivers(&entry(Audience::of_record(&list), OTHER), 1, || &list));
+        assert!(!me().delivers(&entry(Audience::of_record(&list), OTHER), 1, || &list[..8]));
     }
 
     #[test]

@@ -400,7 +400,7 @@ impl Core {
         match entry.audience {
             Audience::All => {}
             Audience::One(target) => targets.push(target),
-            Audience::Many => {
+            Audience::Many(_) => {
                 let list = self.log.bytes(entry.at, header, entry.frame_at - header).chunks_exact(8);
                 targets.extend(list.filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)));
             }

@@ -348,7 +348,7 @@ impl Core {
                         (None, _) => true,
                         (Some(_), Audience::All) => false,
                         (Some(room), Audience::One(target)) => target == room,
-                        (Some(room), Audience::Many) => addresses.chunks_exact(8).any(|target| target == room.to_le_bytes()),
+                        (Some(room), Audience::Many(_)) => addresses.chunks_exact(8).any(|target| target == room.to_le_bytes()),
                     };
                     if in_room && member.entitlements.shows(&entry, seq, || addresses) {
                         if page.ends.len() >= page.limit || page.frames.len() + frame.len() > HISTORY_PAGE_BYTES_MAX {

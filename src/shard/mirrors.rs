@@ -288,7 +288,8 @@ impl Core {
             let Some((record, behind)) = behind.split_at_checked(bytes) else { break };
             rest = behind;
             let put = self.mirror_log.append_copy(record, frame_at);
-            stream.index.push(Entry::new(put, audience_of(record, frame_at), sender_of(record)));
+            let audience = Audience::of_record(record.get(HEADER_BYTES..frame_at).unwrap_or_default());
+            stream.index.push(Entry::new(put, audience, sender_of(record)));
         }
         self.trim(key);
         self.note_broadcast(key, batch.first_seq);
@@ -447,15 +448,6 @@ impl Core {
             }
         }
         waits
-    }
-}
-
-/// A record's audience, from its own addresses.
-pub(super) fn audience_of(record: &[u8], frame_at: usize) -> Audience {
-    match record.get(HEADER_BYTES..frame_at) {
-        None | Some([]) => Audience::All,
-        Some(list) if list.len() == 8 => Audience::One(u64::from_le_bytes(list.try_into().unwrap_or_default())),
-        Some(_) => Audience::Many,
     }
 }
 

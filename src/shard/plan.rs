@@ -290,8 +290,9 @@ impl Core {
             scan.seen += 1;
             if entry.is_none_or(|entry| entry.at < log.resident()) {
                 // On disk alone. What is not for the reader is passed all the same, but a list has to be read, or what there is no entry of.
-                let unseen =
-                    |entry: &Entry| entry.audience != Audience::Many && !attachment.entitlements.delivers(entry, next, || &[]);
+                let unseen = |entry: &Entry| {
+                    !matches!(entry.audience, Audience::Many(_)) && !attachment.entitlements.delivers(entry, next, || &[])
+                };
                 if !entry.as_ref().is_some_and(unseen) {
                     if !scan.collected && !std::mem::replace(&mut attachment.pulling, true) {
                         attachment.cursor = scan.cursor;

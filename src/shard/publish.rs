@@ -59,11 +59,7 @@ impl Audiences {
     }
 
     fn audience(&self) -> Audience {
-        match self.recorded() {
-            [] => Audience::All,
-            [one] => Audience::One(*one),
-            _ => Audience::Many,
-        }
+        Audience::of(self.recorded())
     }
 }
 

@@ -9,11 +9,10 @@ use super::counters::{DropReason, LimitReached};
 use super::durable::READ_TAGS;
 use super::histories::HistoryPage;
 use super::lanes::{LaneMessage, Page};
-use super::mirrors::audience_of;
 use super::unreadable::Place as Unread;
 use crate::io::Io;
 use crate::limits::{READ_BACK_BYTES_MAX, READ_BACKS_MAX, SEND_BYTES_MAX};
-use crate::log::{ENTRY_BYTES, Entry, HEADER_BYTES, Held, Located, Position, Run, read_entries, read_record};
+use crate::log::{Audience, ENTRY_BYTES, Entry, HEADER_BYTES, Held, Located, Position, Run, read_entries, read_record};
 use crate::session::{MemberKey, Place, Stream, StreamKey};
 use crate::time::Tick;
 use std::rc::Rc;
@@ -197,7 +196,9 @@ impl Core {
         match (entry, spot.located) {
             (Some(entry), _) => match read_record(bytes, None) {
                 Ok(record)
-                    if record.length == bytes.len() && (record.header.session, record.header.seq) == (stream.hash, seq) =>
+                    if record.length == bytes.len()
+                        && (record.header.session, record.header.seq) == (stream.hash, seq)
+                        && Audience::of_record(record.addresses) == entry.audience =>
                 {
                     Look::Record(entry, bytes)
                 }
@@ -210,7 +211,7 @@ impl Core {
                         at: spot.at,
                         frame_at: narrow(record.head.len()),
                         frame_bytes: narrow(record.body.len()),
-                        audience: audience_of(bytes, record.head.len()),
+                        audience: Audience::of_record(record.addresses),
                         sender: record.header.sender,
                     };
                     Look::Record(entry, bytes)

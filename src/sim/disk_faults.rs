@@ -227,3 +227,27 @@ fn a_disk_that_reads_nothing_at_all_is_a_gap_up_to_what_is_in_memory() {
         finish(&mut world);
     }
 }
+
+/// Its file has no index yet, so that the shard's memory alone says what should stand there.
+#[test]
+fn a_list_of_addresses_that_goes_bad_on_disk_is_a_gap_for_whom_it_named() {
+    for shards in [1, 2] {
+        let mut world =
+            stage_on_disk(shards, 300, &["ana", "bob"], |settings| settings.log.segment_bytes = 8 * CHUNK_BYTES as u64);
+        world.end_link(1, true);
+        let now = world.now();
+        world.clients[1].stay_away_ms(&now, 1_000_000);
+        world.message_to(0, "s.0", &json!(["room:dev", "role:agent"]), 60_000, false);
+        fill(&mut world, 60);
+        let home = world.home("s.0");
+        let at = entries(&world.seats[home])["s.0"][&1];
+        world.seats[home].engine.disk.spoil(at, true);
+        world.oracle.unreadable.insert(("s.0".to_owned(), 1));
+        let now = world.now();
+        world.clients[1].stay_away_ms(&now, 0);
+        assert!(world.run_until(60_000, all_in), "{shards}");
+        world.run_for(1_000);
+        assert_eq!((world.clients[1].held.get("s.0"), count(&world, 1, "rw.gap")), (Some(&61), 1), "{shards}");
+        finish(&mut world);
+    }
+}
