@@ -388,6 +388,16 @@ pub(super) fn header_in_chain(bytes: &[u8], previous_chain: u32) -> Option<Heade
     (chain(previous_chain, head) == u32::from_le_bytes(get(bytes, 80))).then(|| header(kind, bytes))
 }
 
+/// Behind a record that does not read: its length, where that is sure, and the chain values that the next one may continue. Either the
+/// value that it states is damaged, or the head that another value comes of.
+pub(super) fn behind_damaged(bytes: &[u8], previous_chain: u32) -> Option<(usize, [u32; 2])> {
+    let (_, head_bytes, length) = shape(bytes.get(..HEADER_BYTES)?).ok()?;
+    let (head, body) = (bytes.get(..head_bytes)?, bytes.get(head_bytes..length)?);
+    let (stated, found) = (u32::from_le_bytes(get(bytes, 80)), chain(previous_chain, head));
+    let is_sure = stated == found || crc32c::crc32c(body) == u32::from_le_bytes(get(bytes, 12));
+    is_sure.then_some((length, [stated, found]))
+}
+
 /// The length that the record at the start of `bytes` states, right or wrong.
 pub(super) fn stated_length(bytes: &[u8]) -> Option<usize> {
     (bytes.len() >= HEADER_BYTES).then(|| u32::from_le_bytes(get(bytes, 4)) as usize)

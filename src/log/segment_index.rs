@@ -24,7 +24,7 @@
 //! All of it follows from the segment: it may be deleted and is made again. An entry's checksum covers the record's head, which has the
 //! session, the seq and the body's checksum in it: what is read by an entry is that record, whole, or it does not match.
 
-use super::record::{HEADER_BYTES, Kind, Record, RecordError, get, put, read_record};
+use super::record::{HEADER_BYTES, Kind, Record, behind_damaged, get, put, read_record};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::limits::CHUNK_BYTES;
 
@@ -252,8 +252,8 @@ impl IndexBuilder {
 pub struct IndexScan {
     builder: IndexBuilder,
     header: Option<SegmentHeader>,
-    /// What the next record's chain goes on from; `None` behind what was passed over.
-    running: Option<u32>,
+    /// What the next record's chain goes on from, one of the two behind a record that does not read; `None` behind what is no record.
+    running: Option<[u32; 2]>,
     offset: usize,
 }
 
@@ -265,7 +265,7 @@ impl IndexScan {
         let mut at = 0;
         if start == 0 {
             self.header = SegmentHeader::decode(bytes).ok();
-            self.running = self.header.as_ref().map(SegmentHeader::chain_start);
+            self.running = self.header.as_ref().map(|header| [header.chain_start(); 2]);
             at = SEGMENT_HEADER_BYTES;
         }
         while at < bytes.len() {
@@ -274,22 +274,22 @@ impl IndexScan {
             if rest[..rest.len().min(2)].iter().all(|byte| *byte == 0) && rest.iter().all(|byte| *byte == 0) {
                 break;
             }
-            match read_record(rest, self.running) {
-                Ok(record) => {
-                    self.builder.note(u32::try_from(start + at).unwrap_or(u32::MAX), &record);
-                    self.running = Some(record.chain);
-                    at += record.length;
-                }
-                // Its head is damaged, not its length.
-                Err(RecordError::Chain) => {
-                    self.running = None;
-                    at += read_record(rest, None).map_or(1, |record| record.length);
-                }
+            let read = match self.running {
+                Some([one, other]) if one != other => read_record(rest, Some(one)).or_else(|_| read_record(rest, Some(other))),
+                Some([one, _]) => read_record(rest, Some(one)),
+                None => read_record(rest, None),
+            };
+            if let Ok(record) = read {
+                self.builder.note(u32::try_from(start + at).unwrap_or(u32::MAX), &record);
+                self.running = Some([record.chain; 2]);
+                at += record.length;
+            } else if let Some((length, chains)) = self.running.and_then(|[one, _]| behind_damaged(rest, one)) {
+                self.running = Some(chains);
+                at += length;
+            } else {
                 // On to the next byte that may begin a record.
-                Err(_) => {
-                    self.running = None;
-                    at += 1 + rest[1..].iter().take_while(|byte| **byte == 0).count();
-                }
+                self.running = None;
+                at += 1 + rest[1..].iter().take_while(|byte| **byte == 0).count();
             }
         }
     }

@@ -183,6 +183,27 @@ fn what_does_not_read_is_passed_over_and_the_rest_is_found() {
     }
 }
 
+/// Two in succession: whatever is damaged of the first, the second is known for what it is.
+#[test]
+fn a_record_behind_one_that_does_not_read_is_found_if_it_reads() {
+    const HEAD: u64 = 20;
+    const STATED: u64 = 80;
+    const BODY: u64 = 100;
+    let made = made();
+    let whole = messages(&made, 0);
+    for (first, second) in [(HEAD, Some(HEAD)), (HEAD, Some(STATED)), (BODY, Some(HEAD)), (STATED, Some(HEAD)), (STATED, None)] {
+        let mut bytes = made.files[0].1.clone();
+        let mut lost = Vec::new();
+        for (put, place) in made.puts[3..].iter().zip([Some(first), second]) {
+            let Some(place) = place else { continue };
+            bytes[usize::try_from((put.at + place) % (4 * CHUNK_BYTES as u64)).unwrap()] ^= 4;
+            lost.push((put.header.session, put.header.seq));
+        }
+        let left: Vec<_> = whole.iter().filter(|(session, seq, _)| !lost.contains(&(*session, *seq))).copied().collect();
+        assert_eq!(all(&scanned(&bytes).bytes), left, "{first} {second:?}");
+    }
+}
+
 #[test]
 fn of_a_forgotten_session_only_the_later_one_of_its_id_is_found() {
     let mut made = Made::new(0, 1, CHUNK_BYTES, 0);
