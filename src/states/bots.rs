@@ -77,6 +77,8 @@ struct Bot {
     home: &'static str,
     ids: u64,
     received: Vec<u8>,
+    /// It asked for `/v1/echo`, where any text comes back: 20 bytes of chance may begin a frame, which goes on with what is said next.
+    echoes: bool,
     upgraded: bool,
     /// Nothing more comes.
     ended: bool,
@@ -90,7 +92,7 @@ impl Bot {
         // Whoever is not read from is not waited for.
         socket.set_write_timeout(Some(Duration::from_millis(20))).ok()?;
         let (user, home) = (random.below(4), random.pick(&SESSIONS));
-        Some(Self { random, socket, user, home, ids: 0, received: Vec::new(), upgraded: false, ended: false })
+        Some(Self { random, socket, user, home, ids: 0, received: Vec::new(), echoes: false, upgraded: false, ended: false })
     }
 
     fn live(&mut self, stop: &AtomicBool) -> Result<(), String> {
@@ -121,7 +123,8 @@ impl Bot {
     /// The upgrade and the hello in one, or something else.
     fn beginning(&mut self) -> Vec<u8> {
         let offer = self.random.percent(30).then(|| self.random.pick(&wire::OFFERS));
-        let path = if self.random.percent(10) { "/v1/echo" } else { "/v1/ws" };
+        self.echoes = self.random.percent(10);
+        let path = if self.echoes { "/v1/echo" } else { "/v1/ws" };
         let mut out = wire::request(path, offer).into_bytes();
         match self.random.below(20) {
             0 => return b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
@@ -260,7 +263,7 @@ impl Bot {
             let text = if frame.deflated { wire::inflate(&frame.payload)? } else { frame.payload };
             if frame.opcode == 1 && !text.is_empty() {
                 let value = serde_json::from_slice::<Value>(&text).unwrap_or_default();
-                let Some(kind) = value["type"].as_str().or_else(|| text.starts_with(b"{\"type\":").then_some("an echo")) else {
+                let Some(kind) = value["type"].as_str().or(self.echoes.then_some("an echo")) else {
                     return Err(format!("no envelope: {}", String::from_utf8_lossy(&text)));
                 };
                 if kind == "rw.welcome" { &WELCOMES } else { &ENVELOPES }.fetch_add(1, Ordering::Relaxed);
