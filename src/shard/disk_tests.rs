@@ -2,7 +2,8 @@
 
 use super::admission::Admission;
 use super::core::{Core, CoreOptions};
-use super::counters::shared_counters;
+use super::counters::{LimitReached, shared_counters};
+use super::durable::PENDING_BYTES_MAX;
 use super::lanes::Mesh;
 use super::port::{Bell, Snapshot, port};
 use super::publish::Origin;
@@ -14,7 +15,7 @@ use crate::log::{
     EpochState, Geometry, Header, Kind, Level, MemberState, Position, SEGMENT_VERSION, SegmentHeader, SessionState, StateError,
     read_record, write_record,
 };
-use crate::protocol::Parser;
+use crate::protocol::{ErrorCode, Parser};
 use crate::session::{DedupeLimits, NOBODY, Place, Seen, Target};
 use crate::time::Tick;
 use std::ops::Range;
@@ -373,4 +374,20 @@ fn a_record_bears_the_number_of_its_sessions_epoch() {
             assert_eq!(epoch_at(&core, kept_at), number, "{said:?} {named}");
         }
     }
+}
+
+#[test]
+fn a_log_whose_disk_is_behind_takes_no_record_above_its_bound() {
+    let core = &mut core("");
+    let header = Header { kind: Kind::Message, session: 1, seq: 1, epoch: 0, ts_ms: WALL_MS, sender: 1, id: 1, content: 1 };
+    let body = vec![b'x'; 1_000_000];
+    let refused = |core: &Core| core.log_refuses_record(Level::Written, 100).map(|(code, _)| code);
+    while core.pending_bytes() < PENDING_BYTES_MAX {
+        assert_eq!(refused(core), None);
+        core.log.append(&header, &[], &[&body]);
+    }
+    assert_eq!(refused(core), Some(ErrorCode::LimitBackpressure));
+    assert_eq!(core.counters.limit_count(LimitReached::LogPending), 1);
+    // What nobody waits for counts as well: memory holds it.
+    assert_eq!(core.log_refuses_record(Level::Memory, 100).map(|(code, _)| code), Some(ErrorCode::LimitBackpressure));
 }

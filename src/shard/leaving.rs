@@ -159,3 +159,19 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk_tests::{Held, one_of};
+    use super::*;
+
+    #[test]
+    fn those_elsewhere_that_wait_for_their_answers_are_bounded() {
+        let (mut core, mut io) = (one_of(2, ""), Held::default());
+        for number in 0..=FENCES_MAX {
+            let conn = ConnId { index: u32::try_from(number).unwrap(), generation: 1 };
+            core.on_fence(&mut io, Place { shard: 1, attachment: 0, ticket: 1, conn });
+        }
+        assert_eq!((core.fences.len(), core.counters.limit_count(LimitReached::Fences)), (FENCES_MAX, 1));
+    }
+}

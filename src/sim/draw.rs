@@ -105,7 +105,7 @@ pub fn put_on_disk(settings: &mut Settings, random: &mut Random, levels: &[Durab
 }
 
 /// Settings that are seldom as they are here, each drawn by itself, so that rare pairs meet.
-const SELDOM: [fn(&mut Plan, &mut Random); 26] = [
+const SELDOM: [fn(&mut Plan, &mut Random); 27] = [
     |plan, _| (plan.settings.limits.rate_abuse_ms, plan.settings.limits.messages_per_second) = (200, 20),
     |plan, _| plan.settings.limits.bytes_per_second = 20_000,
     |plan, _| plan.settings.limits.handshakes_per_second = 5,
@@ -120,6 +120,7 @@ const SELDOM: [fn(&mut Plan, &mut Random); 26] = [
     |plan, _| plan.settings.limits.unfinished_message_ms = 100,
     |plan, _| plan.settings.limits.rooms_per_client = 1,
     |plan, _| plan.settings.limits.members_per_session = 3,
+    |plan, _| (plan.settings.limits.presence_per_second, plan.settings.limits.presence_burst) = (100, 100),
     |plan, _| plan.settings.limits.sessions_per_shard = 2,
     |plan, _| plan.settings.limits.sessions_per_user = 1,
     |plan, _| plan.settings.limits.connection_lifetime_s = 1,

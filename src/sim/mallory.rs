@@ -68,7 +68,7 @@ impl World {
             return self.hello(c);
         }
         let (mut out, now_s, none) = (Vec::new(), self.now().wall_s(), json!({}));
-        match self.random.below(22) {
+        match self.random.below(24) {
             0 => {
                 let pieces = self.snapshot.settings.limits.max_fragments + 8;
                 for piece in 0..pieces {
@@ -117,6 +117,10 @@ impl World {
                 self.put(c, &mut out, "chat", &json!(1), &json!({"to": format!("channel:c.of.{channel}")}));
             }),
             20 => (0..10).for_each(|_| self.put(c, &mut out, "chat", &json!("x".repeat(5_000)), &none)),
+            21 => (0..40).for_each(|value| self.put(c, &mut out, "rw.presence.set", &json!({"data": value}), &none)),
+            22 => (0..40).for_each(|_| {
+                ["rw.join", "rw.leave"].iter().for_each(|kind| self.put(c, &mut out, kind, &json!({"room": "of.churn"}), &none));
+            }),
             _ => return self.end_link(c, self.random.clone().percent(50)),
         }
         self.link(c).pipe.tx.extend(out);
