@@ -346,8 +346,12 @@ impl Oracle {
         let epoch_base = if self.starts > 0 { begin.seq } else { 0 };
         let log = self.sessions.entry(begin.session.to_owned()).or_insert_with(|| Log { epoch_base, ..Log::default() });
         // A session in which nothing was ever said may be forgotten, and begin anew.
-        if !log.spoken || log.epoch.is_empty() {
-            begin.epoch.clone_into(&mut log.epoch);
+        if (!log.spoken || log.epoch.is_empty()) && log.epoch != begin.epoch {
+            let forgotten = std::mem::replace(&mut log.epoch, begin.epoch.to_owned());
+            if !forgotten.is_empty() {
+                // A crash may take the forgetting, and what came after it.
+                log.past.push(Past { epoch: forgotten, last: 0, sure: false });
+            }
         }
         if log.past.iter().any(|past| past.epoch == begin.epoch) {
             let complaint = format!("{}: the epoch {} is over, and goes on", begin.session, begin.epoch);

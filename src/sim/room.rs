@@ -5,7 +5,7 @@ use super::disk::Crash;
 use super::facts::{ends_and_knows_the_same, everybody, join, leave_room, rooms, set_mood, unlimited};
 use super::scenarios::{all_in, count, finish, say, slow_down, stage_on_disk};
 use super::world::World;
-use crate::config::Durability;
+use crate::config::{Durability, Settings};
 use crate::limits::CHUNK_BYTES;
 use serde_json::{Value, json};
 
@@ -212,6 +212,41 @@ fn an_epoch_that_a_full_log_does_not_hold_is_not_known_after_the_next_start() {
         assert!(world.run_until(5_000, all_in));
         finish(&mut world);
     }
+}
+
+/// A channel is forgotten and made anew. A crash takes both, or the second, or neither: whoever was in the first one is told rightly.
+#[test]
+fn a_session_whose_forgetting_a_crash_takes_is_known_to_whom_it_was_told() {
+    let known = (0..8).filter(|chance| is_known_after_a_crash(*chance)).count();
+    assert!((1..8).contains(&known), "{known} of 8");
+}
+
+fn is_known_after_a_crash(chance: usize) -> bool {
+    let change = |settings: &mut Settings| settings.session.presence_grace_ms = 2_000;
+    let mut world = stage_on_disk(1, 300, &["ana", "bob"], change);
+    let attach = |world: &mut World, client: usize, resume: Option<(String, u64)>| {
+        let asked = resume.as_ref().map_or(json!({}), |(epoch, seq)| json!({"resume": {"epoch": epoch, "seq": seq}}));
+        world.command(client, "rw.attach", "channel:c.0", asked, What::Attach { asked: Vec::new(), resume });
+        assert!(world.run_until(5_000, all_in));
+        world.clients[client].epochs["channel:c.0"].clone()
+    };
+    let first = attach(&mut world, 0, None);
+    world.run_for(1_000);
+    slow_down(&mut world, 10_000_000);
+    world.command(0, "rw.detach", "channel:c.0", json!({}), What::Other("rw.detached"));
+    // A session is looked at in some turn.
+    assert!(world.run_until(10_000, |world| world.seats[0].counters.sessions.get() == 1));
+    assert_ne!(attach(&mut world, 1, None), first);
+    // What was under way to the disk is done up to a place of chance.
+    (0..chance).for_each(|_| _ = world.random.next());
+    world.crash(Crash::Kill);
+    slow_down(&mut world, 300);
+    assert!(world.run_until(20_000, all_in));
+    let recovered = count(&world, 0, "recovered");
+    attach(&mut world, 0, Some((first, 0)));
+    let is_known = count(&world, 0, "recovered") > recovered;
+    finish(&mut world);
+    is_known
 }
 
 /// Messages come before the first file is there, more than the files that there may be have room for.
