@@ -33,3 +33,8 @@ pub mod slots;
 mod states;
 pub mod time;
 pub mod ws;
+
+// Tests allocate as the binary does.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
