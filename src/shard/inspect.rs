@@ -141,16 +141,17 @@ impl Core {
         self.held_bytes() + self.log.resident_bytes() as u64
     }
 
-    /// Whether a text stands in the memory of the logs, in a buffer that is kept for the next use, or in what a member said of itself.
+    /// The memory of the logs, buffers that are kept for the next use, and what members said of themselves.
+    pub fn memory(&self) -> impl Iterator<Item = &[u8]> {
+        let logs = self.log.memory().chain(self.mirror_log.memory());
+        let pages = self.pages.iter().map(|page| &*page.frames);
+        let said = self.sessions.members.iter().filter_map(|(_, member)| Some(member.presence.as_deref()?.as_bytes()));
+        logs.chain(self.buffers.memory()).chain(self.out.memory()).chain(pages).chain(said)
+    }
+
+    /// Whether a text stands in that.
     pub fn memory_holds(&self, text: &[u8]) -> bool {
-        let stands_in = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text);
-        let said = self.sessions.members.iter().filter_map(|(_, member)| member.presence.as_deref());
-        self.log.holds(text)
-            || self.mirror_log.holds(text)
-            || self.buffers.hold(text)
-            || self.out.hold(text)
-            || self.pages.iter().any(|page| stands_in(&page.frames))
-            || said.map(str::as_bytes).any(stands_in)
+        self.memory().any(|memory| memchr::memmem::find(memory, text).is_some())
     }
 
     /// Whether the log's disk is full or has failed.

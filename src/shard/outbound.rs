@@ -125,11 +125,10 @@ impl Outbound {
         self.deflated_at.clear();
     }
 
+    /// What was gathered for many readers.
     #[cfg(test)]
-    pub(super) fn hold(&self, text: &[u8]) -> bool {
-        [&self.shared, &self.compressed, &self.deflated]
-            .iter()
-            .any(|buffer| buffer.windows(text.len()).any(|bytes| bytes == text))
+    pub(super) fn memory(&self) -> impl Iterator<Item = &[u8]> {
+        [&self.shared, &self.compressed, &self.deflated].into_iter().map(|buffer| &**buffer)
     }
 }
 

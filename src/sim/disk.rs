@@ -406,6 +406,9 @@ impl Disk {
     /// The purges that were begun, and where their messages end; each is finished.
     pub fn finish_purges(&mut self, shard: u16) -> Result<(), ReadError> {
         let sessions: Vec<u64> = std::mem::take(&mut self.purges).into_iter().collect();
+        if sessions.is_empty() {
+            return Ok(());
+        }
         let (size, found) = find_purges(&mut self.segments(), (shard, 1), &sessions)?;
         for (session, Found { at, keeps }) in found {
             for number in self.files.keys().copied().collect::<Vec<_>>() {
@@ -425,9 +428,14 @@ impl Disk {
         }
     }
 
+    /// What stands in the segments.
+    pub fn contents(&self) -> impl Iterator<Item = &[u8]> {
+        self.files.values().map(|file| &*file.bytes)
+    }
+
     /// Whether a text stands in a segment.
     pub fn holds(&self, text: &[u8]) -> bool {
-        self.files.values().any(|file| memchr::memmem::find(&file.bytes, text).is_some())
+        self.contents().any(|bytes| memchr::memmem::find(bytes, text).is_some())
     }
 
     /// What is left when the process ends: what was under way is done in part, or not at all. Whether something is gone that was

@@ -6,7 +6,9 @@ use super::scenarios::{all_in, finish, say, slow_down, stage_on_disk};
 use super::world::World;
 use crate::config::Durability;
 use crate::shard::port::{PortMessage, Purged};
+use memchr::memmem::Finder;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
 /// A purge that is not known to be done.
@@ -22,6 +24,8 @@ pub struct Asked {
 
 /// Texts that are looked for at the end.
 const TEXTS_MAX: usize = 20;
+/// Of what they begin with, so many bytes are looked for.
+const BEGINNING_BYTES_MAX: usize = 32;
 
 impl World {
     /// Has a session purged.
@@ -78,17 +82,45 @@ impl World {
             let complaint = format!("the purge of {} was not answered", asked.session);
             return self.oracle.wrong(complaint);
         }
+        let purged: Vec<(String, &[u8])> = self.oracle.purged_texts().into_iter().rev().take(TEXTS_MAX).collect();
+        let texts: Vec<&[u8]> = purged.iter().map(|(_, text)| *text).collect();
         let mut complaints = Vec::new();
-        for (what, text) in self.oracle.purged_texts().into_iter().rev().take(TEXTS_MAX) {
-            for (shard, seat) in self.seats.iter().enumerate() {
-                let (on_disk, in_memory) = (seat.engine.disk.holds(text), seat.core.memory_holds(text));
-                if on_disk || in_memory {
-                    complaints.push(format!("{what} was purged, and shard {shard} has it: disk {on_disk}, memory {in_memory}"));
-                }
+        for (shard, seat) in self.seats.iter().enumerate() {
+            let on_disk: BTreeSet<usize> = seat.engine.disk.contents().flat_map(|bytes| found_in(bytes, &texts)).collect();
+            let in_memory: BTreeSet<usize> = seat.core.memory().flat_map(|bytes| found_in(bytes, &texts)).collect();
+            for at in on_disk.union(&in_memory) {
+                let (what, on_disk, in_memory) = (&purged[*at].0, on_disk.contains(at), in_memory.contains(at));
+                complaints.push(format!("{what} was purged, and shard {shard} has it: disk {on_disk}, memory {in_memory}"));
             }
         }
         complaints.into_iter().for_each(|complaint| self.oracle.wrong(complaint));
     }
+}
+
+/// The numbers of the texts that stand in some memory: it is looked through once, for what all of them begin with.
+fn found_in(memory: &[u8], texts: &[&[u8]]) -> Vec<usize> {
+    let Some((first, others)) = texts.split_first() else { return Vec::new() };
+    let shared = others.iter().fold(first.len().min(BEGINNING_BYTES_MAX), |shared, text| {
+        first[..shared].iter().zip(*text).take_while(|(one, other)| one == other).count()
+    });
+    let finder = Finder::new(&first[..shared]);
+    let (mut found, mut from) = (Vec::new(), 0);
+    while let Some(at) = memory.get(from..).and_then(|rest| finder.find(rest)) {
+        let rest = &memory[from + at..];
+        found.extend((0..texts.len()).filter(|number| rest.starts_with(texts[*number])));
+        from += at + 1;
+    }
+    found
+}
+
+#[test]
+fn each_text_that_stands_in_memory_is_found() {
+    let texts: [&[u8]; 4] = [b"{{one}", b"{{other}", b"{{{third}", b"{{on"];
+    assert_eq!(found_in(b"..{{{other}..{{{third}.{{one", &texts), [1, 2, 3]);
+    assert_eq!(found_in(b"{{{one}", &texts[..1]), [0]);
+    assert_eq!(found_in(b"{{{one", &texts[..2]), [0; 0]);
+    assert_eq!(found_in(b"one other", &[b"other", b"one"]), [1, 0]);
+    assert_eq!((found_in(b"", &texts), found_in(b"{{one}", &[])), (vec![], vec![]));
 }
 
 #[test]
