@@ -8,6 +8,11 @@ use super::wire;
 use super::world::World;
 use serde_json::{Value, json};
 
+/// Its text, written faster than by `to_string`.
+fn compact(value: &Value) -> String {
+    serde_json::to_string(value).unwrap()
+}
+
 impl World {
     /// What was not acknowledged before the reconnect is sent once more, with the same id.
     pub fn send_again(&mut self, c: usize) {
@@ -67,7 +72,7 @@ impl World {
     pub fn command(&mut self, c: usize, kind: &str, session: &str, payload: Value, what: What) {
         self.clients[c].counter += 1;
         let id = format!("{}.{}", self.clients[c].counter, kind);
-        let text = json!({"type": kind, "id": id, "session_id": session, "payload": payload}).to_string();
+        let text = compact(&json!({"type": kind, "id": id, "session_id": session, "payload": payload}));
         self.send(c, &id, session, what, &text);
     }
 
@@ -82,7 +87,7 @@ impl World {
             envelope["ephemeral"] = json!(true);
         }
         let to = addresses(&envelope);
-        let past = Past { session: session.to_owned(), id: id.clone(), text: envelope.to_string(), to };
+        let past = Past { session: session.to_owned(), id: id.clone(), text: compact(&envelope).into(), to };
         if ephemeral {
             return self.send(c, &id, session, What::Ephemeral, &past.text);
         }

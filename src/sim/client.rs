@@ -7,11 +7,14 @@ use super::world::{ISSUER, World};
 use crate::time::Tick;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 
 pub const ROOMS: [&str; 3] = ["ops", "dev", "lab"];
 pub const ROLES: [&str; 2] = ["agent", "lead"];
 /// A client that broke its connection comes back no sooner: by then what it had sent is handled or lost.
 pub const DOUBT_NS: u64 = 150_000_000;
+/// Of what a client read last, so much is kept to be told.
+const LAST_READ_BYTES_MAX: usize = 300;
 /// Messages remembered to be sent again.
 pub const PAST_MAX: usize = 40;
 
@@ -30,7 +33,7 @@ pub enum Sabotage {
 pub struct Past {
     pub session: String,
     pub id: String,
-    pub text: String,
+    pub text: Rc<str>,
     pub to: Vec<String>,
 }
 
@@ -155,7 +158,8 @@ pub struct Client {
     pub link: Option<Link>,
     pub away_until: u64,
     pub counter: u64,
-    pub last_text: String,
+    /// The beginning of what it read last.
+    pub last_read: Vec<u8>,
     pub closes: BTreeMap<u16, u64>,
     pub answers: BTreeMap<String, u64>,
     /// Of each page of history that came: its numbers, and its end's payload.
@@ -245,7 +249,7 @@ impl World {
             link: None,
             away_until,
             counter: 0,
-            last_text: String::new(),
+            last_read: Vec::new(),
             closes: BTreeMap::new(),
             answers: BTreeMap::new(),
             pages: Vec::new(),
@@ -392,7 +396,7 @@ impl World {
         self.tell_sent(c, id, session, &what);
         let (sent_ns, roles) = (self.now_ns, self.clients[c].roles.clone());
         let link = self.link(c);
-        link.pipe.tx.extend(out);
+        link.pipe.say(out);
         link.sent.push(Sent { id: id.to_owned(), session: session.to_owned(), what, roles, sent_ns, answered: false });
     }
 
@@ -442,19 +446,25 @@ impl World {
                 return true;
             }
         }
-        while let Some(link) = &mut self.clients[c].link
+        let mut at = 0;
+        while let Some(link) = &self.clients[c].link
             && link.phase != Phase::Refused
         {
-            match wire::next_frame(&mut link.pipe.rx) {
+            match wire::next_frame(&link.pipe.rx, &mut at) {
                 Ok(Some(frame)) => self.on_frame(c, frame),
                 Ok(None) => break,
                 Err(what) => {
-                    let rx = String::from_utf8_lossy(&link.pipe.rx[..link.pipe.rx.len().min(700)]).into_owned();
-                    let complaint = format!("{}: {what}; after {:?}: {rx}", self.clients[c].id, self.clients[c].last_text);
+                    let rx = &link.pipe.rx[at..];
+                    let rx = String::from_utf8_lossy(&rx[..rx.len().min(700)]).into_owned();
+                    let last = String::from_utf8_lossy(&self.clients[c].last_read);
+                    let complaint = format!("{}: {what}; after {last:?}: {rx}", self.clients[c].id);
                     self.oracle.wrong(complaint);
                     break;
                 }
             }
+        }
+        if let Some(link) = &mut self.clients[c].link {
+            link.pipe.rx.drain(..at);
         }
         true
     }
@@ -585,7 +595,9 @@ impl World {
     pub fn on_frame(&mut self, c: usize, frame: ServerFrame) {
         self.trace(&[8, c as u64, frame.opcode.into(), frame.payload.len() as u64]);
         let Some(frame) = self.unpack(c, frame) else { return };
-        self.clients[c].last_text = String::from_utf8_lossy(&frame.payload).chars().take(300).collect();
+        let last_read = &mut self.clients[c].last_read;
+        last_read.clear();
+        last_read.extend(&frame.payload[..frame.payload.len().min(LAST_READ_BYTES_MAX)]);
         match frame.opcode {
             1 => match serde_json::from_slice::<Value>(&frame.payload) {
                 Ok(envelope) => self.on_text(c, &envelope, &frame.payload),

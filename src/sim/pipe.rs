@@ -106,6 +106,15 @@ impl Pipe {
         Self { socket, tx, rx: Vec::new(), ahead, tls, ends: false, cipher }
     }
 
+    /// Has so much more to say.
+    pub fn say(&mut self, bytes: Vec<u8>) {
+        if self.tx.is_empty() && self.tx.capacity() < bytes.len() {
+            self.tx = bytes.into();
+        } else {
+            self.tx.extend(bytes);
+        }
+    }
+
     /// Whether it could send.
     pub fn wants_push(&self, net: &Net) -> bool {
         let handshake = self.tls.as_ref().is_some_and(|tls| tls.wants_write());

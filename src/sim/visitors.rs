@@ -240,13 +240,15 @@ impl World {
                 self.oracle.wrong(format!("the upgrade of /v1/echo was answered {head}"));
             }
         }
+        let mut at = 0;
         while visit.upgraded {
-            match wire::next_frame(&mut visit.pipe.rx) {
+            match wire::next_frame(&visit.pipe.rx, &mut at) {
                 Ok(Some(frame)) => self.on_echo(v, visit, frame.opcode, frame.deflated, &frame.payload),
                 Ok(None) => break,
                 Err(what) => return self.oracle.wrong(format!("/v1/echo: {what}")),
             }
         }
+        visit.pipe.rx.drain(..at);
     }
 
     fn on_echo(&mut self, v: usize, visit: &mut Visit, opcode: u8, deflated: bool, payload: &[u8]) {

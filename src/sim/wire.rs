@@ -2,6 +2,7 @@
 
 use super::random::Random;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 
 /// A WebSocket frame of the server, or the end of the HTTP answer.
@@ -11,6 +12,14 @@ pub struct ServerFrame {
     /// RSV1: the payload is deflated.
     pub deflated: bool,
     pub payload: Vec<u8>,
+}
+
+/// The longest head of a masked frame.
+const HEAD_BYTES_MAX: usize = 14;
+
+thread_local! {
+    /// The clients' codec, begun anew for each message: to make one takes longer than most messages do.
+    static COMPRESS: RefCell<Compress> = RefCell::new(Compress::new(Compression::fast(), false));
 }
 
 /// Offers of permessage-deflate, as clients make them.
@@ -66,9 +75,11 @@ pub const BROKEN_PROXY_HEADERS: [&[u8]; 6] = [
 
 /// A deflated message's payload (RFC 7692 section 7.2.1).
 pub fn deflate(payload: &[u8]) -> Vec<u8> {
-    let mut codec = Compress::new(Compression::fast(), false);
     let mut out = Vec::with_capacity(payload.len() * 2 + 64);
-    codec.compress_vec(payload, &mut out, FlushCompress::Sync).unwrap();
+    COMPRESS.with_borrow_mut(|codec| {
+        codec.reset();
+        codec.compress_vec(payload, &mut out, FlushCompress::Sync).unwrap();
+    });
     assert!(out.ends_with(&[0, 0, 0xFF, 0xFF]));
     out.truncate(out.len() - 4);
     out
@@ -92,6 +103,7 @@ pub fn inflate(payload: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 fn one_frame(out: &mut Vec<u8>, head: u8, payload: &[u8], random: &mut Random) {
+    out.reserve(payload.len() + HEAD_BYTES_MAX);
     out.push(head);
     match payload.len() {
         len @ 0..=125 => out.push(0x80 | u8::try_from(len).unwrap()),
@@ -106,7 +118,12 @@ fn one_frame(out: &mut Vec<u8>, head: u8, payload: &[u8], random: &mut Random) {
     }
     let mask = random.next().to_le_bytes();
     out.extend(&mask[..4]);
-    out.extend(payload.iter().enumerate().map(|(at, byte)| byte ^ mask[at % 4]));
+    // By as much at once as the compiler finds good.
+    let (from, mask): (_, [u8; 32]) = (out.len(), std::array::from_fn(|at| mask[at % 4]));
+    out.extend(payload);
+    for part in out[from..].chunks_mut(mask.len()) {
+        part.iter_mut().zip(&mask).for_each(|(byte, mask)| *byte ^= mask);
+    }
 }
 
 /// A masked message in random fragments, deflated first.
@@ -134,9 +151,10 @@ fn fragments(out: &mut Vec<u8>, opcode: u8, payload: &[u8], random: &mut Random)
     }
 }
 
-/// Takes one frame off the front; `Err` where the bytes are no server's frame.
-pub fn next_frame(bytes: &mut Vec<u8>) -> Result<Option<ServerFrame>, String> {
-    let [first, second, ..] = bytes[..] else { return Ok(None) };
+/// The frame at a place, which moves behind it; `Err` where the bytes are no server's frame.
+pub fn next_frame(bytes: &[u8], at: &mut usize) -> Result<Option<ServerFrame>, String> {
+    let bytes = &bytes[*at..];
+    let [first, second, ..] = *bytes else { return Ok(None) };
     if first & 0xB0 != 0x80 || second & 0x80 != 0 {
         return Err(format!("a frame begins with {first:02x} {second:02x}"));
     }
@@ -154,10 +172,8 @@ pub fn next_frame(bytes: &mut Vec<u8>) -> Result<Option<ServerFrame>, String> {
     if len > 4 * 1024 * 1024 {
         return Err(format!("a frame of {len} bytes"));
     }
-    if bytes.len() < head + len {
-        return Ok(None);
-    }
-    let payload = bytes[head..head + len].to_vec();
-    bytes.drain(..head + len);
+    let Some(payload) = bytes.get(head..head + len) else { return Ok(None) };
+    let payload = payload.to_vec();
+    *at += head + len;
     Ok(Some(ServerFrame { opcode: first & 0x0F, deflated: first & 0x40 != 0, payload }))
 }

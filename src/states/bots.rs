@@ -259,7 +259,8 @@ impl Bot {
             self.received.drain(..end + 4);
             self.upgraded = true;
         }
-        while let Some(frame) = wire::next_frame(&mut self.received)? {
+        let mut at = 0;
+        while let Some(frame) = wire::next_frame(&self.received, &mut at)? {
             let text = if frame.deflated { wire::inflate(&frame.payload)? } else { frame.payload };
             if frame.opcode == 1 && !text.is_empty() {
                 let value = serde_json::from_slice::<Value>(&text).unwrap_or_default();
@@ -269,6 +270,7 @@ impl Bot {
                 if kind == "rw.welcome" { &WELCOMES } else { &ENVELOPES }.fetch_add(1, Ordering::Relaxed);
             }
         }
+        self.received.drain(..at);
         Ok(())
     }
 
