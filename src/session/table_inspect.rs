@@ -1,7 +1,6 @@
 //! What must hold of the tables after every turn, for the simulator: each number that is kept beside what it counts is that.
 
-use super::{NOBODY, Sessions, scoped};
-use crate::session::MemberKey;
+use super::{NOBODY, Sessions};
 use std::collections::BTreeMap;
 
 impl Sessions {
@@ -42,29 +41,22 @@ impl Sessions {
     }
 
     fn inspect_groups(&self) -> Result<(), String> {
-        let mut groups: BTreeMap<u64, Vec<MemberKey>> = BTreeMap::new();
+        let (mut targets, mut named) = (Vec::new(), 0);
         for (key, member) in self.members.iter() {
-            let Some(session) = self.sessions.get(member.session) else { return Err("a member of no session".to_owned()) };
-            let named = &member.entitlements;
-            let rooms = named.stays.iter().filter(|stay| stay.to == u64::MAX).map(|stay| stay.room);
-            let mut targets: Vec<u64> = named.roles.iter().copied().chain(rooms).chain([named.user]).collect();
+            let entitled = &member.entitlements;
+            let rooms = entitled.stays.iter().filter(|stay| stay.to == u64::MAX).map(|stay| stay.room);
+            targets.clear();
+            targets.extend(entitled.roles.iter().copied().chain(rooms).chain([entitled.user]));
             targets.sort_unstable();
             targets.dedup();
-            for target in targets {
-                groups.entry(scoped(session.hash, target)).or_default().push(key);
+            if targets.iter().any(|target| !self.group(member.session, *target).contains(&key)) {
+                return Err(format!("{} is not in each group that it names", member.client_id));
             }
+            named += targets.len();
         }
-        let mut there = 0;
-        for group in &self.groups {
-            let members = group.members.as_slice();
-            let expected = groups.get(&group.key).map_or(&[][..], Vec::as_slice);
-            if members.len() != expected.len() || !members.iter().all(|member| expected.contains(member)) {
-                return Err(format!("a group of {} is named by {} members", members.len(), expected.len()));
-            }
-            there += 1;
-        }
-        if there != groups.len() {
-            return Err(format!("{there} groups, named by members {}", groups.len()));
+        let there: usize = self.groups.iter().map(|group| group.members.as_slice().len()).sum();
+        if there != named || self.groups.iter().any(|group| group.members.as_slice().is_empty()) {
+            return Err(format!("{there} are in {} groups, and {named} are named", self.groups.len()));
         }
         Ok(())
     }

@@ -145,7 +145,8 @@ impl Admission {
     /// What is still counted: connections, and cells of addresses, half-open ones and users.
     #[cfg(test)]
     pub fn still_counted(&self) -> [usize; 4] {
-        let counted = |counts: &Counts| counts.rows.iter().flatten().filter(|cell| cell.load(Ordering::Relaxed) > 0).count();
+        let taken = |row: &[AtomicU32]| row.iter().filter(|cell| cell.load(Ordering::Relaxed) > 0).count();
+        let counted = |counts: &Counts| counts.rows.iter().map(|row| taken(row)).sum();
         let connections = self.connections.load(Ordering::Relaxed);
         [connections, counted(&self.by_address), counted(&self.half_open), counted(&self.by_user)]
     }
