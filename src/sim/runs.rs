@@ -15,8 +15,8 @@ use std::time::Duration;
 const SEEDS: u64 = 200;
 /// How long a failing world is made smaller, unless `RINGWAY_SHRINK_SECONDS` says otherwise.
 const SHRINK_S: u64 = 60;
-/// New seeds between two looks at the clock.
-const BATCH: u64 = 64;
+/// New seeds that are drawn up at once.
+const BATCH: u64 = 4096;
 
 /// Worlds that failed once, of [`Draw::First`]. What each found has a scenario of its own too.
 const FOUND: [u64; 16] = [
@@ -98,6 +98,15 @@ fn explain(spec: &Spec) {
     panic!("seed {:#x}: {:#?}", spec.seed, outcome.violations);
 }
 
+/// Runs a world, and tells at once if it fails.
+fn told(spec: &Spec) -> Outcome {
+    let outcome = judge(spec);
+    if let Some(complaint) = outcome.violations.first() {
+        eprintln!("{}\n    {complaint:.600}", again(spec));
+    }
+    outcome
+}
+
 /// Runs the worlds that `RINGWAY_SEED`, `RINGWAY_SIM_SECONDS` or `RINGWAY_SIM_SEEDS` ask for; `RINGWAY_SIM_FROM` names the first of new seeds, and
 /// `RINGWAY_SIM_DRAW=first` what they draw from.
 pub fn by_hand() {
@@ -113,18 +122,17 @@ pub fn by_hand() {
     let (began, fresh) = (std::time::Instant::now(), std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
     let first = number("RINGWAY_SIM_FROM").unwrap_or(fresh);
     let (mut seeds, mut delivered, mut sum, mut failed) = (0, 0, Sum::default(), Vec::new());
-    while seconds.is_none_or(|seconds| began.elapsed().as_secs() < seconds) && wanted.is_none_or(|wanted| seeds < wanted) {
+    let is_over = || seconds.is_some_and(|seconds| began.elapsed().as_secs() >= seconds);
+    while !is_over() && wanted.is_none_or(|wanted| seeds < wanted) {
         let count = BATCH.min(wanted.map_or(BATCH, |wanted| wanted - seeds));
         let specs: Vec<Spec> = (0..count).map(|at| Spec::new(first.wrapping_add(seeds + at), draw)).collect();
-        for (at, outcome) in on_all_cores(&specs, judge, |_| false) {
+        let outcomes = on_all_cores(&specs, told, |_| is_over());
+        seeds += outcomes.len() as u64;
+        for (_, outcome) in outcomes {
             delivered += outcome.delivered;
             sum.add(&outcome.cover);
-            if let Some(complaint) = outcome.violations.first() {
-                eprintln!("{}\n    {complaint:.600}", again(&specs[at]));
-                failed.push(kind_of(complaint));
-            }
+            failed.extend(outcome.violations.first().map(|complaint| kind_of(complaint)));
         }
-        seeds += count;
     }
     eprintln!("{}\nnever reached: {:?}", sum.table(), sum.never());
     let seconds = began.elapsed().as_secs_f64();
