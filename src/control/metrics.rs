@@ -1,6 +1,6 @@
 //! `/metrics`: the shards' counters as Prometheus text, format 0.0.4.
 //!
-//! Labels are the shard's number and reasons from our own enums: a client's text is never one.
+//! Labels are the shard's number and reasons from our own enums, never a client's text.
 
 use super::EngineLabels;
 use super::health::Health;
@@ -11,14 +11,14 @@ use crate::shard::histogram::Histogram;
 use crate::shard::port::Port;
 use std::fmt::Write;
 
-/// A family beside [`METRICS`], as `/metrics` and the operating manual tell of it.
+/// A family beside [`METRICS`], as `/metrics` and the operating manual describe it.
 #[derive(Debug)]
 pub struct Family {
     pub name: &'static str,
     /// `counter`, `gauge` or `histogram`.
     pub kind: &'static str,
     pub help: &'static str,
-    /// What an operator does about it.
+    /// The operator's response.
     pub advice: &'static str,
 }
 
@@ -31,75 +31,75 @@ const CLOSES: Family = Family {
 const DROPS: Family = Family {
     name: "ringway_drops_total",
     kind: "counter",
-    help: "What was thrown away, by reason.",
+    help: "Data thrown away without an error to anybody, by reason.",
     advice: "ephemeral_slow is normal with slow readers; ephemeral_lane_full: a shard lags; log_memory: raise log.memory_bytes.",
 };
 const LIMITS: Family = Family {
     name: "ringway_limits_reached_total",
     kind: "counter",
-    help: "Bounds that refused, delayed or closed something, by bound.",
-    advice: "Each bound bears its setting's name; the log line names client and setting. Raise it, or find the client.",
+    help: "Times that a bound refused, delayed or closed something, by bound.",
+    advice: "Each bound names its setting; the log line names client and setting. Raise it, or find the client.",
 };
 const ROUTING: Family = Family {
     name: "ringway_routing_seconds",
     kind: "histogram",
-    help: "Once for each routed message: the turn that routed it, from the taking in of what had arrived to the end of its sends.",
+    help: "Duration of the turn that routed a message, once for each message: from reading the events that had arrived to the end of its sends.",
     advice: "p99 rises with turn_seconds: a shard is full; spread sessions or add shards.",
 };
 const TURN: Family = Family {
     name: "ringway_turn_seconds",
     kind: "histogram",
-    help: "From the end of a wait to the start of the next.",
+    help: "Duration of a turn: from the end of one wait to the start of the next.",
     advice: "Above 10 ms: one turn does too much; look at fan-outs and at the machine.",
 };
 const LOG_WRITE: Family = Family {
     name: "ringway_log_write_seconds",
     kind: "histogram",
-    help: "From the start of a write of the log to its answer.",
-    advice: "Rises: the disk is busy or out of cache; acknowledgements of written wait for it.",
+    help: "Duration of a write of the log.",
+    advice: "Rises: the disk is busy or out of cache. Acknowledgements of `written` wait for these writes.",
 };
 const LOG_SYNC: Family = Family {
     name: "ringway_log_sync_seconds",
     kind: "histogram",
-    help: "From the start of a sync of the log to its answer.",
-    advice: "Acknowledgements of synced wait for one or two of them: look at the disk.",
+    help: "Duration of a sync of the log.",
+    advice: "Rises: look at the disk. Acknowledgements of `synced` wait for one or two syncs.",
 };
 const LOG_BATCH: Family = Family {
     name: "ringway_log_batch_bytes",
     kind: "histogram",
-    help: "Bytes of a write of the log: what a turn and those that waited for the write before have appended.",
-    advice: "Grows with the load; small ones at a high load: the disk is faster than the senders.",
+    help: "Bytes of a write of the log: all that was appended since the previous write began.",
+    advice: "Grows with the load. Small at a high load: the disk is faster than the senders.",
 };
 const LOG_BATCH_RECORDS: Family = Family {
     name: "ringway_log_batch_records",
     kind: "histogram",
-    help: "Records of a write of the log, the gateway's own counted.",
+    help: "Records of a write of the log, the gateway's own included.",
     advice: "Near 1 at a high load: the disk is faster than the senders, or there are few of them.",
 };
 const STUCK: Family = Family {
     name: "ringway_shard_stuck",
     kind: "gauge",
-    help: "1 where the shard has not turned for 5 s.",
+    help: "1 if the shard has not turned for 5 s.",
     advice: "Take a stack trace of the thread, then restart the process.",
 };
 const READY: Family = Family {
     name: "ringway_ready",
     kind: "gauge",
-    help: "1 where /readyz says yes.",
-    advice: "0 outside of a drain: read /readyz, it says why.",
+    help: "1 if /readyz answers ready.",
+    advice: "0 without a drain: /readyz gives the reason.",
 };
 const BUILD: Family =
     Family { name: "ringway_build_info", kind: "gauge", help: "1, with the version.", advice: "Tells which version runs where." };
 const ENGINE: Family = Family {
     name: "ringway_engine_info",
     kind: "gauge",
-    help: "1, with the engine that runs the shards and what it waits with.",
+    help: "1, with the engine that runs the shards and its driver.",
     advice: "monoio or epoll where ring is expected: this machine refuses io_uring; `ringway doctor` says why.",
 };
 const LOG_DROPS: Family = Family {
     name: "ringway_log_lines_dropped_total",
     kind: "counter",
-    help: "Log lines thrown away since whoever reads stderr is too slow.",
+    help: "Log lines thrown away because the reader of stderr was too slow.",
     advice: "Not zero: the log is incomplete; make its reader faster or raise diagnostics.log_level.",
 };
 const REVOCATIONS: Family = Family {
@@ -111,14 +111,14 @@ const REVOCATIONS: Family = Family {
 const REVOCATIONS_REFUSED: Family = Family {
     name: "ringway_revocations_refused_total",
     kind: "counter",
-    help: "Revocations refused since the list was full.",
-    advice: "Not zero: somebody who was to be kept out is not; rotate the signing key.",
+    help: "Revocations refused because the list was full.",
+    advice: "Not zero: a token or user that was to be revoked still gets in; rotate the signing key.",
 };
 const ADMIN_CUT: Family = Family {
     name: "ringway_admin_connections_cut_total",
     kind: "counter",
-    help: "Connections to the admin listener that were cut off since 64 others were there.",
-    advice: "Not zero: something on this machine opens them and asks nothing; find it with `ss -tnp`.",
+    help: "Connections to the admin listener that were cut off because 64 others were open.",
+    advice: "Not zero: a process on this machine opens connections and asks nothing; find it with `ss -tnp`.",
 };
 const CPU: Family = Family {
     name: "process_cpu_seconds_total",
@@ -136,7 +136,7 @@ const FILES: Family = Family {
     name: "process_open_fds",
     kind: "gauge",
     help: "Open file descriptors of the process.",
-    advice: "Near the limit: raise nofile; `ringway doctor` says to what.",
+    advice: "Near the limit: raise nofile; `ringway doctor` names the value.",
 };
 
 /// All families beside the plain counters, in the order of `/metrics`.
@@ -163,7 +163,7 @@ pub static FAMILIES: &[Family] = &[
     FILES,
 ];
 
-/// The name under which a plain counter stands in `/metrics`.
+/// The name of a plain counter in `/metrics`.
 #[must_use]
 pub fn full_name(metric: &MetricInfo) -> String {
     match metric.kind {
@@ -172,7 +172,7 @@ pub fn full_name(metric: &MetricInfo) -> String {
     }
 }
 
-/// The whole text. Writing to a string cannot fail, so that its results are not looked at.
+/// The whole text. Writing to a string cannot fail, so the results are ignored.
 pub(super) fn text(ports: &[Port], health: &Health, revocations: usize, labels: EngineLabels) -> String {
     let mut out = String::with_capacity(16 * 1024 * (ports.len() + 1));
     let shards: Vec<(usize, &ShardCounters)> = ports.iter().map(|port| (port.shard(), &***port.counters())).collect();
@@ -310,7 +310,7 @@ fn histogram<'a, T: std::fmt::Display>(
     }
 }
 
-/// What /proc says of this process; a family is left out where /proc does not say.
+/// Writes the process's values from /proc. A family is left out if /proc does not have it.
 fn process(out: &mut String) {
     if let Some(nanoseconds) = cpu_ns() {
         family(out, &CPU);
@@ -322,7 +322,7 @@ fn process(out: &mut String) {
     }
     if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
         family(out, &FILES);
-        // The directory itself is one of them while it is read.
+        // The listing itself holds one descriptor open.
         let _ = writeln!(out, "{} {}", FILES.name, entries.count().saturating_sub(1));
     }
 }

@@ -1,7 +1,7 @@
-//! What a shard counts. Written by that shard's thread alone, read by control whenever it likes.
+//! A shard's counters. Written by that shard's thread alone, read by control at any time.
 //!
 //! May import the vocabulary and `histogram`. Invariant: one writer. A counter is a relaxed load and a relaxed store, never a
-//! locked instruction, so that counting costs what it costs on a plain integer; two writers would lose counts.
+//! locked instruction, so that counting costs as little as with a plain integer; two writers would lose counts.
 
 use crate::close::CloseReason;
 use crossbeam::utils::CachePadded;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::histogram::Histogram;
 
-/// What one record counts in a histogram of records: its lowest bound, so that one is told from two.
+/// The value for one record in a histogram of records: its lowest bound, so that one is told from two.
 pub const RECORD: u64 = 1024;
 
 /// A number with one writer and any number of readers.
@@ -56,7 +56,7 @@ macro_rules! reasons {
         impl $name {
             /// All, in the order of their counters.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
-            /// How many there are.
+            /// The number of variants.
             pub const COUNT: usize = Self::ALL.len();
 
             /// The label in metrics and logs.
@@ -65,7 +65,7 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $label),+ }
             }
 
-            /// What it counts, one line.
+            /// The event that is counted, one line.
             #[must_use]
             pub const fn about(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc),+)),+ }
@@ -75,43 +75,45 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Why something was thrown away that nobody was told of on the wire.
+    /// The reason why data was thrown away without anybody being told on the wire.
     DropReason {
-        /// An ephemeral message for a reader that is behind.
+        /// An ephemeral message, because its reader was behind.
         EphemeralSlow = "ephemeral_slow",
-        /// An ephemeral message for a shard whose lane is full.
+        /// An ephemeral message, because the lane to its shard was full.
         EphemeralLaneFull = "ephemeral_lane_full",
-        /// A reply for a client whose reply queue is full; the connection is closed.
+        /// A reply, because its client's reply queue was full; the connection is closed.
         ReplyQueueFull = "reply_queue_full",
-        /// Presence data that a watcher had not been sent yet when its member told something newer.
+        /// Presence data not yet sent to a watcher, because the member had set newer data.
         PresenceOutdated = "presence_outdated",
-        /// A WebSocket pong while one was still waiting to be sent.
+        /// A WebSocket pong, because an earlier one was still waiting to be sent.
         PongPending = "pong_pending",
-        /// Bytes that came after a connection's end.
+        /// Bytes that arrived after the connection had ended.
         AfterClose = "after_close",
-        /// A lane message for a connection or session that was gone.
+        /// A lane message, because its connection or session was gone.
         LaneStale = "lane_stale",
-        /// A reply to control that nobody waited for any more.
+        /// A reply to control, because nobody waited for it any longer.
         PortReplyUnwanted = "port_reply_unwanted",
-        /// A receipt or cursor of a member that was gone.
+        /// A receipt or cursor, because its member was gone.
         ReceiptStale = "receipt_stale",
-        /// Messages cut from a session's history by its count.
+        /// Messages removed from a session's history by its count (log.retention_messages, session.history_messages).
         HistoryMessages = "history_messages",
-        /// Messages cut from a session's history since the log's memory was full.
+        /// Messages removed from a session's history because the log's memory was full.
         LogMemory = "log_memory",
-        /// Messages cut from a session's history since they were older than log.retention_age_s.
+        /// Messages removed from a session's history because they were older than log.retention_age_s.
         LogAge = "log_age",
-        /// Messages cut from a session's history by log.retention_bytes.
+        /// Messages removed from a session's history by log.retention_bytes.
         LogBytes = "log_bytes",
-        /// Messages cut from a session's history by a purge.
+        /// Messages removed from a session's history by a purge.
         Purged = "purged",
-        /// A record of the log that did not read back whole from disk; its readers were told of the gap.
+        /// A record of the log that is damaged on disk; its readers got rw.gap.
         LogDamaged = "log_damaged",
-        /// A message that the disk has not read for seconds (EIO), for each of its readers, who were told of the gap; it may be read later.
+        /// A message that the disk could not read for seconds (EIO), counted for each of its readers; they got rw.gap. A later
+        /// read may succeed.
         LogUnreadable = "log_unreadable",
-        /// A member's stay in a room that was forgotten though messages of it may be retained: it comes back with `recovered:false`.
+        /// A member's stay in a room, forgotten while messages of it may still be retained. On resume the member gets
+        /// `recovered:false`.
         StayForgotten = "stay_forgotten",
-        /// The record of a closed connection, pushed out before its ten minutes.
+        /// The record of a closed connection, removed before its ten minutes because of newer ones.
         ClosedRecord = "closed_record",
     }
 }
@@ -119,19 +121,19 @@ reasons! {
 reasons! {
     /// A bound that was reached and refused, delayed or closed something. Every bound has one.
     LimitReached {
-        /// Bytes that wait for the log's disk.
+        /// 16 MiB of messages waiting for the log's disk.
         LogPending = "log_pending",
-        /// Senders that are not read from because their session can't take more.
+        /// Senders not read from because their session could not take more.
         Hold = "hold",
-        /// Turns in which work had waited too long to be sent; senders are pushed back.
+        /// Turns in which work had waited too long to be sent; backpressure began.
         UnsentAge = "unsent_age",
         /// The log's disk is full: a file of the log could not be made or written.
         Disk = "disk",
         /// log.max_bytes. A shard's files have its share.
         LogBytes = "log_bytes",
-        /// log.reserve_bytes. Another file of the log would use what must stay free.
+        /// log.reserve_bytes. Another file of the log would use space that must stay free.
         LogReserve = "log_reserve",
-        /// Reads of the log that wait for the disk.
+        /// Reads of the log waiting for the disk.
         LogReads = "log_reads",
         /// limits.max_message_bytes.
         MessageBytes = "message_bytes",
@@ -139,7 +141,7 @@ reasons! {
         Fragments = "fragments",
         /// limits.unfinished_message_ms.
         UnfinishedMessage = "unfinished_message",
-        /// The depth of JSON.
+        /// Depth of a message's JSON (64).
         JsonDepth = "json_depth",
         /// limits.messages_per_second.
         MessageRate = "message_rate",
@@ -165,7 +167,7 @@ reasons! {
         HalfOpen = "half_open",
         /// limits.half_open_per_ip.
         HalfOpenPerIp = "half_open_per_ip",
-        /// Connections over a bound that wait to be told so: the oldest is closed untold.
+        /// Connections waiting for their refusal (64 a shard); the oldest was closed without an answer.
         TurnedAway = "turned_away",
         /// limits.handshake_ms.
         HandshakeTime = "handshake_time",
@@ -173,11 +175,11 @@ reasons! {
         TlsHandshakeTime = "tls_handshake_time",
         /// limits.close_ms.
         CloseTime = "close_time",
-        /// Connections that end and whose answers another shard's disk is waited for; they go at once.
+        /// Connections that ended while answers from another shard's disk were due; over the bound they closed at once.
         Fences = "fences",
-        /// The bytes of the HTTP request line or head, the count of its headers, or the reads it took.
+        /// Size of the HTTP request line or head, count of its headers, or reads until it was complete.
         RequestHead = "request_head",
-        /// The bytes of a token.
+        /// Size of a token.
         TokenBytes = "token_bytes",
         /// limits.reply_queue_bytes or limits.reply_queue_frames.
         ReplyQueue = "reply_queue",
@@ -187,13 +189,13 @@ reasons! {
         AttachedSessions = "attached_sessions",
         /// limits.members_per_session.
         MembersPerSession = "members_per_session",
-        /// limits.members_per_user, where all of the user's are connected.
+        /// limits.members_per_user, if all of the user's members are connected.
         MembersPerUser = "members_per_user",
         /// limits.rooms_per_client.
         RoomsPerClient = "rooms_per_client",
-        /// Stays in rooms that have ended, of one member, which retained messages need: the oldest is forgotten.
+        /// Stays in rooms that one member has left and that retained messages still need; the oldest was forgotten.
         EndedStays = "ended_stays",
-        /// What a member tells of itself, more often than the log keeps it.
+        /// Presence updates of one member waiting for the log, which records one a second.
         PresenceAnswers = "presence_answers",
         /// limits.presence_per_second.
         PresenceRate = "presence_rate",
@@ -205,25 +207,26 @@ reasons! {
         ConnectionLifetime = "connection_lifetime",
         /// limits.stall_bytes_per_second over limits.stall_ms.
         Stall = "stall",
-        /// limits.reply_queue_bytes, by which a connection is not read from until it has taken its replies.
+        /// limits.reply_queue_bytes. The connection was not read from until it had taken its replies.
         Backpressure = "backpressure",
         /// session.heartbeat_timeout_ms.
         HeartbeatTime = "heartbeat_time",
-        /// One history request of an attachment at a time, 16 of a user, 4,096 of all.
+        /// History requests under way: one of an attachment, 16 of a user, 4,096 of all.
         HistoryBusy = "history_busy",
-        /// What one page of history looks at, or reads from disk; it ends there, and another one goes on.
+        /// Messages examined, or bytes read from disk, for one page of history; the page ended there and the next one continues.
         HistoryLooks = "history_looks",
-        /// The lanes between shards.
+        /// Room in the lanes between shards.
         Lane = "lane",
-        /// Replies that wait for a lane, or their bytes; their connections are closed.
+        /// Replies waiting for a lane, by count or bytes; their connections were closed.
         LaneReplies = "lane_replies",
-        /// The file descriptors of the process.
+        /// File descriptors of the process.
         OpenFiles = "open_files",
     }
 }
 
 impl LimitReached {
-    /// The bound on what is read that ends a connection for this, where it is one; others are counted where they are looked at.
+    /// The bound whose violation ends a connection for this reason; `None` if it is none. Other bounds are counted where they are
+    /// checked.
     #[must_use]
     pub const fn behind(reason: CloseReason) -> Option<Self> {
         match reason {
@@ -235,7 +238,7 @@ impl LimitReached {
     }
 }
 
-/// What kind a metric is.
+/// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricKind {
     /// Only ever grows.
@@ -244,38 +247,38 @@ pub enum MetricKind {
     Gauge,
 }
 
-/// A metric as `/metrics` and the operating manual tell of it.
+/// A metric as `/metrics` and the operating manual describe it.
 #[derive(Debug)]
 pub struct MetricInfo {
-    /// Without the `ringway_` before it, and a counter's `_total` after it.
+    /// The name without the prefix `ringway_` and a counter's suffix `_total`.
     pub name: &'static str,
     pub kind: MetricKind,
-    /// What it counts.
+    /// The quantity counted.
     pub help: &'static str,
-    /// What an operator does about it.
+    /// The operator's response.
     pub advice: &'static str,
 }
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $field:ident: $kind:ident, $advice:literal;)+) => {
-        /// All that one shard counts.
+        /// All counters of one shard.
         #[derive(Debug)]
         pub struct ShardCounters {
             $( $(#[doc = $doc])+ pub $field: Cell64, )+
             /// Why connections ended.
             closes: [Cell64; CloseReason::ALL.len()],
-            /// What was thrown away.
+            /// Data thrown away, by reason.
             drops: [Cell64; DropReason::COUNT],
             /// Bounds that were reached.
             limits: [Cell64; LimitReached::COUNT],
-            /// Each routed message's turn, from the taking in of what had arrived to the end of its sends, in nanoseconds. A message that
-            /// waits for the log's disk is sent by a later one.
+            /// Duration of the turn that routed a message, once for each message, in nanoseconds: from reading the events that
+            /// had arrived to the end of its sends. A message that waits for the log's disk is sent by a later turn.
             pub routing_ns: Histogram,
-            /// From the end of a wait to the start of the next, in nanoseconds.
+            /// Duration of a turn, from the end of a wait to the start of the next, in nanoseconds.
             pub turn_ns: Histogram,
-            /// From the start of a write of the log to its answer, in nanoseconds.
+            /// Duration of a write of the log, in nanoseconds.
             pub log_write_ns: Histogram,
-            /// The same of a sync.
+            /// Duration of a sync of the log, in nanoseconds.
             pub log_sync_ns: Histogram,
             /// Bytes of a write of the log.
             pub log_batch_bytes: Histogram,
@@ -320,153 +323,156 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Turns of the loop; a shard without any for 5 s is stuck.
-    turns: Counter, "Flat on one shard while others move: that shard is stuck; /healthz names it. Take a stack trace, then restart.";
-    /// Turns that came a second late or more: the process was stopped, its machine suspended, or its core taken away.
-    standstills: Counter, "Grows: something stops the process, or its machine has too few cores. Clients were not held to their time meanwhile.";
-    /// Connections now.
+    /// Turns of the loop. A shard without any for 5 s is stuck.
+    turns: Counter, "Flat on one shard while others grow: that shard is stuck; /healthz names it. Take a stack trace, then restart.";
+    /// Turns that began a second late or more, because the process was stopped, its machine suspended or its core busy with
+    /// something else.
+    standstills: Counter, "Grows: something stops the process, or its machine has too few cores. Timeouts of clients start anew after it.";
+    /// Connections open now.
     connections: Gauge, "Compare with server.max_connections.";
     /// Connections without a welcome yet.
-    connections_half_open: Gauge, "High for minutes: slow clients or a flood; see limits.half_open_percent.";
+    connections_half_open: Gauge, "High for minutes: slow clients or a flood; compare with limits.half_open_percent.";
     /// Connections accepted.
     accepted: Counter, "A jump is a reconnect storm; look at closes for its cause.";
     /// Accepts that failed.
     accept_failures: Counter, "Grows: open files or memory are used up; raise nofile, see `ringway doctor`.";
-    /// Connections given to their session's home shard.
+    /// Connections handed to their session's home shard.
     handed_over: Counter, "About (shards - 1) / shards of accepted is usual.";
-    /// Connections taken over from the shard that accepted them.
+    /// Connections received from the shard that accepted them.
     taken_over: Counter, "The sum over shards follows handed_over.";
     /// Welcomes sent.
     welcomed: Counter, "Far below accepted: clients fail the handshake; look at refusals and closes.";
-    /// Sessions at home here.
+    /// Sessions whose home is this shard.
     sessions: Gauge, "Compare with limits.sessions_per_shard.";
-    /// Members of all sessions at home here, away ones counted.
-    members: Gauge, "Grows without end: members never leave; see session.member_unseen_ms.";
+    /// Members of all sessions whose home is this shard, also those away.
+    members: Gauge, "Grows without end: members never leave; lower session.member_unseen_ms.";
     /// Members with a connection.
-    members_present: Gauge, "Falls at once: a network path is gone.";
+    members_present: Gauge, "A sudden fall: a network path is lost.";
     /// Messages received from clients.
-    messages_in: Counter, "The load that comes in.";
-    /// Frames sent to clients, replies counted.
-    messages_out: Counter, "The load that goes out.";
-    /// Messages delivered, one for each receiver.
+    messages_in: Counter, "The incoming load.";
+    /// Frames sent to clients, replies included.
+    messages_out: Counter, "The outgoing load.";
+    /// Messages delivered, counted once for each receiver.
     delivered: Counter, "delivered / routed is the fan-out.";
-    /// Messages taken into a session.
+    /// Messages accepted into a session.
     routed: Counter, "Falls while messages_in does not: messages are refused; look at refused.";
     /// Messages acknowledged.
     acknowledged: Counter, "Follows routed.";
-    /// Repeated messages answered with the first one's place.
-    duplicates: Counter, "Many: clients repeat too early, or answers are slow.";
-    /// Messages delivered again on resume.
+    /// Repeated messages, answered with the `seq` of the first.
+    duplicates: Counter, "Many: clients resend too early, or acknowledgements are slow.";
+    /// Messages delivered on resume.
     replayed: Counter, "A jump follows a reconnect storm.";
-    /// Ephemeral messages taken.
+    /// Ephemeral messages accepted.
     ephemeral: Counter, "Compare with drops{reason=\"ephemeral_slow\"}.";
     /// Messages and commands answered with an error.
-    refused: Counter, "Rises after a client release: it sends what the contract forbids; the log names the code.";
-    /// Gaps told to readers behind the retention.
-    gaps: Counter, "Readers are slower than the log's memory; raise log.memory_bytes or session.history_messages.";
+    refused: Counter, "Rises after a client release: the new version breaks the protocol; the log names the error code.";
+    /// Gaps reported (rw.gap) to readers that fell behind retention.
+    gaps: Counter, "Readers fall behind retention; raise session.history_messages, and log.memory_bytes if the log is in memory.";
     /// Bytes received from clients.
-    bytes_in: Counter, "Traffic that comes in.";
-    /// Bytes that compressed messages of clients inflated to.
-    inflated_bytes: Counter, "Many times bytes_in: deflate bombs; each connection is held to limits.bytes_per_second of it.";
+    bytes_in: Counter, "Incoming traffic.";
+    /// Bytes of clients' compressed messages after decompression.
+    inflated_bytes: Counter, "Many times bytes_in: clients send deflate bombs. limits.bytes_per_second bounds these bytes for each connection.";
     /// Bytes sent to clients.
-    bytes_out: Counter, "Traffic that goes out.";
-    /// Handshakes refused for their token.
-    auth_refused: Counter, "Rises: an expired key, a clock that is wrong, or somebody guesses.";
-    /// Requests for /healthz and /readyz on the clients' port that were answered.
-    probes: Counter, "Flat where a balancer is to look here: it does not, or is over its address's limits; see limits_reached.";
+    bytes_out: Counter, "Outgoing traffic.";
+    /// Handshakes refused because of their token.
+    auth_refused: Counter, "Rises: a key was changed, a clock is wrong, or somebody guesses tokens.";
+    /// Requests for /healthz and /readyz answered on the clients' port.
+    probes: Counter, "Flat although a load balancer should ask here: it does not reach this port, or exceeds the limits of its address; see limits_reached.";
     /// HTTP requests answered with an error instead of an upgrade.
-    http_refused: Counter, "Rises: a wrong path or origin; the log names the setting which would allow it.";
+    http_refused: Counter, "Rises: clients use a wrong path or origin; the log names the setting which would allow it.";
     /// Send calls made.
-    sends: Counter, "messages_out / sends is how many frames share a send.";
-    /// Sends of which the kernel took a part or nothing.
-    sends_short: Counter, "A high share of sends: readers or their networks are slow.";
+    sends: Counter, "messages_out / sends is the number of frames in one send.";
+    /// Sends of which the kernel took only a part, or nothing.
+    sends_short: Counter, "A high share of sends: clients read slowly, or their networks are slow.";
     /// Receives for which the ring had no buffer.
-    ring_no_buffers: Counter, "Steady growth: a few clients flood; see byte_rate in limits_reached.";
+    ring_no_buffers: Counter, "Steady growth: a few clients send floods; see byte_rate in limits_reached.";
     /// Overflows of the ring's completion queue.
     ring_overflows: Counter, "Not zero: turns are too long; look at turn_seconds.";
-    /// Multishot requests that the kernel ended and the ring started again.
+    /// Multishot requests that the kernel ended and the gateway started again.
     ring_rearms: Counter, "Follows ring_no_buffers.";
-    /// Writes of the log that the kernel took a part of, and that were carried on.
-    ring_short_writes: Counter, "Not zero: the disk is nearly full, or a signal came in between.";
-    /// Reads of the log that waited for others to end.
+    /// Writes of the log of which the kernel took only a part; the rest was written after.
+    ring_short_writes: Counter, "Not zero: the disk is nearly full, or a signal interrupted the write.";
+    /// Reads of the log that had to wait for other reads.
     log_reads_waited: Counter, "A high share of log_reads: many readers are far behind, or the disk is slow.";
-    /// Chunks of the log that are in memory.
+    /// Chunks (1 MiB) of the log in memory.
     log_chunks: Gauge, "Multiply by 1 MiB for its memory; at log.memory_bytes the oldest go first.";
-    /// Bytes from the oldest that the log holds, in memory or on disk, to its end; a file that ends early counts whole.
-    log_bytes: Gauge, "A log in memory has log.memory_bytes at most; for one on disk see log.retention_*, log.max_bytes.";
+    /// Bytes from the oldest record of the log, in memory or on disk, to its end. A file that ends early counts in full.
+    log_bytes: Gauge, "In memory: at most log.memory_bytes. On disk: bounded by log.retention_* and log.max_bytes.";
     /// Records appended to the log.
     log_appends: Counter, "Follows routed.";
-    /// Records of the gateway's own in the log: sessions, members, receipts.
-    log_state_records: Counter, "Many against log_appends: clients come and go, or send receipts, a lot.";
-    /// Writes of the log: each takes what a turn has appended.
-    log_writes: Counter, "log_appends over this is how many records share a write.";
+    /// Records of the log that are no messages: sessions, members, receipts.
+    log_state_records: Counter, "A high share of log_appends: clients connect and leave, or send receipts, very often.";
+    /// Writes of the log. Each takes all that a turn has appended.
+    log_writes: Counter, "log_appends / log_writes is the number of records in one write.";
     /// Bytes written to the log's files.
-    log_written_bytes: Counter, "Against log.max_bytes and the disk's life.";
+    log_written_bytes: Counter, "Compare with the disk's rated endurance.";
     /// Syncs of the log's files.
-    log_syncs: Counter, "Messages over this is how many share a sync.";
-    /// Bytes of messages copied out of the log's oldest files, so that these could go.
-    log_compacted_bytes: Counter, "Against log_written_bytes: much is retained for long beside much that is not.";
-    /// Reads of the log's files, for readers behind what is in memory.
+    log_syncs: Counter, "log_appends / log_syncs is the number of records that share a sync.";
+    /// Bytes of messages copied out of the log's oldest files so that these could be deleted.
+    log_compacted_bytes: Counter, "A high share of log_written_bytes: some sessions retain messages for long, beside many that do not.";
+    /// Reads of the log's files, for readers that are behind the log in memory.
     log_reads: Counter, "Many: raise log.memory_bytes.";
-    /// Messages that were looked at for pages of history.
-    history_looks: Counter, "Many against log_appends: clients page through long sessions, or ask for rooms with few messages.";
-    /// Segments of the log that were indexed since the start.
-    log_indexed: Counter, "With log_segments: cold segments of which memory holds only which messages are in them.";
-    /// Indexes of segments that could not be made or written; their messages stay in memory's index, or the index in memory.
-    log_index_failures: Counter, "Any: is the log's disk full, or failing?";
+    /// Messages examined for pages of history.
+    history_looks: Counter, "Many times log_appends: clients page through long sessions, or ask for rooms with few messages.";
+    /// Segments of the log indexed since the start.
+    log_indexed: Counter, "Grows as segments become cold: an indexed segment takes little memory.";
+    /// Index files that could not be made or written. The index of that segment stays in memory.
+    log_index_failures: Counter, "Not zero: check whether the log's disk is full or failing.";
     /// Files of the log.
-    log_segments: Gauge, "Against log.max_bytes over log.segment_bytes.";
-    /// 1 while durable messages have no room: the disk is full, or log.max_bytes or log.reserve_bytes is reached.
-    log_full: Gauge, "Make room, or change log.retention_*, log.max_bytes; it is looked at again each second.";
-    /// 1 after a write or sync of the log failed for good.
+    log_segments: Gauge, "Compare with log.max_bytes / log.segment_bytes.";
+    /// 1 while durable messages are refused for lack of space: the disk is full, or log.max_bytes or log.reserve_bytes is
+    /// reached.
+    log_full: Gauge, "Make room, or change log.retention_*, log.max_bytes; the gateway checks again each second.";
+    /// 1 after a write or sync of the log has failed for good.
     log_failed: Gauge, "Look at the disk and restart: recovery keeps what was acknowledged.";
-    /// Memory of what waits to be sent to connections (replies, presence, ephemeral messages), and for lanes.
+    /// Memory of data waiting to be sent to connections (replies, presence, ephemeral messages) and over lanes.
     buffer_bytes: Gauge, "Compare with limits.shard_memory_bytes.";
-    /// Memory that waits for the disk: answers to commands, what of members is to be written, and the log beyond log.memory_bytes.
-    disk_held_bytes: Gauge, "Counts to limits.shard_memory_bytes. Not near zero: the disk is behind, or has no room.";
-    /// Sessions at home elsewhere that are mirrored here.
-    mirrors: Gauge, "Many: clients attach sessions all over the shards.";
-    /// Bytes of the mirrors.
-    mirror_bytes: Gauge, "Memory of mirrors.";
-    /// Messages sent over the lanes to other shards.
+    /// Memory of data waiting for the disk: answers to commands, members' state to be written, and the log beyond
+    /// log.memory_bytes.
+    disk_held_bytes: Gauge, "Part of limits.shard_memory_bytes. Not near zero: the disk is too slow, or full.";
+    /// Mirrors: sessions whose home is another shard, copied here for local readers.
+    mirrors: Gauge, "Many: clients attach to sessions on many shards.";
+    /// Memory of the mirrors.
+    mirror_bytes: Gauge, "Bounded by a quarter of log.memory_bytes.";
+    /// Messages sent over lanes to other shards.
     lane_out: Counter, "Near zero is good: sessions stay on one core.";
-    /// Messages taken from the lanes.
-    lane_in: Counter, "Over all shards it follows lane_out.";
-    /// Pushes that found a lane full.
-    lane_full: Counter, "Not zero: a shard lags behind the others; look at its turn_seconds.";
-    /// Memory of the messages that wait for full lanes; a part of buffer_bytes.
-    lane_backlog_bytes: Gauge, "Not zero for long: another shard does not turn; look at its turn_seconds.";
+    /// Messages received over lanes.
+    lane_in: Counter, "The sum over all shards follows lane_out.";
+    /// Attempts to send that found a lane full.
+    lane_full: Counter, "Not zero: one shard is slower than the others; look at its turn_seconds.";
+    /// Memory of messages waiting for full lanes; part of buffer_bytes.
+    lane_backlog_bytes: Gauge, "Not zero for long: another shard is slow or stuck; look at its turn_seconds.";
     /// Wake-ups of other shards.
-    bells: Counter, "Compare with lane_out: how many lane messages share a wake.";
+    bells: Counter, "lane_out / bells is the number of lane messages for each wake-up.";
     /// Timers that fired.
     timers: Counter, "About connections / heartbeat_ms when idle.";
-    /// Panics while a connection's bytes were decoded.
+    /// Panics while a connection's bytes were decoded. Each ends that connection only.
     panics: Counter, "Not zero: a bug; the log has the connection. Report it.";
 }
 
 impl ShardCounters {
-    /// A connection ended.
+    /// Counts the end of a connection.
     pub fn closed(&self, reason: CloseReason) {
         self.closes[reason as usize].increment();
     }
 
-    /// So many things were thrown away.
+    /// Counts `count` drops.
     pub fn dropped(&self, reason: DropReason, count: u64) {
         self.drops[reason as usize].add(count);
     }
 
-    /// A bound was reached.
+    /// Counts that a bound was reached.
     pub fn limit_reached(&self, limit: LimitReached) {
         self.limits[limit as usize].increment();
     }
 
-    /// How many connections ended for this.
+    /// The number of connections that ended for this reason.
     #[must_use]
     pub fn closed_count(&self, reason: CloseReason) -> u64 {
         self.closes[reason as usize].get()
     }
 
-    /// How much was thrown away for this.
+    /// The number of drops for this reason.
     #[must_use]
     pub fn dropped_count(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize].get()
