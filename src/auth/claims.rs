@@ -12,16 +12,16 @@ use serde_json::Value;
 /// The end of the year 9999: what lies beyond is no date but a mistake in units.
 const NUMERIC_DATE_MAX: u64 = 253_402_300_799;
 
-/// What the operator asks of tokens.
+/// The operator's requirements on tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenPolicy {
     /// `iss` must be this.
     pub issuer: Option<Box<str>>,
-    /// `aud` must hold this. Where it is not set, a token that has an `aud` is refused (RFC 7519 4.1.3).
+    /// `aud` must contain this. If not set, a token that has an `aud` is refused (RFC 7519 4.1.3).
     pub audience: Option<Box<str>>,
-    /// Seconds by which clocks may differ.
+    /// Tolerated difference between clocks, in seconds.
     pub leeway_s: u64,
-    /// The longest life, `exp` less `iat`, in seconds.
+    /// The longest lifetime, `exp` less `iat`, in seconds.
     pub lifetime_s_max: u64,
 }
 
@@ -31,7 +31,7 @@ impl Default for TokenPolicy {
     }
 }
 
-/// The claims as they came. A known claim that is there twice fails to parse; `null` is a value, and a wrong one.
+/// The claims as received. A known claim that occurs twice fails to parse; `null` is a value, and a wrong one.
 #[derive(Deserialize)]
 pub struct Claims {
     #[serde(default, deserialize_with = "given")]
@@ -179,7 +179,7 @@ fn optional_text<'a>(value: Option<&'a Value>, claim: &'static str, problem: &'s
     value.map(|value| required_text(Some(value), claim, problem)).transpose()
 }
 
-/// One string, or a list of them; absent is empty.
+/// A string, or a list of strings; absent is empty.
 fn names<'a>(value: Option<&'a Value>, claim: &'static str, problem: &'static str) -> Result<Vec<&'a str>, AuthError> {
     let refused = AuthError::Claims { claim, problem };
     match value {
@@ -219,7 +219,7 @@ pub(super) fn check_parts(parts: &GrantParts<'_>) -> Result<(), AuthError> {
     parts.token_id.map_or(Ok(()), token_id_allowed)
 }
 
-/// Whether a token's `jti` may be this.
+/// Checks that a `jti` is allowed.
 ///
 /// # Errors
 /// [`AuthError::Claims`] on `jti`.

@@ -1,4 +1,4 @@
-//! Why a token was refused, and what that is on the wire.
+//! The reasons to refuse a token, and their codes on the wire.
 
 use crate::close::CloseReason;
 
@@ -8,21 +8,21 @@ pub enum AuthError {
     /// No token, or an empty one.
     #[error("there is no token: the hello's payload needs `auth_token`, a signed JWT")]
     Missing,
-    /// Not a JWS in compact form (RFC 7515 7.1), or its JSON is not what it must be.
+    /// Not a JWS in compact form (RFC 7515 7.1), or JSON of the wrong shape.
     #[error("the token is no signed JWT: {0}")]
     Malformed(&'static str),
-    /// Its end has come (RFC 7519 4.1.4).
+    /// The token has expired (RFC 7519 4.1.4).
     #[error("the token expired {ago_s} s ago: get a new one")]
     Expired {
-        /// Seconds since `exp`, the leeway not taken off.
+        /// Seconds since `exp`, without the leeway.
         ago_s: u64,
     },
-    /// `nbf` or `iat` lie in the future, beyond the leeway.
+    /// `nbf` or `iat` is in the future, beyond the leeway.
     #[error("the token's `{claim}` is {in_s} s in the future: wait, or set the clock of whoever issues it")]
     NotYetValid {
-        /// Which of the two.
+        /// `nbf` or `iat`.
         claim: &'static str,
-        /// Seconds until it.
+        /// Seconds until then.
         in_s: u64,
     },
     /// The signature is not that of the key the token names.
@@ -37,7 +37,7 @@ pub enum AuthError {
         /// The key's algorithm.
         expected: &'static str,
     },
-    /// `iss` is absent or another's.
+    /// `iss` is absent, or is not the configured one.
     #[error("the token's `iss` is not the configured [auth] issuer")]
     Issuer,
     /// `aud` is absent or does not hold the configured one.
@@ -48,7 +48,7 @@ pub enum AuthError {
     Claims {
         /// The claim's name.
         claim: &'static str,
-        /// What would be right.
+        /// The accepted values.
         problem: &'static str,
     },
     /// The token or its user was revoked.
@@ -63,7 +63,7 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    /// One of each, for tables and metrics.
+    /// The code of each refusal, for tables and metrics.
     pub const CODES: [&'static str; 13] = [
         "auth.missing",
         "auth.malformed",
@@ -100,7 +100,7 @@ impl AuthError {
         }
     }
 
-    /// How the connection ends for it: 4403 where the token is good but not for this, else 4401.
+    /// The close reason: 4403 if the token is good but does not permit this, else 4401.
     #[must_use]
     pub const fn close_reason(&self) -> CloseReason {
         match self {

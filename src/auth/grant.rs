@@ -1,4 +1,4 @@
-//! What a verified token permits.
+//! The rights that a verified token gives.
 
 use super::AuthError;
 use crate::ids::is_own_session;
@@ -8,8 +8,8 @@ use std::fmt;
 /// Divides the names inside [`Grant`]'s text; no name may hold it.
 const DIVIDER: char = '\n';
 
-/// What a verified token permits. One heap allocation, as every connection and member holds one: all text lies in one string,
-/// in the order of the fields below, each ending where the next begins.
+/// The rights that a verified token gives. One heap allocation, because every connection and member holds one: the text of all
+/// fields is one string, in the order of the fields below, each ending where the next begins.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Grant {
     text: Box<str>,
@@ -53,8 +53,8 @@ impl Grant {
     /// Packs the parts.
     ///
     /// # Errors
-    /// [`AuthError::Claims`] where a part is outside its bounds (which [`super::KeySet::verify`] has made sure of; a grant made
-    /// by hand, as for the anonymous users of a development server, meets the same rules).
+    /// [`AuthError::Claims`] if a part is out of bounds. [`super::KeySet::verify`] has checked them; a grant made by hand, as for
+    /// the anonymous users of a development server, must obey the same rules.
     pub fn new(parts: &GrantParts<'_>) -> Result<Self, AuthError> {
         super::claims::check_parts(parts)?;
         let mut text = String::with_capacity(
@@ -139,14 +139,14 @@ impl Grant {
         self.auth_time_s
     }
 
-    /// Whether the grant holds a role.
+    /// Returns `true` if the grant holds the role.
     #[must_use]
     pub fn has_role(&self, role: &str) -> bool {
         self.roles().any(|held| held == role)
     }
 
-    /// Whether the grant covers a session: its exact id, or a pattern `prefix*`. A bare `*` covers all but what is the gateway's own,
-    /// which nothing covers.
+    /// Returns `true` if the grant covers the session: by its exact id, or a pattern `prefix*`. A bare `*` covers all sessions
+    /// but the gateway's own, which nothing covers.
     #[must_use]
     pub fn covers(&self, session_id: &str) -> bool {
         if is_own_session(session_id) {
@@ -207,8 +207,8 @@ fn names(part: &str) -> impl Iterator<Item = &str> {
     part.split(DIVIDER).filter(|name| !name.is_empty())
 }
 
-/// Whether a user may be called so: 1 to 128 printable ASCII characters but space, `"`, `\` and `/`, and not `rw`. The four
-/// would need escapes in an envelope's `from` or blur where a `client_id`'s tail begins; `rw` is the gateway itself.
+/// Checks a user's name: 1 to 128 printable ASCII characters but space, `"`, `\` and `/`, and not `rw`. The four would need
+/// escapes in an envelope's `from`, or hide where a `client_id`'s tail begins; `rw` is the gateway itself.
 ///
 /// # Errors
 /// [`AuthError::Claims`] on `sub`.
@@ -224,7 +224,7 @@ pub fn subject_allowed(subject: &str) -> Result<(), AuthError> {
     Ok(())
 }
 
-/// Whether `client_id` is the user, or the user with a tail (protocol.md section 4).
+/// Checks that `client_id` is the user, or the user with a tail (protocol.md section 4).
 ///
 /// # Errors
 /// [`AuthError::ClientId`].
@@ -241,7 +241,7 @@ pub fn client_id_allowed(client_id: &str, subject: &str) -> Result<(), AuthError
     Ok(())
 }
 
-/// 1 to 128 of `[A-Za-z0-9_.:-]`: the names of sessions, rooms and roles (protocol.md section 2).
+/// Returns `true` for 1 to 128 of `[A-Za-z0-9_.:-]`: names of sessions, rooms and roles (protocol.md section 2).
 pub(crate) fn is_name(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_name_byte)
 }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::fmt;
 
-/// What a key is for; one algorithm a key (RFC 8725 3.1).
+/// A key's algorithm; each key has one (RFC 8725 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KeyAlgorithm {
     /// Ed25519 (RFC 8037).
@@ -42,7 +42,7 @@ impl KeyAlgorithm {
         }
     }
 
-    /// The algorithm of a name, in whatever case: for the configuration and the command line, never for tokens.
+    /// The algorithm of this name, case ignored: for the configuration and the command line, never for tokens.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|algorithm| algorithm.name().eq_ignore_ascii_case(name))
@@ -58,14 +58,14 @@ impl KeyAlgorithm {
     }
 }
 
-/// One `[[auth.keys]]` with its file read.
+/// An entry of `[[auth.keys]]` with its file read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyMaterial {
     /// `kid`.
     pub key_id: String,
     /// `alg`.
     pub algorithm: KeyAlgorithm,
-    /// What the file holds: a PEM public key or a JWK; for HS256 a JWK or the secret itself.
+    /// The file's content: a PEM public key or a JWK; for HS256 a JWK or the secret itself.
     pub bytes: Vec<u8>,
 }
 
@@ -83,17 +83,17 @@ pub struct KeyError {
     pub key_id: String,
     /// The configured `alg`.
     pub algorithm: KeyAlgorithm,
-    /// What is wrong, and what would be right.
+    /// The mistake, and how to correct it.
     pub problem: KeyProblem,
 }
 
-/// What is wrong with a key.
+/// A mistake with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyProblem {
-    /// The id's characters.
+    /// Characters that a key id may not have.
     #[error("a kid is 1 to 64 of [A-Za-z0-9._-]")]
     KeyId,
-    /// Two keys of one id.
+    /// Two keys with the same id.
     #[error("another key has the same kid: give each its own, the old and the new one of a rotation too")]
     Duplicate,
     /// More than [`KEYS_MAX`].
@@ -121,7 +121,7 @@ pub enum KeyProblem {
     /// JSON that is no JWK of the algorithm.
     #[error("the JWK is not one of this algorithm: {0}")]
     Jwk(&'static str),
-    /// The file says another kid.
+    /// The file names another kid.
     #[error("the file itself says another kid: configure that one")]
     OtherKeyId,
     /// An asymmetric key as a secret.
@@ -134,13 +134,13 @@ pub enum KeyProblem {
         "the secret has {bytes} bytes, it needs {HMAC_SECRET_BYTES_MIN} random ones: make one with `ringway key new --alg hs256`"
     )]
     WeakSecret {
-        /// How many it has.
+        /// Bytes of the secret.
         bytes: usize,
     },
     /// A short modulus.
     #[error("the RSA key has {bits} bits, it needs {RSA_BITS_MIN} to 8192: make one with `ringway key new --alg rs256`")]
     WeakRsa {
-        /// How many it has.
+        /// Bits of the modulus.
         bits: u32,
     },
 }
@@ -246,7 +246,7 @@ impl KeySet {
     }
 }
 
-/// What of a token's header matters. Each of these twice, or JSON that is no object, fails to parse.
+/// The header's members that are used. A member that occurs twice, or JSON that is no object, fails to parse.
 #[derive(Deserialize)]
 struct Header {
     #[serde(default, deserialize_with = "given")]
@@ -316,7 +316,7 @@ fn decoding_key(material: &KeyMaterial) -> Result<DecodingKey, KeyProblem> {
     Ok(key)
 }
 
-/// The library takes any bytes for a key and fails at the first token: the point or modulus is looked at here, once.
+/// The library accepts any bytes as a key and fails at the first token, so the point or modulus is checked here, once.
 fn check_public(algorithm: KeyAlgorithm, raw: &[u8]) -> Result<(), KeyProblem> {
     let not_of_algorithm = KeyProblem::NotOfAlgorithm(algorithm.name());
     let parsed = match algorithm {

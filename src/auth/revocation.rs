@@ -1,21 +1,21 @@
-//! Tokens and users that were revoked before their end: an immutable snapshot that shards look into.
+//! Tokens and users revoked before they expire: an immutable snapshot in which shards look them up.
 
 use super::{AuthError, Grant};
 use crate::limits::REVOCATIONS_MAX;
 use std::fmt;
 
-/// One thing to refuse.
+/// A revocation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Revocation {
-    /// One token, by its `jti`, until it would have expired anyway.
+    /// A single token, by its `jti`, until it would have expired anyway.
     Token {
         /// The token's `jti`.
         token_id: Box<str>,
         /// Unix seconds from which the entry may be forgotten: the token's `exp` and the leeway, or later.
         until_s: u64,
     },
-    /// One client of a user, with tokens issued before a time. The user may still come as another client with the same token:
-    /// against a token that is in wrong hands revoke the token or the user.
+    /// A client of a user, with tokens issued before a time. The user may still come as another client with the same token: if a
+    /// token was stolen, revoke the token or the user.
     Client {
         /// The `client_id` of the hello.
         client_id: Box<str>,
@@ -42,12 +42,12 @@ impl Revocation {
         }
     }
 
-    /// Whether both are of one kind and name.
+    /// Returns `true` if both are of one kind and name.
     fn same_target(&self, other: &Self) -> bool {
         std::mem::discriminant(self) == std::mem::discriminant(other) && name(self) == name(other)
     }
 
-    /// Takes over what of another entry for the same name goes further.
+    /// Extends this entry by whatever of another one for the same name goes further.
     fn widen(&mut self, other: &Self) {
         match (self, other) {
             (Self::Token { until_s, .. }, Self::Token { until_s: other, .. }) => *until_s = (*until_s).max(*other),
@@ -90,7 +90,7 @@ pub struct RevocationsFull {
     pub count: usize,
 }
 
-/// What is revoked. Lookups are binary searches in sorted lists.
+/// The revocations in force. Lookups are binary searches in sorted lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Revocations {
     tokens: Box<[Revocation]>,
@@ -146,7 +146,7 @@ impl Revocations {
         (left.len() < self.len()).then_some(left)
     }
 
-    /// Whether a client may come, or stay, with a grant.
+    /// Checks that a client may come, or stay, with a grant.
     ///
     /// # Errors
     /// [`AuthError::Revoked`].
@@ -176,7 +176,7 @@ impl Revocations {
         self.tokens.len() + self.clients.len() + self.subjects.len()
     }
 
-    /// Whether nothing is revoked.
+    /// Returns `true` if nothing is revoked.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0

@@ -280,7 +280,7 @@ fn w9_w10_audience_and_issuer() {
     }
 }
 
-/// Who and where: `sub`, `sid`, roles and the rest.
+/// Claims about identity: `sub`, `sid`, roles and the rest.
 #[test]
 fn who_and_where() {
     let keys = only(KeyAlgorithm::Hs256);
@@ -408,7 +408,7 @@ fn w18_shapes() {
         assert_eq!(verdict(&keys, &bad, &TokenPolicy::default()), Err("auth.malformed"), "{}", &bad[..bad.len().min(60)]);
     }
     assert_eq!(verdict(&keys, "", &TokenPolicy::default()), Err("auth.missing"));
-    // What is ignored is skipped without recursion, however deep.
+    // Ignored claims are skipped without recursion, however deep they are.
     let skipped = token(&closed, &good_claims(), |message| sign(KeyAlgorithm::Hs256, message));
     assert!(verdict(&keys, &skipped, &TokenPolicy::default()).is_ok());
     // Just below the limit it is read, and quickly enough to be part of a unit test.
