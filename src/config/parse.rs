@@ -1,4 +1,4 @@
-//! TOML text and environment pairs to values with their places. What they mean is the next stage's (`validate`).
+//! TOML text and environment pairs to values with their places. Their meaning is judged by the next stage (`validate`).
 
 use super::problem::{Place, Problem};
 use super::value::Raw;
@@ -27,12 +27,12 @@ pub(super) enum Value {
     Table(Vec<Given>),
 }
 
-/// What a text holds.
+/// The content of a text.
 #[derive(Default)]
 pub(super) struct Parsed {
     pub(super) given: Vec<Given>,
     pub(super) problems: Vec<Problem>,
-    /// False where it can't be told what the text means to say: its values are no sign of anything.
+    /// `false` if the syntax is too broken to know what was meant: then no conclusion is drawn from values that are missing.
     pub(super) readable: bool,
 }
 
@@ -53,7 +53,7 @@ pub(super) fn text(text: &str) -> Parsed {
             message
                 .push_str(&format!(" {}: it stands above already", Raw::Text(key.trim_matches(['"', '\'']).to_owned()).shown()));
         } else if std::mem::replace(&mut parsed.readable, false) {
-            // What follows the first may be wrong for that one's sake only.
+            // Later errors may be consequences of the first one.
         } else {
             continue;
         }
@@ -65,7 +65,7 @@ pub(super) fn text(text: &str) -> Parsed {
     parsed
 }
 
-/// What the parser says of a key that stands twice. What stands first counts, so that the rest can still be judged.
+/// The parser's message for a key that occurs twice. The first occurrence counts, so that the rest can still be judged.
 const DUPLICATE: &str = "duplicate key";
 
 /// The environment's pairs, those that begin with `RINGWAY_` and hold `__`, in the order of their names.
@@ -123,7 +123,7 @@ fn value(value: &DeValue<'_>, lines: &Lines) -> Value {
 }
 
 impl Value {
-    /// As a setting's value: what none takes is kept as a message shows it.
+    /// The value as a setting's; a type that no setting takes is kept as text, for the message.
     pub(super) fn raw(&self) -> Raw {
         match self {
             Self::One(raw) => raw.clone(),
@@ -138,7 +138,7 @@ impl Value {
         }
     }
 
-    /// As a message shows it.
+    /// The value as a message shows it.
     pub(super) fn shown(&self) -> String {
         match self {
             Self::One(raw) => raw.shown(),

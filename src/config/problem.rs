@@ -2,22 +2,22 @@
 
 use std::fmt;
 
-/// Where a mistake stands; in this order they are told.
+/// The place of a mistake; mistakes are reported in this order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// A line of the file, from 1.
     Line(usize),
     /// An environment variable.
     Environment(String),
-    /// The file as a whole, or something that is missing from it.
+    /// The file as a whole, or a part that is missing from it.
     Whole,
 }
 
-/// One mistake.
+/// A mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub place: Place,
-    /// What was wrong, and what would be right.
+    /// The mistake, and how to correct it.
     pub message: String,
 }
 

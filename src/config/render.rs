@@ -3,21 +3,21 @@
 use super::sections::{Key, SECTIONS, Settings};
 use std::fmt::Write;
 
-/// One setting that differs.
+/// A setting that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// `section.name`.
     pub key: String,
-    /// As TOML.
+    /// The old value as TOML.
     pub from: String,
-    /// As TOML.
+    /// The new value as TOML.
     pub to: String,
-    /// A reload takes it; else it needs a restart.
+    /// `true` if a reload applies it, `false` if it needs a restart.
     pub live: bool,
 }
 
 impl Settings {
-    /// What differs from `old`, in the order of the reference. The keys are told by id, never by content.
+    /// The differences from `old`, in the order of the reference. Keys are named by id, never by content.
     #[must_use]
     pub fn diff(&self, old: &Self) -> Vec<Change> {
         let keys = SECTIONS.iter().flat_map(|section| section.keys);

@@ -15,14 +15,14 @@ const AUTH_KEY_FIELDS: [&str; 3] = ["kid", "alg", "file"];
 const AUTH_KEYS_MAX: usize = 64;
 const AUTH_KEYS: &str = "auth.keys";
 
-/// What came of reading a configuration.
+/// The result of reading a configuration.
 #[derive(Debug, Default)]
 pub struct Reading {
-    /// Valid as far as there is no problem with it; the default where there is one.
+    /// Valid if there is no problem; a setting with a problem has its default.
     pub settings: Settings,
     /// All mistakes in the text, in the order of their places.
     pub problems: Vec<Problem>,
-    /// Where each set key stands.
+    /// The place of each key that is set.
     places: BTreeMap<String, Place>,
     /// The keys that are given and wrong.
     wrong: BTreeSet<String>,
@@ -52,14 +52,14 @@ impl Reading {
         if parsed.readable {
             reading.together();
         } else {
-            // What is missing may stand where the text could not be read.
+            // The missing key may be in the part that could not be read.
             reading.wrong.insert(AUTH_KEYS.to_owned());
         }
         reading.sort();
         reading
     }
 
-    /// With what a gateway for real clients needs beyond a valid configuration: a key to verify tokens with.
+    /// Adds the requirement of a gateway for real clients beyond a valid configuration: a key to verify tokens with.
     #[must_use]
     pub fn for_serving(mut self) -> Self {
         if self.settings.auth_keys.is_empty() && !self.wrong.contains(AUTH_KEYS) {
@@ -70,7 +70,7 @@ impl Reading {
         self
     }
 
-    /// Where a setting (`section.name`) or a key's file (`auth.keys.KID.file`) stands.
+    /// The place of a setting (`section.name`) or of a key's file (`auth.keys.KID.file`).
     #[must_use]
     pub fn place(&self, path: &str) -> Place {
         self.places.get(path).cloned().unwrap_or(Place::Whole)
@@ -209,8 +209,8 @@ impl Reading {
         self.settings.auth_keys.push(AuthKey { kid: kid.to_owned(), alg, file: PathBuf::from(file) });
     }
 
-    /// The checks of several keys together; each names the key that is to change. Where one of them is wrong by itself, nothing can be
-    /// said of them together.
+    /// Checks several keys together; each message names the key to change. If one of them is wrong by itself, the check is left
+    /// out.
     fn together(&mut self) {
         let settings = &self.settings;
         let (admin, server) = (settings.admin.listen, settings.server.listen);
@@ -266,7 +266,7 @@ impl Reading {
     }
 }
 
-/// Whether two listeners would be in each other's way. Those of `[::]` take IPv4 too, as Linux has it unless told otherwise.
+/// Returns `true` if two listeners would claim the same address and port. `[::]` includes IPv4, as on Linux by default.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let (left, right) = (one.ip().to_canonical(), other.ip().to_canonical());
     let covers = |wide: std::net::IpAddr, ip: std::net::IpAddr| wide.is_unspecified() && (wide.is_ipv6() || ip.is_ipv4());
@@ -277,8 +277,8 @@ fn paths() -> impl Iterator<Item = String> {
     SECTIONS.iter().flat_map(|section| section.keys).map(super::Key::path)
 }
 
-/// The message for a name that is none, with the nearest one that is: within the section first, since a name that stands in
-/// the wrong section is rarer than a slip of the finger.
+/// The message for an unknown name, with the nearest known one. Names of the same section come first: a name in the wrong section
+/// is rarer than a misspelt one.
 fn unknown(name: &str, what: &str, known: impl Iterator<Item = String>, section: &str) -> String {
     let leaf = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let score = |candidate: &str| {
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(lacking(text), []);
         let missing = lacking("");
         assert!(missing.len() == 1 && missing[0].message.contains("ringway key new"), "{missing:?}");
-        // Not where its own mistake is told already, or may not have been read.
+        // No message if the key's own mistake is reported already, or the text may not have been read to its end.
         for text in ["[[auth.keys]]\nkid = \"a\"", "[auth]\nkeys = 1", "[server\n"] {
             assert_eq!(lacking(text).len(), 1, "{text}");
         }
@@ -450,7 +450,7 @@ mod tests {
         assert!(error.starts_with("line 2: not TOML: "), "{error}");
         let error = parse("[server]\nnode = \"a\"\nnode = \"b\"\n", &[]).unwrap_err();
         assert_eq!(error, "line 3: not TOML: duplicate key \"node\": it stands above already");
-        // What is not broken by it is judged all the same.
+        // Keys that the mistake does not affect are judged all the same.
         let text = "[server]\nshards = 1\nshards = 2\npin = 1\n\"node\" = \"a\"\n'node' = \"b\"\n[server]\n[log]\ndirr = \"d\"\n";
         let error = parse(text, &[]).unwrap_err();
         let lines: Vec<&str> = error.lines().collect();

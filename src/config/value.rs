@@ -13,7 +13,7 @@ pub(super) enum Raw {
     List(Vec<String>),
     /// Environment text, which has no type of its own.
     Environment(String),
-    /// What no setting takes (a float, a date, a table, a list of something else), as it was written.
+    /// A type that no setting takes (a float, a date, a table, a list of something else), as written.
     Other(String),
 }
 
@@ -42,10 +42,10 @@ impl Raw {
     }
 }
 
-/// What a setting's value may be, beyond its type.
+/// Restrictions on a setting's value beyond its type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allowed {
-    /// Whatever its type allows.
+    /// Any value of the type.
     Any,
     /// A number from the first to the second.
     Range(u64, u64),
@@ -77,9 +77,9 @@ impl Allowed {
 /// A type that a setting may have. The error of [`Value::read`] says what would be right.
 pub(super) trait Value: Sized {
     fn read(raw: &Raw, allowed: Allowed) -> Result<Self, String>;
-    /// As TOML.
+    /// The value as TOML.
     fn write(&self) -> String;
-    /// What the type takes, for the reference table.
+    /// The values that the type accepts, for the reference table.
     fn kind(allowed: Allowed) -> String;
 }
 
@@ -237,7 +237,7 @@ impl Value for HeaderName {
     }
 }
 
-/// Reads a list, item by item; environment text is split at commas. What is wrong with an item is said of each that is wrong.
+/// Reads a list, item by item; environment text is split at commas. Each wrong item has its message.
 fn read_list<T>(raw: &Raw, kind: &str, item: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
     let items: Vec<&str> = match raw {
         Raw::List(items) => items.iter().map(String::as_str).collect(),
@@ -261,7 +261,8 @@ fn write_list<T>(items: &[T], item: impl Fn(&T) -> String) -> String {
 pub struct Origin(pub String);
 
 impl Origin {
-    /// In the form in which browsers send it (RFC 6454 section 6.2). What none would ever send is refused, since it could never match.
+    /// Parses the form in which browsers send an origin (RFC 6454 section 6.2). A form that no browser sends is refused, since it
+    /// could never match.
     fn parse(text: &str) -> Result<Self, String> {
         let text = text.to_ascii_lowercase();
         if text == "null" || text == "*" {
@@ -345,7 +346,7 @@ impl Network {
         Some(Self { address, prefix_bits })
     }
 
-    /// Whether the address lies in the network. An IPv4-mapped IPv6 address counts as its IPv4 one.
+    /// Returns `true` if the network contains the address. An IPv4-mapped IPv6 address counts as its IPv4 one.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let wide = |address: IpAddr| match address.to_canonical() {
@@ -389,13 +390,13 @@ macro_rules! choice {
             /// All choices.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// As it is written in the configuration.
+            /// The name in the configuration.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
             }
 
-            /// The choice of this name, in whatever case.
+            /// The choice of this name, case ignored.
             #[must_use]
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|choice| choice.name().eq_ignore_ascii_case(name))
@@ -420,21 +421,21 @@ macro_rules! choice {
 }
 
 choice! {
-    /// How log lines look.
+    /// The format of log lines.
     LogFormat {
         /// For people.
         Human = "human",
-        /// One JSON object a line.
+        /// A JSON object per line.
         Json = "json",
     }
 }
 
 choice! {
-    /// The least important log line that is written.
+    /// The least severe level of log lines that are written.
     LogLevel {
-        /// What must be looked at.
+        /// Failures that need an operator.
         Error = "error",
-        /// What should be looked at.
+        /// Conditions that an operator should look at.
         Warn = "warn",
         /// The life of the process and refusals.
         Info = "info",
@@ -446,11 +447,11 @@ choice! {
 }
 
 choice! {
-    /// What an acknowledged message survives (protocol.md section 5).
+    /// The failure that an acknowledged message survives (protocol.md section 5).
     Durability {
-        /// Nothing: it is in memory.
+        /// None: the message is in memory.
         Memory = "memory",
-        /// The process's death.
+        /// The death of the process.
         Written = "written",
         /// A power cut.
         Synced = "synced",
@@ -458,9 +459,9 @@ choice! {
 }
 
 choice! {
-    /// What runs the shards.
+    /// The engine that runs the shards.
     Engine {
-        /// The best that this machine lets run: ring, else monoio, on epoll in the end.
+        /// The best engine that works on this machine: ring, else monoio on io_uring, else monoio on epoll.
         Auto = "auto",
         /// The native one: io_uring of kernel 6.1 or later.
         Ring = "ring",
@@ -472,11 +473,11 @@ choice! {
 }
 
 choice! {
-    /// What of a session a newcomer may read (protocol.md section 6).
+    /// The part of a session that a newcomer may read (protocol.md section 6).
     HistoryView {
-        /// All that is retained.
+        /// All retained messages.
         Full = "full",
-        /// What came after its first join.
+        /// The messages after its first join.
         FromJoin = "from_join",
     }
 }
