@@ -1,4 +1,4 @@
-//! One request to the admin listener of a running gateway.
+//! A single request to the admin listener of a running gateway.
 
 use super::CliError;
 use crate::control::escape;
@@ -22,7 +22,7 @@ pub(super) struct Answer {
     pub(super) body: String,
 }
 
-/// Where a listener is.
+/// The address of a listener.
 #[derive(Debug, PartialEq, Eq)]
 enum Place<'u> {
     /// The `host:port` of an `http://host:port` URL.
@@ -70,7 +70,7 @@ pub(super) fn get(url: &str, path: &str) -> Result<Answer, CliError> {
     request(url, "GET", path, None)
 }
 
-/// The body of a good answer; else what the gateway said was wrong.
+/// The body of a successful answer; else the error that the gateway gave.
 pub(super) fn good(answer: Answer) -> Result<String, CliError> {
     if answer.status == 200 {
         return Ok(answer.body);
@@ -80,7 +80,7 @@ pub(super) fn good(answer: Answer) -> Result<String, CliError> {
     Err(CliError(escape::text(&detail.unwrap_or_else(|| format!("the gateway answered with HTTP {}", answer.status)))))
 }
 
-/// The JSON of a good answer.
+/// The JSON of a successful answer.
 pub(super) fn decode<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, CliError> {
     serde_json::from_str(body)
         .map_err(|error| CliError(format!("the gateway's answer is of another version than this command: {error}")))
@@ -107,7 +107,7 @@ pub(super) fn request(url: &str, method: &str, path: &str, json: Option<&str>) -
     }
 }
 
-/// Connects to a Unix socket; where its queue is full, not for longer than to a port.
+/// Connects to a Unix socket. If its queue is full, waits no longer than for a port.
 fn connect_unix(path: &Path) -> std::io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -146,7 +146,7 @@ fn exchange(
     parse(&bytes).ok_or_else(|| CliError(format!("{url} answers, but not as the admin listener of a gateway does")))
 }
 
-/// A whole answer with a length.
+/// A complete answer with a length.
 fn parse(bytes: &[u8]) -> Option<Answer> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut headers);

@@ -1,5 +1,5 @@
-//! Whether a configuration would serve: its text (`config`), and all that it names outside of it. One way for `serve`, a reload,
-//! `config check` and `doctor`, so that none of them says OK where another does not; what was read on the way is what a start uses.
+//! Checks that a configuration can serve: its text (`config`), and everything outside the text that it names. `serve`, a reload,
+//! `config check` and `doctor` all come here, so that they agree; the files read by the check are the ones a start uses.
 
 use super::{CliError, environment, read_file, read_file_once};
 use crate::auth::{KeyAlgorithm, KeyMaterial, KeySet};
@@ -15,30 +15,30 @@ const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 const TLS_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// A configuration without a mistake, and what its files hold.
+/// A configuration without a mistake, and the contents of its files.
 #[derive(Debug)]
 pub(crate) struct Checked {
     pub(crate) settings: Settings,
     /// In the order of `[[auth.keys]]`.
     pub(crate) keys: Vec<KeyMaterial>,
-    /// Where `[tls]` is set.
+    /// `None` if `[tls]` is not set.
     pub(crate) tls: Option<LoadedTls>,
 }
 
-/// What the files of `[tls]` held.
+/// The contents of the files of `[tls]`.
 #[derive(Clone, Debug)]
 pub(crate) struct LoadedTls {
     pub(crate) server: TlsServer,
-    /// To tell at a reload whether it is another one.
+    /// For a reload, to see whether the certificate has changed.
     pub(crate) certificate_pem: Vec<u8>,
 }
 
 /// A configuration with mistakes.
 #[derive(Debug)]
 pub(crate) struct Mistaken {
-    /// As far as they are valid.
+    /// The settings, as far as they are valid.
     pub(crate) settings: Box<Settings>,
-    /// One line for each mistake, with the file and the line in it.
+    /// Each mistake as a line, with the file and the line in it.
     pub(crate) lines: Vec<String>,
 }
 
@@ -48,8 +48,8 @@ impl From<Mistaken> for CliError {
     }
 }
 
-/// Checks a configuration file with the environment over it, as the user whose process this is. What a process has already (`in_force`)
-/// is not looked for again: its addresses and its log's directory are its own.
+/// Checks a configuration file with the environment over it, as the user of this process. With `in_force`, addresses and the
+/// log's directory that this process already holds are not checked again.
 ///
 /// # Errors
 /// All mistakes.
@@ -96,7 +96,8 @@ fn read_text(file: &Path, read: Result<Vec<u8>, CliError>) -> Result<String, Str
     })
 }
 
-/// The key files, which are named relative to the configuration file. Each is judged by itself, so that all that are wrong are told.
+/// Reads the key files, whose names are relative to the configuration file. Each is judged by itself, so that all wrong ones are
+/// reported.
 fn keys(reading: &mut Reading, folder: &Path) -> Vec<KeyMaterial> {
     let mut keys = Vec::new();
     for AuthKey { kid, alg, file } in reading.settings.auth_keys.clone() {
@@ -116,7 +117,8 @@ fn keys(reading: &mut Reading, folder: &Path) -> Vec<KeyMaterial> {
     keys
 }
 
-/// The files of `[tls]`, which are named relative to the configuration file, and all that is wrong with them: the setting and what.
+/// Reads the files of `[tls]`, whose names are relative to the configuration file. Returns all mistakes in them, each with its
+/// setting.
 pub(crate) fn load_tls(settings: &Settings, folder: &Path) -> (Option<LoadedTls>, Vec<(&'static str, String)>) {
     let Some((certificate, key)) = settings.tls.files() else { return (None, Vec::new()) };
     let mut mistakes = Vec::new();
@@ -137,7 +139,8 @@ pub(crate) fn load_tls(settings: &Settings, folder: &Path) -> (Option<LoadedTls>
     }
 }
 
-/// Why nobody could listen at an address here. Who listens there now is no mistake of the configuration.
+/// The reason why nobody could listen on this address here; `None` if there is none. Another process that listens there now is no
+/// mistake of the configuration.
 fn unfit(address: SocketAddr) -> Option<String> {
     let error = could_listen_alone(address).err()?;
     match error.kind() {

@@ -26,7 +26,7 @@ pub(super) fn show(admin: &str, id: &str, json: bool) -> Result<(), CliError> {
     print(&details(&decode(&body)?))
 }
 
-/// A duration as people read it.
+/// A duration in words.
 fn lasted(ms: u64) -> String {
     match ms {
         0..10_000 => format!("{ms}ms"),

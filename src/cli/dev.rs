@@ -28,7 +28,7 @@ pub(super) fn dev(arguments: &DevArgs) -> Result<(), CliError> {
     let log = logging::start(settings.diagnostics.log_format, settings.diagnostics.log_level)?;
     let node = Node { settings, keys, tls: None, dev: true, reload: None, engine: engine.clone() };
     let ended = run(node, START_SHARDS, |address, admin| {
-        // Where stdout is gone there is nobody to read it; the node runs all the same.
+        // If stdout is closed, nobody reads the text; the node runs all the same.
         drop(print(&welcome(address, admin, &engine, &token)));
     });
     log.flush();
@@ -56,7 +56,7 @@ fn token(secret: &[u8], now_s: u64) -> String {
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag))
 }
 
-/// The address to connect to: one that listens everywhere is reached over the loopback.
+/// The address to connect to: a wildcard address is reached over the loopback.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

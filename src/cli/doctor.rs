@@ -1,4 +1,5 @@
-//! `ringway doctor`: what of this machine keeps the gateway from running, or from running well, each with its fix.
+//! `ringway doctor`: finds everything on this machine that keeps the gateway from running, or from running well, and says how to
+//! fix it.
 
 use super::check::check;
 use super::engine::{self, Choice};
@@ -15,21 +16,21 @@ const KERNEL_MIN: (u32, u32) = (6, 1);
 const MEMLOCK_BYTES_MIN: u64 = 8 * 1024 * 1024;
 const ACCEPT_QUEUE_MIN: u64 = 1_024;
 
-/// What was found out, apart from what it means.
+/// Observations about the machine, before they are judged.
 #[derive(Clone, Debug)]
 struct Facts {
     kernel: String,
-    /// The sysctl kernel.io_uring_disabled; `None` where the kernel has none.
+    /// The sysctl kernel.io_uring_disabled; `None` if the kernel does not have it.
     ring_disabled: Option<u64>,
     /// The errno of a trial ring that was refused.
     ring_refused: Option<i32>,
-    /// What would run the shards, or why nothing would.
+    /// The engine that would run the shards, or the reason why none would.
     engine: Result<Choice, String>,
-    /// Soft limits; `None` is none.
+    /// Soft limit; `None` means no limit.
     memlock_bytes: Option<u64>,
     files_soft: Option<u64>,
     files_hard: Option<u64>,
-    /// Files that the log has already; each stays open.
+    /// Files of an existing log; each stays open.
     segments: u64,
     cores: usize,
     accept_queue: Option<u64>,
@@ -46,7 +47,7 @@ enum Weight {
 struct Finding {
     weight: Weight,
     what: String,
-    /// Empty where nothing is to be done.
+    /// Empty if there is nothing to do.
     fix: String,
 }
 
@@ -101,7 +102,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// What a refused ring means, and what to do.
+/// The meaning of a refused ring, and how to fix it.
 fn ring_refusal(code: i32, disabled: Option<u64>) -> (String, &'static str) {
     let refused = rustix::io::Errno::from_raw_os_error(code);
     let what = format!("io_uring is refused: {}", std::io::Error::from_raw_os_error(code));
@@ -122,7 +123,7 @@ fn ring_refusal(code: i32, disabled: Option<u64>) -> (String, &'static str) {
     (what, fix)
 }
 
-/// What a refused engine means, and what to do.
+/// The meaning of a refused engine, and how to fix it.
 pub(super) fn refusal(error: &ProbeError) -> (String, &'static str) {
     match error {
         ProbeError::Refused("io_uring", _) => ring_refusal(errno(error), ring_disabled()),
@@ -241,7 +242,7 @@ fn report(found: &[Finding]) -> String {
     out
 }
 
-/// What the configuration says of itself comes first. Where it has mistakes, the machine is asked about the rest of it.
+/// Reports the configuration's own mistakes first. If there are some, the machine is still checked against the valid settings.
 pub(super) fn doctor(config: Option<&Path>) -> Result<(), CliError> {
     let (settings, mut found) = match config.map(|file| (file, check(file, None))) {
         None => (Settings::default(), Vec::new()),
@@ -306,7 +307,7 @@ mod tests {
             (Facts { engine: Ok(epoll), ..good() }, Weight::Better, "costs more"),
             (Facts { engine: Err("not possible".into()), ..good() }, Weight::Blocking, "server.engine"),
             (Facts { files_hard: Some(4_096), ..good() }, Weight::Blocking, "LimitNOFILE=10544"),
-            // monoio takes two descriptors a connection: fewer are taken than asked for, where some can be.
+            // monoio takes two descriptors a connection: with too few files it serves fewer connections, if any fit.
             (Facts { engine: Ok(chosen.clone()), files_hard: Some(16_384), ..good() }, Weight::Better, "LimitNOFILE=20800"),
             (Facts { engine: Ok(chosen), files_hard: Some(100), ..good() }, Weight::Blocking, "LimitNOFILE=20800"),
             (Facts { memlock_bytes: Some(65_536), ..good() }, Weight::Better, "LimitMEMLOCK"),

@@ -1,22 +1,22 @@
-//! Which engine runs the shards: what `server.engine` asks for, as far as this machine lets it run.
+//! Chooses the engine that runs the shards: the one that `server.engine` asks for, or the best that works on this machine.
 
 use super::CliError;
 use super::doctor::refusal;
 use crate::config::Engine as Wanted;
 use crate::io::probe::{Engine, ProbeError, probe};
 
-/// An engine, and why this one.
+/// An engine, and the reason for the choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     pub engine: Engine,
-    /// One line.
+    /// The reason, one line.
     pub why: String,
-    /// A better one was asked for, or would have been taken, and does not run here.
+    /// `true` if a better engine was asked for, or preferred, and does not work here.
     pub fallen_back: bool,
 }
 
 impl Choice {
-    /// Says in the log which engine runs, and why.
+    /// Logs which engine runs, and why.
     pub(super) fn log(&self) {
         let (engine, why) = (self.engine, &self.why);
         if self.fallen_back {
@@ -27,7 +27,7 @@ impl Choice {
     }
 }
 
-/// What may be taken, the best first.
+/// The engines allowed, best first.
 const fn candidates(wanted: Wanted) -> &'static [Engine] {
     match wanted {
         Wanted::Auto => &[Engine::Ring, Engine::MonoioUring, Engine::MonoioEpoll],
@@ -37,7 +37,7 @@ const fn candidates(wanted: Wanted) -> &'static [Engine] {
     }
 }
 
-/// The first candidate that runs; else what kept each from it.
+/// The first candidate that works; else the error of each.
 fn decide<E: ToString>(wanted: Wanted, try_out: impl Fn(Engine) -> Result<(), E>) -> Result<Choice, Vec<(Engine, E)>> {
     let mut kept = Vec::new();
     for engine in candidates(wanted) {
@@ -62,7 +62,7 @@ fn decide<E: ToString>(wanted: Wanted, try_out: impl Fn(Engine) -> Result<(), E>
 /// Chooses by trying.
 ///
 /// # Errors
-/// One line, where nothing that was asked for runs here.
+/// One line, if no allowed engine works here.
 pub fn choose(wanted: Wanted) -> Result<Choice, CliError> {
     decide(wanted, probe).map_err(|kept| CliError(impossible(wanted, &kept)))
 }

@@ -1,4 +1,4 @@
-//! `ringway key new`, `ringway token new` and `ringway token verify`: what an issuer does, in small, for first steps and tests.
+//! `ringway key new`, `ringway token new` and `ringway token verify`: a small issuer for first steps and tests.
 //!
 //! The functions that take a path read or write it; all others work on text. None of them prints.
 
@@ -27,20 +27,20 @@ const PEM_LINE_CHARACTERS: usize = 64;
 /// A key file is never larger: RSA of 8192 bits takes about 6 KiB.
 const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// What went wrong, for the terminal.
+/// An error, for the terminal.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
     /// A file that cannot be read or written.
     #[error("cannot {action} {}: {error}", .path.display())]
     File {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         error: io::Error,
     },
-    /// A file that is there.
+    /// A file that exists already.
     #[error("{} is there already and is not overwritten: choose another --out or --kid, or move it away", .0.display())]
     Exists(PathBuf),
     /// A file too large for a key.
@@ -60,7 +60,7 @@ pub enum KeysError {
         "the file holds no key that can sign: it takes a PEM `-----BEGIN PRIVATE KEY-----` (PKCS#8; convert with `openssl pkcs8 -topk8 -nocrypt`) of Ed25519, P-256 or RSA from 2048 bits, a JWK with \"kty\":\"oct\", or a secret of 32 bytes or more"
     )]
     NotASigningKey,
-    /// A key that does not do for verifying.
+    /// A key that cannot verify.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// A token that is refused, or one that would be.
@@ -96,7 +96,7 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// What a token shall say.
+/// The contents of a token to be made.
 #[derive(Clone, Debug, Default)]
 pub struct TokenRequest {
     /// `sub`.
@@ -141,7 +141,7 @@ impl SigningKey {
         Ok(Self { key_id: Some(key_id), pair })
     }
 
-    /// Reads what a private key file holds. The id is the one given, else the file's own, else none.
+    /// Reads the contents of a private key file. The id is the given one, else the file's own, else none.
     ///
     /// # Errors
     /// [`KeysError::PublicToSign`], [`KeysError::NotASigningKey`], [`KeysError::KeyId`].
@@ -184,7 +184,7 @@ impl SigningKey {
         }
     }
 
-    /// The key's id, where it has one.
+    /// The key's id; `None` if it has none.
     #[must_use]
     pub fn key_id(&self) -> Option<&str> {
         self.key_id.as_deref()
@@ -212,7 +212,7 @@ impl SigningKey {
         }
     }
 
-    /// What the gateway's file holds: the public key as PEM (SPKI), after a line with the id; for HS256 the same JWK.
+    /// The contents of the gateway's file: the public key as PEM (SPKI), after a line with the id; for HS256 the same JWK.
     ///
     /// # Errors
     /// [`KeysError::Crypto`].
@@ -235,10 +235,10 @@ impl SigningKey {
         Ok(KeyMaterial { key_id, algorithm: self.algorithm(), bytes: self.public_text()?.into_bytes() })
     }
 
-    /// Signs a token that is good from `now_s`, Unix seconds. What no gateway would take is refused.
+    /// Signs a token that is valid from `now_s`, Unix seconds. A token that no gateway would accept is refused.
     ///
     /// # Errors
-    /// [`KeysError::Token`] with the claim that does not do, [`KeysError::Crypto`].
+    /// [`KeysError::Token`] with the wrong claim, [`KeysError::Crypto`].
     pub fn token(&self, request: &TokenRequest, now_s: u64) -> Result<String, KeysError> {
         let mut claims = Map::new();
         claims.insert("sub".into(), json!(request.subject));
@@ -345,7 +345,7 @@ pub fn key_new(algorithm: KeyAlgorithm, key_id: Option<&str>, out: &Path) -> Res
         }
         write_new(&private_path, &key.private_text()?, 0o600)?;
         if let Err(error) = key.public_text().and_then(|text| write_new(&public_path, &text, 0o644)) {
-            // Half a pair would be in the way of the next try.
+            // A private file without its public one would stop the next attempt.
             let _keeps_the_first_error = std::fs::remove_file(&private_path);
             return Err(error);
         }
@@ -366,7 +366,7 @@ pub fn key_new(algorithm: KeyAlgorithm, key_id: Option<&str>, out: &Path) -> Res
     Ok(said)
 }
 
-/// `ringway token new`: a token signed with the key of a file. `key_id` stands for the file's own.
+/// `ringway token new`: a token signed with the key of a file. `key_id` replaces the file's own.
 ///
 /// # Errors
 /// [`KeysError`].
@@ -374,7 +374,7 @@ pub fn token_new(key_path: &Path, key_id: Option<&str>, request: &TokenRequest, 
     SigningKey::parse(&read(key_path)?, key_id)?.token(request, now_s)
 }
 
-/// `ringway token verify`: the claims as JSON, where the token is good at `now` by the key of a file, public or private.
+/// `ringway token verify`: the claims as JSON, if the token is valid at `now` by the key of a file, public or private.
 ///
 /// # Errors
 /// [`KeysError::Token`] says why not.
@@ -382,7 +382,7 @@ pub fn token_verify(key_path: &Path, token: &str, policy: &TokenPolicy, now: Tic
     verify_with(&read(key_path)?, token, policy, now)
 }
 
-/// [`token_verify`] with what the file holds.
+/// [`token_verify`] with the file's contents.
 ///
 /// # Errors
 /// [`KeysError::Token`] says why not.
@@ -392,7 +392,7 @@ pub fn verify_with(key: &[u8], token: &str, policy: &TokenPolicy, now: Tick) -> 
     Ok(format!("{claims:#}"))
 }
 
-/// The one key of the file. A file that names no id stands for whatever id the token has.
+/// The only key of the file. A file without an id accepts any id that the token names.
 fn verifying_keys(key: &[u8], token: &str) -> Result<KeySet, KeysError> {
     let token_key_id = || {
         let key_id = json_part(token, 0).and_then(|header| header["kid"].as_str().map(str::to_owned));
@@ -412,7 +412,7 @@ fn verifying_keys(key: &[u8], token: &str) -> Result<KeySet, KeysError> {
     });
     let key_id = own.unwrap_or_else(token_key_id);
     let material = |algorithm| KeyMaterial { key_id: key_id.clone(), algorithm, bytes: public.to_vec() };
-    // What the file is for shows in the file; the algorithm that the token names is only the one to explain.
+    // The file's contents decide which algorithm it is for; the token's `alg` only helps to explain an error.
     let named = json_part(token, 0).and_then(|header| header["alg"].as_str().and_then(KeyAlgorithm::from_name));
     let explained = named.unwrap_or(KeyAlgorithm::EdDsa);
     let fits = KeyAlgorithm::ALL.into_iter().find_map(|algorithm| KeySet::new(&[material(algorithm)]).ok());
@@ -437,7 +437,7 @@ fn pair_of(pkcs8: &[u8]) -> Option<Pair> {
     RsaKeyPair::from_pkcs8(pkcs8).ok().map(Pair::Rs256)
 }
 
-/// What stands before the first PEM block, and the rest.
+/// The text before the first PEM block, and the rest.
 fn split_pem(bytes: &[u8]) -> Option<(&str, &str)> {
     let text = std::str::from_utf8(bytes).ok()?;
     let start = text.find("-----BEGIN ")?;
@@ -478,9 +478,9 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), KeysError> {
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
 }
 
-/// What is wrong with a key, for callers that only look at that.
+/// The problem of a key, for callers that look only at that.
 impl KeysError {
-    /// The problem, where it is the key's.
+    /// The problem; `None` if the error is not about the key.
     #[must_use]
     pub const fn key_problem(&self) -> Option<KeyProblem> {
         match self {
@@ -554,7 +554,7 @@ mod tests {
         let named = SigningKey::parse(bare.as_bytes(), Some("mine")).unwrap();
         let token = named.token(&request(), NOW_S).unwrap();
         assert_eq!(json_part(&token, 0).unwrap()["kid"], "mine");
-        // A file without an id stands for the token's; one with another id does not.
+        // A file without an id matches the token's id; a file with another id does not.
         assert!(verify_with(bare.as_bytes(), &token, &TokenPolicy::default(), NOW).is_ok());
         let refused = verify_with(private.as_bytes(), &token, &TokenPolicy::default(), NOW).unwrap_err();
         assert!(matches!(refused, KeysError::Token(AuthError::UnknownKey(_))), "{refused}");

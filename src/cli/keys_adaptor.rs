@@ -1,4 +1,4 @@
-//! `ringway key new`, `token new` and `token verify`: from arguments to `cli::keys`, and what it says to stdout.
+//! `ringway key new`, `token new` and `token verify`: from arguments to `cli::keys`, and its results to stdout.
 
 use super::{CliError, KeyNewArgs, TokenNewArgs, TokenVerifyArgs, keys, now_s, print};
 use crate::auth::{KeyAlgorithm, TokenPolicy};

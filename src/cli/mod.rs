@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How long the last words of a process wait for whoever reads them.
+/// Time for which the end of the process waits for the reader of stderr.
 const STDERR_PATIENCE: Duration = Duration::from_secs(2);
 const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
 
@@ -68,12 +68,12 @@ enum Command {
     /// Make and verify tokens
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Look whether this machine lets the gateway run, and say how to fix what does not
+    /// Check whether the gateway can run on this machine, and say how to fix what is missing
     Doctor(DoctorArgs),
-    /// Look at the connections of a running gateway
+    /// Show the connections of a running gateway
     #[command(subcommand)]
     Conn(ConnCommand),
-    /// Look at the log on disk, of a gateway that runs or one that does not
+    /// Inspect the log on disk, whether a gateway runs or not
     #[command(subcommand)]
     Log(log::LogCommand),
     /// Print a session's messages in their order, at the pace they came or faster
@@ -91,7 +91,7 @@ pub(crate) struct DevArgs {
     /// Shards, one thread each; 0: one per core
     #[arg(long, default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(0..=256))]
     pub(crate) shards: u16,
-    /// What runs the shards: auto, ring, monoio or epoll
+    /// The engine: auto, ring, monoio or epoll
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     pub(crate) engine: String,
 }
@@ -122,13 +122,13 @@ enum KeyCommand {
     New(KeyNewArgs),
 }
 
-/// What `key new` was asked for.
+/// The arguments of `key new`.
 #[derive(Clone, Debug, Args)]
 pub struct KeyNewArgs {
     /// The signature algorithm: eddsa, es256, rs256 or hs256
     #[arg(long, value_name = "ALGORITHM", value_parser = key_algorithm)]
     pub alg: KeyAlgorithm,
-    /// The key id that tokens will name; made up where absent
+    /// The key id that tokens will name; random if absent
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     pub kid: Option<String>,
     /// The private file to write, or the folder for both files
@@ -142,14 +142,14 @@ enum TokenCommand {
     New(TokenNewArgs),
     /// Verify a token and print what it grants
     Verify(TokenVerifyArgs),
-    /// Tell a running gateway to let a token, a client or a user in no more, and close its connections
+    /// Revoke a token, a client or a user on a running gateway, and close its connections
     Revoke(RevokeArgs),
     /// List what is revoked on a running gateway
     Revocations {
         /// The admin listener: a URL, or the path of its socket (unix:PATH)
         #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL|PATH")]
         admin: String,
-        /// At most so many
+        /// Show at most this many
         #[arg(long, default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=10_000))]
         limit: u16,
         /// Print JSON
@@ -158,23 +158,23 @@ enum TokenCommand {
     },
 }
 
-/// What `token revoke` was asked for.
+/// The arguments of `token revoke`.
 #[derive(Clone, Debug, Args)]
 #[command(group(clap::ArgGroup::new("target").required(true).args(["jti", "client_id", "sub"])))]
 struct RevokeArgs {
-    /// One token, by its id (`jti`)
+    /// The id (`jti`) of a single token
     #[arg(long, value_name = "ID", conflicts_with = "issued_before_s", allow_hyphen_values = true)]
     jti: Option<String>,
-    /// One client of a user; the user may come back as another, so against a token in wrong hands revoke that or the user
+    /// A client of a user. The user may come back as another client: if a token was stolen, revoke the token or the user
     #[arg(long = "client", value_name = "CLIENT_ID", allow_hyphen_values = true)]
     client_id: Option<String>,
     /// A user with all clients (`sub`)
     #[arg(long, value_name = "USER", allow_hyphen_values = true)]
     sub: Option<String>,
-    /// Of a client or user: only tokens issued before these Unix seconds; without it, all issued up to now
+    /// For a client or user: only tokens issued before this time (Unix seconds); default: all issued until now
     #[arg(long = "issued-before", value_name = "SECONDS")]
     issued_before_s: Option<u64>,
-    /// How long it is remembered: 90s, 15m, 1h, 1d; without it, until no such token can be good any more
+    /// How long to remember the revocation: 90s, 15m, 1h, 1d; default: until every such token has expired
     #[arg(long, value_name = "TIME")]
     keep: Option<String>,
     /// Take the revocation back
@@ -185,28 +185,28 @@ struct RevokeArgs {
     admin: String,
 }
 
-/// What `token new` was asked for.
+/// The arguments of `token new`.
 #[derive(Clone, Debug, Args)]
 pub struct TokenNewArgs {
     /// The private key or secret, as `key new` wrote it
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
-    /// The key id, where the file names none
+    /// The key id, if the file names none
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     pub kid: Option<String>,
-    /// Whose token it is (`sub`)
+    /// The user of the token (`sub`)
     #[arg(long, value_name = "USER", allow_hyphen_values = true)]
     pub sub: String,
-    /// A session or channel it may be in, or a prefix pattern like "team-7.*"; may be repeated (`sid`)
+    /// A session or channel that the token covers, or a prefix pattern like "team-7.*"; may be repeated (`sid`)
     #[arg(long, value_name = "SESSION", required = true, allow_hyphen_values = true)]
     pub sid: Vec<String>,
-    /// A role it holds; may be repeated (`roles`)
+    /// A role of the user; may be repeated (`roles`)
     #[arg(long, value_name = "ROLE", allow_hyphen_values = true)]
     pub role: Vec<String>,
-    /// The scopes it has, separated by spaces (`scope`)
+    /// The scopes of the token, separated by spaces (`scope`)
     #[arg(long, value_name = "SCOPES", allow_hyphen_values = true)]
     pub scope: Option<String>,
-    /// How long it is good: 90s, 15m, 1h, 1d
+    /// The token's lifetime: 90s, 15m, 1h, 1d
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub ttl: String,
     /// The issuer (`iss`)
@@ -217,19 +217,19 @@ pub struct TokenNewArgs {
     pub audience: Option<String>,
 }
 
-/// What `token verify` was asked for.
+/// The arguments of `token verify`.
 #[derive(Clone, Debug, Args)]
 pub struct TokenVerifyArgs {
     /// The key to verify with, public or private
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
-    /// The issuer it must have
+    /// The issuer that the token must have
     #[arg(long, value_name = "ISSUER", allow_hyphen_values = true)]
     pub issuer: Option<String>,
-    /// The audience it must have
+    /// The audience that the token must have
     #[arg(long, value_name = "AUDIENCE", allow_hyphen_values = true)]
     pub audience: Option<String>,
-    /// The token; without it, the first line of standard input, which other users of the machine cannot see
+    /// The token; default: the first line of standard input, which other users of the machine cannot see
     pub token: Option<String>,
 }
 
@@ -239,7 +239,7 @@ fn key_algorithm(name: &str) -> Result<KeyAlgorithm, String> {
 
 #[derive(Debug, Args)]
 struct DoctorArgs {
-    /// The configuration whose demands are to be met; without it, the defaults'
+    /// The configuration to check the machine against; default: the default settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -251,7 +251,7 @@ enum ConnCommand {
         /// The admin listener: a URL, or the path of its socket (unix:PATH)
         #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL|PATH")]
         admin: String,
-        /// At most so many
+        /// Show at most this many
         #[arg(long, default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=10_000))]
         limit: u16,
         /// Print JSON
@@ -260,7 +260,7 @@ enum ConnCommand {
     },
     /// Show one connection with its sessions
     Show {
-        /// Its connection_id
+        /// The connection_id
         id: String,
         /// The admin listener: a URL, or the path of its socket (unix:PATH)
         #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL|PATH")]
@@ -276,7 +276,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Where the terminal is gone, the exit code still tells.
+            // If the terminal is gone, the exit code still tells.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
@@ -290,7 +290,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// On stderr, which keeps no process from its end though nobody reads it.
+/// Writes to stderr, but does not keep the process from ending if nobody reads it.
 fn complain(error: &CliError) {
     let lines: String = error.0.lines().map(|line| format!("ringway: {}\n", escape::text(line))).collect();
     let (done, written) = std::sync::mpsc::sync_channel(1);
@@ -332,7 +332,7 @@ pub(crate) fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// To stdout. A reader that has seen enough (`| head`) is no error.
+/// Writes to stdout. A reader that has seen enough (`| head`) is no error.
 pub(crate) fn print(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     let shown = if stdout.is_terminal() {
@@ -351,7 +351,7 @@ pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
 }
 
-/// A whole file, but not more than so many bytes. A pipe or a device would keep whoever opens or reads it waiting, and is refused.
+/// Reads a whole file of at most `bytes_max`. A pipe or a device could block the reader, and is refused.
 pub(crate) fn read_file(file: &Path, bytes_max: u64) -> Result<Vec<u8>, CliError> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(file, flags, Mode::empty()).map(std::fs::File::from).map_err(io::Error::from);
@@ -363,7 +363,7 @@ pub(crate) fn read_file(file: &Path, bytes_max: u64) -> Result<Vec<u8>, CliError
     read_whole(file, opened, bytes_max)
 }
 
-/// The same of a file for which nothing waits that runs already: it may come through a pipe.
+/// Reads a file as [`read_file`] does, but at a start, when nothing else waits: the file may be a pipe.
 pub(crate) fn read_file_once(file: &Path, bytes_max: u64) -> Result<Vec<u8>, CliError> {
     read_whole(file, std::fs::File::open(file), bytes_max)
 }
@@ -388,7 +388,7 @@ mod tests {
         Cli::try_parse_from(line.split(' '))
     }
 
-    /// Opened, a pipe would wait for its writer; read, for what comes.
+    /// Opening a pipe would wait for its writer; reading it, for data.
     #[test]
     fn what_is_no_regular_file_is_refused_at_once() {
         let folder = std::env::temp_dir().join(format!("ringway-read-file-{}", std::process::id()));
@@ -399,7 +399,7 @@ mod tests {
         for file in [&*pipe, Path::new("/dev/zero"), &*folder] {
             let expected = format!("{}: this is no regular file, and what is read here must be one", file.display());
             assert_eq!(read_file(file, 10).unwrap_err().0, expected);
-            // A reload reads like this; a start, from pipes too.
+            // A reload reads like this; a start accepts pipes too.
             assert_eq!(check::check(file, Some(&config::Settings::default())).unwrap_err().lines, [expected]);
         }
         std::fs::remove_dir_all(&folder).unwrap();

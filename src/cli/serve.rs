@@ -1,4 +1,4 @@
-//! `ringway serve`, and the life of the process: limits raised, control built, shards started, control let run, all ended.
+//! `ringway serve`, and the life of the process: raise limits, build control, start the shards, let control run, end them all.
 
 use super::CliError;
 use super::check::{Checked, LoadedTls, Mistaken, check, load_tls};
@@ -19,35 +19,35 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long the threads of shards that were told to stop are waited for.
+/// Number of looks at the threads of stopping shards before the process ends without them.
 const JOIN_LOOKS: u32 = 100;
 const JOIN_LOOK: Duration = Duration::from_millis(20);
 
-/// What a process is to run.
+/// Everything that a process is to run.
 pub struct Node {
     pub settings: Settings,
     pub keys: Vec<KeyMaterial>,
-    /// Pages of the loopback and `null` may connect too (protocol.md section 1).
+    /// `true` if pages of the loopback and `null` may connect too (protocol.md section 1).
     pub dev: bool,
-    /// Where TLS is on.
+    /// `None` if TLS is off.
     pub tls: Option<TlsServer>,
-    /// What SIGHUP calls.
+    /// The function that SIGHUP calls.
     pub reload: Option<Reload>,
-    /// What runs the shards.
+    /// The engine that runs the shards.
     pub engine: Choice,
 }
 
-/// Shards that run.
+/// Running shards.
 #[derive(Debug)]
 pub struct Shards {
-    /// Where clients connect.
+    /// The address for clients.
     pub address: SocketAddr,
-    /// In order.
+    /// The ports, in the order of the shards.
     pub ports: Vec<Port>,
     pub threads: Vec<JoinHandle<()>>,
 }
 
-/// Starts the shards: how many, with what, on which engine.
+/// Starts so many shards, with a snapshot, on an engine.
 pub type StartShards = fn(usize, &Arc<Snapshot>, Engine) -> Result<Shards, String>;
 
 /// Runs the shards on a kernel.
@@ -111,8 +111,8 @@ pub(super) fn serve(file: &Path) -> Result<(), CliError> {
     ended
 }
 
-/// What SIGHUP does: the file, the environment, the key files and the files of `[tls]` are read again.
-/// `asked_for`: the `server.max_connections` of the file, of which the start may have taken fewer.
+/// The function that SIGHUP calls: reads the file, the environment, the key files and the files of `[tls]` again. `asked_for` is
+/// the `server.max_connections` of the file; the start may have lowered it.
 fn reloader(
     file: PathBuf,
     asked_for: usize,
@@ -125,11 +125,11 @@ fn reloader(
         let one_line = |mistaken: Mistaken| mistaken.lines.join("; ");
         let Checked { settings: mut new, keys: new_keys, tls: mut new_tls } = check(&file, Some(&settings)).map_err(one_line)?;
         if new.server.max_connections == asked_for {
-            // As it was fitted at the start.
+            // The value that the start settled on.
             new.server.max_connections = connections_max;
         }
         if new.tls != settings.tls {
-            // From the paths in force: others need a restart.
+            // The paths in force: other paths need a restart.
             let (loaded, mistakes) = load_tls(&settings, file.parent().unwrap_or_else(|| Path::new("")));
             if !mistakes.is_empty() {
                 return Err(mistakes.into_iter().map(|(_, message)| message).collect::<Vec<_>>().join("; "));
@@ -176,18 +176,18 @@ pub(crate) fn shard_count(settings: &Settings) -> usize {
     }
 }
 
-/// Files that the log has already; what does not read is told when it is opened.
+/// Files of an existing log. Files that cannot be read are reported when the log is opened.
 pub(crate) fn segments_there(settings: &Settings) -> u64 {
     settings.log.dir.as_ref().map_or(0, |root| crate::io::directory::count_segments(root))
 }
 
-/// Whether a start may take fewer connections than `server.max_connections` asks for: where the engine was left to the gateway, and what
-/// the machine lets run needs two files for each.
+/// Returns `true` if a start may lower `server.max_connections`: the engine was left to the gateway, and the one that works needs
+/// two files for each connection.
 pub(crate) fn may_fit(settings: &Settings, engine: Engine) -> bool {
     settings.server.engine == Wanted::Auto && engine.files_per_connection() > 1
 }
 
-/// The connections that fit into `maximum` open files, where those of `server.max_connections` do not and some do.
+/// The connections that fit into `maximum` open files; `None` if all of `server.max_connections` fit, or none do.
 pub(crate) fn connections_fitting(settings: &Settings, per_connection: u64, segments: u64, maximum: u64) -> Option<usize> {
     let most = settings.server.max_connections;
     let reserve = settings.files_needed(shard_count(settings), per_connection, segments) - most as u64 * per_connection;
@@ -195,7 +195,8 @@ pub(crate) fn connections_fitting(settings: &Settings, per_connection: u64, segm
     (1..most).contains(&room).then_some(room)
 }
 
-/// Lowers `server.max_connections` to what this process may have open files for. Gives the files that it needed, where it was lowered.
+/// Lowers `server.max_connections` to the number that this process may have open files for. Returns the files that were needed,
+/// if it was lowered.
 pub(crate) fn fit_open_files(settings: &mut Settings, engine: Engine) -> Option<u64> {
     let (per_connection, there) = (engine.files_per_connection(), segments_there(settings));
     let maximum = getrlimit(Resource::Nofile).maximum?;
@@ -227,8 +228,8 @@ fn raise_open_files(needed: u64) -> Result<(), String> {
 /// # Errors
 /// One line: what could not be started, or which shards did not stop.
 pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), CliError> {
-    // With them an idle gateway's memory is mostly air, 2 MiB at a time, and none of what it does is faster (docs/BENCHMARKS.md). Not to be
-    // had without is no reason not to serve.
+    // With huge pages an idle gateway's memory is mostly unused, 2 MiB at a time, and nothing is faster (docs/BENCHMARKS.md). A
+    // failure is no reason not to serve.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     let count = shard_count(&node.settings);
     let choice = node.engine;
@@ -260,9 +261,9 @@ pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, Soc
     if stopped.is_empty() { Ok(()) } else { Err(CliError(format!("shards did not stop in time: {stopped:?}"))) }
 }
 
-/// Waits for the shards, but not for ever. Returns those that did not end.
+/// Waits for the shards, but not for ever. Returns the shards that did not end.
 fn join(shards: Shards) -> Vec<usize> {
-    // Told once more where the first order found no room.
+    // The order is repeated for ports that were full the first time.
     for port in &shards.ports {
         drop(port.send(PortMessage::Stop));
     }
@@ -362,7 +363,7 @@ mod tests {
         }
     }
 
-    /// One shard without sockets, which turns when it is rung and ends when it is told.
+    /// A shard without sockets, which turns when it is rung and ends when it is told to.
     fn one_shard(count: usize, _: &Arc<Snapshot>, _: Engine) -> Result<Shards, String> {
         assert_eq!(count, 1);
         let (give, take) = std::sync::mpsc::channel::<PortReceiver>();

@@ -1,7 +1,7 @@
 //! A log's directory, read only: its shards, and their records one after the other.
 //!
-//! The gateway may be writing to it. A record that is half written then looks torn, and damaged where a mark came in behind it while the
-//! rest was read; and retention may take files away. So what does not read is read again before it is believed.
+//! The gateway may be writing to it: a half-written record looks torn, or damaged if a mark was written behind it while the rest
+//! was read; and retention may delete files. So a record that does not read is read again before damage is reported.
 
 use crate::cli::{CliError, read_file};
 use crate::ids::HashKey;
@@ -16,19 +16,19 @@ use std::path::{Path, PathBuf};
 const FORMAT_BYTES_MAX: u64 = 64 * 1024;
 /// The newest version that is read, and all before it.
 const FORMAT_VERSION: i64 = 2;
-/// How often a shard is read before what is found is believed.
+/// Times a shard is read before damage is reported.
 const ATTEMPTS: u32 = 3;
 
-/// A directory that is one.
+/// A directory that holds a log.
 #[derive(Debug)]
 pub(super) struct Directory {
     pub(super) path: PathBuf,
     pub(super) key: HashKey,
-    /// By generation and number.
+    /// Ordered by generation and number.
     pub(super) shards: Vec<Shard>,
 }
 
-/// One shard's log of one generation.
+/// The log of one shard in one generation.
 #[derive(Clone, Debug)]
 pub(super) struct Shard {
     pub(super) generation: u32,
@@ -39,7 +39,7 @@ pub(super) struct Shard {
 /// Why reading stopped.
 #[derive(Debug)]
 pub(super) enum Halt {
-    /// Nobody wants more.
+    /// The reader wants no more records.
     Enough,
     Failed(CliError),
 }
@@ -50,11 +50,11 @@ impl From<CliError> for Halt {
     }
 }
 
-/// What reading a shard came to.
+/// The result of reading a shard.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Whole(Box<Scanned>),
-    /// What stops a start.
+    /// Damage that would stop a start.
     Broken {
         error: ScanError,
         last: Option<LastSegment>,
@@ -83,12 +83,12 @@ fn names(path: &Path) -> Result<Vec<(String, PathBuf)>, CliError> {
     Ok(names)
 }
 
-/// A number as it is written in a name: nothing else than its digits.
+/// Parses a number as names have it: digits only, without leading zeros.
 fn number<N: std::str::FromStr + ToString>(name: &str) -> Option<N> {
     name.parse().ok().filter(|number: &N| number.to_string() == name)
 }
 
-/// Before a session's hash where its name is not known. No name holds an equals sign (protocol.md section 2), so that this is none.
+/// Precedes a session's hash if its name is unknown. No session id can contain an equals sign (protocol.md section 2).
 const HASH_MARK: &str = "hash=";
 
 /// A session whose name the log no longer has, as these commands write and read it.
@@ -100,7 +100,7 @@ impl Directory {
     /// The directory at `path`.
     ///
     /// # Errors
-    /// Where it is no log's, or another version's.
+    /// If the directory holds no log, or one of another version.
     pub(super) fn open(path: &Path) -> Result<Self, CliError> {
         let format = path.join("format");
         if !format.exists() {
@@ -109,7 +109,7 @@ impl Directory {
         let (key, in_force) = format_of(&read_file(&format, FORMAT_BYTES_MAX)?).map_err(|error| at(&format, &error))?;
         let mut shards = Vec::new();
         for (name, path) in names(path)? {
-            // Another one is left of a change that was interrupted.
+            // Another generation is left over from an interrupted change.
             let Some(generation) = number::<u32>(&name).filter(|generation| *generation == in_force) else { continue };
             for (name, path) in names(&path)? {
                 if let Some(shard) = name.strip_prefix("shard-").and_then(number::<u16>) {
@@ -128,7 +128,7 @@ impl Directory {
             .unwrap_or_else(|| self.key.hash64(&[b"session", name.as_bytes()]))
     }
 
-    /// Reads all shards and shows each record once; gives what came of each shard.
+    /// Reads all shards and shows each record once. Returns the outcome for each shard.
     pub(super) fn read(
         &self,
         mut each: impl FnMut(&Shard, Position, &Record<'_>) -> Result<(), Halt>,
@@ -163,7 +163,7 @@ fn format_of(format: &[u8]) -> Result<(HashKey, u32), String> {
 }
 
 impl Shard {
-    /// The segments by number. Files with other names are none of the log's.
+    /// The segments by number. Files with other names are not part of the log.
     pub(super) fn segments(&self) -> Result<Vec<SegmentFile>, CliError> {
         let mut segments = Vec::new();
         for (name, path) in names(&self.path)? {
@@ -174,7 +174,7 @@ impl Shard {
         Ok(segments)
     }
 
-    /// What a segment covers, as the first good header says.
+    /// The size of a segment, from the first good header.
     pub(super) fn segment_bytes(&self) -> Result<Option<u64>, CliError> {
         for segment in self.segments()? {
             let mut head = [0; SEGMENT_HEADER_BYTES];
@@ -188,7 +188,7 @@ impl Shard {
         Ok(None)
     }
 
-    /// Shows each record once, and gives what the log came to.
+    /// Shows each record once, and returns the outcome.
     pub(super) fn read(
         &self,
         bar: &mut Progress,
@@ -208,7 +208,7 @@ impl Shard {
                 Err(Attempt::Vanished(_)) => {}
                 Err(Attempt::Halt(halt)) => return Err(halt),
                 Ok(Outcome::Broken { error, last }) => {
-                    // The same twice is no record under way.
+                    // The same damage twice is no half-written record.
                     let place = match &error {
                         ScanError::Damaged(damage) => (damage.segment, damage.offset),
                         _ => (u64::MAX, 0),
@@ -269,12 +269,12 @@ impl Shard {
 }
 
 enum Attempt {
-    /// A file was there when the folder was listed, and is not any more.
+    /// A file that was listed in the folder, but is gone.
     Vanished(CliError),
     Halt(Halt),
 }
 
-/// Fills the buffer, but for the file's end.
+/// Fills the buffer, or reads to the file's end.
 fn fill(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -288,7 +288,7 @@ fn fill(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     Ok(filled)
 }
 
-/// A bar on standard error, where that is a terminal.
+/// A progress bar on standard error, if that is a terminal.
 pub(super) struct Progress(indicatif::ProgressBar);
 
 impl Progress {
@@ -316,12 +316,12 @@ impl Drop for Progress {
     }
 }
 
-/// What was found at a shard, with the file's path.
+/// A shard's damage in words, with the file's path.
 pub(super) fn describe(shard: &Shard, error: &ScanError) -> String {
     format!("{}/{error}", shard.path.display())
 }
 
-/// One line for each session that a damage may have hit.
+/// A line for each session that a damage may have affected.
 pub(super) fn ranges(damage: &Damage, last_good: impl Fn(u64) -> Option<u64>, name: impl Fn(u64) -> String) -> Vec<String> {
     let line = |range: crate::log::SeqRange| {
         let first = range.last_good.map_or(1, |last| last + 1);

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-/// The text of a server's frame: FIN, text, unmasked (RFC 6455 section 5.2). `None` where it is another.
+/// The text of a server's frame: FIN, text, unmasked (RFC 6455 section 5.2). `None` for any other frame.
 fn text_of(frame: &[u8]) -> Option<&str> {
     let (payload, len) = match frame {
         [0x81, 127, a, b, c, d, e, f, g, h, payload @ ..] => (payload, u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h])),
@@ -39,7 +39,7 @@ fn stay(stay: &StayState<'_>) -> Value {
     json!({ "room": stay.room, "hash": hex(stay.hash), "from": stay.from, "to": lasts(stay.to) })
 }
 
-/// A body that is no message's, or why it does not read.
+/// The body of a record that is no message, or the reason why it does not read.
 fn state(record: &Record<'_>) -> Value {
     let read = match record.header.kind {
         Kind::Message | Kind::MemberGone | Kind::SessionGone | Kind::Purge | Kind::Came => Ok(Value::Null),
@@ -70,7 +70,7 @@ fn state(record: &Record<'_>) -> Value {
     read.unwrap_or_else(|error| json!({ "error": error.to_string(), "body": hex_bytes(record.body) }))
 }
 
-/// One record as a JSON object. Hashes are hexadecimal text: they do not fit a number of JavaScript.
+/// A record as a JSON object. Hashes are hexadecimal text, because a JavaScript number cannot hold them.
 fn object(shard: &Shard, position: Position, record: &Record<'_>) -> String {
     let header = record.header;
     let addresses: Vec<String> =
@@ -82,7 +82,7 @@ fn object(shard: &Shard, position: Position, record: &Record<'_>) -> String {
     });
     let text = text_of(record.body);
     match header.kind {
-        // As it was sent, byte for byte; what is no JSON would break the line it stands in.
+        // The payload as sent, byte for byte; a body that is no JSON would break the line.
         Kind::Message if record.purged => object["purged"] = true.into(),
         Kind::Message => match text.filter(|text| !text.contains('\n') && serde_json::from_str::<&RawValue>(text).is_ok()) {
             Some(text) => {
@@ -152,7 +152,7 @@ pub(super) fn export(directory: &Directory, session: Option<&str>, out: &mut Out
     }
 }
 
-/// Where a message is, in the order in which it is replayed.
+/// The place of a message, in the order of the replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     epoch: u32,
@@ -164,8 +164,8 @@ struct Place {
     segment_bytes: u64,
 }
 
-/// Prints a session's messages. They are found first and read again in their order, since what was copied forward stands behind what is
-/// newer, and may stand twice.
+/// Prints a session's messages. First they are found, then read in their order: a message that compaction copied is behind newer
+/// ones, and may occur twice.
 pub(super) fn replay(directory: &Directory, session: &str, speed: Option<f64>, out: &mut Out<'_>) -> Result<(), Halt> {
     let hash = directory.session(session);
     let (mut places, mut outcomes) = (Vec::new(), Vec::new());

@@ -1,5 +1,5 @@
-//! `ringway log` and `ringway replay`: the log on disk, read by whoever operates it. Only `log repair` writes, and it deletes
-//! nothing, and `log purge`, which does.
+//! `ringway log` and `ringway replay`: the log on disk, for operators. Only `log repair` and `log purge` write; `log repair`
+//! deletes nothing.
 
 mod directory;
 mod export;
@@ -56,7 +56,7 @@ pub(crate) struct ExportArgs {
     /// The log's directory, `[log] dir`
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// One JSON object a line
+    /// Print one JSON object a line
     #[arg(long, required = true)]
     jsonl: bool,
     /// Only this session's: its session_id, or hash= and 16 hexadecimal digits
@@ -142,7 +142,7 @@ pub(super) fn replay(arguments: &ReplayArgs) -> Result<(), CliError> {
 }
 
 fn ended(done: Result<(), Halt>, out: &mut Out<'_>) -> Result<(), CliError> {
-    // What was found before an error is shown too.
+    // Records found before an error are shown too.
     let flushed = out.flush();
     match done.and(flushed) {
         Ok(()) | Err(Halt::Enough) => Ok(()),
@@ -150,10 +150,10 @@ fn ended(done: Result<(), Halt>, out: &mut Out<'_>) -> Result<(), CliError> {
     }
 }
 
-/// Where the answer goes. A reader that has seen enough (`| head`) ends the command, without an error.
+/// The output. A reader that has seen enough (`| head`) ends the command, without an error.
 struct Out<'a> {
     to: Box<dyn Write + 'a>,
-    /// Somebody looks at it: what was logged must not steer what they look with.
+    /// The output is a terminal: logged text must not send it control sequences.
     is_terminal: bool,
 }
 
@@ -168,7 +168,7 @@ impl Out<'_> {
         text.split('\n').try_for_each(|line| self.put(&escape::text(line)))
     }
 
-    /// A line of JSON: as it is, or, on a terminal, an equal one.
+    /// A line of JSON: unchanged, or, on a terminal, an equal one without control characters.
     fn json(&mut self, text: &str) -> Result<(), Halt> {
         if self.is_terminal { self.put(&escape::json(text)) } else { self.put(text) }
     }

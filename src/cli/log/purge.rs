@@ -1,4 +1,5 @@
-//! `ringway log purge`: no byte of a session's messages stays in the log's files. A gateway that has the directory is asked to do it.
+//! `ringway log purge`: removes every byte of a session's messages from the log's files. If a gateway has the directory, that
+//! gateway is asked to do it.
 
 use super::Out;
 use super::directory::{Directory, Halt, Outcome, describe};
@@ -28,7 +29,7 @@ pub(super) fn purge(directory: &Directory, session: &str, out: &mut Out<'_>) -> 
     for shard in &directory.shards {
         messages += finish_purges(&shard.path, shard.shard.into(), shard.generation).map_err(CliError)?;
     }
-    // Of each shard that has messages of it: the last one's seq.
+    // For each shard that has messages of the session: the last seq.
     let (mut found, mut last_seqs) = (false, BTreeMap::new());
     let outcomes = directory.read(|shard, _, record| {
         if record.header.session == hash && record.header.kind != Kind::Mark {
@@ -65,7 +66,7 @@ pub(super) fn purge(directory: &Directory, session: &str, out: &mut Out<'_>) -> 
     Ok(())
 }
 
-/// Whether a record has what a purge takes.
+/// Returns `true` if the record has data that a purge removes.
 fn says_something(record: &Record<'_>) -> bool {
     match record.header.kind {
         Kind::Message | Kind::Presence => true,

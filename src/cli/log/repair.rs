@@ -1,8 +1,8 @@
-//! `ringway log repair --quarantine`: what is damaged, and what comes behind it in that shard, goes to DIR/quarantine. Nothing is deleted. The
-//! indexes of its segments go along.
+//! `ringway log repair --quarantine`: moves damaged records, and everything behind them in that shard, to DIR/quarantine. Nothing
+//! is deleted. The indexes of those segments are moved too.
 //!
-//! The rest of the damaged segment is copied and synced before that file is cut, and later files go first, from the last on: whenever it
-//! is interrupted, every byte is in the log or in the quarantine, and running it again goes on.
+//! The rest of the damaged segment is copied and synced before that file is cut, and later files are moved first, from the last
+//! on. So, whenever the repair is interrupted, every byte is in the log or in the quarantine, and running it again continues.
 
 use super::Out;
 use super::directory::{Directory, Halt, Outcome, Progress, SegmentFile, Shard, at, describe, ranges, unnamed};
@@ -19,15 +19,15 @@ use std::path::{Path, PathBuf};
 
 const LOCK_BYTES_MAX: u64 = 256;
 
-/// What is to be done with one shard.
+/// The work for one shard.
 #[derive(Debug)]
 struct Plan<'a> {
     shard: &'a Shard,
-    /// What is wrong, and whom it hits.
+    /// The damage, and the sessions that it affects.
     lines: Vec<String>,
-    /// The segment that keeps its first so many bytes.
+    /// The segment that is cut, and the bytes that it keeps.
     cut: Option<(SegmentFile, u64)>,
-    /// Those that go whole.
+    /// Segments that are moved whole.
     go: Vec<SegmentFile>,
 }
 
@@ -84,10 +84,10 @@ pub(super) fn repair(directory: &Directory, dry_run: bool, out: &mut Out<'_>) ->
     out.line(&format!("moved to {}", folder.display()))
 }
 
-/// Holds the directory's lock, so that no gateway starts meanwhile. A dry run makes no file for it.
+/// Holds the directory's lock, so that no gateway starts meanwhile. A dry run creates no lock file.
 ///
 /// # Errors
-/// Where somebody else has it, or the directory is another user's: the gateway could not open what is made in it.
+/// If another process has the lock, or the directory belongs to another user: the gateway could not open the files made in it.
 pub(super) fn lock(directory: &Directory, dry_run: bool) -> Result<Option<File>, CliError> {
     if !dry_run {
         check_owner(&directory.path).map_err(CliError)?;
@@ -102,7 +102,7 @@ pub(super) fn lock(directory: &Directory, dry_run: bool) -> Result<Option<File>,
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            // Without it the answer is the same.
+            // Without the text the error is the same, only shorter.
             let _ = Read::by_ref(&mut file).take(LOCK_BYTES_MAX).read_to_string(&mut holder);
             let holder = plain(holder.trim());
             let holder = if holder.is_empty() { String::new() } else { format!(" ({holder})") };
@@ -112,7 +112,7 @@ pub(super) fn lock(directory: &Directory, dry_run: bool) -> Result<Option<File>,
     }
 }
 
-/// Where the good part of a shard's log ends, and what is behind it.
+/// The end of the good part of a shard's log, and what follows it.
 fn plan<'a>(shard: &'a Shard, error: &ScanError, last: Option<LastSegment>) -> Result<Plan<'a>, CliError> {
     let (segment, keep) = match error {
         ScanError::Damaged(damage) => (damage.segment, damage.valid_bytes),
@@ -129,7 +129,7 @@ fn plan<'a>(shard: &'a Shard, error: &ScanError, last: Option<LastSegment>) -> R
     let mut plan = Plan { shard, lines: vec![describe(shard, error)], cut: None, go: Vec::new() };
     for file in shard.segments()? {
         if file.number == segment && keep > 0 {
-            // A segment whose end is missing is whole as far as it goes; what goes is what follows it.
+            // A segment whose end is missing is good up to there; only the segments behind it are moved.
             plan.cut = (file.bytes > keep).then_some((file, keep));
         } else if file.number >= segment {
             plan.go.push(file);
@@ -138,7 +138,7 @@ fn plan<'a>(shard: &'a Shard, error: &ScanError, last: Option<LastSegment>) -> R
     Ok(plan)
 }
 
-/// The record of a purge may be among what was moved: it is made again, or what was purged would be damage.
+/// The record of a purge may be among the moved ones. It is written again, or purged messages would count as damage.
 fn record_purges(directory: &Directory, shard: &Shard, out: &mut Out<'_>) -> Result<(), Halt> {
     let outcome = shard.read(&mut Progress::new(directory)?, |_, _| Ok(()))?;
     let Outcome::Broken { error: ScanError::Purged { uncovered, scanned }, .. } = outcome else { return Ok(()) };
@@ -167,7 +167,7 @@ fn report(plans: &[Plan<'_>]) -> String {
     text
 }
 
-/// A new folder of this repair's own.
+/// A new folder for this repair.
 fn quarantine(directory: &Directory) -> Result<PathBuf, CliError> {
     let all = directory.path.join("quarantine");
     std::fs::create_dir_all(&all).map_err(|error| at(&all, &error))?;
@@ -198,12 +198,12 @@ fn carry_out(plan: &Plan<'_>, folder: &Path) -> Result<(), CliError> {
     for each in [&to, &generation, folder] {
         sync_folder(each)?;
     }
-    // What is left is not where it ended in good order: its clients are told.
+    // The remaining log did not end in good order; without this file the next start opens new epochs, which tell the clients.
     match std::fs::remove_file(plan.shard.path.join("clean")) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&plan.shard.path, &error)),
         _ => sync_folder(&plan.shard.path)?,
     }
-    // They name what is moved; of the segment that is cut the next start makes another.
+    // Index files name records that are moved. The next start makes another one for the segment that is cut.
     for file in plan.go.iter().chain(plan.cut.as_ref().map(|(file, _)| file)) {
         let index = index_path(&plan.shard.path, file.number);
         match std::fs::rename(&index, to.join(index_name(file.number))) {

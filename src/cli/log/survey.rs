@@ -1,4 +1,4 @@
-//! `ringway log stat`, `ls` and `verify`: what all records together come to.
+//! `ringway log stat`, `ls` and `verify`: sums over all records.
 
 use super::Out;
 use super::directory::{Directory, Halt, Outcome, Shard, describe, ranges, unnamed};
@@ -13,15 +13,15 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Problems of sessions that are listed; the rest are counted.
 const PROBLEMS_MAX: usize = 1_000;
 
-/// What the records say of one session.
+/// The records of one session, summed up.
 #[derive(Debug, Default)]
 struct Session {
     id: Option<String>,
     generation: u32,
     shard: u16,
-    /// Its messages' seqs, as ranges in order.
+    /// The seqs of the session's messages, as ranges in order.
     seqs: Vec<(u64, u64)>,
-    /// The oldest that it holds, as it said last.
+    /// The oldest seq retained, by its latest Session record.
     oldest: u64,
     messages: u64,
     bytes: u64,
@@ -60,7 +60,7 @@ impl Session {
         self.seqs.iter().map(|(first, last)| (*first).max(self.oldest.min(*last))).find(|seq| *seq >= self.oldest)
     }
 
-    /// First and last seq of what is missing between those that it holds.
+    /// First and last seq of each hole in the retained messages.
     fn holes(&self) -> impl Iterator<Item = (u64, u64)> {
         let pairs = self.seqs.iter().zip(self.seqs.iter().skip(1));
         pairs.map(|((_, last), (next, _))| ((last + 1).max(self.oldest), next - 1)).filter(|(first, last)| first <= last)
@@ -70,7 +70,7 @@ impl Session {
 #[derive(Debug, Default)]
 struct Survey {
     sessions: BTreeMap<u64, Session>,
-    /// By [`Kind`]'s number less 1.
+    /// Counts by [`Kind`]'s number less 1.
     kinds: [u64; Kind::ALL.len()],
     /// Messages of which only the header is left.
     purged: u64,
@@ -122,7 +122,7 @@ impl Survey {
         self.sessions.get(&session).and_then(|session| session.id.as_deref().map(plain)).unwrap_or_else(|| unnamed(session))
     }
 
-    /// What is broken, and which sessions it hit.
+    /// The damage, and the sessions that it affects.
     fn broken(&self, shard: &Shard, error: &ScanError) -> Vec<String> {
         let mut lines = vec![describe(shard, error)];
         if let ScanError::Damaged(damage) = error {
@@ -182,7 +182,7 @@ impl Session {
     }
 }
 
-/// Lines whose cells stand below each other.
+/// Prints lines with aligned columns.
 fn table(rows: &[Vec<String>], out: &mut Out<'_>) -> Result<(), Halt> {
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> =
@@ -198,7 +198,7 @@ fn cells(cells: &[&dyn ToString]) -> Vec<String> {
     cells.iter().map(|cell| cell.to_string()).collect()
 }
 
-/// A shard's end in a few words.
+/// The state of a shard's end in a few words.
 fn end(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Whole(scanned) => match scanned.torn {
@@ -311,7 +311,7 @@ pub(super) fn verify(directory: &Directory, out: &mut Out<'_>) -> Result<(), Hal
     out.line(&format!("OK: {} shards, {records} records, {messages} messages{purged}", outcomes.len()))
 }
 
-/// An error, where there is something to say.
+/// Returns an error if there are lines.
 pub(super) fn refuse(lines: Vec<String>) -> Result<(), Halt> {
     if lines.is_empty() { Ok(()) } else { Err(Halt::Failed(CliError(lines.join("\n")))) }
 }

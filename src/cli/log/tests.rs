@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 const KEY: HashKey = HashKey([7; 16]);
 
-/// A log's directory that goes with the test.
+/// A log's directory, deleted with the test.
 struct Folder(PathBuf);
 
 impl Drop for Folder {
@@ -54,7 +54,7 @@ impl Folder {
     }
 }
 
-/// What a command prints, and its error.
+/// The output of a command, and its error.
 fn tool(path: &Path, run: impl FnOnce(&Directory, &mut Out<'_>) -> Result<(), Halt>) -> (String, String) {
     tool_on(false, path, run)
 }
@@ -395,7 +395,7 @@ fn a_segment_that_is_missing_or_anothers_goes_with_all_behind_it() {
     assert!(files(&folder.0.join("quarantine")).iter().any(|(_, bytes)| *bytes == foreign.files[0].1));
 }
 
-/// Whether a text stands in any file below.
+/// Returns `true` if any file below contains the text.
 fn holds(folder: &Path, text: &str) -> bool {
     std::fs::read_dir(folder).unwrap().any(|entry| {
         let path = entry.unwrap().path();
@@ -538,7 +538,7 @@ fn a_purge_of_an_earlier_version_that_is_finished_loses_no_member() {
     assert!(holds(&folder.0, "busy, of mine") && !holds(&folder.0, "gone since, of mine"));
     assert_eq!(members(&folder, "mine").len(), 2);
     assert!(verify(&folder.0).1.is_empty());
-    // Asked for once more it takes the rest.
+    // A second purge removes the rest.
     assert!(tool(&folder.0, |directory, out| purge::purge(directory, "mine", out)).1.is_empty());
     assert!(!holds(&folder.0, "of mine") && verify(&folder.0).1.is_empty());
     assert_eq!(members(&folder, "mine")["ana"]["presence"], Value::Null);
@@ -554,7 +554,7 @@ fn a_purge_goes_on_over_a_torn_end_and_where_another_one_stopped() {
     let run = |session: &'static str| tool(&folder.0, move |directory, out| purge::purge(directory, session, out));
     assert_eq!(run("yours").0, "session yours: 9 messages were purged\n", "the torn one is cut");
     assert!(verify(&folder.0).0.starts_with("OK: ") && !holds(&folder.0, "of yours"));
-    // Half of a message is as it was, and the sign that it was begun is there.
+    // Half of the message is still there, and so is the sign that a purge was begun.
     let (clean, path) = (&made.files[0].1, folder.file(&made, 0));
     let mut bytes = std::fs::read(&path).unwrap();
     let at = clean.windows(8).position(|bytes| bytes == b"of yours").unwrap();
@@ -564,7 +564,7 @@ fn a_purge_goes_on_over_a_torn_end_and_where_another_one_stopped() {
     begin_purge(path.parent().unwrap(), hash("yours")).unwrap();
     assert_eq!(run("yours").0, "session yours: 1 messages were purged\n");
     assert!(verify(&folder.0).0.starts_with("OK: "));
-    // What was begun and not recorded is taken back.
+    // A purge that was begun and not recorded is taken back.
     begin_purge(path.parent().unwrap(), hash("mine")).unwrap();
     assert_eq!(finish_purges(path.parent().unwrap(), 0, 1), Ok(0));
     assert!(holds(&folder.0, "of mine") && verify(&folder.0).0.starts_with("OK: "));
@@ -595,7 +595,7 @@ fn a_torn_message_of_a_session_whose_purge_was_only_signed_is_torn_and_nothing_i
         log.message(hash("a"), 1, "a-1");
         log.message(hash("a"), 2, "a-2");
         log.message(hash("b"), 2, "b-2");
-        // It came to the disk, by chance, and was not synced.
+        // The record reached the disk by chance, without a sync.
         log.put(&header(Kind::Purge, hash("b"), 2), &[], &[]);
         let folder = Folder::of(&[&log]);
         let path = folder.file(&log, 0).parent().unwrap().to_owned();
@@ -603,7 +603,7 @@ fn a_torn_message_of_a_session_whose_purge_was_only_signed_is_torn_and_nothing_i
         folder.flip(&log, 0, at);
         let torn = std::fs::read(folder.file(&log, 0)).unwrap();
         ["a", "b"].into_iter().for_each(|id| begin_purge(&path, hash(id)).unwrap());
-        // Of b's own message nothing is known: its purge is there, and is finished.
+        // Nothing is known of b's own message: the record of its purge is there, and the purge is finished.
         let purged = if flipped == "a-2" { 0 } else { 2 };
         assert_eq!(finish_purges(&path, 0, 1), Ok(purged), "{flipped}");
         assert!(purges(&path).unwrap().is_empty());
