@@ -1,10 +1,11 @@
-//! Text of others on a terminal or in a log line: what could steer the one or break the other is written as an escape.
+//! Foreign text for a terminal or a log line: characters that could control the terminal or break the line are escaped.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a character could begin a line, steer a terminal, or turn the direction of text: C0, DEL and C1; the separators of lines and
-/// paragraphs; the marks, embeddings, overrides and isolates of UAX #9, and the formatting that is deprecated beside them.
+/// Returns `true` if the character could begin a line, control a terminal, or turn the direction of text: C0, DEL and C1; the
+/// separators of lines and paragraphs; the marks, embeddings, overrides and isolates of UAX #9, and the deprecated formatting
+/// characters beside them.
 #[must_use]
 pub const fn steers(character: char) -> bool {
     matches!(
@@ -19,7 +20,7 @@ pub const fn steers(character: char) -> bool {
     )
 }
 
-/// Writes a character, as `\xNN` or `\u{NN}` where it steers.
+/// Writes a character, as `\xNN` or `\u{NN}` if [`steers`] is true.
 pub(super) fn push_text(out: &mut String, character: char) {
     match character {
         '\u{0}'..='\u{1f}' | '\u{7f}' => drop(write!(out, "\\x{:02x}", character as u32)),
@@ -28,7 +29,7 @@ pub(super) fn push_text(out: &mut String, character: char) {
     }
 }
 
-/// Writes a character of a JSON text, as `\uNNNN` where it steers. Such stand in strings, but for white space between tokens: a blank.
+/// Writes a character of a JSON text, as `\uNNNN` if [`steers`] is true. White space between tokens becomes a blank.
 pub(super) fn push_json(out: &mut String, character: char) {
     match character {
         '\t' | '\n' | '\r' => out.push(' '),

@@ -1,4 +1,4 @@
-//! Whether the shards turn and publish, told from what is seen of them at every tick.
+//! Whether the shards turn and publish, judged from observations at every tick.
 //!
 //! Pure: counted in ticks of control, so that a process stopped and continued is not taken for stuck shards.
 
@@ -6,16 +6,16 @@ use crate::shard::port::Ready;
 
 /// Ticks (seconds) without a turn after which a shard is stuck (protocol.md section 8).
 pub const STUCK_TICKS: u32 = 5;
-/// Ticks (seconds) without an internal publish that came back, after which the node takes no traffic.
+/// Ticks (seconds) without a returned probe, an internal publish, after which the node is not ready.
 pub const READY_TICKS_MAX: u32 = 3;
 
 #[derive(Clone, Debug, Default)]
 struct ShardHealth {
     turns: u64,
     silent_ticks: u32,
-    /// A probe is on its way: no second is sent.
+    /// `true` while a probe is under way; there is only one at a time.
     probing: bool,
-    /// Since the last probe came back; `None` before the first.
+    /// Ticks since the last probe came back; `None` before the first.
     unproven_ticks: Option<u32>,
 }
 
@@ -27,13 +27,13 @@ pub struct Health {
 }
 
 impl Health {
-    /// Of so many shards, of which nothing is known yet.
+    /// For this number of shards, of which nothing is known yet.
     #[must_use]
     pub fn new(shards: usize) -> Self {
         Self { shards: vec![ShardHealth::default(); shards], draining: false }
     }
 
-    /// A tick has passed and the shard has made so many turns in all. True if it is to be probed now.
+    /// Notes that a tick has passed and the shard has made `turns` turns in all. Returns `true` if it is to be probed now.
     pub fn tick(&mut self, shard: usize, turns: u64) -> bool {
         let health = &mut self.shards[shard];
         health.silent_ticks = if turns == health.turns { health.silent_ticks.saturating_add(1) } else { 0 };
@@ -42,7 +42,7 @@ impl Health {
         !std::mem::replace(&mut health.probing, true)
     }
 
-    /// The probe of a shard is over: it came back, or it was refused or dropped.
+    /// Notes the end of a probe: it came back, or it was refused or dropped.
     pub fn probed(&mut self, shard: usize, came_back: bool) {
         let health = &mut self.shards[shard];
         health.probing = false;
@@ -51,12 +51,12 @@ impl Health {
         }
     }
 
-    /// The node drains from now on.
+    /// Marks the node as draining.
     pub fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Whether the node drains.
+    /// Returns `true` while the node drains.
     #[must_use]
     pub const fn draining(&self) -> bool {
         self.draining
@@ -69,7 +69,7 @@ impl Health {
         self.shards.iter().enumerate().filter_map(stuck).collect()
     }
 
-    /// Whether the node takes traffic, in a word.
+    /// The node's readiness in a word.
     #[must_use]
     pub fn readiness(&self) -> Ready {
         if self.draining {
@@ -85,7 +85,7 @@ impl Health {
         }
     }
 
-    /// Whether the node takes traffic.
+    /// Checks that the node is ready for traffic.
     ///
     /// # Errors
     /// Why not, one line.

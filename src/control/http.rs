@@ -1,4 +1,4 @@
-//! The admin listener's answers: health, readiness, metrics, the connections; the revocations, which alone it changes; and purges.
+//! The admin listener's answers: health, readiness, metrics, connections, revocations (which can be changed), and purges.
 
 use super::health::Health;
 use super::listener::Seat;
@@ -17,27 +17,27 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
-/// How long a shard may take to answer; then it is told as unanswered.
+/// Time for a shard to answer; then it is listed as unanswered.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
-/// A revocation is far smaller.
+/// Largest request body. A revocation is far smaller.
 const REQUEST_BODY_BYTES_MAX: usize = 16 * 1024;
 /// Connections in one answer unless `?limit=` says otherwise, and at most.
 const CONNECTIONS_SHOWN: usize = 1_000;
 const CONNECTIONS_SHOWN_MAX: usize = 10_000;
-/// Answers of thousands of lines that are made at a time.
+/// Long answers (thousands of lines) that are made at the same time.
 const LONG_ANSWERS_MAX: usize = 2;
-/// How often a full port is tried again.
+/// Interval between attempts on a full port.
 const LOOK: Duration = Duration::from_millis(50);
 const CONNECTION_ID_BYTES_MAX: usize = 128;
 
-/// What the answers are made from.
+/// The data behind the answers.
 pub(super) struct Shared {
     pub(super) ports: Vec<Port>,
     pub(super) engine: EngineLabels,
     pub(super) health: Mutex<Health>,
-    /// Long answers that are being made: others wait, and probes come in between.
+    /// Limits how many long answers are made at a time; probes are answered in between.
     long: Semaphore,
-    /// What is in force, and the shards that could not be told yet.
+    /// The snapshot in force, and the shards that could not be told yet.
     published: Mutex<Published>,
 }
 
@@ -53,9 +53,9 @@ impl Shared {
         Self { ports, engine, health, long, published: Mutex::new(Published { snapshot, behind: Vec::new() }) }
     }
 
-    /// One's turn to make a long answer.
+    /// Waits for permission to make a long answer.
     pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
+        // The semaphore is never closed.
         self.long.acquire().await.ok()
     }
 
@@ -63,12 +63,12 @@ impl Shared {
         self.published.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// What is in force.
+    /// The snapshot in force.
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.published().snapshot)
     }
 
-    /// Puts a snapshot in force. Each shard's answer comes by its receiver; a shard whose port is full is told as soon as it has
+    /// Puts a snapshot in force. Each shard's answer comes by its receiver. A shard whose port is full is told as soon as it has
     /// room, and its receiver never answers. No shard gets an older snapshot after a newer one.
     pub(super) fn publish(self: &Arc<Self>, snapshot: &Arc<Snapshot>) -> Vec<(usize, oneshot::Receiver<usize>)> {
         let mut published = self.published();
@@ -91,7 +91,7 @@ impl Shared {
         self.ports.iter().filter(|port| port.counters().log_failed.get() > 0).map(Port::shard).collect()
     }
 
-    /// Tells the shards what `/healthz` and `/readyz` say now.
+    /// Tells the shards the current answers of `/healthz` and `/readyz`.
     pub(super) fn tell_health(&self) {
         let (stuck, ready) = {
             let health = self.health();
@@ -105,7 +105,7 @@ impl Shared {
         self.published().snapshot.health.set(alive, ready);
     }
 
-    /// All of it runs on one thread and no holder can panic, so that a poisoned lock would still hold good values.
+    /// A poisoned lock would still hold good values: everything runs on one thread and no holder can panic.
     pub(super) fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -115,7 +115,7 @@ impl Shared {
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionList {
     pub connections: Vec<ConnectionInfo>,
-    /// There are more than were asked for.
+    /// `true` if there are more than were asked for.
     pub truncated: bool,
     /// Shards that did not answer in time.
     pub unanswered_shards: Vec<usize>,
@@ -157,8 +157,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// Whether a host and a port (RFC 3986 3.2.2 and 3.2.3, where a port may be empty) name this machine's loopback: a page of another name
-/// that resolves here (DNS rebinding) sends its own name.
+/// Returns `true` if a host and a port (RFC 3986 3.2.2 and 3.2.3, where a port may be empty) name this machine's loopback. A page
+/// of another name that resolves here (DNS rebinding) sends its own name.
 #[must_use]
 pub fn host_is_loopback(host: &str) -> bool {
     let (is_loopback, after) = match host.strip_prefix('[').map(|rest| rest.split_once(']')) {
@@ -176,7 +176,7 @@ pub fn host_is_loopback(host: &str) -> bool {
     is_loopback && (after.is_empty() || after.strip_prefix(':').is_some_and(port_fits))
 }
 
-/// The one value of a header: `Ok(None)` where it was not sent, an error where it was sent twice or is no text.
+/// The value of a header that may occur once: `Ok(None)` if it was not sent, an error if it was sent twice or is no text.
 pub(super) fn single(headers: &HeaderMap, name: header::HeaderName) -> Result<Option<&str>, ()> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
@@ -186,8 +186,8 @@ pub(super) fn single(headers: &HeaderMap, name: header::HeaderName) -> Result<Op
     }
 }
 
-/// Why a request is refused before it is looked at, if it is. A target in absolute form names the host, and `Host` then says nothing
-/// (RFC 9112 3.2.2).
+/// The reason to refuse a request before it is handled; `None` if there is none. A target in absolute form names the host, and
+/// `Host` is then ignored (RFC 9112 3.2.2).
 fn refusal(target: &Uri, headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
     let header = single(headers, header::HOST).ok().flatten();
     let asked_for = header.map(|header| target.authority().map_or(header, Authority::as_str));
@@ -207,7 +207,7 @@ async fn guard(ConnectInfo(seat): ConnectInfo<Seat>, request: Request, next: Nex
         if let Some((status, detail)) = refusal(request.uri(), request.headers()) {
             return problem(status, detail);
         }
-        // Read here, so that its time is the request's: what has not come whole by then ends the connection.
+        // The body is read here, within the request's time: if it is not complete by then, the connection ends.
         let (head, body) = request.into_parts();
         let body = axum::body::to_bytes(body, REQUEST_BODY_BYTES_MAX).await;
         seat.ask();
@@ -225,14 +225,14 @@ async fn guard(ConnectInfo(seat): ConnectInfo<Seat>, request: Request, next: Nex
         () = seat.lost() => problem(StatusCode::SERVICE_UNAVAILABLE, "too many others ask: ask again"),
     };
     let headers = response.headers_mut();
-    // One request a connection: the listener bounds a connection's whole life.
+    // A connection serves one request, because the listener bounds a connection's whole life.
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
-/// RFC 9457.
+/// A problem document (RFC 9457).
 pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
     let body = serde_json::json!({ "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
@@ -251,7 +251,7 @@ async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
     if !stuck.is_empty() {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{} has not turned for 5 s\n", named(&stuck))).into_response();
     }
-    // Alive: a restart by itself mends no disk, and would end what goes on without it.
+    // Alive, although the log has failed: a restart by itself mends no disk, and would end the work that goes on without it.
     let failed = shared.failed_logs();
     if !failed.is_empty() {
         return format!("degraded: the log of {} has failed; look at the disk, then restart\n", named(&failed)).into_response();
@@ -274,7 +274,7 @@ async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
-/// Asks a shard and waits for its answer, but not for long.
+/// Asks a shard and waits for its answer, at most [`ANSWER`].
 async fn ask<T>(port: &Port, message: impl FnOnce(oneshot::Sender<T>) -> PortMessage) -> Option<T> {
     let (reply, answer) = oneshot::channel();
     port.send(message(reply)).ok()?;
@@ -308,7 +308,7 @@ async fn list(
                 break;
             };
             found.connections.extend(page.connections.into_iter().take(room));
-            // A shard that does not get on would be asked for ever.
+            // A shard that makes no progress would be asked for ever.
             from = page.next.filter(|next| *next > position);
         }
     }

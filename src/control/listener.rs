@@ -1,5 +1,5 @@
-//! The admin listener's sockets: a bounded number at a time, each for a bounded time. Whoever says nothing keeps nobody out: where all
-//! places are taken, the oldest of those that have not asked yet goes, or of those that have.
+//! The admin listener's sockets: a bounded number at a time, each for a bounded time. A silent connection keeps nobody out: if
+//! all places are taken, the oldest connection that has not sent its request is closed, or else the oldest of those that have.
 
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep};
 
 /// Connections at a time.
 pub(super) const CONNECTIONS_MAX: usize = 64;
-/// Of these, such as have not sent their whole request.
+/// Of these, connections that have not sent their whole request.
 const UNASKED_MAX: usize = CONNECTIONS_MAX / 2;
 /// From the accept to the end of the request, its body included.
 const REQUEST: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ struct Guest {
     cut: oneshot::Sender<()>,
 }
 
-/// What a connection's requests know of it.
+/// A connection, as its requests see it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seat {
     asked: Arc<AtomicBool>,
@@ -50,7 +50,7 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// Its request is whole.
+    /// Notes that the request is complete.
     pub(super) fn ask(&self) {
         self.asked.store(true, Ordering::Relaxed);
     }
@@ -59,7 +59,7 @@ impl Seat {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Waits until its place is taken from it.
+    /// Waits until the connection is to be cut off.
     pub(super) async fn lost(&self) {
         self.cut.notified().await;
     }
@@ -83,7 +83,7 @@ impl<L> Capped<L> {
             let goes = self.guests.iter().position(|guest| guest.seat.has_asked() != (unasked >= UNASKED_MAX));
             let Some(guest) = goes.and_then(|at| self.guests.remove(at)) else { break };
             guest.seat.cut.notify_one();
-            // Gone by itself meanwhile: as good.
+            // A guest that has gone by itself needs no signal.
             let _ = guest.cut.send(());
             CUT.fetch_add(1, Ordering::Relaxed);
         }
@@ -109,11 +109,11 @@ impl<L: Listener> Listener for Capped<L> {
     }
 }
 
-/// A socket that fails once its time is over, or its place taken.
+/// A socket that fails once its time is over, or its place was taken.
 pub(super) struct Timed<S> {
     stream: S,
     deadline: Pin<Box<Sleep>>,
-    /// The deadline of one that has asked.
+    /// The deadline of a connection that has sent its request.
     last: Instant,
     lost: oneshot::Receiver<()>,
     is_lost: bool,

@@ -1,7 +1,7 @@
-//! Log lines to stderr: one line each, for people or as JSON, what could steer a terminal escaped, never waited for.
+//! Log lines to stderr: one line each, for people or as JSON. Control characters are escaped, and a writer never waits.
 //!
-//! Lines go through a bounded queue to a thread of their own: whoever reads stderr and stops reading must not stop a shard.
-//! What finds no room is counted (`ringway_log_lines_dropped_total`).
+//! Lines go through a bounded queue to a thread of their own: a reader of stderr that stops reading must not stop a shard. Lines
+//! that find no room are counted (`ringway_log_lines_dropped_total`).
 
 use super::escape::{push_json, push_text};
 use crate::config::{LogFormat, LogLevel};
@@ -14,9 +14,9 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that may wait.
 const LINES_MAX: usize = 4_096;
-/// A line's bytes; the rest is cut.
+/// Bytes of a line; the rest is cut.
 const LINE_BYTES_MAX: usize = 8 * 1024;
-/// How long the end of the process waits for the last lines.
+/// Time for which the end of the process waits for the last lines.
 const FLUSH: Duration = Duration::from_secs(1);
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -29,7 +29,7 @@ pub fn lines_dropped() -> u64 {
 
 enum Item {
     Line(Vec<u8>),
-    /// All lines before this one are out: answer.
+    /// Answers once all lines before this item are written.
     Flush(SyncSender<()>),
 }
 
@@ -40,7 +40,7 @@ pub struct LogGuard {
 }
 
 impl LogGuard {
-    /// Waits, for at most a second, until what was logged before is written.
+    /// Waits, for at most a second, until all lines logged before are written.
     pub fn flush(&self) {
         self.lines.flush();
     }
@@ -70,7 +70,7 @@ impl std::fmt::Debug for Lines {
     }
 }
 
-/// One event's text, gathered until the event is over, so that two threads' lines never mix.
+/// The text of one event, gathered until the event is over, so that two threads' lines never mix.
 struct Line<'a> {
     lines: &'a Lines,
     bytes: Vec<u8>,
@@ -103,7 +103,8 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// The text on one line: what could begin a new one or steer a terminal is escaped; too much is cut. A line of JSON stays one.
+/// The text as a single line: line breaks and control characters are escaped, and a text that is too long is cut. A line of JSON
+/// stays valid JSON.
 fn one_line(bytes: &[u8], format: LogFormat) -> Vec<u8> {
     let text = String::from_utf8_lossy(bytes);
     let text = text.strip_suffix('\n').unwrap_or(&text);
@@ -120,7 +121,7 @@ fn one_line(bytes: &[u8], format: LogFormat) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// A line of JSON that is too long, as the text of another.
+/// A line of JSON that is too long, as the text of another JSON line.
 fn cut_json(text: &str) -> String {
     let mut out = String::from("{\"message\":\"a log line was too long and was cut\",\"line\":\"");
     for character in text.chars() {
@@ -138,7 +139,7 @@ fn cut_json(text: &str) -> String {
 fn write_out(lines: &Receiver<Item>, mut to: impl Write) {
     while let Ok(item) = lines.recv() {
         match item {
-            // Where stderr is gone there is nobody to tell.
+            // If stderr is gone, there is nobody to tell.
             Item::Line(line) => drop(to.write_all(&line)),
             Item::Flush(done) => drop(done.send(())),
         }
@@ -162,7 +163,8 @@ pub fn start(format: LogFormat, level: LogLevel) -> Result<LogGuard, String> {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     started.map_err(|error| format!("logging cannot start: {error}"))?;
-    // As std tells it, it would wait for whoever reads stderr. The process may end with it, so that its line is waited for a while.
+    // The default hook would wait for the reader of stderr. The process may end with this panic, so its line is waited for, but
+    // only for a while.
     let last_words = lines.clone();
     std::panic::set_hook(Box::new(move |panic| {
         let (thread, backtrace) = (std::thread::current(), std::backtrace::Backtrace::capture());

@@ -34,15 +34,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-/// Reads configuration and keys again. The error is one line that says what is wrong; then the old ones stay in force.
+/// Reads configuration and keys again. The error is one line that says what is wrong; the old ones then stay in force.
 pub type Reload = Box<dyn FnMut() -> Result<Reloaded, String> + Send>;
 
-/// What a reload brought.
+/// The result of a reload.
 #[derive(Debug)]
 pub struct Reloaded {
-    /// What differs from what the process started with or last took, those that need a restart included.
+    /// The differences from the settings that the process started with or last took, those that need a restart included.
     pub changes: Vec<Change>,
-    /// What is in force from now on.
+    /// The snapshot to put in force.
     pub snapshot: Arc<Snapshot>,
 }
 
@@ -53,21 +53,21 @@ pub struct EngineLabels {
     pub driver: &'static str,
 }
 
-/// What control works with.
+/// Options for control.
 pub struct ControlOptions {
-    /// What runs the shards.
+    /// The engine that runs the shards.
     pub engine: EngineLabels,
     /// `[admin] listen`; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// `[admin] socket`, where there is to be one.
+    /// `[admin] socket`; `None` for no socket.
     pub socket: Option<PathBuf>,
-    /// What is in force at start.
+    /// The snapshot in force at the start.
     pub snapshot: Arc<Snapshot>,
-    /// What SIGHUP calls; `None` where there is nothing to read again.
+    /// The function that SIGHUP calls; `None` if there is nothing to read again.
     pub reload: Option<Reload>,
-    /// Take SIGTERM, SIGINT and SIGHUP.
+    /// `true` if control handles SIGTERM, SIGINT and SIGHUP.
     pub signals: bool,
-    /// How often shards are looked at; 1 s, but for tests.
+    /// Interval between looks at the shards: 1 s, except in tests.
     pub tick: Duration,
 }
 
@@ -79,10 +79,10 @@ pub enum ControlError {
         "admin.listen = \"{0}\" is no loopback address; the admin listener asks for no credentials, so use 127.0.0.1 or [::1]"
     )]
     NotLoopback(SocketAddr),
-    /// The address cannot be had.
+    /// The address cannot be bound.
     #[error("admin.listen = \"{address}\" cannot be listened on: {source}; is another gateway running? choose a free port")]
     Bind { address: SocketAddr, source: std::io::Error },
-    /// The socket cannot be had.
+    /// The socket cannot be made.
     #[error("admin.socket = {path:?} cannot be listened on: {source}")]
     Socket { path: PathBuf, source: std::io::Error },
     /// The runtime, a signal handler or the thread failed.
@@ -90,10 +90,10 @@ pub enum ControlError {
     Start(#[from] std::io::Error),
 }
 
-/// What is asked of the control thread, by a signal or by the process itself.
+/// A command to the control thread, by a signal or by the process itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Drain and end; asked again: stop at once.
+    /// Drain and end; a second one stops at once.
     Drain,
     /// Read the configuration again.
     Reload,
@@ -101,20 +101,20 @@ pub enum Command {
     Stop,
 }
 
-/// How it ended. The shards have been told to stop in every case.
+/// How control ended. The shards have been told to stop in every case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Every connection was gone before the end of the grace.
     Drained,
-    /// The grace ended with so many connections left.
+    /// The grace ended with this many connections left.
     GraceOver(u64),
-    /// Asked to stop at once.
+    /// A stop at once was asked for.
     Stopped,
     /// These shards did not take the order to stop.
     Stuck(Vec<usize>),
 }
 
-/// Built, not yet running: the address is taken, so that shards can be started in between.
+/// Control, built but not yet running: the address is taken, so that shards can be started in between.
 #[derive(Debug)]
 pub struct Control {
     handle: ControlHandle,
@@ -131,7 +131,7 @@ pub struct ControlHandle {
 }
 
 impl Control {
-    /// Does all that can fail: binds, takes the signals, makes the runtime and the thread, which waits.
+    /// Does everything that can fail: binds, takes the signals, makes the runtime and the thread, which waits.
     ///
     /// # Errors
     /// See [`ControlError`].
@@ -158,17 +158,17 @@ impl Control {
         let (go, wait_for_go) = mpsc::sync_channel(1);
         let (tell, outcome) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-            // Dropped without a go: never spawned, nothing to run.
+            // Control was dropped before the shards started: nothing to run.
             let Ok(ports) = wait_for_go.recv() else { return };
             let ended = runtime.block_on(runner.run(listeners, ports));
             drop(socket_file);
-            // Nobody may wait any more; then nobody is to be told.
+            // If nobody waits for the outcome, nobody is told.
             let _ = tell.send(ended);
         })?;
         Ok(Self { handle: ControlHandle { address, commands, outcome, thread }, go })
     }
 
-    /// Lets it run, over all shards in order. Cannot fail.
+    /// Lets control run, over all shards in order. Cannot fail.
     #[must_use]
     pub fn spawn(self, ports: Vec<Port>) -> ControlHandle {
         // The thread waits for exactly this message and the channel has room for it.
@@ -178,13 +178,13 @@ impl Control {
 }
 
 impl ControlHandle {
-    /// Where the admin listener is.
+    /// The address of the admin listener.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Asks for something, as a signal would. False where the thread has ended or has 16 commands waiting.
+    /// Sends a command, as a signal would. Returns `false` if the thread has ended or has 16 commands waiting.
     pub fn ask(&self, command: Command) -> bool {
         self.commands.try_send(command).is_ok()
     }

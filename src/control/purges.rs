@@ -1,6 +1,6 @@
-//! `/v1/purge`: a session's messages taken out of the log, for good.
+//! `/v1/purge`: removes a session's messages from the log, for good.
 //!
-//! As with revocations, whoever may connect to the machine's loopback may purge; pages of a browser may not.
+//! As with revocations, any user who can connect to the machine's loopback may purge; pages of a browser may not.
 
 use super::http::{Shared, json, problem};
 use super::revocations::json_body;
@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How long a request waits for it: files are read whole. It goes on without it.
+/// Time for which a request waits for the purge, which reads whole files. The purge goes on after that.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-/// What to purge.
+/// The session to purge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PurgeRequest {
@@ -46,7 +46,7 @@ pub(super) async fn purge(
         }
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(Ok(Some(purged)))) => return json(&purged),
-            // It is not at home there.
+            // The session's home is another shard.
             Ok(Ok(Ok(None))) => {}
             Ok(Ok(Err(detail))) => return problem(StatusCode::INSUFFICIENT_STORAGE, &detail),
             Ok(Err(_)) => {

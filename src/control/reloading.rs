@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-/// After this a reload that has not come back is told of; it is waited for all the same, and holds up only the next.
+/// Time after which a slow reload is logged. It is waited for all the same, and holds up only the next reload.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 type Answer = oneshot::Sender<Result<Reloaded, String>>;
@@ -15,9 +15,9 @@ type Answer = oneshot::Sender<Result<Reloaded, String>>;
 pub(super) struct Reloads {
     ask: Option<SyncSender<Answer>>,
     under_way: Option<oneshot::Receiver<Result<Reloaded, String>>>,
-    /// When it is told that it takes long; not again after that.
+    /// When to log that the reload takes long; `None` once logged.
     late: Option<Instant>,
-    /// Asked for since it began: the files may be others than it has read.
+    /// Another reload was asked for since this one began: the files may have changed after they were read.
     again: bool,
 }
 
@@ -28,7 +28,7 @@ impl Reloads {
                 let (ask, asked) = sync_channel::<Answer>(1);
                 std::thread::Builder::new().name("reload".to_owned()).spawn(move || {
                     while let Ok(answer) = asked.recv() {
-                        // Whoever asked may be gone by now: the process ends.
+                        // The receiver may be gone: the process ends.
                         let _ = answer.send(reload());
                     }
                 })?;
@@ -39,7 +39,7 @@ impl Reloads {
         Ok(Self { ask, under_way: None, late: None, again: false })
     }
 
-    /// Begins one, or remembers to.
+    /// Begins a reload, or remembers to.
     pub(super) fn begin(&mut self) {
         let Some(ask) = &self.ask else {
             return tracing::warn!("reload asked for, but this process has no configuration file; nothing changed");
@@ -56,7 +56,8 @@ impl Reloads {
         self.late = Some(Instant::now() + PATIENCE);
     }
 
-    /// What the one under way came to; never, where there is none. May be dropped while it waits: nothing is lost.
+    /// The result of the reload under way; waits for ever if there is none. Cancel-safe: nothing is lost if the future is
+    /// dropped.
     pub(super) async fn done(&mut self) -> Result<Reloaded, String> {
         let Some(done) = self.under_way.as_mut() else { return std::future::pending().await };
         let answer = loop {

@@ -1,8 +1,8 @@
-//! `/v1/revocations`: what an operator revokes, lifts and lists.
+//! `/v1/revocations`: add, lift and list revocations.
 //!
-//! The listener asks for no credentials: whoever may connect to the machine's loopback may revoke. Pages of a browser may not,
-//! even those of the loopback: a body must say that it is JSON and DELETE is no simple method, so that a browser asks first
-//! (Fetch, CORS-preflight), and nothing here answers it.
+//! The listener asks for no credentials: any user who can connect to the machine's loopback may revoke. Pages of a browser may
+//! not, even those of the loopback: a body must say that it is JSON and DELETE is no simple method, so a browser asks first
+//! (Fetch, CORS-preflight), and nothing here answers that.
 
 use super::http::{ANSWER, Shared, json, problem, single};
 use crate::auth::{AuthError, Revocation, Revocations, client_id_allowed, subject_allowed, token_id_allowed};
@@ -30,14 +30,14 @@ pub(super) fn refused_full() -> u64 {
     REFUSED_FULL.load(Ordering::Relaxed)
 }
 
-/// One thing to revoke or to lift, and an entry of the list. Exactly one of `jti`, `client_id` and `sub` is there.
+/// A revocation to add or lift, and an entry of the list. Exactly one of `jti`, `client_id` and `sub` is set.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RevocationRequest {
-    /// One token, by its id.
+    /// A single token, by its id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jti: Option<String>,
-    /// One client of a user.
+    /// A client of a user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,
     /// A user, with all clients.
@@ -56,7 +56,7 @@ pub struct RevocationRequest {
 pub struct Revoked {
     /// Connections that it closed.
     pub connections_closed: usize,
-    /// Shards that did not answer in time; they obey as soon as they turn.
+    /// Shards that did not answer in time; they apply the revocation at their next turn.
     pub unanswered_shards: Vec<usize>,
 }
 
@@ -64,7 +64,7 @@ pub struct Revoked {
 #[derive(Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevocationList {
     pub revocations: Vec<RevocationRequest>,
-    /// There are more than were asked for.
+    /// `true` if there are more than were asked for.
     pub truncated: bool,
 }
 
@@ -79,10 +79,10 @@ fn now_s() -> u64 {
 }
 
 impl RevocationRequest {
-    /// The entry, with what is absent filled in so that no token which it refuses outlives it.
+    /// The entry, with absent fields filled in so that no token refused by it outlives it.
     fn entry(self, snapshot: &Snapshot, now_s: u64) -> Result<Revocation, String> {
         let policy = &snapshot.tokens;
-        // A token issued at T by a clock that is ahead or not is good until T, its life and the leeway at most.
+        // A token issued at T, by a clock that may be ahead, is valid until T plus its lifetime plus the leeway at most.
         let outlived_s = |issued_before_s: u64| issued_before_s.saturating_add(policy.lifetime_s_max + policy.leeway_s);
         let issued_before_s = self.issued_before_s.unwrap_or(now_s + 1);
         let until_s = match (self.until_s, &self.jti) {
@@ -142,7 +142,7 @@ impl RevocationRequest {
     }
 }
 
-/// Puts a list in force and waits until the shards obey it, but not for long.
+/// Puts a list in force and waits until the shards apply it, for a bounded time.
 async fn publish(shared: &Arc<Shared>, snapshot: &Snapshot, revocations: Revocations) -> Revoked {
     let answers = shared.publish(&Arc::new(Snapshot { revocations: Arc::new(revocations), ..snapshot.clone() }));
     let until = tokio::time::Instant::now() + ANSWER;
@@ -156,7 +156,7 @@ async fn publish(shared: &Arc<Shared>, snapshot: &Snapshot, revocations: Revocat
     revoked
 }
 
-/// The JSON object of a request's body; `what` it should be.
+/// The JSON object of a request's body; `what` describes it for the error.
 pub(super) fn json_body<T: serde::de::DeserializeOwned>(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,

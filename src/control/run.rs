@@ -1,4 +1,4 @@
-//! What the control thread does: looks at the shards, answers, reloads, drains.
+//! The work of the control thread: looks after the shards, answers, reloads, drains.
 
 use super::http::{Shared, router};
 use super::listener::{Capped, Seat};
@@ -12,11 +12,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-/// How often a drain looks whether all connections are gone, and a full port is tried again.
+/// Interval at which a drain checks whether all connections are gone, and a full port is tried again.
 const LOOK: Duration = Duration::from_millis(50);
-/// Looks in a row that must find no connection: one that changes shards is on neither for a turn.
+/// Checks in a row that must find no connection: a connection that changes shards is on neither for a turn.
 const EMPTY_LOOKS: u32 = 3;
-/// How long a full port is tried again with an order to stop.
+/// Time for which an order to stop is sent again to a full port.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) struct Runner {
@@ -30,7 +30,7 @@ pub(super) struct Runner {
 /// Commands, by signal or by the process itself.
 struct Inbox {
     commands: mpsc::Receiver<Command>,
-    /// The handle is gone: nobody will ask any more.
+    /// The handle is gone: no more commands will come.
     closed: bool,
     terminate: Option<Signal>,
     interrupt: Option<Signal>,
@@ -48,7 +48,7 @@ async fn caught(signal: &mut Option<Signal>) {
 }
 
 impl Inbox {
-    /// The next command. May be dropped while it waits: nothing is lost.
+    /// The next command. Cancel-safe: nothing is lost if the future is dropped.
     async fn next(&mut self) -> Command {
         loop {
             tokio::select! {
@@ -65,7 +65,7 @@ impl Inbox {
 }
 
 impl Runner {
-    /// Within the runtime: takes the signals.
+    /// Takes the signals. Must run within the runtime.
     pub(super) fn new(options: ControlOptions, commands: mpsc::Receiver<Command>) -> std::io::Result<Self> {
         let take = |kind| if options.signals { signal(kind).map(Some) } else { Ok(None) };
         let inbox = Inbox {
@@ -106,8 +106,8 @@ impl Runner {
         }
     }
 
-    /// Not ready; then goaway and 1012 over the window; then, when all have gone or the grace is over, stop. A second
-    /// command to drain or stop stops at once; a reload meanwhile is not taken.
+    /// Drains: not ready; then goaway and 1012 over the window; then, when all connections have gone or the grace is over, stop.
+    /// A second command to drain or stop stops at once; a reload meanwhile is ignored.
     async fn drain(mut self, shared: &Shared) -> Outcome {
         let settings = shared.snapshot().settings.drain;
         shared.health().drain();
@@ -122,7 +122,7 @@ impl Runner {
             sleep(Duration::from_millis(settings.not_ready_ms)).await;
             let until = Instant::now() + Duration::from_millis(settings.grace_ms);
             for port in &shared.ports {
-                // Clients are to come back: the load balancer or this node's successor takes them.
+                // Clients are told to reconnect: the load balancer or this node's successor takes them.
                 let message = PortMessage::Drain { window_ms: settings.window_ms, restart: true };
                 tokio::spawn(deliver(port.clone(), message, until));
             }
@@ -136,7 +136,7 @@ impl Runner {
     }
 }
 
-/// What a reload brought is in force from now on.
+/// Puts the result of a reload in force.
 fn put_in_force(shared: &Arc<Shared>, reloaded: &Reloaded) {
     for change in &reloaded.changes {
         let (setting, from, to) = (&change.key, &change.from, &change.to);
@@ -148,12 +148,12 @@ fn put_in_force(shared: &Arc<Shared>, reloaded: &Reloaded) {
     }
     let live = reloaded.changes.iter().filter(|change| change.live).count();
     tracing::info!(live, restart = reloaded.changes.len() - live, "reloaded settings and keys");
-    // The files know nothing of revocations, nor of how the node is.
+    // The files do not contain the revocations and the node's health.
     let mut snapshot = (*reloaded.snapshot).clone();
     snapshot.revocations = Arc::clone(&shared.snapshot().revocations);
     snapshot.health = Arc::clone(&shared.snapshot().health);
     let answers = shared.publish(&Arc::new(snapshot));
-    // Somebody must wait, or the shards would count answers that nobody wanted.
+    // The answers must be received, or the shards would count them as unwanted.
     tokio::spawn(async move {
         for (_, answer) in answers {
             let _ = answer.await;
@@ -183,7 +183,7 @@ async fn asked_again(inbox: &mut Inbox) {
     }
 }
 
-/// Puts a message into a port, trying again while it is full. False where it was not taken in time.
+/// Puts a message into a port, trying again while it is full. Returns `false` if it was not taken in time.
 async fn deliver(port: Port, mut message: PortMessage, until: Instant) -> bool {
     loop {
         match port.send(message) {
@@ -198,7 +198,7 @@ async fn deliver(port: Port, mut message: PortMessage, until: Instant) -> bool {
     }
 }
 
-/// Waits until no shard has a connection, or for so long. Returns how many are left.
+/// Waits until no shard has a connection, or until the deadline. Returns how many are left.
 async fn emptied(ports: &[Port], until: Instant) -> u64 {
     let mut empty = 0;
     loop {

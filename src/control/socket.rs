@@ -1,4 +1,4 @@
-//! The admin listener's Unix socket: only its owner may connect. One that a killed gateway left is removed, one that is in use is not.
+//! The admin listener's Unix socket: only its owner may connect. A socket left by a killed gateway is removed; one in use is not.
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -9,23 +9,23 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const BACKLOG: i32 = 128;
-/// How long another gateway that makes its socket in the same folder is waited for.
+/// Attempts to get the lock while another gateway makes its socket in the same folder.
 const LOCK_TRIES: u32 = 50;
 const LOCK_WAIT: Duration = Duration::from_millis(20);
 
-/// A socket's file; removed when dropped, unless another one has taken its name.
+/// A socket's file; removed when dropped, unless another socket has taken its name.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
     identity: Identity,
 }
 
-/// A file, whatever its name: device and inode.
+/// Identity of a file, whatever its name: device and inode.
 type Identity = (u32, u32, u64);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Where it can't be removed, the next start removes it.
+        // If the file can't be removed, the next start removes it.
         let _locked = lock(&self.path);
         if identity(&self.path).is_ok_and(|there| there.0 == self.identity) {
             let _ = rustix::fs::unlink(&self.path);
@@ -33,7 +33,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// What is at a path, itself and no link's target, and whether it is a socket.
+/// The identity of the file at a path (a link is not followed), and whether it is a socket.
 fn identity(path: &Path) -> io::Result<(Identity, bool)> {
     let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
     let found = rustix::fs::statx(CWD, path, flags, StatxFlags::INO | StatxFlags::TYPE)?;
@@ -41,7 +41,7 @@ fn identity(path: &Path) -> io::Result<(Identity, bool)> {
     Ok(((found.stx_dev_major, found.stx_dev_minor, found.stx_ino), kind == rustix::fs::FileType::Socket))
 }
 
-/// Between the look whether a socket is in use and its removal nobody else may make one: its folder is locked.
+/// Locks the folder: between the check that a socket is unused and its removal nobody else may make one.
 fn lock(path: &Path) -> io::Result<OwnedFd> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let folder = rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -55,12 +55,12 @@ fn lock(path: &Path) -> io::Result<OwnedFd> {
     Err(io::Error::other("its folder stays locked by another process"))
 }
 
-/// Whether somebody listens on a socket.
+/// Returns `true` if somebody listens on the socket.
 fn in_use(address: &SocketAddrUnix) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match rustix::net::connect(&probe, address) {
-        // A full queue is somebody's, too.
+        // A full queue also belongs to a listener.
         Ok(()) | Err(rustix::io::Errno::AGAIN) => Ok(true),
         Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT) => Ok(false),
         Err(error) => Err(error.into()),
@@ -70,7 +70,7 @@ fn in_use(address: &SocketAddrUnix) -> io::Result<bool> {
 /// Listens at `path`, not blocking, for this process's user alone.
 ///
 /// # Errors
-/// The path is too long, is taken by something that is no socket or by a gateway that runs, or its folder can't be read or written.
+/// The path is too long, is taken by a file that is no socket or by a running gateway, or its folder can't be read or written.
 pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let address = SocketAddrUnix::new(path).map_err(|_| io::Error::other("a socket's path has 1 to 107 bytes"))?;
     let _locked = lock(path)?;
@@ -126,7 +126,7 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let (_listener, file) = listen(&path).unwrap();
-        // Another one has the name by now: it stays.
+        // Another socket has the name by now, and stays.
         std::fs::remove_file(&path).unwrap();
         let successor = UnixListener::bind(&path).unwrap();
         drop(file);

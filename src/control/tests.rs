@@ -53,7 +53,7 @@ fn info(shard: usize, number: u64) -> ConnectionInfo {
     }
 }
 
-/// What a fake shard was told.
+/// The messages that a fake shard received.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Told {
     configured: usize,
@@ -61,7 +61,7 @@ struct Told {
     stopped: bool,
 }
 
-/// A shard that holds so many connections and lets them go on a drain, if it is polite.
+/// A shard with `connections` connections, which closes them on a drain if it is `polite`.
 fn fake_shard(number: usize, connections: u64, polite: bool) -> (Port, JoinHandle<Told>) {
     let bell = Arc::new(ThreadBell::default());
     let counters = shared_counters();
@@ -191,7 +191,7 @@ fn a_live_node_is_healthy_ready_and_shows_its_connections() {
 #[test]
 fn a_shard_that_does_not_turn_is_named() {
     let (live, thread) = fake_shard(0, 0, true);
-    // Nobody runs behind this port.
+    // Nothing runs behind this port.
     let (dead, _receiver) = port(1, Arc::new(ThreadBell::default()), shared_counters());
     let control = spawn(options(""), vec![live, dead]).unwrap();
     let address = control.address();
@@ -302,7 +302,7 @@ fn probes_are_answered_whoever_holds_connections() {
         for _ in 0..200 {
             // The listener's queue may be full of them for a moment.
             let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(5)) else { continue };
-            // Cut off already: as good.
+            // An error means that the connection is cut off already, which is as good.
             let _ = stream.write_all(said.as_bytes());
             held.push(stream);
         }
