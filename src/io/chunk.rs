@@ -1,23 +1,24 @@
-//! A stretch of the log in memory: appended by the log, read by sockets' sends, and by the kernel while it is written to disk.
+//! A stretch of the log in memory: the log appends to it, sends to sockets read it, and the kernel reads it while it is written
+//! to disk.
 #![allow(unsafe_code)] // memory that is shared while it grows; the SAFETY comments carry the argument
 
 use std::cell::Cell;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-/// An append-only buffer of fixed capacity. What was appended never moves and never changes, so that it may be lent out, and read by the
-/// kernel, while more is appended behind it.
+/// An append-only buffer of fixed capacity. Appended bytes never move and never change, so they may be lent out, and read by the
+/// kernel, while more is appended behind them.
 pub struct Chunk {
     memory: NonNull<u8>,
     capacity: usize,
     len: Cell<usize>,
-    /// Its end is being written; left set by a panic there, so that nobody builds on it.
+    /// `true` while [`Chunk::extend_with`] writes the end; stays set after a panic there, so that nobody appends behind it.
     filling: Cell<bool>,
     /// Bytes whose pages have been touched.
     warm: Cell<usize>,
 }
 
-/// What the kernel hands out at a touch, at least.
+/// Smallest unit of memory that the kernel provides at a first touch.
 const PAGE_BYTES: usize = 4096;
 
 impl Chunk {
@@ -31,8 +32,8 @@ impl Chunk {
         Rc::new(Self { memory, capacity, len: Cell::new(0), filling: Cell::new(false), warm: Cell::new(0) })
     }
 
-    /// Has the kernel hand out the memory of `bytes` more, so that appending finds it there: the first touch of a page costs up to
-    /// 20 us in a virtual machine, 5 ms for a chunk of 1 MiB.
+    /// Makes the kernel provide the memory of the next `bytes`, so that appending does not wait for it: the first touch of a page
+    /// costs up to 20 us in a virtual machine, 5 ms for a chunk of 1 MiB.
     pub fn warm(&self, bytes: usize) {
         let (from, len) = (self.warm.get(), self.len.get());
         let to = from.saturating_add(bytes).min(self.capacity);
@@ -51,19 +52,19 @@ impl Chunk {
         self.len.get()
     }
 
-    /// Whether nothing was appended.
+    /// Returns `true` if nothing was appended.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len.get() == 0
     }
 
-    /// Bytes it takes in all.
+    /// Bytes that fit in all.
     #[must_use]
     pub const fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// What was appended.
+    /// The appended bytes.
     #[must_use]
     pub const fn bytes(&self) -> &[u8] {
         // SAFETY: within the allocation, initialised (zeroed, then written), and not written again while `self` is shared: appending
@@ -71,7 +72,7 @@ impl Chunk {
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len.get()) }
     }
 
-    /// All of its memory, used or not.
+    /// The whole memory, used or not.
     #[cfg(test)]
     pub(crate) const fn memory(&self) -> &[u8] {
         // SAFETY: within the allocation and initialised; for tests, which append to nothing meanwhile.
@@ -81,7 +82,7 @@ impl Chunk {
     /// Appends a copy of `part`.
     ///
     /// # Panics
-    /// Where it does not fit; the caller looks before.
+    /// If it does not fit; the caller checks before.
     pub fn append(&self, part: &[u8]) {
         self.extend_with(part.len(), |room| room.copy_from_slice(part));
     }
@@ -89,7 +90,7 @@ impl Chunk {
     /// Appends `len` bytes that `fill` writes.
     ///
     /// # Panics
-    /// Where they do not fit, or `fill` appends to the chunk itself.
+    /// If they do not fit, or `fill` appends to the chunk itself.
     pub fn extend_with<R>(&self, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         let start = self.len.get();
         assert!(len <= self.capacity - start, "{len} bytes do not fit in a chunk of {} that holds {start}", self.capacity);
@@ -102,28 +103,28 @@ impl Chunk {
         filled
     }
 
-    /// What was appended, to be changed; only who holds it alone can.
+    /// The appended bytes, to be changed; only the sole owner can.
     pub const fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: within the allocation and initialised, as in `bytes`; nobody else reads it, since `self` is borrowed alone, and what the
         // kernel reads is held by an `Rc` of its own.
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len.get()) }
     }
 
-    /// Leaves nothing of what stood behind what is appended before it was emptied.
+    /// Zeros the bytes behind the appended ones, which an earlier use of the chunk may have left.
     pub fn wipe_rest(&self) {
         let len = self.len.get();
         self.extend_with(self.capacity - len, |rest| rest.fill(0));
         self.len.set(len);
     }
 
-    /// Leaves nothing of what was ever appended to it.
+    /// Zeros all bytes that were ever appended.
     pub fn wipe(&mut self) {
         self.len.set(self.capacity);
         self.bytes_mut().fill(0);
         self.len.set(0);
     }
 
-    /// Empties it for another use; only who holds it alone can.
+    /// Empties the chunk for another use; only the sole owner can.
     pub fn clear(&mut self) {
         self.len.set(0);
     }

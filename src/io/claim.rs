@@ -4,18 +4,18 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// A name that is held until this is dropped or the process ends, however it ends: an abstract Unix socket, which is no file. It is seen
-/// by all of the network namespace, as ports are.
+/// A name that is held until this is dropped or the process ends, however it ends: an abstract Unix socket, which is no file. All
+/// processes of the network namespace see it, as they see ports.
 #[derive(Debug)]
 pub struct Claim {
     _socket: UnixDatagram,
 }
 
 impl Claim {
-    /// `None` where another holds it. A name has at most 107 bytes.
+    /// Takes the name; `None` if another process holds it. A name has at most 107 bytes.
     ///
     /// # Errors
-    /// The kernel's answer, where it is another one than that the name is taken.
+    /// The kernel's error, unless it says that the name is taken.
     pub fn take(name: &str) -> io::Result<Option<Self>> {
         match UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?) {
             Ok(socket) => Ok(Some(Self { _socket: socket })),

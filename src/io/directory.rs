@@ -14,16 +14,17 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The version of the directory's layout and of what is appended in it. A directory of an earlier one goes on as one of this.
+/// The version of the directory's layout and of the records appended in it. A directory of an earlier version is upgraded to this
+/// one.
 const VERSION: u64 = 2;
 pub(super) const LOCK: &str = "lock";
 const FORMAT: &str = "format";
-/// `format` before it has its name.
+/// Name of the file `format` until it is complete.
 pub(super) const FORMAT_NEW: &str = "format.new";
-/// The file `format` as version 1 had it, kept when the directory became one of this version.
+/// Copy of `format` of version 1, kept when the directory was upgraded.
 const FORMAT_1: &str = "format.v1";
 pub(super) const CLEAN: &str = "clean";
-/// `format` is small; what is longer is something else.
+/// `format` is small; a longer file is something else.
 pub(super) const FORMAT_BYTES_MAX: u64 = 4096;
 const CLEAN_BYTES_MAX: u64 = 64;
 
@@ -31,7 +32,7 @@ const CLEAN_BYTES_MAX: u64 = 64;
 #[derive(Debug)]
 pub struct Directory {
     root: PathBuf,
-    /// The run of shards that the logs below belong to.
+    /// The number of the generation that the logs below belong to.
     pub generation: u32,
     pub shards: usize,
     /// The key under which the logs name sessions and clients.
@@ -54,10 +55,10 @@ pub(super) fn told(path: &Path, error: &io::Error) -> String {
     format!("log.dir: {}: {error}", path.display())
 }
 
-/// Makes what was done in a directory durable.
+/// Makes changes in a directory durable.
 ///
 /// # Errors
-/// What the directory's fsync answered.
+/// The error of the directory's fsync.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
@@ -95,7 +96,8 @@ impl Directory {
         Ok(directory)
     }
 
-    /// What an earlier version wrote is read as it is; what comes is written as this one does, which that one would not read.
+    /// Upgrades the directory. Older records are read as they are; new ones are written in this version, which the earlier
+    /// gateway could not read.
     fn upgrade(&mut self) -> Result<(), String> {
         let (path, kept) = (self.root.join(FORMAT), self.root.join(FORMAT_1));
         let keep = || {
@@ -132,25 +134,25 @@ impl Directory {
         Ok(())
     }
 
-    /// Where a shard's log is.
+    /// The directory of a shard's log.
     #[must_use]
     pub fn shard(&self, shard: usize) -> PathBuf {
         self.shard_of(self.generation, shard)
     }
 
-    /// Where a shard's log of that generation is.
+    /// The directory of a shard's log in that generation.
     #[must_use]
     pub fn shard_of(&self, generation: u32, shard: usize) -> PathBuf {
         self.root.join(generation.to_string()).join(format!("shard-{shard}"))
     }
 
-    /// Where all is.
+    /// The root of the log's directory.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// A shard's directory, made where it is new.
+    /// A shard's directory, made if it is new.
     ///
     /// # Errors
     /// One line.
@@ -158,7 +160,7 @@ impl Directory {
         self.make_shard_of(self.generation, shard)
     }
 
-    /// A shard's directory of that generation, made where it is new.
+    /// A shard's directory in that generation, made if it is new.
     ///
     /// # Errors
     /// One line.
@@ -177,11 +179,12 @@ impl Directory {
         Ok(path)
     }
 
-    /// Goes over to the next generation, of so many shards: what this one holds has been written to the next one's logs, durably. The
-    /// file `format` is replaced as a whole, so that either generation is in force, with all of its logs; then the old one goes.
+    /// Switches to the next generation, of `shards` shards. Everything in this one has been written durably to the next one's
+    /// logs. The file `format` is replaced as a whole, so that one generation is in force with all of its logs; then the old one
+    /// is deleted.
     ///
     /// # Errors
-    /// One line; the old generation may be in force still, or only its files be left: the next start knows.
+    /// One line. The old generation may still be in force, or only its files may be left: the next start sees which.
     pub fn succeed(&mut self, shards: usize) -> Result<(), String> {
         let (old, count) = (self.generation, self.shards);
         (self.generation, self.shards) = (old + 1, shards);
@@ -204,8 +207,8 @@ fn check_there(root: &Path) -> Result<(), String> {
     }
 }
 
-/// Whether a directory could be opened, or made, by [`Directory::open`], as far as can be told without a change: whether another process
-/// has it now cannot.
+/// Checks whether [`Directory::open`] could open or make a directory, without changing anything. A lock held by another process
+/// is not seen.
 ///
 /// # Errors
 /// One line: what is in the way.
@@ -234,8 +237,7 @@ fn may_write(directory: &Path) -> Result<(), String> {
     rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| told(directory, &error.into()))
 }
 
-/// Makes the directory, and its name in the one above durable, which the names in it alone are not: without it a power cut takes the
-/// whole log.
+/// Makes the directory, and makes its name in its parent durable. Without the latter a power cut takes the whole log.
 fn make_root(root: &Path) -> io::Result<()> {
     let parent =
         |path: &Path| path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")).to_owned();
@@ -245,7 +247,7 @@ fn make_root(root: &Path) -> io::Result<()> {
         sync_directory(&parent(made))?;
     }
     if fresh.is_empty() {
-        // A start before this one may have ended in between. Where it may not be read, somebody else has made it.
+        // An earlier start may have ended in between. If the parent cannot be read, somebody else has made the directory.
         let _ = sync_directory(&parent(root));
     }
     Ok(())
@@ -275,7 +277,7 @@ fn lock(root: &Path) -> Result<File, String> {
     Ok(file)
 }
 
-/// What the file `format` says.
+/// The content of the file `format`.
 struct Format {
     version: u64,
     generation: u32,
@@ -330,7 +332,7 @@ pub fn segments(shard: &Path, number_of: impl Fn(&str) -> Option<u64>) -> Result
     Ok(found)
 }
 
-/// How many segments all logs under a directory have; what cannot be listed has none.
+/// The number of segments of all logs under a directory. A directory that cannot be listed counts as empty.
 #[must_use]
 pub fn count_segments(root: &Path) -> u64 {
     let list = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -339,14 +341,14 @@ pub fn count_segments(root: &Path) -> u64 {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).count() as u64
 }
 
-/// Whether a shard's log was ended in good order, leaving the sign of it.
+/// Returns `true` if a shard's log was ended in good order. The mark stays.
 #[must_use]
 pub fn is_clean(shard: &Path) -> bool {
     shard.join(CLEAN).exists()
 }
 
-/// Whether a shard's log was ended in good order, with the chain value of its last record: where that is another one now, files were
-/// deleted or cut since. The sign of it is taken away: from now on the end is open.
+/// Removes the mark that a shard's log was ended in good order; from now on its end is open. Returns the chain value of its last
+/// record, `None` without a mark. If the log now ends with another value, files were deleted or cut since.
 ///
 /// # Errors
 /// One line.
@@ -361,10 +363,10 @@ pub fn take_clean(shard: &Path) -> Result<Option<u32>, String> {
     }
 }
 
-/// Leaves the sign that a shard's log was ended in good order, with the chain value of its last record.
+/// Leaves the mark that a shard's log was ended in good order, with the chain value of its last record.
 ///
 /// # Errors
-/// What the file system answered; without the sign the next start counts as unclean.
+/// The file system's error; without the mark the next start counts as unclean.
 pub fn leave_clean(shard: &Path, chain: u32) -> io::Result<()> {
     let mut file = File::create(shard.join(CLEAN))?;
     file.write_all(format!("{chain}\n").as_bytes())?;
@@ -375,7 +377,7 @@ pub fn leave_clean(shard: &Path, chain: u32) -> io::Result<()> {
 /// Cuts a file to `bytes`, durably.
 ///
 /// # Errors
-/// What the file system answered.
+/// The file system's error.
 pub fn cut(file: &File, bytes: u64) -> io::Result<()> {
     if file.metadata()?.len() == bytes {
         return Ok(());

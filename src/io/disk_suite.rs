@@ -1,4 +1,4 @@
-//! What both engines' disks are tried with: what a shard is told, and the tests that are the same for both.
+//! Tests that are the same for the disks of both engines, and what they need.
 
 use super::chunk::Chunk;
 use super::{Event, Io, PurgeStep, files};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(super) const SEGMENT_BYTES: u64 = 4 * CHUNK_BYTES as u64;
 
-/// A directory that goes with the test.
+/// A directory, deleted with the test.
 pub(super) struct Directory(pub(super) PathBuf);
 
 impl Directory {
@@ -28,7 +28,7 @@ impl Drop for Directory {
     }
 }
 
-/// What the shard was told of its disk, owned.
+/// An owned copy of an event about the disk.
 #[derive(Debug, PartialEq)]
 pub(super) enum Told {
     Written(u64, Result<(), i32>),
@@ -63,13 +63,13 @@ pub(super) fn filled(bytes: &[u8]) -> Rc<Chunk> {
     chunk
 }
 
-/// An engine that plays with a shard.
+/// An engine that runs a test shard.
 pub(super) trait Player {
-    /// Does `first` and then waits until so many answers have come.
+    /// Calls `first`, then waits for `count` answers.
     fn answers(&mut self, count: usize, first: impl FnOnce(&mut dyn Io) + 'static) -> Vec<Told>;
 }
 
-/// A session's purge, step by step; what is in between is what a start would find.
+/// A session's purge, step by step, with the state that a start would find after each.
 pub(super) fn purge_steps(engine: &mut impl Player, directory: &Path) {
     assert_eq!(engine.answers(1, |io| io.prepare_segment(3)), [Told::Ready(3, Ok(()))]);
     let path = files::segment_path(directory, 3);
@@ -95,7 +95,7 @@ pub(super) fn purge_steps(engine: &mut impl Player, directory: &Path) {
     assert_eq!(found, [(5, b'-'), (CHUNK_BYTES, b'-'), (65 + CHUNK_BYTES, b'-'), (66 + CHUNK_BYTES, b'Z')]);
 }
 
-/// A segment's index: made, read, made anew where it can't be written, deleted with its segment.
+/// A segment's index: made, read, made again when it can't be written, deleted with its segment.
 pub(super) fn index_steps(engine: &mut impl Player, directory: &Path) {
     engine.answers(1, |io| io.prepare_segment(2));
     let chunk = filled(&pattern(0, 1000));
@@ -119,7 +119,7 @@ pub(super) fn index_steps(engine: &mut impl Player, directory: &Path) {
     });
     assert!(heard.contains(&Told::Read(4, Ok(sum.to_string().into()))) && heard.contains(&Told::Read(5, Err(libc::EINVAL))));
 
-    // Made anew where it cannot be written: it is read all the same, and what is under way is not given another file.
+    // The index cannot be written: it is made in memory and can be read; reads under way keep the old file.
     std::fs::create_dir(path.with_extension("idx.new")).unwrap();
     std::fs::remove_file(&path).unwrap();
     let heard = engine.answers(3, |io| {

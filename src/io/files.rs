@@ -1,6 +1,6 @@
 //! The thread that makes and deletes the log's files, for all shards: each of these calls may take as long as the disk likes.
 //!
-//! A shard asks through its [`FilesHandle`]; the answer waits there, and a knock on the shard's eventfd says so.
+//! A shard asks through its [`FilesHandle`]. The answer waits there, and the thread writes to the shard's eventfd.
 
 use super::watch::{Known, Watch};
 use super::{BELOW_RESERVE, PurgeStep};
@@ -22,40 +22,41 @@ use std::time::Duration;
 
 /// Zeros written at a time where the file system can't preallocate.
 const ZEROS_BYTES: usize = 64 * 1024;
-/// How often it is looked whether files still have their names.
+/// Interval between checks that the files still have their names.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum What {
-    /// Make the file, of so many bytes, where more than the reserve stays free.
+    /// Make the file, of this many bytes, if more than the reserve stays free.
     Prepare(u64),
-    /// Make the index of what the file holds.
+    /// Make the index of the file's records.
     Index(Arc<File>),
-    /// Delete it, and its index. What is open of them is closed there, since the last close of a deleted file frees its blocks.
+    /// Delete the file and its index. Its open descriptors are closed on this thread, since the last close of a deleted file
+    /// frees its blocks.
     Delete(Vec<Arc<File>>),
-    /// Miss these when somebody else deletes them; not answered.
+    /// Report if somebody else deletes these files; not answered.
     Watch(Vec<(u64, Known)>),
-    /// A step of a session's purge, on this file where it is a segment's.
+    /// A step of a session's purge, on this file if the step is about a segment.
     Purge { session: u64, step: PurgeStep, file: Option<Arc<File>> },
 }
 
-/// What the thread does with what a segment holds, which is the log's to know and not the engine's.
+/// Functions of the log that the thread calls on a segment's content, which the engine does not know.
 #[derive(Clone, Copy, Debug)]
 pub struct OfLog {
     pub indexer: Indexer,
     pub purger: Purger,
 }
 
-/// Takes what is purged of a session out of the first so many bytes of a part of a segment, which may be its first, and tells which bytes
-/// have changed, and whether they were a message's.
+/// Removes a session's messages from a part of a segment, of which only the first so many bytes are considered; the part may be
+/// the segment's first. Reports which bytes have changed, and whether they belonged to a message.
 pub type Purger = fn(&mut [u8], usize, u64, bool, &mut dyn FnMut(Range<usize>, bool)) -> io::Result<()>;
 
-/// A segment's index as it is made of the segment's bytes.
+/// A segment's index, made from the segment's bytes.
 #[derive(Debug)]
 pub struct Indexed {
     /// The index file.
     pub bytes: Vec<u8>,
-    /// How many of them, from the first on, the shard is told.
+    /// Length of the index directory: the prefix of `bytes` that is sent to the shard.
     pub directory_bytes: usize,
 }
 
@@ -70,7 +71,7 @@ struct Request {
     what: What,
 }
 
-/// What became of a request; errors are errnos.
+/// The result of a request; errors are errnos.
 #[derive(Debug)]
 pub(super) enum Answer {
     Ready {
@@ -87,7 +88,7 @@ pub(super) enum Answer {
         result: Result<(File, Vec<u8>), i32>,
         unsaved: Option<i32>,
     },
-    /// Somebody else has deleted a file. Told once, and asked for by nobody.
+    /// Somebody else has deleted a file. Sent once, without a request.
     Lost {
         number: u64,
     },
@@ -97,7 +98,8 @@ pub(super) enum Answer {
     },
 }
 
-/// A shard's way to the thread. Asks for [`SEGMENT_REQUESTS_MAX`] at a time; others wait here, one or two a segment.
+/// A shard's handle on the thread. [`SEGMENT_REQUESTS_MAX`] requests are under way at a time; others wait here, one or two a
+/// segment.
 #[derive(Debug)]
 pub struct FilesHandle {
     shard: usize,
@@ -120,9 +122,9 @@ impl FilesHandle {
         self.ask(Request { shard: self.shard, number, path, what: What::Delete(open) });
     }
 
-    /// Has files that are there already missed when they are deleted.
+    /// Adds existing files to those whose deletion is reported.
     pub(super) fn watch(&mut self, files: Vec<(u64, Known)>) {
-        // There is a place for it, see `start`.
+        // There is room for it, see `start`.
         let _ = self.requests.try_send(Request { shard: self.shard, number: 0, path: PathBuf::new(), what: What::Watch(files) });
     }
 
@@ -134,14 +136,15 @@ impl FilesHandle {
     fn ask(&mut self, request: Request) {
         if self.asked < SEGMENT_REQUESTS_MAX {
             self.asked += 1;
-            // There is room for as many as all shards may ask. The thread ends after its handles, or takes the process with it.
+            // There is room for as many requests as all shards may make. The thread ends after its handles, or takes the process
+            // with it.
             let _ = self.requests.try_send(request);
         } else {
             self.waiting.push_back(request);
         }
     }
 
-    /// The next answer, if one is there.
+    /// The next answer; `None` if there is none yet.
     pub(super) fn answer(&mut self) -> Option<Answer> {
         let answer = self.answers.try_recv().ok()?;
         if let Answer::Lost { .. } = answer {
@@ -155,13 +158,13 @@ impl FilesHandle {
     }
 }
 
-/// Starts the thread for shards with these eventfds, in their order. It ends when all handles are gone and all was done. No file is made
-/// that would leave less than `reserve_bytes` of its file system free.
+/// Starts the thread for shards with these eventfds, in their order. It ends when all handles are gone and all requests are done.
+/// No file is made that would leave less than `reserve_bytes` of its file system free.
 ///
 /// # Errors
-/// That of a thread that could not be made.
+/// The thread could not be made.
 pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, log: OfLog) -> io::Result<(JoinHandle<()>, Vec<FilesHandle>)> {
-    // One more each: what a shard has when it begins, and what it has lost.
+    // Two extra places for each shard: its files at the start, and the report of a loss.
     let (requests, requested) = sync_channel::<Request>(knocks.len() * (SEGMENT_REQUESTS_MAX + 1));
     let (mut doors, mut handles) = (Vec::new(), Vec::new());
     for (shard, knock) in knocks.into_iter().enumerate() {
@@ -175,7 +178,7 @@ pub fn start(knocks: Vec<Arc<OwnedFd>>, reserve_bytes: u64, log: OfLog) -> io::R
             let (answer, knock) = &doors[shard];
             // Never full: a shard asks for no more than it has places. A shard that has ended wants no answer.
             if answer.send(what).is_ok() {
-                // Full (2^64 - 2 knocks unheard) is as good as knocked.
+                // Full (2^64 - 2 unread knocks) is as good as knocked.
                 let _ = rustix::io::write(&**knock, &1_u64.to_ne_bytes());
             }
         };
@@ -216,10 +219,10 @@ pub fn index_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:016x}.idx"))
 }
 
-/// Writes a segment's index beside its place `path`, where [`put_index`] puts it or [`drop_index`] takes it away.
+/// Writes a segment's index beside its place `path`; [`put_index`] moves it there, [`drop_index`] removes it.
 ///
 /// # Errors
-/// What the file system answered; nothing is left then.
+/// The file system's error; no file is left then.
 pub fn stage_index(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let write = || {
         let mut options = OpenOptions::new();
@@ -230,16 +233,16 @@ pub fn stage_index(path: &Path, bytes: &[u8]) -> io::Result<File> {
     write().inspect_err(|_| drop_index(path))
 }
 
-/// Puts an index that was staged in its place, whole. Not synced: a start compares it with its segment, and makes what a power cut left of
-/// it anew.
+/// Moves a staged index to its place, whole. Not synced: a start compares it with its segment, and makes it again if a power cut
+/// damaged it.
 ///
 /// # Errors
-/// What the file system answered; an index that was there before stays.
+/// The file system's error; an earlier index stays.
 pub fn put_index(path: &Path) -> io::Result<()> {
     std::fs::rename(staged(path), path).inspect_err(|_| drop_index(path))
 }
 
-/// Takes a staged index away. Where this fails, the next start does.
+/// Removes a staged index. If this fails, the next start removes it.
 pub fn drop_index(path: &Path) {
     let _ = std::fs::remove_file(staged(path));
 }
@@ -254,7 +257,7 @@ fn write_index(path: &Path, bytes: &[u8]) -> io::Result<File> {
     put_index(path).map(|()| file)
 }
 
-/// Reads a file from its beginning, wherever others who have it open are.
+/// Reads a file from its beginning, independent of the position of other readers.
 struct FromStart<'a> {
     file: &'a File,
     at: u64,
@@ -268,10 +271,11 @@ impl Read for FromStart<'_> {
     }
 }
 
-/// An index that could not be put in its place, in memory: what is read of the log goes on, and the next start makes it again.
+/// An index in memory, for one that could not be written to its place. Reads of the log go on, and the next start makes the index
+/// again.
 ///
 /// # Errors
-/// Where there is no memory.
+/// Not enough memory.
 pub fn index_in_memory(bytes: &[u8]) -> io::Result<File> {
     let mut file = File::from(memfd_create("index", MemfdFlags::CLOEXEC)?);
     file.write_all(bytes)?;
@@ -321,7 +325,7 @@ fn handle(request: Request, reserve_bytes: u64, log: OfLog, watch: &mut Watch) -
                 (PurgeStep::End, _) => end_purge(&path, session).map(|()| 0),
                 (PurgeStep::Segment { number, end }, Some(file)) => {
                     purge_file(&file, session, end, log.purger).inspect(|messages| {
-                        // It names what is gone. Who has it open reads on; the next start makes it anew.
+                        // The index names removed messages. Readers that have it open go on; the next start makes it again.
                         if *messages > 0 {
                             let _ = std::fs::remove_file(index_path(&path, number));
                         }
@@ -334,25 +338,25 @@ fn handle(request: Request, reserve_bytes: u64, log: OfLog, watch: &mut Watch) -
     })
 }
 
-/// Stands in a shard's directory while the session is purged.
+/// A file that exists in a shard's directory while the session is purged.
 pub(super) fn purge_path(directory: &Path, session: u64) -> PathBuf {
     directory.join(format!("{session:016x}.purge"))
 }
 
-/// Has the next start finish the purge of a session, should this one not.
+/// Makes the next start finish the purge of a session if this process does not.
 ///
 /// # Errors
-/// What the file system answered.
+/// The file system's error.
 pub fn begin_purge(directory: &Path, session: u64) -> io::Result<()> {
     let path = purge_path(directory, session);
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
     sync_directory_of(&path)
 }
 
-/// It is finished.
+/// Ends the purge of a session.
 ///
 /// # Errors
-/// What the file system answered.
+/// The file system's error.
 pub fn end_purge(directory: &Path, session: u64) -> io::Result<()> {
     let path = purge_path(directory, session);
     match std::fs::remove_file(&path) {
@@ -361,10 +365,10 @@ pub fn end_purge(directory: &Path, session: u64) -> io::Result<()> {
     }
 }
 
-/// The sessions whose purge has begun in a shard's directory, and not ended.
+/// The sessions of a shard's directory whose purge has begun and not ended.
 ///
 /// # Errors
-/// What the file system answered.
+/// The file system's error.
 pub fn purges(directory: &Path) -> io::Result<Vec<u64>> {
     let mut sessions = Vec::new();
     let entries = match std::fs::read_dir(directory) {
@@ -380,10 +384,10 @@ pub fn purges(directory: &Path) -> io::Result<Vec<u64>> {
     Ok(sessions)
 }
 
-/// Takes a session's messages out of the first `end` bytes of a segment's file, durably. How many there were.
+/// Removes a session's messages from the first `end` bytes of a segment's file, durably. Returns how many there were.
 ///
 /// # Errors
-/// What the file system answered; without an errno where the file does not read as a segment.
+/// The file system's error; without an errno if the file does not read as a segment.
 pub fn purge_file(
     file: &File,
     session: u64,
@@ -424,11 +428,11 @@ pub fn purge_file(
 }
 
 fn errno(error: &io::Error) -> i32 {
-    // A write that takes nothing comes without one, and a segment that does not read.
+    // There is no errno if a write takes nothing, or a segment does not read.
     error.raw_os_error().unwrap_or(Errno::IO.raw_os_error())
 }
 
-/// Whether `reserve_bytes` of the file system stay free when a file of `bytes` is made in it.
+/// Returns `true` if `reserve_bytes` of the file system stay free when a file of `bytes` is made in it.
 fn keeps_free(path: &Path, bytes: u64, reserve_bytes: u64) -> Result<(), i32> {
     if reserve_bytes == 0 {
         return Ok(());
@@ -437,17 +441,17 @@ fn keeps_free(path: &Path, bytes: u64, reserve_bytes: u64) -> Result<(), i32> {
     if free >= bytes.saturating_add(reserve_bytes) { Ok(()) } else { Err(BELOW_RESERVE) }
 }
 
-/// What this process may still use of a directory's file system.
+/// Bytes that this process may still use on a directory's file system.
 ///
 /// # Errors
-/// What the file system answered.
+/// The file system's error.
 pub fn free_bytes(directory: &Path) -> io::Result<u64> {
     let stat = fstatvfs(File::open(directory)?)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Makes a file of `bytes` zeros, and its name, durable. What there is already under the name is left alone; what could not be made
-/// whole is removed.
+/// Makes a file of `bytes` zeros, and its name, durable. An existing file of this name is left alone; a file that could not be
+/// completed is removed.
 fn prepare(path: &Path, bytes: u64) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     let made = fill(&file, bytes, |file| fallocate(file, FallocateFlags::empty(), 0, bytes))
@@ -455,14 +459,14 @@ fn prepare(path: &Path, bytes: u64) -> io::Result<File> {
         .and_then(|()| sync_directory_of(path));
     if let Err(error) = made {
         drop(file);
-        // Where even this fails, the first failure says why.
+        // If even this fails, the first error says why.
         let _ = std::fs::remove_file(path);
         return Err(error);
     }
     Ok(file)
 }
 
-/// Gives a file its blocks, so that a full disk shows now and not in a write.
+/// Allocates a file's blocks, so that a full disk shows now and not in a write.
 fn fill(file: &File, bytes: u64, preallocate: impl Fn(&File) -> rustix::io::Result<()>) -> io::Result<()> {
     loop {
         match preallocate(file) {
@@ -486,7 +490,7 @@ fn write_zeros(mut file: &File, bytes: u64) -> io::Result<()> {
 
 fn delete(path: &Path, open: Vec<Arc<File>>) -> io::Result<()> {
     std::fs::remove_file(path)?;
-    // Often there is none; one that stays behind is removed by the next start.
+    // Often there is no index; one that stays behind is removed by the next start.
     let _ = std::fs::remove_file(path.with_extension("idx"));
     drop(open);
     sync_directory_of(path)
@@ -496,7 +500,8 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
-/// For tests: an index is a file's length, as text, and then its bytes' sum; a purge takes out capital letters, each a message.
+/// For tests: an index is a file's length, as text, and the sum of its bytes; a purge removes capital letters, each of which
+/// counts as a message.
 #[cfg(test)]
 pub(super) const fn lengths() -> OfLog {
     OfLog { indexer: length_and_sum, purger: purge_capitals }

@@ -1,4 +1,5 @@
-//! Ownership of a log's directory, and of the files in it that are the log's own. Nothing else is ever removed, and no log is made among what is somebody else's.
+//! Ownership of a log's directory, and of the files in it that are the log's own. No other file is ever removed, and no log is
+//! made among other people's files.
 
 use super::directory::{FORMAT_BYTES_MAX, told};
 use super::files::{index_path, purge_path, segment_path, staged};
@@ -10,14 +11,15 @@ use std::path::{Path, PathBuf};
 
 /// Bits of a mode that let others than the owner write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
-/// First bytes of a segment's header; one that was made ahead, or torn, has zeros.
+/// First bytes of a segment's header. A segment made ahead, or torn, has zeros.
 const SEGMENT_BEGINS: [u8; 5] = *b"RWSEG";
-/// First line's beginning of every `format` so far.
+/// Beginning of the first line of every `format` so far.
 pub(super) const FORMAT_BEGINS: &str = "# The log of a ringway gateway.";
-/// Names in a directory that a message names.
+/// Names of found files that a message lists.
 const NAMED_MAX: usize = 3;
 
-/// Refuses a directory that is not this process's own, or that others may write to: who can, can have the gateway overwrite or lose files.
+/// Refuses a directory that is not this process's own, or that others may write to: they could make the gateway overwrite or lose
+/// files.
 ///
 /// # Errors
 /// One line: what is wrong, and the command that mends it.
@@ -75,19 +77,19 @@ pub(super) fn check_empty(root: &Path) -> Result<(), String> {
     ))
 }
 
-/// Removes the generations just before and just after the one in force, which an interrupted change leaves: of them what is the log's own,
-/// and nothing else.
+/// Removes the generations just before and just after the one in force, which an interrupted change leaves: the log's own files
+/// in them, and nothing else.
 ///
 /// # Errors
-/// One line: what does not go, or that the generation in force is not there beside another one.
+/// One line: what cannot be removed, or that the generation in force is missing beside another one.
 pub(super) fn remove_other_generations(root: &Path, in_force: u32) -> Result<(), String> {
     let here = root.join(in_force.to_string());
     let (is_there, has_log) = (is_directory(&here), first_segment(&here).is_some());
     for path in list(root)? {
-        // A number as it is written, with nothing else than its digits.
+        // A number as names have it: digits only.
         let number = name(&path).parse::<u32>().ok().filter(|number| number.to_string() == name(&path));
         let Some(number) = number.filter(|number| *number != in_force) else { continue };
-        // The one before goes when the change is done. The next one was begun beside a log, which is still there.
+        // The previous generation is deleted when the change is done. The next one was begun beside a log, which is still there.
         let is_left =
             (number.checked_add(1) == Some(in_force) && is_there) || (in_force.checked_add(1) == Some(number) && has_log);
         if let Some(segment) = first_segment(&path).filter(|_| !is_left) {
@@ -107,7 +109,7 @@ pub(super) fn remove_other_generations(root: &Path, in_force: u32) -> Result<(),
     Ok(())
 }
 
-/// Removes what is the log's own in a generation's directory; whether that was all.
+/// Removes the log's own files in a generation's directory. Returns `true` if there were no others.
 fn remove_generation(generation: &Path) -> io::Result<bool> {
     for shard in entries(generation)?.iter().filter(|path| is_shard(path)) {
         for file in entries(shard)?.iter().filter(|path| is_own_file(path)) {
@@ -118,7 +120,7 @@ fn remove_generation(generation: &Path) -> io::Result<bool> {
     remove_empty(generation)
 }
 
-/// Removes a directory that is empty; whether it was.
+/// Removes a directory if it is empty. Returns `true` if it was.
 fn remove_empty(path: &Path) -> io::Result<bool> {
     match fs::remove_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
@@ -138,12 +140,12 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().escape_debug().to_string()
 }
 
-/// Whether it is a directory itself, no link to one.
+/// Returns `true` for a directory itself, not a link to one.
 fn is_directory(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|data| data.is_dir())
 }
 
-/// Whether it is a file itself, no link to one.
+/// Returns `true` for a file itself, not a link to one.
 fn is_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|data| data.is_file())
 }
@@ -154,7 +156,7 @@ fn is_shard(path: &Path) -> bool {
     number.is_some_and(|number| shard == format!("shard-{number}")) && is_directory(path)
 }
 
-/// A file that the log makes in a shard's directory, by its name and, where it is a segment, by what it begins with.
+/// Returns `true` for a file that the log makes in a shard's directory, by its name and, for a segment, its first bytes.
 fn is_own_file(path: &Path) -> bool {
     if !is_file(path) {
         return false;
@@ -171,7 +173,7 @@ fn is_own_file(path: &Path) -> bool {
     path == index || path == staged(&index) || path == purge_path(shard, number)
 }
 
-/// Whether a file may be a segment: one begins as all do, or was not written whole.
+/// Returns `true` if a file may be a segment: it begins as all segments do, or was not written whole.
 fn begins_as_segment(path: &Path) -> bool {
     let mut first = [0; SEGMENT_BEGINS.len()];
     let Ok(file) = fs::File::open(path) else { return false };
@@ -183,7 +185,7 @@ fn begins_as_segment(path: &Path) -> bool {
     first.iter().zip(SEGMENT_BEGINS).all(|(byte, right)| *byte == right || *byte == 0)
 }
 
-/// A segment of the log in what may be a generation's directory.
+/// A segment of the log in a possible generation's directory.
 fn first_segment(generation: &Path) -> Option<PathBuf> {
     let is_generation = is_directory(generation) && name(generation).parse::<u32>().is_ok();
     let shards = entries(generation).ok().filter(|_| is_generation)?;
@@ -191,7 +193,8 @@ fn first_segment(generation: &Path) -> Option<PathBuf> {
     files.filter(|file| file.extension().is_some_and(|extension| extension == "seg")).find(|file| is_own_file(file))
 }
 
-/// What a first start may leave where it was interrupted before there was a `format`, and what a file system has at its root.
+/// Returns `true` for files that a first start may leave if it is interrupted before there is a `format`, and for those that a
+/// file system has at its root.
 fn is_left_of_a_first_start(path: &Path) -> bool {
     match &*name(path) {
         super::directory::LOCK => is_lock(path),
@@ -204,9 +207,9 @@ fn is_left_of_a_first_start(path: &Path) -> bool {
     }
 }
 
-/// Whether a file named `lock` is a log's.
+/// Returns `true` if a file named `lock` is a log's.
 pub(super) fn is_lock(path: &Path) -> bool {
-    // What a power cut leaves of it may be zeros.
+    // After a power cut the content may be zeros.
     read_small(path).is_some_and(|text| text.starts_with(b"pid ") || text.iter().all(|byte| *byte == 0))
 }
 
@@ -248,7 +251,7 @@ mod tests {
             fs::write(path, text).unwrap();
         }
 
-        /// All files below it, and empty directories.
+        /// All files below the folder, and empty directories.
         fn files(&self) -> Vec<String> {
             fn walk(root: &Path, path: &Path, all: &mut Vec<String>) {
                 let inside = entries(path).unwrap();
@@ -369,7 +372,7 @@ mod tests {
     fn a_log_that_format_does_not_name_is_refused_and_left_as_it_is() {
         let folder = Folder::new();
         folder.put("lock", b"");
-        // A `format` from before the log was written again, from after, and of another directory.
+        // A `format` from before the log was rewritten, from after, and of another directory.
         for (format, log) in [(1, 2), (2, 1), (1, 7), (7, 1)] {
             folder.format(format);
             folder.put(&format!("{log}/{FIRST}"), SEGMENT);
@@ -380,11 +383,11 @@ mod tests {
         folder.format(1);
         folder.put(&format!("1/{FIRST}"), SEGMENT);
         folder.put(&format!("3/{FIRST}"), SEGMENT);
-        // One that is refused is not upgraded.
+        // A refused directory is not upgraded.
         let text = fs::read_to_string(folder.0.join("format")).unwrap().replace("version = 2", "version = 1");
         folder.put("format", text.as_bytes());
         folder.refused(&["names generation 1, but there is ", "/3 away"]);
-        // What is no log is nobody's business.
+        // Files that are no log are left alone.
         fs::remove_file(folder.0.join("3").join(FIRST)).unwrap();
         folder.put("2019/summer.jpg", b"dear");
         assert_eq!(folder.open(), Ok(1));
@@ -413,7 +416,7 @@ mod tests {
     fn a_directory_of_another_user_is_refused_with_what_mends_it() {
         let folder = Folder::new();
         if std::os::unix::fs::chown(&folder.0, Some(12_345), None).is_err() {
-            // Only root can give a directory away; the root directory is another user's then.
+            // Only root can give a directory away. Without root, the root directory belongs to another user.
             let error = check_owner(Path::new("/")).unwrap_err();
             return assert!(error.contains("/ belongs to the user 0"), "{error}");
         }

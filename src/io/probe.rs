@@ -1,18 +1,18 @@
-//! The engines, and whether this host lets each run, found out by trying.
+//! The engines, and whether each works on this host, found out by trying.
 
 use io_uring::{IoUring, Probe, opcode};
 use rustix::event::epoll;
 use std::fmt;
 use std::io;
 
-/// What can run a shard, the best first.
+/// An engine that can run a shard, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// The native one, [`crate::io::ring`].
+    /// The native engine, [`crate::io::ring`].
     Ring,
-    /// The portable one, [`crate::io::portable`], on io_uring.
+    /// The portable engine, [`crate::io::portable`], on io_uring.
     MonoioUring,
-    /// The portable one on epoll.
+    /// The portable engine on epoll.
     MonoioEpoll,
 }
 
@@ -26,7 +26,7 @@ impl Engine {
         }
     }
 
-    /// What of the kernel it waits with.
+    /// The kernel's interface that the engine waits with.
     #[must_use]
     pub const fn driver(self) -> &'static str {
         match self {
@@ -35,7 +35,7 @@ impl Engine {
         }
     }
 
-    /// Descriptors it takes for a connection.
+    /// Descriptors for one connection.
     #[must_use]
     pub const fn files_per_connection(self) -> u64 {
         match self {
@@ -54,13 +54,13 @@ impl fmt::Display for Engine {
     }
 }
 
-/// Why an engine can't run here.
+/// The reason why an engine can't run here.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The system call that sets it up was refused.
     #[error("{0} is refused: {1}")]
     Refused(&'static str, io::Error),
-    /// The kernel is too old for the flags or the operations.
+    /// The kernel is too old: it lacks flags or operations.
     #[error("this kernel's io_uring lacks {lacks}, which came with Linux {since}")]
     TooOld { lacks: &'static str, since: &'static str },
 }
@@ -69,7 +69,7 @@ fn refused(error: io::Error) -> ProbeError {
     ProbeError::Refused("io_uring", error)
 }
 
-/// Tries whether an engine would run.
+/// Checks that an engine would run.
 ///
 /// # Errors
 /// See [`ProbeError`].
@@ -83,7 +83,7 @@ pub fn probe(engine: Engine) -> Result<(), ProbeError> {
     }
 }
 
-/// Sets up and drops a ring with the flags the native engine uses, and asks for its operations.
+/// Sets up and drops a ring with the flags of the native engine, and asks for its operations.
 fn probe_ring() -> Result<(), ProbeError> {
     let ring =
         IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_submit_all().build(8).map_err(
@@ -101,7 +101,7 @@ fn probe_ring() -> Result<(), ProbeError> {
     has(&ring, &needed, "6.1")
 }
 
-/// The same for monoio, which leaves out the flags that a kernel lacks.
+/// Does the same for monoio, which leaves out flags that a kernel lacks.
 fn probe_monoio() -> Result<(), ProbeError> {
     let ring = IoUring::new(8).map_err(refused)?;
     let needed = [

@@ -1,5 +1,4 @@
-//! A shard's segments as its engine keeps them: the files that are open, what is under way on each, and what is made and deleted on
-//! the files thread.
+//! A shard's segments as its engine keeps them: open files, the operations under way on each, and the work of the files thread.
 
 use super::files::{Answer, FilesHandle, segment_path};
 use super::watch::Known;
@@ -10,18 +9,18 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Where a shard keeps its log.
+/// The place of a shard's log.
 #[derive(Debug)]
 pub struct Disk {
-    /// The shard's own.
+    /// The shard's own directory.
     pub directory: PathBuf,
     /// The size of each segment's file.
     pub segment_bytes: u64,
-    /// Segments that are there already, by number; open for reading, or for writing too.
+    /// Existing segments, by number; open for reading, or for writing too.
     pub segments: Vec<(u64, File)>,
-    /// Their indexes, where they have one.
+    /// Their indexes, if they have one.
     pub indexes: Vec<(u64, File)>,
-    /// From [`crate::io::files::start`], which was given the eventfd that the engine is given.
+    /// The handle from [`crate::io::files::start`], for the same eventfd that the engine has.
     pub files: FilesHandle,
 }
 
@@ -38,7 +37,7 @@ struct Segment {
     index: Option<Arc<File>>,
     /// Operations accepted and not yet answered.
     operations: usize,
-    /// To be deleted when there are none.
+    /// `true` if the segment is to be deleted once `operations` is 0.
     doomed: bool,
 }
 
@@ -53,7 +52,7 @@ impl Segment {
 pub(super) struct Segments {
     place: Option<Place>,
     open: BTreeMap<u64, Segment>,
-    /// What is known without the disk, to be told with the next events.
+    /// Answers that need no disk, to be reported with the next events.
     pub(super) answers: VecDeque<Event<'static>>,
 }
 
@@ -71,7 +70,7 @@ impl Segments {
         Self { place: Some(Place { directory, segment_bytes, files }), open, answers: VecDeque::new() }
     }
 
-    /// Counts a write or sync of a segment in, which keeps the segment until it is counted out; gives its file.
+    /// Counts a write or sync of a segment in, which keeps the segment until it is counted out. Returns the segment's file.
     pub(super) fn enter_write(&mut self, number: u64, at: u64, len: usize) -> Result<Arc<File>, i32> {
         self.enter(number, at, len).map(|segment| Arc::clone(&segment.file))
     }
@@ -86,7 +85,7 @@ impl Segments {
         Ok(segment)
     }
 
-    /// The same for a read of a segment or of its index, which may ask beyond the end, where there is nothing to read.
+    /// Counts in a read of a segment or of its index. It may ask beyond the end, where there is nothing to read.
     pub(super) fn enter_read(&mut self, number: u64, of_index: bool, at: u64, len: usize) -> Result<Arc<File>, i32> {
         if len > READ_BACK_BYTES_MAX {
             return Err(libc::EINVAL);
@@ -98,7 +97,7 @@ impl Segments {
         Ok(Arc::clone(segment.index.as_ref().filter(|_| of_index).unwrap_or(&segment.file)))
     }
 
-    /// Counts it out; a segment that waited for it to be deleted is.
+    /// Counts an operation out. A segment that waited for this to be deleted is deleted.
     pub(super) fn leave(&mut self, number: u64) {
         if let Some(segment) = self.open.get_mut(&number) {
             segment.operations -= 1;
@@ -161,7 +160,7 @@ impl Segments {
         place.files.purge(session, step, place.directory.clone(), file);
     }
 
-    /// Somebody knocked, perhaps the files thread.
+    /// Takes the files thread's answers, if the knock was from it.
     pub(super) fn take_files_answers(&mut self) {
         let Self { place: Some(place), open, answers } = self else { return };
         while let Some(answer) = place.files.answer() {
@@ -173,7 +172,7 @@ impl Segments {
                 Answer::Purged { step, result } => Event::Purged { step, result },
                 Answer::Indexed { number, result, unsaved } => {
                     let result = result.map(|(file, directory)| {
-                        // Reads of the one before that are under way have it open themselves.
+                        // Reads under way hold the previous index open themselves.
                         if let Some(segment) = open.get_mut(&number) {
                             segment.index = Some(Arc::new(file));
                         }

@@ -1,5 +1,5 @@
-//! Whether the log's files still bear their names. What was deleted under the gateway can still be read and written, and is gone with
-//! the process: whoever writes to it must know.
+//! Watches whether the log's files still have their names. A file that was deleted under the gateway can still be read and
+//! written, but is lost when the process ends, so the shard must know.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
@@ -7,10 +7,10 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// Files of a shard that a look is at, besides the two newest: the rest has its turn with the looks that follow.
+/// Older files of a shard checked per pass, besides the two newest; the rest follow in later passes.
 const LOOKED_AT_MAX: usize = 64;
 
-/// A file by its name, and by what it is.
+/// A file's name and identity.
 #[derive(Debug)]
 pub(super) struct Known {
     path: PathBuf,
@@ -19,13 +19,13 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// `None` where it can't be asked: that is no reason to miss it later.
+    /// Returns `None` if the file cannot be inspected; it is then not watched.
     pub(super) fn of(path: PathBuf, file: &File) -> Option<Self> {
         let data = file.metadata().ok()?;
         Some(Self { path, device: data.dev(), inode: data.ino() })
     }
 
-    /// Whether its name is gone, or another file's. What can't be told is not so.
+    /// Returns `true` if the name is gone, or is another file's. If it cannot be told, `false`.
     fn is_lost(&self) -> bool {
         let is_this = |data: Metadata| (data.dev(), data.ino()) == (self.device, self.inode);
         match std::fs::symlink_metadata(&self.path) {
@@ -59,12 +59,12 @@ impl Watch {
         self.0[shard].files.extend(files);
     }
 
-    /// It is going to be deleted by us.
+    /// Stops watching a file that the gateway itself is about to delete.
     pub(super) fn forget(&mut self, shard: usize, number: u64) {
         self.0[shard].files.remove(&number);
     }
 
-    /// Shards that have lost a file, with its number. A shard that has is not looked at any more.
+    /// Shards that have lost a file, with its number. Such a shard is not checked again.
     pub(super) fn look(&mut self) -> Vec<(usize, u64)> {
         let mut lost = Vec::new();
         for (number, shard) in self.0.iter_mut().enumerate() {
@@ -79,7 +79,7 @@ impl Watch {
 
 impl Shard {
     fn look(&mut self) -> Option<u64> {
-        // The one being written, and the one made ahead; then those whose turn it is.
+        // The file being written and the one made ahead; then the files whose turn it is.
         let newest = self.files.iter().rev().take(2);
         let turn = self.files.range(self.next..).take(LOOKED_AT_MAX);
         let lost = newest.chain(turn.clone()).find(|(_, known)| known.is_lost()).map(|(number, _)| *number);
@@ -112,7 +112,7 @@ mod tests {
             for _ in 0..5 {
                 assert_eq!(watch.look(), []);
             }
-            // Ours, and so not missed.
+            // Deleted by the gateway, and so not reported.
             watch.forget(1, 50);
             remove(50);
             remove(gone);

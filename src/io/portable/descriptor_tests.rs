@@ -14,7 +14,7 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// True in a process of this test's own, which it starts and waits for: descriptors and their limit are the process's.
+/// Returns `true` in a process of this test's own, which it starts and waits for: descriptors and their limit are the process's.
 fn alone(test: &str) -> bool {
     const CHILD: &str = "RINGWAY_TEST_PORTABLE_CHILD";
     if std::env::var_os(CHILD).is_some() {
@@ -34,7 +34,7 @@ fn accepting_rests_without_descriptors_and_recovers() {
     }
     use rustix::process::{Resource, getrlimit, setrlimit};
     for driver in drivers() {
-        // With none left for the socket, and with one left, which its duplicate lacks.
+        // With no descriptor left for the socket, and with one left, which its duplicate lacks.
         for spare in [0, 1] {
             let (mut engine, address) = engine(driver);
             let peer = connect(address);
@@ -44,7 +44,7 @@ fn accepting_rests_without_descriptors_and_recovers() {
             let (mut first, mut others) = (true, Vec::new());
             play(&mut engine, move |_, event, now| {
                 if std::mem::take(&mut first) {
-                    // What the engine itself needs is open by now; the lowest number that is free decides.
+                    // The engine's own descriptors are open by now; the lowest free number decides.
                     let mut none = before;
                     none.current = Some(u64::try_from(lowest_free(spare)).unwrap());
                     setrlimit(Resource::Nofile, none).unwrap();
@@ -55,7 +55,7 @@ fn accepting_rests_without_descriptors_and_recovers() {
                         assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
                         failed_ns.push(now.mono_ns);
                         setrlimit(Resource::Nofile, before).unwrap();
-                        // That one was accepted, and is lost.
+                        // The connection was accepted, and is lost.
                         others.extend((spare == 1).then(|| connect(address)));
                     }
                     Some(Event::Accepted { .. }) => *accepted_ns = Some(now.mono_ns),
@@ -162,7 +162,7 @@ fn a_dropped_engine_frees_its_port_and_its_descriptors() {
                 if let Some(Event::Accepted { conn, .. }) = event {
                     accepted += 1;
                     io.read(conn, Read::Stream);
-                    // Of some a poll waits too, which a full send buffer keeps from ending.
+                    // Some sockets also have a poll waiting, which a full send buffer keeps from ending.
                     if accepted % 2 == 0 {
                         while send_all(io, conn, &[0; 65_536]) == Sent::Bytes(65_536) {}
                         io.want_write(conn);
@@ -170,7 +170,7 @@ fn a_dropped_engine_frees_its_port_and_its_descriptors() {
                 }
                 if accepted == 8 { Next::Stop } else { Next::Idle }
             });
-            // In the listener's queue, and told to nobody.
+            // In the listener's queue, not yet reported.
             peers.push(connect(address));
             drop(engine);
             // The engine's listeners share their port; this one shares with nobody.
@@ -186,7 +186,7 @@ fn a_dropped_engine_frees_its_port_and_its_descriptors() {
     assert_eq!(descriptors(), before);
 }
 
-/// The poll of a socket that was given away waits for bytes which are the other's now.
+/// The poll of a socket that was given away waits for bytes that now belong to its new owner.
 #[test]
 fn a_socket_that_is_given_away_is_let_go_of_though_nothing_comes() {
     if !alone("a_socket_that_is_given_away_is_let_go_of_though_nothing_comes") {
@@ -195,7 +195,7 @@ fn a_socket_that_is_given_away_is_let_go_of_though_nothing_comes() {
     for driver in drivers() {
         let (mut engine, address) = engine(driver);
         let peer = connect(address);
-        // And two that a run watches: the bell's and the listener's.
+        // Plus two that a run watches: the bell's and the listener's.
         let before = descriptors() + 2;
         let (mut conn, mut turns) = (None, 0);
         play(&mut engine, move |io, event, now| {
@@ -208,7 +208,7 @@ fn a_socket_that_is_given_away_is_let_go_of_though_nothing_comes() {
                 None => {
                     turns += 1;
                     match turns {
-                        // Its poll waits in the kernel by now.
+                        // The poll of the connection waits in the kernel by now.
                         10 => io.read(conn.unwrap(), Read::Off),
                         20 => {
                             assert_eq!(descriptors(), before, "{driver:?}: the duplicate is still open");

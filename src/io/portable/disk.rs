@@ -1,7 +1,7 @@
-//! The log's files: threads of the shard's own write, sync and read them, each one thing, since any of it may block for as long as
-//! the disk likes.
+//! The log's files: threads of the shard's own write, sync and read them, one call at a time each, since any call may block for
+//! as long as the disk likes.
 //!
-//! A chunk belongs to the shard's thread: what is to be written is copied, into buffers that come back with the answers.
+//! A chunk belongs to the shard's thread. Bytes to be written are copied into buffers, which come back with the answers.
 
 use crate::buffers::wipe;
 use crate::io::ring::ignore_file_size_signal;
@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Times one call is made again after EINTR or EAGAIN.
 const TRIES_MAX: u8 = 16;
-/// How long an engine that ends waits for what the disk is still doing.
+/// Time for which an engine that ends waits for operations under way.
 const END_WAIT: Duration = Duration::from_secs(5);
-/// Buffers of writes that are kept. A shard has one write under way, but for the turns in which it goes from chunk to chunk.
+/// Write buffers kept for reuse. A shard has one write under way, except in turns that go from chunk to chunk.
 const WRITE_BUFFERS_MAX: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ enum Kind {
 
 const KINDS: [(Kind, &str); 3] = [(Kind::Write, "write"), (Kind::Sync, "sync"), (Kind::Read, "read")];
 
-/// What a thread is to do, and afterwards what has become of it.
+/// An operation for a thread, and afterwards its result.
 #[derive(Debug)]
 struct Operation {
     kind: Kind,
@@ -41,10 +41,10 @@ struct Operation {
     tag: u64,
     at: u64,
     file: Arc<File>,
-    /// To be written; or to be filled, which one that waits has no buffer for yet.
+    /// The bytes to write, or room for those read. A read that waits has no buffer yet.
     buffer: Vec<u8>,
     len: usize,
-    /// Bytes of them that were written or read.
+    /// Bytes written or read so far.
     done: usize,
     short_writes: u64,
     result: Result<(), i32>,
@@ -70,7 +70,7 @@ impl Answer {
     }
 }
 
-/// One thread, and what it has not been asked yet.
+/// A thread, and the operations that wait for it.
 #[derive(Debug)]
 struct Lane {
     requests: SyncSender<Operation>,
@@ -79,11 +79,11 @@ struct Lane {
     waiting: VecDeque<Operation>,
 }
 
-/// The threads and what they have been asked.
+/// The threads, and their operations.
 #[derive(Debug, Default)]
 pub(super) struct Threads {
     pub(super) segments: Segments,
-    /// Writes, syncs, reads; none where there is no disk.
+    /// Writes, syncs, reads; empty without a disk.
     lanes: Vec<Lane>,
     done: Option<Receiver<Operation>>,
     answers: VecDeque<Answer>,
@@ -92,7 +92,7 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    /// Starts the threads where there is a disk. They end with this and when all was done.
+    /// Starts the threads if there is a disk. They end when this value is dropped and all operations are done.
     pub(super) fn start(shard: usize, disk: Option<Disk>, bell: &Arc<OwnedFd>) -> io::Result<Self> {
         if disk.is_none() {
             return Ok(Self::default());
@@ -137,7 +137,7 @@ impl Threads {
         }
     }
 
-    /// What is read of a segment, or of its index.
+    /// Reads from a segment, or from its index.
     pub(super) fn read_back(&mut self, (segment, of_index): (u64, bool), at: u64, len: usize, tag: u64, stats: &mut RingStats) {
         match self.segments.enter_read(segment, of_index, at, len) {
             Ok(file) => {
@@ -150,7 +150,7 @@ impl Threads {
         }
     }
 
-    /// Gives an operation that was counted in to its thread; true where it has to wait.
+    /// Gives a counted operation to its thread. Returns `true` if it has to wait.
     fn ask(&mut self, kind: Kind, (segment, file): (u64, Arc<File>), at: u64, buffer: Vec<u8>, len: usize, tag: u64) -> bool {
         let operation = Operation { kind, segment, tag, at, file, buffer, len, done: 0, short_writes: 0, result: Ok(()) };
         let lane = &mut self.lanes[kind as usize];
@@ -174,7 +174,7 @@ impl Threads {
         let _ = lane.requests.try_send(operation);
     }
 
-    /// Takes what the threads have done.
+    /// Takes the finished operations.
     pub(super) fn take_answers(&mut self, stats: &mut RingStats) {
         while let Some(operation) = self.done.as_ref().and_then(|done| done.try_recv().ok()) {
             self.settle(operation, stats);
@@ -204,7 +204,7 @@ impl Threads {
         });
     }
 
-    /// Whether the shard is to be told something.
+    /// Returns `true` if there is an answer for the shard.
     pub(super) fn owes(&self) -> bool {
         self.answers_waiting() > 0
     }
@@ -213,7 +213,7 @@ impl Threads {
         self.answers.len() + self.segments.answers.len()
     }
 
-    /// The next answer. It comes back with [`Threads::put_back`].
+    /// The next answer. Its buffer comes back with [`Threads::put_back`].
     pub(super) fn answer(&mut self) -> Option<Answer> {
         self.answers.pop_front().or_else(|| self.segments.answers.pop_front().map(Answer::Known))
     }
@@ -231,7 +231,7 @@ impl Threads {
         self.read_buffers.len()
     }
 
-    /// Leaves nothing in the buffers that wait for the next read or write.
+    /// Zeros the buffers that wait for the next read or write.
     pub(super) fn wipe_spare(&mut self) {
         self.read_buffers.iter_mut().chain(&mut self.write_buffers).for_each(wipe);
     }
@@ -248,13 +248,13 @@ impl Threads {
     }
 }
 
-/// A thread's life.
+/// The loop of a thread.
 fn work(requested: &Receiver<Operation>, answer: &SyncSender<Operation>, bell: &OwnedFd) {
     for mut operation in requested {
         operation.result = operation.run();
         // A shard that has ended wants no answer.
         if answer.send(operation).is_ok() {
-            // Full (2^64 - 2 rings unheard) is as good as rung.
+            // Full (2^64 - 2 unread rings) is as good as rung.
             let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
         }
     }
@@ -273,7 +273,7 @@ impl Operation {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) && tries < TRIES_MAX => tries += 1,
                 Err(error) => return Err(error.raw_os_error().unwrap_or(libc::EIO)),
                 Ok(0) => {
-                    // Nothing taken and no error: not a thing files do, and not to be tried for ever.
+                    // No bytes and no error: files do not do that, and it must not be retried for ever.
                     return if self.kind == Kind::Write && self.done < self.len { Err(libc::EIO) } else { Ok(()) };
                 }
                 Ok(bytes) => {

@@ -24,7 +24,7 @@ fn engine(directory: &Path, segment_bytes: u64, segments: Vec<(u64, File)>) -> (
     engine_on(Driver::Epoll, directory, segment_bytes, segments)
 }
 
-/// Does `first` and then waits until so many answers have come.
+/// Calls `first`, then waits for `count` answers.
 fn answers(engine: &mut Portable, count: usize, first: impl FnOnce(&mut dyn Io) + 'static) -> Vec<Told> {
     let heard = Rc::new(RefCell::new(Vec::new()));
     let (mut first, told_of) = (Some(first), Rc::clone(&heard));
@@ -182,7 +182,7 @@ fn segments_are_deleted_after_what_is_under_way() {
     assert!((0..SEGMENTS).all(|number| ready.contains(&Told::Ready(number, Ok(())))), "{ready:?}");
     answers(&mut engine, 1, move |io| io.write(0, 0, filled(&[7; 4096]), 0..4096, 0));
     let heard = answers(&mut engine, all + 3 + 2 * READ_BACKS_MAX, |io| {
-        // More than go at a time: some have not begun when the segment is given up.
+        // More than go at a time: some have not begun when the segment is deleted.
         (0..2 * READ_BACKS_MAX as u64).for_each(|tag| io.read_back(0, 0, 4096, tag));
         (0..SEGMENTS).for_each(|number| io.delete_segment(number));
         io.delete_segment(0);
@@ -228,7 +228,7 @@ fn an_engine_that_ends_waits_for_its_writes() {
     thread.join().unwrap();
 }
 
-/// Runs a test in a process of its own, by the words that go before its own command; false in that process.
+/// Runs a test in a process of its own, with `before` in front of its command. Returns `false` in that process.
 fn in_a_child(name: &str, before: &[&str]) -> bool {
     const CHILD: &str = "RINGWAY_TEST_THREADS_CHILD";
     if std::env::var_os(CHILD).is_some() {
@@ -243,7 +243,7 @@ fn in_a_child(name: &str, before: &[&str]) -> bool {
     true
 }
 
-/// In a process of its own: the limit is the process's.
+/// Runs in a process of its own: the limit is the process's.
 #[test]
 fn at_the_limit_of_a_file_a_short_write_is_carried_on_to_its_error() {
     if in_a_child("io::portable::disk_tests::at_the_limit_of_a_file_a_short_write_is_carried_on_to_its_error", &[]) {
@@ -267,7 +267,7 @@ fn at_the_limit_of_a_file_a_short_write_is_carried_on_to_its_error() {
     thread.join().unwrap();
 }
 
-/// In a process of its own, with a file system of its own: for root alone. Others have the test above.
+/// Runs in a process and a file system of its own, as root only. Other users have the test above.
 #[test]
 fn a_full_disk_is_told_of_and_space_that_comes_back_is_used() {
     if !rustix::process::geteuid().is_root() {
@@ -284,7 +284,7 @@ fn a_full_disk_is_told_of_and_space_that_comes_back_is_used() {
     assert_eq!(answers(&mut engine, 1, |io| io.prepare_segment(0)), [Told::Ready(0, Ok(()))]);
     assert_eq!(answers(&mut engine, 1, |io| io.prepare_segment(1)), [Told::Ready(1, Err(libc::ENOSPC))]);
     assert!(!files::segment_path(&directory.0, 1).exists(), "a half-made file is removed");
-    // What was prepared has its blocks.
+    // A prepared segment has its blocks.
     let chunk = filled(&pattern(0, CHUNK_BYTES));
     assert_eq!(answers(&mut engine, 1, move |io| io.write(0, 0, chunk, 0..CHUNK_BYTES, 1)), [Told::Written(1, Ok(()))]);
     assert_eq!(answers(&mut engine, 1, |io| io.delete_segment(0)), [Told::Gone(0, Ok(()))]);

@@ -1,4 +1,4 @@
-//! What the shard acts through: the socket table, sends, bells and the log's files.
+//! The shard's interface to the world: the socket table, sends, bells and the log's files.
 
 use super::Options;
 use super::disk::Threads;
@@ -19,52 +19,52 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long accepting rests after a failure that is not one connection's own: EMFILE, ENFILE, ENOBUFS, ENOMEM and others.
+/// Pause of accepting after a failure that is not a single connection's: EMFILE, ENFILE, ENOBUFS, ENOMEM and others.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// Bytes one connection may bring between two turns, before the others have had theirs.
+/// Bytes that one connection may bring between two turns, before the others have had theirs.
 const RECEIVE_BYTES_PER_TURN_MAX: usize = 128 * 1024;
 /// Receives of all connections together before the shard gets its turn.
 const RECEIVES_PER_TURN_MAX: usize = 4096;
 
 /// A socket's place in the table.
 struct Slot {
-    /// `None`: free.
+    /// `None` if the place is free.
     fd: Option<OwnedFd>,
     generation: u32,
     mode: Read,
-    /// The shard waits for Quiet.
+    /// `true` while the shard waits for Quiet.
     quiet_owed: bool,
-    /// The shard waits for Writable.
+    /// `true` while the shard waits for Writable.
     write_wanted: bool,
-    /// Its task is running, and will look here again before it waits.
+    /// `true` while the task runs; it will look here again before it waits.
     task_runs: bool,
-    /// Of its task.
+    /// The waker of the task.
     waker: Option<Waker>,
-    /// Bytes received in the turn of this number.
+    /// Number of a turn, and bytes received in it.
     received: (u64, usize),
 }
 
-/// What a connection's task is to wait for.
+/// The events that a connection's task waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wants {
     pub(super) read: bool,
     pub(super) write: bool,
 }
 
-/// What a receive brought.
+/// The result of a receive.
 #[derive(Debug)]
 pub(super) enum Got {
-    /// So many bytes; the socket may have more.
+    /// Bytes received; the socket may have more.
     Bytes(usize),
-    /// The same, and nothing is left.
+    /// Bytes received, and the socket is empty now.
     Last(usize),
     /// The end of the stream, or an error.
     End(Option<io::Error>),
     /// Nothing, for now.
     Nothing,
-    /// The shard does not read it.
+    /// The shard does not read the connection.
     Unwanted,
-    /// It has had its share of this turn.
+    /// The connection has had its share of this turn.
     TooMuch,
 }
 
@@ -77,18 +77,18 @@ pub struct Edge {
     accept_waker: Option<Waker>,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    /// Sockets that have no task yet, each with the duplicate of its descriptor that is to be watched.
+    /// Sockets that have no task yet, each with a duplicate of its descriptor for the task to watch.
     newcomers: Vec<(ConnId, OwnedFd)>,
     quiet: VecDeque<ConnId>,
     bells: Arc<[Arc<OwnedFd>]>,
     bell_waker: Option<Waker>,
-    /// This shard's own bell has been rung since it was last heard.
+    /// `true` if this shard's own bell was rung and not heard yet.
     rung: bool,
-    /// Tasks to be woken when it is heard.
+    /// Tasks to be woken when the bell is heard.
     again: Vec<Waker>,
     turn_waker: Option<Waker>,
     turn_number: u64,
-    /// The clocks of the events since the last turn.
+    /// The clocks at the first event since the last turn.
     now: Option<Tick>,
     /// Receives since the last turn.
     receives: usize,
@@ -150,14 +150,14 @@ impl Edge {
         }
     }
 
-    /// The clocks when the first event since the last turn came in: one tick for all of them, and for the turn.
+    /// The clocks at the first event since the last turn: one tick for all events, and for the turn.
     pub(super) fn now(&mut self) -> Tick {
         *self.now.insert(self.now.unwrap_or_else(|| self.read_clocks()))
     }
 
     // Turns.
 
-    /// A run begins: its tasks are counted from here on, and sockets of an earlier one need theirs again.
+    /// Begins a run: its tasks are counted from here on, and sockets of an earlier run need new ones.
     pub(super) fn begin(&mut self) -> io::Result<()> {
         self.ending = false;
         self.turn_waker = None;
@@ -188,13 +188,13 @@ impl Edge {
         self.wake_turn();
     }
 
-    /// Whether there is no task any more. Where there are, the main future is polled when the next one ends.
+    /// Returns `true` if no task is left. If there are some, the main future is polled when the next one ends.
     pub(super) fn tasks_are_over(&mut self, cx: &Context<'_>) -> bool {
         self.turn_waker = Some(cx.waker().clone());
         self.tasks == 0
     }
 
-    /// The turn that begins: what the tasks told came before it.
+    /// Begins a turn: all that the tasks reported came before it.
     pub(super) fn turn_begins(&mut self, cx: &Context<'_>) {
         if self.turn_waker.is_none() {
             self.turn_waker = Some(cx.waker().clone());
@@ -213,7 +213,7 @@ impl Edge {
         }
     }
 
-    /// The shard has ended: so do the tasks.
+    /// Ends the tasks, because the shard has ended.
     pub(super) fn end(&mut self) {
         self.ending = true;
         self.newcomers.clear();
@@ -234,22 +234,22 @@ impl Edge {
         &self.bells[self.options.shard]
     }
 
-    /// The bell's task waits.
+    /// Notes that the bell's task waits.
     pub(super) fn bell_waits(&mut self, cx: &Context<'_>) {
         self.bell_waker.get_or_insert_with(|| cx.waker().clone());
     }
 
-    /// Has the shard come again once the kernel was asked: by its own bell.
+    /// Has the shard called again after the kernel was asked, by ringing its own bell.
     pub(super) fn come_again(&mut self) {
         if !std::mem::replace(&mut self.rung, true) {
             ring(self.bell());
         }
     }
 
-    /// The bell was heard. Takes its sound away, and wakes who waited for it; true where somebody else has rung it.
+    /// Clears the bell and wakes those who waited for it. Returns `true` if somebody else has rung it.
     pub(super) fn bell_heard(&mut self) -> bool {
         let mut sound = [0; 8];
-        // Empty, it would not block: it is made so.
+        // If it is empty, this does not block: the eventfd is non-blocking.
         let _ = rustix::io::read(self.bell(), &mut sound);
         let own = u64::from(std::mem::take(&mut self.rung));
         self.again.drain(..).for_each(Waker::wake);
@@ -257,11 +257,11 @@ impl Edge {
         u64::from_ne_bytes(sound) > own
     }
 
-    /// The next answer that the shard is owed without the kernel having been asked.
+    /// The next Quiet that the shard is owed; the kernel need not be asked for it.
     pub(super) fn quiet(&mut self) -> Option<ConnId> {
         loop {
             let conn = self.quiet.pop_front()?;
-            // It may have been read again since it was put here.
+            // The connection may have been read again since it was put here.
             if let Some(slot) = self.slot_mut(conn)
                 && std::mem::take(&mut slot.quiet_owed)
             {
@@ -270,21 +270,21 @@ impl Edge {
         }
     }
 
-    /// Whether something is to be told that no task will bring.
+    /// Returns `true` if an event is due that no task will bring.
     pub(super) fn owes(&self) -> bool {
         !self.quiet.is_empty() || self.disk.owes()
     }
 
     // Accepting.
 
-    /// Whether the accepting task is to wait for connections; else it is woken when it is to.
+    /// Returns `true` if the accepting task is to wait for connections; else the task is woken when it is to.
     pub(super) fn accepts(&mut self, cx: &Context<'_>) -> bool {
         self.accept_waker.get_or_insert_with(|| cx.waker().clone());
         let now = self.now();
         self.accept_wanted && now.mono_ns >= self.accept_rests_until_ns
     }
 
-    /// Accepts one connection: none, where none waits.
+    /// Accepts a connection; `None` if none waits.
     pub(super) fn accept_one(&mut self) -> Option<Result<(ConnId, SocketAddr), io::Error>> {
         let failed = match self.listener.as_ref()?.accept() {
             Ok((socket, peer)) => match self.add_socket(socket.into()) {
@@ -295,8 +295,8 @@ impl Edge {
             Err(error) => error,
         };
         self.stats.accepts_failed += 1;
-        // A connection that went before it was taken is no reason to wait, and a full table makes no accept fail; anything else
-        // would come again at once.
+        // A connection that went before it was accepted is no reason to pause, and a full table makes no accept fail; any other
+        // error would come again at once.
         let passing = [Errno::CONNABORTED, Errno::PROTO, Errno::INTR].map(Errno::raw_os_error);
         if failed.raw_os_error().is_some_and(|errno| !passing.contains(&errno)) {
             self.accept_rests_until_ns = self.now().mono_ns + u64::try_from(ACCEPT_REST.as_nanos()).unwrap_or(u64::MAX);
@@ -304,7 +304,7 @@ impl Edge {
         Some(Err(failed))
     }
 
-    /// When accepting goes on, where it rests.
+    /// The time at which accepting goes on; `None` if it does not pause.
     pub(super) fn accept_rests(&mut self, now: Tick) -> Option<u64> {
         if !self.accept_wanted || self.accept_rests_until_ns == 0 {
             return None;
@@ -323,7 +323,7 @@ impl Edge {
         }
     }
 
-    /// The accepting task goes on when the kernel was asked.
+    /// Lets the accepting task go on after the kernel was asked.
     pub(super) fn accept_again(&mut self) {
         self.again.extend(self.accept_waker.clone());
         self.come_again();
@@ -359,7 +359,7 @@ impl Edge {
         self.slots.get_mut(conn.index as usize).filter(|slot| slot.fd.is_some() && slot.generation == conn.generation)
     }
 
-    /// What a connection's task is to wait for; `None` where it is to end. The task is taken to run from here on.
+    /// The events that a connection's task is to wait for; `None` if it is to end. The task counts as running from here on.
     pub(super) fn wants(&mut self, conn: ConnId, cx: &Context<'_>) -> Option<Wants> {
         if self.ending {
             return None;
@@ -370,14 +370,14 @@ impl Edge {
         Some(Wants { read: slot.mode != Read::Off, write: slot.write_wanted })
     }
 
-    /// A connection's task waits now: what it is to know from here on it is woken for.
+    /// Notes that a connection's task waits now: from here on it is woken for changes.
     pub(super) fn task_waits(&mut self, conn: ConnId) {
         if let Some(slot) = self.slot_mut(conn) {
             slot.task_runs = false;
         }
     }
 
-    /// Receives once, as its mode and its share of the turn allow.
+    /// Receives once, as the connection's mode and its share of the turn allow.
     pub(super) fn receive(&mut self, conn: ConnId, buffer: &mut [u8]) -> Got {
         let (turn, receives) = (self.turn_number, self.receives);
         let Some(slot) = self.slot_mut(conn).filter(|slot| slot.mode != Read::Off) else { return Got::Unwanted };
@@ -416,12 +416,12 @@ impl Edge {
         got
     }
 
-    /// A socket takes bytes again: whether somebody waits for that.
+    /// Notes that a socket takes bytes again. Returns `true` if the shard waits for that.
     pub(super) fn takes_bytes(&mut self, conn: ConnId) -> bool {
         self.slot_mut(conn).is_some_and(|slot| std::mem::take(&mut slot.write_wanted))
     }
 
-    /// A socket that can't be watched is read no more.
+    /// Ends the reading of a socket that cannot be watched.
     pub(super) fn unwatched(&mut self, conn: ConnId) -> bool {
         self.slot_mut(conn).is_some_and(|slot| {
             slot.mode = Read::Off;
@@ -429,7 +429,7 @@ impl Edge {
         })
     }
 
-    /// Frees a place. Its task ends.
+    /// Frees a place. The connection's task ends.
     fn release(&mut self, conn: ConnId) -> Option<OwnedFd> {
         let slot = self.slot_mut(conn)?;
         let fd = slot.fd.take()?;
@@ -442,7 +442,7 @@ impl Edge {
         Some(fd)
     }
 
-    /// Waits until nothing of a file is under way, for some seconds at most.
+    /// Waits until no operation on a file is under way, for some seconds at most.
     pub(super) fn finish_disk(&mut self) {
         self.disk.finish(&mut self.stats);
     }
@@ -500,7 +500,7 @@ impl Slot {
 }
 
 fn ring(bell: &OwnedFd) {
-    // Full (2^64 - 2 rings unheard) is as good as rung.
+    // Full (2^64 - 2 unread rings) is as good as rung.
     let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
 }
 
@@ -541,7 +541,7 @@ impl Io for Edge {
 
     fn close(&mut self, conn: ConnId) {
         if let Some(fd) = self.release(conn) {
-            // Its duplicate is closed when its task has run: the peer knows at once, and a poll of it ends.
+            // The duplicate is closed when the task has run. The shutdown tells the peer at once, and ends a poll of it.
             let _ = rustix::net::shutdown(&fd, Shutdown::Both);
         }
     }
@@ -591,7 +591,7 @@ impl Io for Edge {
     }
 
     fn purge(&mut self, session: u64, step: PurgeStep) {
-        // What was read before stays in none: whoever purges has forgotten where it stood.
+        // Old bytes must not stay in any buffer: after a purge nobody knows where they were.
         self.disk.wipe_spare();
         self.disk.segments.purge(session, step);
     }

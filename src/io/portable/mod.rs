@@ -39,15 +39,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tasks::{Inner, World};
 
-/// Places of the submission queue. A poll takes one; where they are used up monoio submits at once.
+/// Entries of the submission queue. A poll takes one; when they are used up monoio submits at once.
 const SUBMISSIONS: u32 = 4096;
-/// Places of the completion queue, at least and at most (IORING_MAX_CQ_ENTRIES).
+/// Entries of the completion queue, at least and at most (IORING_MAX_CQ_ENTRIES).
 const COMPLETIONS_MIN: usize = 16_384;
 const COMPLETIONS_MAX: usize = 65_536;
-/// How long the polls of an engine that has ended have to leave the kernel.
+/// Time for the polls of an ended engine to leave the kernel.
 const CANCEL_WAIT: Duration = Duration::from_millis(1);
 
-/// How monoio waits.
+/// The mechanism by which monoio waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
     Uring,
@@ -57,7 +57,7 @@ pub enum Driver {
 /// Sizes of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// This shard's place among the bells.
+    /// This shard's index among the bells.
     pub shard: usize,
     /// Sockets at most.
     pub connections_max: usize,
@@ -69,7 +69,7 @@ pub struct Options {
 /// The engine. See the module's text.
 pub struct Portable {
     runtime: FusionRuntime<TimeDriver<IoUringDriver>, TimeDriver<LegacyDriver>>,
-    /// Not here while it runs.
+    /// `None` while the engine runs.
     edge: Option<Edge>,
 }
 
@@ -91,7 +91,7 @@ impl Portable {
         Ok(Self { runtime, edge: Some(Edge::new(options, listener, bells, disk)?) })
     }
 
-    /// What the shard acts through, for what is to be done before it runs.
+    /// The shard's interface to the world, for work before the run.
     ///
     /// # Panics
     /// Not between two runs.
@@ -99,13 +99,13 @@ impl Portable {
         self.edge.as_mut().expect("it comes back from every run")
     }
 
-    /// Runs the shard until it answers [`crate::io::Next::Stop`], and gives it back.
+    /// Runs the shard until it answers [`crate::io::Next::Stop`], and returns it.
     ///
     /// # Errors
-    /// What watching the bell or the listener answered.
+    /// The error of watching the bell or the listener.
     ///
     /// # Panics
-    /// Where the shard does; monoio does not catch it, and its other tasks are lost with it.
+    /// If the shard does; monoio does not catch it, and its other tasks are lost with it.
     pub fn run<S: Shard + 'static>(&mut self, shard: S) -> io::Result<S> {
         let edge = self.edge.take().expect("it comes back from every run");
         let world = Rc::new(World(RefCell::new(Inner::new(shard, edge))));
@@ -127,9 +127,9 @@ impl Drop for Portable {
 }
 
 /// A ring with as many of the flags as the kernel has: without them it is 128 % dearer at part load. Not DEFER_TASKRUN: monoio
-/// enters without waiting in ways that would never run what was deferred.
+/// enters without waiting in ways that would never run deferred work.
 fn uring(connections_max: usize) -> io::Result<FusionRuntime<TimeDriver<IoUringDriver>, TimeDriver<LegacyDriver>>> {
-    // Two polls a connection at most. Where they all complete at once none is kept aside, which old kernels answer with EBUSY.
+    // Two polls a connection at most. The queue holds them all, because old kernels answer an overflow with EBUSY.
     let completions = (2 * connections_max).next_power_of_two().clamp(COMPLETIONS_MIN, COMPLETIONS_MAX);
     let completions = u32::try_from(completions).expect("bounded by a constant");
     let mut refused = None;
@@ -152,7 +152,7 @@ fn uring(connections_max: usize) -> io::Result<FusionRuntime<TimeDriver<IoUringD
     Err(refused.unwrap_or_else(|| io::Error::from(io::ErrorKind::Unsupported)))
 }
 
-/// The main future: a turn whenever something happened or is due, until the shard has ended and all tasks with it.
+/// The main future: a turn whenever something happened or is due, until the shard and all tasks have ended.
 async fn turns<S: Shard + 'static>(world: &Rc<World<S>>) -> io::Result<()> {
     let origin = world.0.borrow().edge.started();
     let mut timer = Timer { sleep: pin!(sleep_until(Instant::from_std(origin))), armed_ns: None, origin };
@@ -174,18 +174,18 @@ async fn turns<S: Shard + 'static>(world: &Rc<World<S>>) -> io::Result<()> {
         if over && world.0.borrow_mut().edge.tasks_are_over(cx) { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    // Two waits: in the first the polls are cancelled, in the second what they held is closed.
+    // Two waits: in the first the polls are cancelled, in the second their descriptors are closed.
     monoio::time::sleep(CANCEL_WAIT).await;
     monoio::time::sleep(CANCEL_WAIT).await;
     Ok(())
 }
 
-/// What follows a turn.
+/// The next step after a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum After {
-    /// Another one; the bell that brings it has been rung.
+    /// Another turn; the bell that brings it has been rung.
     Again,
-    /// Another one at this time of the engine's clock at the latest.
+    /// Another turn at this time of the engine's clock at the latest.
     At(u64),
     Idle,
     /// The shard has ended.
@@ -194,13 +194,13 @@ enum After {
 
 struct Timer<'a> {
     sleep: Pin<&'a mut monoio::time::Sleep>,
-    /// A wake that nobody needs any more is left to come: it costs a turn.
+    /// The time of a wake that is under way. One that is no longer needed is not cancelled: it costs a turn.
     armed_ns: Option<u64>,
     origin: std::time::Instant,
 }
 
 impl Timer<'_> {
-    /// Has the main future polled again at a time of the engine's clock; true where that is over.
+    /// Has the main future polled again at a time of the engine's clock. Returns `true` if that time is over.
     fn arm(&mut self, cx: &mut Context<'_>, due_ns: u64) -> bool {
         if self.armed_ns != Some(due_ns) {
             self.sleep.as_mut().reset(Instant::from_std(self.origin) + Duration::from_nanos(due_ns));

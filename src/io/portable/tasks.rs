@@ -1,4 +1,4 @@
-//! The tasks, and what they share: each waits for one descriptor, and calls the shard when it may be read or written.
+//! The tasks, and their shared state: each waits for one descriptor, and calls the shard when the descriptor is ready.
 
 use super::edge::{Edge, Got};
 use super::{After, Driver};
@@ -12,41 +12,41 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-/// The buffer of all receives. One that does not fill it leaves nothing in the socket.
+/// Size of the one buffer for all receives. A receive that does not fill it leaves nothing in the socket.
 const RECEIVE_BYTES: usize = 16 * 1024;
-/// Connections accepted before others have their turn.
+/// Connections accepted before other tasks run.
 const ACCEPTS_MAX: usize = 64;
-/// A turn that is due within this is not slept for: monoio's timers count milliseconds.
+/// A turn that is due within this is waited for without sleeping: monoio's timers count milliseconds.
 const TURN_SOON_NS: u64 = 100_000;
 
-/// The shard and its engine. Borrowed from one await to the next, never across.
+/// The shard and its engine. Borrowed between two awaits, never across one.
 pub(super) struct World<S>(pub(super) RefCell<Inner<S>>);
 
 pub(super) struct Inner<S> {
     pub(super) shard: S,
     pub(super) edge: Edge,
     buffer: Box<[u8]>,
-    /// The shard has announced sleep.
+    /// `true` if the shard has announced sleep.
     asleep: bool,
-    /// Something happened since the last turn.
+    /// `true` if something happened since the last turn.
     stirred: bool,
     spin_until_ns: u64,
 }
 
-/// How far a receive came.
+/// How a receive ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Received {
     /// The socket was empty.
     All,
     /// The shard wants no more of it.
     Some,
-    /// It has had its share of the turn; the task is woken for the next one.
+    /// The connection has had its share of the turn; its task is woken for the next one.
     Share,
 }
 
 /// A descriptor that monoio watches.
 struct Watch {
-    /// No more is asked of it than whether it is ready, which any descriptor can say.
+    /// Used only to wait until it is ready, which works for any descriptor.
     stream: UnixStream,
     driver: Driver,
 }
@@ -57,10 +57,11 @@ impl Watch {
         Ok(Self { stream: UnixStream::from_std(stream)?, driver })
     }
 
-    /// May be dropped while it waits: nothing is lost. Comes at once where the descriptor is readable already.
+    /// Waits until the descriptor is readable; returns at once if it is already. Cancel-safe: nothing is lost if the future is
+    /// dropped.
     async fn readable(&self) -> io::Result<()> {
-        // The epoll driver remembers a readiness until a look at the descriptor says otherwise. One look is enough: what is told
-        // after it is new.
+        // The epoll driver remembers readiness until a look at the descriptor says otherwise. One look is enough: a later report
+        // is new.
         match self.driver {
             Driver::Uring => self.stream.readable(false).await,
             Driver::Epoll => match first_look(self.stream.readable(false)).await {
@@ -82,7 +83,7 @@ impl Watch {
     }
 }
 
-/// What a future says when it is polled once.
+/// The result of polling a future once; `None` if it is pending.
 async fn first_look<F: Future>(future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| {
@@ -113,7 +114,7 @@ impl<S: Shard + 'static> World<S> {
         })
     }
 
-    /// Does something with the shard and its engine, and starts the tasks of the sockets that came with it.
+    /// Calls `act` with the shard and its engine, and starts the tasks of new sockets.
     pub(super) fn with<R>(world: &Rc<Self>, act: impl FnOnce(&mut Inner<S>) -> R) -> R {
         let mut inner = world.0.borrow_mut();
         let result = act(&mut inner);
@@ -145,7 +146,7 @@ impl<S: Shard + 'static> Inner<S> {
         }
     }
 
-    /// All that had happened was told, but for what no task brings: that, and the shard's turn.
+    /// Reports the events that no task brings, then makes the shard's turn.
     pub(super) fn turn(&mut self, cx: &Context<'_>) -> After {
         let stirred = std::mem::take(&mut self.stirred);
         let now = self.edge.now();
@@ -195,7 +196,7 @@ impl<S: Shard + 'static> Inner<S> {
         After::Again
     }
 
-    /// Receives what the socket has, within its share of the turn.
+    /// Receives from the socket, within its share of the turn.
     fn receive(&mut self, conn: ConnId) -> Received {
         loop {
             let got = self.edge.receive(conn, &mut self.buffer);
@@ -220,7 +221,7 @@ impl<S: Shard + 'static> Inner<S> {
         }
     }
 
-    /// Accepts what waits; true where it stopped before the last.
+    /// Accepts waiting connections. Returns `true` if it stopped before the last.
     fn accept(&mut self, cx: &Context<'_>) -> bool {
         for _ in 0..ACCEPTS_MAX {
             if !self.edge.accepts(cx) {
@@ -237,7 +238,7 @@ impl<S: Shard + 'static> Inner<S> {
     }
 }
 
-/// Waits for one socket, until the shard has let go of it.
+/// Waits for one socket, until the shard has closed or detached it.
 async fn connection<S: Shard + 'static>(world: Rc<World<S>>, conn: ConnId, watched: OwnedFd) {
     let driver = world.0.borrow().edge.options.driver;
     match Watch::new(watched, driver) {
@@ -253,7 +254,7 @@ async fn connection<S: Shard + 'static>(world: Rc<World<S>>, conn: ConnId, watch
 
 async fn watch_connection<S: Shard + 'static>(world: &Rc<World<S>>, conn: ConnId, watch: &Watch) {
     let (mut readable, mut writable) = (pin!(None), pin!(None));
-    // There may be something to receive that no poll will tell of again.
+    // `true` if there may be bytes that no poll will report again.
     let mut unread = false;
     poll_fn(|cx| {
         loop {
@@ -264,7 +265,7 @@ async fn watch_connection<S: Shard + 'static>(world: &Rc<World<S>>, conn: ConnId
                 }
                 let polled = writable.as_mut().as_pin_mut().map(|future| future.poll(cx));
                 if matches!(polled, Some(Poll::Ready(_))) {
-                    // Where the wait itself failed the next send says why.
+                    // If the wait itself failed, the next send says why.
                     writable.set(None);
                     World::with(world, |inner| {
                         if inner.edge.takes_bytes(conn) {
@@ -286,7 +287,7 @@ async fn watch_connection<S: Shard + 'static>(world: &Rc<World<S>>, conn: ConnId
                     }
                 }
                 if unread {
-                    // Where the wait itself failed the receive says why, or finds nothing.
+                    // If the wait itself failed, the receive says why, or finds nothing.
                     let received = World::with(world, |inner| inner.receive(conn));
                     unread = received != Received::All;
                     if received != Received::Share {
@@ -331,7 +332,7 @@ async fn accepting<S: Shard + 'static>(world: Rc<World<S>>, watch: Watch) {
     world.0.borrow_mut().edge.task_ends();
 }
 
-/// Waits for the bell: other shards, control, the threads of the log, or this shard itself.
+/// Waits for the bell, rung by other shards, control, the threads of the log, or this shard itself.
 async fn hearing<S: Shard + 'static>(world: Rc<World<S>>, watch: Watch) {
     let mut readable = pin!(None);
     poll_fn(|cx| {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A shard that is one function: called with every event, and with none for a turn.
+/// A shard that is a single function: called with every event, and with none for a turn.
 struct Play<F> {
     step: F,
     until: Instant,
@@ -32,7 +32,7 @@ impl<F: FnMut(&mut dyn Io, Option<Event<'_>>, Tick) -> Next> Shard for Play<F> {
     fn turn<I: Io>(&mut self, io: &mut I, now: Tick) -> Next {
         assert!(Instant::now() < self.until, "the test's time is over");
         match (self.step)(io, None, now) {
-            // So that the deadline is seen.
+            // A deadline, so that the step is called again.
             Next::Idle => Next::At(now.mono_ns + 100_000_000),
             next => next,
         }
@@ -44,7 +44,7 @@ impl<F: FnMut(&mut dyn Io, Option<Event<'_>>, Tick) -> Next> Shard for Play<F> {
     }
 }
 
-/// The drivers that this machine lets run.
+/// The drivers that work on this machine.
 pub(super) fn drivers() -> Vec<Driver> {
     let uring = crate::io::probe::probe(crate::io::probe::Engine::MonoioUring).is_ok();
     if uring { vec![Driver::Uring, Driver::Epoll] } else { vec![Driver::Epoll] }
@@ -65,7 +65,7 @@ pub(super) fn engine(driver: Driver) -> (Portable, SocketAddr) {
     (Portable::new(options(driver), Some(listener), [bell()].into(), None).unwrap(), address)
 }
 
-/// Runs until the function stops it; how often the shard slept.
+/// Runs until the function stops it. Returns how often the shard slept.
 pub(super) fn play(engine: &mut Portable, step: impl FnMut(&mut dyn Io, Option<Event<'_>>, Tick) -> Next + 'static) -> usize {
     engine.edge().accept(true);
     engine.run(Play { step, until: Instant::now() + DEADLINE, slept: 0 }).unwrap().slept
@@ -82,7 +82,7 @@ pub(super) fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Writes so many bytes of the pattern and ends its side.
+/// Writes `bytes` bytes of the pattern and ends its side.
 fn writer(address: SocketAddr, bytes: usize, piece: usize) -> JoinHandle<()> {
     spawn(move || {
         let mut stream = connect(address);
@@ -141,7 +141,7 @@ fn many_connections_are_echoed() {
     }
 }
 
-/// Reads one writer's stream to its end with what `each` does on every receive; the bytes must be the pattern, whole.
+/// Reads one writer's stream to its end and calls `each` on every receive; the bytes must be the whole pattern.
 fn takes_all(driver: Driver, bytes: usize, mut each: impl FnMut(&mut dyn Io, ConnId, Option<Event<'_>>) + 'static) {
     let (mut engine, address) = engine(driver);
     let peer = writer(address, bytes, 10_000);
@@ -193,7 +193,7 @@ fn a_flood_has_its_share_and_others_get_through() {
                     in_turn += bytes.len();
                     assert!(in_turn <= 128 * 1024 + 16 * 1024, "{in_turn} bytes of one connection in a turn");
                     *taken.borrow_mut() += bytes.len();
-                    // So that the flooder keeps the socket filled.
+                    // Time for the flooder to keep the socket filled.
                     std::thread::sleep(Duration::from_micros(100));
                 }
                 Some(Event::Ended { conn, .. }) => {
@@ -478,7 +478,7 @@ fn bells_wake_a_shard_that_sleeps() {
         });
         // How often depends on who else wants the cores.
         assert!(slept + target.join().unwrap() > 0, "they sleep between the bells");
-        // Had a bell not woken it, the 100 ms of the test's own turns would have.
+        // Without a bell, the 100 ms of the test's own turns would have woken it.
         assert!(begun.elapsed() < Duration::from_secs(5), "{driver:?}: {:?}", begun.elapsed());
     }
 }
@@ -521,7 +521,7 @@ fn a_shard_that_spins_does_not_sleep_at_once() {
             }
             turns += 1;
             match accepted_ns {
-                // It polls for 10 ms, and then sleeps until the turn that is due.
+                // The engine polls for 10 ms, and then sleeps until the turn that is due.
                 Some(since) if now.mono_ns >= since + 50_000_000 => {
                     assert!(turns > 10, "{turns} turns");
                     Next::Stop
@@ -593,7 +593,7 @@ fn a_turn_that_is_due_at_once_comes_at_once() {
             turns += 1;
             if turns == 1_000 { Next::Stop } else { Next::At(now.mono_ns + 1_000) }
         });
-        // Each in a millisecond of monoio's timers it would take a second.
+        // With a millisecond of monoio's timers for each it would take a second.
         assert!(slept == 0 && begun.elapsed() < Duration::from_millis(900), "{driver:?}: {slept}, {:?}", begun.elapsed());
     }
 }

@@ -18,17 +18,17 @@ use std::time::Duration;
 
 /// Times one operation is submitted again after EINTR or EAGAIN.
 const TRIES_MAX: u8 = 16;
-/// How long an engine that ends waits for what the disk is still doing.
+/// Time for which an engine that ends waits for operations under way.
 const END_WAIT: Duration = Duration::from_secs(5);
 
 enum Kind {
-    /// The chunk is held so that it is neither freed nor used again while the kernel reads it.
+    /// A write. The chunk is held so that it is neither freed nor used again while the kernel reads it.
     Write {
         chunk: Rc<Chunk>,
         part: Range<usize>,
     },
     Sync,
-    /// The first `done` bytes of `len` have been read.
+    /// A read, of which the first `done` bytes of `len` are there.
     Read {
         buffer: Vec<u8>,
         done: usize,
@@ -39,24 +39,24 @@ enum Kind {
 struct Operation {
     segment: u64,
     tag: u64,
-    /// Open as long as this is: an index may be made anew meanwhile.
+    /// Keeps the file open: the index may be made again meanwhile.
     file: Arc<File>,
-    /// Where in the file it goes on.
+    /// The file's offset at which to go on.
     at: u64,
     tries: u8,
     kind: Kind,
 }
 
-/// What the engine keeps of its disk.
+/// The engine's state of its disk.
 #[derive(Default)]
 pub(super) struct Operations {
     pub(super) segments: Segments,
-    /// In the kernel, by the number their completions bear.
+    /// Operations in the kernel, by the number that their completions bear.
     in_flight: Vec<Option<Operation>>,
     free: Vec<u32>,
     reads: usize,
     reads_waiting: VecDeque<Operation>,
-    /// Buffers of reads that are over; with those in flight, [`READ_BACKS_MAX`] at most.
+    /// Buffers of finished reads; with those in flight, [`READ_BACKS_MAX`] at most.
     spare: Vec<Vec<u8>>,
 }
 
@@ -74,7 +74,7 @@ impl Operations {
         Some(operation)
     }
 
-    /// Takes out the operations whose completions are here.
+    /// Removes the operations whose completions have arrived.
     pub(super) fn settle(&mut self, completions: &mut VecDeque<Completion>) {
         completions.retain(|completion| {
             let (op, index) = untag(completion.user_data);
@@ -87,7 +87,7 @@ impl Operations {
         self.spare.len()
     }
 
-    /// Leaves nothing in the buffers that wait for the next read.
+    /// Zeros the buffers that wait for the next read.
     pub(super) fn wipe_spare(&mut self) {
         self.spare.iter_mut().for_each(|buffer| buffer.fill(0));
     }
@@ -96,10 +96,10 @@ impl Operations {
         self.free.len() == self.in_flight.len()
     }
 
-    /// Gives up the memory of what is still in the kernel, for good. Unlike a receive, which fills its buffer while this thread is in
-    /// an enter, an operation on a file is done by a worker of the kernel's, which may read a chunk or fill a buffer at any time
-    /// until it is over; when that is, nobody is there to be told. So the memory is never used again. The file is closed without
-    /// harm: the kernel has its own hold of it.
+    /// Leaks the memory of operations that are still in the kernel. Unlike a receive, which fills its buffer while this thread is
+    /// in an enter, an operation on a file is done by a worker of the kernel, which may read a chunk or fill a buffer at any time
+    /// until it is over, and nobody is left to be told when. So the memory is never used again. The file can be closed: the
+    /// kernel holds its own reference.
     pub(super) fn leak_in_flight(&mut self) {
         for operation in self.in_flight.drain(..).flatten() {
             match operation.kind {
@@ -163,12 +163,12 @@ impl Ring {
         self.push_operation(number);
     }
 
-    /// Queues what is left of an operation.
+    /// Queues the rest of an operation.
     fn push_operation(&mut self, number: u32) {
         let Some(operation) = &mut self.disk.in_flight[number as usize] else { return };
         let fd = types::Fd(operation.file.as_raw_fd());
         let bytes = |len| u32::try_from(len).expect("chunks and reads are below 4 GiB");
-        // The memory and the file named here belong to the operation, which stays where it is until its completion is taken.
+        // The memory and the file named here belong to the operation, which stays in the table until its completion is taken.
         let entry = match &mut operation.kind {
             Kind::Write { chunk, part } => {
                 let part = &chunk.bytes()[part.clone()];
@@ -214,7 +214,7 @@ impl Ring {
         let result = taken.map(drop);
         match kind {
             Kind::Write { chunk, part } => {
-                // Nothing taken and no error: not a thing files do, and not to be tried for ever.
+                // No bytes and no error: files do not do that, and it must not be retried for ever.
                 let result = if result.is_ok() && part.start < part.end { Err(libc::EIO) } else { result };
                 drop(chunk);
                 shard.event(self, Event::Written { tag, result }, now);
@@ -238,7 +238,7 @@ impl Ring {
         }
     }
 
-    /// Waits until nothing of a file is in the kernel, for [`END_WAIT`] at most.
+    /// Waits until no operation on a file is in the kernel, for [`END_WAIT`] at most.
     pub(super) fn finish_disk(&mut self) {
         let until_ns = self.now().mono_ns + u64::try_from(END_WAIT.as_nanos()).unwrap_or(u64::MAX);
         loop {
@@ -258,7 +258,8 @@ impl Ring {
     }
 }
 
-/// A file that would grow beyond RLIMIT_FSIZE is answered with EFBIG, and with a signal that by default ends the process.
+/// Ignores SIGXFSZ. A write that would grow a file beyond RLIMIT_FSIZE is answered with EFBIG, and with this signal, which by
+/// default ends the process.
 pub(in crate::io) fn ignore_file_size_signal() {
     // SAFETY: ignoring a signal runs no code of ours, and nothing here relies on this one.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };

@@ -21,7 +21,7 @@ fn engine(directory: &Path, segment_bytes: u64, segments: Vec<(u64, File)>) -> (
     (Ring::new(OPTIONS, None, Bells::new(1), knock, Some(disk)).unwrap(), thread)
 }
 
-/// Does `first` and then all that `each` says, until so many answers have come.
+/// Calls `first`, then `each` for each answer, until there are `count` of them.
 fn answers(ring: &mut Ring, count: usize, first: impl FnOnce(&mut dyn Io)) -> Vec<Told> {
     let (mut first, mut heard) = (Some(first), Vec::new());
     play(ring, |io, event, _| {
@@ -178,7 +178,7 @@ fn segments_are_deleted_after_what_is_under_way() {
     assert!((0..SEGMENTS).all(|number| ready.contains(&Told::Ready(number, Ok(())))), "{ready:?}");
     answers(&mut ring, 1, |io| io.write(0, 0, filled(&[7; 4096]), 0..4096, 0));
     let heard = answers(&mut ring, all + 3 + 2 * READ_BACKS_MAX, |io| {
-        // More than go at a time: some have not begun when the segment is given up.
+        // More than go at a time: some have not begun when the segment is deleted.
         (0..2 * READ_BACKS_MAX as u64).for_each(|tag| io.read_back(0, 0, 4096, tag));
         (0..SEGMENTS).for_each(|number| io.delete_segment(number));
         io.delete_segment(0);
@@ -243,7 +243,7 @@ fn after_a_panic_what_the_kernel_may_still_use_is_leaked() {
     thread.join().unwrap();
 }
 
-/// Runs a test in a process of its own, by the words that go before its own command; false in that process.
+/// Runs a test in a process of its own, with `before` in front of its command. Returns `false` in that process.
 fn in_a_child(name: &str, before: &[&str]) -> bool {
     const CHILD: &str = "RINGWAY_TEST_DISK_CHILD";
     if std::env::var_os(CHILD).is_some() {
@@ -258,7 +258,7 @@ fn in_a_child(name: &str, before: &[&str]) -> bool {
     true
 }
 
-/// In a process of its own: the limit is the process's.
+/// Runs in a process of its own: the limit is the process's.
 #[test]
 fn at_the_limit_of_a_file_a_short_write_is_carried_on_to_its_error() {
     if in_a_child("io::ring::disk_tests::at_the_limit_of_a_file_a_short_write_is_carried_on_to_its_error", &[]) {
@@ -282,7 +282,7 @@ fn at_the_limit_of_a_file_a_short_write_is_carried_on_to_its_error() {
     thread.join().unwrap();
 }
 
-/// In a process of its own, with a file system of its own: for root alone. Others have the test above.
+/// Runs in a process and a file system of its own, as root only. Other users have the test above.
 #[test]
 fn a_full_disk_is_told_of_and_space_that_comes_back_is_used() {
     if !rustix::process::geteuid().is_root() {
@@ -299,7 +299,7 @@ fn a_full_disk_is_told_of_and_space_that_comes_back_is_used() {
     assert_eq!(answers(&mut ring, 1, |io| io.prepare_segment(0)), [Told::Ready(0, Ok(()))]);
     assert_eq!(answers(&mut ring, 1, |io| io.prepare_segment(1)), [Told::Ready(1, Err(libc::ENOSPC))]);
     assert!(!files::segment_path(&directory.0, 1).exists(), "a half-made file is removed");
-    // What was prepared has its blocks.
+    // A prepared segment has its blocks.
     let chunk = filled(&pattern(0, CHUNK_BYTES));
     assert_eq!(answers(&mut ring, 1, |io| io.write(0, 0, chunk, 0..CHUNK_BYTES, 1)), [Told::Written(1, Ok(()))]);
     assert_eq!(answers(&mut ring, 1, |io| io.delete_segment(0)), [Told::Gone(0, Ok(()))]);

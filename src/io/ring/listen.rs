@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// How long accepting rests after a failure that is not one connection's own: EMFILE, ENFILE, ENOBUFS, ENOMEM and others.
+/// Pause of accepting after a failure that is not a single connection's: EMFILE, ENFILE, ENOBUFS, ENOMEM and others.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 impl Ring {
@@ -22,7 +22,7 @@ impl Ring {
             let errno = -completion.result;
             if errno != libc::ECANCELED {
                 self.stats.accepts_failed += 1;
-                // A connection that went before it was taken is no reason to wait; anything else would come again at once.
+                // A connection that went before it was accepted is no reason to pause; any other error would come again at once.
                 if !matches!(errno, libc::ECONNABORTED | libc::EPROTO | libc::EINTR | libc::EAGAIN) {
                     self.accept_rests_until_ns = now.mono_ns + u64::try_from(ACCEPT_REST.as_nanos()).unwrap_or(u64::MAX);
                 }
@@ -56,10 +56,11 @@ fn peer_of(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
     SocketAddr::try_from(address).ok()
 }
 
-/// A listener of its own for each shard: SO_REUSEPORT spreads accepts over them; what accepted sockets inherit is set once here.
+/// Makes a listener for one shard: SO_REUSEPORT spreads accepts over the shards' listeners. Options that accepted sockets inherit
+/// are set here, once.
 ///
 /// # Errors
-/// What `bind` or `listen` answered.
+/// The error of `bind` or `listen`.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM.cloexec(), None)?;
     socket.set_reuse_address(true)?;
@@ -72,11 +73,11 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Whether a listener of its own, which shares with nobody, could have this address: as `bind` sees it, wildcard addresses and both
-/// families together. What is left of a process that has ended (TIME_WAIT) is no reason against it.
+/// Checks that a listener that shares with nobody could have this address: as `bind` sees it, wildcard addresses and both
+/// families together. Connections left of a process that has ended (TIME_WAIT) do not count.
 ///
 /// # Errors
-/// What `socket` or `bind` answered: EADDRINUSE where another listens, EADDRNOTAVAIL where the address is not this machine's.
+/// The error of `socket` or `bind`: EADDRINUSE if another process listens, EADDRNOTAVAIL if the address is not this machine's.
 pub fn could_listen_alone(address: SocketAddr) -> io::Result<()> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM.cloexec(), None)?;
     socket.set_reuse_address(true)?;

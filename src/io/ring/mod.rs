@@ -37,14 +37,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Completions handled before the shard gets its turn.
 const EVENTS_PER_TURN_MAX: usize = 4096;
-/// Places of the submission queue: a turn's sends and what it arms fit in, or leave in two enters.
+/// Entries of the submission queue: a turn's sends and the requests that it arms fit in, or leave in two enters.
 const SUBMISSIONS: u32 = 2048;
-/// Tries of one enter that the kernel answers with EBUSY, EAGAIN or EINTR.
+/// Attempts of one enter that the kernel answers with EBUSY, EAGAIN or EINTR.
 const ENTER_TRIES_MAX: usize = 10_000;
 
-/// How long a bell that failed rests before it is rung again.
+/// Time before a bell that failed is rung again.
 const BELL_REST_NS: u64 = 1_000_000;
-/// In place of a ring's descriptor among [`Bells`].
+/// In place of a ring's descriptor among [`Bells`], until the ring exists.
 const NOT_YET: i32 = -1;
 const GONE: i32 = -2;
 
@@ -107,7 +107,7 @@ pub struct Bells {
 }
 
 impl Bells {
-    /// For so many shards.
+    /// For `shards` shards.
     #[must_use]
     pub fn new(shards: usize) -> Arc<Self> {
         Arc::new(Self { rings: (0..shards).map(|_| AtomicI32::new(NOT_YET)).collect() })
@@ -117,13 +117,13 @@ impl Bells {
 /// Sizes of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// This shard's place among [`Bells`].
+    /// This shard's index among [`Bells`].
     pub shard: usize,
     /// Sockets at most.
     pub connections_max: usize,
     /// Receive buffers (a power of two).
     pub buffers: u16,
-    /// Bytes of one.
+    /// Bytes of one receive buffer.
     pub buffer_bytes: u32,
     /// How long to poll before sleeping, in microseconds.
     pub spin_us: u64,
@@ -252,7 +252,7 @@ impl Ring {
             self.dispatch(shard, completion, now);
         }
         while let Some(conn) = self.quiet.pop_front() {
-            // It may have been armed again since it was put here: then its own end says Quiet.
+            // The connection may have been armed again since it was put here: then the end of that receive says Quiet.
             if self.slot(conn).is_some_and(|slot| slot.quiet_owed && !slot.closing && !slot.receiving) {
                 self.slots[conn.index as usize].quiet_owed = false;
                 shard.event(self, Event::Quiet { conn }, now);
@@ -288,12 +288,12 @@ impl Ring {
                 }
             }
             Some(Op::Disk) => self.on_disk(shard, conn.index, completion, now),
-            // A cancel's own answer says nothing that the cancelled receive's does not; sends are reaped in send_batch.
+            // A cancel's own answer adds nothing to the cancelled receive's; sends are reaped in send_batch.
             Some(Op::Cancel | Op::Send) | None => {}
         }
     }
 
-    /// What the engine owes between two turns: receives and the accept to arm again, bells to ring again.
+    /// Does the engine's own work between two turns: arms receives and the accept again, rings failed bells again.
     fn between_turns(&mut self, now: Tick) {
         while let Some(index) = self.flooded.pop() {
             self.slots[index as usize].buffers = 0;
@@ -348,7 +348,7 @@ impl Ring {
         result
     }
 
-    /// Polls for completions for `spin_us`; true if any came.
+    /// Polls for completions for `spin_us`. Returns `true` if any came.
     fn spin(&mut self) -> io::Result<bool> {
         self.enter(0)?;
         let until = self.now().mono_ns + self.options.spin_us * 1_000;
@@ -388,14 +388,14 @@ impl Ring {
         Err(io::Error::new(io::ErrorKind::TimedOut, "io_uring_enter stayed busy"))
     }
 
-    /// Copies what has completed to the backlog, so that the kernel's queue never fills.
+    /// Copies the completions to the backlog, so that the kernel's queue never fills.
     fn reap(&mut self) {
         for entry in self.ring.completion() {
             self.backlog.push_back(Completion { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() });
         }
     }
 
-    /// A bell that could not be rung is rung again, not at once: its target may take a while to come up or to end.
+    /// Remembers a bell that could not be rung. It is rung again later: its target may take a while to start or to end.
     fn ring_later(&mut self, shard: usize) {
         if self.bells_failed.is_empty() {
             self.bells_rest_until_ns = self.now().mono_ns + BELL_REST_NS;
@@ -500,7 +500,7 @@ impl Io for Ring {
     }
 
     fn purge(&mut self, session: u64, step: PurgeStep) {
-        // What was read before stays in none: whoever purges has forgotten where it stood.
+        // Old bytes must not stay in any buffer: after a purge nobody knows where they were.
         self.disk.wipe_spare();
         self.disk.segments.purge(session, step);
     }
@@ -530,8 +530,8 @@ impl Io for Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         self.bells.rings[self.options.shard].store(GONE, Ordering::Release);
-        // Ends what is in the kernel, so that the port and the sockets are free at once and not when the kernel gets to it. After a
-        // panic nothing is entered any more: the queue may name memory that is gone.
+        // Ends all operations in the kernel, so that the port and the sockets are free at once and not when the kernel gets to
+        // it. After a panic nothing is entered any more: the queue may name memory that is gone.
         if !std::thread::panicking() {
             self.finish_disk();
             let timeout = types::Timespec::from(Duration::from_millis(100));

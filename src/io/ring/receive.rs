@@ -1,4 +1,4 @@
-//! Receiving: arming, taking what came, keeping a flooding connection from the others' buffers.
+//! Receiving: arming, taking completions, keeping a flooding connection from the others' buffers.
 #![allow(unsafe_code)] // a completion lends a buffer by its number; the SAFETY comments carry the argument
 
 use super::{Completion, Op, Ring, plain, tag};
@@ -8,7 +8,7 @@ use crate::time::Tick;
 use io_uring::{opcode, squeue, types};
 use std::io;
 
-/// Buffers one connection may fill between two turns before it is read one receive at a time.
+/// Buffers that one connection may fill between two turns before it is read one receive at a time.
 const BUFFERS_PER_TURN_MAX: u8 = 33;
 
 impl Ring {
@@ -35,7 +35,7 @@ impl Ring {
                 if mode == Read::Once {
                     self.slots[conn.index as usize].mode = Read::Off;
                     if more {
-                        // A stream's receive that Once came upon.
+                        // A stream's receive that was still in the kernel when Once was asked for.
                         self.cancel_receive(conn);
                     }
                 }
@@ -83,7 +83,8 @@ impl Ring {
         }
     }
 
-    /// Counts a filled buffer; a connection that fills too many between two turns is read singly until a receive comes short.
+    /// Counts a filled buffer. A connection that fills too many between two turns is read one receive at a time until a receive
+    /// comes short.
     pub(super) fn charge(&mut self, conn: ConnId, len: usize) {
         let slot = &mut self.slots[conn.index as usize];
         slot.buffers = slot.buffers.saturating_add(1);

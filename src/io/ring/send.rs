@@ -20,7 +20,7 @@ impl Ring {
             message.msg_iovlen = send.parts.len();
             self.messages.push(message);
         }
-        // Only now do the vectors keep still.
+        // Only now do the vectors stay in place.
         let mut first = 0;
         for message in &mut self.messages {
             let len = message.msg_iovlen;
@@ -28,7 +28,7 @@ impl Ring {
             first += len;
         }
         // DONTWAIT ends each send while it is submitted. With WAITALL a short one counts as failed, so that successes need no
-        // completion: the kernel posts, and this code reads, only what went otherwise.
+        // completion: the kernel posts, and this code reads, only sends that fell short or failed.
         let flags = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
         let mut scattered = 0;
         for (index, send) in batch.iter().enumerate() {
@@ -50,8 +50,8 @@ impl Ring {
         self.collect_sends(out);
     }
 
-    /// Submits the queued sends and fetches the results of those that did not take everything. MSG_DONTWAIT completes each while it
-    /// is submitted, so that the kernel is done with the callers' memory on return.
+    /// Submits the queued sends and fetches the results of those that did not take everything. MSG_DONTWAIT completes each while
+    /// it is submitted, so that the kernel is done with the callers' memory on return.
     fn collect_sends(&mut self, out: &mut [Sent]) {
         if let Err(error) = self.enter(0) {
             panic!("io_uring_enter failed for good: {error}");
@@ -65,7 +65,8 @@ impl Ring {
                     self.backlog.push_back(completion);
                 }
             }
-            // A result that found the queue full is kept aside; unread it would pass for a send that took everything.
+            // A result that found the queue full is kept aside by the kernel; unread, it would pass for a send that took
+            // everything.
             if !self.ring.submission().cq_overflow() {
                 return;
             }
@@ -78,7 +79,7 @@ impl Ring {
     }
 }
 
-/// Writes a send's result to its place; false if it is no send.
+/// Writes a send's result to its place. Returns `false` if the completion is no send's.
 fn settle(completion: &Completion, out: &mut [Sent]) -> bool {
     let (op, conn) = untag(completion.user_data);
     if op != Some(Op::Send) {

@@ -1,4 +1,4 @@
-//! The socket table: what each socket has in the kernel, and when its descriptor may be given up.
+//! The socket table: each socket's operations in the kernel, and when its descriptor may be closed or given away.
 #![allow(unsafe_code)] // a slot owns its descriptor by number; the SAFETY comments carry the argument
 
 use super::{GENERATION_MASK, Ring};
@@ -12,19 +12,19 @@ pub(super) struct Slot {
     pub(super) fd: RawFd,
     pub(super) generation: u32,
     pub(super) mode: Read,
-    /// A receive is in the kernel.
+    /// `true` while a receive is in the kernel.
     pub(super) receiving: bool,
-    /// That receive is being cancelled.
+    /// `true` while that receive is being cancelled.
     pub(super) cancelling: bool,
-    /// It is a multishot receive.
+    /// `true` if that receive is multishot.
     pub(super) multishot: bool,
-    /// A poll for POLLOUT is in the kernel.
+    /// `true` while a poll for POLLOUT is in the kernel.
     pub(super) polling: bool,
-    /// The shard has let go; the socket is closed when nothing of it is in the kernel.
+    /// The shard has closed it; the socket is closed when the kernel has no operation on it.
     pub(super) closing: bool,
-    /// The shard waits for Quiet.
+    /// `true` while the shard waits for Quiet.
     pub(super) quiet_owed: bool,
-    /// It flooded: read it one receive at a time until one comes short.
+    /// The connection flooded: read it one receive at a time until one comes short.
     pub(super) single: bool,
     /// Buffers filled since the last turn.
     pub(super) buffers: u8,
@@ -33,7 +33,7 @@ pub(super) struct Slot {
 pub(super) const FREE: RawFd = -1;
 
 impl Slot {
-    /// A socket with nothing of it in the kernel.
+    /// A socket with no operation in the kernel.
     const fn holding(fd: RawFd, generation: u32, buffers: u8) -> Self {
         Self {
             fd,
@@ -66,17 +66,17 @@ impl Ring {
             .filter(|slot| slot.fd != FREE && (slot.generation ^ conn.generation) & GENERATION_MASK == 0)
     }
 
-    /// The peer goes on sending to a socket that is given up. Without a reset it could be left behind a closed window, probing for
-    /// as long as the kernel keeps the half-closed socket.
+    /// Has the close reset the connection. The peer goes on sending to a socket that is given up; without a reset it could stay
+    /// behind a closed window, probing for as long as the kernel keeps the half-closed socket.
     pub(super) fn reset_on_close(&mut self, conn: ConnId) {
         let Some(slot) = self.slot(conn) else { return };
         // SAFETY: the slot owns the descriptor, which is open.
         let fd = unsafe { BorrowedFd::borrow_raw(slot.fd) };
-        // A socket that takes no options any more is reset already.
+        // A socket that no longer takes options is reset already.
         let _ = rustix::net::sockopt::set_socket_linger(fd, Some(Duration::ZERO));
     }
 
-    /// Closes the socket if nothing of it is in the kernel any more.
+    /// Closes the socket if the kernel has no operation on it any more.
     pub(super) fn finish_close(&mut self, conn: ConnId) {
         let Some(slot) = self.slot_mut(conn) else { return };
         if slot.receiving || slot.polling {

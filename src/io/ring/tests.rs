@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A shard that is one function: called with every event, and with none for a turn.
+/// A shard that is a single function: called with every event, and with none for a turn.
 struct Play<F> {
     step: F,
     until: Instant,
@@ -28,7 +28,7 @@ impl<F: FnMut(&mut dyn Io, Option<Event<'_>>, Tick) -> Next> Shard for Play<F> {
     fn turn<I: Io>(&mut self, io: &mut I, now: Tick) -> Next {
         assert!(Instant::now() < self.until, "the test's time is over");
         match (self.step)(io, None, now) {
-            // So that the deadline is seen.
+            // A deadline, so that the step is called again.
             Next::Idle => Next::At(now.mono_ns + 100_000_000),
             next => next,
         }
@@ -58,7 +58,7 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Writes so many bytes of the pattern and ends its side.
+/// Writes `bytes` bytes of the pattern and ends its side.
 fn writer(address: SocketAddr, bytes: usize, piece: usize) -> JoinHandle<()> {
     spawn(move || {
         let mut stream = connect(address);
@@ -111,7 +111,7 @@ fn many_connections_are_echoed() {
     peers.into_iter().for_each(|peer| peer.join().unwrap());
 }
 
-/// Reads one writer's stream to its end with what `each` does on every receive; the bytes must be the pattern, whole.
+/// Reads one writer's stream to its end and calls `each` on every receive; the bytes must be the whole pattern.
 fn takes_all(ring: &mut Ring, address: SocketAddr, bytes: usize, mut each: impl FnMut(&mut dyn Io, ConnId, Option<Event<'_>>)) {
     let peer = writer(address, bytes, 10_000);
     let mut got = Vec::new();
@@ -371,7 +371,7 @@ fn bells_reach_a_ring_that_comes_late_and_eventfds_ring() {
     });
     hears.try_recv().unwrap();
     assert!(ring.stats.bells_retried > 0);
-    // One that has ended is not rung for ever.
+    // A shard that has ended is not rung for ever.
     ring.ring_bell(1);
     assert!(ring.bells_failed.is_empty());
     target.join().unwrap();
@@ -429,7 +429,7 @@ fn turns_come_at_their_time() {
     assert_eq!(turns, 5);
 }
 
-/// True in a process of this test's own, which it starts and waits for: descriptors and their limit are the process's.
+/// Returns `true` in a process of this test's own, which it starts and waits for: descriptors and their limit are the process's.
 fn alone(test: &str) -> bool {
     const CHILD: &str = "RINGWAY_TEST_DESCRIPTORS_CHILD";
     if std::env::var_os(CHILD).is_some() {
@@ -475,7 +475,7 @@ fn accepting_rests_without_descriptors_and_recovers() {
     drop(peer);
 }
 
-/// More sends that fail than the completion queue has places, and none of them passes for one that took everything.
+/// More failing sends than the completion queue has entries; none of them passes for one that took everything.
 #[test]
 fn results_of_sends_outlive_an_overflow_of_the_completion_queue() {
     const SENDS: usize = 40_000;
@@ -535,7 +535,7 @@ fn once_upon_a_stream_reads_once() {
                 match turns_since {
                     // The multishot receive is in the kernel since the last turn, and waits.
                     2 => io.read(conn, Read::Once),
-                    // So is its cancel.
+                    // The cancel of that receive, too.
                     4 => peer.write_all(&pattern(0, 1_000)).unwrap(),
                     14 => return Next::Stop,
                     _ => {}
@@ -595,7 +595,7 @@ fn a_dropped_ring_frees_its_port_and_its_descriptors() {
             if let Some(Event::Accepted { conn, .. }) = event {
                 accepted += 1;
                 io.read(conn, Read::Stream);
-                // Of some a poll waits too, which a full send buffer keeps from ending.
+                // Some sockets also have a poll waiting, which a full send buffer keeps from ending.
                 if accepted % 2 == 0 {
                     while send_all(io, conn, &[0; 65_536]) == Sent::Bytes(65_536) {}
                     io.want_write(conn);
@@ -603,7 +603,7 @@ fn a_dropped_ring_frees_its_port_and_its_descriptors() {
             }
             if accepted == 8 { Next::Stop } else { Next::Idle }
         });
-        // Accepted by the kernel and told to nobody.
+        // Accepted by the kernel, not yet reported.
         peers.push(connect(address));
         drop(ring);
         // The ring's listeners share their port; this one shares with nobody.
