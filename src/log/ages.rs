@@ -1,16 +1,16 @@
-//! When what stands where in a log was sent, as spans of positions: what a session's retention by age needs, without a time a record.
+//! Send times of log positions, kept as spans rather than per record, for retention by age.
 
 use super::chunks::Position;
 use std::collections::VecDeque;
 
-/// Spans that are kept; above, two become one.
+/// Spans that are kept; above this, neighbours are merged.
 const SPANS_MAX: usize = 8192;
 
-/// Messages that stand next to each other and are about as old.
+/// Adjacent messages of about the same age.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     from: Position,
-    /// When its first and its youngest message were sent, Unix ms.
+    /// When its first and its newest message were sent, Unix ms.
     first_ms: u64,
     youngest_ms: u64,
 }
@@ -18,16 +18,17 @@ struct Span {
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Ages {
-    /// By position. Times mostly grow along; not where a clock was set, or where old messages were written again.
+    /// Ordered by position. Times mostly grow along; they do not if a clock was set, or if old messages were written again.
     spans: VecDeque<Span>,
     cutoff_ms: u64,
-    /// Everything before is too old, and nothing from `mixed_to` on; in between a span decides.
+    /// Messages before `aged_to` are too old, those from `mixed_to` on are not; between them a span decides.
     aged_to: Position,
     mixed_to: Position,
 }
 
 impl Ages {
-    /// A message is appended at `at` that was sent at that time. Those whose times are less than `step_ms` apart share a span.
+    /// Notes that a message appended at `at` was sent at `sent_ms`. Messages whose times are less than `step_ms` apart share a
+    /// span.
     pub fn note(&mut self, at: Position, sent_ms: u64, step_ms: u64) {
         if let Some(span) = self.spans.back_mut()
             && sent_ms.abs_diff(span.first_ms) < step_ms
@@ -41,7 +42,7 @@ impl Ages {
         self.spans.push_back(Span { from: at, first_ms: sent_ms, youngest_ms: sent_ms });
     }
 
-    /// Two neighbours become one, which is as young as the younger of them.
+    /// Merges pairs of neighbours; each pair is as young as its younger half.
     fn halve(&mut self) {
         let halved = self.spans.make_contiguous().chunks(2).map(|pair| {
             let youngest_ms = pair.iter().map(|span| span.youngest_ms).max().unwrap_or(0);
@@ -51,7 +52,7 @@ impl Ages {
         self.age(self.cutoff_ms);
     }
 
-    /// What was sent before `cutoff_ms` is too old from now on.
+    /// Makes messages sent before `cutoff_ms` too old.
     pub fn age(&mut self, cutoff_ms: u64) {
         self.cutoff_ms = cutoff_ms;
         let is_old = |span: &Span| span.youngest_ms < cutoff_ms;
@@ -61,7 +62,7 @@ impl Ages {
         let first = self.spans.front().copied();
         let end = Position(u64::MAX);
         if first.is_some_and(|first| is_old(&first)) {
-            // It alone is left, and what is appended behind it begins another one.
+            // A single span is left: messages appended behind it begin another one.
             (self.aged_to, self.mixed_to) = (first.map_or(end, |first| first.from), end);
             return;
         }
@@ -71,13 +72,13 @@ impl Ages {
         self.mixed_to = last_old.map_or(self.aged_to, |_| behind.unwrap_or(end));
     }
 
-    /// When the youngest of all was sent, where there is any.
+    /// When the newest message was sent; `None` if there is no message.
     #[must_use]
     pub fn newest_ms(&self) -> Option<u64> {
         self.spans.iter().map(|span| span.youngest_ms).max()
     }
 
-    /// Whether the messages at these positions are too old at the same time.
+    /// Returns `true` if the messages at these positions become too old at the same time.
     #[must_use]
     pub fn together(&self, one: Position, other: Position) -> bool {
         let next = self.spans.partition_point(|span| span.from <= one.min(other));
@@ -90,7 +91,7 @@ impl Ages {
         self.aged_to.max(self.mixed_to)
     }
 
-    /// Whether the message at that position is too old. It may be so up to a `step_ms` late.
+    /// Returns `true` if the message at that position is too old. The answer may be up to `step_ms` late.
     #[must_use]
     pub fn is_aged(&self, at: Position) -> bool {
         if at < self.aged_to || at >= self.mixed_to {
@@ -101,23 +102,24 @@ impl Ages {
     }
 }
 
-/// A wall clock that goes forward by more than this from one look to the next was set.
+/// A wall clock that goes forward by more than this between two looks was set.
 const STEP_MIN_MS: u64 = 10_000;
-/// How long a clock that was set forward must stay there before messages age by it: whoever set it wrong has so long to notice.
+/// How long a clock that was set forward must stay there before messages age by it: an operator who set it wrong has this time to
+/// notice.
 const DOUBT_MS: u64 = 3_600_000;
 
-/// The wall clock as messages age by it: a step forward would drop at once what is retained, and counts only when it lasts.
+/// The wall clock by which messages age. A step forward would drop retained messages at once, so it counts only if it lasts.
 #[derive(Debug, Default)]
 pub struct AgeClock {
     /// The monotonic and the wall clock when they were last believed.
     believed: Option<(u64, u64)>,
-    /// Since when the wall clock is ahead, on the monotonic one.
+    /// Since when the wall clock is ahead, on the monotonic one; `None` if it is not.
     ahead_since_ms: Option<u64>,
 }
 
 impl AgeClock {
-    /// The time to judge ages by; and by how much the wall clock was set forward, where that is seen now. `newest_ms` is when the
-    /// newest message there is was sent: at the first look it stands for the clock's last good value, and there is nothing to tell,
+    /// The time by which to judge ages; and by how much the wall clock was set forward, if that is noticed now. `newest_ms` is
+    /// when the newest message was sent: at the first look it stands for the clock's last good value, and nothing is reported,
     /// since the process may have been away for long.
     pub fn at(&mut self, mono_ms: u64, wall_ms: u64, newest_ms: Option<u64>) -> (u64, Option<u64>) {
         let is_first = self.believed.is_none();

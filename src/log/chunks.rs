@@ -8,47 +8,47 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// A place in a log: bytes since its beginning. A chunk's records keep theirs as long as they live.
+/// A place in a log: bytes since its beginning. A record keeps its position for as long as it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Position(pub u64);
 
-/// From where on a log is held: a position, and the first segment that is not wholly before it.
+/// The beginning of the retained log: a position, and the first segment that is not wholly before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retained {
     pub at: Position,
     pub segment: u32,
 }
 
-/// Where a record was put.
+/// The place of an appended record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
     /// The record's start.
     pub at: Position,
-    /// Bytes from there to the frame.
+    /// Bytes from the record's start to the frame.
     pub frame_at: u32,
     /// The frame's length.
     pub frame_bytes: u32,
 }
 
-/// Where a log stands on disk.
+/// A log's layout on disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
     /// Bytes of a segment, a multiple of [`CHUNK_BYTES`].
     pub segment_bytes: u64,
-    /// What its segments' headers say.
+    /// Shard and generation, as in its segments' headers.
     pub shard: u16,
     pub generation: u32,
 }
 
-/// A part of the log that is to be written next.
+/// The part of the log to be written next.
 #[derive(Clone, Debug)]
 pub struct Unwritten {
-    /// The number of its segment.
+    /// The number of the segment.
     pub segment: u64,
-    /// Its place in the segment's file, in bytes.
+    /// Offset in the segment's file, in bytes.
     pub at: u64,
     pub chunk: Rc<Chunk>,
-    /// Its place in the chunk.
+    /// The bytes within the chunk.
     pub part: Range<usize>,
     /// The position behind it.
     pub end: Position,
@@ -73,15 +73,15 @@ impl Unwritten {
 #[derive(Debug)]
 struct OnDisk {
     geometry: Geometry,
-    /// Everything before is in the file.
+    /// Bytes before this position are in their file.
     written: Position,
-    /// Everything before is no longer retained.
+    /// Bytes before this position are no longer retained.
     retained: Position,
     now_ms: u64,
 }
 
-/// An append-only sequence of records. In memory alone the newest `bytes_max` stay; of a log on disk these stay in memory, and the rest is
-/// read back.
+/// An append-only sequence of records. A log in memory keeps the newest `bytes_max`; of a log on disk these stay in memory, and
+/// older ones are read back.
 #[derive(Debug)]
 pub struct Log {
     chunks: VecDeque<Rc<Chunk>>,
@@ -89,7 +89,7 @@ pub struct Log {
     first: u64,
     chunks_max: usize,
     spare: Option<Rc<Chunk>>,
-    /// Chunks that others held still when purged messages were taken out of their copies; wiped when they are let go.
+    /// Chunks that were still shared when purged messages were removed from their copies; wiped when they are released.
     retired: Vec<Rc<Chunk>>,
     chain: u32,
     dropped: u64,
@@ -110,7 +110,7 @@ impl Log {
         self.chain
     }
 
-    /// A log on disk. It begins with the segment `next`, behind the `chain` of what was recovered; records from `oldest` on are in
+    /// A log on disk. It begins with the segment `next`, after the `chain` of the recovered log; records from `oldest` on are in
     /// segments before it.
     #[must_use]
     pub fn on_disk(bytes_max: usize, geometry: Geometry, next: u64, chain: u32, oldest: Position) -> Self {
@@ -124,19 +124,19 @@ impl Log {
         }
     }
 
-    /// The oldest position that is still held, in memory or on disk; what lies before is gone.
+    /// The oldest position that is held, in memory or on disk; earlier bytes are gone.
     #[must_use]
     pub fn oldest(&self) -> Position {
         self.disk.as_ref().map_or_else(|| self.resident(), |disk| disk.retained)
     }
 
-    /// [`Log::oldest`], and the segment there.
+    /// [`Log::oldest`], and its segment.
     #[must_use]
     pub fn retained(&self) -> Retained {
         self.bound(self.oldest())
     }
 
-    /// A position and its segment; 0 where there are none.
+    /// A position and its segment; 0 if there are no segments.
     #[must_use]
     pub fn bound(&self, at: Position) -> Retained {
         let segment = self.disk.as_ref().map_or(0, |disk| at.0 / disk.geometry.segment_bytes);
@@ -159,13 +159,13 @@ impl Log {
         }
     }
 
-    /// Bytes of memory that chunks take now.
+    /// Bytes of memory in chunks.
     #[must_use]
     pub fn resident_bytes(&self) -> usize {
         self.chunks.len() * CHUNK_BYTES
     }
 
-    /// Bytes of memory that chunks take above the cap, since they are not written yet.
+    /// Bytes of memory that chunks take above the cap, because they are not written yet.
     #[must_use]
     pub fn excess_bytes(&self) -> usize {
         self.chunks.len().saturating_sub(self.chunks_max) * CHUNK_BYTES
@@ -177,26 +177,26 @@ impl Log {
         self.dropped
     }
 
-    /// How it stands on disk, if it does.
+    /// The layout on disk; `None` for a log in memory.
     #[must_use]
     pub fn geometry(&self) -> Option<Geometry> {
         self.disk.as_ref().map(|disk| disk.geometry)
     }
 
-    /// Everything before this position is in its file.
+    /// Bytes before this position are in their file.
     #[must_use]
     pub fn written(&self) -> Position {
         self.disk.as_ref().map_or(Position(u64::MAX), |disk| disk.written)
     }
 
-    /// Says what time it is, for the headers of segments that begin.
+    /// Sets the time, for the headers of segments that begin.
     pub fn tick(&mut self, now_ms: u64) {
         if let Some(disk) = &mut self.disk {
             disk.now_ms = now_ms;
         }
     }
 
-    /// What is to be written next: the oldest part that is in no file yet, within one chunk.
+    /// The part to be written next: the oldest bytes that are in no file yet, within one chunk.
     #[must_use]
     pub fn unwritten(&self) -> Option<Unwritten> {
         let disk = self.disk.as_ref()?;
@@ -216,7 +216,7 @@ impl Log {
         })
     }
 
-    /// Everything before `end` has come into its file.
+    /// Notes that all bytes before `end` are in their file.
     pub fn wrote(&mut self, end: Position) {
         if let Some(disk) = &mut self.disk {
             disk.written = disk.written.max(end);
@@ -225,11 +225,11 @@ impl Log {
         self.wipe_retired();
     }
 
-    /// Takes a session's messages before `end` out of the chunk at `from`. Where to go on, if there are more chunks.
+    /// Removes a session's messages before `end` from the chunk at `from`. Returns where to go on, if there are more chunks.
     pub fn purge(&mut self, session: u64, end: Position, from: Position) -> Option<Position> {
         let from = from.max(self.resident());
         if from >= end.min(self.end()) {
-            // What it held before is in its memory still, and in those that were used again.
+            // Earlier contents of the chunk are still in its memory, and in that of reused chunks.
             self.retired.extend(self.spare.take());
             self.chunks.iter().for_each(|chunk| chunk.wipe_rest());
             self.wipe_retired();
@@ -246,7 +246,7 @@ impl Log {
             self.retired.push(std::mem::replace(chunk, copy));
         }
         if let Some(chunk) = Rc::get_mut(chunk) {
-            // What the log wrote itself reads.
+            // Records that the log wrote itself can be read.
             let _ = purge(chunk.bytes_mut(), before, session, is_first, &|_| false, &mut |_, _| {});
         }
         Some(next)
@@ -262,14 +262,14 @@ impl Log {
         });
     }
 
-    /// Everything before `oldest` is no longer retained.
+    /// Notes that bytes before `oldest` are no longer retained.
     pub fn retain_from(&mut self, oldest: Position) {
         if let Some(disk) = &mut self.disk {
             disk.retained = disk.retained.max(oldest);
         }
     }
 
-    /// Appends one record whose frame is the concatenation of `frame`. The only copy of a message that the gateway makes.
+    /// Appends a record whose frame is the concatenation of `frame`: the only copy of a message that the gateway makes.
     pub fn append(&mut self, header: &Header, addresses: &[u64], frame: &[&[u8]]) -> Appended {
         let frame_bytes: usize = frame.iter().map(|part| part.len()).sum();
         let frame_at = HEADER_BYTES + 8 * addresses.len();
@@ -288,7 +288,8 @@ impl Log {
         appended(at, frame_at, frame_bytes)
     }
 
-    /// Appends a message that was purged: its header, whose id counts, and no body. A record of its session's purge must follow.
+    /// Appends a message that was purged: its header, whose id still counts, and no body. A record of its session's purge must
+    /// follow.
     pub fn append_purged(&mut self, header: &Header, addresses: &[u64]) {
         let bytes = HEADER_BYTES + 8 * addresses.len();
         let (_, chunk) = self.tail(bytes);
@@ -296,13 +297,13 @@ impl Log {
         let previous = self.chain;
         self.chain = chunk.extend_with(bytes, |record| {
             let chain = header.seal(record, addresses, previous);
-            // It was just written, and reads.
+            // The record was just written, and can be read.
             let _ = purge(record, bytes, header.session, false, &|_| false, &mut |_, _| {});
             chain
         });
     }
 
-    /// Appends a record as another log wrote it (a mirror's copy).
+    /// Appends a record exactly as another log wrote it (a mirror's copy).
     pub fn append_copy(&mut self, record: &[u8], frame_at: usize) -> Appended {
         let (at, chunk) = self.tail(record.len());
         chunk.append(record);
@@ -310,17 +311,18 @@ impl Log {
         appended(at, frame_at, record.len() - frame_at)
     }
 
-    /// While the log still grows: has as much of the next chunk's memory handed out as was just appended, so that no turn pays for a
-    /// whole chunk.
+    /// While the log still grows, has the kernel provide as much of the next chunk's memory as was just appended, so that no turn
+    /// pays for a whole chunk.
     fn warm_next(&mut self, bytes: usize) {
         if self.chunks.len() < self.chunks_max {
             self.spare.get_or_insert_with(|| Chunk::new(CHUNK_BYTES)).warm(bytes);
         }
     }
 
-    /// The tail chunk with room for `len` bytes more, so that nothing moves, and the position they will have.
+    /// The tail chunk with room for `len` bytes more, so that nothing moves, and the position that they will have.
     fn tail(&mut self, len: usize) -> (Position, &Rc<Chunk>) {
-        // By the limits of what a client may say (the const assertions of `facts.rs`); and what is read of a log was in a chunk.
+        // Guaranteed by the limits on client data (the const assertions of `facts.rs`); and records read from a log were in a
+        // chunk before.
         assert!(len <= CHUNK_BYTES - SEGMENT_HEADER_BYTES, "a record of {len} bytes is longer than a chunk");
         if self.chunks.back().is_none_or(|chunk| chunk.len() + len > CHUNK_BYTES) {
             self.roll();
@@ -333,7 +335,7 @@ impl Log {
     fn roll(&mut self) {
         self.shrink_to(self.chunks_max - 1);
         let spare = self.spare.take().and_then(|mut chunk| {
-            // Read or written still: it is dropped when that is over.
+            // If the chunk is still read or written, it is freed when that is over.
             Rc::get_mut(&mut chunk)?.clear();
             Some(chunk)
         });
@@ -361,7 +363,7 @@ impl Log {
         self.shrink_to(self.chunks_max);
     }
 
-    /// Lets the oldest chunks go until so many are left, but none that is not in its file yet.
+    /// Drops the oldest chunks until `count` are left, but none that is not in its file yet.
     fn shrink_to(&mut self, count: usize) {
         while self.chunks.len() > count
             && self.disk.as_ref().is_none_or(|disk| disk.written.0 >= (self.first + 1) * CHUNK_BYTES as u64)
@@ -383,7 +385,7 @@ impl Log {
         ((at.0 / CHUNK_BYTES as u64 - self.first) as usize, (at.0 % CHUNK_BYTES as u64) as usize)
     }
 
-    /// `len` bytes from `skip` bytes behind `at`; empty where they are not in memory.
+    /// `len` bytes from `skip` bytes behind `at`; empty if they are not in memory.
     #[must_use]
     pub fn bytes(&self, at: Position, skip: u32, len: u32) -> &[u8] {
         if at < self.resident() {
@@ -471,7 +473,7 @@ mod tests {
                     &[&frame(["even", "odd!"][seq as usize % 2])],
                 ));
             }
-            // Somebody holds the second chunk, as the kernel does.
+            // The second chunk is held, as by the kernel.
             let held = Rc::clone(&log.chunks[1]);
             let end = puts[27].at;
             let mut from = Some(Position(0));

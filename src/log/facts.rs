@@ -1,5 +1,5 @@
-//! The bodies of the records that each tell one thing that has happened to a member or a session, and of the parts in which a member's
-//! stays are written once more. Small, and bounded by construction: what a client does costs a record of about its own length.
+//! The bodies of records that each hold one fact about a member or a session, and of those that repeat a member's stays in parts.
+//! Small, and bounded by construction: a client's action costs a record of about its own length.
 //!
 //! Encoding and errors as in `state.rs`; docs/log-format.md has every field.
 
@@ -11,7 +11,7 @@ use crate::limits::{
     NAME_BYTES_MAX, PRESENCE_DATA_BYTES_MAX, STATE_RECORD_BYTES_MAX, STAYS_PER_RECORD_MAX, SUBJECT_BYTES_MAX, TOKEN_ROLES_MAX,
 };
 
-/// The one flag of [`Went`].
+/// The only flag of [`Went`].
 const TOLD: u8 = 1;
 
 /// Body of [`super::Kind::Joined`]: the header's sender is in a room from a place in the order on.
@@ -33,22 +33,22 @@ pub struct Left<'a> {
 /// Body of [`super::Kind::Went`]: the header's sender is not attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Went {
-    /// Others were told that it is gone.
+    /// `true` if others were told that it is gone.
     pub told_lost: bool,
-    /// Since when, Unix ms.
+    /// Since when it is away, Unix ms.
     pub since_ms: u64,
 }
 
-/// Body of [`super::Kind::Roles`]: the roles that the header's sender has from now on.
+/// Body of [`super::Kind::Roles`]: the new roles of the header's sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Roles<'a> {
     pub roles: Vec<&'a str>,
 }
 
-/// Body of [`super::Kind::Stays`]: stays of the header's sender, whose Member record says that they follow.
+/// Body of [`super::Kind::Stays`]: stays of the header's sender, announced by its Member record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stays<'a> {
-    /// Such records that follow this one: the last has 0.
+    /// Number of Stays records that follow this one: the last has 0.
     pub left: u16,
     /// At most [`STAYS_PER_RECORD_MAX`].
     pub stays: Vec<StayState<'a>>,
@@ -58,11 +58,11 @@ pub struct Stays<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextEpoch {
     pub name: u64,
-    /// The last seq of the one before that survived.
+    /// The last seq of the previous epoch that survived.
     pub last_seq: u64,
 }
 
-// A record of state is bounded by the limits of what a client may say, whatever it does and how often: none reaches a chunk's length.
+// A record of state is bounded by the limits on client data, however often a client acts: none reaches a chunk's length.
 const CLIENT_BYTES: usize = 2 + SUBJECT_BYTES_MAX + 1 + CLIENT_TAIL_BYTES_MAX;
 const NAME_BYTES: usize = 2 + NAME_BYTES_MAX;
 const ROLES_BYTES: usize = 2 + TOKEN_ROLES_MAX * NAME_BYTES;
@@ -73,7 +73,7 @@ const _: () = assert!(HEADER_BYTES + MEMBER_BYTES <= STATE_RECORD_BYTES_MAX);
 const _: () = assert!(HEADER_BYTES + STAYS_BYTES <= STATE_RECORD_BYTES_MAX);
 const _: () = assert!(HEADER_BYTES + SESSION_BYTES <= STATE_RECORD_BYTES_MAX);
 const _: () = assert!(HEADER_BYTES + NAME_BYTES + 8 <= STATE_RECORD_BYTES_MAX);
-// Both they and messages fit a chunk: what `Log::append` asserts is nothing that a client decides.
+// State records and messages fit a chunk, so no client can violate the assertion in `Log::append`.
 const _: () = assert!(STATE_RECORD_BYTES_MAX <= CHUNK_BYTES - SEGMENT_HEADER_BYTES);
 const _: () = assert!(
     HEADER_BYTES + 8 * ADDRESSES_MAX + 10 + MESSAGE_BYTES_MAX + NAME_BYTES_MAX + ENVELOPE_ADDED_BYTES_MAX
@@ -84,7 +84,7 @@ impl<'a> Joined<'a> {
     /// Appends the body.
     ///
     /// # Errors
-    /// Where the name is longer than its length field.
+    /// If the name is longer than its length field.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
         put_text(out, "room", self.room)?;
         put_u64s(out, &[self.from]);
@@ -107,7 +107,7 @@ impl<'a> Left<'a> {
     /// Appends the body.
     ///
     /// # Errors
-    /// Where the name is longer than its length field.
+    /// If the name is longer than its length field.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
         put_text(out, "room", self.room)?;
         put_u64s(out, &[self.to]);
@@ -153,7 +153,7 @@ impl<'a> Roles<'a> {
     /// Appends the body.
     ///
     /// # Errors
-    /// Where a list or a name is longer than its length field.
+    /// If a list or a name is longer than its length field.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
         let roles: u16 = count("roles", self.roles.len(), usize::from(u16::MAX))?;
         out.extend_from_slice(&roles.to_le_bytes());
@@ -180,7 +180,7 @@ impl<'a> Stays<'a> {
     /// Appends the body.
     ///
     /// # Errors
-    /// Where there are more than a record holds, or a name is longer than its length field.
+    /// If there are more stays than a record holds, or a name is longer than its length field.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
         let stays: u16 = count("stays", self.stays.len(), STAYS_PER_RECORD_MAX)?;
         out.extend_from_slice(&self.left.to_le_bytes());
@@ -217,7 +217,7 @@ impl NextEpoch {
     /// Reads a body.
     ///
     /// # Errors
-    /// Where it has not 16 bytes.
+    /// If it does not have 16 bytes.
     pub fn decode(body: &[u8]) -> Result<Self, StateError> {
         let mut fields = Fields::of(body);
         let epoch = Self { name: fields.u64("epoch name")?, last_seq: fields.u64("epoch last seq")? };
@@ -226,10 +226,10 @@ impl NextEpoch {
     }
 }
 
-/// Reads the body of a [`super::Kind::Presence`]: what a member tells of itself, raw JSON.
+/// Reads the body of a [`super::Kind::Presence`]: a member's presence data, raw JSON.
 ///
 /// # Errors
-/// Where it is not UTF-8.
+/// If it is not UTF-8.
 pub fn decode_presence(body: &[u8]) -> Result<&str, StateError> {
     std::str::from_utf8(body).map_err(|_| StateError::Text { field: "presence", at: 0 })
 }

@@ -1,20 +1,21 @@
-//! Where a session's sequence numbers stand in a log.
+//! The places of a session's sequence numbers in a log.
 //!
-//! The newest are entries, with what a reader needs to skip a record without touching it. What lies in segments that have an index file
-//! (`segment_index.rs`) is one [`Run`] a segment, so that a session's memory does not grow with its history. A message that was copied
-//! to the log's tail (compaction) keeps its number: what is held need not stand in the order of its numbers, and may have holes.
+//! The newest numbers have entries, with all that a reader needs to skip a record without touching it. Numbers in segments that
+//! have an index file (`segment_index.rs`) are one [`Run`] a segment, so that a session's memory does not grow with its history.
+//! A message that was copied to the log's tail (compaction) keeps its number: so positions need not follow the order of the
+//! numbers, and there may be holes.
 
 use super::chunks::{Appended, Position, Retained};
 use super::segment_index::{ENTRY_BYTES, Run};
 use crate::few::Few;
 use std::collections::VecDeque;
 
-/// Whom a record is for.
+/// The readers that a record is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
     /// Everyone attached.
     All,
-    /// One address, by its keyed hash.
+    /// A single address, by its keyed hash.
     One(u64),
     /// Several: the record's own list, and the CRC32C of that. A list that is read from disk is compared with it.
     Many(u32),
@@ -42,7 +43,7 @@ impl Audience {
     }
 }
 
-/// One record's place.
+/// The place of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub at: Position,
@@ -54,7 +55,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// From where the record was put.
+    /// The entry of a record, from where it was put.
     #[must_use]
     pub const fn new(put: Appended, audience: Audience, sender: u64) -> Self {
         Self { at: put.at, frame_at: put.frame_at, frame_bytes: put.frame_bytes, audience, sender }
@@ -67,14 +68,15 @@ impl Entry {
     }
 }
 
-/// What is known of a sequence number.
+/// The result of looking up a sequence number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held<'a> {
-    /// Where its record is.
+    /// The place of its record.
     Entry(&'a Entry),
-    /// Its place is in the index file of this run's segment.
+    /// The number is held, and its place is in the index file of this run's segment.
     Cold(Run),
-    /// It is not held. The nearest numbers that are: 0 where none is before it, `head + 1` where none is behind.
+    /// The number is not held. `before` and `next` are the nearest numbers that are: 0 if there is none before it, `head + 1` if
+    /// there is none behind.
     Nothing { before: u64, next: u64 },
 }
 
@@ -94,11 +96,11 @@ pub struct Index {
     dense_first: u64,
     /// From `dense_first` to the head without a hole, in the order of their positions.
     dense: VecDeque<Entry>,
-    /// Of all records held together; of a run's part, in proportion.
+    /// Bytes of all records held; of a run's part, in proportion.
     bytes: u64,
 }
 
-/// What the oldest number held is in.
+/// The structure that the oldest number is in.
 #[derive(Clone, Copy)]
 enum Oldest {
     Run(Run),
@@ -124,43 +126,43 @@ impl Index {
         }
     }
 
-    /// The oldest sequence number held; `head + 1` where none is.
+    /// The oldest sequence number held; `head + 1` if none is.
     #[must_use]
     pub const fn first(&self) -> u64 {
         self.first
     }
 
-    /// The newest sequence number there was, held or not.
+    /// The newest sequence number so far, held or not.
     #[must_use]
     pub fn head(&self) -> u64 {
         self.dense_first + self.dense.len() as u64 - 1
     }
 
-    /// The oldest number from which on all have entries in the order of their positions.
+    /// The number from which on all have entries in the order of their positions.
     #[must_use]
     pub const fn dense_first(&self) -> u64 {
         self.dense_first
     }
 
-    /// Whether none is held.
+    /// Returns `true` if no number is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.dense.is_empty() && self.runs.is_empty() && self.scattered.is_empty()
     }
 
-    /// Whether a record is held that stands before `end`.
+    /// Returns `true` if a record before `end` is held.
     #[must_use]
     pub const fn holds_before(&self, end: Retained) -> bool {
         self.oldest.0 < end.at.0 || self.oldest_run < end.segment
     }
 
-    /// Whether a record may be held that stands before `end`: of what is in `end`'s own segment a run does not tell.
+    /// Returns `true` if a record before `end` may be held: a run does not tell which part of `end`'s own segment it covers.
     #[must_use]
     pub const fn may_hold_before(&self, end: Retained) -> bool {
         self.oldest.0 < end.at.0 || self.oldest_run <= end.segment
     }
 
-    /// Bytes of all records held together; of a part of a run, in proportion.
+    /// Bytes of all records held; of a part of a run, in proportion.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
@@ -183,7 +185,7 @@ impl Index {
         self.dense.push_back(entry);
     }
 
-    /// The entry of a sequence number, where it has one.
+    /// The entry of a sequence number; `None` if it has none.
     #[must_use]
     pub fn get(&self, seq: u64) -> Option<&Entry> {
         match seq.checked_sub(self.dense_first) {
@@ -195,7 +197,7 @@ impl Index {
         }
     }
 
-    /// What is known of a sequence number.
+    /// Looks up a sequence number.
     #[must_use]
     pub fn find(&self, seq: u64) -> Held<'_> {
         if let Some(entry) = self.get(seq) {
@@ -216,7 +218,8 @@ impl Index {
         Held::Nothing { before, next: next.min(dense) }
     }
 
-    /// Forgets what stands before `from`, and all numbers but the newest `messages_max` (0: no limit). Returns how many went.
+    /// Forgets records before `from`, and all numbers but the newest `messages_max` (0: no limit). Returns how many were
+    /// forgotten.
     pub fn trim(&mut self, from: Retained, messages_max: usize) -> u64 {
         let newest = if messages_max > 0 { (self.head() + 1).saturating_sub(messages_max as u64) } else { 0 };
         if !self.holds_before(from) && (self.first >= newest || self.is_empty()) {
@@ -232,8 +235,8 @@ impl Index {
         gone
     }
 
-    /// Forgets the oldest numbers as long as they stand where `is_gone` says, but never the newest `kept`; those of a run together, by
-    /// where its last is. Returns how many went.
+    /// Forgets the oldest numbers as long as `is_gone` returns `true` for their positions, but never the newest `kept`. The
+    /// numbers of a run go together, by the position of its last. Returns how many were forgotten.
     pub fn trim_while(&mut self, segment_bytes: u64, kept: usize, is_gone: impl Fn(Position) -> bool) -> u64 {
         let (mut gone, end) = (0, (self.head() + 1).saturating_sub(kept as u64));
         while let Some(oldest) = self.oldest()
@@ -251,8 +254,8 @@ impl Index {
         gone
     }
 
-    /// Forgets the oldest numbers until the records of those left have no more than `bytes_max` together, but never the newest
-    /// `kept`. Returns how many went.
+    /// Forgets the oldest numbers until the remaining records have at most `bytes_max` together, but never the newest `kept`.
+    /// Returns how many were forgotten.
     pub fn trim_bytes(&mut self, bytes_max: u64, kept: usize) -> u64 {
         let (mut gone, end) = (0, (self.head() + 1).saturating_sub(kept as u64));
         while let Some(excess) = self.bytes.checked_sub(bytes_max).filter(|excess| *excess > 0)
@@ -292,7 +295,7 @@ impl Index {
         }
     }
 
-    /// Takes the oldest number out, or up to so many where they are in one run; [`Index::settle`] is left to be called.
+    /// Removes the oldest number, or up to `numbers` if they are in one run. The caller must call [`Index::settle`] afterwards.
     fn drop_oldest(&mut self, oldest: Oldest, numbers: u64) -> u64 {
         match oldest {
             Oldest::Run(run) => {
@@ -335,16 +338,16 @@ impl Index {
         gone + (before - self.scattered.len()) as u64
     }
 
-    /// Bytes of what is in runs and scattered.
+    /// Bytes of the records in runs and scattered.
     fn cold_bytes(&self) -> u64 {
         let runs = self.runs.iter().map(|run| u64::from(run.bytes));
         runs.chain(self.scattered.iter().map(|(_, entry)| u64::from(entry.record_bytes()))).sum()
     }
 
-    /// What follows from what is held is made right again, and memory that is not needed given back.
+    /// Recomputes the cached bounds and frees memory that is no longer needed.
     fn settle(&mut self) {
         if self.dense.is_empty() {
-            // A session that fell quiet gives its memory back.
+            // A session that became quiet frees its memory.
             self.dense.shrink_to(0);
         }
         if self.runs.is_empty() {
@@ -357,9 +360,9 @@ impl Index {
         self.oldest_run = self.runs.iter().map(|run| run.segment).min().unwrap_or(u32::MAX);
     }
 
-    /// The messages between `begin` and `end` of the log, which is segment `segment`, have an index file with these runs of the session:
-    /// their entries go. What the file does not name does not read, and is held no longer. A run is held in parts where the places of
-    /// two neighbours are not `together`. Earlier segments come first.
+    /// Replaces the entries of the messages between `begin` and `end` of the log, which is segment `segment`, by these runs from
+    /// its index file. Messages that the file does not name cannot be read, and are no longer held. A run is split where the
+    /// places of two neighbours are not `together`. Earlier segments must be passed first.
     pub fn sink(
         &mut self,
         segment: u32,
@@ -374,7 +377,7 @@ impl Index {
             for seq in run.first_seq.max(self.first)..run.end_seq().min(self.head() + 1) {
                 let found = match self.find(seq) {
                     Held::Entry(entry) if begin <= entry.at && entry.at < end => Some((entry.record_bytes(), entry.at)),
-                    // The file is made anew.
+                    // The file was made again.
                     Held::Cold(old) if old.segment == segment => {
                         Some((old.bytes_each(), Position(begin.0 + u64::from(old.last_offset))))
                     }
@@ -398,7 +401,7 @@ impl Index {
         while let Some(entry) = self.dense.front().copied().filter(|entry| entry.at < end) {
             self.drop_oldest(Oldest::Dense(entry), 1);
         }
-        // What a busy time took is given back.
+        // Memory from a busy time is freed.
         if self.dense.is_empty() || self.dense.len() < self.dense.capacity() / 4 {
             self.dense.shrink_to(self.dense.len() * 2);
         }
@@ -411,7 +414,7 @@ impl Index {
         self.settle();
     }
 
-    /// Takes runs that were found on disk, before there is any entry. Of numbers that are held already the later copy counts.
+    /// Adds runs that were found on disk, before there is any entry. If a number is held already, the later copy counts.
     pub fn put_runs(&mut self, runs: &[Run]) {
         if !self.dense.is_empty() {
             return;
@@ -428,7 +431,7 @@ impl Index {
         self.settle();
     }
 
-    /// A message of a run has been copied to where `entry` says. False where its place was not that run's.
+    /// Notes that a message of a run was copied to the place of `entry`. Returns `false` if its place was not that run's.
     pub fn relocate(&mut self, seq: u64, entry: Entry) -> bool {
         if !matches!(self.find(seq), Held::Cold(_)) {
             return false;
@@ -441,13 +444,14 @@ impl Index {
         true
     }
 
-    /// A message of a run does not read, and is held no longer.
+    /// Forgets a message of a run that cannot be read.
     pub fn forget(&mut self, seq: u64) {
         self.cut_cold(seq);
         self.settle();
     }
 
-    /// Takes one number out of its run. Of what [`Index::settle`] makes right only the runs' oldest segment is.
+    /// Removes one number from its run. Of the values that [`Index::settle`] recomputes, only the runs' oldest segment is
+    /// updated.
     fn cut_cold(&mut self, seq: u64) {
         let Held::Cold(run) = self.find(seq) else { return };
         let (before, after) = (run.part(run.first_seq, seq), run.part(seq + 1, run.end_seq()));
@@ -458,7 +462,7 @@ impl Index {
         }
     }
 
-    /// Takes the numbers from `first` to before `end` out of the runs.
+    /// Removes the numbers from `first` to before `end` from the runs.
     fn cut_runs(&mut self, first: u64, end: u64) {
         let from = self.runs.partition_point(|run| run.end_seq() <= first);
         let to = self.runs.partition_point(|run| run.first_seq < end);
@@ -470,7 +474,7 @@ impl Index {
         self.runs.splice(from..to, left.into_iter().filter(|part| part.count > 0));
     }
 
-    /// The order goes on at `next` at least, whatever is held.
+    /// Moves the head forward, so that the next number is `next` at least.
     pub fn go_on_at(&mut self, next: u64) {
         if self.dense.is_empty() {
             self.dense_first = self.dense_first.max(next);
@@ -478,7 +482,7 @@ impl Index {
         }
     }
 
-    /// Forgets all up to `seq`. Returns how many went.
+    /// Forgets all numbers up to `seq`. Returns how many were forgotten.
     pub fn forget_to(&mut self, seq: u64) -> u64 {
         match self.head().checked_sub(seq).and_then(|left| usize::try_from(left).ok()).filter(|left| *left > 0) {
             Some(left) => self.trim(Retained { at: Position(0), segment: 0 }, left),

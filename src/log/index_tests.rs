@@ -1,4 +1,4 @@
-//! A session's index against a plain list of what is held.
+//! A session's index against a plain list of the numbers held.
 
 use super::*;
 use crate::log::{INDEX_HEADER_BYTES, RUN_BYTES};
@@ -25,7 +25,7 @@ fn sink(index: &mut Index, segment: u32, runs: &[Run]) {
     index.sink(segment, (Position(begin), Position(begin + SEGMENT)), runs, |_, _| true);
 }
 
-/// Every number that is held, and the segment it is in.
+/// Every number held, and its segment.
 fn held(index: &Index) -> Vec<(u64, u64)> {
     let segment = |seq| match index.find(seq) {
         Held::Entry(entry) => Some((seq, entry.at.0 / SEGMENT)),
@@ -194,12 +194,12 @@ fn a_quiet_session_takes_little_memory() {
     const { assert!(size_of::<Index>() <= 104 && size_of::<Entry>() <= 40 && RUN_BYTES + INDEX_HEADER_BYTES == 96) };
 }
 
-/// What a test does to an index.
+/// A test's step on an index.
 #[derive(Clone, Debug)]
 enum Step {
     /// Appends so many messages, each so many positions long.
     Push(u64, u64),
-    /// The oldest segment that has no file is given one; the numbers that are `lost` do not read.
+    /// Gives the oldest segment without an index file one; the `lost` numbers cannot be read.
     Sink {
         lost: Option<u64>,
     },
@@ -224,7 +224,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// The index holds what a list of (number, position) holds, whatever is appended, sunk, copied and trimmed.
+    /// The index agrees with a list of (number, position) after any appends, sinks, copies and trims.
     #[test]
     fn it_agrees_with_a_list(steps in proptest::collection::vec(step(), 1..60)) {
         let mut index = Index::starting_at(1);

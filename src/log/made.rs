@@ -1,4 +1,4 @@
-//! Logs as the gateway writes them, made in memory for tests of what reads them.
+//! Logs made in memory exactly as the gateway writes them, for tests of their readers.
 
 use super::chunks::Position;
 use super::facts::{Joined, Left, NextEpoch, Roles, Stays, Went};
@@ -8,7 +8,7 @@ use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState};
 use crate::limits::CHUNK_BYTES;
 
-/// A record that was put.
+/// A record that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Put {
     pub(crate) at: u64,
@@ -23,13 +23,13 @@ impl Put {
     }
 }
 
-/// One shard's log.
+/// The log of one shard.
 #[derive(Clone, Debug)]
 pub(crate) struct Made {
     pub(crate) shard: u16,
     pub(crate) generation: u32,
     segment_bytes: u64,
-    /// Of the segments and records that follow.
+    /// The version of the segments and records that follow.
     version: u16,
     /// Number and bytes of each file, without the zeros at its end.
     pub(crate) files: Vec<(u64, Vec<u8>)>,
@@ -44,7 +44,7 @@ impl Made {
         Self::of_version(VERSION, shard, generation, segment_bytes, number)
     }
 
-    /// The same, as a gateway of an earlier version wrote it.
+    /// The same log, as a gateway of an earlier version wrote it.
     pub(crate) fn of_version(version: u16, shard: u16, generation: u32, segment_bytes: usize, number: u64) -> Self {
         let segment_bytes = segment_bytes as u64;
         let mut made = Self { shard, generation, segment_bytes, version, files: vec![], puts: vec![], chain: 0, running: 0 };
@@ -52,12 +52,12 @@ impl Made {
         made
     }
 
-    /// What comes is of that version.
+    /// Later records have that version.
     pub(crate) fn of_version_from_now(self, version: u16) -> Self {
         Self { version, ..self }
     }
 
-    /// Goes on in a segment of that number.
+    /// Goes on in the segment of that number.
     pub(crate) fn begin(&mut self, number: u64) {
         let (shard, generation, segment_bytes) = (self.shard, self.generation, self.segment_bytes);
         let created_ms = 1_790_000_000_000 + number;
@@ -67,7 +67,7 @@ impl Made {
         self.files.push((number, header.encode().to_vec()));
     }
 
-    /// Where the last record ends.
+    /// The end of the last record.
     pub(crate) fn end(&self) -> u64 {
         let (number, bytes) = self.files.last().unwrap();
         number * self.segment_bytes + bytes.len() as u64
@@ -99,7 +99,7 @@ impl Made {
         self.put(&header, if seq.is_multiple_of(3) { &[21, 22] } else { &[] }, &frame(text))
     }
 
-    /// A mark that all so far is synced.
+    /// Appends a mark that everything so far is synced.
     pub(crate) fn mark(&mut self) -> u64 {
         let mut body = Vec::new();
         Mark { synced_to: self.end() }.encode(&mut body);
@@ -210,7 +210,7 @@ impl Made {
         made
     }
 
-    /// [`Made::every_kind`], and then the first session purged.
+    /// [`Made::every_kind`], after which its first session was purged.
     pub(crate) fn purged() -> Self {
         let mut made = Self::every_kind();
         let session = 0x1122_3344_5566_7788;
@@ -221,12 +221,12 @@ impl Made {
         made
     }
 
-    /// Takes a session's messages before a position out of the files, as the first version did: members' states stay.
+    /// Removes a session's messages before a position from the files, as the first version did: members' states stay.
     pub(crate) fn purge(&mut self, session: u64, end: u64) {
         self.purge_all_but(session, end, &|_| true);
     }
 
-    /// Takes what is purged of a session before a position out of the files.
+    /// Removes the purgeable records of a session before a position from the files.
     pub(crate) fn purge_all_but(&mut self, session: u64, end: u64, keeps: &dyn Fn(u64) -> bool) {
         for (number, bytes) in &mut self.files {
             let end = end.saturating_sub(*number * self.segment_bytes);
@@ -237,7 +237,7 @@ impl Made {
         }
     }
 
-    /// Scans the files and gives what was shown.
+    /// Scans the files and returns the records shown.
     pub(crate) fn scan(&self) -> (Vec<Put>, Result<Scanned, ScanError>) {
         scan(self.shard, self.generation, &self.files)
     }
@@ -284,7 +284,7 @@ pub(crate) fn frame(text: &str) -> Vec<u8> {
     frame
 }
 
-/// Scans files, and gives what was shown before the end.
+/// Scans files, and returns the records shown before the end.
 pub(crate) fn scan(shard: u16, generation: u32, files: &[(u64, Vec<u8>)]) -> (Vec<Put>, Result<Scanned, ScanError>) {
     let (mut scanner, mut seen) = (Scanner::new(shard, generation), Vec::new());
     let mut feed = || {

@@ -42,13 +42,13 @@ pub use segment_index::{
 };
 pub use state::{EpochState, Mark, MemberState, Receipt, SessionState, StateError, StayState, decode_empty};
 
-/// What an acknowledged message of a session survives (protocol.md section 5).
+/// The failure that an acknowledged message of a session survives (protocol.md section 5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Level {
-    /// Nothing: it is in memory.
+    /// None: the message is in memory.
     #[default]
     Memory,
-    /// The process's death.
+    /// The death of the process.
     Written,
     /// A power cut.
     Synced,

@@ -1,4 +1,4 @@
-//! One record, byte by byte. All integers are little-endian.
+//! The layout of a record, byte by byte. All integers are little-endian.
 //!
 //! ```text
 //!  0  u16  version (2)              36  u16  addresses (n)
@@ -21,39 +21,39 @@
 
 use super::state::MemberState;
 
-/// The version this code writes; it reads all from 1 on.
+/// The version that this code writes; it reads all from 1 on.
 pub const VERSION: u16 = 2;
 /// The last kind that version 1 has.
 const VERSION_1_KIND_MAX: u8 = Kind::Purge as u8;
-/// A header's bytes before its addresses.
+/// Bytes of a header before its addresses.
 pub const HEADER_BYTES: usize = 88;
-/// Where a purged message says so, which no chain covers, and what stands there.
+/// Offset, not covered by the chain, at which a purged message is marked, and the mark.
 const PURGED_AT: usize = 84;
 const PURGED: [u8; 4] = *b"GONE";
 
-/// What a record is.
+/// The kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
     /// A message; its body is the outgoing frame.
     Message = 1,
-    /// How far the log is synced ([`super::Mark`]); of no session.
+    /// How far the log is synced ([`super::Mark`]); belongs to no session.
     Mark = 2,
     /// A session's state ([`super::SessionState`]).
     Session = 3,
-    /// A member's state ([`super::MemberState`]): new, or once more before the file goes that has it.
+    /// A member's state ([`super::MemberState`]): of a new member, or repeated before the file that has it is deleted.
     Member = 4,
-    /// A member that is no longer one. No body.
+    /// The end of a membership. No body.
     MemberGone = 5,
     /// A member's durable cursor ([`super::Receipt`]).
     Receipt = 6,
-    /// A session that was forgotten. No body.
+    /// The end of a session, which was forgotten. No body.
     SessionGone = 7,
     /// All messages of the session before this record, and its members' presence data, are purged. No body.
     Purge = 8,
-    /// A member is in a room ([`super::Joined`]).
+    /// A member's entry into a room ([`super::Joined`]).
     Joined = 9,
-    /// A member is no longer in a room ([`super::Left`]).
+    /// A member's departure from a room ([`super::Left`]).
     Left = 10,
     /// A member is attached again. No body.
     Came = 11,
@@ -61,9 +61,9 @@ pub enum Kind {
     Went = 12,
     /// A member's roles ([`super::Roles`]).
     Roles = 13,
-    /// What a member tells of itself (`rw.presence.set`): raw JSON.
+    /// A member's presence data (`rw.presence.set`): raw JSON.
     Presence = 14,
-    /// A part of a member's stays in rooms, once more ([`super::Stays`]).
+    /// A part of a member's stays in rooms, repeated ([`super::Stays`]).
     Stays = 15,
     /// A session's next epoch ([`super::NextEpoch`]).
     Epoch = 16,
@@ -90,7 +90,7 @@ impl Kind {
         Self::Epoch,
     ];
 
-    /// Its name in what people read.
+    /// The name for people.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -113,7 +113,7 @@ impl Kind {
         }
     }
 
-    /// The kind of that number.
+    /// The kind of that number; `None` if there is none.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == number)
@@ -139,7 +139,7 @@ pub struct Header {
     pub content: u128,
 }
 
-/// What is wrong with bytes that should be a record.
+/// A fault in bytes that should be a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     #[error("the record is cut short: {have} bytes of {need}")]
@@ -177,13 +177,13 @@ fn chain(previous: u32, head: &[u8]) -> u32 {
 }
 
 impl Header {
-    /// Writes header and addresses before a body that stands at the end of `record` already, and returns the new chain value.
-    /// `record` is header, addresses and body in full.
+    /// Writes header and addresses before a body that is at the end of `record` already. Returns the new chain value. `record` is
+    /// header, addresses and body in full.
     pub(super) fn seal(&self, record: &mut [u8], addresses: &[u64], previous_chain: u32) -> u32 {
         self.seal_as(VERSION, record, addresses, previous_chain)
     }
 
-    /// The same, of an earlier version.
+    /// Seals a record of an earlier version.
     #[expect(clippy::cast_possible_truncation, reason = "a record is smaller than a chunk (limits.rs), addresses are at most 32")]
     fn seal_as(&self, version: u16, record: &mut [u8], addresses: &[u64], previous_chain: u32) -> u32 {
         let head_bytes = HEADER_BYTES + 8 * addresses.len();
@@ -225,7 +225,7 @@ pub struct Record<'a> {
     pub body: &'a [u8],
     pub chain: u32,
     pub length: usize,
-    /// The body is zeros: what it was has been purged.
+    /// `true` if the record was purged: its body is zeros.
     pub purged: bool,
 }
 
@@ -261,7 +261,7 @@ pub fn read_record(bytes: &[u8], previous_chain: Option<u32>) -> Result<Record<'
     Ok(Record { version: version_of(bytes), header, head, addresses, body, chain: stated, length, purged })
 }
 
-/// The record at the start of `bytes` where it is of a kind that is purged and continues the chain, whatever its body is: its purge may
+/// The record at the start of `bytes` if its kind can be purged and it continues the chain, whatever its body is: its purge may
 /// have stopped half way.
 pub(super) fn read_half_purged(bytes: &[u8], previous_chain: u32) -> Option<Record<'_>> {
     let (kind, head_bytes, length) = shape(bytes.get(..HEADER_BYTES)?).ok()?;
@@ -279,12 +279,12 @@ pub(super) fn read_half_purged(bytes: &[u8], previous_chain: u32) -> Option<Reco
     })
 }
 
-/// What is purged: what clients say, as messages and of themselves.
+/// Returns `true` for kinds that a purge removes: messages and presence data.
 const fn is_purgeable(kind: Kind) -> bool {
     matches!(kind, Kind::Message | Kind::Member | Kind::Presence)
 }
 
-/// Whether a record says that it was purged.
+/// Returns `true` if a record is marked as purged.
 fn says_purged(kind: Kind, bytes: &[u8]) -> Result<bool, RecordError> {
     match get(bytes, PURGED_AT) {
         [0, 0, 0, 0] => Ok(false),
@@ -293,13 +293,13 @@ fn says_purged(kind: Kind, bytes: &[u8]) -> Result<bool, RecordError> {
     }
 }
 
-/// Takes a session's messages before `end`, and the states of its members that have presence data, out of a part of a segment, which
-/// begins with a record, or with the segment's header: their bodies become zeros. Tells which bytes have changed, and whether that was a
-/// message. Whoever has a purge recorded writes those members' states again before, without the data; `keeps` says of whom that was not
-/// done (by the hash of the member).
+/// Zeros the bodies of a session's messages before `end`, and of its members' states with presence data, in a part of a segment
+/// that begins with a record or with the segment's header. Reports which bytes have changed, and whether they belonged to a
+/// message. Before the purge is recorded, those members' states must have been written again, without the data; `keeps` returns
+/// `true` (by the hash of the member) if that was not done.
 ///
 /// # Errors
-/// A record that does not read; what comes behind it was not looked at.
+/// A record that does not read; the bytes behind it were not examined.
 pub fn purge(
     bytes: &mut [u8],
     end: usize,
@@ -318,7 +318,7 @@ pub fn purge(
         let of_session = u64::from_le_bytes(get(record, 16)) == session;
         let is_purged = get(record, PURGED_AT) == PURGED;
         let is_done = is_purged && record[head_bytes..].iter().all(|byte| *byte == 0);
-        // What does not read was begun on.
+        // A record that does not read may be half purged already.
         let goes = of_session
             && !is_done
             && match kind {
@@ -341,7 +341,7 @@ pub fn purge(
     Ok(())
 }
 
-/// Kind, bytes before the body and whole length of a record, whether or not it was purged; `bytes` holds a header at least.
+/// Kind, bytes before the body and whole length of a record, whether or not it was purged. `bytes` holds a header at least.
 fn shape(bytes: &[u8]) -> Result<(Kind, usize, usize), RecordError> {
     let version = version_of(bytes);
     if !(1..=VERSION).contains(&version) {
@@ -380,7 +380,7 @@ fn header(kind: Kind, bytes: &[u8]) -> Header {
     }
 }
 
-/// The header at the start of `bytes` where it continues the chain, whatever its body is: what a damaged record was.
+/// The header at the start of `bytes` if it continues the chain, whatever its body is: identifies a damaged record.
 pub(super) fn header_in_chain(bytes: &[u8], previous_chain: u32) -> Option<Header> {
     let (kind, head_bytes, _) = shape(bytes.get(..HEADER_BYTES)?).ok()?;
     says_purged(kind, bytes).ok()?;
@@ -403,8 +403,8 @@ pub(super) fn stated_length(bytes: &[u8]) -> Option<usize> {
     (bytes.len() >= HEADER_BYTES).then(|| u32::from_le_bytes(get(bytes, 4)) as usize)
 }
 
-/// Appends a whole record to `out` and returns the new chain value. What appends in the shard is [`super::Log::append`]; this is for
-/// whoever makes files away from it.
+/// Appends a whole record to `out` and returns the new chain value. For files that are not made by a shard, which uses
+/// [`super::Log::append`].
 pub fn write_record(out: &mut Vec<u8>, header: &Header, addresses: &[u64], body: &[u8], previous_chain: u32) -> u32 {
     let start = out.len();
     out.resize(start + HEADER_BYTES + 8 * addresses.len(), 0);

@@ -1,7 +1,8 @@
-//! Reading one shard's segments back, chunk by chunk: what is good, where it ends, and whether the end is torn or the middle damaged.
+//! Reading one shard's segments back, chunk by chunk: which records are good, where they end, and whether the end is torn or the
+//! middle damaged.
 //!
-//! Torn is what a machine that stopped may leave: the last record or records, of which no mark says that they were synced. All else
-//! that does not read is damage. To tell them apart the scan goes on behind the first bad record and looks for marks.
+//! A machine that stopped may leave a torn end: the last record or records, if no mark says that they were synced. Everything
+//! else that does not read is damage. To tell them apart the scan goes on behind the first bad record and looks for marks.
 
 use super::chunks::Position;
 use super::record::{Kind, Record, RecordError, header_in_chain, read_half_purged, read_record, stated_length};
@@ -10,10 +11,10 @@ use super::state::{Mark, StateError};
 use crate::limits::CHUNK_BYTES;
 use std::collections::BTreeMap;
 
-/// Sessions whose next good record behind a damage is told.
+/// Sessions whose next good record behind a damage is reported.
 pub const SESSIONS_AFTER_MAX: usize = 64;
 
-/// Why a place of the log does not read.
+/// The reason why a place of the log does not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadReason {
     #[error("{0}")]
@@ -30,7 +31,7 @@ pub enum BadReason {
     CutShort,
 }
 
-/// Why it is damage and not a torn end.
+/// The proof that a bad place is damage and not a torn end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Proof {
     #[error("it was synced to position {0}, as a mark says")]
@@ -39,14 +40,14 @@ pub enum Proof {
     Followed(u64),
 }
 
-/// Seqs of one session between which a record does not read, or is gone.
+/// Seqs of one session between which a record is damaged or missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeqRange {
     /// Keyed hash of the session's id.
     pub session: u64,
-    /// The last good one before; `None` where none was seen.
+    /// The last good seq before; `None` if none was seen.
     pub last_good: Option<u64>,
-    /// The first good one behind; `None` where none was seen.
+    /// The first good seq behind; `None` if none was seen.
     pub next_good: Option<u64>,
 }
 
@@ -56,24 +57,24 @@ pub struct SeqRange {
 pub struct Damage {
     /// The segment's number.
     pub segment: u64,
-    /// Bytes from the file's beginning to where it does not read.
+    /// Offset in the file at which it does not read.
     pub offset: u64,
     /// Bytes of the file up to the end of its last good record before.
     pub valid_bytes: u64,
     pub reason: BadReason,
     pub proof: Proof,
-    /// Session and seq of the bad record, where its header holds and only its body does not.
+    /// Session and seq of the bad record, if its header is good and only its body is not.
     pub record: Option<(u64, u64)>,
-    /// The first good message behind of each session, session and seq, at most [`SESSIONS_AFTER_MAX`].
+    /// Session and seq of the first good message of each session behind the damage, at most [`SESSIONS_AFTER_MAX`].
     pub after: Vec<(u64, u64)>,
 }
 
 impl Damage {
-    /// The sessions that may be hit. `last_good` gives the last message that the caller was shown of a session.
+    /// The sessions that may have lost messages. `last_good` returns the last message of a session that the caller was shown.
     pub fn ranges(&self, last_good: impl Fn(u64) -> Option<u64>) -> Vec<SeqRange> {
         let range = |session: u64, next_good: Option<u64>| SeqRange { session, last_good: last_good(session), next_good };
         let mut ranges: Vec<SeqRange> = self.after.iter().map(|(session, seq)| range(*session, Some(*seq))).collect();
-        // What goes on without a hole was not hit. A session's first seq is 1.
+        // A session that continues without a hole lost nothing. A session's first seq is 1.
         ranges.retain(|range| range.next_good > range.last_good.unwrap_or(0).checked_add(1));
         if let Some((session, _)) = self.record
             && !ranges.iter().any(|range| range.session == session)
@@ -84,7 +85,7 @@ impl Damage {
     }
 }
 
-/// A torn end, which is cut: the file to `offset` bytes (0: it goes altogether), and later files go.
+/// A torn end, which is cut: the file to `offset` bytes (0: the whole file is deleted), and later files are deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Torn {
     /// The segment's number.
@@ -94,7 +95,7 @@ pub struct Torn {
     pub reason: BadReason,
     /// Bytes from there to the last one that is not 0, in all files.
     pub bytes: u64,
-    /// Session and seq of the first torn record, where its header holds.
+    /// Session and seq of the first torn record, if its header is good.
     pub record: Option<(u64, u64)>,
 }
 
@@ -106,41 +107,41 @@ pub struct LastSegment {
     pub valid_bytes: u64,
 }
 
-/// What a log holds, when all of it was read.
+/// The content of a log that was read to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scanned {
-    /// The first segment's number; `None` where there is none.
+    /// The first segment's number; `None` if there is none.
     pub first: Option<u64>,
     pub last: Option<LastSegment>,
-    /// What a segment covers; `None` where there is none.
+    /// Bytes of a segment; `None` if there is none.
     pub segment_bytes: Option<u64>,
-    /// The end of the last good record (of the last segment's header, where it has no record).
+    /// The end of the last good record (of the last segment's header, if it has no record).
     pub end: Position,
-    /// The chain value of the last good record: what the next segment's header takes as `chain_before`.
+    /// The chain value of the last good record, for `chain_before` of the next segment's header.
     pub chain: u32,
-    /// Everything below was synced, as the marks say.
+    /// Everything below this position was synced, by the marks.
     pub synced_to: u64,
     /// Good records.
     pub records: u64,
-    /// The torn end; `None` where the log is whole.
+    /// The torn end; `None` if the log is whole.
     pub torn: Option<Torn>,
-    /// The first of the segments at the end that are only zeros (preallocated, never begun).
+    /// The first of the segments at the end that hold only zeros (preallocated, never begun).
     pub unwritten: Option<u64>,
 }
 
-/// Purged records of a session that no record of its purge follows.
+/// Purged records of a session without a later record of its purge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uncovered {
     /// Keyed hash of the session's id.
     pub session: u64,
-    /// Where the first one is.
+    /// The segment of the first one.
     pub segment: u64,
     pub offset: u64,
     /// The last one's seq.
     pub last_seq: u64,
 }
 
-/// Why a scan stops.
+/// The reason why a scan stops.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScanError {
     #[error("{}: {error}", segment_name(*.segment))]
@@ -157,7 +158,7 @@ pub enum ScanError {
     Part { segment: u64, offset: u64, bytes: usize },
     #[error(transparent)]
     Damaged(Box<Damage>),
-    /// All else is whole, as `scanned` says.
+    /// Everything else is good, as in `scanned`.
     #[error("{}: a message was purged, and no record of its session's purge follows", place(uncovered))]
     Purged { uncovered: Vec<Uncovered>, scanned: Box<Scanned> },
 }
@@ -185,12 +186,12 @@ struct Bad {
     followed: Option<u64>,
 }
 
-/// What is known of the segment that is being fed.
+/// The scanner's state within the current segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Its header comes next.
+    /// The segment's header comes next.
     Fresh,
-    /// It begins with zeros, and only they may follow.
+    /// The segment begins with zeros, and only zeros may follow.
     Unwritten,
     /// Records may follow.
     Records,
@@ -200,19 +201,19 @@ enum State {
     Searching,
 }
 
-/// Reads one shard's segments of one generation: [`Scanner::segment`] for each file, in the order of their numbers, and
-/// [`Scanner::chunk`] for each [`CHUNK_BYTES`] of it; [`Scanner::finish`] tells what it was.
+/// Reads one shard's segments of one generation: call [`Scanner::segment`] for each file, in the order of their numbers,
+/// [`Scanner::chunk`] for each [`CHUNK_BYTES`] of it, and [`Scanner::finish`] for the result.
 #[derive(Debug)]
 pub struct Scanner {
     shard: u16,
     generation: u32,
     segment_bytes: Option<u64>,
     first: Option<u64>,
-    /// The segment that is being fed, and how many bytes of it were.
+    /// The current segment, and how many of its bytes were fed.
     number: Option<u64>,
     offset: u64,
     state: State,
-    /// What the next record's chain goes on from, and the last record's chain.
+    /// The value from which the next record's chain continues, and the last record's chain.
     running: u32,
     chain: u32,
     last: Option<LastSegment>,
@@ -223,13 +224,13 @@ pub struct Scanner {
     bad: Option<Bad>,
     /// By session: purged records that no record of their purge has followed yet.
     uncovered: BTreeMap<u64, Uncovered>,
-    /// Whose records that are purged may have any body.
+    /// Sessions whose purged records may have any body.
     half_purged: Vec<u64>,
 }
 
 static ZEROS: [u8; 4096] = [0; 4096];
 
-/// Bytes of zeros at the beginning, in whole blocks but for the last: fast where there are many.
+/// Bytes of zeros at the beginning, in whole blocks except for the last: fast if there are many.
 fn zeros(bytes: &[u8]) -> usize {
     let blocks = bytes.chunks(ZEROS.len()).take_while(|block| **block == ZEROS[..block.len()]);
     blocks.map(<[u8]>::len).sum()
@@ -240,7 +241,7 @@ fn all_zero(bytes: &[u8]) -> bool {
 }
 
 impl Scanner {
-    /// A scan of that shard's log.
+    /// A scan of the log of that shard.
     #[must_use]
     pub const fn new(shard: u16, generation: u32) -> Self {
         Self {
@@ -264,7 +265,7 @@ impl Scanner {
         }
     }
 
-    /// Takes records of these sessions whose bodies do not read for purged ones: their purge may have stopped half way.
+    /// Accepts records of these sessions with unreadable bodies as purged: their purge may have stopped half way.
     #[must_use]
     pub fn with_half_purged(self, sessions: Vec<u64>) -> Self {
         Self { half_purged: sessions, ..self }
@@ -276,7 +277,7 @@ impl Scanner {
         Position(self.end)
     }
 
-    /// The last segment that was begun, and what of it is good so far.
+    /// The last segment that was begun, and how much of it is good so far.
     #[must_use]
     pub const fn last(&self) -> Option<LastSegment> {
         self.last
@@ -285,7 +286,7 @@ impl Scanner {
     /// Begins the segment of that number (its file's name).
     ///
     /// # Errors
-    /// Where the number is not the next one.
+    /// If the number is not the next one.
     pub fn segment(&mut self, number: u64) -> Result<(), ScanError> {
         self.close_segment();
         if let Some(after) = self.number {
@@ -303,10 +304,11 @@ impl Scanner {
         Ok(())
     }
 
-    /// The next [`CHUNK_BYTES`] of the segment's file; only the last may be shorter. Shows each good record with its position.
+    /// Reads the next [`CHUNK_BYTES`] of the segment's file; only the last may be shorter. Shows each good record with its
+    /// position.
     ///
     /// # Errors
-    /// A header that is another shard's, generation's or version's, or no header. Bad records are told by [`Scanner::finish`].
+    /// A header of another shard, generation or version, or no header. Bad records are reported by [`Scanner::finish`].
     pub fn chunk(&mut self, bytes: &[u8], mut each: impl FnMut(Position, &Record<'_>)) -> Result<(), ScanError> {
         let (segment, offset) = (self.number.unwrap_or(0), self.offset);
         if self.number.is_none() || bytes.len() > CHUNK_BYTES || !offset.is_multiple_of(CHUNK_BYTES as u64) {
@@ -335,7 +337,7 @@ impl Scanner {
             State::Records => self.read(bytes, start, &mut each),
             State::Ended if !all_zero(bytes) => self.go_bad(segment, offset, BadReason::NotZero, bytes, 0),
             State::Unwritten if !all_zero(bytes) => {
-                // Where earlier ones were not written either, it is there that the log stops.
+                // If earlier segments were not written either, the log stops at the first of them.
                 let first = *self.unwritten.get_or_insert(segment);
                 self.follow_unwritten(None);
                 self.go_bad(first, 0, SegmentError::Unwritten.into(), bytes, 0);
@@ -346,10 +348,10 @@ impl Scanner {
         Ok(())
     }
 
-    /// What the log holds.
+    /// The content of the log.
     ///
     /// # Errors
-    /// [`ScanError::Damaged`] where its middle does not read, [`ScanError::Purged`] where messages are gone that nobody has purged.
+    /// [`ScanError::Damaged`] if its middle does not read, [`ScanError::Purged`] if messages are gone that nobody has purged.
     pub fn finish(mut self) -> Result<Scanned, ScanError> {
         self.close_segment();
         let torn = match self.bad.take() {
@@ -384,7 +386,7 @@ impl Scanner {
         Err(ScanError::Purged { uncovered: self.uncovered.into_values().collect(), scanned: Box::new(scanned) })
     }
 
-    /// The segment's first chunk; gives where to go on in it, `None` where nothing is left to do.
+    /// Reads the segment's first chunk. Returns where to go on in it, `None` if nothing is left to do.
     fn header(&mut self, segment: u64, bytes: &[u8]) -> Result<Option<usize>, ScanError> {
         let header = match SegmentHeader::decode(bytes) {
             Ok(header) => header,
@@ -415,7 +417,7 @@ impl Scanner {
             }
         }
         self.follow_unwritten(Some(segment));
-        // What came before the first segment is not known; before segment 0 there was nothing.
+        // The chain before the first segment is unknown; before segment 0 there was nothing.
         let known = self.last.is_some() || segment == 0;
         if self.bad.is_none() && known && header.chain_before != self.chain {
             let (number, offset) = self.last.map_or((segment, 0), |last| (last.number, last.valid_bytes));
@@ -434,14 +436,15 @@ impl Scanner {
         Ok(Some(SEGMENT_HEADER_BYTES))
     }
 
-    /// Something was written after segments of zeros: then the first of them is where the log does not read. `by` is a whole segment.
+    /// Notes that something was written after segments of zeros: then the log stops reading at the first of them. `by` is a whole
+    /// segment.
     fn follow_unwritten(&mut self, by: Option<u64>) {
         if let Some(number) = self.unwritten.take() {
             self.bad = Some(Bad { followed: by, ..Bad::new(number, 0, SegmentError::Unwritten.into(), None) });
         }
     }
 
-    /// The first chunk of a segment behind a bad place: whether it was written at all.
+    /// Reads the first chunk of a segment behind a bad place, to see whether it was written at all.
     fn header_behind(&mut self, segment: u64, bytes: &[u8]) {
         if let (Ok(header), Some(bad)) = (SegmentHeader::decode(bytes), &mut self.bad)
             && header.number == segment
@@ -503,12 +506,13 @@ impl Scanner {
         }
     }
 
-    /// The first bad place is at `offset` of the file, in or before this chunk; what is behind `at` in the chunk is searched.
+    /// Notes the first bad place, at `offset` of the file, in or before this chunk; the bytes behind `at` in the chunk are
+    /// searched.
     fn go_bad(&mut self, segment: u64, offset: u64, reason: BadReason, bytes: &[u8], at: usize) {
         let record = header_in_chain(&bytes[at..], self.running).map(|header| (header.session, header.seq));
         let record = record.filter(|_| matches!(reason, BadReason::Record(_)));
         let valid = self.last.filter(|last| last.number == segment).map_or(0, |last| last.valid_bytes);
-        // The unused end of a chunk before is cut along.
+        // The unused end of the previous chunk is cut too.
         let valid_bytes = if offset == 0 { 0 } else { valid };
         self.bad = Some(Bad { valid_bytes, ..Bad::new(segment, offset, reason, record) });
         let from = at + stated_length(&bytes[at..]).filter(|len| *len > 0 && at + len < bytes.len()).unwrap_or(1);
@@ -518,7 +522,7 @@ impl Scanner {
         self.search(bytes, chunk_offset, if resumes { from } else { at + 1 });
     }
 
-    /// Looks for records without the chain, for what they tell of the bad place before them.
+    /// Looks for records without the chain, which tell more about the bad place before them.
     fn search(&mut self, bytes: &[u8], chunk_offset: u64, from: usize) {
         let (Some(segment), Some(bad)) = (self.number, &mut self.bad) else { return };
         let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);

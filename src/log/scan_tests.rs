@@ -1,4 +1,4 @@
-//! What a scan finds in logs that are whole, cut, torn, flipped and damaged, and in those that earlier versions wrote.
+//! Scans of logs that are whole, cut, torn, flipped and damaged, and of those that earlier versions wrote.
 
 use super::facts::{Joined, Left, NextEpoch, Roles, Stays, Went, decode_presence};
 use super::made::{FIRST, Made, Put, frame, header, scan};
@@ -57,7 +57,7 @@ fn a_whole_log_reads_back() {
     assert_eq!(scanned.last, Some(LastSegment { number: 6, valid_bytes }));
     assert_eq!((scanned.end, scanned.records), (Position(made.end()), made.puts.len() as u64));
     assert_eq!(scanned.synced_to, made.puts.last().unwrap().at, "the last mark says what was before it");
-    // The chain that the scan gives is what the next segment goes on from.
+    // The next segment continues from the chain that the scan returns.
     made.begin(7);
     made.message(11, 25, "after a start");
     assert_eq!(SegmentHeader::decode(&made.files[3].1).unwrap().chain_before, scanned.chain);
@@ -134,7 +134,7 @@ fn a_torn_tail_is_cut_where_it_begins() {
         assert!(matches!(torn.reason, BadReason::Record(RecordError::Short { .. })), "{torn:?}");
         good(&changed(&|bytes| bytes[cut..].fill(0)), last, used - offset(last));
     }
-    // Zeros that were not written yet, in the header and in the body, where what follows was.
+    // Zeros that were not written yet, in the header and in the body, in place of the data.
     assert_eq!(good(&changed(&|bytes| bytes[last_at..last_at + 8].fill(0)), last, len - offset(last)).reason, BadReason::NotZero);
     let body = good(&changed(&|bytes| bytes[last_at + HEADER_BYTES..][..4].fill(0)), last, len - offset(last));
     assert_eq!((body.reason, body.record), (RecordError::Body.into(), Some((12, 26))));
@@ -173,7 +173,7 @@ fn a_new_segment_whose_header_was_torn_is_cut_whole() {
     let torn = scanned.torn.unwrap();
     assert_eq!((torn.segment, torn.offset, torn.bytes), (7, 0, len as u64));
     assert_eq!((scanned.last, scanned.end, scanned.chain), (before.last, before.end, before.chain));
-    // A mark in it says that it had been synced.
+    // A mark in it proves that it had been synced.
     let mut made = three_segments();
     made.begin(7);
     made.message(11, 25, "synced");
@@ -215,11 +215,11 @@ fn a_damaged_middle_is_proven_by_a_mark_and_says_what_is_hit() {
         assert_eq!(found.ranges(last_good), [SeqRange { session: 13, last_good: Some(1), next_good: Some(3) }]);
         let text = found.to_string();
         assert!(text.starts_with(&format!("0000000000000000.seg: offset {}: ", hit.at)), "{text}");
-        // Without the mark nothing says that it had been synced.
+        // Without the mark nothing proves that it had been synced.
         let mut files = plain.files.clone();
         files[0].1[byte] ^= 16;
         assert_eq!(scan(0, 1, &files).1.unwrap().torn.unwrap().offset, hit.at);
-        // A mark that was true before it and proves nothing about it.
+        // A mark that was true before the record and proves nothing about it.
         let mut early = Made::new(0, 1, 2 * CHUNK_BYTES, 0);
         early.message(11, 1, "text");
         early.mark();
@@ -314,7 +314,7 @@ fn a_mark_that_says_too_much_is_not_believed() {
 #[test]
 fn ten_thousand_flipped_bits_are_all_found() {
     let made = three_segments();
-    // Each file's zeros are flipped too. The long one less often than its share: each of its rounds reads a whole chunk.
+    // Each file's zeros are flipped too; the long one less often than its share, because each of its rounds reads a whole chunk.
     let mut files = made.files;
     for (_, bytes) in &mut files {
         bytes.resize(bytes.len() + 4096, 0);
@@ -331,7 +331,7 @@ fn ten_thousand_flipped_bits_are_all_found() {
         let file = if round % 40 == 0 { 0 } else { 1 + round % 2 };
         let bit = random(8 * files[file].1.len());
         files[file].1[bit / 8] ^= 1 << (bit % 8);
-        // Segments before the flipped one are read as they were; that they are is another test's.
+        // Segments before the flipped one read as before; another test shows that.
         let (_, scanned) = scan(1, 2, &files[file..]);
         let position = files[file].0 * 2 * CHUNK_BYTES as u64 + (bit / 8) as u64;
         match scanned {
@@ -427,7 +427,7 @@ fn what_was_purged_reads_where_a_record_says_so_and_nothing_else_is_taken_for_it
     let ScanError::Purged { uncovered, scanned } = &error else { panic!("{error}") };
     assert_eq!((uncovered.len(), uncovered[0].session, uncovered[0].last_seq, scanned.records), (1, session, 9, 14));
     assert!(error.to_string().starts_with("0000000000000000.seg: offset "), "{error}");
-    // Behind it, or in another session's name.
+    // Behind the record, or in another session's name.
     let mut late = made.clone();
     late.purge(session, u64::MAX);
     assert!(matches!(late.scan().1, Err(ScanError::Purged { uncovered, .. }) if uncovered[0].last_seq == 10));
@@ -470,7 +470,7 @@ fn of_members_those_states_are_purged_that_have_presence_data() {
     others.purge_all_but(session ^ 1, end, &|_| false);
     assert!(holds(&kept) && holds(&others));
     whole(kept.scan().1);
-    // Half of it done, for those who finish it.
+    // Half of the purge done, for readers that finish it.
     let (done, first) = (made.files[0].1.clone(), usize::try_from(made.puts[1].at).unwrap());
     for half in [84, 86, HEADER_BYTES, HEADER_BYTES + 3] {
         for (before, behind) in [(&others, &made), (&made, &others)] {
@@ -499,7 +499,7 @@ fn a_purge_that_stopped_half_way_reads_for_those_who_finish_it() {
     let clean = Made::every_kind();
     let body = first + HEADER_BYTES;
     for half in [84, 86, HEADER_BYTES, HEADER_BYTES + 3] {
-        // What is before is as it was, what is behind was done; and the other way round.
+        // Earlier messages are untouched and later ones purged; and the other way round.
         for (done, undone) in [(&made, &clean), (&clean, &made)] {
             let mut bytes = made.files[0].1.clone();
             bytes[first..first + half].copy_from_slice(&undone.files[0].1[first..first + half]);
@@ -546,8 +546,8 @@ fn a_golden_purged_log_reads_and_is_what_is_written() {
     assert!(seen[2].body.iter().all(|byte| *byte == 0) && seen[2].body.len() == made.puts[2].body.len());
 }
 
-/// Logs that were written once must read for ever, and the same state must always give the same bytes. Where this fails, the format
-/// has changed: a new version is needed, and code that still reads this one.
+/// Logs that were written once must be readable for ever, and the same state must always give the same bytes. If this fails, the
+/// format has changed: a new version is needed, and code that still reads this one.
 #[test]
 fn golden_files_read_and_are_what_is_written() {
     let made = Made::every_kind();
@@ -564,7 +564,7 @@ fn golden_files_read_and_are_what_is_written() {
     assert_eq!((scanned.records, scanned.first, scanned.last.unwrap().number), (14, Some(0), 1));
     assert_eq!(seen.iter().map(|put| put.header.kind as u8).collect::<Vec<_>>(), [3, 4, 1, 1, 1, 1, 1, 2, 1, 6, 5, 2, 1, 7]);
 
-    // The fields, spelled out: not by the encoder's means.
+    // The fields, spelled out without the encoder.
     let head = SegmentHeader::decode(&files[1].1).unwrap();
     assert_eq!((head.shard, head.generation, head.number, head.segment_bytes), (0, 1, 1, 1 << 20));
     assert_eq!(head.created_ms, 1_790_000_000_001);
@@ -592,7 +592,7 @@ fn golden_files_read_and_are_what_is_written() {
     assert_eq!((seen[13].header.session, seen[13].header.kind), (0xabcd, Kind::SessionGone));
 }
 
-/// The same for version 2, which grows until it is frozen: kinds may be added behind those that are here, which stay as they are.
+/// The same for version 2, which grows until it is frozen: kinds may be added behind the existing ones, which stay as they are.
 #[test]
 fn golden_files_of_version_2_read_and_are_what_is_written() {
     let made = Made::every_kind_of_2();
@@ -610,7 +610,7 @@ fn golden_files_of_version_2_read_and_are_what_is_written() {
     assert_eq!(kinds, [3, 4, 9, 13, 14, 1, 1, 1, 1, 2, 10, 6, 12, 11, 16, 4, 15, 15, 2, 8, 14, 1, 5, 7]);
     assert!(Kind::ALL.iter().all(|kind| kinds.contains(&(*kind as u8))), "a kind that no file has");
 
-    // The fields, spelled out: not by the encoder's means.
+    // The fields, spelled out without the encoder.
     let head = SegmentHeader::decode(&files[1].1).unwrap();
     assert_eq!((head.version, head.number, &files[1].1[8..10]), (2, 1, &[2, 0][..]));
     assert_eq!(files[0].1[64..66], [2, 0], "a record's version");

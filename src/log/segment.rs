@@ -1,4 +1,4 @@
-//! One segment's header and name. All integers are little-endian.
+//! The header and name of a segment. All integers are little-endian.
 //!
 //! ```text
 //!  0  8 bytes  magic "RWSEG\0\0\1"        32  u64  created, Unix ms
@@ -15,9 +15,9 @@ use super::chunks::Position;
 use super::record::{get, put};
 use crate::limits::CHUNK_BYTES;
 
-/// The version this code writes; it reads all from 1 on.
+/// The version that this code writes; it reads all from 1 on.
 pub const SEGMENT_VERSION: u16 = 2;
-/// A segment's header; its first record starts there.
+/// Bytes of a segment's header; its first record starts there.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"RWSEG\0\0\x01";
@@ -29,17 +29,17 @@ pub struct SegmentHeader {
     pub version: u16,
     pub shard: u16,
     pub generation: u32,
-    /// Which of its shard's and generation's segments it is, from 0.
+    /// The segment's number within its shard and generation, from 0.
     pub number: u64,
     /// Positions a segment covers: a multiple of [`CHUNK_BYTES`], the same for all of a generation.
     pub segment_bytes: u64,
     /// Unix milliseconds.
     pub created_ms: u64,
-    /// The chain value of the last record before this segment; 0 where there was none.
+    /// The chain value of the last record before this segment; 0 if there was none.
     pub chain_before: u32,
 }
 
-/// What is wrong with bytes that should be a segment's header.
+/// A fault in bytes that should be a segment's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SegmentError {
     #[error("the segment's header is cut short: {0} bytes of {SEGMENT_HEADER_BYTES}")]
@@ -61,7 +61,7 @@ pub enum SegmentError {
 }
 
 impl SegmentError {
-    /// What a write that the machine did not finish may leave, where nothing tells otherwise.
+    /// Returns `true` if an unfinished write may leave this, unless something else proves otherwise.
     #[must_use]
     pub const fn may_be_torn(self) -> bool {
         matches!(self, Self::Short(_) | Self::Unwritten | Self::Checksum)
@@ -89,8 +89,8 @@ impl SegmentHeader {
     /// Reads the header at the start of `bytes`.
     ///
     /// # Errors
-    /// See [`SegmentError`]. Another version is told from a torn write even where the checksum does not hold, since it may stand
-    /// elsewhere there: such a file is never cut.
+    /// See [`SegmentError`]. Another version is distinguished from a torn write even if the checksum does not match, since that
+    /// may be elsewhere there: such a file is never cut.
     pub fn decode(bytes: &[u8]) -> Result<Self, SegmentError> {
         let Some(bytes) = bytes.get(..SEGMENT_HEADER_BYTES) else { return Err(SegmentError::Short(bytes.len())) };
         if bytes.iter().all(|byte| *byte == 0) {
@@ -134,7 +134,7 @@ impl SegmentHeader {
         Ok(header)
     }
 
-    /// The value that the chain of the segment's first record goes on from.
+    /// The value from which the chain of the segment's first record continues.
     #[must_use]
     pub fn chain_start(&self) -> u32 {
         u32::from_le_bytes(get(&self.encode(), 60))
@@ -153,7 +153,7 @@ pub fn segment_name(number: u64) -> String {
     format!("{number:016x}.seg")
 }
 
-/// The number in a segment's file name; `None` where it is not the name of a segment.
+/// The number in a segment's file name; `None` if the name is no segment's.
 #[must_use]
 pub fn segment_number(name: &str) -> Option<u64> {
     let number = u64::from_str_radix(name.strip_suffix(".seg")?, 16).ok()?;

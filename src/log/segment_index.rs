@@ -28,13 +28,13 @@ use super::record::{HEADER_BYTES, Kind, Record, behind_damaged, get, put, read_r
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::limits::CHUNK_BYTES;
 
-/// The version this code writes.
+/// The version that this code writes.
 pub const INDEX_VERSION: u16 = 1;
-/// An index file's header.
+/// Bytes of an index file's header.
 pub const INDEX_HEADER_BYTES: usize = 64;
-/// A run's bytes.
+/// Bytes of a run.
 pub const RUN_BYTES: usize = 32;
-/// An entry's bytes.
+/// Bytes of an entry.
 pub const ENTRY_BYTES: usize = 12;
 
 const MAGIC: [u8; 8] = *b"RWIDX\0\0\x01";
@@ -43,25 +43,25 @@ const MAGIC: [u8; 8] = *b"RWIDX\0\0\x01";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     pub first_seq: u64,
-    /// The segment's number. Those of a shard that has written 2^32 segments are not indexed.
+    /// The segment's number. Segments from 2^32 on are not indexed.
     pub segment: u32,
     pub count: u32,
-    /// Where its first entry is in the index file.
+    /// Offset of its first entry in the index file.
     pub entries_at: u32,
-    /// Bytes of its records together; of a part of a run, in proportion.
+    /// Bytes of its records; of a part of a run, in proportion.
     pub bytes: u32,
-    /// Where its last record is in the segment's file; of a part of a run, the same.
+    /// Offset of its last record in the segment's file; a part of a run keeps the value.
     pub last_offset: u32,
 }
 
 impl Run {
-    /// The number behind its last.
+    /// The number after the last.
     #[must_use]
     pub const fn end_seq(&self) -> u64 {
         self.first_seq + self.count as u64
     }
 
-    /// What of it lies from `first` to before `end`.
+    /// The part of the run from `first` to before `end`.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "a part is not more than the whole, whose fields are of 32 bits")]
     pub fn part(&self, first: u64, end: u64) -> Self {
@@ -79,8 +79,7 @@ impl Run {
         }
     }
 
-    /// Its parts, of which one ends and another begins where two neighbours' offsets are not `together`. `entries` are its own, of its
-    /// index file.
+    /// Splits the run where the offsets of two neighbours are not `together`. `entries` are the run's own, from its index file.
     pub fn split(self, entries: &[u8], together: impl Fn(u32, u32) -> bool) -> impl Iterator<Item = Self> {
         let located: Vec<Located> = read_entries(entries).flatten().take(self.count as usize).collect();
         let (mut from, mut parts) = (self.first_seq, Vec::new());
@@ -93,14 +92,14 @@ impl Run {
         parts.into_iter()
     }
 
-    /// Bytes of one of its records, on average.
+    /// Average bytes of a record.
     #[must_use]
     pub fn bytes_each(&self) -> u32 {
         self.bytes.checked_div(self.count).unwrap_or(0)
     }
 }
 
-/// A run and whose it is.
+/// A run and its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionRun {
     /// Keyed hash of the session's id.
@@ -122,12 +121,12 @@ impl Located {
         Some(Self { offset, bytes, check: check(offset, bytes, record.head) })
     }
 
-    /// Whether a record may be there: it lies within a chunk.
+    /// Returns `true` if a record may be there: it lies within a chunk.
     const fn may_be(&self) -> bool {
         self.bytes as usize >= HEADER_BYTES && self.offset as usize % CHUNK_BYTES + self.bytes as usize <= CHUNK_BYTES
     }
 
-    /// The message of that session and seq, where it is what stands at this place.
+    /// The message of that session and seq, if it is the record at this place.
     #[must_use]
     pub fn read<'a>(&self, bytes: &'a [u8], session: u64, seq: u64) -> Option<Record<'a>> {
         let record = read_record(bytes, None).ok()?;
@@ -149,7 +148,7 @@ pub fn index_name(number: u64) -> String {
     format!("{number:016x}.idx")
 }
 
-/// The number in an index file's name; `None` where it is not the name of one.
+/// The number in an index file's name; `None` if the name is no index file's.
 #[must_use]
 pub fn index_number(name: &str) -> Option<u64> {
     let number = u64::from_str_radix(name.strip_suffix(".idx")?, 16).ok()?;
@@ -160,7 +159,7 @@ pub fn index_number(name: &str) -> Option<u64> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexFile {
     pub bytes: Vec<u8>,
-    /// Header and runs: what a shard keeps of it.
+    /// Length of header and runs, the part that a shard keeps in memory.
     pub directory_bytes: usize,
 }
 
@@ -180,7 +179,7 @@ pub struct IndexBuilder {
 }
 
 impl IndexBuilder {
-    /// One good record of the segment, at an offset of its file. They come in the order of the file.
+    /// Notes a good record of the segment, at an offset of its file. Records must come in the order of the file.
     pub fn note(&mut self, offset: u32, record: &Record<'_>) {
         let (session, seq) = (record.header.session, record.header.seq);
         match record.header.kind {
@@ -191,7 +190,7 @@ impl IndexBuilder {
         }
     }
 
-    /// The file of what was noted since the last one; `None` where a number does not fit (see [`Run::segment`]).
+    /// The file of the records noted since the last one; `None` if a number does not fit (see [`Run::segment`]).
     pub fn finish(&mut self, header: &SegmentHeader) -> Option<IndexFile> {
         let segment = u32::try_from(header.number).ok();
         self.gone.sort_unstable();
@@ -200,7 +199,7 @@ impl IndexBuilder {
             let behind = gone.partition_point(|gone| *gone <= (noted.session, noted.at.offset));
             gone.get(behind).is_none_or(|(session, _)| *session != noted.session)
         });
-        // Of two copies the later counts.
+        // Of two copies the later one counts.
         self.noted.sort_unstable_by_key(|noted| (noted.session, noted.seq, std::cmp::Reverse(noted.at.offset)));
         self.noted.dedup_by_key(|noted| (noted.session, noted.seq));
         let follows = |pair: &[Noted; 2]| pair[0].session == pair[1].session && pair[0].seq.checked_add(1) == Some(pair[1].seq);
@@ -247,7 +246,7 @@ impl IndexBuilder {
     }
 }
 
-/// Makes a segment's index of its bytes alone. What does not read, or does not continue the chain, is passed over.
+/// Makes a segment's index from its bytes alone. Records that do not read, or do not continue the chain, are skipped.
 #[derive(Debug, Default)]
 pub struct IndexScan {
     builder: IndexBuilder,
@@ -258,7 +257,7 @@ pub struct IndexScan {
 }
 
 impl IndexScan {
-    /// The next [`CHUNK_BYTES`] of the segment's file; only the last may be shorter.
+    /// Reads the next [`CHUNK_BYTES`] of the segment's file; only the last may be shorter.
     pub fn chunk(&mut self, bytes: &[u8]) {
         let start = self.offset;
         self.offset += bytes.len();
@@ -294,7 +293,7 @@ impl IndexScan {
         }
     }
 
-    /// The index; `None` where the segment has no header that reads.
+    /// The index; `None` if the segment has no readable header.
     #[must_use]
     pub fn finish(mut self) -> Option<IndexFile> {
         self.builder.finish(&self.header?)
@@ -308,14 +307,14 @@ fn run_of(bytes: &[u8; RUN_BYTES], segment: u32) -> SessionRun {
     SessionRun { session, run }
 }
 
-/// The runs of a directory from the `from`th on, as this process has just made it: nothing is checked again.
+/// The runs of a directory from the `from`th on. Nothing is checked again, since this process has just made it.
 pub fn directory_runs(directory: &[u8], from: usize) -> impl Iterator<Item = SessionRun> {
     let segment = directory.get(16..20).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
     let runs = directory.get(INDEX_HEADER_BYTES + from * RUN_BYTES..).unwrap_or_default();
     runs.as_chunks().0.iter().map(move |bytes| run_of(bytes, segment))
 }
 
-/// Reads entries; `None` for one where no record can be. Whether the right one is there, [`Located::read`] tells.
+/// Reads entries; `None` for one that can be no record's place. [`Located::read`] checks whether the right record is there.
 pub fn read_entries(bytes: &[u8]) -> impl Iterator<Item = Option<Located>> {
     bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(|entry| {
         let word = |at: usize| u32::from_le_bytes(get(entry, at));

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What is wrong with bytes that should be an index file.
+/// A fault in bytes that should be an index file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IndexError {
     Short { have: usize, need: usize },
@@ -26,7 +26,7 @@ struct IndexDirectory<'a> {
 }
 
 impl<'a> IndexDirectory<'a> {
-    /// Reads the beginning of an index file, as far as its entries.
+    /// Reads the beginning of an index file, up to its entries.
     fn read(bytes: &'a [u8]) -> Result<Self, IndexError> {
         let Some(header) = bytes.get(..INDEX_HEADER_BYTES) else {
             return Err(IndexError::Short { have: bytes.len(), need: INDEX_HEADER_BYTES });
@@ -53,7 +53,7 @@ impl<'a> IndexDirectory<'a> {
         directory.agrees(need).then_some(directory).ok_or(IndexError::Contradiction)
     }
 
-    /// Whether the runs are in order and their entries follow each other to the file's end.
+    /// Returns `true` if the runs are in order and their entries follow each other to the file's end.
     fn agrees(&self, directory_bytes: usize) -> bool {
         let (mut entries_at, mut before) = (directory_bytes as u64, None::<(u64, u64)>);
         for SessionRun { session, run } in self.runs() {
@@ -82,7 +82,7 @@ impl<'a> IndexDirectory<'a> {
     }
 }
 
-/// Checks what of an index file can be checked without its segment: all but where its entries lead.
+/// Checks everything in an index file that can be checked without its segment: all but the places that entries name.
 fn check_index(bytes: &[u8]) -> Result<IndexDirectory<'_>, IndexError> {
     let directory = IndexDirectory::read(bytes)?;
     let need = usize::try_from(directory.file_bytes()).unwrap_or(usize::MAX);
@@ -115,7 +115,7 @@ fn scanned(bytes: &[u8]) -> IndexFile {
     scan.finish().unwrap()
 }
 
-/// All that an index file says: session, seq, place.
+/// The content of an index file: session, seq, place.
 fn all(bytes: &[u8]) -> Vec<(u64, u64, (u32, u32))> {
     let mut all = Vec::new();
     for SessionRun { session, run } in check_index(bytes).unwrap().runs() {
@@ -250,7 +250,7 @@ fn every_flipped_bit_of_a_file_is_found() {
     assert_eq!(check_index(&[&file[..], &[0]].concat()).unwrap_err(), IndexError::Contradiction);
 }
 
-/// Whether the message of that session and seq stands where an entry leads.
+/// Returns `true` if the message of that session and seq is at the entry's place.
 fn read(segment: &[u8], at: Located, session: u64, seq: u64) -> bool {
     let bytes = segment.get(at.offset as usize..).and_then(|rest| rest.get(..at.bytes as usize)).unwrap_or_default();
     at.read(bytes, session, seq).is_some()
@@ -323,7 +323,8 @@ fn golden_of(log: &str, number: u64) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(log).join("1/shard-0").join(index_name(number))
 }
 
-/// Indexes that were written once must read for ever, and a segment's index is always the same bytes: a start compares them.
+/// Indexes that were written once must be readable for ever, and a segment's index is always the same bytes: a start compares
+/// them.
 #[test]
 fn golden_files_read_and_are_what_is_written() {
     for (number, segment) in Made::every_kind().files {
@@ -340,7 +341,7 @@ fn golden_files_read_and_are_what_is_written() {
         }
         assert!(std::fs::read(golden_of("log2", number)).unwrap() == made, "other bytes than tests/data/log2 holds");
     }
-    // The fields, spelled out: not by the encoder's means.
+    // The fields, spelled out without the encoder.
     let bytes = std::fs::read(golden(0)).unwrap();
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     assert_eq!((&bytes[..8], &bytes[8..12]), (&b"RWIDX\0\0\x01"[..], &[1, 0, 0, 0][..]));
@@ -352,7 +353,7 @@ fn golden_files_read_and_are_what_is_written() {
 }
 
 proptest! {
-    /// What a builder was told is found, whatever the order; the segment's own bytes give the same file.
+    /// Messages that a builder noted are found, whatever their order; the segment's own bytes give the same file.
     #[test]
     fn a_scan_and_a_builder_agree(messages in proptest::collection::vec((1..5u64, 1..30u64, 0..300usize), 0..60)) {
         let mut made = Made::new(0, 1, 4 * CHUNK_BYTES, 2);

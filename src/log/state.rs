@@ -1,21 +1,21 @@
-//! The bodies of the records that are no messages: what a session and its members were, and how far the log is synced.
+//! The bodies of the records that are no messages: states of sessions and members, and how far the log is synced.
 //!
-//! All integers are little-endian; a text is a u16 of bytes and UTF-8; docs/log-format.md has every field. One state has one encoding:
-//! what is left over, unknown or out of range is an error.
+//! All integers are little-endian; a text is a u16 of bytes and UTF-8; docs/log-format.md has every field. A state has exactly
+//! one encoding: bytes left over, unknown or out of range are an error.
 
 use super::record::get;
 use crate::limits::EPOCHS_PER_SESSION_MAX;
 
-/// The fields of a member's flags.
+/// The bits of a member's flags.
 const PRESENT: u8 = 1;
 const TOLD_LOST: u8 = 2;
 const STAYS_FOLLOW: u8 = 4;
-/// The length of a presence that is not set.
+/// The length that stands for no presence data.
 const NONE: u32 = u32::MAX;
-/// `last_seq` of the epoch that goes on.
+/// `last_seq` of the current epoch.
 const GOES_ON: u64 = u64::MAX;
 
-/// What is wrong with a body, or with a state that should become one.
+/// A fault in a body, or in a state that should become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     #[error("{field}: the body ends at byte {at}, {need} more are needed")]
@@ -30,8 +30,8 @@ pub enum StateError {
     TooMany { field: &'static str, have: usize, max: usize },
 }
 
-/// Body of [`super::Kind::Mark`]: everything below this position was synced when the record was written. It is the end of a record, at most
-/// the mark's own position.
+/// Body of [`super::Kind::Mark`]: everything below this position was synced when the record was written. The position is the end
+/// of a record, at most the mark's own position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub synced_to: u64,
@@ -43,11 +43,11 @@ pub struct Receipt {
     pub received_seq: u64,
 }
 
-/// One epoch of a session.
+/// An epoch of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpochState {
     pub name: u64,
-    /// The last seq of it that survived; `None` for the epoch that goes on.
+    /// The last seq of it that survived; `None` for the current epoch.
     pub last_seq: Option<u64>,
 }
 
@@ -55,7 +55,7 @@ pub struct EpochState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionState<'a> {
     pub session_id: &'a str,
-    /// The last seq that was given.
+    /// The last seq that was assigned.
     pub head: u64,
     /// The first seq that is still held.
     pub oldest: u64,
@@ -63,14 +63,14 @@ pub struct SessionState<'a> {
     pub epochs: Vec<EpochState>,
 }
 
-/// A member's stay in a room: what it may see of the room's messages.
+/// A member's stay in a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StayState<'a> {
-    /// The room's name; empty for a stay that ended, of which the hash is enough.
+    /// The room's name; empty for a stay that has ended, for which the hash is enough.
     pub room: &'a str,
-    /// Keyed hash of the room's address; 0 stands for stays that were forgotten, of any room.
+    /// Keyed hash of the room's address; 0 stands for forgotten stays, of any room.
     pub hash: u64,
-    /// The seqs of the stay.
+    /// The first and last seq of the stay.
     pub from: u64,
     pub to: u64,
 }
@@ -79,28 +79,28 @@ pub struct StayState<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberState<'a> {
     pub client_id: &'a str,
-    /// Bytes of `client_id` that are the token's `sub`.
+    /// Length of the prefix of `client_id` that is the token's `sub`.
     pub subject_bytes: u16,
     /// Keyed hash of the user's address.
     pub user: u64,
-    /// It was attached when this was written.
+    /// `true` if the member was attached when this was written.
     pub present: bool,
-    /// Others have been told that it is gone.
+    /// `true` if others have been told that it is gone.
     pub told_lost: bool,
-    /// Its stays are in the [`super::Stays`] right behind it: all that was known is replaced when the last of them is read. Since version 2
-    /// none is in here.
+    /// `true` if its stays are in the [`super::Stays`] right behind it: they replace all known stays when the last of them is
+    /// read. Since version 2 no stays are in this record.
     pub stays_follow: bool,
-    /// When it came, Unix ms.
+    /// When the member first came, Unix ms.
     pub since_ms: u64,
-    /// Its durable cursor.
+    /// The durable cursor.
     pub received_seq: u64,
-    /// What it may not see of the session ends here.
+    /// The last seq that is hidden from the member.
     pub hidden_to: u64,
     /// Since when it is away, Unix ms; 0 while present.
     pub away_since_ms: u64,
     pub roles: Vec<&'a str>,
     pub stays: Vec<StayState<'a>>,
-    /// Raw JSON of its presence.
+    /// The presence data, raw JSON.
     pub presence: Option<&'a str>,
 }
 
@@ -115,7 +115,7 @@ impl<'a> Fields<'a> {
         Self { bytes, at: 0 }
     }
 
-    /// Where the next field begins.
+    /// The offset of the next field.
     pub(super) const fn at(&self) -> usize {
         self.at
     }
@@ -159,7 +159,7 @@ impl<'a> Fields<'a> {
         std::str::from_utf8(self.take(field, len)?).map_err(|_| StateError::Text { field, at })
     }
 
-    /// An empty list with room for what is counted, as far as the bytes that follow could hold so many.
+    /// An empty list with room for `count` items, as far as the remaining bytes could hold that many.
     pub(super) fn list<T>(&self, count: usize, bytes_min: usize) -> Vec<T> {
         Vec::with_capacity(count.min(self.left() / bytes_min))
     }
@@ -188,14 +188,14 @@ pub(super) fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
 }
 
 impl<'a> StayState<'a> {
-    /// Appends it to a list.
+    /// Appends the stay to a list.
     pub(super) fn put(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
         put_text(out, "room", self.room)?;
         put_u64s(out, &[self.hash, self.from, self.to]);
         Ok(())
     }
 
-    /// Reads it in a list.
+    /// Reads a stay from a list.
     pub(super) fn read(fields: &mut Fields<'a>) -> Result<Self, StateError> {
         let room = fields.text("room")?;
         Ok(Self { room, hash: fields.u64("room hash")?, from: fields.u64("stay from")?, to: fields.u64("stay to")? })
@@ -211,7 +211,7 @@ impl Mark {
     /// Reads a body.
     ///
     /// # Errors
-    /// Where it has not 8 bytes.
+    /// If it does not have 8 bytes.
     pub fn decode(body: &[u8]) -> Result<Self, StateError> {
         let mut fields = Fields::of(body);
         let mark = Self { synced_to: fields.u64("synced_to")? };
@@ -229,7 +229,7 @@ impl Receipt {
     /// Reads a body.
     ///
     /// # Errors
-    /// Where it has not 8 bytes.
+    /// If it does not have 8 bytes.
     pub fn decode(body: &[u8]) -> Result<Self, StateError> {
         let mut fields = Fields::of(body);
         let receipt = Self { received_seq: fields.u64("received_seq")? };
@@ -241,7 +241,7 @@ impl Receipt {
 /// Checks the body of a kind that has none: [`super::Kind::MemberGone`], [`super::Kind::SessionGone`].
 ///
 /// # Errors
-/// Where there is one.
+/// If there is a body.
 pub const fn decode_empty(body: &[u8]) -> Result<(), StateError> {
     Fields::of(body).end()
 }
@@ -250,7 +250,8 @@ impl<'a> SessionState<'a> {
     /// Appends the body.
     ///
     /// # Errors
-    /// Where a text or a list is longer than its length field, or there are more epochs than a session keeps; `out` then holds a part.
+    /// If a text or a list is longer than its length field, or there are more epochs than a session keeps; `out` then holds a
+    /// part.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
         put_text(out, "session_id", self.session_id)?;
         put_u64s(out, &[self.head, self.oldest]);
@@ -284,7 +285,7 @@ impl<'a> SessionState<'a> {
 }
 
 impl<'a> MemberState<'a> {
-    /// The user behind it: the token's `sub`.
+    /// The member's user: the token's `sub`.
     #[must_use]
     pub fn subject(&self) -> &'a str {
         self.client_id.get(..usize::from(self.subject_bytes)).unwrap_or(self.client_id)
@@ -293,7 +294,8 @@ impl<'a> MemberState<'a> {
     /// Appends the body.
     ///
     /// # Errors
-    /// Where a text or a list is longer than its length field, or `subject_bytes` is no place in `client_id`; `out` then holds a part.
+    /// If a text or a list is longer than its length field, or `subject_bytes` is no place in `client_id`; `out` then holds a
+    /// part.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), StateError> {
         self.check_subject(out.len())?;
         put_text(out, "client_id", self.client_id)?;
