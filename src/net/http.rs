@@ -1,23 +1,23 @@
-//! The request head, stricter than RFC 9112 asks for: whatever two parsers could read in two ways is refused.
+//! The request head, stricter than RFC 9112 requires: whatever two parsers could read in two ways is refused.
 
 use super::refusal::{HttpRefusal, quoted};
 use crate::limits::{REQUEST_HEAD_BYTES_MAX, REQUEST_HEADERS_MAX, REQUEST_LINE_BYTES_MAX};
 
-/// Reads until the head is whole; a client that sends a byte at a time is not one of ours.
+/// Reads until the head must be complete: a client that sends a byte at a time is refused.
 pub const HEAD_READS_MAX: u32 = 64;
 
-/// What a push of bytes led to.
+/// The result of a push of bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// All bytes were taken; the head is not whole.
+    /// All bytes were taken; the head is not complete.
     More,
-    /// The head is whole. It ends after `consumed` of the pushed bytes; what is behind it is not the head's.
+    /// The head is complete. It ends after `consumed` of the pushed bytes; the bytes behind it are not the head's.
     Done { consumed: usize },
-    /// To be answered, and the connection closed.
+    /// The answer to send before closing the connection.
     Refused(HttpRefusal),
 }
 
-/// Gathers a request head from any pieces. Every byte is looked at once.
+/// Gathers a request head from any pieces. Every byte is examined once.
 #[derive(Debug, Default)]
 pub struct HeadReader {
     head: Vec<u8>,
@@ -33,7 +33,7 @@ impl HeadReader {
         Self { head: Vec::new(), previous: 0, line_bytes: 0, lines: 0, reads: 0 }
     }
 
-    /// Takes what one read brought.
+    /// Takes the bytes of one read.
     pub fn push(&mut self, bytes: &[u8]) -> Progress {
         self.reads += 1;
         for (index, &byte) in bytes.iter().enumerate() {
@@ -60,7 +60,7 @@ impl HeadReader {
         Progress::More
     }
 
-    /// The head so far; whole after [`Progress::Done`].
+    /// The head so far; complete after [`Progress::Done`].
     #[must_use]
     pub fn head(&self) -> &[u8] {
         &self.head
@@ -72,7 +72,7 @@ impl HeadReader {
         self.head.capacity()
     }
 
-    /// `true` at the last byte of the blank line.
+    /// Examines a byte. Returns `true` at the last byte of the blank line.
     fn scan(&mut self, byte: u8) -> Result<bool, HttpRefusal> {
         let previous = std::mem::replace(&mut self.previous, byte);
         if (previous == b'\r') != (byte == b'\n') {
@@ -115,7 +115,7 @@ impl HeadReader {
     }
 }
 
-/// A whole head, parsed. Its texts lie in the head's bytes.
+/// A complete head, parsed. Its texts are slices of the head's bytes.
 #[derive(Debug)]
 pub struct Request<'h> {
     method: &'h str,
@@ -126,7 +126,7 @@ pub struct Request<'h> {
 }
 
 impl<'h> Request<'h> {
-    /// Parses what [`HeadReader`] gathered.
+    /// Parses the head that [`HeadReader`] gathered.
     ///
     /// # Errors
     /// 400 for anything that is not an HTTP/1.1 request head, 431 for too many headers.
@@ -136,7 +136,7 @@ impl<'h> Request<'h> {
         Ok(request)
     }
 
-    /// Parses what [`HeadReader`] gathered, of HTTP/1.0 too: probes are sent in it.
+    /// Parses the head that [`HeadReader`] gathered, of HTTP/1.0 too: probes are sent in it.
     ///
     /// # Errors
     /// As [`Request::parse`].
@@ -157,7 +157,7 @@ impl<'h> Request<'h> {
         Ok(Self { method, target, headers, header_count, http_1_0: version == 0 })
     }
 
-    /// Refuses HTTP/1.0: it knows no upgrade.
+    /// Refuses HTTP/1.0, which has no upgrade.
     ///
     /// # Errors
     /// 400.
@@ -168,7 +168,7 @@ impl<'h> Request<'h> {
         Ok(())
     }
 
-    /// Whether it is HTTP/1.0, which needs no `Host`.
+    /// Returns `true` for HTTP/1.0, which needs no `Host`.
     #[must_use]
     pub const fn is_http_1_0(&self) -> bool {
         self.http_1_0
@@ -179,13 +179,13 @@ impl<'h> Request<'h> {
         self.method
     }
 
-    /// As sent. It may hold what a client put into its query: never to be logged whole.
+    /// The target as sent. It may hold anything that a client put into its query: never log it whole.
     #[must_use]
     pub fn target(&self) -> &'h str {
         self.target
     }
 
-    /// The values of a header, in the order sent; the name in any case.
+    /// The values of a header, in the order sent; the name's case is ignored.
     pub fn values<'r>(&'r self, name: &'r str) -> impl DoubleEndedIterator<Item = &'h [u8]> + 'r {
         self.headers[..self.header_count]
             .iter()
@@ -193,10 +193,10 @@ impl<'h> Request<'h> {
             .map(|header| header.value)
     }
 
-    /// The one value of a header, `None` where it was not sent.
+    /// The value of a header that may occur once; `None` if it was not sent.
     ///
     /// # Errors
-    /// 400 where it was sent twice.
+    /// 400 if it was sent twice.
     pub fn single(&self, name: &'static str) -> Result<Option<&'h [u8]>, HttpRefusal> {
         let mut values = self.values(name);
         let first = values.next();
@@ -206,16 +206,16 @@ impl<'h> Request<'h> {
         Ok(first)
     }
 
-    /// Whether a comma-separated header holds a token, in any case (RFC 9110 section 5.6.1).
+    /// Returns `true` if a comma-separated header contains a token, case ignored (RFC 9110 section 5.6.1).
     #[must_use]
     pub fn has_token(&self, name: &str, token: &str) -> bool {
         self.values(name).flat_map(elements).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
 
-    /// The values of a list header as text, bounded so that what parses them is bounded too.
+    /// The values of a list header as text, bounded so that their parsing is bounded too.
     ///
     /// # Errors
-    /// 400 above `bytes_max` in all, or for what is not ASCII.
+    /// 400 above `bytes_max` in all, or for bytes that are not ASCII.
     pub fn list(&self, name: &'static str, bytes_max: usize) -> Result<Vec<&'h str>, HttpRefusal> {
         let mut total_bytes = 0;
         self.values(name)
@@ -248,12 +248,12 @@ impl<'h> Request<'h> {
     }
 }
 
-/// The elements of a list header's line, from either end. Empty ones say nothing (RFC 9110 section 5.6.1.2).
+/// The elements of a list header's line, from either end. Empty ones are ignored (RFC 9110 section 5.6.1.2).
 pub(super) fn elements(line: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     line.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }
 
-/// RFC 9110 section 5.6.2.
+/// Returns `true` for a token (RFC 9110 section 5.6.2).
 pub(super) fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
 }

@@ -1,9 +1,9 @@
-//! Which web pages may open a connection (RFC 6455 section 10.2): a browser says in `Origin` where its page is from.
+//! The web pages that may open a connection (RFC 6455 section 10.2): a browser sends in `Origin` where its page is from.
 
 use super::refusal::{HttpRefusal, quoted};
 use std::net::Ipv4Addr;
 
-/// The allow-list. Without entries: the host that the request itself names.
+/// The allow-list. If it is empty: the host that the request itself names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OriginPolicy {
     allowed: Vec<String>,
@@ -59,14 +59,15 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host == "[::1]" || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// `host[:port]` as a browser writes it into an origin (RFC 6454 section 6.2): a port is there only where it says something.
+/// `host[:port]` as a browser writes it into an origin (RFC 6454 section 6.2): the port is there only if it is not the default.
 fn split_serialized(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = split_authority(authority)?;
     let written = port.map_or(0, |port| 1 + port.to_string().len());
     (host.len() + written == authority.len()).then_some((host, port))
 }
 
-/// `host[:port]` (RFC 3986 section 3.2) without user information; an IPv6 host keeps its brackets, and an empty port is none.
+/// `host[:port]` (RFC 3986 section 3.2) without user information. An IPv6 host keeps its brackets, and an empty port counts as
+/// none.
 pub(super) fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {

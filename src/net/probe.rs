@@ -3,25 +3,25 @@
 
 use super::http::Request;
 
-/// What is asked.
+/// The question of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// `/healthz`: is the process well, or to be restarted?
+    /// `/healthz`: is the process healthy, or must it be restarted?
     Health,
-    /// `/readyz`: is traffic to be sent here?
+    /// `/readyz`: may traffic be sent here?
     Ready,
 }
 
-/// A request for one.
+/// A request for a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     pub check: Check,
-    /// HEAD: the answer has no body.
+    /// `true` for HEAD: the answer has no body.
     pub head_only: bool,
 }
 
-/// The probe that a request is, where it is one: GET or HEAD of exactly these paths, without a body. Anything else is judged as a
-/// request for an upgrade.
+/// The probe that a request makes; `None` if it makes none. A probe is GET or HEAD of exactly these paths, without a body.
+/// Anything else is judged as a request for an upgrade.
 #[must_use]
 pub fn probe(request: &Request<'_>) -> Option<Probe> {
     let head_only = match request.method() {

@@ -1,20 +1,20 @@
-//! Who is behind a proxy: networks that are trusted, the PROXY protocol (HAProxy's `proxy-protocol.txt`, versions 1 and 2), and
-//! the header a proxy adds.
+//! The client behind a proxy: trusted networks, the PROXY protocol (HAProxy's `proxy-protocol.txt`, versions 1 and 2), and the
+//! header that a proxy adds.
 
 use super::http::elements;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The longest header that is read: version 2 with its addresses and room for extensions (specification section 2.2).
+/// The longest header accepted: version 2 with its addresses and room for extensions (specification section 2.2).
 pub const PROXY_HEADER_BYTES_MAX: usize = 536;
-/// The longest line of version 1, its CR LF counted (section 2.1).
+/// The longest line of version 1, its CR LF included (section 2.1).
 const V1_BYTES_MAX: usize = 107;
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_FIXED_BYTES: usize = 16;
-/// Hops of a header that are looked at: more proxies than anyone has.
+/// Hops of a header that are examined: more proxies than anyone has.
 const HOPS_MAX: usize = 32;
 
-/// The client's address: the peer's own, but where the peer is trusted the rightmost hop of the header that is not. A hop
-/// that is no address ends the walk, for everything left of it may be forged.
+/// The client's address: the peer's own. If the peer is trusted: the rightmost hop of the header that is not trusted. A hop that
+/// is no address ends the walk, since everything left of it may be forged.
 ///
 /// `values` are the lines of the configured header (`X-Forwarded-For`, say) in the order sent.
 #[must_use]
@@ -47,19 +47,19 @@ fn hop_address(hop: &[u8]) -> Option<IpAddr> {
     text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6)
 }
 
-/// What a push of bytes led to.
+/// The result of a push of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyProgress {
-    /// All bytes were taken; the header is not whole.
+    /// All bytes were taken; the header is not complete.
     More,
-    /// The header is whole after `consumed` of the pushed bytes. `source` is `None` where the proxy speaks for itself (health
+    /// The header is complete after `consumed` of the pushed bytes. `source` is `None` if the proxy speaks for itself (health
     /// checks) or does not know: then the peer is the client.
     Done { consumed: usize, source: Option<SocketAddr> },
-    /// The connection is to be closed without an answer (section 2).
+    /// The connection must be closed without an answer (section 2).
     Refused(ProxyError),
 }
 
-/// Why a PROXY header is none.
+/// The reason why a PROXY header is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyError {
     #[error("the connection does not begin with a PROXY protocol header, which server.proxy_protocol asks of this peer")]
@@ -88,7 +88,7 @@ impl ProxyReader {
         Self { header: Vec::new() }
     }
 
-    /// Takes what one read brought. The header is bounded, so each byte is judged as it comes.
+    /// Takes the bytes of one read. The header is bounded, so each byte is judged as it comes.
     pub fn push(&mut self, bytes: &[u8]) -> ProxyProgress {
         for (index, &byte) in bytes.iter().enumerate() {
             self.header.push(byte);
@@ -102,7 +102,7 @@ impl ProxyReader {
     }
 }
 
-/// Called with one byte more each time; constant work but for the last byte.
+/// Parses the header so far. Called with one byte more each time; constant work except for the last byte.
 fn parse(header: &[u8]) -> Result<Option<Option<SocketAddr>>, ProxyError> {
     let v1 = b"PROXY ";
     if header.starts_with(v1) {
@@ -178,7 +178,7 @@ fn parse_v2(header: &[u8]) -> Result<Option<Option<SocketAddr>>, ProxyError> {
             Ok(Some(Some(SocketAddr::new(Ipv6Addr::from(*source).into(), port_at(32).ok_or(too_short)?))))
         }
         0x11 | 0x21 => Err(too_short),
-        // Unspecified, and Unix sockets: no IP address to know the client by.
+        // Unspecified, and Unix sockets: no IP address identifies the client.
         0x00 | 0x31 => Ok(Some(None)),
         other => Err(ProxyError::Family(other)),
     }
@@ -202,7 +202,7 @@ mod tests {
         ProxyProgress::More
     }
 
-    /// The verdict on a header with bytes of the protocol behind it, whole and bytewise.
+    /// The verdict on a header with bytes of the protocol behind it, pushed whole and byte by byte.
     fn judge(header: &[u8]) -> ProxyProgress {
         let stream = [header, b"GET"].concat();
         let whole = read([&stream[..]]);

@@ -6,7 +6,7 @@ use std::fmt;
 /// Client text quoted in a refusal is cut at this many characters.
 const QUOTED_CHARS_MAX: usize = 128;
 
-/// A refusal: what was wrong with what, and what would be right. Written as `application/problem+json` (RFC 9457).
+/// A refusal: the mistake, and how to correct it. Written as `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpRefusal {
     status: u16,
@@ -32,7 +32,7 @@ impl HttpRefusal {
         Self { status, detail: detail.into(), header: None, retry_after_s: None, over_bound: false }
     }
 
-    /// 400: the request is not what RFC 9112 and RFC 6455 section 4.1 ask for.
+    /// 400: the request violates RFC 9112 or RFC 6455 section 4.1.
     #[must_use]
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(400, detail)
@@ -50,7 +50,7 @@ impl HttpRefusal {
         Self::new(408, format!("the request head was not complete {head_ms_max} ms after the connection was accepted"))
     }
 
-    /// 429: this client has too much already.
+    /// 429: this client has too many connections or handshakes already.
     #[must_use]
     pub fn too_many_requests(detail: impl Into<String>, retry_after_s: u32) -> Self {
         Self { retry_after_s: Some(retry_after_s), ..Self::new(429, detail) }
@@ -62,13 +62,13 @@ impl HttpRefusal {
         Self { retry_after_s: Some(retry_after_s), ..Self::new(503, detail) }
     }
 
-    /// The same with one more header.
+    /// The refusal with one more header.
     #[must_use]
     pub fn with_header(self, name: &'static str, value: &'static str) -> Self {
         Self { header: Some((name, value)), ..self }
     }
 
-    /// Whether a bound of the request head is the reason.
+    /// Returns `true` if a bound of the request head is the reason.
     #[must_use]
     pub fn is_over_bound(&self) -> bool {
         self.over_bound
@@ -79,7 +79,7 @@ impl HttpRefusal {
         self.status
     }
 
-    /// Safe to log: it bears no control characters and no query.
+    /// The detail, safe to log: no control characters, no query.
     #[must_use]
     pub fn detail(&self) -> &str {
         &self.detail
@@ -137,7 +137,7 @@ impl fmt::Display for HttpRefusal {
 
 impl std::error::Error for HttpRefusal {}
 
-/// A client's bytes as text that can start no new line and move no terminal's cursor.
+/// A client's bytes as text without line breaks and control characters.
 pub(super) fn quoted(bytes: &[u8]) -> String {
     let mut text: String = bytes
         .iter()

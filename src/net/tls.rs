@@ -19,15 +19,15 @@ use rustls::{InconsistentKeys, ServerConfig, version};
 use std::fmt;
 use std::sync::Arc;
 
-/// The most plaintext one record carries (RFC 8446 5.1).
+/// Largest plaintext of one record (RFC 8446 5.1).
 const FRAGMENT_BYTES_MAX: usize = 16 * 1024;
-/// What a record adds: header, explicit nonce, content type, tag; the most is 29 (RFC 5288 with TLS 1.2).
+/// Bytes that a record adds: header, explicit nonce, content type, tag; at most 29 (RFC 5288 with TLS 1.2).
 const RECORD_OVERHEAD_BYTES: usize = 32;
-/// Parts below half of this are gathered into one record, which costs a copy and saves a seal.
+/// Parts below half of this are gathered into one record, which costs a copy and saves an encryption.
 const GATHER_BYTES: usize = 4 * 1024;
 /// Alerts and key updates may go beyond the bound on pending ciphertext by this much.
 const CONTROL_RESERVE_BYTES: usize = 1024;
-/// Steps from whatever state to where it may write: an answer to encode, to transmit, the peer's close.
+/// Steps from any state to the one in which it may write: an answer to encode, to transmit, the peer's close.
 const WRITE_STEPS_MAX: usize = 8;
 
 /// A certificate or key that cannot be used. The text says what the file should hold.
@@ -38,10 +38,10 @@ pub enum TlsConfigError {
         "the certificate file holds no certificate: it needs PEM blocks `-----BEGIN CERTIFICATE-----`, the server's own first"
     )]
     NoCertificate,
-    /// A block that is no PEM, or no X.509.
+    /// A block that is no PEM, or no X.509 certificate.
     #[error("certificate {index} of the certificate file is broken: export the chain again as PEM")]
     BadCertificate {
-        /// Its place in the file, from 1.
+        /// The block's place in the file, from 1.
         index: usize,
     },
     /// No key in the file.
@@ -50,28 +50,28 @@ pub enum TlsConfigError {
     /// An encrypted key.
     #[error("the private key is encrypted: decrypt it with `openssl pkcs8 -in FILE -out PLAIN` and guard the file with its mode")]
     EncryptedKey,
-    /// A key that the library does not take.
+    /// A key that the library does not support.
     #[error(
         "the private key is broken or of a kind that is not supported: use ECDSA P-256 or P-384, Ed25519, or RSA of 2048 bits or more"
     )]
     BadKey,
-    /// A pair that is none.
+    /// A certificate and a key that do not match.
     #[error(
         "the private key does not belong to the first certificate of the certificate file: put the server's own certificate first"
     )]
     Mismatch,
 }
 
-/// What ends a TLS connection. An alert for the peer is in [`TlsConnection::pending`] where there is one to send.
+/// The reason why a TLS connection ends. An alert for the peer, if there is one to send, is in [`TlsConnection::pending`].
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TlsError {
-    /// The peer broke the protocol, or wants what is not on offer.
+    /// The peer violated the protocol, or asks for a feature that is not offered.
     #[error("TLS failed: {0}")]
     Protocol(#[from] rustls::Error),
     /// A record or handshake message over the bound.
     #[error("TLS failed: an unfinished handshake message is larger than {TLS_RECORD_BYTES_MAX} bytes")]
     TooLarge,
-    /// The peer makes us write and does not read.
+    /// The peer makes the gateway write and does not read.
     #[error("TLS failed: the peer asks for answers and does not take them")]
     NotTaken,
     /// The connection had failed before.
@@ -79,7 +79,7 @@ pub enum TlsError {
     AlreadyFailed,
 }
 
-/// Nothing that is on asks for the time: it dates tickets, stored sessions and client certificates.
+/// No enabled feature needs the time: it would date tickets, stored sessions and client certificates.
 #[derive(Debug)]
 struct NoClock;
 
@@ -102,10 +102,10 @@ impl fmt::Debug for TlsServer {
 }
 
 impl TlsServer {
-    /// Takes the text of the certificate file and of the key file.
+    /// Reads the text of the certificate file and of the key file.
     ///
     /// # Errors
-    /// What is wrong with which of the two.
+    /// The mistake, and which of the two files has it.
     pub fn new(certificates_pem: &[u8], key_pem: &[u8]) -> Result<Self, TlsConfigError> {
         let certified = CertifiedKey::new(chain_of(certificates_pem)?, key_of(key_pem)?);
         let provider = default_provider();
@@ -126,10 +126,10 @@ impl TlsServer {
         Ok(Self { config: Arc::new(config) })
     }
 
-    /// The state of a socket just accepted.
+    /// The state of a newly accepted socket.
     ///
     /// # Errors
-    /// [`TlsError::Protocol`] where no random bytes are to be had.
+    /// [`TlsError::Protocol`] if the operating system gives no random bytes.
     pub fn accept(&self) -> Result<TlsConnection, TlsError> {
         Ok(TlsConnection {
             connection: UnbufferedServerConnection::new(Arc::clone(&self.config))?,
@@ -143,7 +143,7 @@ impl TlsServer {
     }
 }
 
-/// What is wrong with a certificate file by itself.
+/// Checks a certificate file by itself.
 ///
 /// # Errors
 /// [`TlsConfigError::NoCertificate`], [`TlsConfigError::BadCertificate`].
@@ -151,7 +151,7 @@ pub fn check_certificates(certificates_pem: &[u8]) -> Result<(), TlsConfigError>
     chain_of(certificates_pem).map(|_| ())
 }
 
-/// What is wrong with a key file by itself.
+/// Checks a key file by itself.
 ///
 /// # Errors
 /// [`TlsConfigError::NoKey`], [`TlsConfigError::EncryptedKey`], [`TlsConfigError::BadKey`].
@@ -179,21 +179,21 @@ fn key_of(key_pem: &[u8]) -> Result<Arc<dyn SigningKey>, TlsConfigError> {
 const ENCRYPTED_MARK: &[u8] = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";
 const ENCRYPTED_MARK_OLD: &[u8] = b"Proc-Type: 4,ENCRYPTED";
 
-/// What [`TlsConnection::receive`] did.
+/// The result of [`TlsConnection::receive`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes of the ciphertext that are done with; the rest is to be given again.
+    /// Bytes of the ciphertext that were processed; the rest must be given again.
     pub consumed: usize,
-    /// It stopped at the limit: call again, with what is left of the ciphertext or with nothing.
+    /// `true` if it stopped at the limit: call again, with the rest of the ciphertext or with nothing.
     pub more: bool,
-    /// The peer sent close_notify: nothing more comes from it.
+    /// `true` if the peer sent close_notify: nothing more comes from it.
     pub closed: bool,
 }
 
-/// The TLS of one socket. It may change threads, as its socket may.
+/// The TLS state of one socket. It may move to another thread, as its socket may.
 pub struct TlsConnection {
     connection: UnbufferedServerConnection,
-    /// A partial record, or a handshake message of which some records have come.
+    /// A partial record, or a handshake message of which some records have arrived.
     incoming: Vec<u8>,
     pending: Vec<u8>,
     pending_sent: usize,
@@ -224,7 +224,7 @@ struct Step {
 }
 
 impl TlsConnection {
-    /// Whether application data cannot flow yet.
+    /// Returns `true` until application data can flow.
     #[must_use]
     pub fn handshaking(&self) -> bool {
         self.connection.is_handshaking()
@@ -252,7 +252,7 @@ impl TlsConnection {
         let mut consumed = 0;
         loop {
             if self.peer_closed {
-                // What follows a close_notify is to be ignored (RFC 8446 6.1).
+                // Bytes after a close_notify must be ignored (RFC 8446 6.1).
                 self.incoming.clear();
                 return Ok(Received { consumed: ciphertext.len(), more: false, closed: true });
             }
@@ -273,7 +273,7 @@ impl TlsConnection {
             let mut incoming = std::mem::take(&mut self.incoming);
             incoming.extend_from_slice(&rest[..taken]);
             consumed += taken;
-            // Without the limit: what is kept must hold no whole record, and it is small.
+            // Without the limit: the kept bytes must hold no whole record, and they are few.
             let step = self.process(&mut incoming, plain, usize::MAX)?;
             incoming.drain(..step.discard);
             self.incoming = incoming;
@@ -340,8 +340,8 @@ impl TlsConnection {
         }
     }
 
-    /// Encrypts a prefix of the parts, in order, as far as there is room for it; returns the bytes of plaintext taken. They count
-    /// as sent from then on: what was encrypted must go out, in this order.
+    /// Encrypts a prefix of the parts, in order, as far as there is room. Returns the bytes of plaintext taken. They count as
+    /// sent from then on: encrypted bytes must go out, in this order.
     pub fn encrypt(&mut self, plaintext: &[&[u8]]) -> usize {
         if self.failed || self.close_queued || self.handshaking() {
             return 0;
@@ -396,13 +396,13 @@ impl TlsConnection {
         }
     }
 
-    /// Lends it buffers, before it receives or encrypts. Without them it allocates.
+    /// Lends the connection buffers, before it receives or encrypts. Without them it allocates.
     pub fn lend(&mut self, buffers: &mut Buffers) {
         buffers.lend(&mut self.incoming);
         buffers.lend(&mut self.pending);
     }
 
-    /// Takes the buffers back that hold nothing.
+    /// Takes back the buffers that are empty.
     pub fn reclaim(&mut self, buffers: &mut Buffers) {
         for buffer in [&mut self.incoming, &mut self.pending] {
             if buffer.is_empty() {
@@ -411,7 +411,7 @@ impl TlsConnection {
         }
     }
 
-    /// Room for plaintext before [`TlsConnection::encrypt`] takes nothing, in bytes.
+    /// Bytes of plaintext for which [`TlsConnection::encrypt`] has room.
     #[must_use]
     pub fn room(&self) -> usize {
         TLS_PENDING_BYTES_MAX.saturating_sub(self.pending().len() + RECORD_OVERHEAD_BYTES)
@@ -429,7 +429,7 @@ impl TlsConnection {
         });
     }
 
-    /// Moves what is unsent to the front, so that the bound counts it alone.
+    /// Moves the unsent bytes to the front, so that the bound counts them alone.
     fn compact(&mut self) {
         if self.pending_sent > 0 {
             self.pending.drain(..self.pending_sent);
@@ -459,20 +459,20 @@ impl TlsConnection {
     }
 }
 
-/// After an error rustls has the alert for it ready, perhaps behind a flight. What is ready comes before it looks at the input;
-/// asked once too often it would find the same error again.
+/// Queues the alert that rustls has ready after an error, perhaps behind a flight. Ready output comes before rustls looks at the
+/// input; asked once too often it would find the same error again.
 fn queue_alert(connection: &mut UnbufferedServerConnection, buffer: &mut [u8], pending: &mut Vec<u8>) {
     while connection.wants_write() {
         let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.process_tls_records(buffer).state else { return };
         if encode(&mut data, pending, TLS_PENDING_BYTES_MAX + 2 * CONTROL_RESERVE_BYTES).is_err() {
-            // Without room the peer is told by the end of the stream.
+            // Without room for the alert, the peer sees only the end of the stream.
             return;
         }
     }
 }
 
-/// Brings the connection to where it may write, and lets it. rustls remembers places in what is kept of the input, and panics
-/// where it is called without it: a handshake message of which one record has come would do.
+/// Brings the connection to a state in which it may write, and lets it. rustls remembers places in the kept input, and panics if
+/// it is called without that input, for example after one record of a handshake message.
 fn with_write(
     connection: &mut UnbufferedServerConnection,
     incoming: &mut Vec<u8>,
@@ -502,7 +502,7 @@ fn with_write(
     false
 }
 
-/// Adds what `fill` writes into `bytes_max` fresh bytes at the end, or into as many as it says it needs.
+/// Adds the bytes that `fill` writes into `bytes_max` fresh bytes at the end, or into as many as it says it needs.
 fn grow(pending: &mut Vec<u8>, bytes_max: usize, mut fill: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>) -> bool {
     let start = pending.len();
     let mut room = bytes_max;
@@ -513,7 +513,7 @@ fn grow(pending: &mut Vec<u8>, bytes_max: usize, mut fill: impl FnMut(&mut [u8])
                 pending.truncate(start + written);
                 return true;
             }
-            // A key update goes ahead of the record it is due with.
+            // A key update precedes the record with which it is due.
             Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size }))
                 if required_size <= bytes_max + CONTROL_RESERVE_BYTES =>
             {
@@ -528,7 +528,7 @@ fn grow(pending: &mut Vec<u8>, bytes_max: usize, mut fill: impl FnMut(&mut [u8])
 
 fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, pending: &mut Vec<u8>, bytes_max: usize) -> Result<(), TlsError> {
     let start = pending.len();
-    // Asked with no room it says how much it needs.
+    // Called with no room, it says how much it needs.
     let Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) = data.encode(&mut []) else { return Ok(()) };
     if start + required_size > bytes_max {
         return Err(TlsError::NotTaken);

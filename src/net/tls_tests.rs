@@ -15,7 +15,7 @@ const CERTIFICATE: &[u8] = include_bytes!("../../tests/data/tls/localhost.cert.p
 const KEY: &[u8] = include_bytes!("../../tests/data/tls/localhost.key.pem");
 const OTHER_KEY: &[u8] = include_bytes!("../../tests/data/tls/other.key.pem");
 
-/// Takes the one certificate of the tests, whatever the date, and checks that the server holds its key.
+/// Accepts the one certificate of the tests, whatever the date, and checks that the server holds its key.
 #[derive(Debug)]
 struct Pinned;
 
@@ -175,7 +175,7 @@ fn what_waits_is_bounded_and_a_prefix_is_taken() {
                 assert!(server.pending().len() > TLS_PENDING_BYTES_MAX - 4 * GATHER_BYTES, "{}", server.pending().len());
             }
             sent += taken;
-            // Taken by the socket in two goes, the second after more was added.
+            // Taken by the socket in two parts, the second after more was added.
             let half = server.pending().len() / 2;
             let mut bytes = server.pending()[..half].to_vec();
             server.sent(half);
@@ -236,7 +236,7 @@ fn close_notify_goes_both_ways() {
     }
 }
 
-/// H5: a ClientHello in many records. H4 is a deadline of the caller; what one byte leaves behind is one byte.
+/// H5: a ClientHello in many records. H4 is a deadline of the caller; a single byte leaves a single byte in memory.
 #[test]
 fn h4_h5_a_fragmented_client_hello() {
     for fragment in [1, 2, 50] {
@@ -289,8 +289,8 @@ fn h6_an_alert_right_after_the_client_hello() {
             bytes.extend([21, 3, 3, 0, 2, alert[0], alert[1]]);
             let (mut server, mut plain) = (server(), Vec::new());
             let told = receive(&mut server, bytes, 100_000, &mut plain);
-            // A warning that nobody has signed may be ignored (RFC 8446 6.1 says so of user_canceled): then the call has
-            // ended, the peer's end of stream or the deadline ends the rest, and many of them are an error.
+            // An unsigned warning may be ignored (RFC 8446 6.1 says so of user_canceled): then the call has ended, the peer's end
+            // of stream or the deadline ends the rest, and many of them are an error.
             if told == Ok(false) {
                 assert_eq!(alert[0], 1);
                 let many = [21, 3, 3, 0, 2, alert[0], alert[1]].repeat(20);
@@ -301,7 +301,7 @@ fn h6_an_alert_right_after_the_client_hello() {
     }
 }
 
-/// H21: h2 alone is refused with its alert; with http/1.1 beside it, http/1.1 it is.
+/// H21: h2 alone is refused with its alert; with http/1.1 beside it, http/1.1 is chosen.
 #[test]
 fn h21_only_http_1_1_is_spoken() {
     let (mut server, mut client) = (server(), client_with(&version::TLS13, &["h2"]));
@@ -369,7 +369,7 @@ fn key_updates_are_followed() {
     }
 }
 
-/// Half a record, or a handshake message of which one record has come: meanwhile the server writes and closes.
+/// Half a record, or a handshake message of which one record has arrived: meanwhile the server writes and closes.
 #[test]
 fn what_is_kept_does_not_disturb_writing() {
     let (mut server, mut client) = (server(), client_with(&version::TLS12, &[]));
@@ -438,7 +438,7 @@ proptest! {
         }
         let mut typed = bytes;
         if typed.len() > 5 {
-            // Half of the time it looks like a record.
+            // Half of the time the bytes look like a record.
             if typed[5] & 1 == 0 {
                 typed[0] = 20 + (typed[0] & 3);
                 typed[1] = 3;

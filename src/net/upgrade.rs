@@ -10,14 +10,14 @@ use base64::engine::general_purpose::STANDARD;
 
 /// The subprotocol (protocol.md section 1).
 pub const SUBPROTOCOL: &str = "ringway.v1";
-/// `Sec-WebSocket-Protocol` and `Sec-WebSocket-Extensions`, in all their lines.
+/// Bytes of `Sec-WebSocket-Protocol`, and of `Sec-WebSocket-Extensions`, in all their lines.
 pub const LIST_HEADER_BYTES_MAX: usize = 1024;
-/// RFC 6455 section 1.3.
+/// The GUID of `Sec-WebSocket-Accept` (RFC 6455 section 1.3).
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-/// A SHA-1 digest in base64.
+/// Bytes of a SHA-1 digest in base64.
 const ACCEPT_BYTES: usize = 28;
 
-/// What the gateway serves on its public port.
+/// The WebSocket endpoints of the public port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/v1/ws`
@@ -26,11 +26,11 @@ pub enum Endpoint {
     Echo,
 }
 
-/// What an upgrade is judged by.
+/// The rules by which an upgrade is judged.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     pub origins: OriginPolicy,
-    /// Whether `/v1/echo` exists.
+    /// `true` if `/v1/echo` exists.
     pub echo: bool,
 }
 
@@ -38,11 +38,11 @@ pub struct Policy {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Upgrade<'h> {
     pub endpoint: Endpoint,
-    /// `Some` where the client offered it: only then it is in the answer (RFC 6455 4.2.2).
+    /// `Some` if the client offered the subprotocol: only then it is in the answer (RFC 6455 4.2.2).
     pub subprotocol: Option<&'static str>,
-    /// The lines of `Sec-WebSocket-Extensions`, to be negotiated by who knows extensions.
+    /// The lines of `Sec-WebSocket-Extensions`, for the negotiation of extensions.
     pub extensions: Vec<&'h str>,
-    /// `?session_id=`, valid as a session's name.
+    /// `?session_id=`, a valid session name.
     pub session_id: Option<String>,
     accept: [u8; ACCEPT_BYTES],
 }
@@ -100,8 +100,8 @@ impl Upgrade<'_> {
     }
 }
 
-/// The host, the path and the query that are asked for (RFC 9112 section 3.2). `Host` is there exactly once and well formed; a target
-/// in absolute form names the host itself, and then what `Host` says is nothing to go by.
+/// The host, path and query of the request (RFC 9112 section 3.2). `Host` must occur exactly once and be well formed. A target in
+/// absolute form names the host itself; then the value of `Host` is ignored.
 fn host_path_query<'h>(request: &Request<'h>) -> Result<(&'h str, &'h str, &'h str), HttpRefusal> {
     let Some(bytes) = request.single("Host")? else {
         return Err(HttpRefusal::bad_request("the header Host is missing"));
@@ -127,7 +127,7 @@ fn host_path_query<'h>(request: &Request<'h>) -> Result<(&'h str, &'h str, &'h s
     Ok((host, path, query))
 }
 
-/// RFC 6455 4.2.2, step 5.4.
+/// The value of `Sec-WebSocket-Accept` (RFC 6455 4.2.2, step 5.4).
 fn accept(request: &Request<'_>) -> Result<[u8; ACCEPT_BYTES], HttpRefusal> {
     let key = request.single("Sec-WebSocket-Key")?.unwrap_or_default();
     if key.len() != 24 || !STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == 16) {
@@ -181,7 +181,7 @@ fn session_id(query: &str) -> Result<Option<String>, HttpRefusal> {
     name.map(Some).ok_or_else(refused)
 }
 
-/// Percent-decoded; `None` for what is no encoding of ASCII.
+/// The text percent-decoded; `None` if it is no encoding of ASCII.
 fn decoded(encoded: &str) -> Option<String> {
     let mut bytes = encoded.bytes();
     let mut text = String::new();
