@@ -19,16 +19,16 @@ const ROOM: &str = "a room's name: 1 to 128 of A-Z a-z 0-9 _ . : - that don't be
 /// The largest integer that every JSON reader holds exactly (RFC 8259 section 6).
 const INTEGER_MAX: u64 = (1 << 53) - 1;
 
-/// Whose a type is.
+/// The owner of a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Passed through untouched.
+    /// An application's type, passed through untouched.
     Application,
     /// A command of this version.
     Known(CommandKind),
-    /// A command that the protocol has and this version doesn't.
+    /// A command that the protocol has and this version does not.
     Reserved,
-    /// `rw.`, and nothing that the protocol knows as a command.
+    /// `rw.`, but no command that the protocol knows.
     Unknown,
 }
 
@@ -49,13 +49,13 @@ pub enum CommandKind {
     Received,
 }
 
-/// What protocol.md reserves and what the governed plane will bring: a type that is one of these, or goes on after it with a dot.
+/// Types that protocol.md reserves for the governed plane: one of these, or one of these followed by a dot and more.
 const RESERVED: [&str; 14] = [
     "agent", "approval", "context", "handoff", "plan", "policy", "queued", "route", "run", "session", "step", "stream", "task",
     "tool",
 ];
 
-/// Sorts a `type`.
+/// Classifies a `type`.
 #[must_use]
 pub fn command_kind(kind: &str) -> Kind {
     let Some(name) = kind.strip_prefix("rw.") else {
@@ -103,9 +103,9 @@ pub struct Hello<'a> {
     /// Not empty; not checked further.
     pub auth_token: &'a str,
     pub attach: Attach<'a>,
-    /// False turns acks off, never errors. Default true.
+    /// `false` turns acks off, never errors. Default `true`.
     pub acks: bool,
-    /// What the client can do; unknown ones are for a later version.
+    /// Features of the client; unknown ones are for a later version.
     pub features: Vec<&'a str>,
 }
 
@@ -124,25 +124,25 @@ impl fmt::Debug for Hello<'_> {
 /// The hello's session keys, and the whole of `rw.attach` (section 4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attach<'a> {
-    /// Goes before `start`.
+    /// Takes precedence over `start`.
     pub resume: Option<Resume<'a>>,
     pub start: Start,
     /// At most 128, without duplicates.
     pub rooms: Vec<&'a str>,
-    /// False refuses an unknown session. Default true.
+    /// `false` refuses an unknown session. Default `true`.
     pub create: bool,
-    /// True delivers its own messages too. Default false.
+    /// `true` delivers the client's own messages too. Default `false`.
     pub echo: bool,
 }
 
-/// A position to go on after.
+/// A position to continue after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resume<'a> {
     pub epoch: &'a str,
     pub seq: u64,
 }
 
-/// Where a client without `resume` starts.
+/// The place where a client without `resume` starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
     /// After its last receipt; for a newcomer, the head.
@@ -150,7 +150,7 @@ pub enum Start {
     Cursor,
     Head,
     Oldest,
-    /// The last so many messages.
+    /// At the last so many messages.
     Last(u64),
 }
 
@@ -171,7 +171,7 @@ impl fmt::Debug for Refresh<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Members<'a> {
     pub room: Option<&'a str>,
-    /// The `next` of the page before.
+    /// The `next` of the previous page.
     pub after: Option<&'a str>,
     /// 1 to [`MEMBERS_PAGE_MAX`].
     pub limit: usize,
@@ -180,7 +180,7 @@ pub struct Members<'a> {
 /// `rw.watch` (section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watch<'a> {
-    /// False ends the watch.
+    /// `false` ends the watch.
     pub presence: bool,
     pub room: Option<&'a str>,
 }
@@ -194,7 +194,7 @@ pub struct History<'a> {
     pub room: Option<&'a str>,
 }
 
-/// Where a page of history lies.
+/// The place of a page of history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HistoryFrom {
     /// The last messages: neither `before` nor `after` was given.
@@ -205,24 +205,24 @@ pub enum HistoryFrom {
     After(u64),
 }
 
-/// Reads commands' payloads. One a shard, beside the [`super::Parser`] whose envelopes it is given.
+/// Reads commands' payloads. Each shard has one, beside the [`super::Parser`] whose envelopes it reads.
 #[derive(Default)]
 pub struct CommandParser {
     document: Document,
 }
 
 impl CommandParser {
-    /// Reads the envelope of a type that [`command_kind`] has sorted. What isn't a command of this version is refused here too, so
-    /// that the texts of these refusals stand in one place; an application's type is refused as one that is none of the gateway's.
+    /// Reads the payload of a type that [`command_kind`] has classified. Types that are no command of this version are refused
+    /// here too, so that the texts of these refusals are in one place; so is an application's type, as none of the gateway's.
     ///
     /// # Errors
-    /// The refusal to send. The connection stays open, save where the caller's state says otherwise.
+    /// The refusal to send. The connection stays open, unless the caller's state says otherwise.
     pub fn parse<'a>(&'a mut self, envelope: &Envelope<'a>) -> Result<Command<'a>, Box<Refusal>> {
         let read = match command_kind(envelope.kind) {
             Kind::Known(kind) => self
                 .document
                 .read(envelope.payload, |view| read_command(kind, view))
-                // The envelope's validation let the payload pass, and this is the same one.
+                // The envelope's validation has passed the payload, and this one is the same.
                 .unwrap_or_else(|_| Err(Fault::new("/payload", "the payload doesn't read"))),
             Kind::Reserved => {
                 Err(Fault::new("/type", format!("{} isn't available in this version of the gateway", envelope.kind))
@@ -255,7 +255,7 @@ fn read_command<'a>(kind: CommandKind, view: &View<'_, 'a>) -> Result<Command<'a
         CommandKind::Ping => Command::Ping,
         CommandKind::Refresh => Command::Refresh(Refresh { auth_token: fields.token()? }),
         CommandKind::Join => Command::Join { room: fields.room()?.ok_or_else(|| absent("room"))? },
-        // Out of a room that was joined before it was the gateway's own, too.
+        // Leaving is allowed too for a room that was joined before its name was reserved.
         CommandKind::Leave => Command::Leave { room: fields.string("room", is_name, NAME)?.ok_or_else(|| absent("room"))? },
         CommandKind::Members => Command::Members(Members {
             room: fields.room()?,
@@ -303,7 +303,7 @@ struct Fields<'v, 't, 'a> {
 }
 
 impl<'t, 'a> Fields<'_, 't, 'a> {
-    /// The value and its raw text. Payloads have few keys that are asked for: a walk a key is cheaper than a map.
+    /// The value and its raw text. Payloads have few keys, so a walk for each is cheaper than a map.
     fn find(&self, key: &'static str) -> Result<Option<(Value<'t, 'a>, &'a [u8])>, Fault> {
         let mut found = None;
         for member in self.view.members().into_iter().flatten().filter(|member| member.key == key) {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::protocol::Parser;
 
-/// Reads `payload` as a command and hands what came of it to `check`.
+/// Reads `payload` as a command and passes the result to `check`.
 fn read<T>(kind: &str, payload: &str, check: impl FnOnce(Result<Command<'_>, Box<Refusal>>) -> T) -> T {
     let text = format!(r#"{{"type":"{kind}","id":"m-1","session_id":"s-42","payload":{payload}}}"#);
     let mut parser = Parser::default();
@@ -149,7 +149,7 @@ fn refusals_name_the_place() {
     assert_eq!(refusal.pointer, "/payload/data");
 }
 
-/// RFC 8259 sets numbers no range: one that nobody reads decides nothing, and takes nothing from the numbers beside it.
+/// RFC 8259 sets numbers no range: a number under an unread key decides nothing, and does not affect the numbers beside it.
 #[test]
 fn a_number_of_any_size_under_a_key_that_nobody_reads_is_ignored() {
     for big in ["1e400", "-1e400", "18446744073709551616", "-9223372036854775809", "1E+999", "0.1e99999", &"9".repeat(400)] {

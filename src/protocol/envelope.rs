@@ -6,20 +6,21 @@ use super::scan::{Document, Member, Value, View};
 use crate::close::CloseReason;
 use crate::limits::{ADDRESSES_MAX, META_BYTES_MAX, NAME_BYTES_MAX};
 
-/// Reads one envelope after another. One a shard: its buffers are reused, so that in steady state a message allocates nothing.
+/// Reads one envelope after another. Each shard has one: its buffers are reused, so that in steady state a message allocates
+/// nothing.
 #[derive(Default)]
 pub struct Parser {
     document: Document,
-    /// The addresses of a list, each ended by a newline, which none may hold.
+    /// The addresses of a list, each ended by a newline, which no address contains.
     addresses: String,
 }
 
-/// Why a message is no envelope.
+/// The reason why a message is no envelope.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ParseError {
-    /// No JSON, nested too deep, no UTF-8: the connection closes.
+    /// Invalid JSON, nesting too deep, or no UTF-8: the connection closes.
     Fatal(CloseReason),
-    /// JSON, but no good envelope: `rw.error`, and the connection stays open.
+    /// JSON, but no valid envelope: `rw.error`, and the connection stays open.
     Refused(Box<Refusal>),
 }
 
@@ -30,7 +31,7 @@ pub struct Envelope<'a> {
     pub kind: &'a str,
     pub id: &'a str,
     pub session_id: &'a str,
-    /// A JSON value without whitespace around it; an object where `kind` begins with `rw.`.
+    /// A JSON value without whitespace around it; an object if `kind` begins with `rw.`.
     pub payload: &'a [u8],
     pub to: To<'a>,
     pub reply_to: Option<&'a str>,
@@ -39,22 +40,22 @@ pub struct Envelope<'a> {
     pub ephemeral: bool,
     /// A JSON object.
     pub meta: Option<&'a [u8]>,
-    /// From the message's `{` up to but excluding its final `}`: what [`super::added`] is appended to.
+    /// From the message's `{` up to but excluding its final `}`: the text to which [`super::added`] is appended.
     pub object: &'a [u8],
 }
 
-/// To whom.
+/// The addressees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To<'a> {
     /// `to` is absent, which means `session`.
     Default,
-    /// One address, in an array or not.
+    /// A single address, in an array or not.
     One(Address<'a>),
     /// 2 to 32 addresses, none of them an intent or a channel.
     Many(Addresses<'a>),
 }
 
-/// One address (section 3). The name is checked for charset and length.
+/// An address (section 3). The name is checked for charset and length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address<'a> {
     Session,
@@ -63,7 +64,7 @@ pub enum Address<'a> {
     Room(&'a str),
     Role(&'a str),
     Intent(&'a str),
-    /// The name after `channel:`; the session behind it bears the whole text, `channel:NAME`, as its id.
+    /// The name after `channel:`; the id of the channel's session is the whole text, `channel:NAME`.
     Channel(&'a str),
 }
 
@@ -74,7 +75,7 @@ pub struct Addresses<'a> {
 }
 
 impl<'a> To<'a> {
-    /// The addresses, `session` where `to` is absent.
+    /// The addresses; `session` if `to` is absent.
     pub fn iter(self) -> impl Iterator<Item = Address<'a>> {
         let (one, many) = match self {
             Self::Default => (Some(Address::Session), None),
@@ -96,7 +97,7 @@ impl<'a> Iterator for Addresses<'a> {
 }
 
 impl<'a> Address<'a> {
-    /// Reads `session`, `client:ID` and so on; `None` where the kind is unknown or the name is out of its charset or length.
+    /// Reads `session`, `client:ID` and so on; `None` if the kind is unknown or the name is out of its charset or length.
     #[must_use]
     pub fn parse(text: &'a str) -> Option<Self> {
         let Some((kind, name)) = text.split_once(':') else {
@@ -108,13 +109,13 @@ impl<'a> Address<'a> {
             "room" if is_room(name) => Some(Self::Room(name)),
             "role" if is_name(name) => Some(Self::Role(name)),
             "intent" if is_name(name) => Some(Self::Intent(name)),
-            // The channel's session bears the whole text as its id.
+            // The id of the channel's session is the whole text.
             "channel" if is_name(name) && text.len() <= NAME_BYTES_MAX => Some(Self::Channel(name)),
             _ => None,
         }
     }
 
-    /// The kind as the wire has it, and the name, "" for the session.
+    /// The kind as on the wire, and the name; "" for the session.
     #[must_use]
     pub const fn parts(self) -> (&'static str, &'a str) {
         match self {

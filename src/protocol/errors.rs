@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $retryable:literal;)*) => {
-        /// Every code an `rw.error` may bear. Stable: clients match on the text.
+        /// Every code of `rw.error`. Stable: clients match on the text.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum ErrorCode { $($(#[$doc])* $variant,)* }
@@ -19,7 +19,7 @@ macro_rules! codes {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// Whether the same message, unchanged, may succeed later.
+            /// Returns `true` if the same message, unchanged, may succeed later.
             #[must_use]
             pub const fn retryable(self) -> bool {
                 match self { $(Self::$variant => $retryable,)* }
@@ -29,33 +29,33 @@ macro_rules! codes {
 }
 
 codes! {
-    /// No object, an unknown or duplicate key, a missing or ill-typed one, a command's payload out of its bounds.
+    /// No object, an unknown or duplicate key, a missing or ill-typed one, or a command's payload out of its bounds.
     EnvelopeInvalid = "envelope.invalid", false;
     /// The id was used before, with other content.
     EnvelopeIdReused = "envelope.id_reused", false;
-    /// An `rw.` type that this version doesn't take.
+    /// An `rw.` type that this version does not support.
     EnvelopeUnknownType = "envelope.unknown_type", false;
     /// No token.
     AuthMissing = "auth.missing", false;
     /// A token that is no JWT, or too long.
     AuthMalformed = "auth.malformed", false;
-    /// Its `exp` is past.
+    /// The token's `exp` is in the past.
     AuthExpired = "auth.expired", false;
-    /// Its `nbf` is ahead.
+    /// The token's `nbf` is in the future.
     AuthNotYetValid = "auth.not_yet_valid", true;
-    /// Its signature doesn't verify.
+    /// The token's signature does not verify.
     AuthSignature = "auth.signature", false;
-    /// Its `kid` names no key.
+    /// The token's `kid` names no key.
     AuthUnknownKey = "auth.unknown_key", false;
-    /// Its `alg` isn't the key's.
+    /// The token's `alg` is not the key's.
     AuthAlgorithm = "auth.algorithm", false;
-    /// Its `iss` isn't the configured one.
+    /// The token's `iss` is not the configured one.
     AuthIssuer = "auth.issuer", false;
-    /// Its `aud` isn't the configured one.
+    /// The token's `aud` is not the configured one.
     AuthAudience = "auth.audience", false;
     /// A claim is missing or ill-typed.
     AuthClaims = "auth.claims", false;
-    /// Revoked.
+    /// The token, client or user was revoked.
     AuthRevoked = "auth.revoked", false;
     /// A good token whose `sid` doesn't cover the session.
     AuthForbiddenSession = "auth.forbidden_session", false;
@@ -63,17 +63,17 @@ codes! {
     AuthClientId = "auth.client_id", false;
     /// A policy says no.
     PolicyDenied = "policy.denied", false;
-    /// More messages or bytes than the client's rate, or presence data than the member's.
+    /// More messages or bytes than the client's rate, or more presence data than the member's.
     LimitRate = "limit.rate", true;
-    /// The session can't take more now.
+    /// The session cannot take more messages now.
     LimitBackpressure = "limit.backpressure", true;
-    /// One history request at a time; or the user, or all, have too many pages waiting.
+    /// An attachment's earlier history request is not answered yet; or the user, or all users, have too many pages waiting.
     LimitHistoryBusy = "limit.history_busy", true;
     /// Too many rooms, joined or watched.
     LimitRooms = "limit.rooms", false;
     /// The session is full.
     LimitMembers = "limit.members", true;
-    /// The shard holds as many sessions as it may.
+    /// The shard holds as many sessions as it may, or the user has created as many as it may.
     LimitSessions = "limit.sessions", true;
     /// Too many sessions on one connection.
     LimitAttached = "limit.attached", false;
@@ -91,27 +91,28 @@ codes! {
     SessionUnknown = "session.unknown", false;
     /// The connection isn't attached to the message's session.
     SessionNotAttached = "session.not_attached", false;
-    /// It is attached already.
+    /// The connection is attached to that session already.
     SessionAlreadyAttached = "session.already_attached", false;
     /// The query's `session_id` isn't the hello's.
     SessionQueryMismatch = "session.query_mismatch", false;
-    /// Something else than `rw.hello` came first.
+    /// The first message was not `rw.hello`.
     SessionExpectedHello = "session.expected_hello", false;
     /// A second `rw.hello` on a connection.
     SessionSecondHello = "session.second_hello", false;
-    /// A part of the gateway isn't there now.
+    /// A part of the gateway is not available now.
     InternalUnavailable = "internal.unavailable", true;
 }
 
-/// Why an envelope or a command was not taken. Owned, since it outlives the text; cold, since ten in 10 s end the connection.
+/// The reason why an envelope or a command was refused. Owned, since it outlives the text; allocation is fine, since ten in 10 s
+/// end the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The offender's, "" where none could be read.
+    /// The offender's id; "" if it could not be read.
     pub id: Box<str>,
-    /// The offender's, "" where none could be read.
+    /// The offender's session; "" if it could not be read.
     pub session_id: Box<str>,
     pub code: ErrorCode,
-    /// What was wrong with what, and what would be right.
+    /// The mistake, and how to correct it.
     pub message: Cow<'static, str>,
     /// JSON pointer (RFC 6901) into the offender; "" is the whole.
     pub pointer: Cow<'static, str>,
@@ -119,14 +120,14 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Whether the same message, unchanged, may succeed later.
+    /// Returns `true` if the same message, unchanged, may succeed later.
     #[must_use]
     pub const fn retryable(&self) -> bool {
         self.code.retryable()
     }
 }
 
-/// A refusal before it is known whose: what the checks return.
+/// A refusal before the message's id is known: the result of the checks.
 pub(super) struct Fault {
     pub(super) code: ErrorCode,
     pub(super) pointer: Cow<'static, str>,

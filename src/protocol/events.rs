@@ -1,6 +1,6 @@
-//! What the gateway says of its own accord (protocol.md sections 4 to 6), each a complete JSON text appended to a vector.
+//! The gateway's own messages (protocol.md sections 4 to 6), each a complete JSON text appended to a vector.
 //!
-//! The head's id is one of the gateway's own, but for `rw.history_begin` and `rw.history_end`, which answer a command.
+//! The head's id is one of the gateway's own, except for `rw.history_begin` and `rw.history_end`, which answer a command.
 
 use super::replies::Head;
 use super::write::Payload;
@@ -27,7 +27,7 @@ pub fn caught_up(out: &mut Vec<u8>, head: Head<'_>, seq: u64) {
     payload.end();
 }
 
-/// `rw.gap`: what retention dropped before this reader took it, both ends included.
+/// `rw.gap`: the messages that this reader missed because they are no longer available, both ends included.
 pub fn gap(out: &mut Vec<u8>, head: Head<'_>, from: u64, to: u64) {
     let mut payload = Payload::begin(out, "rw.gap", head.id, head.session_id);
     payload.number("from", from);
@@ -42,7 +42,7 @@ pub fn history_begin(out: &mut Vec<u8>, head: Head<'_>, count: u64) {
     payload.end();
 }
 
-/// `rw.history_end`; `next_seq` is the `before` (or `after`) of the next page, none where there is no more.
+/// `rw.history_end`; `next_seq` is the `before` (or `after`) of the next page, `None` if there is no more.
 pub fn history_end(out: &mut Vec<u8>, head: Head<'_>, next_seq: Option<u64>, oldest_seq: u64) {
     let mut payload = Payload::begin(out, "rw.history_end", head.id, head.session_id);
     payload.boolean("more", next_seq.is_some());
@@ -51,13 +51,13 @@ pub fn history_end(out: &mut Vec<u8>, head: Head<'_>, next_seq: Option<u64>, old
     payload.end();
 }
 
-/// What happened to a member.
+/// A change of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PresenceEvent<'a> {
     Join,
-    /// Left by its own will.
+    /// Left on purpose.
     Leave,
-    /// Gone for longer than the grace.
+    /// Disconnected for longer than the grace.
     Lost,
     /// Set its data: raw JSON.
     Data(&'a [u8]),

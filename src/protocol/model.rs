@@ -32,13 +32,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-/// What the model makes of a text.
+/// The model's verdict on a text.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Taken(Box<Fields>),
     /// JSON, but no envelope.
     Refused,
-    /// No JSON.
+    /// Invalid JSON.
     Fatal,
 }
 
@@ -55,7 +55,7 @@ struct Fields {
     meta: Option<String>,
 }
 
-/// `None` where `serde_json` can't tell either: a number is out of its range, and what follows it is not looked at.
+/// `None` if `serde_json` can't tell either: a number is out of its range, and the rest of the text is not examined.
 fn is_json(text: &[u8]) -> Option<bool> {
     // `Value` checks surrogates but reads numbers; `RawValue` reads no numbers but lets lone surrogates pass.
     match (serde_json::from_slice::<serde_json::Value>(text), serde_json::from_slice::<&RawValue>(text)) {
@@ -113,7 +113,7 @@ fn read(members: &[(String, &RawValue)]) -> Option<Fields> {
     Some(fields)
 }
 
-/// The outer `None` refuses.
+/// Reads `to`. The outer `None` refuses.
 fn read_to(raw: Option<&str>) -> Option<Option<Vec<String>>> {
     let Some(raw) = raw else { return Some(None) };
     let addresses = match serde_json::from_str::<String>(raw) {
@@ -174,7 +174,7 @@ fn verdict(parser: &mut Parser, text: &[u8]) -> Verdict {
     }
 }
 
-/// A JSON value as text, with the spellings that writers differ in.
+/// A JSON value as text, with spellings that differ between writers.
 fn json() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         Just("null".to_owned()),
@@ -310,8 +310,8 @@ proptest! {
         }
     }
 
-    /// Where `serde_json` gives up on a number's range, only the range is forgiven: the text with that number made small is
-    /// judged alike.
+    /// If `serde_json` refuses a number's range, only the range is forgiven: the text with that number made small is judged
+    /// alike.
     #[test]
     fn numbers_out_of_range_are_forgiven_and_nothing_else(
         number in "-?[1-9][0-9]{0,25}(\\.[0-9]{1,5})?[eE][1-9][0-9]{3}|-?[1-9][0-9]{20,400}",

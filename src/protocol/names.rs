@@ -1,4 +1,4 @@
-//! The charsets and lengths of what the envelope's strings may hold (protocol.md sections 2 to 4).
+//! The charsets and lengths of the envelope's strings (protocol.md sections 2 to 4).
 
 use crate::ids::is_own_room;
 use crate::limits::{
@@ -11,7 +11,7 @@ const MESSAGE_ID: u8 = 4;
 const CLIENT: u8 = 8;
 const LOWER_HEX: u8 = 16;
 
-/// Which classes a byte belongs to. One load a byte; a chain of range checks costs three times as much on a 36-byte id.
+/// The classes of each byte. One load a byte; a chain of range checks costs three times as much on a 36-byte id.
 static CLASSES: [u8; 256] = classes();
 
 const fn classes() -> [u8; 256] {
@@ -48,44 +48,46 @@ fn within(text: &str, class: u8, bytes_max: usize) -> bool {
     !text.is_empty() && text.len() <= bytes_max && all(text.as_bytes(), class)
 }
 
-/// `[a-z0-9][a-z0-9_.-]{0,63}` (section 2).
+/// Returns `true` for `[a-z0-9][a-z0-9_.-]{0,63}` (section 2).
 #[must_use]
 pub fn is_type(text: &str) -> bool {
     within(text, TYPE, TYPE_BYTES_MAX) && text.as_bytes()[0].is_ascii_alphanumeric()
 }
 
-/// 1 to 128 printable ASCII characters without spaces (section 2).
+/// Returns `true` for 1 to 128 printable ASCII characters without spaces (section 2).
 #[must_use]
 pub fn is_message_id(text: &str) -> bool {
     within(text, MESSAGE_ID, MESSAGE_ID_BYTES_MAX)
 }
 
-/// 1 to 128 of `[A-Za-z0-9_.:-]`: sessions, rooms, roles, intents and channels (sections 2 and 6).
+/// Returns `true` for 1 to 128 of `[A-Za-z0-9_.:-]`: sessions, rooms, roles, intents and channels (sections 2 and 6).
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     within(text, NAME, NAME_BYTES_MAX)
 }
 
-/// A room that a client may name: not one of the gateway's own, `rw:` and more (section 6).
+/// Returns `true` for a room that a client may name: none of the gateway's own, which begin with `rw:` (section 6).
 #[must_use]
 pub fn is_room(text: &str) -> bool {
     is_name(text) && !is_own_room(text)
 }
 
-/// A token's `sub`: printable ASCII without spaces, quotes and backslashes, so that `from` never needs escaping.
+/// Returns `true` for a token's `sub`: printable ASCII without spaces, quotes and backslashes, so that `from` never needs
+/// escaping.
 #[must_use]
 pub fn is_subject(text: &str) -> bool {
     within(text, CLIENT, SUBJECT_BYTES_MAX)
 }
 
-/// A `client_id`: `sub`, or `sub/` and a tail (section 4). Which of the two it is, the token says.
+/// Returns `true` for a `client_id`: `sub`, or `sub/` and a tail (section 4). The token says which of the two it is.
 #[must_use]
 pub fn is_client_id(text: &str) -> bool {
     within(text, CLIENT, SUBJECT_BYTES_MAX + 1 + CLIENT_TAIL_BYTES_MAX)
 }
 
-/// W3C Trace Context 3.2: `version-traceid-parentid-flags` in lower-case hex; version `00` has exactly these 55 characters,
-/// a later one may go on after another dash, and `ff`, an all-zero trace id or an all-zero parent id are invalid.
+/// Returns `true` for W3C Trace Context 3.2: `version-traceid-parentid-flags` in lower-case hex. Version `00` has exactly these
+/// 55 characters, a later one may continue after another dash, and `ff`, an all-zero trace id or an all-zero parent id are
+/// invalid.
 #[must_use]
 pub fn is_traceparent(text: &str) -> bool {
     let text = text.as_bytes();

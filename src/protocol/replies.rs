@@ -3,7 +3,7 @@
 use super::errors::{ErrorCode, Refusal};
 use super::write::Payload;
 
-/// Whose answer it is: the command's id and session. Events bear an id of the gateway's own here.
+/// The id and session of the command that is answered. Events have an id of the gateway's own here.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     pub id: &'a str,
@@ -15,7 +15,7 @@ pub struct Head<'a> {
 pub struct Failure<'a> {
     pub head: Head<'a>,
     pub code: ErrorCode,
-    /// What was wrong with what, and what would be right. Never a token.
+    /// The mistake, and how to correct it. Never a token.
     pub message: &'a str,
     pub retry_after_ms: Option<u64>,
     /// JSON pointer (RFC 6901) into the offender.
@@ -25,7 +25,7 @@ pub struct Failure<'a> {
 }
 
 impl<'a> Failure<'a> {
-    /// What a refusal says of the connection's inbound message number `frame`.
+    /// The refusal of the connection's inbound message number `frame`.
     #[must_use]
     pub fn of(refusal: &'a Refusal, frame: Option<u64>) -> Self {
         Self {
@@ -57,7 +57,7 @@ pub fn error(out: &mut Vec<u8>, failure: &Failure<'_>) {
     payload.end();
 }
 
-/// `rw.ack`; `is_duplicate` where the first one's `seq` is repeated (section 5).
+/// `rw.ack`; `is_duplicate` if the first one's `seq` is repeated (section 5).
 pub fn ack(out: &mut Vec<u8>, head: Head<'_>, seq: u64, is_duplicate: bool) {
     let mut payload = Payload::begin(out, "rw.ack", head.id, head.session_id);
     payload.number("seq", seq);
@@ -67,19 +67,19 @@ pub fn ack(out: &mut Vec<u8>, head: Head<'_>, seq: u64, is_duplicate: bool) {
     payload.end();
 }
 
-/// Where a client stands in a session: the welcome's session keys, and the whole of `rw.attached` (section 4).
+/// A client's position in a session: the welcome's session keys, and the whole of `rw.attached` (section 4).
 #[derive(Clone, Copy, Debug)]
 pub struct SessionStart<'a> {
-    /// The session didn't exist before.
+    /// `true` if the session did not exist before.
     pub created: bool,
     pub epoch: &'a str,
     /// The session's head.
     pub seq: u64,
     /// The first `seq` that is delivered from here on.
     pub start_seq: u64,
-    /// Nothing between the position asked for and `start_seq` is lost.
+    /// `true` if nothing between the position asked for and `start_seq` is lost.
     pub recovered: bool,
-    /// The client discards what it holds above.
+    /// The client discards all messages that it holds above this.
     pub rewound_to: Option<u64>,
     pub oldest_seq: u64,
     pub rooms: &'a [&'a str],
@@ -102,7 +102,7 @@ impl SessionStart<'_> {
     }
 }
 
-/// What the welcome promises of limits. 0 is no limit.
+/// The limits that the welcome states. 0 is no limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub max_message_bytes: u64,
@@ -122,7 +122,7 @@ pub struct Welcome<'a> {
     pub now_ms: u64,
     pub token_expires_in_ms: u64,
     pub heartbeat_ms: u64,
-    /// Those of the hello's that the gateway has.
+    /// The hello's features that the gateway has.
     pub features: &'a [&'a str],
     pub version: &'a str,
     pub limits: Limits,
@@ -169,7 +169,7 @@ pub fn pong(out: &mut Vec<u8>, head: Head<'_>, seq: u64, delivered_seq: u64) {
     payload.end();
 }
 
-/// `rw.refreshed`, with what the new token has left.
+/// `rw.refreshed`, with the new token's remaining time.
 pub fn refreshed(out: &mut Vec<u8>, head: Head<'_>, token_expires_in_ms: u64) {
     let mut payload = Payload::begin(out, "rw.refreshed", head.id, head.session_id);
     payload.number("token_expires_in_ms", token_expires_in_ms);
@@ -191,7 +191,7 @@ pub fn left(out: &mut Vec<u8>, head: Head<'_>, room: &str) {
     payload.end();
 }
 
-/// Whether a member is there.
+/// The presence of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberState {
     /// Connected.
@@ -214,7 +214,7 @@ impl MemberState {
     }
 }
 
-/// One of `rw.members` (section 6).
+/// An entry of `rw.members` (section 6).
 #[derive(Debug)]
 pub struct Member<'a, R> {
     pub client_id: &'a str,
@@ -222,7 +222,7 @@ pub struct Member<'a, R> {
     /// Unix milliseconds.
     pub since_at: u64,
     pub state: MemberState,
-    /// Raw JSON; `null` where there is none.
+    /// Raw JSON; `None` is written as `null`.
     pub data: Option<&'a [u8]>,
 }
 
@@ -243,7 +243,7 @@ fn write_next(payload: &mut Payload<'_>, next: Option<&str>) {
     }
 }
 
-/// `rw.members`; `next` is the `after` of the next page, none where this is the last.
+/// `rw.members`; `next` is the `after` of the next page, `None` if this is the last.
 pub fn members<'a, R: AsRef<str> + 'a>(
     out: &mut Vec<u8>,
     head: Head<'_>,
@@ -256,7 +256,7 @@ pub fn members<'a, R: AsRef<str> + 'a>(
     payload.end();
 }
 
-/// `rw.watching`: the first page, as of `seq`, from which on `rw.presence` tells the changes.
+/// `rw.watching`: the first page, as of `seq`; changes after it come in `rw.presence`.
 pub fn watching<'a, R: AsRef<str> + 'a>(
     out: &mut Vec<u8>,
     head: Head<'_>,

@@ -1,17 +1,17 @@
 //! JSON as this folder reads it: simd-json validates the whole text and unescapes its strings; its index of structural bytes gives
 //! the spans of the original.
 //!
-//! One pass serves both ends: where a value begins and ends follows from the index that validation made anyway, so no second
+//! The one pass serves both ends: where a value begins and ends follows from the index that validation made anyway, so no second
 //! reading of the bytes is needed, and a span can't disagree with what was validated.
 
 use crate::close::CloseReason;
 use crate::limits::JSON_DEPTH_MAX;
 use simd_json::{Buffers, ErrorType, INPUT_PADDING, Node, Tape, fill_tape_padded};
 
-/// The buffers one JSON text after another is read with. They grow to the largest text seen and stay.
+/// Buffers for reading one JSON text after another. They grow to the largest text seen and stay.
 pub(super) struct Document {
     scratch: Vec<u8>,
-    /// The second try's copy, see [`neutralise_numbers`]. Empty until a message needs it.
+    /// The copy for a second attempt, see [`neutralise_numbers`]. Empty until a message needs it.
     neutral: Vec<u8>,
     buffers: Buffers,
     tape: Tape<'static>,
@@ -29,9 +29,9 @@ impl Default for Document {
 }
 
 impl Document {
-    /// Validates `text` and shows it to `reader`. What the reader takes out may live as long as the text and this document's
-    /// borrow; the tape itself goes back for the next text. A number that simd-json can't hold (`1e400`, integers beyond 64 bits)
-    /// passes with its text, and reads as no integer.
+    /// Validates `text` and shows it to `reader`. The reader's result may live as long as the text and this document's borrow;
+    /// the tape itself is reused for the next text. A number that simd-json can't hold (`1e400`, integers beyond 64 bits) passes
+    /// with its text, and reads as no integer.
     pub(super) fn read<'a, T>(&'a mut self, text: &'a [u8], reader: impl FnOnce(&View<'_, 'a>) -> T) -> Result<T, CloseReason> {
         let Self { scratch, neutral, buffers, tape: kept } = self;
         let mut tape: Tape<'a> = std::mem::replace(kept, Tape(Vec::new())).reset();
@@ -65,13 +65,13 @@ fn load(scratch: &mut Vec<u8>, text: &[u8]) {
     scratch.resize(text.len() + INPUT_PADDING, b' ');
 }
 
-/// The digits of an integer that surely fits 64 bits.
+/// Digits of an integer that surely fits 64 bits.
 const SHORT_INTEGER_DIGITS: usize = 18;
 
 /// Overwrites the numbers of the JSON grammar (RFC 8259 section 6) outside strings that may be out of range, so that a second
-/// validation judges all but their range: RFC 8259 sets none, simd-json that of `u64` and `f64`. Those are all but short integers,
-/// and become `0.5`, which no reader takes for an integer; lengths stay, so spans do too. False where there is nothing to overwrite.
-/// Runs only on texts that failed the first validation.
+/// validation judges all but their range: RFC 8259 sets none, simd-json that of `u64` and `f64`. These are all but short
+/// integers, and become `0.5`, which no reader takes for an integer; lengths stay, so spans do too. Returns `false` if there is
+/// nothing to overwrite. Runs only on texts that failed the first validation.
 fn neutralise_numbers(text: &mut [u8]) -> bool {
     let mut found = false;
     let mut at = 0;
@@ -141,9 +141,9 @@ pub(super) struct View<'t, 'a> {
     text: &'a [u8],
 }
 
-/// One member of the top-level object.
+/// A member of the top-level object.
 pub(super) struct Member<'t, 'a> {
-    /// Unescaped.
+    /// The key, unescaped.
     pub(super) key: &'a str,
     /// The value's nodes: the value, then what it contains.
     pub(super) value: Value<'t, 'a>,
@@ -152,7 +152,7 @@ pub(super) struct Member<'t, 'a> {
 }
 
 impl<'t, 'a> View<'t, 'a> {
-    /// The members in the order of the text, duplicates included; `None` where the text is no object.
+    /// The members in the order of the text, duplicates included; `None` if the text is no object.
     pub(super) fn members(&self) -> Option<MemberIter<'t, 'a>> {
         let (Node::Object { .. }, nodes) = self.nodes.split_first()? else { return None };
         Some(MemberIter { nodes, structurals: self.structurals.get(1..)?, text: self.text })
@@ -169,7 +169,7 @@ impl<'t, 'a> View<'t, 'a> {
 
 pub(super) struct MemberIter<'t, 'a> {
     nodes: &'t [Node<'a>],
-    /// From the next key's quote on.
+    /// The structural index, from the next key's quote on.
     structurals: &'t [u32],
     text: &'a [u8],
 }
@@ -225,7 +225,7 @@ impl<'t, 'a> Value<'t, 'a> {
         if let [Node::Static(simd_json::StaticNode::Bool(value))] = self.0 { Some(*value) } else { None }
     }
 
-    /// An integer of at least 0. `5.0` is none.
+    /// An integer of at least 0. `5.0` counts as none.
     pub(super) fn integer(self) -> Option<u64> {
         match self.0 {
             [Node::Static(simd_json::StaticNode::U64(value))] => Some(*value),
@@ -258,7 +258,7 @@ impl<'t, 'a> Value<'t, 'a> {
 
 #[derive(Clone, Copy)]
 pub(super) struct Elements<'t, 'a> {
-    /// Of the whole array, however far the iteration is.
+    /// The length of the whole array, however far the iteration is.
     pub(super) len: usize,
     rest: &'t [Node<'a>],
 }

@@ -1,4 +1,4 @@
-//! What the gateway adds to a forwarded envelope (protocol.md section 2), without touching the sender's bytes.
+//! The text that the gateway adds to a forwarded envelope (protocol.md section 2), without touching the sender's bytes.
 
 use super::envelope::{Envelope, To};
 use super::write::{inside, string};
@@ -18,7 +18,7 @@ impl Default for AddedBuf {
 }
 
 impl AddedBuf {
-    /// What was written last.
+    /// The bytes written last.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
@@ -30,13 +30,13 @@ impl AddedBuf {
     }
 }
 
-/// Writes `,"seq":..,"from":"..","ts":..,"traceparent":".."}` into `scratch`, replacing what was there: the end of the envelope
-/// whose beginning is [`super::Envelope::object`]. `seq` is absent on what is not logged; `traceparent` is passed only where the
-/// sender gave none. `from` and `traceparent` are written as they are: their charsets ([`super::is_client_id`],
-/// [`super::Traceparent`]) hold nothing to escape.
+/// Writes `,"seq":..,"from":"..","ts":..,"traceparent":".."}` into `scratch`, replacing its content: the end of the envelope
+/// whose beginning is [`super::Envelope::object`]. `seq` is absent on messages that are not logged; `traceparent` is passed only
+/// if the sender gave none. `from` and `traceparent` are written unescaped: their charsets ([`super::is_client_id`],
+/// [`super::Traceparent`]) have nothing to escape.
 ///
 /// # Panics
-/// Where `from` is longer than a client id may be, which no verified grant yields.
+/// If `from` is longer than a client id may be, which no verified grant yields.
 #[inline]
 pub fn added(scratch: &mut AddedBuf, seq: Option<u64>, from: &str, ts_ms: u64, traceparent: Option<&str>) {
     let mut digits = itoa::Buffer::new();
@@ -57,7 +57,7 @@ pub fn added(scratch: &mut AddedBuf, seq: Option<u64>, from: &str, ts_ms: u64, t
     scratch.push(b"}");
 }
 
-/// Writes an envelope anew from its fields, with another session id, up to but excluding the final `}`: for a message that goes into
+/// Writes an envelope from its fields, with another session id, up to but excluding the final `}`: for a message that goes into
 /// another session.
 pub fn rewritten(envelope: &Envelope<'_>, session_id: &str, out: &mut Vec<u8>) {
     let mut member = |key: &str, write: &dyn Fn(&mut Vec<u8>)| {
@@ -110,8 +110,8 @@ impl std::fmt::Debug for Traceparent {
     }
 }
 
-/// A version 00 traceparent of random ids (W3C Trace Context 3.2). All-zero ids are invalid there, so their last bit is set.
-/// The flags are 00: the gateway records no span, and asks nobody to.
+/// A version 00 traceparent of random ids (W3C Trace Context 3.2). All-zero ids are invalid there, so their last bit is set. The
+/// flags are 00: the gateway records no span, and asks nobody to.
 #[must_use]
 pub fn make_traceparent(mut trace_id: [u8; 16], mut span_id: [u8; 8]) -> Traceparent {
     if trace_id == [0; 16] {

@@ -1,6 +1,6 @@
 //! Writing JSON text: one object after another into a byte vector, which is the only thing that may allocate.
 
-/// The bytes that RFC 8259 section 7 wants escaped.
+/// The bytes that RFC 8259 section 7 requires to be escaped.
 static ESCAPED: [bool; 256] = escaped();
 
 const fn escaped() -> [bool; 256] {
@@ -49,7 +49,7 @@ pub(super) struct Payload<'o> {
 }
 
 impl<'o> Payload<'o> {
-    /// `kind` is a literal of this folder that needs no escaping.
+    /// Begins a message. `kind` is a literal of this folder that needs no escaping.
     pub(super) fn begin(out: &'o mut Vec<u8>, kind: &'static str, id: &str, session_id: &str) -> Self {
         out.extend_from_slice(b"{\"type\":\"");
         out.extend_from_slice(kind.as_bytes());
@@ -80,7 +80,7 @@ impl<'o> Payload<'o> {
         self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
-    /// `null` where there is none.
+    /// A number, or `null` for `None`.
     pub(super) fn number_or_null(&mut self, key: &'static str, value: Option<u64>) {
         match value {
             Some(value) => self.number(key, value),
@@ -97,7 +97,7 @@ impl<'o> Payload<'o> {
         string(self.out, value);
     }
 
-    /// JSON text as it is.
+    /// JSON text, written unchanged.
     pub(super) fn raw(&mut self, key: &'static str, json: &[u8]) {
         self.key(key);
         self.out.extend_from_slice(json);
