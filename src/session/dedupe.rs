@@ -1,10 +1,11 @@
-//! Idempotency: which ids a client has used in a session, and for what (protocol.md section 5).
+//! Idempotency: the ids that a client has used in a session, and for which content (protocol.md section 5).
 //!
-//! A window each member of its own, so that no client's ids push out another's and growing one window moves no other. Every message
-//! touches its sender's window, which is in no cache any more when there are many senders: what counts is how few cache lines that
-//! takes. So the uses are a ring that is filled over its oldest place, and the table that finds them holds enough of each use that
-//! a new id is told from all others without a look at the ring, and that one can be taken out without it. Ids are known by a 64-bit keyed
-//! hash, which nobody outside can steer into collisions, and by 36 bits of what they were used for.
+//! Each member has a window of its own, so that no client's ids push out another's and growing one window moves no other. Every
+//! message touches its sender's window, which is in no cache any more when there are many senders: the cost is the number of
+//! cache lines touched. So the entries are a ring in which the newest replaces the oldest, and the table that finds them holds
+//! enough of each entry that a new id is told from all others without a look at the ring, and that an entry can be removed
+//! without one. Ids are known by a 64-bit keyed hash, which nobody outside can steer into collisions, and by 36 bits of a hash of
+//! their content.
 
 use crate::limits::DEDUPE_IDS_MAX;
 
@@ -15,19 +16,19 @@ pub struct DedupeLimits {
     pub window_ms: u64,
 }
 
-/// What is known of an id.
+/// The result of looking an id up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// Not used within the window.
     New,
-    /// Used for the same content, at this place.
+    /// Used for the same content; `seq` is that message's.
     Same { seq: u64 },
-    /// Used for something else.
+    /// Used for other content.
     Different,
 }
 
-/// A use: the id's key; its place in the order (48 bits) over 16 bits of the content; the time (44 bits, in ms) over 20 more of it.
-/// An array, so that a new ring's memory is untouched until it is used.
+/// An entry: the id's key; its `seq` (48 bits) over 16 bits of the content; the time (44 bits, in ms) over 20 more of the
+/// content. An array, so that a new ring's memory is untouched until it is used.
 type Used = [u64; 3];
 
 const SEQ_BITS: u32 = 48;
@@ -52,7 +53,7 @@ fn same_content(used: &Used, content: u64) -> bool {
     pack(used[0], content, seq_of(used), at_ms_of(used)) == *used
 }
 
-/// A place of the table: empty (0), or the number of a place in the ring and 1 (20 bits), how far the id lies behind the place where it
+/// A slot of the table: 0 if empty; else the entry's place in the ring plus 1 (20 bits), the distance from the slot where its key
 /// belongs (6 bits), and a tag of its key (6 bits).
 type Slot = u32;
 
@@ -72,43 +73,43 @@ const fn distance_of(slot: Slot) -> u32 {
     slot >> PLACE_BITS & DISTANCE_MAX
 }
 
-/// The places of a table of `len` where a key may stand, each with how far it lies behind the first.
+/// The slots of a table of `len` that a key may have, each with its distance from the first.
 fn places(key: u64, len: usize) -> impl Iterator<Item = (u32, usize)> {
     (0..=DISTANCE_MAX).map(move |distance| (distance, (key as usize).wrapping_add(distance as usize) & (len - 1)))
 }
 
-/// The table doubles where a key finds no place, which in half a million hashed keys happens once if at all; up to so many places a
-/// use, and then that id is not found again.
+/// The table doubles if a key finds no slot within [`DISTANCE_MAX`], which with half a million hashed keys happens once if at
+/// all. It grows to this many slots an entry; beyond that the id is not found again.
 const SLOTS_A_USE_MAX: usize = 16;
 
-/// Up to so many uses are looked through; a table begins above.
+/// Up to this many entries a linear scan replaces the table.
 const UNTABLED_MAX: usize = 8;
 
 /// See the module's text. Empty, it owns no memory.
 #[derive(Debug, Default)]
 pub struct Dedupe {
     ring: Box<[Used]>,
-    /// Of all uses, by linear probing, at most half full; empty where the ring is small.
+    /// Slots for all entries, by linear probing, at most half full; empty if the ring is small.
     slots: Box<[Slot]>,
-    /// The oldest use's place in the ring.
+    /// The oldest entry's place in the ring.
     oldest: u32,
     len: u32,
 }
 
 impl Dedupe {
-    /// Ids held.
+    /// The number of ids held.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len as usize
     }
 
-    /// Whether none is held.
+    /// Returns `true` if no id is held.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The place in the ring of a use, counted from the oldest.
+    /// The place in the ring of an entry, counted from the oldest.
     const fn place(&self, index: usize) -> usize {
         let place = self.oldest as usize + index;
         if place < self.ring.len() { place } else { place - self.ring.len() }
@@ -118,7 +119,7 @@ impl Dedupe {
         (0..self.len()).map(|index| &self.ring[self.place(index)])
     }
 
-    /// A use's place in the ring.
+    /// An entry's place in the ring.
     fn find(&self, key: u64) -> Option<usize> {
         if self.slots.is_empty() {
             return (0..self.len()).map(|index| self.place(index)).find(|place| self.ring[*place][0] == key);
@@ -128,7 +129,7 @@ impl Dedupe {
             if found == 0 {
                 return None;
             }
-            // One that lies as far behind, with the same tag: the id, or one in 64 of those that belong to the same place.
+            // An entry with the same distance and tag: the id, or one in 64 of those that belong to the same slot.
             if found >> PLACE_BITS == slot(0, distance, key) >> PLACE_BITS && self.ring[place_of(found)][0] == key {
                 return Some(place_of(found));
             }
@@ -136,7 +137,7 @@ impl Dedupe {
         None
     }
 
-    /// What is known of an id at `now_ms` (monotonic).
+    /// Looks up an id at `now_ms` (monotonic).
     #[must_use]
     pub fn look_up(&self, key: u64, content: u64, now_ms: u64, limits: DedupeLimits) -> Seen {
         match self.find(key).map(|place| &self.ring[place]) {
@@ -151,7 +152,7 @@ impl Dedupe {
         self.ring.get(self.oldest as usize).map_or(0, at_ms_of)
     }
 
-    /// Remembers an id that [`Dedupe::look_up`] called new; the oldest ones leave.
+    /// Remembers an id that [`Dedupe::look_up`] called new; the oldest ones are dropped.
     pub fn remember(&mut self, key: u64, content: u64, seq: u64, now_ms: u64, limits: DedupeLimits) {
         self.put(pack(key, content, seq, now_ms), limits);
     }
@@ -165,13 +166,14 @@ impl Dedupe {
         while self.len > 0 && (self.len() >= ids_max || now_ms.saturating_sub(self.oldest_ms()) >= limits.window_ms) {
             self.forget_oldest();
         }
-        // Where clocks stepped before a start, or windows become one: never twice, so that no table is long for one key.
+        // If clocks stepped before a start, or windows are merged, a key may be here already. It is never stored twice, so that
+        // no key fills its neighbourhood.
         if let Some(place) = self.find(key) {
             self.ring[place] = used;
             return;
         }
         if self.len() == self.ring.len() {
-            // Many clients say one thing, and then nothing for long.
+            // Many clients send one message, and then nothing for long.
             let room = if self.ring.is_empty() { 1 } else { (self.len() * 2).max(UNTABLED_MAX) };
             self.resize(room.min(ids_max));
         }
@@ -183,7 +185,7 @@ impl Dedupe {
         }
     }
 
-    /// Gives the ring another size, the oldest use first, and the table one to fit.
+    /// Gives the ring another size, the oldest entry first, and the table a matching one.
     fn resize(&mut self, room: usize) {
         let mut ring = vec![Used::default(); room].into_boxed_slice();
         self.uses().zip(&mut ring).for_each(|(used, to)| *to = *used);
@@ -200,7 +202,7 @@ impl Dedupe {
         self.slots.len() >= self.ring.len() * SLOTS_A_USE_MAX
     }
 
-    /// Makes the table anew, of at least so many places.
+    /// Rebuilds the table with at least `size` slots.
     fn retable(&mut self, mut size: usize) {
         loop {
             self.slots = vec![0; size].into_boxed_slice();
@@ -216,7 +218,7 @@ impl Dedupe {
         }
     }
 
-    /// Puts a use into the table. False where all places are taken that are near enough to where it belongs.
+    /// Puts an entry into the table. Returns `false` if all slots near enough are taken.
     fn insert(&mut self, key: u64, place: usize) -> bool {
         for (distance, at) in places(key, self.slots.len()) {
             if self.slots[at] == 0 {
@@ -238,7 +240,7 @@ impl Dedupe {
         let mask = self.slots.len() - 1;
         let is_it = |at: &usize| self.slots[*at] != 0 && place_of(self.slots[*at]) == place;
         let Some(mut hole) = places(key, self.slots.len()).map(|(_, at)| at).find(is_it) else { return };
-        // Those behind it move up as far as they belong, so that none is looked for past an empty place.
+        // Entries behind the removed one move up as far as they belong, so that no search stops at an empty slot before them.
         let mut behind = 1;
         loop {
             let next = self.slots[(hole + behind as usize) & mask];
@@ -255,8 +257,8 @@ impl Dedupe {
         self.slots[hole] = 0;
     }
 
-    /// After a start: what was used before `oldest_ms` is forgotten, and all but the last `ids_max`; the rest counts as used now, and no
-    /// more memory is held than that needs.
+    /// After a start: forgets ids used before `oldest_ms` and all but the last `ids_max`. The rest counts as used now, and no
+    /// more memory is held than needed.
     pub fn begin_again(&mut self, oldest_ms: u64, ids_max: usize) {
         while self.len > 0 && (self.oldest_ms() < oldest_ms || self.len() > ids_max) {
             self.forget_oldest();
@@ -265,7 +267,7 @@ impl Dedupe {
         self.ring.iter_mut().for_each(|used| used[2] &= !(u64::MAX << (64 - TIME_BITS)));
     }
 
-    /// Takes in another window's uses.
+    /// Merges another window's entries into this one.
     pub fn take_in(&mut self, other: &Self, limits: DedupeLimits) {
         other.uses().for_each(|used| self.put(*used, limits));
     }
@@ -333,7 +335,7 @@ mod tests {
         assert_eq!(dedupe.look_up(1, 9, 5000, LIMITS), Seen::Same { seq: 2 });
     }
 
-    /// Spread as hashes are.
+    /// Spreads keys as hashes are spread.
     fn spread(key: u64) -> u64 {
         let mixed = (key ^ (key >> 3)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -399,7 +401,7 @@ mod tests {
     }
 
     proptest! {
-        // Few places where they belong, and tags that are alike.
+        // Few slots where the keys belong, and tags that are alike.
         #[test]
         fn it_agrees_with_a_list(uses in proptest::collection::vec((0_u64..160, 0_u64..30), 0..600), ids_max in 1_usize..60) {
             let limits = DedupeLimits { ids_max, window_ms: 500 };

@@ -1,4 +1,4 @@
-//! Whom a record is for, and who may see it (protocol.md sections 3 and 6).
+//! The audience of a record, and who may see it (protocol.md sections 3 and 6).
 
 use crate::few::Few;
 use crate::ids::HashKey;
@@ -7,7 +7,7 @@ use crate::log::{Audience, Entry};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What an address names.
+/// The kind of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Target {
@@ -26,7 +26,7 @@ impl Target {
     }
 }
 
-/// Names no room: [`Target::hash`] never gives it.
+/// Stands for no room: [`Target::hash`] never returns it.
 const FORGOTTEN: u64 = 0;
 
 /// A time in a room, as places in the order: from `from` to `to`, both included.
@@ -34,25 +34,25 @@ const FORGOTTEN: u64 = 0;
 pub struct Stay {
     pub room: u64,
     pub from: u64,
-    /// `u64::MAX` while it lasts.
+    /// `u64::MAX` while the member is in the room.
     pub to: u64,
 }
 
-/// What one reader of a session may see.
+/// The rights of one reader of a session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entitlements {
     pub client: u64,
     pub user: u64,
     pub roles: Arc<[u64]>,
     pub stays: Few<Stay>,
-    /// Nothing up to here is seen (`history = "from_join"`); 0 where all is.
+    /// Records up to here are hidden (`history = "from_join"`); 0 if none is.
     pub hidden_to: u64,
-    /// Its own messages come back to it.
+    /// `true` if the reader's own messages come back to it.
     pub echo: bool,
 }
 
 impl Entitlements {
-    /// Whether one address of a record at `seq` names this reader.
+    /// Returns `true` if an address of a record at `seq` names this reader.
     #[must_use]
     pub fn named(&self, target: u64, seq: u64) -> bool {
         target == self.client
@@ -61,7 +61,7 @@ impl Entitlements {
             || self.stays.iter().any(|stay| stay.room == target && stay.from <= seq && seq <= stay.to)
     }
 
-    /// Whether a record is delivered to this reader, live and on resume. `addresses` gives a record's list where the entry
+    /// Returns `true` if a record is delivered to this reader, live and on resume. `addresses` gives a record's list if the entry
     /// says [`Audience::Many`].
     #[must_use]
     pub fn delivers<'a>(&self, entry: &Entry, seq: u64, addresses: impl FnOnce() -> &'a [u8]) -> bool {
@@ -69,7 +69,7 @@ impl Entitlements {
             return false;
         }
         if entry.sender == self.client && !self.echo {
-            // Without echo its own come back only where it named itself.
+            // Without echo, a reader's own messages come back only if it named itself.
             return match entry.audience {
                 Audience::One(target) => target == self.client,
                 Audience::All => false,
@@ -79,7 +79,7 @@ impl Entitlements {
         self.reaches(entry, seq, addresses)
     }
 
-    /// Whether a record shows in this reader's history: what is delivered to it, and what it sent itself.
+    /// Returns `true` if a record shows in this reader's history: messages delivered to it, and those it sent itself.
     #[must_use]
     pub fn shows<'a>(&self, entry: &Entry, seq: u64, addresses: impl FnOnce() -> &'a [u8]) -> bool {
         seq > self.hidden_to && (entry.sender == self.client || self.reaches(entry, seq, addresses))
@@ -93,7 +93,7 @@ impl Entitlements {
         }
     }
 
-    /// Enters a room at a place in the order; false if it is there already.
+    /// Enters a room at a place in the order. Returns `false` if the member is in it already.
     pub fn enter(&mut self, room: u64, from: u64) -> bool {
         if self.stays.iter().any(|stay| stay.room == room && stay.to == u64::MAX) {
             return false;
@@ -102,8 +102,8 @@ impl Entitlements {
         true
     }
 
-    /// Leaves a room at a place in the order: what came up to `to` is still its own. A stay in which nothing came is none. How many
-    /// older stays were forgotten for it; `None` if it is not there.
+    /// Leaves a room at a place in the order: messages up to `to` are still the member's own. A stay without messages is dropped.
+    /// Returns how many older stays were forgotten for it; `None` if the member is not in the room.
     pub fn leave(&mut self, room: u64, to: u64) -> Option<u64> {
         let stay = self.stays.iter_mut().find(|stay| stay.room == room && stay.to == u64::MAX)?;
         stay.to = to;
@@ -121,8 +121,8 @@ impl Entitlements {
         Some(if is_over { self.forget_oldest() } else { 0 })
     }
 
-    /// Holds the ended stays to their bounds: the oldest are forgotten, and one that names no room tells up to where there were such. How
-    /// many.
+    /// Holds the ended stays to their bounds: the oldest are forgotten, and a stay that names no room (`FORGOTTEN`) keeps the
+    /// seq up to which there were such. Returns how many were forgotten.
     pub fn forget_oldest(&mut self) -> u64 {
         let mut ended: Vec<Stay> = self.stays.iter().filter(|stay| stay.has_ended()).copied().collect();
         ended.sort_by_key(|stay| std::cmp::Reverse((stay.to, stay.from)));
@@ -146,13 +146,13 @@ impl Entitlements {
         gone.len() as u64
     }
 
-    /// The last seq of the stays that were forgotten though a record of them may be held; 0 where none were.
+    /// The last seq of forgotten stays whose records may still be held; 0 if there are none.
     #[must_use]
     pub fn forgotten_to(&self) -> u64 {
         self.stays.iter().filter(|stay| stay.room == FORGOTTEN).map(|stay| stay.to).max().unwrap_or(0)
     }
 
-    /// Whether there is anything for [`Entitlements::prune`] to look at.
+    /// Returns `true` if [`Entitlements::prune`] has anything to do.
     #[must_use]
     pub fn has_ended_stays(&self) -> bool {
         self.stays.iter().any(|stay| stay.to != u64::MAX)
@@ -165,7 +165,7 @@ impl Entitlements {
 }
 
 impl Stay {
-    /// Returns `true` if the stay in a room has ended; what tells of forgotten ones is none.
+    /// Returns `true` if the stay in a room has ended. The entry for forgotten stays does not count.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.to != u64::MAX && self.room != FORGOTTEN

@@ -1,6 +1,7 @@
-//! Facts that happen to a member, one after the other: the one place where a fact changes a member, live and when a log is read.
+//! Facts about a member, in order: the one place where a fact changes a member, live and when a log is read.
 //!
-//! A fact that waits for its record is under way: what is decided next goes by it, what is seen goes by what was applied.
+//! A fact that waits for its record is under way. Later decisions take it into account; visibility follows only the facts that
+//! were applied.
 
 use super::entitlement::Target;
 use super::member::{Member, MemberKey, Place};
@@ -8,42 +9,42 @@ use super::table::Sessions;
 use crate::log::Position;
 use std::collections::VecDeque;
 
-/// Something that has happened to a member.
+/// A fact about a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact<'a> {
-    /// A coming into a room, whose messages are the member's from this seq on.
+    /// The member entered a room, whose messages are its own from this seq on.
     Joined {
         room: &'a str,
         from: u64,
     },
-    /// A going from a room, whose messages are the member's up to this seq.
+    /// The member left a room, whose messages are its own up to this seq.
     Left {
         room: &'a str,
         to: u64,
     },
     Roles(&'a [Box<str>]),
-    /// What it tells of itself, raw JSON.
+    /// New presence data, raw JSON.
     Presence(&'a str),
     Received(u64),
 }
 
-/// What a fact came to.
+/// The result of applying a fact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// The member is another than before.
+    /// `true` if the member has changed.
     pub changed: bool,
-    /// Stays that were forgotten for it, though records of them may be held.
+    /// Stays that were forgotten, though records of them may be held.
     pub forgotten: u64,
 }
 
-/// A coming into a room or a going whose record is not as durable yet as its session asks.
+/// An entry into a room, or a departure, whose record is not yet as durable as its session asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
     pub room: Box<str>,
     /// The first seq of the stay that begins, or the last of the one that ends.
     pub seq: u64,
     pub joins: bool,
-    /// Where its record ends.
+    /// The end of the record in the log.
     pub end: Position,
 }
 
@@ -56,14 +57,14 @@ pub struct Answer {
     pub number: u64,
 }
 
-/// What of a member waits for the log.
+/// A member's facts and commands that wait for the log.
 #[derive(Debug, Default)]
 pub struct Underway {
-    /// In the order of the log.
+    /// Moves, in the order of the log.
     pub moves: VecDeque<Move>,
-    /// Those of its commands that wait for a record which is appended.
+    /// The number of its commands that wait for an appended record.
     pub held: u32,
-    /// Those that wait for a record of what it tells of itself.
+    /// Answers that wait for a record of its presence data.
     pub answers: Vec<Answer>,
 }
 
@@ -74,19 +75,19 @@ impl Underway {
 }
 
 impl Member {
-    /// What of it waits for the log, made where there is nothing.
+    /// The member's [`Underway`], created if there is none.
     pub fn underway_mut(&mut self) -> &mut Underway {
         self.underway.get_or_insert_default()
     }
 
-    /// Gives back the memory of what is over.
+    /// Frees the memory of finished waits.
     pub fn tidy(&mut self) {
         if self.underway.as_ref().is_some_and(|underway| underway.is_over()) {
             self.underway = None;
         }
     }
 
-    /// Whether a command of it waits for the log.
+    /// Returns `true` if a command of the member waits for the log.
     #[must_use]
     pub fn waits(&self) -> bool {
         self.underway.is_some()
@@ -94,7 +95,7 @@ impl Member {
 }
 
 impl Sessions {
-    /// The first seq of a member's stay in a room, by all that is decided; `None` where it is not there.
+    /// The first seq of a member's current stay in a room, facts under way included; `None` if it is not there.
     #[must_use]
     pub fn stay(&self, key: MemberKey, room: &str) -> Option<u64> {
         let member = self.members.get(key)?;
@@ -106,16 +107,16 @@ impl Sessions {
         member.entitlements.stays.iter().find(|stay| stay.room == target && stay.to == u64::MAX).map(|stay| stay.from)
     }
 
-    /// The rooms that a member is in, by all that is decided.
+    /// The number of rooms that a member is in, facts under way included.
     #[must_use]
     pub fn rooms_of(&self, key: MemberKey) -> usize {
         let Some(member) = self.members.get(key) else { return 0 };
         let moves = member.underway.iter().flat_map(|underway| &underway.moves);
-        // Each is decided by those before: a coming where it was not, a going where it was.
+        // Each move was decided after those before it: an entry only from outside, a departure only from inside.
         moves.fold(member.rooms.len(), |rooms, each| if each.joins { rooms + 1 } else { rooms.saturating_sub(1) })
     }
 
-    /// A fact is so.
+    /// Applies a fact.
     pub fn apply(&mut self, key: MemberKey, fact: Fact<'_>) -> Applied {
         match fact {
             Fact::Joined { room, from } => Applied { changed: self.enter_room(key, room, from), forgotten: 0 },
@@ -139,7 +140,7 @@ impl Sessions {
         }
     }
 
-    /// Applies the next of a member's moves whose record ends at `limit` at the latest; `None` where there is none.
+    /// Applies the next of a member's moves whose record ends at `limit` at the latest; `None` if there is none.
     pub fn settle_move(&mut self, key: MemberKey, limit: Position) -> Option<(Move, Applied)> {
         let underway = self.members.get_mut(key)?.underway.as_mut()?;
         if underway.moves.front()?.end > limit {

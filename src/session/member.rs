@@ -13,8 +13,8 @@ use std::rc::Rc;
 /// A member's place on its session's home shard.
 pub type MemberKey = Key<Member>;
 
-/// Where a member's connection is: its shard, the socket there, and the attachment on that connection. Numbers are used again, tickets
-/// are not: what is still under way to an attachment never reaches the next one of its number.
+/// The place of a member's connection: its shard, the socket there, and the attachment on that connection. Attachment numbers are
+/// used again, tickets are not: data still under way to an attachment never reaches the next one of its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     pub shard: u16,
@@ -24,13 +24,13 @@ pub struct Place {
 }
 
 impl Place {
-    /// The connection itself, whatever it is attached to: where what belongs to none of its sessions goes.
+    /// The connection itself, for data that belongs to none of its sessions.
     #[must_use]
     pub const fn whole(shard: u16, conn: ConnId) -> Self {
         Self { shard, attachment: u16::MAX, ticket: 0, conn }
     }
 
-    /// Whether a connection itself is meant, and none of its attachments.
+    /// Returns `true` if the place is a connection itself, and none of its attachments.
     #[must_use]
     pub const fn is_whole(self) -> bool {
         self.attachment == u16::MAX
@@ -42,44 +42,44 @@ impl Place {
 pub struct Member {
     pub session: SessionKey,
     pub client_id: Box<str>,
-    /// Bytes of `client_id` that are the token's `sub`.
+    /// Length of the prefix of `client_id` that is the token's `sub`.
     pub subject_bytes: u16,
     /// The names behind `entitlements.roles`, for others to see.
     pub roles: Rc<[Box<str>]>,
-    /// The rooms it is in now, by name; their stays are in `entitlements`.
+    /// Names of the rooms that it is in now; their stays are in `entitlements`.
     pub rooms: Few<Box<str>>,
     pub entitlements: Entitlements,
-    /// Where it is attached, if it is.
+    /// The attached connection; `None` while away.
     pub place: Option<Place>,
-    /// Its durable cursor: the last `rw.received`.
+    /// The durable cursor: the last `rw.received`.
     pub received_seq: u64,
-    /// The ids it used lately.
+    /// The message ids used lately.
     pub used: Option<Box<Dedupe>>,
     /// Raw JSON of `rw.presence.set`.
     pub presence: Option<Box<str>>,
-    /// The rate at which it sets that: see the shard's bucket.
+    /// State of the rate limit on `rw.presence.set`: see the shard's bucket.
     pub presence_empty_ns: u64,
-    /// How far others are told of that.
+    /// How far others have been told of `presence`.
     pub telling: Telling,
-    /// When it came (Unix ms).
+    /// Time of the first attach (Unix ms).
     pub since_ms: u64,
-    /// Since when it is away, on the monotonic clock; 0 while attached.
+    /// Since when the member is away, on the monotonic clock; 0 while attached.
     pub away_since_ms: u64,
     /// How long it had been away when the process began, which is where that clock begins.
     pub away_before_ms: u64,
-    /// Others have been told that it is gone.
+    /// `true` if others have been told that it is gone.
     pub told_lost: bool,
-    /// Of what the log keeps of it, what is newer than there: bits that its shard knows.
+    /// Bits, defined by the shard, for the values that are newer than the log's.
     pub owed: u8,
-    /// What of it waits for the log.
+    /// Facts and commands that wait for the log.
     pub underway: Option<Box<Underway>>,
-    /// Where the log last kept its state whole.
+    /// The position of the log's last whole record of the member's state.
     pub kept_at: Position,
-    /// When the earliest timer is to fire, and the next; `u64::MAX` where none is. Few deadlines, however often it goes.
+    /// When the two earliest timers fire; `u64::MAX` for none. Bounds the timers of a member that comes and goes often.
     pub timers_ms: [u64; 2],
 }
 
-/// How far others are told what a member told of itself last.
+/// How far others have been told of a member's presence data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Telling {
     #[default]
@@ -87,7 +87,7 @@ pub enum Telling {
     /// Nobody has been told.
     Waits,
     Begun,
-    /// Some have been told what is old by now: all once more.
+    /// Some have been told data that is outdated: all must be told again.
     Again,
 }
 
@@ -98,7 +98,7 @@ impl Member {
         if self.away_since_ms == 0 { 0 } else { now_ms.saturating_sub(self.away_since_ms).saturating_add(self.away_before_ms) }
     }
 
-    /// The user behind it: the token's `sub`.
+    /// The member's user: the token's `sub`.
     #[must_use]
     pub fn subject(&self) -> &str {
         self.client_id.get(..usize::from(self.subject_bytes)).unwrap_or(&self.client_id)

@@ -1,8 +1,8 @@
-//! Presence: who is told of comings and goings. A drop within the grace is no event (protocol.md section 6).
+//! Presence: who is told that members come and go. A drop within the grace is no event (protocol.md section 6).
 
 use super::member::MemberKey;
 
-/// What a watcher is told.
+/// A change that watchers are told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PresenceChange {
     Join,
@@ -19,7 +19,7 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Whether it is told of a change: of the whole session (`room` is `None`), or in a room.
+    /// Returns `true` if the watcher is told of a change: of the whole session (`room` is `None`), or in a room.
     #[must_use]
     pub fn is_told(&self, room: Option<&str>) -> bool {
         self.room.as_deref() == room

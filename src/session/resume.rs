@@ -1,32 +1,32 @@
-//! Where a reader starts (protocol.md sections 4 and 5).
+//! The place where a reader starts (protocol.md sections 4 and 5).
 
-/// Where a client asks to start when it has nothing to resume from.
+/// The start that a client asks for when it has nothing to resume from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// After its last receipt; for a newcomer the head.
     Cursor,
     Head,
     Oldest,
-    /// So many messages before the head.
+    /// At so many messages before the head.
     Last(u64),
 }
 
-/// What a client says of its position.
+/// The position that a client reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StartRequest<'a> {
-    /// An epoch and the last sequence number it holds of it.
+    /// An epoch and the last sequence number of it that the client holds.
     pub resume: Option<(&'a str, u64)>,
     pub wanted: Wanted,
 }
 
-/// The answer: where its cursor stands, and what the welcome says of it.
+/// The answer: the reader's cursor, and the welcome's fields about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// The last sequence number it is held to have; the replay begins behind it.
+    /// The last sequence number that the client is assumed to have; the replay begins behind it.
     pub cursor: u64,
-    /// Everything after its position is still there. True where nothing was to be resumed.
+    /// `true` if everything after its position is still there, or nothing was to be resumed.
     pub recovered: bool,
-    /// It holds messages above this that did not survive, and discards them.
+    /// The client holds messages above this that did not survive, and must discard them.
     pub rewound_to: Option<u64>,
 }
 
@@ -49,7 +49,7 @@ pub fn start(
         };
         return Start { cursor, recovered: cursor + 1 >= oldest, rewound_to: None };
     };
-    // Of an epoch that nobody remembers nothing is known to have survived.
+    // Of an unknown epoch nothing is known to have survived.
     let last = survived(epoch);
     let cursor = seq.min(last.unwrap_or(0));
     let recovered = last.is_some() && cursor + 1 >= oldest;

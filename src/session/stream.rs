@@ -1,4 +1,4 @@
-//! A session's records as readers on this shard see them: of a session at home here, or the mirror of one whose home is elsewhere.
+//! A session's records as readers on this shard see them: at home here, or the mirror of a session whose home is another shard.
 
 use crate::ids::ConnId;
 use crate::log::Index;
@@ -7,7 +7,7 @@ use crate::slots::Key;
 /// A stream's place on its shard.
 pub type StreamKey = Key<Stream>;
 
-/// One reader: an attachment of a connection on this shard.
+/// A reader: an attachment of a connection on this shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reader {
     pub conn: ConnId,
@@ -20,19 +20,19 @@ pub struct Stream {
     pub session_id: Box<str>,
     /// Keyed hash of `session_id`.
     pub hash: u64,
-    /// The home shard, where that is another one.
+    /// The home shard of a mirror; `None` if the session is at home here.
     pub home: Option<u16>,
     pub index: Index,
-    /// Records from here on are not as durable as the session asks: nobody sees them yet. `u64::MAX` where nothing is waited for.
+    /// Records from here on are not yet as durable as the session asks: nobody sees them. `u64::MAX` if nothing is waited for.
     pub hidden_from: u64,
     pub readers: Vec<Reader>,
-    /// The first record since the last turn that is for everyone; 0 where none is.
+    /// The first record since the last turn that is for everyone; 0 if there is none.
     pub broadcast_from: u64,
-    /// The first record for which its readers are being woken; 0 where they are not.
+    /// The first record for which readers are being woken; 0 if they are not.
     pub waking_from: u64,
-    /// It stands among the shard's dirty streams.
+    /// `true` if it is among the shard's dirty streams.
     pub dirty: bool,
-    /// A mirror whose first record has not come yet.
+    /// `true` for a mirror whose first record has not arrived.
     pub opening: bool,
     /// Attachments here that a mirror's home has not answered yet.
     pub asked: u32,
@@ -57,7 +57,7 @@ impl Stream {
         }
     }
 
-    /// How many records, the newest ones, nobody sees yet.
+    /// The number of newest records that nobody sees yet.
     #[must_use]
     pub fn hidden(&self) -> usize {
         usize::try_from(self.index.head().saturating_sub(self.head())).unwrap_or(usize::MAX)

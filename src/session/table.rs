@@ -14,19 +14,19 @@ use hashbrown::hash_table::Entry as TableEntry;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The maker of a session that the process did not make but find.
+/// The maker of a session that recovery found.
 pub const NOBODY: u64 = 0;
 
 /// A session's place on its home shard.
 pub type SessionKey = Key<Session>;
 
-/// What a shard mirrors of a session at home here.
+/// The state of one shard's mirror of a session at home here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MirrorOut {
     pub shard: u16,
     /// The next record to send there.
     pub next_seq: u64,
-    /// Batches it may still be sent.
+    /// Batches that may still be sent.
     pub credits: u8,
 }
 
@@ -38,27 +38,27 @@ pub struct Session {
     pub stream: StreamKey,
     /// The current epoch's name on the wire, in hexadecimal.
     pub epoch: u64,
-    /// Its number, counted from 0: what the log's records bear.
+    /// The current epoch's number, counted from 0, which the log's records carry.
     pub epoch_number: u32,
-    /// Those before it, with the last record that survived of each.
+    /// Earlier epochs (newest last), each with the last `seq` that survived it.
     pub past_epochs: Vec<(u64, u64)>,
-    /// Where the log last kept its state whole.
+    /// The position of the log's last whole record of the session's state.
     pub kept_at: Position,
-    /// How durable its messages are before they are acknowledged.
+    /// The durability at which its messages are acknowledged.
     pub level: Level,
     pub members: Vec<MemberKey>,
     pub watchers: Few<Watcher>,
     pub mirrors: Few<MirrorOut>,
-    /// Since when it has no members, on the monotonic clock; 0 while it has.
+    /// Since when the session has no members, on the monotonic clock; 0 while it has some.
     pub empty_since_ms: u64,
     /// Presence is not kept for channels.
     pub channel: bool,
-    /// Whose limit it counts to ([`Target::User`]), or [`NOBODY`].
+    /// The user whose limit the session counts to ([`Target::User`]), or [`NOBODY`].
     maker: u64,
 }
 
 impl Session {
-    /// Another epoch begins, of which all that is appended from now on is; the one before ends with `last_seq`.
+    /// Begins another epoch, to which all records appended from now on belong; the previous one ends with `last_seq`.
     pub fn begin_epoch(&mut self, name: u64, number: u32, last_seq: u64) {
         self.past_epochs.reserve_exact(1);
         self.past_epochs.push((self.epoch, last_seq));
@@ -97,7 +97,7 @@ impl Members {
         }
     }
 
-    /// Takes a member out; false where none is left.
+    /// Removes a member. Returns `false` if none is left.
     fn remove(&mut self, member: MemberKey) -> bool {
         match self {
             Self::One(only) => *only != member,
@@ -118,14 +118,14 @@ pub struct Sessions {
     by_hash: HashTable<(u64, SessionKey)>,
     by_client: HashTable<(u64, MemberKey)>,
     groups: HashTable<Group>,
-    /// The roles that were given last, by name and by hash: most members have the same, and share them.
+    /// The roles given last, by name and by hash: most members have the same, and share them.
     roles: (Rc<[Box<str>]>, Arc<[u64]>),
-    /// How many sessions each user made that are still there.
+    /// The number of existing sessions that each user made.
     made: Map<u64, u32>,
 }
 
 impl Sessions {
-    /// An empty table; `key` names members and addresses.
+    /// An empty table. `key` hashes the names of members and addresses.
     #[must_use]
     pub fn new(key: HashKey) -> Self {
         Self {
@@ -140,8 +140,8 @@ impl Sessions {
         }
     }
 
-    /// A session by the hash of its id. The hash is keyed with a secret, so that nobody can make two ids meet on purpose; by chance two
-    /// of a billion sessions meet once in 37 shard lifetimes.
+    /// Finds a session by the hash of its id. The hash is keyed with a secret, so that nobody can make two ids collide on
+    /// purpose; by chance two of a billion sessions collide once in 37 shard lifetimes.
     #[must_use]
     pub fn find(&self, hash: u64) -> Option<SessionKey> {
         self.by_hash.find(hash, |(other, _)| *other == hash).map(|(_, key)| *key)
@@ -190,14 +190,14 @@ impl Sessions {
         None
     }
 
-    /// Gives back what the tables have too much, once many were added and taken out.
+    /// Frees memory that the tables no longer need, once many entries were added and removed.
     pub fn shrink(&mut self) {
         self.by_hash.shrink_to_fit(|(hash, _)| *hash);
         self.by_client.shrink_to_fit(|(scope, _)| *scope);
         self.groups.shrink_to_fit(|group| group.key);
     }
 
-    /// Sessions that a user made and that are still there; those that recovery found are nobody's.
+    /// The number of existing sessions that a user made; those that recovery found have no maker.
     #[must_use]
     pub fn made_by(&self, maker: u64) -> usize {
         self.made.get(&maker).map_or(0, |made| *made as usize)
@@ -216,7 +216,7 @@ impl Sessions {
         self.by_client.find(key, |(other, _)| *other == key).map(|(_, member)| *member)
     }
 
-    /// Adds a member, with what its entitlements name it by.
+    /// Adds a member, and its entries for the addresses that name it.
     pub fn add_member(&mut self, member: Member) -> MemberKey {
         let (session, client) = (member.session, member.entitlements.client);
         let user = member.entitlements.user;
@@ -234,7 +234,7 @@ impl Sessions {
         key
     }
 
-    /// Lets a member go.
+    /// Removes a member.
     pub fn remove_member(&mut self, key: MemberKey) -> Option<Member> {
         let member = self.members.remove(key)?;
         let named = &member.entitlements;
@@ -256,7 +256,7 @@ impl Sessions {
         Some(member)
     }
 
-    /// Gives a member the roles of a new token; false if it has them.
+    /// Gives a member the roles of a new token. Returns `false` if it has them already.
     pub fn set_roles(&mut self, key: MemberKey, roles: &[Box<str>]) -> bool {
         if self.members.get(key).is_none_or(|member| *member.roles == *roles) {
             return false;
@@ -283,7 +283,7 @@ impl Sessions {
         self.roles.clone()
     }
 
-    /// Lets a member into a room from a place in the order on; false if it is in already.
+    /// Enters a room for a member, from a place in the order on. Returns `false` if it is in already.
     pub fn enter_room(&mut self, key: MemberKey, name: &str, from_seq: u64) -> bool {
         let room = self.target(Target::Room, name);
         let Some(member) = self.members.get_mut(key) else { return false };
@@ -296,7 +296,8 @@ impl Sessions {
         true
     }
 
-    /// Takes a member out of a room at a place in the order. How many of its older stays were forgotten for it; `None` if it is not in.
+    /// Leaves a room for a member, at a place in the order. Returns how many of its older stays were forgotten for it; `None` if
+    /// it is not in.
     pub fn leave_room(&mut self, key: MemberKey, name: &str, to_seq: u64) -> Option<u64> {
         let room = self.target(Target::Room, name);
         let member = self.members.get_mut(key)?;
@@ -373,7 +374,7 @@ impl Sessions {
     }
 }
 
-/// An address within a session. Both halves are keyed hashes already.
+/// The hash of an address within a session. Both halves are keyed hashes already.
 const fn scoped(session: u64, target: u64) -> u64 {
     session.rotate_left(17) ^ target
 }

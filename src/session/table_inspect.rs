@@ -1,4 +1,4 @@
-//! What must hold of the tables after every turn, for the simulator: each number that is kept beside what it counts is that.
+//! Invariants of the tables after every turn, for the simulator: each cached number equals what it counts.
 
 use super::{NOBODY, Sessions};
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ impl Sessions {
     /// Checks the tables against each other.
     ///
     /// # Errors
-    /// What does not hold.
+    /// The invariant that does not hold.
     pub fn inspect(&self) -> Result<(), String> {
         let mut made: BTreeMap<u64, u32> = BTreeMap::new();
         let mut of_sessions = 0;
@@ -61,7 +61,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// The most sessions that a user made which are still there.
+    /// The largest number of existing sessions that one user made.
     pub fn made_most(&self) -> usize {
         self.made.values().copied().max().unwrap_or(0) as usize
     }
