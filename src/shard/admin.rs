@@ -1,4 +1,4 @@
-//! What control asks of a shard, and what it is told.
+//! Requests of control to a shard, and the shard's answers.
 
 use super::conn::{Phase, Slot};
 use super::core::Core;
@@ -48,7 +48,7 @@ impl Core {
         }
     }
 
-    /// What waits is looked at by the settings that are in force now.
+    /// Re-examines waiting connections and members by the settings in force now.
     fn follow_settings<I: Io>(&mut self, io: &mut I, before: &Snapshot, now: Tick) {
         let (before, after) = (&before.settings, &self.snapshot.settings);
         if before.limits != after.limits || before.session != after.session {
@@ -61,7 +61,7 @@ impl Core {
         self.conns.iter().flatten().filter(|conn| wanted(conn)).map(|conn| conn.id).collect()
     }
 
-    /// Tells everyone to go, and closes each at its own moment of the window.
+    /// Tells all clients to go, and closes each connection at its own moment of the window.
     fn drain<I: Io>(&mut self, io: &mut I, window_ms: u64, restart: bool, now: Tick) {
         self.draining = true;
         io.accept(false);
@@ -83,7 +83,7 @@ impl Core {
         self.departures.sort_unstable_by_key(|(at_ms, _)| std::cmp::Reverse(*at_ms));
     }
 
-    /// Closes those whose moment has come; when the next one's comes.
+    /// Closes the connections whose moment has come. Returns when the next one's comes.
     pub(super) fn depart<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
         while let Some((at_ms, id)) = self.departures.last().copied() {
             if at_ms > now.mono_ms() {
@@ -157,7 +157,7 @@ impl Core {
         })
     }
 
-    /// Ends connections whose token the new snapshot revokes; how many.
+    /// Ends connections whose token the new snapshot revokes. Returns how many.
     fn end_revoked<I: Io>(&mut self, io: &mut I, now: Tick) -> usize {
         let revocations = &self.snapshot.revocations;
         if revocations.is_empty() {

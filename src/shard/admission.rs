@@ -1,6 +1,6 @@
-//! What all shards count together before a connection is let in: connections, half-open ones and handshakes by address, connections
+//! Counts that all shards share before a connection is let in: connections, half-open ones and handshakes by address, connections
 //! by user. Fixed tables of atomic cells, two rows by two hashes; the smaller cell counts (a count-min sketch, Cormode and
-//! Muthukrishnan 2005): never too few, too many only where both rows collide.
+//! Muthukrishnan 2005): never too few, too many only if both rows collide.
 //!
 //! May import the vocabulary. No lock, no allocation after the start.
 
@@ -31,7 +31,7 @@ impl Counts {
         Self { rows: [zeroed(), zeroed()] }
     }
 
-    /// Counts one more, unless there are `limit` (0: no limit) already.
+    /// Adds one, unless the count is `limit` (0: no limit) already.
     fn enter(&self, hash: u64, limit: usize) -> bool {
         let [first, second] = places(hash);
         let cells = [&self.rows[0][first], &self.rows[1][second]];
@@ -51,7 +51,7 @@ impl Counts {
     }
 }
 
-/// The tables. One a process, shared by the shards.
+/// The tables. Each process has one set, shared by the shards.
 #[derive(Debug)]
 pub struct Admission {
     key: HashKey,
@@ -76,62 +76,62 @@ impl Admission {
         }
     }
 
-    /// What an address is counted by.
+    /// The key by which an address is counted.
     #[must_use]
     pub fn address(&self, address: IpAddr) -> u64 {
         match address.to_canonical() {
             IpAddr::V4(address) => self.key.hash64(&[b"v4", &address.octets()]),
-            // One customer has a /64 at least (RFC 6177).
+            // Every customer has at least a /64 (RFC 6177).
             IpAddr::V6(address) => self.key.hash64(&[b"v6", &address.octets()[..8]]),
         }
     }
 
-    /// The same for a connection whose address is not known yet: by its shard's number for it, which counts it alone.
+    /// The key of a connection whose address is not known yet: from its shard's number for it, so that it is counted alone.
     #[must_use]
     pub fn stranger(&self, serial: u64) -> u64 {
         self.key.hash64(&[b"stranger", &serial.to_le_bytes()])
     }
 
-    /// A connection of the node; false where it has `limit` already. Counted either way, until it leaves.
+    /// Counts a connection of the node. Returns `false` if there are `limit` already. It is counted either way, until it leaves.
     #[must_use]
     pub fn enter_node(&self, limit: usize) -> bool {
         self.connections.fetch_add(1, Ordering::Relaxed) < limit
     }
 
-    /// The end of a connection.
+    /// Uncounts a connection of the node.
     pub fn leave_node(&self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A connection of an address; false where it has `limit` already.
+    /// Counts a connection of an address. Returns `false` if the address has `limit` already.
     #[must_use]
     pub fn enter_address(&self, address: IpAddr, limit: usize) -> bool {
         self.by_address.enter(self.address(address), limit)
     }
 
-    /// The end of a connection that entered.
+    /// Uncounts a connection that entered.
     pub fn leave_address(&self, address: IpAddr) {
         self.by_address.leave(self.address(address));
     }
 
-    /// A connection without a welcome yet; false where the address has `limit` already.
+    /// Counts a connection without a welcome yet. Returns `false` if the address has `limit` already.
     #[must_use]
     pub fn enter_half_open(&self, address: IpAddr, limit: usize) -> bool {
         self.half_open.enter(self.address(address), limit)
     }
 
-    /// Its welcome, or its end.
+    /// Uncounts a half-open connection. Call when it is welcomed or closed.
     pub fn leave_half_open(&self, address: IpAddr) {
         self.half_open.leave(self.address(address));
     }
 
-    /// A connection of a user; false where it has `limit` already.
+    /// Counts a connection of a user. Returns `false` if the user has `limit` already.
     #[must_use]
     pub fn enter_user(&self, subject: &str, limit: usize) -> bool {
         self.by_user.enter(self.key.hash64(&[b"user", subject.as_bytes()]), limit)
     }
 
-    /// The end of a connection of a user.
+    /// Uncounts a connection of a user.
     pub fn leave_user(&self, subject: &str) {
         self.by_user.leave(self.key.hash64(&[b"user", subject.as_bytes()]));
     }
@@ -142,7 +142,7 @@ impl Admission {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// What is still counted: connections, and cells of addresses, half-open ones and users.
+    /// The remaining counts: connections, and cells of addresses, half-open connections and users.
     #[cfg(test)]
     pub fn still_counted(&self) -> [usize; 4] {
         let taken = |row: &[AtomicU32]| row.iter().filter(|cell| cell.load(Ordering::Relaxed) > 0).count();
@@ -151,14 +151,14 @@ impl Admission {
         [connections, counted(&self.by_address), counted(&self.half_open), counted(&self.by_user)]
     }
 
-    /// A handshake of an address, or how many milliseconds it has to wait.
+    /// Counts a handshake of an address.
     ///
     /// # Errors
-    /// The wait.
+    /// The milliseconds that the address must wait.
     pub fn handshake(&self, address: IpAddr, rate: Rate, now_ns: u64) -> Result<(), u64> {
         let cell = &self.handshakes[places(self.address(address))[0]];
         let mut old = cell.load(Ordering::Relaxed);
-        // Two shards at once is rare; after a few lost races the handshake passes uncounted.
+        // Two shards at once are rare; after a few lost races the handshake passes uncounted.
         for _ in 0..8 {
             let mut bucket = Bucket(old);
             bucket.take(rate, 1, now_ns)?;

@@ -1,5 +1,5 @@
-//! What one user may make of a shard's tables. Each is judged before anything is made for a command, so that a refused one leaves
-//! nothing behind; and made by one road, whatever the command was.
+//! Bounds on the table entries that one user may create on a shard. Each is checked before anything is created for a command, so
+//! that a refused one leaves nothing behind; and entries are created in one place, whatever the command was.
 
 use super::core::Core;
 use super::counters::LimitReached;
@@ -7,16 +7,16 @@ use crate::protocol::ErrorCode;
 use crate::session::{MemberKey, SessionKey, Stream};
 use crate::time::Tick;
 
-/// Why there is no room: the code, and what to tell.
+/// A refusal for lack of room: the code and the text.
 pub(super) type NoRoom = (ErrorCode, String);
 
-/// Members of one session that one user may be: a quarter of all at most, but two where that is less, for a phone and a laptop.
+/// Members of one session that may belong to one user: at most a quarter of all, but at least two, for a phone and a laptop.
 pub(super) fn own_members_max(own_max: usize, members_max: usize) -> usize {
     own_max.min((members_max / 4).max(2))
 }
 
 impl Core {
-    /// Whether the shard takes another session, made by this user ([`crate::session::Target::User`]).
+    /// Checks that the shard may take another session, created by this user ([`crate::session::Target::User`]).
     pub(super) fn room_for_session(&self, maker: u64) -> Result<(), NoRoom> {
         let limits = &self.snapshot.settings.limits;
         let (sessions_max, made_max) = (limits.sessions_per_shard, limits.sessions_per_user);
@@ -33,7 +33,7 @@ impl Core {
         Ok(())
     }
 
-    /// Makes a session that there is room for; it counts to its maker as long as it is there.
+    /// Creates a session for which there is room; it counts to its maker as long as it exists.
     pub(super) fn make_session(&mut self, session_id: &str, hash: u64, maker: u64, now: Tick) -> SessionKey {
         let stream = self.streams.insert(Stream::new(session_id, hash, None, 1));
         let epoch = self.next_random().max(1);
@@ -46,8 +46,8 @@ impl Core {
         key
     }
 
-    /// Whether a session takes another member of this user ([`crate::session::Target::User`]), and which of the user's own gives way for
-    /// it: the one that is away for longest.
+    /// Checks that a session may take another member of this user ([`crate::session::Target::User`]). Returns which of the user's
+    /// own members gives way, if one must: the one that has been away longest.
     pub(super) fn room_for_member(&self, session: SessionKey, user: u64, now: Tick) -> Result<Option<MemberKey>, NoRoom> {
         let limits = &self.snapshot.settings.limits;
         let Some(entry) = self.sessions.sessions.get(session) else { return Ok(None) };
@@ -56,7 +56,8 @@ impl Core {
         if own.len() >= own_max {
             let now_ms = now.mono_ms();
             let away = |key: &MemberKey| self.sessions.members.get(*key).filter(|member| member.place.is_none());
-            // All of a session's are looked at, which are about as many as may be. A channel has any number, and soon forgets those away.
+            // All of the user's members in a session are examined, about as many as there may be. A channel may have any number,
+            // and soon forgets those away.
             let looked_at = if entry.channel { own.get(..own_max).unwrap_or(own) } else { own };
             let longest = looked_at.iter().filter_map(|key| Some((away(key)?.away_ms(now_ms), *key))).max_by_key(|(ms, _)| *ms);
             if longest.is_some() || entry.channel {
@@ -69,7 +70,7 @@ impl Core {
             );
             return Err((ErrorCode::LimitMembers, message));
         }
-        // A channel is the way for more readers than a session takes.
+        // More readers than a session takes belong in a channel.
         if !entry.channel && entry.members.len() >= members_max {
             self.counters.limit_reached(LimitReached::MembersPerSession);
             let message =
@@ -79,10 +80,10 @@ impl Core {
         Ok(None)
     }
 
-    /// Whether a client, a member or not yet, may be in all these rooms as well.
+    /// Checks that a client, a member or not yet, may enter all these rooms as well.
     pub(super) fn room_for_rooms(&self, member: Option<MemberKey>, rooms: &[impl AsRef<str>]) -> Result<(), NoRoom> {
         let rooms_max = self.snapshot.settings.limits.rooms_per_client;
-        // Those that it has asked for, and that wait for the disk, count.
+        // Rooms that it has asked for, and that wait for the disk, count too.
         let is_in = |name: &str| member.is_some_and(|member| self.sessions.stay(member, name).is_some());
         let mut names: Vec<&str> = rooms.iter().map(AsRef::as_ref).filter(|name| !is_in(name)).collect();
         names.sort_unstable();

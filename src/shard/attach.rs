@@ -1,4 +1,4 @@
-//! Into a session and out of it: the home's side (members), and the connection's side (attachments).
+//! Attaching to a session and detaching: the home's side (members), and the connection's side (attachments).
 
 use super::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot, Slots};
 use super::core::Core;
@@ -20,10 +20,10 @@ use crate::ws::Opcode;
 use crate::ws::encoder::OpenFrame;
 use std::collections::VecDeque;
 
-/// Batches a mirror may be sent before it has taken the first.
+/// Batches that a mirror may be sent before it has appended the first.
 pub(super) const MIRROR_CREDITS: u8 = 4;
 
-/// How an epoch is written on the wire.
+/// The text of an epoch on the wire.
 pub(super) fn epoch_name(epoch: u64) -> String {
     format!("{epoch:016x}")
 }
@@ -38,7 +38,7 @@ impl Core {
         self.shard as u16
     }
 
-    /// The session of a request at home here; `None` where it is new and may be made.
+    /// The session of a request at home here; `None` if it is new and may be created.
     fn session_for(&self, request: &AttachRequest, user: u64) -> Result<Option<SessionKey>, Refusal> {
         let refusal = |code, message: String, pointer: &'static str| refusal_of(request, code, message, pointer);
         if let Some(key) = self.sessions.find(request.session) {
@@ -60,11 +60,11 @@ impl Core {
         Ok(None)
     }
 
-    /// Lets a client into a session at home here. The asker's connection may be on any shard.
+    /// Attaches a client to a session at home here. The client's connection may be on any shard.
     pub(super) fn attach_home<I: Io>(&mut self, io: &mut I, request: &AttachRequest, now: Tick) -> Result<AttachAnswer, Refusal> {
         let user = self.sessions.target(Target::User, subject_of(request));
         let client = self.sessions.target(Target::Client, &request.client_id);
-        // All that may refuse it comes before anything is made for it.
+        // All checks that may refuse come before anything is created.
         let there = self.session_for(request, user)?;
         let known = there.and_then(|session| self.sessions.member(session, client));
         let no_room = |(code, message), pointer| refusal_of(request, code, message, pointer);
@@ -73,7 +73,7 @@ impl Core {
             None => None,
         };
         self.room_for_rooms(known, &request.rooms).map_err(|why| no_room(why, "/payload/rooms"))?;
-        // Its going must be in the log before it comes again as another.
+        // The removal of that member must be in the log before the client comes again as another.
         if gives_way.is_some_and(|other| self.is_kept(other)) && self.log_is_behind() {
             return Err(refusal_of(request, ErrorCode::LimitBackpressure, TOO_MUCH.to_owned(), "/session_id"));
         }
@@ -86,7 +86,7 @@ impl Core {
         self.trim(stream);
         let (oldest, head) = self.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.head()));
         let member = known.unwrap_or_else(|| self.add_member(session, request, head, now));
-        // What it did on a connection before is in the log before what it does now.
+        // Actions on an earlier connection are in the log before those on this one.
         if self.settle_moves(member, Position(u64::MAX)) {
             self.publish_entitlements(io, member);
         }
@@ -156,8 +156,8 @@ impl Core {
         })
     }
 
-    /// Rooms named on attaching are joined before the replay, and count for it. They are let in whatever the disk does: so is who names
-    /// them.
+    /// Joins the rooms named on attaching, before the replay, which includes their messages. Like the attach itself, this does
+    /// not wait for the disk.
     fn enter_rooms(&mut self, request: &AttachRequest, member: MemberKey, cursor: u64, is_known: bool, now: Tick) {
         let is_behind = self.log_is_behind();
         let mut is_owed = false;
@@ -177,7 +177,7 @@ impl Core {
         }
     }
 
-    /// A member's connection is now at `place`; an earlier one is replaced.
+    /// Moves a member's connection to `place`; an earlier connection is replaced.
     fn take_place<I: Io>(&mut self, io: &mut I, key: MemberKey, place: Place, now: Tick) {
         let Some(member) = self.sessions.members.get_mut(key) else { return };
         let before = member.place.replace(place);
@@ -201,7 +201,7 @@ impl Core {
         }
     }
 
-    /// Makes sure that a shard is sent what is appended from now on; the first record that it will be sent.
+    /// Subscribes `shard` to the session's new records. Returns the first `seq` that it will receive.
     fn mirror_for(&mut self, session: SessionKey, shard: u16, head: u64) -> u64 {
         if shard == self.shard_number() {
             return 0;
@@ -214,7 +214,7 @@ impl Core {
         head + 1
     }
 
-    /// The connection's side of an attachment: a reader of the stream, and the welcome.
+    /// The connection's side of an attachment: adds the reader to the stream, and sends the welcome.
     pub(super) fn install(&mut self, request: &AttachRequest, answer: AttachAnswer, now: Tick) {
         let place = request.place;
         let home = self.key.home_shard(&request.session_id, self.mesh.shards());
@@ -231,7 +231,7 @@ impl Core {
         }
         let reader = u32::try_from(entry.readers.len()).unwrap_or(u32::MAX);
         if entry.readers.capacity() == 0 {
-            // Most sessions have one or two.
+            // Most sessions have one or two readers.
             entry.readers.reserve_exact(1);
         }
         entry.readers.push(Reader { conn: place.conn, attachment: place.attachment });
@@ -307,7 +307,7 @@ impl Core {
         self.reply_now(id, |out| crate::protocol::welcome(out, head, &welcome));
     }
 
-    /// `rw.attach` on this connection's side: reserves an attachment and asks the home.
+    /// Handles `rw.attach` on this connection's side: reserves an attachment and asks the home.
     pub(super) fn ask_to_attach<I: Io>(&mut self, io: &mut I, id: ConnId, mut request: AttachRequest, now: Tick) {
         let attached_max = self.snapshot.settings.limits.max_attached_sessions;
         let head = Head { id: &request.command_id.clone(), session_id: &request.session_id.clone() };
@@ -358,7 +358,7 @@ impl Core {
         self.send_control(io, u16::try_from(home).unwrap_or(u16::MAX), LaneMessage::Attach(Box::new(request)));
     }
 
-    /// A connection elsewhere asks to be let into a session at home here.
+    /// Handles the request of a connection elsewhere to attach to a session at home here.
     pub(super) fn on_attach<I: Io>(&mut self, io: &mut I, request: &AttachRequest, now: Tick) {
         let outcome = self.attach_home(io, request, now).map_err(|refusal| self.error_frame(&refusal));
         let message = LaneMessage::Attached { place: request.place, session: request.session, outcome: Box::new(outcome) };
@@ -374,7 +374,7 @@ impl Core {
         frame
     }
 
-    /// The home's answer to an attach of a connection here.
+    /// Handles the home's answer to an attach of a connection here.
     pub(super) fn on_attached<I: Io>(
         &mut self,
         io: &mut I,
@@ -405,7 +405,7 @@ impl Core {
                 self.buffers.give(frame);
                 drop(asked);
             }
-            // The connection is gone; its Detach is on the way or was sent with no member to name. Tell the home now.
+            // The connection is gone. Its Detach is on the way, or was sent without a member to name: tell the home now.
             (None, Ok(answer)) => {
                 let home = self.home_of(&answer);
                 if let Some(home) = home {
@@ -417,7 +417,7 @@ impl Core {
         self.release_mirror(io, session);
     }
 
-    /// The token may have been replaced while an attach was under way: its home knows the old one's roles only.
+    /// Sends the home the roles of a token that was replaced while the attach was under way: the home knows only the old one's.
     fn catch_up_with_token<I: Io>(&mut self, io: &mut I, asked: &AttachRequest, member: MemberKey, now: Tick) {
         let Some(grant) = self.conn(asked.place.conn).and_then(|conn| conn.grant.as_deref()) else { return };
         if !grant.covers(&asked.session_id) {
@@ -432,12 +432,12 @@ impl Core {
         self.send_control(io, home, LaneMessage::Roles { member, place: asked.place, roles });
     }
 
-    /// The shard that answered is the one whose lane is being read.
+    /// The shard whose lane is being read, which sent the answer.
     const fn home_of(&self, _answer: &AttachAnswer) -> Option<u16> {
         self.reading_from
     }
 
-    /// Takes a connection out of all its sessions.
+    /// Detaches a connection from all its sessions.
     pub(super) fn leave_all<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let Some(conn) = self.conn_mut(id) else { return };
         let (clean, count) = (conn.clean, conn.slots.len());
@@ -447,12 +447,12 @@ impl Core {
             }
         }
         if let Some(conn) = self.conn_mut(id) {
-            // The answer to what was asked still comes, and lets the mirror go.
+            // The home's answer to a pending attach still arrives, and releases the mirror.
             conn.slots = Slots::default();
         }
     }
 
-    /// Takes an attachment away: from the stream's readers, and from the member at home.
+    /// Removes an attachment: from the stream's readers, and from the member at home.
     #[expect(clippy::too_many_arguments, reason = "what left, how, and when")]
     pub(super) fn leave_one<I: Io>(
         &mut self,
@@ -481,7 +481,7 @@ impl Core {
         self.forget_ordered(attachment.ordered);
     }
 
-    /// What it sent there may be answered still.
+    /// Notes that answers from another shard may still be due for this connection.
     fn note_spoke_elsewhere(&mut self, id: ConnId) {
         if let Some(conn) = self.conn_mut(id) {
             conn.flags.spoke_elsewhere = true;
@@ -495,7 +495,7 @@ impl Core {
         }
     }
 
-    /// Frees the attachments whose last reply is out; their homes let them go before.
+    /// Frees the attachments whose last reply was sent; their homes have released them before.
     pub(super) fn free_left<I: Io>(&mut self, io: &mut I) {
         while let Some(place) = self.left.pop() {
             if self.attachment_at(place).is_none() {
@@ -513,7 +513,7 @@ impl Core {
         }
     }
 
-    /// Takes a reader out of a stream; the last one moves to its place. The stream's home, where it is elsewhere.
+    /// Removes a reader from a stream; the last reader moves to its place. Returns the stream's home, if that is another shard.
     fn remove_reader(&mut self, stream: StreamKey, reader: u32) -> Option<u16> {
         let entry = self.streams.get_mut(stream)?;
         let home = entry.home;
@@ -527,7 +527,7 @@ impl Core {
             if let Some(moved) = moved
                 && waking_from > 0
             {
-                // It may have moved to where the waking has passed already.
+                // The moved reader may now be behind the point that the waking has reached.
                 self.wake(moved, waking_from);
             }
             if let Some(moved) = moved
@@ -539,7 +539,7 @@ impl Core {
         home
     }
 
-    /// Drops a mirror that nobody reads and nobody waits for.
+    /// Drops a mirror that has no readers and no pending attach.
     pub(super) fn release_mirror<I: Io>(&mut self, io: &mut I, session: u64) {
         let Some(key) = self.mirrors.get(&session).copied() else { return };
         let Some(stream) = self.streams.get(key) else { return };
@@ -554,7 +554,7 @@ impl Core {
         }
     }
 
-    /// The first session of a connection: what events of the connection as a whole name.
+    /// The first session of a connection, which events about the connection as a whole name.
     pub(super) fn first_session(&self, id: ConnId) -> Box<str> {
         let stream = self.conn(id).and_then(|conn| conn.attachments().next()).map(|(_, attachment)| attachment.stream);
         stream.and_then(|stream| self.streams.get(stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
@@ -565,7 +565,7 @@ impl Core {
         format!("rw-{:016x}", self.next_random())
     }
 
-    /// The name under which logs, metrics and the welcome know a connection.
+    /// The name of a connection in logs, metrics and the welcome.
     pub(super) fn connection_id(&self, id: ConnId) -> String {
         match self.conn(id) {
             Some(conn) => self.name_of(conn),
@@ -578,7 +578,7 @@ impl Core {
         format!("c-{shard}-{}", conn.serial)
     }
 
-    /// The attachment of a place was taken over by another connection.
+    /// Handles that another connection has taken over the member of a place.
     pub(super) fn on_replaced<I: Io>(&mut self, io: &mut I, place: Place, now: Tick) {
         let open = self.conn(place.conn).is_some_and(|conn| matches!(conn.phase, Phase::Open));
         if open && self.attachment_at(place).is_some() {

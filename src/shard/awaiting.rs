@@ -6,21 +6,21 @@ use crate::log::Position;
 use crate::session::{Move, Place, SessionKey, StreamKey, Underway};
 use std::collections::VecDeque;
 
-/// One thing that waits for the log to be durable up to `end`.
+/// An ack or a command that waits for the log to be durable up to `end`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiting {
     pub(super) end: Position,
     pub(super) session: SessionKey,
     pub(super) stream: StreamKey,
-    /// The record that is shown when it is durable; 0 for an ack alone.
+    /// The record to show when it is durable; 0 for an ack alone.
     pub(super) seq: u64,
     pub(super) to: Place,
     pub(super) ack_bytes: u32,
 }
 
-/// What a command that waits takes at most besides its answer: a member that had nothing under way, and a room's name.
+/// Most memory of a waiting command besides its answer: a member that had nothing under way, and a room's name.
 const COMMAND_BYTES: usize = size_of::<HeldCommand>() + size_of::<Underway>() + size_of::<Move>() + NAME_BYTES_MAX;
-/// In place of a stream: the next of the queue's commands is what waits.
+/// In place of a stream: the next entry of the queue's commands waits here.
 pub(super) const COMMAND: u64 = u64::MAX;
 
 impl Waiting {
@@ -29,19 +29,19 @@ impl Waiting {
     }
 }
 
-/// What waits for one level of durability, in the order of the log.
+/// The queue for one level of durability, in the order of the log.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     pub(super) waiting: VecDeque<Waiting>,
-    /// What more is known of those that are commands.
+    /// Details of the entries that are commands.
     pub(super) commands: VecDeque<HeldCommand>,
     pub(super) acks: Vec<u8>,
-    /// Where the first ack stands.
+    /// Offset of the first ack.
     pub(super) at: usize,
 }
 
 impl Queue {
-    /// Memory of what waits.
+    /// Memory of the queue.
     pub(super) fn bytes(&self) -> u64 {
         let waiting = self.waiting.len() * size_of::<Waiting>() + self.commands.len() * COMMAND_BYTES;
         (self.acks.len() - self.at + waiting) as u64
@@ -51,7 +51,7 @@ impl Queue {
         self.waiting.back().map(|waiting| waiting.end)
     }
 
-    /// The next that `limit` lets go, and its ack's place.
+    /// The next entry that `limit` releases, and the place of its ack.
     pub(super) fn next(&mut self, limit: Position) -> Option<(Waiting, std::ops::Range<usize>)> {
         let waiting = *self.waiting.front().filter(|waiting| waiting.end <= limit)?;
         self.waiting.pop_front();
@@ -60,7 +60,7 @@ impl Queue {
         Some((waiting, ack))
     }
 
-    /// Gives back the room of acks that are gone.
+    /// Compacts the ack buffer once the released prefix is large.
     pub(super) fn tidy(&mut self) {
         if self.at == self.acks.len() {
             self.acks.clear();

@@ -1,4 +1,5 @@
-//! The gateway's own commands (protocol.md sections 1, 4 and 6): some are the connection's own, the others are the session home's.
+//! The gateway's own commands (protocol.md sections 1, 4 and 6). Some concern the connection, the others are for the session's
+//! home.
 
 use super::conn::{Paging, Slot, Waiting};
 use super::core::Core;
@@ -35,7 +36,7 @@ impl Core {
                     return self.not_attached(id, envelope);
                 };
                 let place = self.place_here(id, number);
-                // Both change the attachment here, so that what is wrong with them must be found here.
+                // Both change the attachment here, so mistakes in them must be found here.
                 if matches!(kind, CommandKind::History | CommandKind::Detach) && !self.well_formed(id, envelope) {
                     return;
                 }
@@ -55,7 +56,7 @@ impl Core {
                 {
                     attachment.detaching = true;
                     let stream = attachment.stream;
-                    // Its member is away: records for it alone wake it no more, and it must not go past them.
+                    // The member is away: records for it alone no longer wake it, and its reader must not go past them.
                     let head = self.streams.get(stream).map_or(0, |stream| stream.head());
                     self.wake_reader(place, stream, head + 1);
                 }
@@ -121,13 +122,13 @@ impl Core {
         self.commands = Some(commands);
     }
 
-    /// A new token is in force at once: its roles, and the sessions it no longer covers.
+    /// Applies a new token at once: its roles, and the sessions that it no longer covers.
     fn take_grant<I: Io>(&mut self, io: &mut I, id: ConnId, grant: crate::auth::Grant, head: Head<'_>, now: Tick) {
         let expires_in_ms = (grant.expires_at_s() * 1000).saturating_sub(now.wall_ms);
         let roles: Box<[Box<str>]> = grant.roles().map(Into::into).collect();
         let Some(conn) = self.conn_mut(id) else { return };
         conn.flags.expiry_told = false;
-        // One that is leaving is answered, and then gone.
+        // A connection that is detaching gets its answers first, and is detached then.
         let attached = conn.attachments().filter(|(_, attachment)| !attachment.detaching);
         let attached: Vec<(u16, MemberKey, crate::session::StreamKey)> =
             attached.map(|(number, attachment)| (number, attachment.member, attachment.stream)).collect();
@@ -166,7 +167,7 @@ impl Core {
         self.set_timer(id, now);
     }
 
-    /// The token covers a session no longer: the connection is taken out of it and told.
+    /// Detaches the connection from a session that the token no longer covers, and tells the client.
     pub(super) fn lose_session<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, now: Tick) {
         let Some(attachment) = self.conn_mut(id).and_then(|conn| conn.take_attachment(number)) else { return };
         let session_id = self.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
@@ -174,11 +175,11 @@ impl Core {
         let event = self.event_id();
         let head = Head { id: &event, session_id: &session_id };
         self.reply_now(id, |out| crate::protocol::detached(out, head));
-        // What it was not read from for may have waited there.
+        // The reason not to read from the connection may have been that session.
         self.read_again(io, id);
     }
 
-    /// A command for a session at home here, of a member wherever its connection is.
+    /// Handles a command for a session at home here, of a member wherever its connection is.
     pub(super) fn command_at_home<I: Io>(
         &mut self,
         io: &mut I,
@@ -208,13 +209,13 @@ impl Core {
         self.reply_to(place, AT_ONCE, |out| crate::protocol::error(out, &crate::protocol::Failure::of(refusal, Some(number))));
     }
 
-    /// The head of the session of a member: where an answer that is in order has its place.
+    /// The head of a member's session: the place of an answer that is in order.
     pub(super) fn head_of(&self, member: MemberKey) -> u64 {
         let session = self.sessions.members.get(member).and_then(|member| self.sessions.sessions.get(member.session));
         session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.head())
     }
 
-    /// A command that is not taken: `pointer` says what of it is why.
+    /// Refuses a command; `pointer` names the part that is wrong.
     pub(super) fn refuse_command(
         &mut self,
         place: Place,
@@ -238,7 +239,7 @@ impl Core {
         let after = self.head_of(member);
         match command {
             Command::Ping => {
-                // An emptied buffer is text.
+                // An emptied buffer is valid text.
                 let mut id = String::from_utf8(self.buffer_for(place)).unwrap_or_default();
                 id.push_str(envelope.id);
                 if place.shard == self.shard_number() {
@@ -333,7 +334,7 @@ impl Core {
         bytes
     }
 
-    /// A finished frame in its place in the order, wherever the client is.
+    /// Queues a finished frame at its place in the order, wherever the client is.
     pub(super) fn send_frame(&mut self, place: Place, after: u64, frame: Vec<u8>) {
         if place.shard == self.shard_number() {
             self.put_ordered(place, after, Waiting::Frame(frame));
@@ -394,8 +395,8 @@ impl Core {
         refused.is_none()
     }
 
-    /// Whether an attachment may ask for a page of history: no earlier one is on its way. Judged where the connection is, since only
-    /// there it is known when a page has left.
+    /// Returns `true` if an attachment may ask for a page of history: no earlier one is on its way. Checked on the connection's
+    /// shard, since only there it is known when a page has been sent.
     fn may_page(&mut self, place: Place, envelope: &Envelope<'_>) -> bool {
         let Some(attachment) = self.attachment_at(place) else { return false };
         if attachment.paging == Paging::None {

@@ -1,7 +1,7 @@
-//! Compaction: what the oldest file of the log still holds is copied to the tail, so that it may go (decision 0016).
+//! Compaction: copies what the oldest file of the log still holds to the tail, so that the file can be deleted (decision 0016).
 //!
-//! Session by session, by way of the file's index: what is dead is not read. Each step copies a little and waits; none is made while the
-//! log or its readers are behind.
+//! Goes session by session, using the file's index, so that dead records are not read. Each step copies a little and then waits;
+//! no step is made while the log or its readers are behind.
 
 use super::core::Core;
 use super::counters::DropReason;
@@ -13,18 +13,18 @@ use crate::log::{Entry, read_record};
 use crate::session::StreamKey;
 use crate::time::Tick;
 
-/// Bytes copied before other work has its turn, and for how long that has it.
+/// Bytes copied in one step, before other work has its turn.
 pub(super) const STEP_BYTES: usize = SEND_BYTES_MAX;
 const STEP_MS: u64 = 2;
-/// How long it rests where the log is behind, and where a read failed.
+/// Pause while the log is behind, and after a failed read.
 const BUSY_MS: u64 = 50;
 const RETRY_MS: u64 = 60_000;
-/// Bytes waiting for the disk, and reads under way, from which on it rests.
+/// Bytes waiting for the disk, and reads under way, above which compaction pauses.
 pub(super) const PENDING_BYTES: u64 = PENDING_BYTES_MAX / 8;
 const READS: usize = READ_BACKS_MAX;
-/// Files that there must be, unless they have most of their share of `log.max_bytes`.
+/// Files needed before compaction starts, unless they use most of their share of `log.max_bytes`.
 const FILES_MIN: usize = 4;
-/// Sessions that are copied from in one go; those left over are found by the next look.
+/// Sessions that one compaction copies from; the next look finds those left over.
 pub(super) const SESSIONS_MAX: usize = 4096;
 
 /// A compaction under way.
@@ -32,13 +32,13 @@ pub(super) const SESSIONS_MAX: usize = 4096;
 pub(super) struct Compaction {
     /// The file's number.
     segment: u32,
-    /// Streams with messages in it.
+    /// Streams whose messages in the file are still to be copied.
     left: Vec<StreamKey>,
-    /// One of them is being read.
+    /// `true` while a message is being read.
     reading: bool,
     step_bytes: usize,
     due_ms: u64,
-    /// A read failed: all is tried again later.
+    /// `true` if a read failed: the compaction is retried later.
     failed: bool,
     rests_until_ms: u64,
 }
@@ -50,7 +50,8 @@ impl Compaction {
 }
 
 impl Core {
-    /// The oldest file, of number `segment`, holds messages of these streams: has them copied, where enough of the log is dead.
+    /// Begins to copy the messages that the oldest file, of number `segment`, holds of these streams, if enough of the log is
+    /// dead.
     pub(super) fn begin_compaction(&mut self, segment: u64, holders: Vec<StreamKey>, retained_bytes: u64, now: Tick) {
         let Some(geometry) = self.log.geometry() else { return };
         let session = &self.snapshot.settings.session;
@@ -58,7 +59,7 @@ impl Core {
         let held = self.log.end().0.saturating_sub(segment * geometry.segment_bytes);
         let dead = held.saturating_sub(retained_bytes);
         let Some(disk) = &mut self.disk else { return };
-        // The file after the next was asked for when the oldest had been full for long.
+        // The file after the next was created when the oldest had been full for long.
         let Some(later) = disk.kept.get(2) else { return };
         let pressed = share.is_some_and(|share| held.saturating_mul(4) >= share.saturating_mul(3));
         let worth = dead.saturating_mul(if pressed { 4 } else { 2 }) >= held;
@@ -80,7 +81,7 @@ impl Core {
         }
     }
 
-    /// The next step, where it is due.
+    /// Makes the next step, if it is due.
     pub(super) fn compact<I: Io>(&mut self, io: &mut I, now: Tick) {
         let may = self.may_compact();
         let Some(compaction) = self.disk.as_mut().map(|disk| &mut disk.compaction) else { return };
@@ -105,7 +106,7 @@ impl Core {
     fn may_compact(&self) -> bool {
         let (Some(disk), Some(geometry)) = (&self.disk, self.log.geometry()) else { return false };
         let (segment, offset) = (self.log.end().0 / geometry.segment_bytes, self.log.end().0 % geometry.segment_bytes);
-        // Where the disk is full there is still the rest of the file that was made.
+        // If the disk is full, the rest of the current file can still be used.
         let has_place = disk.full.is_none()
             || disk.ready.is_some_and(|ready| segment < ready)
             || disk.ready == Some(segment) && offset + 2 * CHUNK_BYTES as u64 <= geometry.segment_bytes;
@@ -120,7 +121,7 @@ impl Core {
             && self.jobs.len() < READS
     }
 
-    /// Copies what is at hand of a stream, and has the next read.
+    /// Copies a stream's messages that are in memory, and starts the read of the next one.
     pub(super) fn copy<I: Io>(&mut self, io: &mut I, key: StreamKey, hand: &Hand<'_>) {
         let Some(segment) = self.disk.as_ref().map(|disk| disk.compaction.segment) else { return };
         let mut record = self.buffers.take();
@@ -144,7 +145,7 @@ impl Core {
                     self.buffers.give(record);
                     return self.read_for(io, (key, seq), want, hand, Job::Copy(key));
                 }
-                // Who reads may be told of a gap; what is retained is not dropped for it.
+                // Readers may be told of a gap, but retained messages are not dropped for an unreadable place.
                 Look::Unreadable { .. } => {
                     self.buffers.give(record);
                     return self.abandon_compaction();
@@ -171,7 +172,7 @@ impl Core {
         }
     }
 
-    /// A record that does not read is a gap from now on, also for the next start.
+    /// Removes a damaged record from the index; readers see a gap, now and after a restart.
     fn forget_damaged(&mut self, key: StreamKey, seq: u64, segment: u32) {
         self.counters.dropped(DropReason::LogDamaged, 1);
         tracing::error!(shard = self.shard, segment, seq, "a record of the log is damaged on disk");
@@ -180,9 +181,9 @@ impl Core {
         }
     }
 
-    /// Appends a record as it was; it stands there from now on.
+    /// Appends a record unchanged; its place is there from now on.
     fn append_again(&mut self, key: StreamKey, seq: u64, entry: Entry, bytes: &[u8]) {
-        // It was read whole.
+        // The record was read whole.
         let Ok(record) = read_record(bytes, None) else { return };
         let mut addresses = std::mem::take(&mut self.targets);
         addresses.clear();
@@ -196,7 +197,7 @@ impl Core {
         }
     }
 
-    /// It is begun again later.
+    /// Stops the compaction; it is retried after `RETRY_MS`.
     pub(super) fn abandon_compaction(&mut self) {
         if let Some(disk) = &mut self.disk {
             disk.compaction = Compaction { failed: true, ..Compaction::default() };

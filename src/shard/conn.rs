@@ -1,4 +1,4 @@
-//! One connection, from accept to close, as its shard keeps it.
+//! The state of one connection on its shard, from accept to close.
 
 use super::counters::LimitReached;
 use super::lanes::AttachRequest;
@@ -17,22 +17,22 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-/// How far a connection is.
+/// The phase of a connection.
 #[derive(Debug)]
 pub enum Phase {
-    /// A PROXY protocol header is awaited.
+    /// Waiting for a PROXY protocol header.
     Proxy(Box<ProxyReader>),
-    /// Its HTTP request is awaited.
+    /// Waiting for the HTTP request.
     Head(Box<HeadReader>),
-    /// Its hello is awaited.
+    /// Waiting for the hello.
     Hello,
-    /// The hello is good; the socket changes shards once the kernel reads it no more.
+    /// The hello is accepted; the socket changes shards once the kernel holds no read of it.
     HandingOver(Box<Handover>),
     /// In its session.
     Open,
     /// On `/v1/echo`.
     Echo,
-    /// The close frame (or the HTTP answer) is on its way; what still comes is dropped.
+    /// The close frame (or the HTTP answer) is queued; data that still arrives is dropped.
     Closing(Closing),
 }
 
@@ -42,46 +42,46 @@ pub struct Closing {
     pub reason: CloseReason,
     /// When it began.
     pub since_ms: u64,
-    /// The peer has said its last word too, or cannot.
+    /// `true` if the peer has closed its side too, or cannot.
     pub peer_done: bool,
-    /// Our side of the stream is ended.
+    /// `true` if our side of the stream is ended.
     pub finished: bool,
 }
 
-/// What a reply waits for.
+/// A queued reply, by kind.
 #[derive(Debug)]
 pub enum Waiting {
     Frame(Vec<u8>),
-    /// The same, that answers nothing.
+    /// A message of the gateway that answers nothing.
     Event(Vec<u8>),
-    /// What a member tells of itself: it gives way to what the same one tells later.
+    /// Presence data of a member. Newer data of the same member replaces it.
     Data {
         of: MemberKey,
         frame: Vec<u8>,
     },
-    /// A pong is written when it is known what has been delivered.
+    /// A pong. Its text is written when it is known what has been delivered.
     Pong(String),
-    /// An ephemeral message: dropped, not sent, where the reader is behind.
+    /// An ephemeral message: dropped instead of sent if the reader is behind.
     Passing(Vec<u8>),
     /// A page of history.
     History(Vec<u8>),
-    /// The end of the attachment.
+    /// The reply that ends the attachment.
     Detached(Vec<u8>),
 }
 
-/// How far a page of history is; there is one at a time.
+/// The state of a page of history; an attachment has one at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Paging {
     #[default]
     None,
-    /// Asked for, or waiting for its place.
+    /// Requested, or waiting for its place.
     Asked,
     /// In the queue.
     Leaving,
 }
 
 impl Waiting {
-    /// Bytes it is counted with until it goes out.
+    /// Bytes counted for it until it is sent.
     #[must_use]
     pub const fn bytes(&self) -> usize {
         match self {
@@ -95,7 +95,7 @@ impl Waiting {
         }
     }
 
-    /// Memory of the buffer that it lies in.
+    /// Memory of its buffer.
     #[must_use]
     pub const fn memory_bytes(&self) -> usize {
         match self {
@@ -109,7 +109,7 @@ impl Waiting {
         }
     }
 
-    /// Has it lie in no more memory than it needs, where it may wait for long.
+    /// Shrinks its buffer to what it needs, if it may wait for long.
     pub fn fit(&mut self, buffers: &mut Buffers) {
         match self {
             Self::Frame(frame)
@@ -122,7 +122,7 @@ impl Waiting {
         }
     }
 
-    /// The buffer it lies in.
+    /// The buffer that it is in.
     #[must_use]
     pub fn into_buffer(self) -> Vec<u8> {
         match self {
@@ -137,7 +137,7 @@ impl Waiting {
     }
 }
 
-/// A reply with a place in the order: it goes out when everything up to `after` has.
+/// A reply with a place in the order: it is sent after everything up to `after`.
 #[derive(Debug)]
 pub struct Ordered {
     pub after: u64,
@@ -145,14 +145,14 @@ pub struct Ordered {
 }
 
 impl Ordered {
-    /// Memory that it is counted with: its buffer's, and that of its own place, of which a queue that has grown holds two.
+    /// Memory counted for it: its buffer's, and that of its own entry, twice, because a grown queue has room for as many again.
     #[must_use]
     pub const fn memory_bytes(&self) -> usize {
         self.what.memory_bytes() + 2 * size_of::<Self>()
     }
 }
 
-/// Moves what a buffer holds from `start` on into one of that size, unless that saves little.
+/// Moves a buffer's content from `start` on into one of exactly that size, unless that saves little.
 fn fit(buffer: &mut Vec<u8>, start: usize, least: usize, buffers: &mut Buffers) {
     let bytes = buffer.len() - start;
     if buffer.capacity() > bytes + bytes / 8 + least {
@@ -162,9 +162,9 @@ fn fit(buffer: &mut Vec<u8>, start: usize, least: usize, buffers: &mut Buffers) 
     }
 }
 
-/// Memory of a reply that is not worth a copy.
+/// Memory of a reply below which a copy is not worth it.
 const FIT_BYTES_MIN: usize = 64;
-/// The same of a queue, with an allocation: a reader that is behind for a moment costs none.
+/// Memory of a queue below which a copy, with an allocation, is not worth it: a reader that is behind for a moment costs none.
 const FIT_QUEUE_BYTES_MIN: usize = 2048;
 
 /// A connection's part in a session: a cursor over the session's stream, and what it may see there.
@@ -176,16 +176,16 @@ pub struct Attachment {
     pub cursor: u64,
     /// The last `seq` that was for this client.
     pub delivered_seq: u64,
-    /// The cursor stands at the head, nothing waits, and each record for it wakes it.
+    /// `true` if the cursor is at the head and nothing waits. Each record for the reader wakes it.
     pub idle: bool,
-    /// A page has been asked of the home.
+    /// `true` while a page is asked of the home.
     pub pulling: bool,
     pub paging: Paging,
-    /// It asked to be detached: what it asked before is still answered, in order, and then it ends.
+    /// `true` after a detach: earlier requests are still answered, in order, and then the attachment ends.
     pub detaching: bool,
     /// See [`crate::session::Place`].
     pub ticket: u32,
-    /// This attachment's place among the stream's readers.
+    /// This attachment's index among the stream's readers.
     pub reader: u32,
     pub entitlements: Entitlements,
     pub ordered: VecDeque<Ordered>,
@@ -201,7 +201,7 @@ pub enum Slot {
 }
 
 impl Slot {
-    /// The attachment, once there is one.
+    /// The attachment; `None` before it exists.
     #[must_use]
     pub fn attached(&self) -> Option<&Attachment> {
         match self {
@@ -210,7 +210,7 @@ impl Slot {
         }
     }
 
-    /// The attachment, once there is one.
+    /// The attachment; `None` before it exists.
     pub fn attached_mut(&mut self) -> Option<&mut Attachment> {
         match self {
             Self::Attached(attachment) => Some(attachment),
@@ -219,7 +219,7 @@ impl Slot {
     }
 }
 
-/// A connection's slots by number. The first, which is all that most connections have, lies in the connection itself.
+/// A connection's slots by number. The first, which is all that most connections have, is stored in the connection itself.
 #[derive(Debug)]
 pub struct Slots {
     first: Slot,
@@ -244,13 +244,13 @@ impl Slots {
         if number == 0 { Some(&mut self.first) } else { self.more.get_mut(number - 1) }
     }
 
-    /// How many there are, free ones included.
+    /// The number of slots, free ones included.
     #[must_use]
     pub const fn len(&self) -> usize {
         1 + self.more.len()
     }
 
-    /// Never: the first slot is always there.
+    /// Always `false`: the first slot always exists.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         false
@@ -266,7 +266,7 @@ impl Slots {
         std::iter::once(&mut self.first).chain(&mut self.more)
     }
 
-    /// A free slot's number; a new one where all are taken.
+    /// A free slot's number; a new one if all are taken.
     pub fn free(&mut self) -> usize {
         if let Some(number) = self.iter().position(|slot| matches!(slot, Slot::Free)) {
             return number;
@@ -282,7 +282,7 @@ pub struct Conn {
     pub id: ConnId,
     /// The number in its connection id; unique on its node.
     pub serial: u64,
-    /// The client's address: the peer's, or what a trusted proxy says.
+    /// The client's address: the peer's, or the one that a trusted proxy reports.
     pub peer: IpAddr,
     pub phase: Phase,
     pub decoder: Decoder,
@@ -292,9 +292,9 @@ pub struct Conn {
     pub slots: Slots,
     /// The ticket of its next attachment.
     pub next_ticket: u32,
-    /// The query's `session_id`, until the hello.
+    /// The query's `session_id`, kept until the hello.
     pub expected_session: Option<Box<Box<str>>>,
-    /// Frames committed to the wire before anything else, from `queue_at` on.
+    /// Frames that are sent before anything else, from `queue_at` on.
     pub queue: Vec<u8>,
     pub queue_at: u32,
     /// Replies in `queue` and in the attachments.
@@ -304,39 +304,39 @@ pub struct Conn {
     pub messages: Bucket,
     pub bytes: Bucket,
     pub controls: Bucket,
-    /// What it did wrong lately; most never do.
+    /// Counts of misbehaviour; most connections have none.
     pub abuse: Option<Box<Abuse>>,
     pub accepted_ms: u64,
     pub last_heard_ms: u64,
-    /// When a ping was sent that nothing has answered yet; 0 where none is.
+    /// When the ping under way was sent; 0 if there is none.
     pub pinged_ms: u64,
     /// When the earliest timer is to fire.
     pub timer_ms: u64,
-    /// Since when a message is unfinished; 0 where none is.
+    /// Since when a message is unfinished; 0 if none is.
     pub unfinished_ms: u64,
     /// The stall window: its start (0: not stalled) and the bytes taken in it.
     pub stalled_ms: u64,
     pub stalled_taken: u32,
-    /// Since when it is not read for backpressure; 0 where it is.
+    /// Since when it is not read because of backpressure; 0 if it is read.
     pub paused_ms: u64,
-    /// The episode of pressure in which it was held last; 0 where it never was.
+    /// The episode of backpressure in which it was held last; 0 if never.
     pub held_in: u32,
     pub messages_in: u64,
     pub messages_out: u64,
     pub flags: Flags,
-    /// Whose half-open place it has, while it has one.
+    /// The owner of its half-open place, while it has one.
     pub half_open_owner: u64,
-    /// The bound that it is over since the accept; it is told of it, where that costs others nothing.
+    /// The bound that it exceeds since the accept. The client is told, unless that would cost others something.
     pub refused: Option<LimitReached>,
-    /// The shard that accepted it; with `serial` its connection id.
+    /// The shard that accepted it; with `serial`, the connection id.
     pub origin_shard: u16,
-    /// The window its client inflates with.
+    /// Bits of the window that its client inflates with.
     pub window_bits: u8,
-    /// The code of the close frame that it sent, to be echoed.
+    /// The code of the client's close frame, to be echoed.
     pub answer_code: Option<Option<u16>>,
-    /// It closed by its own will.
+    /// `true` if the client closed on its own.
     pub clean: bool,
-    /// It ends when it is answered.
+    /// `Some` if it ends once everything it sent is answered.
     pub leaving: Option<Box<Leaving>>,
 }
 
@@ -344,13 +344,13 @@ pub struct Conn {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Abuse {
     pub refusals: Bucket,
-    /// Since when it is above its rate; 0 where it is not.
+    /// Since when it is above its rate; 0 if it is not.
     pub over_rate_ms: u64,
     /// When it was last refused for that.
     pub last_over_rate_ms: u64,
 }
 
-// mimalloc's next size class is 640: an idle connection is held to 2 KiB in all.
+// mimalloc's next size class is 640: an idle connection must fit in 2 KiB in all.
 const _: () = assert!(size_of::<Conn>() <= 512);
 
 /// Facts of a connection, one bit each.
@@ -367,23 +367,23 @@ pub struct Flags {
     pub user_counted: bool,
     /// Counted among the node's connections.
     pub on_node: bool,
-    /// Whose it is was settled, and judged.
+    /// The client's address is known and was judged.
     pub known: bool,
-    /// It was turned away: nobody will ask about it once it is gone.
+    /// Turned away: nobody will ask about it once it is gone.
     pub forgettable: bool,
     pub deflate: bool,
     pub acks: bool,
-    /// The socket was full; a Writable is awaited.
+    /// The socket was full; waiting for Writable.
     pub blocked: bool,
-    /// It stands among the dirty ones.
+    /// In the list of connections with something to send.
     pub dirty: bool,
-    /// Its end of stream has come. Our side may go on.
+    /// The peer's end of stream has arrived. Our side may go on.
     pub ended: bool,
     /// Nothing can be sent to it any more.
     pub broken: bool,
-    /// It has sent something to another shard that no attachment of its tells of: a post to a channel, or to a session it has left.
+    /// Something was sent to another shard that no current attachment shows: a post to a channel, or to a session it has left.
     pub spoke_elsewhere: bool,
-    /// The token's end was announced.
+    /// The client was warned of its token's end.
     pub expiry_told: bool,
     /// Goaway was sent.
     pub told_to_go: bool,
@@ -391,13 +391,13 @@ pub struct Flags {
     pub pong_queued: bool,
     /// TLS's handshake is done.
     pub secured: bool,
-    /// Not read from because its session can't take more.
+    /// Not read from because its session cannot take more.
     pub held: bool,
     /// TLS is to be closed when everything is sent.
     pub close_notify: bool,
 }
 
-/// A socket on its way to its home shard, with everything that was learned of it.
+/// A socket on its way to its home shard, with all that is known of it.
 #[derive(Debug)]
 pub struct Handover {
     pub fd: Option<OwnedFd>,
@@ -412,13 +412,13 @@ pub struct Handover {
     pub tls: Option<Box<TlsConnection>>,
     pub grant: Box<Grant>,
     pub request: AttachRequest,
-    /// Bytes that came after the hello, still masked.
+    /// Bytes received after the hello, still masked.
     pub rest: Vec<u8>,
-    /// The end of its stream has come, behind them.
+    /// `true` if the end of its stream has been received, behind them.
     pub ended: bool,
     /// Bytes that the socket has not taken yet.
     pub unsent: Vec<u8>,
-    /// The shard that accepted it: part of its connection id.
+    /// The shard that accepted it: a part of its connection id.
     pub node_shard: u16,
     pub window_bits: u8,
 }
@@ -469,20 +469,20 @@ impl Conn {
         }
     }
 
-    /// Bytes that wait to be sent to it, apart from what its cursors have still to read.
+    /// Bytes waiting to be sent to it, without the records that its cursors have still to read.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         self.queue.len() - self.queue_at as usize + self.ordered_bytes as usize
     }
 
-    /// Memory of what waits to be sent to it.
+    /// Memory of the data waiting to be sent to it.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let ordered = self.attachments().flat_map(|(_, attachment)| &attachment.ordered);
         self.queue.capacity() + ordered.map(Ordered::memory_bytes).sum::<usize>()
     }
 
-    /// What waits for it lies in no more memory than it needs: it takes nothing now.
+    /// Shrinks the buffers of waiting data, because the client takes nothing now.
     pub fn fit(&mut self, buffers: &mut Buffers) {
         if self.queue.capacity() > FIT_QUEUE_BYTES_MIN {
             let before = self.queue.len();
@@ -494,18 +494,18 @@ impl Conn {
         }
     }
 
-    /// Its attachment number `attachment`.
+    /// The attachment with this number.
     #[must_use]
     pub fn attachment(&self, attachment: u16) -> Option<&Attachment> {
         self.slots.get(usize::from(attachment)).and_then(Slot::attached)
     }
 
-    /// Its attachment number `attachment`.
+    /// The attachment with this number.
     pub fn attachment_mut(&mut self, attachment: u16) -> Option<&mut Attachment> {
         self.slots.get_mut(usize::from(attachment)).and_then(Slot::attached_mut)
     }
 
-    /// Takes an attachment away, and what waited in it out of what is counted: its number is free.
+    /// Removes an attachment, and subtracts the replies that waited in it. Its number is free.
     pub fn take_attachment(&mut self, attachment: u16) -> Option<Attachment> {
         let slot = self.slots.get_mut(usize::from(attachment))?;
         slot.attached()?;
@@ -516,24 +516,24 @@ impl Conn {
         Some(taken)
     }
 
-    /// Its attachments with their numbers.
+    /// The attachments with their numbers.
     pub fn attachments(&self) -> impl Iterator<Item = (u16, &Attachment)> {
         self.slots.iter().enumerate().filter_map(|(number, slot)| Some((u16::try_from(number).ok()?, slot.attached()?)))
     }
 
-    /// Whether it is past its handshake and not closing.
+    /// Returns `true` if it is past its handshake and not closing.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open | Phase::Echo)
     }
 
-    /// Whether frames of the protocol may be written to it.
+    /// Returns `true` if frames of the protocol may be written to it.
     #[must_use]
     pub const fn speaks_frames(&self) -> bool {
         matches!(self.phase, Phase::Hello | Phase::Open | Phase::Echo)
     }
 
-    /// Whether nothing waits to be sent to it, apart from what its cursors have still to read.
+    /// Returns `true` if nothing waits to be sent to it, apart from records that its cursors have still to read.
     #[must_use]
     pub fn has_sent_all(&self) -> bool {
         self.queue.is_empty() && !self.flags.close_notify && self.tls.as_ref().is_none_or(|tls| tls.pending().is_empty())

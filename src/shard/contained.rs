@@ -1,8 +1,8 @@
-//! Work on one connection's bytes, whose panic is that connection's end and no other's.
+//! Contains a panic in the work on one connection's bytes, so that it ends this connection only.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs what reads one connection's bytes; a panic in it is that connection's end and no other's.
+/// Runs code that reads one connection's bytes; a panic in it ends this connection only.
 pub(super) fn contained<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let done = work();
@@ -15,39 +15,39 @@ pub(super) fn contained<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
     outcome
 }
 
-/// A bug in decoding, for tests only: a panic once the work has left its traces in what it was lent.
+/// A bug in decoding, for tests only: a panic once the work has changed what it was lent.
 #[cfg(test)]
 pub mod faults {
     use std::cell::Cell;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// In place of a result's type: its call is panicking.
+    /// In place of a result type's name, while its call panics.
     const STRUCK: &str = "struck";
 
     thread_local! {
         static PLAN: Cell<(&str, u32)> = const { Cell::new(("", 0)) };
-        /// Panics of this thread that no test has put there.
+        /// Panics of this thread that no test planned.
         static UNPLANNED: Cell<usize> = const { Cell::new(0) };
     }
-    /// The same of all threads.
+    /// Panics of all threads that no test planned.
     static UNPLANNED_ANYWHERE: AtomicUsize = AtomicUsize::new(0);
 
-    /// The so many-th contained call of this thread from now on panics, of those whose result's type bears this name.
+    /// Makes the `calls`-th contained call of this thread panic, counting only calls whose result type has this name.
     pub fn panic_in(result: &'static str, calls: u32) {
         PLAN.set((result, calls));
     }
 
-    /// Whether that panic is still to come.
+    /// Returns `true` if that panic is still to come.
     pub fn pending() -> bool {
         PLAN.get().1 > 0
     }
 
-    /// Panics of this thread that no test has put there, since this was asked last.
+    /// Panics of this thread that no test planned, since the last call.
     pub fn take_unplanned() -> usize {
         UNPLANNED.take()
     }
 
-    /// Panics of all threads that no test has put there.
+    /// Panics of all threads that no test planned.
     pub fn unplanned_anywhere() -> usize {
         UNPLANNED_ANYWHERE.load(Ordering::Relaxed)
     }

@@ -32,29 +32,30 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// How long a stop waits for the disk to take what was appended.
+/// Time for which a stop waits for the disk to take the appended records.
 const STOP_DISK_MS: u64 = 5000;
 /// Timers that fire in one turn.
 const TIMERS_PER_TURN_MAX: usize = 1024;
-/// How many sessions are looked at, how often, for what has left the log's memory and for who is left.
+/// Sessions that one sweep examines, and the interval between sweeps, for records that left the log's memory and for sessions to
+/// forget.
 const SWEEP_SESSIONS: usize = 256;
 const SWEEP_EVERY_MS: u64 = 20;
-/// How soon a shard looks again whether a full lane has room. Its receiver is awake: it drains a lane within a turn.
+/// Time after which a shard checks again whether a full lane has room. Its receiver is awake and drains a lane within a turn.
 const LANE_FULL_WAIT_NS: u64 = 100_000;
-/// Buffers the pool keeps, the largest it keeps, and its bytes in all. A vector that grows to hold a message, a batch for a mirror or
-/// the ciphertext that waits has at most twice the memory it needs.
+/// Buffers that the pool keeps, the largest one kept, and all their bytes together. A vector that grows to hold a message, a
+/// batch for a mirror or waiting ciphertext has at most twice the memory it needs.
 const POOL_BUFFERS: usize = 8192;
 const POOL_BUFFER_BYTES: usize = 2 * SEND_BYTES_MAX;
 const POOL_BYTES: usize = 16 * 1024 * 1024;
 
-/// What fires on the wheel.
+/// Timers on the wheel.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Timer {
     Conn(ConnId),
     Member(MemberKey),
 }
 
-/// What a shard is given when it is made.
+/// Parameters of a shard.
 #[derive(Debug)]
 pub struct CoreOptions {
     /// This shard's number.
@@ -81,20 +82,20 @@ pub struct Core {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) conns: Vec<Option<Box<Conn>>>,
     pub(super) half_open: HalfOpen,
-    /// Those that are over a bound and have not heard of it, or not left; the ids may be stale.
+    /// Connections over a bound that have not been told, or not gone; the ids may be stale.
     pub(super) turned_away: VecDeque<ConnId>,
-    /// Log lines about them.
+    /// Rate limit of log lines about them.
     pub(super) door_lines: super::rate::Bucket,
     pub(super) conns_count: usize,
     pub(super) closed: ClosedConnections,
-    /// Connections to end before the turn does: found where no [`Io`] is at hand.
+    /// Connections to end before the turn does: found in code that has no [`Io`].
     pub(super) doomed: Vec<(ConnId, CloseReason)>,
     pub(super) streams: Slots<Stream>,
     pub(super) mirrors: Map<u64, StreamKey>,
     pub(super) sessions: Sessions,
     pub(super) log: Log,
     pub(super) mirror_log: Log,
-    /// When what stands where in the log was appended.
+    /// Send times of the log's positions.
     pub(super) ages: Ages,
     pub(super) age_clock: AgeClock,
     pub(super) age_due_ms: u64,
@@ -111,7 +112,7 @@ pub struct Core {
     pub(super) dirty_streams: Vec<StreamKey>,
     pub(super) out: Outbound,
     pub(super) lane_backlog: Vec<VecDeque<LaneMessage>>,
-    /// Whose connections end with a message that waits there: each has one.
+    /// Connections with an `Evict` already queued for this lane, so that each is evicted once.
     pub(super) evicted: Vec<Map<Place, ()>>,
     pub(super) spoken: Spoken,
     pub(super) mirrored: Vec<SessionKey>,
@@ -120,69 +121,69 @@ pub struct Core {
     random: u64,
     sweep_at: usize,
     sweep_due_ms: u64,
-    /// The place in the members' table that is looked at next.
+    /// The index in the members' table that is swept next.
     sweep_member_at: usize,
-    /// What of `limits.shard_memory_bytes` is for connections; the rest waits for the disk.
+    /// The part of `limits.shard_memory_bytes` for connections; the rest is for data that waits for the disk.
     pub(super) buffers_bytes_max: u64,
-    /// When the next turn is to be; `u64::MAX` where nothing is due.
+    /// When the next turn is due; `u64::MAX` if nothing is.
     pub(super) turn_due_ms: u64,
-    /// When its last standstill ended; 0: there was none. See `timers.rs`.
+    /// When its last standstill ended; 0 if there was none. See `timers.rs`.
     pub(super) awake_since_ms: u64,
     ring_seen: RingStats,
     /// Messages taken since the turn began, for the routing histogram.
     pub(super) routed_in_turn: u64,
-    /// Of the message that a lane has just brought: its number on its own connection, and whether that wants acks.
+    /// Frame number, on its own connection, and ack preference of the forwarded message being handled.
     pub(super) forwarded: (u64, bool),
     /// The shard whose lane is being read.
     pub(super) reading_from: Option<u16>,
-    /// Readers behind their mirror: where they are, who, and their cursor.
+    /// Pulls to send for readers behind their mirror: `(attachment, member, cursor)`.
     pub(super) pulls: Vec<(Place, MemberKey, u64)>,
     /// Pages for the next pulls.
     #[expect(clippy::vec_box, reason = "the boxes are what is kept: they cross the lanes")]
     pub(super) pages: Vec<Box<Page>>,
-    /// Attachments whose last reply is out.
+    /// Attachments whose last reply is sent; freed at the end of the turn.
     pub(super) left: Vec<Place>,
     /// Connections that opened `/v1/echo` while their head was read.
     pub(super) pressure: Pressure,
     pub(super) echo_opened: Vec<ConnId>,
-    /// Ids that were posted to channels from outside; they share one window.
+    /// Ids of posts to channels from outside, in one shared window.
     pub(super) posted: Dedupe,
-    /// The session id of the channel that is being posted to.
+    /// The session id of the channel being posted to; a reused buffer.
     pub(super) channel_id: String,
-    /// When each connection goes in a drain, the next one last.
+    /// Drain schedule, `(close_at_ms, connection)`, latest first.
     pub(super) departures: Vec<(u64, ConnId)>,
-    /// Connections that end when they are answered.
+    /// Connections that end once everything they sent is answered.
     pub(super) leaving: VecDeque<ConnId>,
-    /// Those of other shards that wait for this one's answers.
+    /// Connections of other shards that wait for this shard's answers.
     pub(super) fences: VecDeque<(Place, Fence)>,
     pub(super) random_id: u64,
-    /// The log's disk, where it has one.
+    /// The log's disk; `None` for a log in memory.
     pub(super) disk: Option<Disk>,
-    /// What was asked of the disk, by the tags of the reads.
+    /// Reads in flight, by tag.
     pub(super) jobs: Map<u64, Reading>,
-    /// Parts of index files that were read last, the newest first.
+    /// Parts of index files that were read most recently, newest first.
     pub(super) places: VecDeque<Rc<Places>>,
-    /// Pages of history that are asked for.
+    /// Requested pages of history.
     pub(super) histories: Histories,
-    /// Members whose watchers are being told of them.
+    /// Members of whom watchers are being told.
     pub(super) tellings: super::presence::Tellings,
     pub(super) next_read: u64,
-    /// What of the log the disk does not read.
+    /// Places of the log that the disk cannot read.
     pub(super) unreadable: Unreadable,
     /// Sessions that are being purged, one at a time.
     pub(super) purges: VecDeque<Purge>,
-    /// Until when emptied buffers are wiped: [`u64::MAX`] while something is purged, 0 where nothing was lately.
+    /// Until when emptied buffers are wiped: [`u64::MAX`] during a purge, 0 if there was none lately.
     pub(super) wipes_until_ms: u64,
     /// Scratch for a record's addresses.
     pub(super) targets: Vec<u64>,
-    /// What is to be looked at anew, since other settings are in force.
+    /// How far connections and members have been re-examined after a change of settings.
     pub(super) anew: Option<super::timers::Anew>,
     pub(super) draining: bool,
     pub(super) stopping: bool,
-    /// When a stop no longer waits for the disk.
+    /// When a stop ends without waiting for the disk any longer.
     stop_until_ms: u64,
     bell: bool,
-    /// The widest bounds that have been in force, for [`Core::inspect`]: what was made under them may still be there.
+    /// The widest bounds that have been in force, for [`Core::inspect`]: entries made under them may still exist.
     #[cfg(test)]
     pub(super) widest: crate::config::Limits,
 }
@@ -276,17 +277,17 @@ impl Core {
         }
     }
 
-    /// A connection, unless its id is stale.
+    /// A connection; `None` if its id is stale.
     pub(super) fn conn(&self, id: ConnId) -> Option<&Conn> {
         self.conns.get(id.index as usize)?.as_deref().filter(|conn| conn.id == id)
     }
 
-    /// A connection, unless its id is stale.
+    /// A connection; `None` if its id is stale.
     pub(super) fn conn_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
         self.conns.get_mut(id.index as usize)?.as_deref_mut().filter(|conn| conn.id == id)
     }
 
-    /// An attachment, unless its place is taken by another one or by none.
+    /// The attachment of a place; `None` if the place is free or has another ticket.
     pub(super) fn attachment_at(&mut self, place: Place) -> Option<&mut Attachment> {
         self.conn_mut(place.conn)?.attachment_mut(place.attachment).filter(|attachment| attachment.ticket == place.ticket)
     }
@@ -315,7 +316,7 @@ impl Core {
         mixed ^ (mixed >> 31)
     }
 
-    /// Puts a connection among those that have something to send.
+    /// Adds a connection to those that have something to send.
     pub(super) fn mark(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         if conn.id == id && !conn.flags.dirty && !conn.flags.blocked {
@@ -349,7 +350,7 @@ impl Core {
         more
     }
 
-    /// Looks at a few sessions: what has left the log's memory leaves their index, and one that nothing is left of is forgotten.
+    /// Examines a few sessions: records that left the log's memory leave their index, and an empty session is forgotten.
     fn sweep(&mut self, now: Tick) {
         if now.mono_ms() < self.sweep_due_ms {
             return;
@@ -363,7 +364,7 @@ impl Core {
             self.sweep_at = (self.sweep_at + 1) % places;
             let Some((key, session)) = self.sessions.sessions.at(self.sweep_at) else { continue };
             let (stream, no_members) = (session.stream, session.members.is_empty() && session.mirrors.is_empty());
-            // A reader whose member is forgotten may still wait for what it asked before it left.
+            // A reader whose member is forgotten may still wait for answers to requests it made before it left.
             let empty = no_members && self.streams.get(stream).is_none_or(|stream| stream.readers.is_empty());
             self.trim(stream);
             let Some(session) = self.sessions.sessions.get_mut(key) else { continue };
@@ -376,7 +377,8 @@ impl Core {
             }
             let is_kept = session.kept_at > Position(0);
             let idle = now.mono_ms().saturating_sub(session.empty_since_ms) >= idle_ms;
-            // Where anything was ever said, the order goes on even though retention has dropped all of it.
+            // If anything was ever said, the session stays, so that its order goes on even though retention has dropped all of
+            // it.
             let bare = self.streams.get(stream).is_some_and(|stream| stream.index.head() == 0);
             if (idle || bare)
                 && (!is_kept || !self.log_is_behind())
@@ -391,7 +393,7 @@ impl Core {
         }
     }
 
-    /// Looks at a few members: of their stays in rooms those go of which no message is retained any more.
+    /// Examines a few members: stays in rooms of which no message is retained any more are forgotten.
     fn sweep_members(&mut self) {
         let places = self.sessions.members.places();
         for _ in 0..SWEEP_SESSIONS.min(places) {
@@ -438,7 +440,7 @@ impl Core {
         }
     }
 
-    /// The end of the shard: everyone is told, then the loop returns.
+    /// Ends the shard: everyone is told, then the loop returns.
     pub(super) fn stop<I: Io>(&mut self, io: &mut I, now: Tick) {
         io.accept(false);
         let ids: Vec<ConnId> = self.conns.iter().flatten().map(|conn| conn.id).collect();
@@ -453,7 +455,7 @@ impl Core {
         self.stop_until_ms = now.mono_ms() + STOP_DISK_MS;
     }
 
-    /// Other shards handed these over before they heard of the stop: this turn's flush has told them.
+    /// Drops connections that other shards handed over before they heard of the stop; this turn's flush has told them.
     fn drop_late<I: Io>(&mut self, io: &mut I, now: Tick) {
         if self.conns_count == 0 {
             return;
@@ -537,7 +539,7 @@ impl Core {
         busy |= has_more_to_tell;
         let held_ms = self.release_held(io, now);
         let departure_ms = self.depart(io, now);
-        // A connection whose answer found no room goes for that, and not as one that was answered.
+        // A connection whose answer found no room is closed for that reason, and not as one that was answered.
         self.end_doomed(io, now);
         let leaving_ns = self.end_leaving(io, now);
         // Replies first: they come before the records that follow their places.
@@ -565,7 +567,7 @@ impl Core {
         if self.stopping && (self.log_settled() || now.mono_ms() >= self.stop_until_ms) {
             return Next::Stop;
         }
-        // Those that were closed behind the flush have a close frame to send.
+        // Connections closed after the flush have a close frame to send.
         if busy || !self.doomed.is_empty() || !self.dirty.is_empty() {
             return Next::Again;
         }
@@ -584,7 +586,7 @@ impl Core {
 }
 
 impl Core {
-    /// How a connection is to be read, by its phase.
+    /// Resumes reading a connection, in the mode of its phase.
     pub(super) fn read_on<I: Io>(&self, io: &mut I, id: ConnId) {
         let Some(conn) = self.conn(id) else { return };
         let mode = match conn.phase {

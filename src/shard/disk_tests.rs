@@ -1,4 +1,4 @@
-//! A shard and its disk without an engine: what is asked of the disk is held until the test answers.
+//! A shard and its disk without an engine: requests to the disk are held until the test answers.
 
 use super::admission::Admission;
 use super::core::{Core, CoreOptions};
@@ -31,7 +31,7 @@ fn at(mono_ms: u64) -> Tick {
     Tick { mono_ns: mono_ms * 1_000_000, wall_ms: WALL_MS + mono_ms }
 }
 
-/// What was asked and is not answered yet.
+/// The requests that are not answered yet.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     writes: Vec<u64>,
@@ -90,7 +90,7 @@ impl Bell for Silent {
     fn ring(&self) {}
 }
 
-/// Shard 0 of so many, of which the others do nothing.
+/// Shard 0 of `shards`; the others do nothing.
 pub(super) fn one_of(shards: usize, settings: &str) -> Core {
     let counters = shared_counters();
     let (_, receiver) = port(0, Arc::new(Silent), Arc::clone(&counters));
@@ -113,7 +113,7 @@ pub(super) fn core(settings: &str) -> Core {
     core
 }
 
-/// Answers all that is asked of the disk, in as many rounds as it takes.
+/// Answers all requests to the disk, in as many rounds as it takes.
 fn settle(core: &mut Core, io: &mut Held, now: Tick) {
     for _ in 0..20 {
         core.turn(io, now);
@@ -197,7 +197,7 @@ fn record(kind: Kind, session: u64, sender: u64, encode: impl FnOnce(&mut Vec<u8
     record
 }
 
-/// The state of a member that is there, or away since so long before the start.
+/// The state of a member that is present, or has been away for so long before the start.
 fn member_state(core: &Core, away_ms: u64, present: bool) -> MemberState<'static> {
     MemberState {
         client_id: "ana",
@@ -216,7 +216,7 @@ fn member_state(core: &Core, away_ms: u64, present: bool) -> MemberState<'static
     }
 }
 
-/// A core that recovered a member that is away since so long before the start.
+/// A core that recovered a member that had been away for so long before the start.
 fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
     let mut core = core("[log]\ndir = \"unused\"\n[session]\nmember_unseen_ms = 86400000\npresence_grace_ms = 15000\n");
     let (session, client) = (core.session_hash("s"), core.sessions.target(Target::Client, "ana"));
@@ -287,7 +287,7 @@ fn of_a_message_that_was_purged_the_id_is_left() {
 #[test]
 fn what_a_reader_posted_to_a_channel_stays_known_when_the_reader_is_gone() {
     let state = SessionState { session_id: "channel:c", head: 0, oldest: 1, epochs: Vec::new() };
-    // Where retention has dropped the record that named the channel, one behind the messages does.
+    // If retention has dropped the record that named the channel, one behind the messages names it.
     for named_first in [true, false] {
         let mut core = core("[log]\ndir = \"unused\"\n");
         let (channel, client) = (core.session_hash("channel:c"), core.sessions.target(Target::Client, "ana"));
@@ -345,7 +345,7 @@ fn a_members_grace_goes_on_over_a_start_and_begins_with_it_where_it_was_there() 
 #[test]
 fn a_record_bears_the_number_of_its_sessions_epoch() {
     let epoch_at = |core: &Core, at: Position| u32::from_le_bytes(core.log.bytes(at, 32, 4).try_into().unwrap());
-    // What the newest Session record says and names, and whether the end was clean; the number that goes on.
+    // The newest Session record's number and epochs, and whether the end was clean; the number that goes on.
     for (said, named, clean, number) in [
         (None, 0, false, 0),
         (Some(0), 1, true, 0),

@@ -1,5 +1,5 @@
-//! Who is let in: each connection is judged as soon as its address is known, and what is over a bound takes nothing from others: no
-//! half-open place, no place of the node's, no share of the shard's handshakes, no TLS.
+//! Admission of connections: each is judged as soon as its address is known. A connection over a bound takes nothing from others:
+//! no half-open place, no place of the node's, no share of the shard's handshakes, no TLS.
 
 use super::conn::{Conn, Phase};
 use super::core::Core;
@@ -54,7 +54,7 @@ impl Core {
         self.snapshot.settings.server.trusted_proxies.iter().any(|network| network.contains(address))
     }
 
-    /// Judges a connection, if its address is known by now, and gives it a place among the half-open ones or turns it away.
+    /// Judges a connection, if its address is known by now, and gives it a half-open place or turns it away.
     fn meet<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let Some(conn) = self.conn(id) else { return };
         let by_header = !self.snapshot.settings.server.client_ip_header.0.is_empty();
@@ -69,7 +69,7 @@ impl Core {
         }
     }
 
-    /// Counts a connection for its address, and then for the shard; `refused` says what it is over.
+    /// Counts a connection for its address, and then for the shard; `refused` is the bound that it exceeds.
     fn admit(&mut self, id: ConnId, now: Tick) {
         let limits = self.snapshot.settings.limits;
         let rate = Rate { per_second: limits.handshakes_per_ip_per_second, burst: limits.handshakes_per_ip_burst };
@@ -87,7 +87,7 @@ impl Core {
         } else {
             conn.flags.address_half_open = true;
             conn.flags.admitted = true;
-            // What is refused in any case takes nothing of what the shard does in a second.
+            // A connection that is refused in any case takes nothing of the shard's rate of handshakes.
             let over = conn.refused.is_none() && self.shaking.take(shake, 1, now.mono_ns).is_err();
             over.then_some(LimitReached::HandshakesPerShard)
         };
@@ -97,8 +97,9 @@ impl Core {
         }
     }
 
-    /// It is over a bound. Without TLS it is told why when its request is whole, if it is not pushed out by the next ones: it holds none
-    /// of the places that others want. TLS would be work for nothing, unless it is the node that is full.
+    /// Turns away a connection over a bound. Without TLS it is told why when its request is complete, if newer ones do not push
+    /// it out first: it holds none of the places that others want. With TLS it is closed, since the handshake would be work for
+    /// nothing, unless the node is full.
     fn turn_away<I: Io>(&mut self, io: &mut I, id: ConnId, limit: LimitReached, now: Tick) {
         self.no_more_half_open(id);
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
@@ -126,13 +127,13 @@ impl Core {
         self.turned_away.push_back(id);
     }
 
-    /// Whether one more line may tell of a connection that was turned away: a flood of them is counted, not written down.
+    /// Returns `true` if another log line may report a connection that was turned away: a flood of them is counted, not logged.
     pub(super) fn says_more(&mut self, now: Tick) -> bool {
         let rate = Rate { per_second: TURNED_AWAY_LINES_PER_SECOND, burst: TURNED_AWAY_LINES_PER_SECOND };
         self.door_lines.take(rate, 1, now.mono_ns).is_ok()
     }
 
-    /// A place among the half-open ones, by the address where that is known.
+    /// Takes a half-open place, counted by the address if that is known.
     fn enter_half_open<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         self.no_more_half_open(id);
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
@@ -148,7 +149,7 @@ impl Core {
         self.fit_half_open(io, now);
     }
 
-    /// No more of them than there may be.
+    /// Closes half-open connections until they are within the bound.
     pub(super) fn fit_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
         while self.half_open.len() > self.half_open_cap() {
             self.evict_half_open(io, now);
@@ -171,7 +172,8 @@ impl Core {
         (share / self.mesh.shards()).max(1)
     }
 
-    /// It has its welcome, goes to another shard, or ends: neither the shard nor its address counts it as half open.
+    /// Ends the half-open state of a connection, which is welcomed, goes to another shard, or ends: neither the shard nor its
+    /// address counts it as half open any more.
     pub(super) fn not_half_open(&mut self, id: ConnId) {
         self.no_more_half_open(id);
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
@@ -187,7 +189,7 @@ impl Core {
         }
     }
 
-    /// The end of a connection that is no longer in the table.
+    /// Uncounts a connection that is no longer in the table.
     pub(super) fn leave_admission(&mut self, conn: &mut Conn) {
         if std::mem::take(&mut conn.flags.on_node) {
             self.admission.leave_node();
@@ -229,7 +231,7 @@ impl Core {
         }
     }
 
-    /// Takes a trusted proxy's word on who the client is. Where nobody else was believed before, the client is judged now.
+    /// Takes the client's address from a trusted proxy. If the connection was not judged before, it is judged now.
     pub(super) fn learn_address<I: Io>(&mut self, io: &mut I, id: ConnId, request: &Request<'_>, now: Tick) {
         let snapshot = std::sync::Arc::clone(&self.snapshot);
         let Some(conn) = self.conn(id) else { return };
@@ -243,7 +245,7 @@ impl Core {
         self.admit(id, now);
         let Some(conn) = self.conn(id) else { return };
         match conn.refused {
-            // The node was full, and that is told.
+            // The node was full, and the client is told that.
             Some(_) if conn.flags.forgettable => {}
             Some(limit) => self.turn_away(io, id, limit, now),
             None => self.enter_half_open(io, id, now),
@@ -251,7 +253,7 @@ impl Core {
     }
 }
 
-/// What a client is told that is over a bound.
+/// The refusal for a client over a bound.
 pub(super) fn refusal(limit: LimitReached) -> HttpRefusal {
     match limit {
         LimitReached::Connections => {

@@ -1,7 +1,8 @@
-//! The log's way to the disk: one write in flight, syncs shared by all that wait, and what is let go when they are done.
+//! The log's way to the disk: one write in flight, syncs shared by all that wait, and the release of acks and records when they
+//! are done.
 //!
-//! A message is acknowledged, and delivered, once it is as durable as its session asks. Until then its ack waits here, rendered, and
-//! its stream hides it from readers. Both go in the order of the log, so that two queues are enough, one for each level.
+//! A message is acknowledged, and delivered, once it is as durable as its session asks. Until then its ack waits here, rendered,
+//! and its stream hides it from readers. Both follow the order of the log, so that two queues are enough, one for each level.
 
 use super::awaiting::{COMMAND, Queue, Waiting};
 use super::compacting::Compaction;
@@ -26,90 +27,90 @@ use crate::ws::Opcode;
 use crate::ws::encoder::OpenFrame;
 use std::collections::VecDeque;
 
-/// Bytes that may wait for the disk, above which senders are told to wait.
+/// Bytes waiting for the disk above which messages are refused with limit.backpressure.
 pub(super) const PENDING_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// What a record has besides its sender's text at most: header, addresses, frame head and what the gateway adds.
+/// Largest overhead of a record: header, addresses, frame head and the fields that the gateway adds.
 pub(super) const RECORD_BYTES_MORE_MAX: usize = HEADER_BYTES + 8 * ADDRESSES_MAX + 10 + ENVELOPE_ADDED_BYTES_MAX;
-/// How often what nobody waits for is synced all the same: it bounds what a power cut takes, and marks it for recovery.
+/// Interval at which records that nobody waits for are synced: it bounds what a power cut takes, and marks it for recovery.
 const SYNC_EVERY_MS: u64 = 1000;
-/// How long the disk rests after it was full, or a segment could not be made.
+/// Time before the disk is tried again after it was full, or a segment could not be made.
 pub(super) const RETRY_MS: u64 = 1000;
-/// What a client is told whose message, or command, a disk has failed.
+/// The error text for a client whose message, or command, a disk has failed.
 const FAILED: &str =
     "the log's disk failed before this message was durable: send it again, with its id, when the gateway was restarted";
 pub(super) const STATE_FAILED: &str = "the log's disk failed before this was durable: ask again when the gateway was restarted";
-/// What the answers of the engine are told apart by; reads count on from here.
+/// Completion tags: write, sync, and the first tag used for reads.
 pub(super) const WRITE_TAG: u64 = 0;
 pub(super) const SYNC_TAG: u64 = 1;
 pub(super) const READ_TAGS: u64 = 16;
 
-/// How far things must have been let go for all that wait now to be answered.
+/// Positions that must have been released for everything that waits now to be answered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fence {
     written: Position,
     synced: Position,
 }
 
-/// A log's disk as its shard sees it.
+/// The shard's view of a log's disk.
 #[derive(Debug)]
 pub(super) struct Disk {
     written: Queue,
     synced: Queue,
-    /// Where the write in flight ends.
+    /// The end of the write in flight.
     writing: Option<Position>,
-    /// When it, and the sync in flight, began, on the monotonic clock.
+    /// When the write, and the sync, in flight began, on the monotonic clock.
     write_began_ns: u64,
     sync_began_ns: u64,
-    /// Up to where the sync in flight covers.
+    /// The position up to which the sync in flight covers the log.
     syncing: Option<Position>,
-    /// Everything before has been synced.
+    /// Everything before this position has been synced.
     pub(super) synced_to: Position,
-    /// Nobody is let in before this is durable: the epochs that recovery began, which a welcome names.
+    /// No connection is accepted before this position is durable: the epochs that recovery began, which a welcome names.
     pub(super) opens_at: Option<Position>,
-    /// The end of the last record that has been synced: what a mark may say.
+    /// The end of the last record that has been synced: the position for the next mark.
     proven_to: Position,
-    /// Somebody waits for a sync of all before.
+    /// Sync at least up to this position; somebody waits for it.
     pub(super) sync_for: Position,
-    /// What the last mark in the log says.
+    /// The synced position in the last mark of the log.
     marked_to: Position,
     sync_due_ms: u64,
-    /// The newest segment that is ready to be written, and the one that is being made.
+    /// The newest segment that can be written, and the one that is being made.
     pub(super) ready: Option<u64>,
     pub(super) preparing: Option<u64>,
-    /// The files that are there, the one being written last.
+    /// The existing files; the last is the one being written.
     pub(super) kept: VecDeque<Kept>,
     pub(super) indexing: Indexing,
-    /// Where the state ends that was last written again for the oldest file to go.
+    /// The end of the state that was last rewritten so that the oldest file can be deleted.
     pub(super) rewritten_to: Position,
-    /// When the oldest file is looked at again.
+    /// When the oldest file is examined again.
     pub(super) look_due_ms: u64,
-    /// The look that is under way.
+    /// The examination under way.
     pub(super) survey: Option<Survey>,
-    /// The next look writes state again: the one before found nothing else in the file.
+    /// `true` if the next examination rewrites state: the previous one found nothing else in the file.
     pub(super) rewrites_state: bool,
     pub(super) compaction: Compaction,
-    /// What of members is owed to the log.
+    /// Members' values that are still to be logged.
     pub(super) owed: Owed,
-    /// The disk is left alone until then.
+    /// The disk is not used until then.
     rests_until_ms: u64,
-    /// No segment is asked for until then: there was no room for one.
+    /// No segment is requested until then, because there was no room for one.
     pub(super) segment_due_ms: u64,
-    /// A write failed in a way that no retry mends; the errno.
+    /// The errno of a write that failed in a way that no retry mends.
     pub(super) failed: Option<i32>,
-    /// That was for a file that somebody deleted: what is under way to it is gone with the process.
+    /// `true` if that was because somebody deleted the file: data under way to it is lost when the process ends.
     pub(super) lost: bool,
-    /// A sync failed: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
+    /// The errno of a failed sync: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
     pub(super) sync_failed: Option<i32>,
-    /// The next segment could not be made. Writes to the one there is may still succeed.
+    /// `true` if the next segment could not be made. Writes to the current one may still succeed.
     pub(super) starved: bool,
-    /// No segment could be made: the disk is full, or may not be written.
+    /// The errno if no segment could be made: the disk is full, or must not be written.
     pub(super) full: Option<i32>,
     /// How far clients may fill the log.
     pub(super) room: Room,
 }
 
 impl Disk {
-    /// A disk whose log goes on at `begin`, the start of a segment that does not exist yet.
+    /// A disk whose log continues at `begin`, the start of a segment that does not exist yet.
     pub(super) fn new(begin: Position) -> Self {
         Self {
             written: Queue::default(),
@@ -157,7 +158,7 @@ impl Disk {
 }
 
 impl Core {
-    /// How durable a session's messages must be before they are acknowledged.
+    /// The durability at which a session's messages are acknowledged.
     pub(super) fn level_of(&self, session: SessionKey) -> Level {
         if self.disk.is_none() {
             return Level::Memory;
@@ -165,7 +166,7 @@ impl Core {
         self.sessions.sessions.get(session).map_or(Level::Memory, |session| session.level)
     }
 
-    /// The level of sessions of which nothing else is said.
+    /// The level of sessions without one of their own.
     pub(super) fn default_level(&self) -> Level {
         match self.snapshot.settings.log.durability {
             _ if self.disk.is_none() => Level::Memory,
@@ -183,19 +184,19 @@ impl Core {
         }
     }
 
-    /// Why the log takes no more messages of a level now, if it does not: what to tell the sender.
+    /// The refusal to send if the log takes no more messages of a level now; `None` if it does.
     pub(super) fn log_refuses(&self, level: Level, envelope: &Envelope<'_>) -> Option<(ErrorCode, &'static str)> {
         self.log_refuses_record(level, envelope.object.len() + RECORD_BYTES_MORE_MAX)
     }
 
-    /// Whether a disk has failed for what must be so durable.
+    /// Returns `true` if the disk has failed for this level.
     pub(super) fn log_has_failed(&self, level: Level) -> bool {
         self.disk.as_ref().is_some_and(|disk| {
             level != Level::Memory && disk.failed.is_some() || level == Level::Synced && disk.sync_failed.is_some()
         })
     }
 
-    /// Why the log takes no record of so many bytes now, that must be so durable.
+    /// The refusal to send if the log takes no record of this size and level now; `None` if it does.
     pub(super) fn log_refuses_record(&self, level: Level, bytes: usize) -> Option<(ErrorCode, &'static str)> {
         let disk = self.disk.as_ref()?;
         if self.log_has_failed(level) {
@@ -224,12 +225,13 @@ impl Core {
         Some((ErrorCode::LimitBackpressure, "the log's disk is behind: send it again after retry_after_ms"))
     }
 
-    /// Bytes of the log that are not yet as durable as messages are to be by default.
+    /// Bytes of the log that are not yet durable at the default level.
     pub(super) fn pending_bytes(&self) -> u64 {
         self.pending_to(self.default_level())
     }
 
-    /// Bytes of the log that are not that durable yet. Those of the lowest level are not waited for, but memory holds them as well.
+    /// Bytes of the log that are not yet durable at this level. Those of the lowest level are not waited for, but memory holds
+    /// them as well.
     pub(super) fn pending_to(&self, level: Level) -> u64 {
         let durable = match (&self.disk, level) {
             (None, _) => return 0,
@@ -256,7 +258,7 @@ impl Core {
         self.hold_until_durable((session, stream, seq), origin.place, origin.acks.then_some((head, false)), seq);
     }
 
-    /// Acknowledges a repeat, not before the first is durable.
+    /// Acknowledges a repeat, not before the first message is durable.
     pub(super) fn acknowledge_again(
         &mut self,
         origin: &Origin<'_>,
@@ -267,7 +269,7 @@ impl Core {
         if !self.is_pending((session, stream), seq) {
             return self.acknowledge(origin, envelope, seq, true);
         }
-        // As a new one would be: what waits is bounded, and a disk that has failed answers nothing.
+        // The same rules as for a new message: the queue is bounded, and a failed disk answers nothing.
         if let Some((code, message)) = self.log_refuses(self.level_of(session), envelope) {
             return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
         }
@@ -287,7 +289,7 @@ impl Core {
     ) {
         let level = self.level_of(session);
         let end = self.log.end();
-        // Nothing is shown before what is hidden: since that came, a reload may have brought early delivery.
+        // Nothing is shown before a hidden record: since that was appended, a reload may have turned on early delivery.
         let is_behind = self.streams.get(stream).is_some_and(|stream| stream.hidden_from < u64::MAX);
         let early = self.snapshot.settings.log.early_delivery && !is_behind;
         let Some(disk) = &mut self.disk else { return };
@@ -299,7 +301,7 @@ impl Core {
             open.finish(Opcode::Text, &mut queue.acks);
         }
         let ack_bytes = u32::try_from(queue.acks.len() - before).unwrap_or(u32::MAX);
-        // A duplicate's first may be anywhere among those that wait: behind the last of them it is right in any case.
+        // The first message of a repeat may be anywhere among those that wait: behind the last of them is right in any case.
         let end = if seq > 0 { end } else { queue.last_end().unwrap_or(end) };
         queue.waiting.push_back(Waiting { end, session, stream, seq: if early { 0 } else { seq }, to, ack_bytes });
         if seq == 0 {
@@ -312,14 +314,14 @@ impl Core {
         }
     }
 
-    /// Commands that wait for the disk.
+    /// The commands that wait for the disk, by level: count and bytes.
     #[cfg(test)]
     pub(super) fn held_commands(&self) -> [(usize, usize); 2] {
         let count = |queue: &Queue| (queue.waiting.iter().filter(|waiting| waiting.is_command()).count(), queue.commands.len());
         self.disk.as_ref().map_or([(0, 0); 2], |disk| [count(&disk.written), count(&disk.synced)])
     }
 
-    /// Keeps a command's answer until all before `end` is so durable.
+    /// Keeps a command's answer until everything before `end` is durable at this level.
     pub(super) fn hold_command(
         &mut self,
         held: HeldCommand,
@@ -338,7 +340,7 @@ impl Core {
         queue.commands.push_back(held);
     }
 
-    /// Up to where the last that waits for this level waits: what joins it there is in order.
+    /// The end of the last entry that waits for this level: a new entry there is in order.
     pub(super) fn last_held(&self, level: Level) -> Position {
         let end = self.log.end();
         let Some(disk) = &self.disk else { return end };
@@ -346,37 +348,38 @@ impl Core {
         queue.last_end().unwrap_or(end)
     }
 
-    /// Memory that the shard holds for what waits: to be sent, for lanes, and for the disk.
+    /// Memory of data that waits: to be sent, for lanes, and for the disk.
     pub(super) fn held_bytes(&self) -> u64 {
         self.counters.buffer_bytes.get() + self.disk_held_bytes()
     }
 
-    /// Of it what waits for the disk: answers, what of members is owed, and the log beyond `log.memory_bytes`.
+    /// The part of it that waits for the disk: answers, members' values, and the log beyond `log.memory_bytes`.
     fn disk_held_bytes(&self) -> u64 {
         let Some(disk) = &self.disk else { return 0 };
         disk.written.bytes() + disk.synced.bytes() + disk.owed.bytes() + self.log.excess_bytes() as u64
     }
 
-    /// Looks once a turn what waits for the disk leaves of the shard's memory to connections: half of it at least.
+    /// Computes, once a turn, how much of the shard's memory is left for connections besides data that waits for the disk: half
+    /// of it at least.
     pub(super) fn note_memory(&mut self) {
         let (held, most) = (self.disk_held_bytes(), self.snapshot.settings.limits.shard_memory_bytes as u64);
         self.counters.disk_held_bytes.set(held);
         self.buffers_bytes_max = most.saturating_sub(held).max(most / 2);
     }
 
-    /// The last that waits for the disk now.
+    /// The end of everything that waits for the disk now.
     pub(super) fn fence(&self) -> Fence {
         let end = |queue: fn(&Disk) -> &Queue| self.disk.as_ref().and_then(|disk| queue(disk).last_end()).unwrap_or(Position(0));
         Fence { written: end(|disk| &disk.written), synced: end(|disk| &disk.synced) }
     }
 
-    /// Whether all that waited then has been let go.
+    /// Returns `true` if everything that waited at the fence has been released.
     pub(super) fn is_past(&self, fence: Fence) -> bool {
         let is_gone = |queue: &Queue, end: Position| queue.waiting.front().is_none_or(|first| first.end > end);
         self.disk.as_ref().is_none_or(|disk| is_gone(&disk.written, fence.written) && is_gone(&disk.synced, fence.synced))
     }
 
-    /// Whether a record is still waiting to be durable: its repeat is not acknowledged before.
+    /// Returns `true` if a record is still waiting to be durable: its repeat is not acknowledged before.
     fn is_pending(&self, (session, stream): (SessionKey, StreamKey), seq: u64) -> bool {
         let Some(disk) = &self.disk else { return false };
         let limit = match self.level_of(session) {
@@ -386,12 +389,12 @@ impl Core {
         };
         match self.streams.get(stream).and_then(|stream| stream.index.get(seq)) {
             Some(entry) => entry.at >= limit,
-            // Retention has dropped it, which says nothing of the disk: not before all that there is.
+            // Retention has dropped the record, which says nothing of the disk: wait for everything there is.
             None => limit < self.log.end(),
         }
     }
 
-    /// Wakes those that a record is for.
+    /// Wakes the readers that a record is for.
     fn note_durable(&mut self, session: SessionKey, stream: StreamKey, seq: u64) {
         let Some(entry) = self.streams.get(stream).and_then(|stream| stream.index.get(seq)).copied() else { return };
         let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
@@ -405,12 +408,12 @@ impl Core {
                 targets.extend(list.filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)));
             }
         }
-        // A list that has left memory: all look.
+        // A list that is no longer in memory: all readers check.
         self.note_appended(session, stream, seq, &targets);
         self.targets = targets;
     }
 
-    /// Lets go what is durable up to `limit`.
+    /// Releases everything that is durable up to `limit`.
     fn release<I: Io>(&mut self, io: &mut I, level: Level, limit: Position, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         let mut queue = std::mem::take(if level == Level::Synced { &mut disk.synced } else { &mut disk.written });
@@ -437,18 +440,19 @@ impl Core {
         }
     }
 
-    /// What waits for a disk that has failed is told so. Whether it outlives the process shows after the next start, by its id.
+    /// Refuses every message still waiting on a failed disk. It may nevertheless be in the log: a client that resends it after
+    /// the restart with the same id gets the right answer.
     pub(super) fn give_up(&mut self, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         let never_written = disk.failed.is_some();
-        // A sync that is under way may still bring some of them.
+        // A sync under way may still make some of them durable.
         let never_synced = (never_written || disk.sync_failed.is_some()) && disk.syncing.is_none();
         for hopeless in [never_written.then_some(Level::Written), never_synced.then_some(Level::Synced)].into_iter().flatten() {
             let (Some(disk), Some(mut parser)) = (&mut self.disk, self.parser.take()) else { return };
             let mut queue = std::mem::take(if hopeless == Level::Synced { &mut disk.synced } else { &mut disk.written });
             while let Some((waiting, place)) = queue.next(Position(u64::MAX)) {
                 let frame = &queue.acks[place.clone()];
-                // The head of a frame of the gateway's own (RFC 6455 5.2): unmasked, and an ack is short.
+                // The head of the gateway's own frame (RFC 6455 5.2): unmasked, and an ack is short.
                 let head_bytes = if frame.get(1).is_some_and(|length| *length < 126) { 2 } else { 4 };
                 let parsed = frame.get(head_bytes..).and_then(|text| parser.parse(text).ok());
                 let head = parsed.map(|ack| Head { id: ack.id, session_id: ack.session_id });
@@ -469,7 +473,7 @@ impl Core {
         }
     }
 
-    /// Hands the engine what the turn has appended, and the sync that is due; true if the disk must be looked at again soon.
+    /// Starts the write of the appended records, and the sync that is due. Returns `true` if the disk must be checked again soon.
     pub(super) fn write_log<I: Io>(&mut self, io: &mut I, now: Tick) {
         self.log.tick(now.wall_ms);
         self.make_segment(io, now);
@@ -487,7 +491,7 @@ impl Core {
                 Mark { synced_to: disk.proven_to.0 }.encode(&mut body);
                 self.log.append(&header, &[], &[&body]);
             }
-            // A segment begins when all of the one before is safe: what is torn is always in the last one.
+            // A segment begins when all of the previous one is safe: a torn record is always in the last segment.
             if let Some(part) = self.log.unwritten()
                 && disk.ready.is_some_and(|ready| part.segment <= ready)
                 && (part.at > 0
@@ -505,7 +509,7 @@ impl Core {
         self.sync_log(io, now);
     }
 
-    /// Whether clients must wait: for what recovery appended to be durable.
+    /// Returns `true` until the records that recovery appended are durable; no connection is accepted before.
     #[must_use]
     pub fn recovery_pending(&self) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.opens_at.is_some())
@@ -516,7 +520,7 @@ impl Core {
         let Some(disk) = &mut self.disk else { return };
         let Some(opens_at) = disk.opens_at else { return };
         let durable = if level == Level::Synced { disk.synced_to } else { written };
-        // A disk that takes nothing is no reason to keep out those that need no log.
+        // A disk that takes nothing is no reason to keep out clients that need no log.
         let in_vain = disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some();
         if durable >= opens_at || in_vain {
             disk.opens_at = None;
@@ -537,7 +541,7 @@ impl Core {
         let rolls = self.log.unwritten().is_some_and(|part| part.at == 0 && part.segment > segment);
         if disk.synced_to >= written {
             if rolls {
-                // All of the old segment is synced already.
+                // The old segment is fully synced already.
                 disk.synced_to = boundary;
                 self.write_log(io, now);
             }
@@ -574,7 +578,7 @@ impl Core {
                 self.write_log(io, now);
             }
             Err(errno) if matches!(errno, libc_errno::ENOSPC | libc_errno::EDQUOT) => {
-                // Written again from the same place when there is room.
+                // The same bytes are written again when there is room.
                 if disk.full.replace(errno).is_none() {
                     tracing::error!(shard = self.shard, errno, "the log's disk is full; trying again each second");
                 }
@@ -617,10 +621,10 @@ impl Core {
         self.give_up(now);
     }
 
-    /// When the disk wants to be looked at again, on the monotonic clock.
+    /// When the disk must be checked again, on the monotonic clock.
     pub(super) fn disk_due_ms(&self) -> Option<u64> {
         let disk = self.disk.as_ref()?;
-        // What is under way is answered, and what has failed is not tried again.
+        // Operations under way will be answered, and failed ones are not tried again.
         if disk.failed.is_some() || disk.sync_failed.is_some() || disk.syncing.is_some() {
             return disk.owed.due_ms();
         }
@@ -634,7 +638,7 @@ impl Core {
     }
 }
 
-/// The errors that are told apart. Room on the disk mends the last two.
+/// The errnos that are treated differently. Free space mends the last two.
 pub(super) mod libc_errno {
     pub(in super::super) const ENOENT: i32 = 2;
     pub(in crate::shard) const ENOSPC: i32 = 28;

@@ -1,5 +1,6 @@
-//! Facts that clients decide of themselves in a session, and what waits for them: a coming into a room or a going is one small record, takes the
-//! road of a message (rate, backpressure, disk), and is so, and answered, once its record is as durable as the session asks.
+//! Facts that clients decide in a session, and the commands that wait for them. An entry into a room, or a departure, is one
+//! small record and follows the path of a message (rate, backpressure, disk). It takes effect, and is answered, once its record
+//! is as durable as the session asks.
 
 use super::core::Core;
 use super::counters::{DropReason, LimitReached};
@@ -14,18 +15,18 @@ use crate::protocol::{Envelope, ErrorCode, Failure, Head, error};
 use crate::session::{Applied, MemberKey, Move, Place, PresenceChange};
 use crate::time::Tick;
 
-/// What is to be told to whom once a record is durable.
+/// The action, and its answer, that wait for a record to be durable.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeldCommand {
     pub(super) member: MemberKey,
     /// The answer's place in the order.
     pub(super) after: u64,
-    /// The member leaves with it.
+    /// `true` if the member is detached with it.
     pub(super) detaches: bool,
 }
 
 impl Core {
-    /// The level of a member's session, and the newest seq that is appended there.
+    /// The level of a member's session, and the newest seq appended there.
     pub(super) fn place_in_order(&self, member: MemberKey) -> (Level, u64) {
         let session = self.sessions.members.get(member).map(|member| member.session);
         let Some(session) = session else { return (Level::Memory, 0) };
@@ -33,7 +34,7 @@ impl Core {
         (self.level_of(session), stream.map_or(0, |stream| stream.index.head()))
     }
 
-    /// Whether a member's command may have a record; what it is told where not.
+    /// Checks that a member's command may have a record. Returns the refusal if not.
     fn takes_fact<I: Io>(&mut self, io: &mut I, place: Place, level: Level, now: Tick) -> Result<(), (ErrorCode, &'static str)> {
         if let Some(refused) = self.log_refuses_record(level, STATE_RECORD_BYTES_MAX) {
             return Err(refused);
@@ -48,7 +49,7 @@ impl Core {
         Ok(())
     }
 
-    /// Returns `true` if a member's command may have no record, of which its client is told.
+    /// Returns `true` if a member's command may not have a record; its client was told.
     pub(super) fn refuses_fact<I: Io>(
         &mut self,
         io: &mut I,
@@ -64,7 +65,7 @@ impl Core {
         refused.is_err()
     }
 
-    /// `rw.join`: `rw.joined` bears the place in the order from which on the room's messages are the client's.
+    /// Handles `rw.join`: `rw.joined` names the place in the order from which on the room's messages are the client's.
     pub(super) fn join<I: Io>(
         &mut self,
         io: &mut I,
@@ -75,7 +76,7 @@ impl Core {
         now: Tick,
     ) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        // A repeat is answered like the first.
+        // A repeat is answered like the first one.
         if let Some(from) = self.sessions.stay(member, room) {
             let seq = from.saturating_sub(1);
             return self.repeat(io, place, member, envelope, now, |out| crate::protocol::joined(out, head, room, seq));
@@ -93,7 +94,7 @@ impl Core {
         self.answer_when_durable(io, held, level, place, end, now, |out| crate::protocol::joined(out, head, room, seq));
     }
 
-    /// `rw.leave`: what came before is still the client's.
+    /// Handles `rw.leave`: earlier messages of the room are still the client's.
     pub(super) fn leave<I: Io>(
         &mut self,
         io: &mut I,
@@ -123,8 +124,8 @@ impl Core {
         }
     }
 
-    /// Answers what changes nothing, not before what the client did earlier is durable: by a command, or by a hello, whose welcome waits for
-    /// no disk.
+    /// Answers a command that changes nothing, not before the client's earlier actions are durable: commands, or rooms of a
+    /// hello, whose welcome does not wait for the disk.
     fn repeat<I: Io>(
         &mut self,
         io: &mut I,
@@ -139,7 +140,7 @@ impl Core {
             let after = self.head_of(member);
             return self.reply_to(place, after, write);
         }
-        // As a new one would be: what waits is bounded, and a disk that has failed answers nothing.
+        // The same rules as for a new command: the queue is bounded, and a failed disk answers nothing.
         if self.refuses_fact(io, place, level, envelope, now) {
             return;
         }
@@ -148,17 +149,17 @@ impl Core {
         self.answer_when_durable(io, held, level, place, self.log.end(), now, write);
     }
 
-    /// Whether all that a member did is as durable as it should be.
+    /// Returns `true` if all of a member's actions are as durable as they should be.
     fn is_all_durable(&self, member: MemberKey, level: Level) -> bool {
         let Some(member) = self.sessions.members.get(member) else { return true };
-        // What is shown early is so before it is durable.
+        // With early delivery a fact takes effect before it is durable.
         let waits = member.underway.as_ref().is_some_and(|underway| !underway.moves.is_empty() || underway.held > 0);
         !waits && (level == Level::Memory || member.owed & WHOLE == 0 && self.pending_to(level) == 0)
     }
 
-    /// `rw.detach`: the member is away, once what it did before is answered.
+    /// Handles `rw.detach`: the member is away once its earlier commands are answered.
     pub(super) fn detach<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, head: Head<'_>, now: Tick) {
-        // What waits for a second's end is written now.
+        // Values that wait for the end of their second are written now.
         self.write_owed(member, now);
         self.refuse_answers(member);
         let write = |out: &mut Vec<u8>| crate::protocol::detached(out, head);
@@ -171,7 +172,7 @@ impl Core {
         self.answer_when_durable(io, held, level, place, end, now, write);
     }
 
-    /// A command of which the record ends at `end` is done and answered: at once, or when that is as durable as it should be.
+    /// Completes and answers a command whose record ends at `end`: at once, or when that is durable at its level.
     #[expect(clippy::too_many_arguments, reason = "whose answer waits for what, where it goes, and what it is")]
     pub(super) fn answer_when_durable<I: Io>(
         &mut self,
@@ -188,7 +189,7 @@ impl Core {
             super::replies::framed(&mut frame, write);
             return self.conclude_command(io, held, place, Position(u64::MAX), frame, now);
         }
-        // What comes next is shown early, too.
+        // With early delivery, the fact takes effect early, too.
         if self.snapshot.settings.log.early_delivery && self.settle_moves(held.member, Position(u64::MAX)) {
             self.publish_entitlements(io, held.member);
         }
@@ -198,7 +199,7 @@ impl Core {
         self.hold_command(held, level, place, end, write);
     }
 
-    /// A command's record is durable, and so is all before `limit`.
+    /// Completes a command whose record, and everything before `limit`, is durable.
     pub(super) fn command_is_durable<I: Io>(
         &mut self,
         io: &mut I,
@@ -240,7 +241,8 @@ impl Core {
         self.send_frame(place, held.after, frame);
     }
 
-    /// A member's comings into rooms and goings whose records end at `limit` at the latest are so, and others are told; whether any changed it.
+    /// Applies a member's moves whose records end at `limit` at the latest, and tells others. Returns `true` if any of them
+    /// changed the member.
     pub(super) fn settle_moves(&mut self, member: MemberKey, limit: Position) -> bool {
         let mut changed = false;
         while let Some((each, applied)) = self.sessions.settle_move(member, limit) {
@@ -261,7 +263,8 @@ impl Core {
         }
     }
 
-    /// A command that waited for a disk which has failed: nothing of it is so, and its client is told; who leaves has left.
+    /// Refuses a command that waited for a failed disk: nothing of it takes effect, and its client is told. A departure has taken
+    /// place all the same.
     pub(super) fn give_up_command(&mut self, held: HeldCommand, place: Place, frame: &[u8], head: Option<Head<'_>>, now: Tick) {
         if let Some(member) = self.sessions.members.get_mut(held.member)
             && let Some(underway) = &mut member.underway

@@ -1,6 +1,6 @@
-//! Gauges of a member, of which the last value counts: what it tells of itself, its receipt, its roles; and, while the log takes no more,
-//! that it came or went. The log gets at most one record a member and second of it, and none while it is behind: what is owed waits in one
-//! queue, in which each member stands once.
+//! Gauges of a member, of which only the latest value counts: presence data, receipt, roles; and, while the log takes no more,
+//! whether it is connected. The log gets at most one record a second for each member, and none while it is behind. Members with
+//! values to be logged wait in one queue, each at most once.
 
 use super::core::Core;
 use super::counters::LimitReached;
@@ -19,46 +19,46 @@ use crate::session::{Answer, Fact, MemberKey, Place, PresenceChange, SessionKey}
 use crate::time::Tick;
 use std::collections::VecDeque;
 
-/// What is owed, a bit each in a member's `owed`.
+/// Values to be logged, a bit each in a member's `owed`.
 pub(super) const PRESENCE: u8 = 1;
 pub(super) const RECEIPT: u8 = 2;
 pub(super) const ROLES: u8 = 4;
 pub(super) const PLACE: u8 = 8;
-/// All of it, and of its session: nothing of it stands in the log, or not its rooms.
+/// The member's whole state, and its session's: nothing of it is in the log, or not its rooms.
 pub(super) const WHOLE: u8 = 16;
-/// The member stands in the queue.
+/// The member is in the queue.
 const QUEUED: u8 = 128;
 
-/// The time between two records of one member.
+/// Smallest time between two records of one member.
 const EVERY_MS: u64 = 1000;
-/// Members that one turn looks at.
+/// Members that one turn handles.
 const PER_TURN: usize = 256;
 
-/// Members that are owed a record, or had one less than a second ago.
+/// Members with a value to be logged, or with a record less than a second ago.
 #[derive(Debug, Default)]
 pub(super) struct Owed {
-    /// With when each is looked at, in this order.
+    /// The members with the time at which each is due, in this order.
     queue: VecDeque<(u64, MemberKey)>,
     /// Commands that wait for a record that is not appended yet, and their bytes.
     answers: usize,
     answers_bytes: u64,
-    /// The log was behind: nothing is looked at before.
+    /// Nothing is handled before this time, because the log was behind.
     rests_until_ms: u64,
 }
 
 impl Owed {
-    /// Memory of the commands that wait, and of the queue.
+    /// Memory of the waiting commands, and of the queue.
     pub(super) fn bytes(&self) -> u64 {
         self.answers_bytes + (self.queue.len() * size_of::<(u64, MemberKey)>()) as u64
     }
 
-    /// When the first is due.
+    /// When the first member is due; `None` if there is none.
     pub(super) fn due_ms(&self) -> Option<u64> {
         self.queue.front().map(|(due_ms, _)| (*due_ms).max(self.rests_until_ms))
     }
 }
 
-/// What a message takes in the log at most.
+/// Largest size of a message in the log.
 const fn record_bytes(envelope: &Envelope<'_>) -> usize {
     envelope.object.len() + RECORD_BYTES_MORE_MAX
 }
@@ -68,7 +68,7 @@ fn memory_of(answer: &Answer) -> u64 {
 }
 
 impl Core {
-    /// Whether the log is so far behind, or so full, that only what cannot wait is appended.
+    /// Returns `true` if the log is so far behind, or so full, that only urgent records are appended.
     pub(super) fn log_is_behind(&self) -> bool {
         let Some(disk) = &self.disk else { return false };
         disk.failed.is_some()
@@ -76,7 +76,8 @@ impl Core {
             || self.has_no_room(disk, Level::Written, STATE_RECORD_BYTES_MAX)
     }
 
-    /// `rw.presence.set`: others are told at once; the answer comes when a record of it, or of what came after, is durable.
+    /// Handles `rw.presence.set`: others are told at once; the answer is sent when a record of this value, or of a later one, is
+    /// durable.
     pub(super) fn set_presence<I: Io>(
         &mut self,
         io: &mut I,
@@ -121,21 +122,21 @@ impl Core {
         self.owe(member, PRESENCE, now);
     }
 
-    /// `rw.received`.
+    /// Handles `rw.received`.
     pub(super) fn receive(&mut self, member: MemberKey, seq: u64, now: Tick) {
         if self.sessions.apply(member, Fact::Received(seq)).changed {
             self.owe(member, RECEIPT, now);
         }
     }
 
-    /// A member has the roles of a new token, at once.
+    /// Gives a member the roles of a new token, at once.
     pub(super) fn give_roles(&mut self, member: MemberKey, roles: &[Box<str>], now: Tick) {
         if self.sessions.apply(member, Fact::Roles(roles)).changed {
             self.owe(member, ROLES, now);
         }
     }
 
-    /// Something of a member is newer than what the log has: now, or when it is its turn.
+    /// Notes that a value of a member is newer than the log's. It is logged now, or when the member is due.
     fn owe(&mut self, key: MemberKey, what: u8, now: Tick) {
         if self.disk.is_none() {
             return;
@@ -154,10 +155,10 @@ impl Core {
         }
     }
 
-    /// A member came or went: as soon as the log takes it.
+    /// Logs that a member came or went, as soon as the log takes it.
     pub(super) fn keep_place(&mut self, key: MemberKey, now: Tick) {
         let session = self.sessions.members.get(key).and_then(|member| self.sessions.sessions.get(member.session));
-        // Who reads a channel is forgotten when it goes, or was there when the process ended.
+        // A channel's reader is forgotten when it goes, or was known when the process ended.
         if self.disk.is_none() || session.is_none_or(|session| session.channel) {
             return;
         }
@@ -170,7 +171,7 @@ impl Core {
         self.write(key, PLACE, now);
     }
 
-    /// Appends what is owed of a member.
+    /// Appends the values of a member that are to be logged.
     pub(super) fn write_owed(&mut self, key: MemberKey, now: Tick) {
         if self.disk.is_none() || self.log_is_behind() {
             return;
@@ -182,19 +183,19 @@ impl Core {
         self.hold_answers(key);
     }
 
-    /// What is told of a member next is of one that the log knows.
+    /// Ensures that the log knows the member before further records about it.
     pub(super) fn write_whole(&mut self, key: MemberKey, now: Tick) {
         let Some(member) = self.sessions.members.get_mut(key).filter(|member| member.owed & WHOLE != 0) else { return };
         member.owed &= QUEUED;
         let session = member.session;
         self.keep_session_first(session, now);
         self.keep_member(key, now);
-        // What it told of itself is among that.
+        // The presence data is part of the state just written.
         self.hold_answers(key);
     }
 
-    /// The first message of a member, whose ids count from now on, which a start must know of somebody: what the log lacks of the sender is
-    /// written before, or the message is refused.
+    /// Ensures that the log knows the sender of a member's first message, whose ids count from now on and must be attributed
+    /// after a restart: missing state is written before the message, or the message is refused.
     #[cold]
     pub(super) fn name_sender(
         &mut self,
@@ -203,7 +204,7 @@ impl Core {
         envelope: &Envelope<'_>,
         now: Tick,
     ) -> Option<(ErrorCode, &'static str)> {
-        // Ids that come to a channel are its shard's, whoever reads it.
+        // Ids of messages to a channel belong to its shard, whoever reads it.
         self.sessions.sessions.get(session).filter(|session| !session.channel)?;
         let refused = self.log_refuses_record(self.level_of(session), record_bytes(envelope) + 2 * STATE_RECORD_BYTES_MAX);
         if refused.is_none() {
@@ -212,7 +213,7 @@ impl Core {
         refused
     }
 
-    /// The same for a channel that was made while the log was behind: its messages are its own, whoever sends them.
+    /// Does the same for a channel that was made while the log was behind: its messages are its own, whoever sends them.
     pub(super) fn name_session(
         &mut self,
         session: SessionKey,
@@ -230,7 +231,8 @@ impl Core {
         refused
     }
 
-    /// What a member has told of itself is purged: the log has it without that, and who waits for a record of it waits for the purge's.
+    /// Handles the purge of a member's presence data: the log has the member's state without it, and commands that wait for its
+    /// record wait for that of the purge.
     pub(super) fn keep_bare(&mut self, key: MemberKey, now: Tick) {
         let Some(member) = self.sessions.members.get_mut(key).filter(|_| self.disk.is_some()) else { return };
         member.owed &= !PRESENCE;
@@ -240,7 +242,7 @@ impl Core {
         self.hold_answers(key);
     }
 
-    /// The connection of a member ends: what waits for a second's end, or for the log, is answered before.
+    /// Handles the end of a member's connection: commands that wait for the end of a second, or for the log, are answered before.
     pub(super) fn flush_answers(&mut self, key: MemberKey, place: Place, now: Tick) {
         let member = self.sessions.members.get(key).filter(|member| member.place == Some(place));
         if member.and_then(|member| member.underway.as_ref()).is_some_and(|underway| !underway.answers.is_empty()) {
@@ -249,7 +251,7 @@ impl Core {
         }
     }
 
-    /// A member is new, or is in rooms by its hello: the log has it now, or as soon as it takes it.
+    /// Logs a new member, or one that is in rooms by its hello, now or as soon as the log takes it.
     pub(super) fn keep_new(&mut self, key: MemberKey, now: Tick) {
         if self.disk.is_none() {
             return;
@@ -295,7 +297,7 @@ impl Core {
         answers
     }
 
-    /// What a member told of itself is appended: the answers wait for that.
+    /// Notes that a member's presence data was appended: the answers wait for that record.
     fn hold_answers(&mut self, key: MemberKey) {
         let (level, after) = self.place_in_order(key);
         if self.log_has_failed(level) {
@@ -316,7 +318,7 @@ impl Core {
         }
     }
 
-    /// What waits for a record that the log does not take now is told so.
+    /// Refuses commands that wait for a record which the log does not take now.
     pub(super) fn refuse_answers(&mut self, key: MemberKey) {
         let (level, _) = self.place_in_order(key);
         let answers = self.take_answers(key);
@@ -348,13 +350,13 @@ impl Core {
         session.and_then(|session| self.streams.get(session.stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
     }
 
-    /// Whether the log lacks anything of a member.
+    /// Returns `true` if the log lacks a value of any member.
     pub(super) fn is_anything_owed(&self) -> bool {
         let owes = |key: &MemberKey| self.sessions.members.get(*key).is_some_and(|member| member.owed & !QUEUED != 0);
         self.disk.as_ref().is_some_and(|disk| disk.owed.queue.iter().any(|(_, key)| owes(key)))
     }
 
-    /// Appends what is owed of those whose turn it is; true if there is more to do at once.
+    /// Appends the values of the members that are due. Returns `true` if there is more to do at once.
     pub(super) fn write_all_owed(&mut self, now: Tick) -> bool {
         let stopping = self.stopping;
         for _ in 0..PER_TURN {
@@ -383,7 +385,7 @@ impl Core {
         true
     }
 
-    /// The log is behind: nothing more is appended for a while, and who waits for that is told.
+    /// Pauses, because the log is behind: nothing more is appended for a while, and waiting commands are refused.
     fn rest_owed(&mut self, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         disk.owed.rests_until_ms = now.mono_ms() + EVERY_MS;
@@ -397,7 +399,7 @@ impl Core {
         }
     }
 
-    /// Checks what is known of members that are owed a record.
+    /// Checks the queue's state against the members'.
     #[cfg(test)]
     pub(super) fn inspect_owed(&self) -> Result<(), String> {
         let Some(owed) = self.disk.as_ref().map(|disk| &disk.owed) else { return Ok(()) };
@@ -423,7 +425,7 @@ impl Core {
         Ok(())
     }
 
-    /// A member is no more: nothing is owed of it.
+    /// Forgets a member that was removed: nothing is to be logged of it.
     pub(super) fn forget_answers(&mut self, key: MemberKey) {
         drop(self.take_answers(key));
     }

@@ -1,7 +1,7 @@
-//! Connections without a welcome yet, by their owners: an address, or a connection alone whose address is not known yet. Where there
-//! are too many, whoever has the most of them gives way.
+//! Connections without a welcome yet, by owner: an address, or the connection alone while its address is not known. If there are
+//! too many, the owner with the most loses its oldest.
 //!
-//! May import the vocabulary. Pure. Invariant: each connection stands in it once; it is exact, for one shard, where the table of
+//! May import the vocabulary. Pure. Invariant: each connection is in it once. It is exact, for one shard; the table of
 //! `admission` counts for the node and may count too many.
 
 use crate::ids::{ConnId, HashKey, Map};
@@ -11,27 +11,27 @@ use std::collections::{BTreeMap, BTreeSet};
 /// See the module's text.
 #[derive(Debug)]
 pub struct HalfOpen {
-    /// By owner and serial number: an owner's oldest comes first.
+    /// By owner and serial number, so that an owner's oldest comes first.
     conns: BTreeMap<(u64, u64), ConnId>,
     counts: Map<u64, usize>,
-    /// Owners by how many they have; of those that have as many, the one whose oldest is the oldest comes last.
+    /// Owners by their number of connections; among equals, the one with the oldest connection comes last.
     ranks: BTreeSet<(usize, Reverse<u64>, u64)>,
 }
 
 impl HalfOpen {
-    /// Nobody.
+    /// An empty set.
     #[must_use]
     pub const fn new(key: HashKey) -> Self {
         Self { conns: BTreeMap::new(), counts: Map::with_hasher(key), ranks: BTreeSet::new() }
     }
 
-    /// Connections of all owners.
+    /// The number of connections of all owners.
     #[must_use]
     pub fn len(&self) -> usize {
         self.conns.len()
     }
 
-    /// Connections of an owner.
+    /// The number of connections of an owner.
     #[must_use]
     pub fn of(&self, owner: u64) -> usize {
         self.counts.get(&owner).copied().unwrap_or(0)
@@ -53,7 +53,7 @@ impl HalfOpen {
         done
     }
 
-    /// One more of an owner, with a serial number that no other has.
+    /// Adds a connection of an owner, with a unique serial number.
     pub fn enter(&mut self, owner: u64, serial: u64, id: ConnId) {
         self.change(owner, |table| {
             if table.conns.insert((owner, serial), id).is_none() {
@@ -62,7 +62,7 @@ impl HalfOpen {
         });
     }
 
-    /// Takes one out, where it is there.
+    /// Removes a connection, if it is there.
     pub fn leave(&mut self, owner: u64, serial: u64) -> Option<ConnId> {
         self.change(owner, |table| {
             let id = table.conns.remove(&(owner, serial))?;
@@ -75,7 +75,7 @@ impl HalfOpen {
         })
     }
 
-    /// Takes out the one that gives way: the oldest of the owner that has the most.
+    /// Removes the connection that must give way: the oldest of the owner that has the most.
     pub fn pop(&mut self) -> Option<ConnId> {
         let (_, Reverse(oldest), owner) = self.ranks.last().copied()?;
         self.leave(owner, oldest)

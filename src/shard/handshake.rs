@@ -1,4 +1,4 @@
-//! From the request to the welcome: the HTTP upgrade, the hello, and the way to the session's home.
+//! From the request to the welcome: the HTTP upgrade, the hello, and the handover to the session's home.
 
 use super::conn::{Conn, Handover, Phase};
 use super::core::{Core, Timer};
@@ -48,13 +48,14 @@ impl Core {
         }
     }
 
-    /// Judges a request: the upgrade is on its way, or it is a probe, to be answered and closed.
+    /// Judges a request: answers the upgrade, or answers a probe and closes.
     fn on_head<I: Io>(&mut self, io: &mut I, id: ConnId, head: &[u8], now: Tick) -> Result<Option<Probe>, HttpRefusal> {
         let snapshot = std::sync::Arc::clone(&self.snapshot);
         let request = Request::parse_any_version(head)?;
         self.learn_address(io, id, &request, now);
         let refused = self.conn(id).and_then(|conn| conn.refused);
-        // A full node, or a busy one, is no reason to restart it. An address's own limits hold for what it asks here, too.
+        // A full node, or a busy one, is no reason to restart it, so its probes are answered. The limits of an address hold for
+        // its probes too.
         let may_probe = matches!(refused, None | Some(LimitReached::Connections | LimitReached::HandshakesPerShard));
         if let Some(probe) = probe(&request).filter(|_| may_probe && snapshot.settings.server.health) {
             return Ok(Some(probe));
@@ -80,7 +81,7 @@ impl Core {
         if upgrade.endpoint == Endpoint::Echo {
             conn.phase = Phase::Echo;
             self.not_half_open(id);
-            // Read on until told otherwise: it never changes shards.
+            // Read as a stream: an echo connection never changes shards.
             self.echo_opened.push(id);
         }
         self.mark(id);
@@ -115,7 +116,7 @@ impl Core {
         self.close(io, id, CloseReason::HttpAnswered, now);
     }
 
-    /// The first message: it must be a good hello.
+    /// Handles the first message, which must be a good hello.
     pub(super) fn on_hello<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, now: Tick) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         if envelope.kind != "rw.hello" {
@@ -194,7 +195,7 @@ impl Core {
         Ok(grant)
     }
 
-    /// What a client asks of a session's home.
+    /// The request to a session's home to attach a client.
     pub(super) fn attach_request(
         &self,
         envelope: &Envelope<'_>,
@@ -226,7 +227,7 @@ impl Core {
         }
     }
 
-    /// Brings a verified connection to its first session: here, or on the shard where that is at home.
+    /// Attaches a verified connection to its first session: here, or by a handover to that session's home.
     fn go_home<I: Io>(&mut self, io: &mut I, id: ConnId, request: AttachRequest, now: Tick) {
         let per_user = self.snapshot.settings.limits.connections_per_user;
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
@@ -264,11 +265,11 @@ impl Core {
             unsent: Vec::new(),
             node_shard: accepted_by,
         }));
-        // The 101 goes out in this turn; then nothing of the socket is left here.
+        // The 101 is sent in this turn; then nothing of the socket is left here.
         io.read(id, Read::Off);
     }
 
-    /// The kernel reads a socket no more: if it is to change shards, now it does.
+    /// Handles that the kernel holds no read of a socket any more: a pending handover takes place.
     pub(super) fn on_quiet<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let Some(conn) = self.conn(id) else { return };
         if !matches!(conn.phase, Phase::HandingOver(_)) || conn.flags.blocked {
@@ -280,7 +281,7 @@ impl Core {
             self.counters.limit_reached(LimitReached::Lane);
             return self.refuse_handover(io, id, now);
         }
-        // What is still queued (the 101, if the socket was full) goes with it.
+        // Data that is still queued (the 101, if the socket was full) goes with it.
         self.not_half_open(id);
         let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
         self.conns_count -= 1;
@@ -295,7 +296,7 @@ impl Core {
         self.counters.handed_over.increment();
     }
 
-    /// The home takes no more sockets now: the client is told to come back (1013).
+    /// Closes the connection because the home takes no more sockets now: the client is told to come back (1013).
     fn refuse_handover<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let Some(conn) = self.conn_mut(id) else { return };
         if let Phase::HandingOver(handover) = std::mem::replace(&mut conn.phase, Phase::Hello) {
@@ -304,7 +305,7 @@ impl Core {
         self.close(io, id, CloseReason::HandoverRefused, now);
     }
 
-    /// A socket that another shard accepted for a session at home here.
+    /// Takes over a socket that another shard accepted for a session at home here.
     pub(super) fn on_handover<I: Io>(&mut self, io: &mut I, mut handover: Box<Handover>, now: Tick) {
         let Some(fd) = handover.fd.take() else { return };
         let Ok(id) = io.adopt(fd) else {
@@ -333,7 +334,7 @@ impl Core {
         self.put_conn(conn);
         let mut request = handover.request;
         request.place = self.place_here(id, 0);
-        // What happened to its token, or to this shard, while it was between two shards passed it by.
+        // Revocations, and changes of this shard, that happened while the socket was between two shards are checked now.
         let revoked = self.conn(id).and_then(|conn| {
             let grant = conn.grant.as_deref()?;
             self.snapshot.revocations.check(grant, &conn.client_id).err()
@@ -357,7 +358,7 @@ impl Core {
         }
     }
 
-    /// A connection between two shards has ended: it is not counted any more.
+    /// Uncounts a connection that ended between two shards.
     pub(super) fn uncount(&self, handover: &Handover) {
         self.admission.leave_node();
         self.admission.leave_user(handover.grant.subject());
@@ -390,7 +391,7 @@ impl Core {
         }
     }
 
-    /// Schedules the connection's earliest deadline, unless an earlier one stands.
+    /// Schedules the connection's earliest deadline, unless an earlier timer is set.
     pub(super) fn set_timer(&mut self, id: ConnId, now: Tick) {
         let due_ms = self.next_deadline_ms(id, now);
         let Some(conn) = self.conn_mut(id) else { return };

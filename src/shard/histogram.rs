@@ -5,13 +5,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The lowest bound is 2^10 ns, about a microsecond: what is faster is of no concern.
+/// The lowest bound is 2^10 ns, about a microsecond: smaller values do not matter.
 const FIRST_OCTAVE: u32 = 10;
-/// The highest finite bound is 2^34 ns, about 17 s: what is slower is a stuck shard.
+/// The highest finite bound is 2^34 ns, about 17 s: a slower shard is stuck.
 const LAST_OCTAVE: u32 = 34;
 /// Finite buckets: bounds 2^n and 1.5 x 2^n.
 const BOUNDED: usize = ((LAST_OCTAVE - FIRST_OCTAVE) * 2 + 1) as usize;
-/// And one for what is above the last bound.
+/// All buckets, with one for values above the last bound.
 const BUCKETS: usize = BOUNDED + 1;
 
 /// See the head of the file.
@@ -27,17 +27,17 @@ impl Default for Histogram {
     }
 }
 
-/// What a histogram held at one moment.
+/// A histogram's values at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistogramReading {
-    /// The upper bound of each bucket in nanoseconds, inclusive (`u64::MAX` for the last), and how many values fell into it
-    /// and no lower one.
+    /// The upper bound of each bucket in nanoseconds, inclusive (`u64::MAX` for the last), and the number of values in it and no
+    /// lower one.
     pub buckets: Vec<(u64, u64)>,
     pub sum_ns: u64,
 }
 
 impl HistogramReading {
-    /// All values.
+    /// The number of values.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|(_, count)| count).sum()
@@ -75,7 +75,7 @@ impl Histogram {
         self.record_many(value_ns, 1);
     }
 
-    /// Counts a duration that so many shared. By the owner's thread only.
+    /// Counts a duration `count` times. By the owner's thread only.
     pub fn record_many(&self, value_ns: u64, count: u64) {
         let bucket = &self.buckets[index_of(value_ns)];
         bucket.store(bucket.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);

@@ -1,8 +1,8 @@
-//! Pages of history: asked for, put together in steps, answered; and dropped when whoever asked is gone.
+//! Pages of history: requested, put together in steps, answered; and dropped when the requester is gone.
 //!
-//! Turns are taken by users: each has one page under way at a time, its others wait for their turns behind those of other users.
-//! Looks of a page are bounded, in one turn and in all: it then ends where it is, and says where the next one goes on. Of what is
-//! read from disk for pages little is under way together: each read that comes is looked at whole, at once.
+//! Users take turns: each has one page under way at a time, and its others wait behind those of other users. The messages that a
+//! page examines are bounded, in one turn and in all: at the bound the page ends where it is, and says where the next one
+//! continues. Few disk reads for pages are under way at a time: each completed read is examined whole, at once.
 
 use super::conn::Waiting;
 use super::core::Core;
@@ -20,53 +20,53 @@ use crate::ws::Opcode;
 use crate::ws::encoder::OpenFrame;
 use std::collections::VecDeque;
 
-/// Pages that are under way together; the others wait. Each holds up to [`HISTORY_PAGE_BYTES_MAX`].
+/// Pages under way at a time; the others wait. Each holds up to [`HISTORY_PAGE_BYTES_MAX`].
 pub(super) const UNDER_WAY_MAX: usize = 32;
-/// Pages that are asked for and not answered, of all users and of one.
+/// Pages requested and not answered, of all users and of one.
 const PAGES_MAX: usize = 4096;
 const PAGES_PER_USER_MAX: usize = 16;
-/// Numbers of the order that pages look at in one turn, and that one page looks at before it is the next one's turn. Few in tests, whose
+/// Numbers that all pages examine in one turn, and that one page examines before it is the next one's turn. Few in tests, whose
 /// sessions are short.
 const LOOKS_PER_TURN: usize = if cfg!(test) { 96 } else { 512 };
 const LOOKS_PER_STEP: usize = if cfg!(test) { 24 } else { 128 };
-/// Bytes of a message that is put on a page which count as much as a look.
+/// Bytes of a message on a page that cost as much as one examined number.
 const BYTES_PER_LOOK: usize = 512;
-/// Reads from disk for pages that are under way together: all may come in one turn.
+/// Disk reads for pages under way at a time: all may complete in one turn.
 const READS_MAX: usize = 4;
-/// Numbers that one page looks at, and bytes that it has read from disk: then it ends, with more behind it.
+/// Numbers that one page examines, and bytes that it reads from disk; then it ends, with more behind it.
 const LOOKS_PER_PAGE_MAX: usize = if cfg!(test) { 120 } else { 10_000 };
 const READ_BYTES_PER_PAGE_MAX: usize = 8 * HISTORY_PAGE_BYTES_MAX;
-/// Rooms (or none) of which an attachment's numbers that were looked at in vain are known.
+/// Rooms (or none) for which an attachment's fruitlessly examined numbers are remembered.
 const IN_VAIN_PER_PLACE_MAX: usize = 4;
 
-/// A page of history that is being put together.
+/// A page of history under construction.
 #[derive(Debug)]
 pub(super) struct HistoryPage {
     pub(super) place: Place,
     pub(super) member: MemberKey,
     pub(super) stream: StreamKey,
-    /// Who asked ([`crate::session::Target::User`]).
+    /// The requesting user ([`crate::session::Target::User`]).
     pub(super) user: u64,
     pub(super) id: Box<str>,
     pub(super) room: Option<u64>,
     pub(super) limit: usize,
-    /// Where it is in the order, with what comes behind it in the reply.
+    /// The place in the order after which the reply is sent.
     pub(super) after: u64,
-    /// The numbers it is taken from, in ascending order or from the last one down.
+    /// The range of numbers that it covers, in ascending order or from the last one down.
     pub(super) low: u64,
     pub(super) high: u64,
     pub(super) ascending: bool,
-    /// The next number to be looked at.
+    /// The next number to examine.
     pub(super) at: u64,
     pub(super) more: bool,
     pub(super) frames: Vec<u8>,
-    /// Where each frame ends, in the order they were found.
+    /// The end of each frame, in the order they were found.
     pub(super) ends: Vec<usize>,
     pub(super) looks: usize,
     pub(super) read_bytes: usize,
 }
 
-/// Who waits for a page, and what ends the attachment behind it, with its place in the order, where that was asked for meanwhile.
+/// A requested page, and the end of the attachment behind it, with its place in the order, if that was asked for meanwhile.
 #[derive(Debug)]
 struct Wanted {
     user: u64,
@@ -78,11 +78,12 @@ struct Wanted {
 struct User {
     waiting: VecDeque<Box<HistoryPage>>,
     is_under_way: bool,
-    /// It stands among those whose turn comes.
+    /// `true` if the user is in the list of turns.
     is_in_turn: bool,
 }
 
-/// Numbers that an attachment's last pages looked at in vain. A client that goes by the numbers it was shown asks for them again.
+/// Numbers that an attachment's last pages examined without finding a message. A client that pages by the numbers it was shown
+/// asks for them again.
 #[derive(Clone, Copy, Debug)]
 struct InVain {
     room: Option<u64>,
@@ -93,7 +94,7 @@ struct InVain {
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Histories {
-    /// By who asked: an attachment has one page at a time.
+    /// By requester: an attachment has one page at a time.
     wanted: Map<Place, Wanted>,
     users: Map<u64, User>,
     /// Users whose next page is to begin.
@@ -104,23 +105,23 @@ pub(super) struct Histories {
     thirsty: VecDeque<Box<HistoryPage>>,
     /// Reads under way for pages.
     reads: usize,
-    /// Pages that have begun.
+    /// The number of pages that have begun.
     under_way: usize,
-    /// What is left to be looked at in this turn.
+    /// Numbers that may still be examined in this turn.
     looks: usize,
-    /// By who asked, where a page ended without a message.
+    /// By requester: ranges without a message at the end of earlier pages.
     in_vain: Map<Place, Vec<InVain>>,
 }
 
-/// What came of a page of history.
+/// The result of a step of a page.
 enum Step {
     Complete(Box<HistoryPage>),
-    /// It is another one's turn.
+    /// The page's turn is over; another one continues.
     Later(Box<HistoryPage>),
     Reads,
     /// The page waits for its next read, behind others.
     Thirsty(Box<HistoryPage>),
-    /// Nobody wants it any more.
+    /// The requester is gone; the page is dropped.
     Gone(Box<HistoryPage>),
 }
 
@@ -140,7 +141,7 @@ impl Histories {
         }
     }
 
-    /// What a page looks at, it and those before it, without having found anything.
+    /// Remembers the numbers that this page, and those before it, examined without finding anything.
     fn found_nothing(&mut self, page: &HistoryPage) {
         let (mut low, mut high) = if page.ascending { (page.low, page.at - 1) } else { (page.at + 1, page.high) };
         if low > high {
@@ -158,12 +159,12 @@ impl Histories {
         known.insert(0, InVain { room: page.room, low, high });
     }
 
-    /// What a page need not look at.
+    /// The remembered numbers that this page need not examine.
     fn in_vain_for(&self, page: &HistoryPage) -> Option<InVain> {
         self.in_vain.get(&page.place)?.iter().find(|known| known.room == page.room).copied()
     }
 
-    /// Whether another page of a user may be asked for.
+    /// Returns `true` if a user may request another page.
     fn takes(&self, user: u64, place: Place) -> bool {
         let own = self.users.get(&user).map_or(0, |user| user.waiting.len() + usize::from(user.is_under_way));
         own < PAGES_PER_USER_MAX && self.wanted.len() < PAGES_MAX && !self.wanted.contains_key(&place)
@@ -178,7 +179,7 @@ impl Histories {
         user.waiting.push_back(page);
     }
 
-    /// Pages, users and what is known of them.
+    /// The number of pages, users and remembered ranges.
     #[cfg(test)]
     pub(super) fn left(&self) -> usize {
         self.wanted.len()
@@ -191,12 +192,12 @@ impl Histories {
             + self.reads
     }
 
-    /// Nothing is to be done for a page in this turn, and nothing was.
+    /// Returns `true` if nothing is to be done for a page in this turn, and nothing was.
     fn is_idle(&self) -> bool {
         self.looks == LOOKS_PER_TURN && self.begun.is_empty() && self.thirsty.is_empty() && self.turns.is_empty()
     }
 
-    /// Has the pages begin for which there is room.
+    /// Begins the pages for which there is room.
     fn begin(&mut self) {
         while self.under_way < UNDER_WAY_MAX
             && let Some(name) = self.turns.pop_front()
@@ -213,18 +214,18 @@ impl Histories {
         }
     }
 
-    /// A read for a page has begun, or has come.
+    /// Counts a read for a page: it has begun, or has completed.
     pub(super) fn note_read(&mut self, begins: bool) {
         self.reads = if begins { self.reads + 1 } else { self.reads.saturating_sub(1) };
     }
 
-    /// Has the pages go on whose reads are next.
+    /// Continues the pages whose reads are next.
     fn read_on(&mut self) {
         let room = READS_MAX.saturating_sub(self.reads).min(self.thirsty.len());
         self.begun.extend(self.thirsty.drain(..room));
     }
 
-    /// A page that had begun is done with; who waits for it still, and the end of the attachment.
+    /// Ends a page that had begun. Returns its request, if somebody still waits for it, and the end of the attachment.
     fn end(&mut self, page: &HistoryPage) -> Option<Wanted> {
         self.under_way -= 1;
         if let Some(user) = self.users.get_mut(&page.user) {
@@ -238,7 +239,7 @@ impl Histories {
         self.wanted.remove(&page.place)
     }
 
-    /// Whoever asked is gone. A page that has begun is dropped when it would go on.
+    /// Forgets a requester that is gone. A page that has begun is dropped when it would continue.
     fn forget(&mut self, place: Place) -> Option<Wanted> {
         let wanted = self.wanted.remove(&place)?;
         if let Some(user) = self.users.get_mut(&wanted.user) {
@@ -249,7 +250,7 @@ impl Histories {
 }
 
 impl Core {
-    /// Takes a page that was asked for, or refuses it where too many are.
+    /// Takes a requested page, or refuses it if there are too many.
     pub(super) fn ask_history(&mut self, page: HistoryPage) {
         if self.histories.takes(page.user, page.place) {
             return self.histories.add(Box::new(page));
@@ -257,7 +258,7 @@ impl Core {
         self.refuse_history(&page);
     }
 
-    /// Goes on with pages, as far as a turn may; true if there is more to do.
+    /// Continues pages, as far as a turn may. Returns `true` if there is more to do.
     pub(super) fn serve_histories<I: Io>(&mut self, io: &mut I) -> bool {
         if self.histories.is_idle() {
             return false;
@@ -299,7 +300,7 @@ impl Core {
         if !self.histories.wanted.contains_key(&page.place) {
             return Step::Gone(page);
         }
-        // What was read is lent for this call, and looked at whole.
+        // The bytes read are lent for this call, and examined whole.
         let most = if hand.bytes.is_empty() { LOOKS_PER_STEP.min(self.histories.looks) } else { usize::MAX };
         let (mut looks, mut weight, in_vain) = (0, 0, self.histories.in_vain_for(&page));
         while (page.low..=page.high).contains(&page.at) {
@@ -377,7 +378,7 @@ impl Core {
         Step::Reads
     }
 
-    /// A page can't be read now.
+    /// Refuses a page that can't be read now.
     pub(super) fn give_up_history(&mut self, page: HistoryPage) {
         let wanted = self.histories.end(&page);
         if wanted.is_some() {
@@ -386,7 +387,7 @@ impl Core {
         self.detach_after(page.place, wanted);
     }
 
-    /// Whoever asked for a page is gone: its connection, or its part in the session.
+    /// Forgets the page of a requester that is gone: its connection, or its attachment.
     pub(super) fn forget_history(&mut self, place: Place) {
         self.histories.in_vain.remove(&place);
         if let Some((_, frame)) = self.histories.forget(place).and_then(|wanted| wanted.detached) {
@@ -394,12 +395,12 @@ impl Core {
         }
     }
 
-    /// What a member may see has changed: what was looked at in vain is looked at again.
+    /// Forgets the fruitless ranges of a member whose entitlements have changed: they are examined again.
     pub(super) fn look_again(&mut self, place: Place) {
         self.histories.in_vain.remove(&place);
     }
 
-    /// Sends what ends an attachment; a page of history that is not answered yet goes before it.
+    /// Sends the reply that ends an attachment, behind a page of history that is not answered yet.
     pub(super) fn detach_behind_history(&mut self, place: Place, after: u64, frame: Vec<u8>) {
         if let Some(wanted) = self.histories.wanted.get_mut(&place) {
             wanted.detached = Some((after, frame));
@@ -434,7 +435,7 @@ impl Core {
                 end = start;
             }
         }
-        // The `after`, or the `before`, by which the next page begins with what this one has not looked at.
+        // The `after`, or the `before`, with which the next page begins at the first number that this one has not examined.
         let next_seq = page.more.then_some(if page.ascending { page.at - 1 } else { page.at + 1 });
         let open = OpenFrame::begin(&mut bytes);
         crate::protocol::history_end(&mut bytes, head, next_seq, oldest);

@@ -1,4 +1,4 @@
-//! Pages of history: what must hold of them after every turn, and what they may hold while they wait.
+//! Pages of history: invariants after every turn, and bounds on what they hold while they wait.
 
 use super::*;
 use crate::ids::ConnId;
@@ -7,7 +7,7 @@ use crate::shard::disk_tests::{Held, core};
 use crate::slots::Key;
 
 impl Core {
-    /// Whether a page that this client asked for is not put together yet.
+    /// Returns `true` if a page that this client requested is not complete yet.
     pub fn waits_for_history(&self, client_id: &str) -> bool {
         let mut members = self.sessions.members.iter().map(|(_, member)| member);
         members.any(|member| {
@@ -15,7 +15,7 @@ impl Core {
         })
     }
 
-    /// Each page that is waited for is in one place, nobody has two under way, and what is counted is that.
+    /// Each requested page is in one place, nobody has two under way, and the counts are right.
     pub(in super::super) fn inspect_histories(&self, resting: bool) -> Result<(), String> {
         let histories = &self.histories;
         let indexing = self.disk.iter().flat_map(|disk| disk.indexing.waiting_jobs());
@@ -111,7 +111,7 @@ fn what_one_user_and_all_together_may_ask_for_is_bounded() {
     }
     let refused = (PAGES_PER_USER_MAX + 3) as u64;
     assert_eq!((core.histories.wanted.len(), core.counters.limit_count(LimitReached::HistoryBusy)), (PAGES_MAX, refused));
-    // Those that are gone wait no more, and what they had begun is dropped at its turn.
+    // Pages of requesters that are gone no longer wait, and those that had begun are dropped at their turn.
     core.histories.begin();
     assert_eq!((core.histories.under_way, core.histories.begun.len()), (UNDER_WAY_MAX, UNDER_WAY_MAX));
     (0..100 + PAGES_MAX).for_each(|index| core.forget_history(place(index)));

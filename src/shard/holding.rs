@@ -1,8 +1,8 @@
-//! Pushing back on senders whose session can't take more (protocol.md section 5): a connection with one session is not read from for a
-//! while, one with several is told at once.
+//! Backpressure on senders whose session cannot take more (protocol.md section 5): a connection with one session is not read from
+//! for a while, one with several is told at once.
 //!
-//! Two things press: bytes that wait for the disk, and work that waits to be sent. What a held connection had sent already is taken all
-//! the same, up to the log's own bound.
+//! There are two causes: bytes that wait for the disk, and work that waits to be sent. Messages that a held connection had sent
+//! already are accepted all the same, up to the log's own bound.
 
 use super::core::Core;
 use super::counters::LimitReached;
@@ -14,19 +14,19 @@ use crate::session::Place;
 use crate::time::Tick;
 use std::collections::VecDeque;
 
-/// Bytes waiting for the disk from which senders are held, and below which they are read again.
+/// Backpressure starts when this many bytes wait for the disk, and ends below the second value.
 pub(super) const HOLDS_AT_BYTES: u64 = PENDING_BYTES_MAX / 2;
 const EASES_AT_BYTES: u64 = PENDING_BYTES_MAX / 4;
 
-/// What is known of a shard's load.
+/// The load of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Pressure {
     on: bool,
-    /// Counts the times it came on, from 1.
+    /// Counts the episodes of backpressure, from 1.
     episode: u32,
-    /// Held connections with since when (monotonic ms), in this order.
+    /// Held connections with the time since when (monotonic ms), in this order.
     held: VecDeque<(ConnId, u64)>,
-    /// Connections that were to be sent to when the count began, as far as they have not had their turn; since when.
+    /// Connections that had data to send when the count began and have not had their turn; since when.
     unsent: Option<(usize, u64)>,
 }
 
@@ -42,7 +42,7 @@ impl Pressure {
         }
     }
 
-    /// Books a round of sends: so many connections had their turn, so many still wait.
+    /// Books a round of sends: `count` connections had their turn, `left` still wait.
     pub(super) fn sent(&mut self, count: usize, left: usize, now: Tick) {
         self.unsent = match self.unsent {
             Some((before, since_ms)) if before > count => Some((before - count, since_ms)),
@@ -56,7 +56,8 @@ impl Pressure {
 }
 
 impl Core {
-    /// Whether a message may be taken. Where its session can't take more, it is taken of a connection that is held from now on.
+    /// Returns `true` if the message may be accepted. Under backpressure the message of a connection with one session is still
+    /// accepted, and reading from that connection pauses.
     pub(super) fn takes<I: Io>(&mut self, io: &mut I, place: Place, now: Tick) -> bool {
         if self.pending_bytes() >= HOLDS_AT_BYTES {
             self.pressure.come_on();
@@ -87,7 +88,8 @@ impl Core {
         true
     }
 
-    /// Reads again from those that were held for long enough, or from all once the pressure is gone; says when the next is due.
+    /// Reads again from connections that were held for long enough, or from all once the backpressure has ended. Returns when the
+    /// next is due.
     pub(super) fn release_held<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
         if self.pressure.is_late(now) {
             self.pressure.come_on();
@@ -109,7 +111,7 @@ impl Core {
         None
     }
 
-    /// Reads again from a connection that was not read from, once nothing stands against it.
+    /// Reads again from a connection, once no reason against it is left.
     pub(super) fn read_again<I: Io>(&mut self, io: &mut I, id: ConnId) {
         let resume_below = self.snapshot.settings.limits.reply_queue_bytes / 2;
         let Some(conn) = self.conn_mut(id) else { return };
@@ -117,7 +119,7 @@ impl Core {
             return;
         }
         conn.paused_ms = 0;
-        // A ping that was not read the answer of is asked again, and a message that was not read on has its time once more.
+        // A ping whose answer could not be read is sent again, and an unfinished message gets its full time once more.
         conn.pinged_ms = 0;
         let now = io.clock();
         if conn.unfinished_ms > 0 {
@@ -143,7 +145,7 @@ mod tests {
         pressure.sent(4000, 9000, at(10 + UNSENT_AGE_MS_MAX - 1));
         assert!(!pressure.is_late(at(10 + UNSENT_AGE_MS_MAX - 1)));
         assert!(pressure.is_late(at(10 + UNSENT_AGE_MS_MAX)), "1,000 of the first 5,000 still wait");
-        // The last of them go: the count begins anew with those that came after.
+        // The last of them have had their turn: the count begins again with those that came after.
         pressure.sent(1000, 9000, at(10 + UNSENT_AGE_MS_MAX));
         assert!(!pressure.is_late(at(9 + 2 * UNSENT_AGE_MS_MAX)));
         pressure.sent(9000, 0, at(9 + 2 * UNSENT_AGE_MS_MAX));

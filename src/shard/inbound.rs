@@ -1,4 +1,4 @@
-//! The way in, one page: bytes, frames, messages; and the end of a connection.
+//! The way in: bytes, frames, messages; and the end of a connection.
 
 use super::conn::{Closing, Phase};
 use super::contained::contained;
@@ -17,7 +17,7 @@ use crate::ws::decoder::{Item, Limits as FrameLimits, Payload};
 use crate::ws::deflate::Inflater;
 use crate::ws::{Opcode, encoder};
 
-/// Plaintext that one call takes out of TLS before it is handled.
+/// Plaintext that one call takes from TLS before it is handled.
 const PLAIN_BYTES: usize = 64 * 1024;
 
 impl Core {
@@ -32,7 +32,7 @@ impl Core {
             self.set_timer(id, now);
         }
         if is_secured {
-            // A proxy says who the client is before TLS begins (proxy-protocol.txt section 2).
+            // A proxy names the client before TLS begins (proxy-protocol.txt section 2).
             let consumed = if ahead { self.on_proxy_bytes(io, id, bytes, now) } else { 0 };
             self.on_ciphertext(io, id, &mut bytes[consumed..], now);
         } else {
@@ -54,7 +54,7 @@ impl Core {
                 break;
             };
             tls.lend(&mut self.buffers);
-            // Contained like the decoder's: ciphertext is one connection's, and so is the state that reads it.
+            // Contained as the decoder is: ciphertext belongs to one connection, and so does the state that reads it.
             let Ok(received) = contained(|| tls.receive(rest, &mut plain, PLAIN_BYTES)) else {
                 self.plain = plain;
                 self.on_tls_panic(id);
@@ -101,7 +101,7 @@ impl Core {
         while !rest.is_empty() {
             let Some(conn) = self.conn_mut(id) else { return };
             if conn.leaving.is_some() {
-                // RFC 6455 5.5.1: nothing comes behind its close frame, and what does is not taken.
+                // RFC 6455 5.5.1: nothing may follow the peer's close frame, and later bytes are dropped.
                 return self.counters.dropped(DropReason::AfterClose, 1);
             }
             let consumed = match &mut conn.phase {
@@ -118,7 +118,7 @@ impl Core {
         }
     }
 
-    /// What an endpoint accepts of frames.
+    /// The decoder's limits for an endpoint.
     fn frame_limits(limits: &Limits, echo: bool, deflate: bool) -> FrameLimits {
         if echo {
             let (message_bytes_max, fragments_max) = (ECHO_MESSAGE_BYTES_MAX, ECHO_FRAGMENTS_MAX);
@@ -147,7 +147,8 @@ impl Core {
             let echo = matches!(conn.phase, Phase::Echo);
             let limits = Self::frame_limits(&self.snapshot.settings.limits, echo, conn.flags.deflate);
             let (decoder, buffers) = (&mut conn.decoder, &mut self.buffers);
-            // A panic is contained where one connection's bytes are read, and nowhere else: these are this connection's alone.
+            // A panic is contained where one connection's bytes are read, and nowhere else: these belong to this connection
+            // alone.
             let item = contained(|| decoder.next(&mut rest, &limits, buffers));
             match item {
                 Ok(Ok(Some(item))) => self.on_item(io, id, item, now),
@@ -165,8 +166,8 @@ impl Core {
         self.close(io, id, CloseReason::Internal, now);
     }
 
-    /// A panic in TLS leaves a state that nobody may ask again, not even for the ciphertext of a close frame: it goes, nothing more
-    /// is sent, and whoever calls this ends the connection, which drops it.
+    /// Handles a panic in TLS. It leaves a state that must not be used again, not even for the ciphertext of a close frame: the
+    /// state is removed, nothing more is sent, and the caller ends the connection, which drops it.
     pub(super) fn on_tls_panic(&mut self, id: ConnId) {
         self.counters.panics.increment();
         tracing::error!(connection_id = %self.connection_id(id), "a panic in this connection's TLS closed it");
@@ -176,7 +177,7 @@ impl Core {
         conn.flags.blocked = true;
     }
 
-    /// What one read leaves behind: the clock of an unfinished message, and backpressure.
+    /// Follows up on one read: the timer of an unfinished message, and backpressure.
     fn after_frames<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let reply_queue_bytes = self.snapshot.settings.limits.reply_queue_bytes;
         let Some(conn) = self.conn_mut(id) else { return };
@@ -237,12 +238,12 @@ impl Core {
             let echo = self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Echo));
             if !echo && let Some(wait_ms) = self.inflates_no_more(id, now) {
                 payload.recycle(&mut self.buffers);
-                // Unread, it has no id: the refusal tells which it was by its number.
+                // The message was not parsed, so it has no id: the refusal identifies it by its number.
                 return self.refuse_rate(io, id, Head { id: "", session_id: "" }, wait_ms, now);
             }
             let bytes_max = if echo { ECHO_MESSAGE_BYTES_MAX } else { self.snapshot.settings.limits.max_message_bytes };
             let mut inflated = std::mem::take(&mut self.inflated);
-            // Contained like the decoder's; the codec that a panic left is not trusted with the next message.
+            // Contained as the decoder is; the codec that a panic left is not used for the next message.
             let Ok(outcome) = contained(|| self.inflater.inflate(&payload, bytes_max, &mut inflated)) else {
                 self.inflater = Inflater::new();
                 payload.recycle(&mut self.buffers);
@@ -274,7 +275,7 @@ impl Core {
         }
         let over_rate = self.over_rate(id, payload.len(), compressed, now);
         let Some(mut parser) = self.parser.take() else { return };
-        // Contained like the decoder's: the text is this connection's alone.
+        // Contained as the decoder is: the text belongs to this connection alone.
         let reader = &mut *parser;
         let parsed = contained(move || reader.parse(payload));
         match (parsed, over_rate) {
@@ -317,7 +318,8 @@ impl Core {
         let window_s = (limits.bad_envelopes_window_ms / 1000).max(1);
         let (count, now_ns) = (u64::from(limits.bad_envelopes), now.mono_ns);
         let Some(conn) = self.conn_mut(id) else { return };
-        // `count` in a window: as a bucket of that size which refills over the window. The count itself closes, so one less may stay.
+        // `count` in a window, as a bucket of that size which refills over the window. The count itself closes the connection, so
+        // one less may stay.
         let rate = Rate { per_second: count.div_ceil(window_s), burst: count.saturating_sub(1).max(1) };
         if count > 0 && conn.abuse.get_or_insert_default().refusals.take(rate, 1, now_ns).is_err() {
             self.counters.limit_reached(LimitReached::BadEnvelopes);
@@ -330,7 +332,7 @@ impl Core {
         Rate { per_second: limits.bytes_per_second, burst: limits.bytes_per_second.max(limits.max_message_bytes as u64) }
     }
 
-    /// Counts a message against the connection's rates. Where it is over one of them: the milliseconds until there is room.
+    /// Counts a message against the connection's rates. Returns the milliseconds until there is room, if it is over one of them.
     fn over_rate(&mut self, id: ConnId, bytes: usize, inflated: bool, now: Tick) -> Option<u64> {
         let limits = &self.snapshot.settings.limits;
         let messages = Rate { per_second: limits.messages_per_second, burst: limits.messages_burst };
@@ -338,7 +340,7 @@ impl Core {
         let conn = self.conn_mut(id)?;
         let over_messages = conn.messages.take(messages, 1, now.mono_ns).err();
         if inflated {
-            // The work is done, even for what is refused now.
+            // The work is done, even if the message is refused now.
             conn.bytes.charge(byte_rate, bytes as u64, now.mono_ns);
         }
         let (limit, wait_ms) = match over_messages {
@@ -350,7 +352,8 @@ impl Core {
         Some(wait_ms)
     }
 
-    /// A few bytes may inflate to a thousand times as many: what that came to before is paid for first, else nothing is inflated.
+    /// A few bytes may inflate to a thousand times as many. Earlier inflated bytes must be paid for first, else nothing is
+    /// inflated: returns the milliseconds to wait.
     fn inflates_no_more(&mut self, id: ConnId, now: Tick) -> Option<u64> {
         let byte_rate = self.byte_rate();
         let conn = self.conn_mut(id)?;
@@ -372,7 +375,7 @@ impl Core {
         abuse.last_over_rate_ms = now_ms;
     }
 
-    /// Answers a message over its rate; a connection that keeps on is closed.
+    /// Answers a message over its rate; a connection that continues is closed.
     fn refuse_rate<I: Io>(&mut self, io: &mut I, id: ConnId, head: Head<'_>, wait_ms: u64, now: Tick) {
         let abuse_ms = self.snapshot.settings.limits.rate_abuse_ms;
         let message =
@@ -396,7 +399,8 @@ impl Core {
         }
     }
 
-    /// What came compressed goes back compressed, whatever its size and gain: conformance suites look at both ways.
+    /// Echoes a message. A compressed one is sent back compressed, whatever its size and gain: conformance suites check both
+    /// ways.
     fn echo(&mut self, id: ConnId, text: bool, compressed: bool, payload: &[u8]) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         let opcode = if text { Opcode::Text } else { Opcode::Binary };
@@ -416,7 +420,7 @@ impl Core {
         self.reply_now(id, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
     }
 
-    /// Queues an `rw.error` of a few words.
+    /// Queues an `rw.error` with a short text.
     pub(super) fn refuse_with(&mut self, id: ConnId, head: Head<'_>, code: ErrorCode, message: &str, pointer: Option<&str>) {
         self.counters.refused.increment();
         let frame = self.conn(id).map(|conn| conn.messages_in);
@@ -435,13 +439,13 @@ impl Core {
         self.end(io, id, CloseReason::ClientClosed, now);
     }
 
-    /// Ends a connection: its members go, the close frame is queued, and what still comes is dropped until the peer has closed too or
-    /// the time is over.
+    /// Ends a connection: its members are detached, the close frame is queued, and data that still arrives is dropped until the
+    /// peer has closed too or the time is over.
     pub(super) fn close<I: Io>(&mut self, io: &mut I, id: ConnId, reason: CloseReason, now: Tick) {
         let close_ms = self.snapshot.settings.limits.close_ms;
         let Some(conn) = self.conn_mut(id) else { return };
         if matches!(conn.phase, Phase::Closing(_)) {
-            // Broken while it closed, or all is said on either side: nothing is waited for.
+            // Broken while it closed, or everything is sent on either side: nothing is waited for.
             if conn.flags.broken || conn.flags.ended && conn.has_sent_all() {
                 self.drop_conn(io, id, now);
             }
@@ -450,9 +454,9 @@ impl Core {
         let framed = conn.speaks_frames();
         let answer = conn.answer_code.take();
         let peer_done = conn.flags.ended || answer.is_some() || !framed;
-        // What ends it while it is answered has a code of its own.
+        // Another reason that ends it during the wait for answers has a code of its own.
         let answer = answer.filter(|_| reason == CloseReason::ClientClosed);
-        // The time of one that was answered first has begun before; what closes it is sent all the same.
+        // For a connection that was answered first, the time began before; its close frame is sent all the same.
         let least_ms = (now.mono_ms() + 1).saturating_sub(close_ms);
         let began = conn.leaving.take().map(|leaving| leaving.since_ms.max(least_ms));
         let since_ms = began.unwrap_or_else(|| now.mono_ms());
@@ -472,7 +476,7 @@ impl Core {
             Phase::HandingOver(handover) => conn.grant = Some(handover.grant),
             Phase::Proxy(_) => {}
             Phase::Head(_) if reason != CloseReason::HttpAnswered => {}
-            // RFC 6455 7.1.5: without a close frame of the peer's there is none to answer.
+            // RFC 6455 7.1.5: without a close frame from the peer there is none to answer.
             _ if silent || reason == CloseReason::Ended => {}
             Phase::Hello | Phase::Open | Phase::Echo => {
                 let code = match answer {
@@ -485,7 +489,7 @@ impl Core {
             Phase::Head(_) | Phase::Closing(_) => {}
         }
         conn.decoder.release(&mut self.buffers);
-        // RFC 8446 6.1: who still reads is told that nothing was cut off.
+        // RFC 8446 6.1: a peer that still reads learns that nothing was cut off.
         conn.flags.close_notify = conn.tls.is_some() && !silent && (conn.flags.secured || !conn.flags.ended);
         let tls_failed = matches!(reason, CloseReason::Tls);
         let nothing_left = conn.queue.is_empty() && conn.tls.as_ref().is_none_or(|tls| tls.pending().is_empty());
@@ -499,7 +503,7 @@ impl Core {
         self.set_timer(id, now);
     }
 
-    /// Bytes after our close frame: only the peer's own close frame matters.
+    /// Handles bytes after our close frame: only the peer's own close frame matters.
     fn on_closing_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8]) {
         self.counters.dropped(DropReason::AfterClose, 1);
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
@@ -513,7 +517,7 @@ impl Core {
                     payload.recycle(buffers);
                 }
                 Ok(Ok(None)) => break,
-                // What it sends is no WebSocket any more, or its close frame: it is done.
+                // The peer sends its close frame, or bytes that are no WebSocket any more: it is done.
                 Ok(Ok(Some(Item::Close { .. })) | Err(_)) | Err(_) => done = true,
             }
         }
@@ -540,7 +544,7 @@ impl Core {
         conn.flags.ended = true;
         let sent_all = conn.has_sent_all();
         match &mut conn.phase {
-            // RFC 9293 3.6: the peer may still read, and is told what was on its way.
+            // RFC 9293 3.6: the peer may still read, and is sent what was queued.
             Phase::Closing(closing) if !sent_all && !closing.finished => closing.peer_done = true,
             Phase::Closing(_) => self.drop_conn(io, id, now),
             Phase::HandingOver(_) => {}
@@ -548,7 +552,7 @@ impl Core {
         }
     }
 
-    /// Forgets a connection and closes its socket.
+    /// Removes a connection and closes its socket.
     pub(super) fn drop_conn<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let reason = match self.conn(id) {
             Some(conn) => match conn.phase {
@@ -576,7 +580,7 @@ impl Core {
     }
 }
 
-/// What a refusal for lack of room tells the client to wait.
+/// The wait that a refusal for lack of room asks for, in milliseconds.
 pub(super) const RETRY_AFTER_MS: u64 = 500;
-/// The inflated message's buffer is kept up to this.
+/// Largest buffer of an inflated message that is kept.
 const POOL_INFLATED_BYTES: usize = 128 * 1024;

@@ -1,5 +1,5 @@
-//! Cold history: segments that are written no more and have left memory get an index file, and what it holds leaves the sessions' own
-//! indexes. Files are made off this thread; what they say is taken in by slices, so that no turn is long.
+//! Cold history: segments that are no longer written and have left memory get an index file, and their entries leave the
+//! sessions' own indexes. Files are made off this thread; their content is applied in slices, so that no turn is long.
 
 use super::core::Core;
 use super::durable::Disk;
@@ -10,31 +10,31 @@ use crate::log::{Position, SessionRun, directory_runs};
 use crate::time::Tick;
 use std::collections::BTreeMap;
 
-/// Runs that one turn takes in.
+/// Runs that one turn applies.
 const RUNS_PER_TURN: usize = 2048;
-/// How long until a file that could not be made is tried again, and in which no file is made anew more than so often: each time a bit of
-/// it may flip, but then it is the segment that is damaged.
+/// Time until a failed file is tried again, and the time in which a file is remade at most a few times: a bit of the file may
+/// flip each time, but after that the segment counts as damaged.
 const RETRY_MS: u64 = 60_000;
 const REMAKES_MAX: u32 = 4;
 
 /// How far a shard's segments are indexed.
 #[derive(Debug, Default)]
 pub(super) struct Indexing {
-    /// All segments before have their files.
+    /// All segments before this one have their files.
     next: u64,
     asked: Option<u64>,
     rests_until_ms: u64,
-    /// The file whose runs are being taken in: its segment, its beginning, and how many runs are in.
+    /// The file whose runs are being applied: its segment, its beginning, and how many runs are applied.
     taking: Option<(u64, Vec<u8>, usize)>,
-    /// Files found damaged, to be made anew, and since when and how often each was.
+    /// Files found damaged, to be remade; and for each, since when and how often it was.
     again: Vec<u64>,
     remade: BTreeMap<u64, (u64, u32)>,
-    /// Reads that wait for a file.
+    /// Reads that wait for an index file.
     waiting: Vec<(u64, Job)>,
 }
 
 impl Indexing {
-    /// All before `next` are indexed.
+    /// All segments before `next` are indexed.
     pub(super) fn from(next: u64) -> Self {
         Self { next, ..Self::default() }
     }
@@ -47,7 +47,7 @@ impl Indexing {
         self.waiting.len()
     }
 
-    /// The reads that wait for a file.
+    /// The reads that wait for an index file.
     #[cfg(test)]
     pub(super) fn waiting_jobs(&self) -> impl Iterator<Item = &Job> {
         self.waiting.iter().map(|(_, job)| job)
@@ -62,7 +62,7 @@ impl Indexing {
 }
 
 impl Core {
-    /// Has the next segment indexed, and takes in what was; true if there is more to take in.
+    /// Starts the index of the next segment, and applies finished ones. Returns `true` if there is more to apply.
     pub(super) fn index_segments<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
         if self.disk.as_ref().is_some_and(|disk| disk.indexing.taking.is_some()) {
             return self.take_runs(io);
@@ -80,7 +80,7 @@ impl Core {
                     return false;
                 };
                 indexing.next = next;
-                // What is in memory, or may still be written, is read there.
+                // Records in memory, or that may still be written, are read there.
                 let end = Position((next + 1) * geometry.segment_bytes);
                 if end > resident || end > disk.synced_to || now.mono_ms() < indexing.rests_until_ms {
                     return false;
@@ -137,7 +137,7 @@ impl Core {
         }
     }
 
-    /// Takes a slice of an index file's runs into their sessions' indexes.
+    /// Applies a slice of an index file's runs to their sessions' indexes.
     fn take_runs<I: Io>(&mut self, io: &mut I) -> bool {
         let Some(geometry) = self.log.geometry() else { return false };
         let Some((number, directory, mut taken)) = self.disk.as_mut().and_then(|disk| disk.indexing.taking.take()) else {
@@ -152,7 +152,7 @@ impl Core {
         {
             seen += 1;
             runs.push(run);
-            // All of a session's runs go in at once.
+            // All of a session's runs are applied at once.
             if left.peek().is_some_and(|next| next.session == session) {
                 continue;
             }
@@ -178,13 +178,13 @@ impl Core {
         true
     }
 
-    /// Whether a file that gave a damaged place was made anew often lately: then it is the segment that is damaged.
+    /// Returns `true` if a file with a damaged place was remade often lately: then the segment is damaged.
     pub(super) fn was_remade(&self, segment: u32) -> bool {
         let times = |disk: &Disk| disk.indexing.remade.get(&segment.into()).map_or(0, |(_, times)| *times);
         self.disk.as_ref().is_none_or(|disk| times(disk) >= REMAKES_MAX)
     }
 
-    /// A read waits for a segment's index, which is missing or damaged, to be made anew.
+    /// Makes a read wait until a segment's index, which is missing or damaged, is remade.
     pub(super) fn wait_for_index(&mut self, segment: u32, job: Job) {
         let number = u64::from(segment);
         let Some(disk) = &mut self.disk else { return };

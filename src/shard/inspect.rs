@@ -1,4 +1,4 @@
-//! What must hold of a shard after every turn, for the simulator and the fuzz of states.
+//! Invariants of a shard after every turn, for the simulator and the fuzz of states.
 
 use super::conn::{Attachment, Conn, Paging, Phase, Slot};
 use super::core::Core;
@@ -20,11 +20,11 @@ macro_rules! ensure {
     };
 }
 
-/// What a shard knows of a member.
+/// A shard's knowledge of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     pub oldest: u64,
-    /// Room, first and last `seq`.
+    /// Room, first and last `seq` of each stay.
     pub stays: Vec<(u64, u64, u64)>,
     pub rooms: Vec<String>,
     pub roles: Vec<String>,
@@ -33,7 +33,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// The same, of which nothing is said of what came before `oldest`.
+    /// The same knowledge, without everything before `oldest`.
     #[must_use]
     pub fn since(mut self, oldest: u64) -> Self {
         self.oldest = oldest;
@@ -49,16 +49,16 @@ type Pairs = BTreeSet<(u64, u16)>;
 /// Shard, connection, attachment.
 type Spots = BTreeSet<(u16, ConnId, u16)>;
 
-/// Whether shards look at themselves after each turn, on whatever engine.
+/// `true` if shards inspect themselves after each turn, on any engine.
 static WATCHED: AtomicBool = AtomicBool::new(false);
 
-/// Every shard of this process looks at itself after each turn from now on.
+/// Makes every shard of this process inspect itself after each turn from now on.
 pub fn watch_all() {
     WATCHED.store(true, Ordering::Relaxed);
 }
 
 impl Core {
-    /// Ends the shard, where it is watched, with what does not hold.
+    /// Panics with the violated invariant, if the shard is watched.
     pub(super) fn look_at_itself(&self, resting: bool, now: Tick) {
         if WATCHED.load(Ordering::Relaxed)
             && let Err(what) = self.inspect(resting, now)
@@ -67,7 +67,7 @@ impl Core {
         }
     }
 
-    /// Tables with something in them, which are to be empty when everybody has gone and everything is forgotten.
+    /// Tables that are not empty but should be when everybody has gone and everything is forgotten.
     pub fn what_is_left(&self) -> Vec<String> {
         let waiting = self.lane_backlog.iter().map(VecDeque::len).sum();
         let evicted = self.evicted.iter().map(Map::len).sum();
@@ -106,7 +106,7 @@ impl Core {
         self.session_bounds_of(self.sessions.find(self.session_hash(session_id))?)
     }
 
-    /// The same of one that is found.
+    /// The oldest and the newest `seq` of a session.
     pub fn session_bounds_of(&self, key: crate::session::SessionKey) -> Option<(u64, u64)> {
         let stream = self.streams.get(self.sessions.sessions.get(key)?.stream)?;
         Some((stream.index.first(), stream.head()))
@@ -118,7 +118,7 @@ impl Core {
         session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
     }
 
-    /// Whether the log lacks what a client came with into a session at home here: it took nothing then.
+    /// Returns `true` if the log lacks a value of a client in a session at home here: the log took nothing then.
     pub fn owes_member(&self, session_id: &str, client_id: &str) -> bool {
         let session = self.sessions.find(self.session_hash(session_id));
         let client = self.sessions.target(Target::Client, client_id);
@@ -126,7 +126,7 @@ impl Core {
         member.and_then(|member| self.sessions.members.get(member)).is_some_and(|member| member.owed & super::gauges::WHOLE != 0)
     }
 
-    /// Whether a session at home here knows an epoch, the one that goes on or an older one.
+    /// Returns `true` if a session at home here knows an epoch, the current or an older one.
     pub fn knows_epoch(&self, session_id: &str, epoch: &str) -> bool {
         let session = self.sessions.find(self.session_hash(session_id)).and_then(|key| self.sessions.sessions.get(key));
         let names = |session: &crate::session::Session| {
@@ -136,7 +136,7 @@ impl Core {
         session.is_some_and(names)
     }
 
-    /// Memory that is held for what waits, and the log's.
+    /// Memory of data that waits, and of the log.
     pub fn memory_held(&self) -> u64 {
         self.held_bytes() + self.log.resident_bytes() as u64
     }
@@ -154,14 +154,14 @@ impl Core {
         self.memory().any(|memory| memchr::memmem::find(memory, text).is_some())
     }
 
-    /// Whether the log's disk is full or has failed.
+    /// Returns `true` if the log's disk is full or has failed.
     pub fn log_refuses_all(&self) -> bool {
         self.disk
             .as_ref()
             .is_some_and(|disk| disk.room.is_capped || disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some())
     }
 
-    /// Where each message of the sessions at home here stands in the log; `located` knows what an entry of a segment's index says.
+    /// The log position of each message of the sessions at home here; `located` resolves an entry of a segment's index.
     pub fn log_entries(&self, located: impl Fn(u64, u64) -> Option<u64>) -> BTreeMap<String, BTreeMap<u64, u64>> {
         let place = |stream: &crate::session::Stream, seq: u64| match stream.index.find(seq) {
             Held::Entry(entry) => Some((seq, entry.at.0)),
@@ -178,17 +178,17 @@ impl Core {
         streams.map(|stream| (stream.session_id.to_string(), entries(stream))).collect()
     }
 
-    /// Whether a connection is here no more, or the gateway has begun to close it.
+    /// Returns `true` if a connection is no longer here, or the gateway has begun to close it.
     pub fn has_closed(&self, id: ConnId) -> bool {
         self.conn(id).is_none_or(|conn| matches!(conn.phase, Phase::Closing(_)))
     }
 
-    /// This shard has stopped: what is on its way to it, or waits here for a lane, goes with the process. Connections among that count no
-    /// more from now on; how many those were.
+    /// Forgets messages on their way to this shard, or waiting here for a lane, because it has stopped: they are lost with the
+    /// process. Connections among them are uncounted; returns how many there were.
     pub fn forget_undelivered(&mut self) -> usize {
         let mut undelivered: Vec<LaneMessage> = self.lane_backlog.iter_mut().flat_map(std::mem::take).collect();
         for from in 0..self.mesh.shards() {
-            // Sockets change shards among what is not data.
+            // Sockets change shards on the control queue.
             undelivered.extend(std::iter::from_fn(|| self.mesh.pop(from, self.shard, Class::Control)));
         }
         let handovers = undelivered.iter().filter_map(|message| match message {
@@ -208,7 +208,7 @@ impl Core {
         CloseReason::ALL.iter().map(|reason| self.counters.closed_count(*reason)).sum()
     }
 
-    /// Connections that ended and are still told of.
+    /// Connections that ended and are still remembered.
     pub fn remembered(&self) -> usize {
         self.closed.len()
     }
@@ -225,7 +225,7 @@ impl Core {
         (mirrored.collect(), fed.collect())
     }
 
-    /// Members that are attached, as their home has it, and attachments here: (shard, connection, attachment).
+    /// Attached members, as their home has it, and attachments here: (shard, connection, attachment).
     pub fn places(&self) -> (Spots, Spots) {
         let members = self.sessions.members.iter().filter_map(|(_, member)| member.place);
         let here = self.shard_number();
@@ -237,8 +237,8 @@ impl Core {
         (members.map(|place| (place.shard, place.conn, place.attachment)).collect(), attached.collect())
     }
 
-    /// State of a client in a session as the shard has it, each thing with its name: the member, where the session is at home here, and its
-    /// attachments here. Rooms and roles are told by these names.
+    /// The state of a client in a session as the shard has it, each value with its name: the member, if the session is at home
+    /// here, and its attachments here. Rooms and roles are given by these names.
     pub fn sight(&self, client_id: &str, session_id: &str, (rooms, roles): (&[&str], &[&str])) -> Vec<(String, String)> {
         let hash = self.session_hash(session_id);
         let named = |target: Target, hash: u64, names: &[&str]| {
@@ -290,7 +290,7 @@ impl Core {
         sights
     }
 
-    /// Deadlines that it holds.
+    /// Deadlines on the wheel.
     pub fn deadlines(&self) -> usize {
         self.wheel.len()
     }
@@ -298,7 +298,7 @@ impl Core {
     /// Checks the shard's invariants at `now`. `resting`: it has asked for no further turn.
     ///
     /// # Errors
-    /// What does not hold.
+    /// The invariant that does not hold.
     pub fn inspect(&self, resting: bool, now: Tick) -> Result<(), String> {
         let count = self.conns.iter().flatten().count();
         ensure!(count == self.conns_count, "{count} connections, counted {}", self.conns_count);
@@ -328,7 +328,7 @@ impl Core {
         for (key, member) in self.sessions.members.iter().filter(|_| self.anew.is_none()) {
             let due_ms = self.member_due_ms(key).unwrap_or(u64::MAX);
             let [first, _] = member.timers_ms;
-            // One whose going the log has no room for is looked at again.
+            // A member whose removal the log has no room for is tried again.
             let due_ms = if due_ms <= now.mono_ms() { now.mono_ms() + super::members::GONE_RETRY_MS } else { due_ms };
             ensure!(first <= due_ms, "{} is looked at at {first}, due at {due_ms}", member.client_id);
         }
@@ -350,7 +350,7 @@ impl Core {
         Ok(())
     }
 
-    /// What is kept of members is bounded, and what of them waits for the log is counted.
+    /// State kept for members is bounded, and the counts of commands that wait for the log are right.
     fn inspect_members(&self) -> Result<(), String> {
         let mut held = 0;
         for (_, member) in self.sessions.members.iter() {
@@ -371,12 +371,12 @@ impl Core {
         let commands = self.held_commands();
         ensure!(commands.iter().all(|(waiting, known)| waiting == known), "commands that wait: {commands:?}");
         let waiting: usize = commands.iter().map(|(waiting, _)| waiting).sum();
-        // Of one that is forgotten an answer may wait.
+        // An answer may wait for a member that is forgotten.
         ensure!(held <= waiting, "{held} commands of members wait, {waiting} in all");
         self.inspect_owed()
     }
 
-    /// What is known of each member, by session and client, and the oldest `seq` that its session holds.
+    /// The knowledge of each member, by session and client, and the oldest `seq` that its session holds.
     pub fn members_known(&self) -> BTreeMap<(String, String), Known> {
         let known = |member: &crate::session::Member| {
             let stream = self.streams.get(self.sessions.sessions.get(member.session)?.stream)?;
@@ -408,7 +408,7 @@ impl Core {
         widest.rooms_per_client = widest.rooms_per_client.max(limits.rooms_per_client);
     }
 
-    /// The tables of sessions and members are what they count, and within their bounds by whatever road they were filled.
+    /// The counts of sessions and members match their tables, and are within their bounds, whatever created the entries.
     fn inspect_tables(&self) -> Result<(), String> {
         self.sessions.inspect()?;
         let (made, made_max) = (self.sessions.made_most(), self.widest.sessions_per_user);
@@ -433,14 +433,14 @@ impl Core {
         Ok(())
     }
 
-    /// A connection is looked at before time has something to do with it. Its token ends by a clock that may be set.
+    /// A connection's timer is set no later than its next deadline. Its token ends by a clock that may be set.
     fn inspect_timer(&self, conn: &Conn, now: Tick) -> Result<(), String> {
         let due_ms = self.deadline_but_for_token_ms(conn, now);
         ensure!(self.anew.is_some() || conn.timer_ms <= due_ms, "it is looked at at {}, due at {due_ms}", conn.timer_ms);
         Ok(())
     }
 
-    /// How much there is in the shard's tables: what a refused command leaves as it was.
+    /// Sizes of the shard's tables, which a refused command must not change.
     pub fn tally(&self) -> Vec<(&'static str, u64)> {
         let members = || self.sessions.members.iter().map(|(_, member)| member);
         let sessions = || self.sessions.sessions.iter().map(|(_, session)| session);
@@ -493,7 +493,8 @@ impl Core {
                 stream.session_id
             );
             let rests = resting && matches!(conn.phase, Phase::Open) && !conn.flags.blocked && !conn.flags.dirty;
-            // The last reply of one that detaches may wait for a page of history: nothing wakes it for what comes meanwhile.
+            // The last reply of a detaching attachment may wait for a page of history: records that arrive meanwhile do not wake
+            // it.
             let leaving = attachment.detaching && attachment.ordered.is_empty();
             if !rests || attachment.pulling || leaving {
                 continue;
@@ -530,7 +531,7 @@ impl Core {
         let counts = if conn.queue.is_empty() { frames == ordered_frames } else { frames >= ordered_frames };
         ensure!(counts || matches!(conn.phase, Phase::Closing(_)), "{ordered_frames} replies wait in order, counted {frames}");
         let limits = &self.snapshot.settings.limits;
-        // Nothing would have it read again.
+        // Nothing would resume reading from it.
         let stuck = conn.paused_ms > 0 && !conn.flags.held && !conn.flags.blocked && !conn.flags.dirty;
         ensure!(
             !(resting && stuck && conn.is_open() && conn.queued_bytes() <= limits.reply_queue_bytes / 2),

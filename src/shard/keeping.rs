@@ -1,5 +1,5 @@
-//! State that the log keeps besides messages: sessions, members, and each thing that happens to them, in a small record of its own. Before a
-//! file of the log goes, the state that only it holds is written again at the tail, whole, in records that are bounded.
+//! State that the log holds besides messages: sessions, members, and each fact about them, in a small record of its own. Before a
+//! file of the log is deleted, the state that only it holds is rewritten at the tail, whole, in bounded records.
 
 use super::compacting::{PENDING_BYTES, SESSIONS_MAX};
 use super::core::Core;
@@ -14,18 +14,18 @@ use crate::log::{
 use crate::session::{Member, MemberKey, SessionKey, Stay, StreamKey, Target};
 use crate::time::Tick;
 
-/// Sessions and members that one turn looks at for what the oldest file holds of them, and bytes of state that it writes again.
+/// Sessions and members that one turn examines for data in the oldest file, and bytes of state that it rewrites.
 const SURVEYED_PER_TURN: usize = 1024;
 const REWRITTEN_BYTES_PER_TURN: u64 = 256 * 1024;
-/// About what the state of a session takes, and that of a member.
+/// Approximate size of the state of a session, and of a member.
 const STATE_BYTES: u64 = 256;
-/// How often the oldest file is looked at.
+/// Interval between examinations of the oldest file.
 const LOOK_EVERY_MS: u64 = 1000;
 
 /// Keyed hash of a session's id, and its epoch's number.
 type Epoch = (u64, u32);
 
-/// One file of the log that is still there.
+/// A segment file that has not been deleted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kept {
     pub(super) number: u64,
@@ -33,18 +33,18 @@ pub(super) struct Kept {
     pub(super) begun_ms: u64,
 }
 
-/// A survey of all sessions for what the oldest file still holds of them, some in each turn. What it holds of one that was looked at
-/// only becomes less.
+/// A survey of all sessions for data in the oldest file, some in each turn. A session that was examined can only have less there
+/// later.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
-    /// The place in the sessions' table where it goes on, and then in the members'.
+    /// The index in the sessions' table at which it continues, and then in the members'.
     at: usize,
     member_at: usize,
-    /// Bytes of all that is retained, wherever it is.
+    /// Bytes of all retained records, wherever they are.
     retained_bytes: u64,
-    /// Streams of which the file has messages.
+    /// Streams with messages in the file.
     holders: Vec<StreamKey>,
-    /// The state of some is nowhere else.
+    /// At least one session's latest state record is in this segment, so it must be rewritten first.
     is_stale: bool,
 }
 
@@ -54,14 +54,14 @@ pub(super) fn away_since_ms(member: &Member, now: Tick) -> u64 {
 }
 
 impl Core {
-    /// Appends a record of the gateway's own. Nobody waits for it: it goes with the next write.
+    /// Appends a record of the gateway's own. Nobody waits for it: it is written with the next write.
     fn keep(&mut self, kind: Kind, (session, epoch): Epoch, seq: u64, sender: u64, ts_ms: u64, body: &[u8]) -> Position {
         let header = Header { kind, session, seq, epoch, ts_ms, sender, id: 0, content: 0 };
         self.counters.log_state_records.increment();
         self.log.append(&header, &[], &[body]).at
     }
 
-    /// Appends a state that was encoded; one that cannot be is a bug of the limits, told and not kept.
+    /// Appends an encoded state. One that cannot be encoded violates the limits: it is logged as a bug and left out.
     #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
     fn keep_encoded(
         &mut self,
@@ -74,7 +74,7 @@ impl Core {
         body: Vec<u8>,
     ) -> Option<Position> {
         let at = match encoded {
-            // By the const assertions of `log/facts.rs`.
+            // Guaranteed by the const assertions of `log/facts.rs`.
             Ok(()) => {
                 debug_assert!(HEADER_BYTES + body.len() <= STATE_RECORD_BYTES_MAX, "a record of {} bytes", body.len());
                 Some(self.keep(kind, session, seq, sender, ts_ms, &body))
@@ -89,7 +89,7 @@ impl Core {
         at
     }
 
-    /// Keeps a session's own state. Its members' must follow before older files go, where it has any.
+    /// Logs a session's own state. If it has members, their state must follow before older files are deleted.
     pub(super) fn keep_session(&mut self, key: SessionKey, now: Tick) {
         if self.disk.is_none() {
             return;
@@ -111,14 +111,14 @@ impl Core {
         }
     }
 
-    /// Keeps a session of which nothing is kept: it was made while the log took nothing.
+    /// Logs a session that the log does not know: it was made while the log took nothing.
     pub(super) fn keep_session_first(&mut self, key: SessionKey, now: Tick) {
         if self.disk.is_some() && self.sessions.sessions.get(key).is_some_and(|session| session.kept_at == Position(0)) {
             self.keep_session(key, now);
         }
     }
 
-    /// Keeps a member's state: what it is, and where it is in rooms, in as many records as these need.
+    /// Logs a member's state and its stays in rooms, in as many records as these need.
     pub(super) fn keep_member(&mut self, key: MemberKey, now: Tick) {
         if self.disk.is_none() {
             return;
@@ -167,13 +167,13 @@ impl Core {
         }
         let Some(member) = self.sessions.members.get_mut(key) else { return };
         member.kept_at = at;
-        // A purge takes it, and leaves the rest.
+        // A purge removes this record, and leaves the rest.
         if member.presence.is_some() {
             self.keep_presence(key, now);
         }
     }
 
-    /// A member's stays by all that stands in the log, what waits to be durable included, and the names of the rooms.
+    /// A member's stays by all records in the log, those that wait to be durable included, and the names of the rooms.
     fn stays_of(&self, member: &Member) -> (Vec<Stay>, Vec<(u64, Box<str>)>) {
         let hash = |room: &str| self.sessions.target(Target::Room, room);
         let mut names: Vec<(u64, Box<str>)> = member.rooms.iter().map(|room| (hash(room), room.clone())).collect();
@@ -191,7 +191,7 @@ impl Core {
         (entitlements.stays.to_vec(), names)
     }
 
-    /// Keeps what a member tells of itself.
+    /// Logs a member's presence data.
     pub(super) fn keep_presence(&mut self, key: MemberKey, now: Tick) -> Position {
         self.keep_fact(key, Kind::Presence, now, |member, out| {
             out.extend_from_slice(member.presence.as_deref().unwrap_or("null").as_bytes());
@@ -199,7 +199,7 @@ impl Core {
         })
     }
 
-    /// Keeps one thing that has happened to a member; where its record ends.
+    /// Logs a fact about a member. Returns where its record ends.
     pub(super) fn keep_fact(
         &mut self,
         key: MemberKey,
@@ -218,7 +218,7 @@ impl Core {
         self.log.end()
     }
 
-    /// Keeps a session's next epoch, of which all else is as it was.
+    /// Logs a session's next epoch; the rest of its state is unchanged.
     pub(super) fn keep_epoch(&mut self, key: SessionKey, last_seq: u64, now: Tick) {
         let Some(session) = self.sessions.sessions.get(key).filter(|_| self.disk.is_some()) else { return };
         let (epoch, name) = ((session.hash, session.epoch_number), session.epoch);
@@ -227,27 +227,27 @@ impl Core {
         self.keep_encoded(Ok(()), Kind::Epoch, epoch, last_seq, 0, now.wall_ms, body);
     }
 
-    /// Keeps that a member is no more.
+    /// Logs that a member was removed.
     pub(super) fn keep_member_gone(&mut self, session: Epoch, client: u64, now: Tick) {
         if self.disk.is_some() {
             self.keep(Kind::MemberGone, session, 0, client, now.wall_ms, &[]);
         }
     }
 
-    /// Keeps that a session is no more.
+    /// Logs that a session was forgotten.
     pub(super) fn keep_session_gone(&mut self, session: Epoch, now: Tick) {
         if self.disk.is_some() {
             self.keep(Kind::SessionGone, session, 0, 0, now.wall_ms, &[]);
         }
     }
 
-    /// Keeps that a session's messages before this are purged; where the record stands.
+    /// Logs that a session's messages before this are purged. Returns where the record is.
     pub(super) fn keep_purge(&mut self, session: Epoch, seq: u64, now: Tick) -> Position {
         self.keep(Kind::Purge, session, seq, 0, now.wall_ms, &[])
     }
 
-    /// Lets the oldest file of the log go once nothing in it is retained, and has it compacted where it pays; what of sessions and members
-    /// only it holds is written again. True while there is more to look at.
+    /// Deletes the oldest file of the log once nothing in it is retained, and has it compacted if that pays. State of sessions
+    /// and members that only it holds is rewritten. Returns `true` while there is more to examine.
     pub(super) fn let_files_go<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
         let pending_bytes = self.pending_bytes();
         let Some(geometry) = self.log.geometry() else { return false };
@@ -260,7 +260,7 @@ impl Core {
         let mut survey = match disk.survey.take() {
             Some(survey) => survey,
             None if now.mono_ms() < disk.look_due_ms || disk.compaction.is_under_way() => return false,
-            // Neither what is in it nor what was written again of it may be lost with the power.
+            // Neither the file's records nor their rewritten copies may be lost in a power cut.
             None if disk.synced_to < end.max(disk.rewritten_to) => {
                 disk.look_due_ms = now.mono_ms() + LOOK_EVERY_MS;
                 return false;
@@ -268,7 +268,7 @@ impl Core {
             None => Survey::default(),
         };
         let rewrites = disk.rewrites_state;
-        // The answer of the disk is the next turn.
+        // The disk's answer brings the next turn.
         let rests = rewrites && pending_bytes >= PENDING_BYTES;
         let is_over = !rests && self.survey(&mut survey, end, rewrites, now);
         let rewritten_to = self.log.end();
@@ -293,7 +293,7 @@ impl Core {
         false
     }
 
-    /// The next step of a survey of the oldest file, which ends at `end`; whether it is over.
+    /// Makes the next step of a survey of the oldest file, which ends at `end`. Returns `true` if it is over.
     fn survey(&mut self, survey: &mut Survey, end: Position, rewrites: bool, now: Tick) -> bool {
         let until = self.log.end().0.saturating_add(REWRITTEN_BYTES_PER_TURN);
         let mut looks = SURVEYED_PER_TURN;
@@ -305,7 +305,7 @@ impl Core {
             survey.at += 1;
             self.survey_session(survey, survey.at - 1, end, rewrites, now);
         }
-        // Who finds one session needs no more to know that state is to be written again.
+        // A single session found is enough to know that state must be rewritten.
         while survey.member_at < self.sessions.members.places() && (rewrites || !survey.is_stale) {
             if looks == 0 || self.log.end().0 >= until {
                 return false;
@@ -313,7 +313,7 @@ impl Core {
             looks -= 1;
             survey.member_at += 1;
             let Some((key, member)) = self.sessions.members.at(survey.member_at - 1) else { continue };
-            // A member's records count behind its session's: those before are older, and may go.
+            // A member's records count only behind its session's: earlier ones are outdated, and may be deleted.
             let named_at = self.sessions.sessions.get(member.session).map_or(end, |session| session.kept_at);
             if member.kept_at < end.max(named_at) {
                 survey.is_stale = true;
@@ -342,19 +342,19 @@ impl Core {
         }
     }
 
-    /// How late a message may go by its age.
+    /// The delay, in milliseconds, with which a message may be dropped by its age.
     pub(super) fn age_step_ms(&self) -> u64 {
         let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
-        // What was appended while there was no limit gets one when there is: to the minute.
+        // Messages appended without an age limit may get one later: to the minute.
         if age_ms == 0 { 60_000 } else { (age_ms / 256).max(1000) }
     }
 
-    /// Whether the messages at these positions may go by their age together; so they may all where there is no limit.
+    /// Returns `true` if the messages at these positions may be dropped by age together; without an age limit all may.
     pub(super) fn age_together(&self, one: Position, other: Position) -> bool {
         self.snapshot.settings.log.retention_age_s == 0 || self.ages.together(one, other)
     }
 
-    /// What is too old is known once a second; each session's [`Core::trim`] takes it out.
+    /// Determines, once a second, which messages are too old; each session's [`Core::trim`] removes them.
     pub(super) fn age_log(&mut self, now: Tick) {
         if now.mono_ms() < self.age_due_ms {
             return;
@@ -372,7 +372,7 @@ impl Core {
         self.ages.age(if age_ms == 0 { 0 } else { wall_ms.saturating_sub(age_ms) });
     }
 
-    /// Forgets what left the log's memory, or a session's own bounds.
+    /// Forgets records that left the log's memory, or exceed the session's own bounds.
     pub(super) fn trim(&mut self, key: StreamKey) {
         let settings = &self.snapshot.settings;
         let messages_max = match settings.log.retention_messages {
@@ -381,16 +381,16 @@ impl Core {
         };
         let Some(stream) = self.streams.get_mut(key) else { return };
         if stream.home.is_some() {
-            // Its home says what is retained; this is only what is at hand of it.
+            // The home decides what is retained; this is only the part at hand here.
             stream.index.trim(self.mirror_log.retained(), messages_max);
             return;
         }
-        // What nobody has seen yet does not count, and does not go: a reader at rest would be woken behind it.
+        // Records that nobody has seen yet do not count, and are not dropped: a reader at rest would be woken behind them.
         let hidden = stream.hidden();
         let messages_max = if messages_max == 0 { 0 } else { messages_max.saturating_add(hidden) };
         let bytes_max = cap(settings.log.retention_bytes);
         let index = &mut stream.index;
-        // Each bound is looked at first by what it takes a few instructions to see: most calls find nothing to do.
+        // Each bound is checked first in a few instructions: most calls find nothing to do.
         let by_memory = index.trim(self.log.retained(), 0);
         let mut by_age = 0;
         if index.may_hold_before(self.log.bound(self.ages.end())) {
@@ -413,8 +413,8 @@ impl Core {
         self.log.chain()
     }
 
-    /// A file of the log was deleted under it. What is in there can be read as long as this process runs, and nothing more is
-    /// acknowledged that would be gone with it.
+    /// Handles the deletion of a file of the log by somebody else. Its records can be read as long as this process runs; messages
+    /// that would be lost with it are no longer acknowledged.
     pub(super) fn on_segment_lost(&mut self, number: u64, now: Tick) {
         let Some(disk) = &mut self.disk else { return };
         (disk.failed, disk.lost) = (Some(ENOENT), true);
@@ -428,7 +428,7 @@ impl Core {
         self.give_up(now);
     }
 
-    /// Whether all that there is to keep is on disk, synced: the messages, and what is known of members.
+    /// Returns `true` if everything to be kept is on disk, synced: the messages, and the members' values.
     #[must_use]
     pub fn log_is_whole(&self) -> bool {
         let (end, is_owed) = (self.log.end(), self.is_anything_owed());
@@ -436,7 +436,7 @@ impl Core {
             && !is_owed
     }
 
-    /// Whether the log has come to rest: everything is appended and synced, or cannot be.
+    /// Returns `true` if the log is settled: everything is appended and synced, or cannot be.
     pub(super) fn log_settled(&self) -> bool {
         let may_append = || self.is_anything_owed() && !self.log_is_behind();
         self.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.log.end()) && !may_append())

@@ -1,14 +1,16 @@
-//! What shards say to each other, and how: bounded queues between each ordered pair, and a door that tells who has spoken.
+//! Communication between shards: bounded queues between each ordered pair, and a door that tells which shards have sent
+//! something.
 //!
-//! Two queues a pair, by what a loss costs. On `data` a full queue only delays: records wait in the log. On `control` nothing may be
-//! lost: what does not fit waits in the sender's bounded backlog. Clients' own messages go on `control` too, in order with their
-//! connection's coming and going, while that is less than half full; else they are answered with `limit.backpressure`.
+//! There are two queues a pair, by the cost of a loss. On `data` a full queue only delays: records wait in the log. On `control`
+//! nothing may be lost: messages without room wait in the sender's bounded backlog. Clients' own messages are on `control` too,
+//! in order with their connection's coming and going, while that is less than half full; else they are answered with
+//! `limit.backpressure`.
 //!
-//! What was put on `control` before something on `data` is handled before it: a reply comes before the records that follow its place.
+//! A message put on `control` before one on `data` is handled before it: a reply comes before the records that follow its place.
 //!
-//! A message's bytes travel in a buffer of its sender, and the emptied buffer goes back: a mirror's with its credit, a page's with the
-//! next pull, all others through the lane's `returned`. So a shard that only sends finds its buffers again, and one that only receives
-//! heaps up none.
+//! A message's bytes travel in a buffer of its sender, and the emptied buffer is returned: a mirror's with its credit, a page's
+//! with the next pull, all others through the lane's `returned`. So a shard that only sends finds its buffers again, and one that
+//! only receives accumulates none.
 
 use super::conn::Handover;
 use crate::session::{Entitlements, MemberKey, Place};
@@ -25,22 +27,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Shards at most: one bit each in a door's mask.
 pub const SHARDS_MAX: usize = 256;
 const WORDS: usize = SHARDS_MAX / 64;
-/// Messages all lanes into one shard hold together; each has an equal share.
+/// Messages that all lanes into one shard hold together; each has an equal share.
 pub const LANE_MESSAGES: usize = 8192;
 const LANE_MESSAGES_MIN: usize = 64;
 /// Memory of the messages in all lanes into one shard above which their senders wait; each lane has an equal share.
 const LANE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// No less than a page of history.
+/// The smallest share: no less than a page of history.
 const LANE_BYTES_MIN: usize = 2 * 1024 * 1024;
-/// Messages below this are not counted to it.
+/// Smaller messages are not counted in a lane's memory.
 const WEIGHED_BYTES_MIN: usize = 4 * 1024;
 /// Memory of the emptied buffers that wait for one shard, from all others together; each lane has an equal share.
 pub const RETURNED_BYTES_MAX: usize = 8 * 1024 * 1024;
 const RETURNED_LANE_BYTES_MIN: usize = 128 * 1024;
-/// The largest of them: a page of history is not kept for messages that need a hundredth of it.
+/// The largest buffer returned: a page's is not kept for messages that need a hundredth of it.
 const RETURNED_BUFFER_BYTES_MAX: usize = 256 * 1024;
 
-/// What a client asks for when it attaches; owned, since it may cross shards.
+/// The request of a client to attach; owned, since it may cross shards.
 #[derive(Debug)]
 pub struct AttachRequest {
     pub place: Place,
@@ -56,11 +58,11 @@ pub struct AttachRequest {
     pub rooms: Vec<Box<str>>,
     pub create: bool,
     pub echo: bool,
-    /// It came as a hello: the answer is a welcome.
+    /// `true` if it came as a hello: the answer is a welcome.
     pub hello: bool,
 }
 
-/// What the home answers.
+/// The home's answer to an attach.
 #[derive(Debug)]
 pub struct AttachAnswer {
     pub member: MemberKey,
@@ -73,14 +75,14 @@ pub struct AttachAnswer {
     pub oldest_seq: u64,
     pub rooms: Vec<Box<str>>,
     pub entitlements: Entitlements,
-    /// The first record the home will send to the asking shard's mirror.
+    /// The first record that the home will send to the asking shard's mirror.
     pub mirror_from: u64,
 }
 
 /// A refusal that crosses shards: the finished frame of an `rw.error`.
 pub type RefusalFrame = Vec<u8>;
 
-/// A batch of a mirrored session's records: each its length (u32), the offset of its frame (u32), its bytes.
+/// A batch of a mirrored session's records: for each its length (u32), the offset of its frame (u32), its bytes.
 #[derive(Debug)]
 pub struct Batch {
     pub session: u64,
@@ -89,17 +91,17 @@ pub struct Batch {
     pub records: Vec<u8>,
 }
 
-/// A page of frames for one reader that its shard's mirror can't serve. It comes empty, with the pull.
+/// A page of frames for one reader that its shard's mirror can't serve. It arrives at the home empty, with the pull.
 #[derive(Debug, Default)]
 pub struct Page {
-    /// The cursor it was asked for.
+    /// The cursor for which it was requested.
     pub after: u64,
     pub frames: Vec<u8>,
-    /// Each frame's `seq`, and where it ends.
+    /// Each frame's `seq`, and the offset of its end.
     pub ends: Vec<(u64, u32)>,
     /// The reader's cursor after it.
     pub cursor: u64,
-    /// What retention dropped before it.
+    /// The range that was no longer available, before the page.
     pub gap: Option<(u64, u64)>,
 }
 
@@ -108,9 +110,9 @@ pub struct Page {
 pub struct Passing {
     pub session: u64,
     pub sender: u64,
-    /// How many it is for; none: everyone.
+    /// The number of targets; 0: everyone.
     pub targets: u32,
-    /// The targets, eight bytes each, and the frame.
+    /// The targets, eight bytes each, then the frame.
     pub bytes: Vec<u8>,
 }
 
@@ -119,26 +121,26 @@ pub struct Passing {
 pub struct ChannelPost {
     pub from: Place,
     pub acks: bool,
-    /// The text, which names the channel, and behind it the sender's client id.
+    /// The text, which names the channel, followed by the sender's client id.
     pub bytes: Vec<u8>,
     pub text_bytes: u32,
-    /// Bytes of the client id that are the token's `sub`.
+    /// Length of the prefix of the client id that is the token's `sub`.
     pub subject_bytes: u16,
     pub frame_number: u64,
 }
 
-/// What crosses from one shard to another. Boxed where it is long: a queue's slot is one cache line.
+/// A message from one shard to another. Large variants are boxed: a queue's slot is one cache line.
 #[derive(Debug)]
 pub enum LaneMessage {
     /// A socket whose first session is at home there.
     Handover(Box<Handover>),
-    /// A connection here wants into a session there.
+    /// A connection here asks to attach to a session there.
     Attach(Box<AttachRequest>),
     /// The answer: the attachment, or the error to send.
     Attached { place: Place, session: u64, outcome: Box<Result<AttachAnswer, RefusalFrame>> },
-    /// A connection here has left a session there. `clean`: by its own will.
+    /// A connection here has left a session there. `clean`: on purpose.
     Detach { member: MemberKey, place: Place, clean: bool, leave: bool },
-    /// A session is read by nobody here any more.
+    /// A session is no longer read here.
     Unmirror { session: u64, shard: u16 },
     /// A client's message or command for a session there; `number` counts the connection's inbound messages.
     Forward { member: MemberKey, place: Place, number: u64, acks: bool, text: Vec<u8> },
@@ -146,46 +148,46 @@ pub enum LaneMessage {
     Post(ChannelPost),
     /// A frame for a connection there, in its place in the order or at once.
     Reply { to: Place, after: u64, frame: Vec<u8> },
-    /// What a member tells of itself, for a watcher there, in its place in the order.
+    /// Presence data of a member, for a watcher there, in its place in the order.
     Data { to: Place, after: u64, of: MemberKey, frame: Vec<u8> },
     /// A page of history, in its place in the order.
     History { to: Place, after: u64, frame: Vec<u8> },
     /// The last reply of an attachment.
     Detached { to: Place, after: u64, frame: Vec<u8> },
-    /// Answers to this connection had no room: it goes.
+    /// Answers to this connection had no room: it must be closed.
     Evict { to: Place },
-    /// The answer to a ping: written where the delivered seq is known.
+    /// The answer to a ping; completed on the shard that knows the delivered seq.
     Pong { to: Place, after: u64, id: String },
     /// A member's entitlements have changed.
     Entitle { to: Place, entitlements: Box<Entitlements> },
-    /// A member's roles are new (its token was refreshed).
+    /// A member has new roles (its token was refreshed).
     Roles { member: MemberKey, place: Place, roles: Box<[Box<str>]> },
     /// The attachment has been taken over by another connection.
     Replaced { to: Place },
     /// Records for a mirror.
     Records(Batch),
-    /// A mirror took a batch; its buffer comes back for reuse.
+    /// A mirror has appended a batch; its buffer comes back for reuse.
     Credit { session: u64, shard: u16, buffer: Vec<u8> },
-    /// A reader is behind what the mirror holds: the page is to be filled.
+    /// A reader is behind the mirror's records: the page is to be filled.
     Pull { member: MemberKey, place: Place, after: u64, page: Box<Page> },
-    /// The answer.
+    /// The filled page.
     Page { to: Place, page: Box<Page> },
     /// An ephemeral message.
     Passing(Passing),
-    /// A session's messages so far are purged. It comes after their records.
+    /// A session's messages so far are purged. Comes after their records.
     Purge { session: u64 },
-    /// The connection of a member ends: what it told of itself is answered now.
+    /// The connection of a member ends: its presence data is logged and answered now.
     Flush { member: MemberKey, place: Place },
-    /// A connection ends that has sent things there: it waits until they are answered.
+    /// A connection that has sent messages there ends: it waits until they are answered.
     Fence { to: Place },
-    /// They are.
+    /// The answer to a fence: they are.
     Fenced { to: Place },
 }
 
 const _: () = assert!(size_of::<LaneMessage>() <= 64);
 
 impl LaneMessage {
-    /// Memory of the bytes it carries, where it may be much.
+    /// Memory of the bytes it carries; 0 for small variants.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
@@ -218,7 +220,7 @@ impl LaneMessage {
         }
     }
 
-    /// What of it a lane counts: most messages are small, and a lane's places bound those.
+    /// The bytes of it that a lane counts: most messages are small, and are bounded by the lane's places.
     fn weight(&self) -> usize {
         let bytes = self.bytes();
         if bytes < WEIGHED_BYTES_MIN { 0 } else { bytes }
@@ -231,7 +233,7 @@ pub struct Lane {
     pub control: ArrayQueue<LaneMessage>,
     pub data: ArrayQueue<LaneMessage>,
     returned: Returned,
-    /// Memory of the messages in both, counted before they are put in. Only the sender adds.
+    /// Memory of the messages in both queues, counted before they are put in. Only the sender adds.
     bytes: AtomicUsize,
 }
 
@@ -244,11 +246,11 @@ impl Lane {
     }
 }
 
-/// Emptied buffers that a lane's receiver gives back to its sender. Nobody is woken for them.
+/// Emptied buffers that a lane's receiver returns to its sender. Nobody is woken for them.
 #[derive(Debug)]
 struct Returned {
     buffers: ArrayQueue<Vec<u8>>,
-    /// Memory of `buffers`, counted before they are put in. Only the receiver adds, so that the bound holds.
+    /// Memory of `buffers`, counted before they are put in. Only the receiver adds, so the bound holds.
     bytes: AtomicUsize,
     bytes_max: usize,
 }
@@ -272,10 +274,10 @@ impl Returned {
     }
 }
 
-/// Tells a shard who has spoken, and tells the speakers whether it sleeps.
+/// Tells a shard which others have sent it something, and tells the senders whether it sleeps.
 ///
-/// All that writes the flag reads it too (a swap, which costs what a sequentially consistent store does): so each writing has its
-/// place among the others, and what a knock at an earlier sleep left there is never read at a later one.
+/// Every write of the flag reads it too (a swap, which costs as much as a sequentially consistent store): so each write has its
+/// place among the others, and the result of a knock at an earlier sleep is never read at a later one.
 #[derive(Debug)]
 pub struct Door {
     asleep: AtomicBool,
@@ -288,7 +290,7 @@ impl Default for Door {
     }
 }
 
-/// loom takes a sequentially consistent access for an acquiring and releasing one; under it a fence says what is more.
+/// loom treats a sequentially consistent access as an acquiring and releasing one; under it a fence adds the rest.
 #[inline]
 fn in_total_order() {
     #[cfg(feature = "loom")]
@@ -296,10 +298,10 @@ fn in_total_order() {
 }
 
 impl Door {
-    /// Says that `shard` has put something in its lane. True: the door's owner sleeps, ring its bell.
+    /// Notes that `shard` has put something in its lane. Returns `true` if the door's owner sleeps: ring its bell.
     ///
-    /// The bit is set before the flag is read and the owner sets its flag before it reads the bits, both sequentially consistent: at
-    /// least one of the two sees the other.
+    /// The bit is set before the flag is read and the owner sets its flag before it reads the bits, both sequentially consistent:
+    /// at least one of the two sees the other.
     #[must_use]
     pub fn knock(&self, shard: usize) -> bool {
         self.spoken[shard / 64].fetch_or(1 << (shard % 64), Ordering::SeqCst);
@@ -307,7 +309,7 @@ impl Door {
         self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst)
     }
 
-    /// Announces sleep; false if somebody has spoken meanwhile.
+    /// Announces sleep. Returns `false` if a message has arrived meanwhile.
     #[must_use]
     pub fn sleep(&self) -> bool {
         self.asleep.swap(true, Ordering::SeqCst);
@@ -319,12 +321,12 @@ impl Door {
         true
     }
 
-    /// The owner is up.
+    /// Notes that the owner is awake.
     pub fn wake(&self) {
         self.asleep.swap(false, Ordering::SeqCst);
     }
 
-    /// Who has spoken since the last call, added to `mask`.
+    /// Moves the bits of all shards that have sent something since the last call into `mask`.
     pub fn take(&self, mask: &mut [u64; WORDS]) {
         for (word, mask) in self.spoken.iter().zip(mask) {
             if word.load(Ordering::Relaxed) != 0 {
@@ -341,11 +343,11 @@ pub struct Mesh {
     lanes: Vec<Lane>,
     doors: Vec<CachePadded<Door>>,
     shards: usize,
-    /// A lane that holds more takes nothing until it is less.
+    /// Bytes in a lane above which it takes nothing more.
     lane_bytes_max: usize,
 }
 
-/// Which queue of a lane.
+/// The queues of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     Control,
@@ -353,20 +355,20 @@ pub enum Class {
 }
 
 impl Mesh {
-    /// The mesh of so many shards, 1 to [`SHARDS_MAX`].
+    /// The mesh of `shards` shards, 1 to [`SHARDS_MAX`].
     #[must_use]
     pub fn new(shards: usize) -> Arc<Self> {
         assert!((1..=SHARDS_MAX).contains(&shards), "1 to {SHARDS_MAX} shards");
         Self::with_depth(shards, (LANE_MESSAGES / shards).max(LANE_MESSAGES_MIN))
     }
 
-    /// The same with lanes of another depth: what happens when they are full is seen sooner in short ones.
+    /// A mesh with lanes of another depth: tests fill short ones sooner.
     #[must_use]
     pub fn with_depth(shards: usize, depth: usize) -> Arc<Self> {
         let bytes_max = (RETURNED_BYTES_MAX / shards).max(RETURNED_LANE_BYTES_MIN);
         let lanes = (0..shards * shards)
             .map(|lane| {
-                // Nobody talks to itself.
+                // A shard sends nothing to itself.
                 let depth = if lane / shards == lane % shards { 1 } else { depth };
                 let returned = Returned { buffers: ArrayQueue::new(depth), bytes: AtomicUsize::new(0), bytes_max };
                 let bytes = AtomicUsize::new(0);
@@ -377,7 +379,7 @@ impl Mesh {
         Arc::new(Self { lanes, doors, shards, lane_bytes_max: (LANE_BYTES_MAX / shards).max(LANE_BYTES_MIN) })
     }
 
-    /// How many shards there are.
+    /// The number of shards.
     #[must_use]
     pub const fn shards(&self) -> usize {
         self.shards
@@ -389,10 +391,10 @@ impl Mesh {
         &self.doors[shard]
     }
 
-    /// Puts a message in a lane. True: ring the receiver's bell.
+    /// Puts a message in a lane. Returns `true` if the caller must ring the receiver's bell.
     ///
     /// # Errors
-    /// The message, where the queue is full, or its lane holds as many bytes as it may.
+    /// The message, if the queue is full, or its lane holds as many bytes as it may.
     pub fn push(&self, from: usize, to: usize, class: Class, message: LaneMessage) -> Result<bool, LaneMessage> {
         let lane = self.lane(from, to);
         if self.is_laden(lane) {
@@ -408,7 +410,7 @@ impl Mesh {
         Ok(self.doors[to].knock(from))
     }
 
-    /// Whether a lane has room: for requests less than half of `control` is theirs.
+    /// Returns `true` if a lane has room. Clients' requests may use less than half of `control`.
     #[must_use]
     pub fn has_room(&self, from: usize, to: usize, class: Class) -> bool {
         let lane = self.lane(from, to);
@@ -424,7 +426,7 @@ impl Mesh {
         lane.bytes.load(Ordering::Relaxed) >= self.lane_bytes_max
     }
 
-    /// Takes a message out of a lane.
+    /// Takes the next message from a lane.
     #[must_use]
     pub fn pop(&self, from: usize, to: usize, class: Class) -> Option<LaneMessage> {
         let lane = self.lane(from, to);
@@ -436,16 +438,16 @@ impl Mesh {
         Some(message)
     }
 
-    /// Gives the emptied buffer of a message that `from` sent to `to` back to `from`.
+    /// Returns the emptied buffer of a message that `from` sent to `to` to `from`.
     ///
     /// # Errors
-    /// The buffer, where as much as may waits there already, or it is too large, or has no memory.
+    /// The buffer, if enough buffers wait there already, or it is too large, or has no memory.
     pub fn give_back(&self, from: usize, to: usize, mut buffer: Vec<u8>) -> Result<(), Vec<u8>> {
         buffer.clear();
         self.lane(from, to).returned.put(buffer)
     }
 
-    /// An empty buffer that came back from `to`, for the next message of `from` to it.
+    /// An empty buffer returned by `to`, for the next message of `from` to it.
     #[must_use]
     pub fn take_back(&self, from: usize, to: usize) -> Option<Vec<u8>> {
         self.lane(from, to).returned.take()
@@ -461,13 +463,13 @@ impl Mesh {
 pub struct Spoken(pub [u64; WORDS]);
 
 impl Spoken {
-    /// Whether none has.
+    /// Returns `true` if no shard is set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// The lowest shard, taken out.
+    /// Removes the lowest shard and returns it.
     pub fn pop(&mut self) -> Option<usize> {
         let word = self.0.iter().position(|word| *word != 0)?;
         let bit = self.0[word].trailing_zeros() as usize;
@@ -475,7 +477,7 @@ impl Spoken {
         Some(word * 64 + bit)
     }
 
-    /// Puts a shard (back) in.
+    /// Adds a shard (again).
     pub fn insert(&mut self, shard: usize) {
         self.0[shard / 64] |= 1 << (shard % 64);
     }
@@ -529,7 +531,7 @@ mod tests {
             assert!(mesh.has_room(1, 0, class), "each lane has its own");
         }
         assert!(mesh.pop(0, 1, Class::Control).is_some() && mesh.push(0, 1, Class::Data, small()).is_ok());
-        // What found its queue full is not counted.
+        // A message that found its queue full is not counted.
         let mesh = Mesh::with_depth(2, 2);
         for _ in 0..100 {
             let _ = mesh.push(0, 1, Class::Control, page());

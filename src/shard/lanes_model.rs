@@ -1,4 +1,4 @@
-//! The lanes under every interleaving that loom can make: its atomics stand in a door, crossbeam's queues are taken at their word.
+//! The lanes under every interleaving that loom can produce: loom's atomics are in the door; crossbeam's queues are trusted.
 
 use super::*;
 use crate::auth::{Grant, GrantParts};
@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::net::UnixStream;
 
-/// Whatever the interleaving, a message pushed before the owner sleeps is either seen by it or rings.
+/// In every interleaving, a message pushed before the owner sleeps is either seen by it or rings.
 #[test]
 fn no_message_sleeps_in_a_lane() {
     loom::model(|| {
@@ -31,7 +31,7 @@ fn no_message_sleeps_in_a_lane() {
     });
 }
 
-/// A connection that changes shards, and what is at the other end of its socket.
+/// A connection that changes shards, and the other end of its socket.
 fn handover(serial: u64, from: u16) -> (LaneMessage, UnixStream) {
     let (socket, peer) = UnixStream::pair().unwrap();
     let grant = Grant::new(&GrantParts { subject: "ana", sessions: &["*"], expires_at_s: 1, ..GrantParts::default() }).unwrap();
@@ -97,7 +97,7 @@ impl Bell {
     }
 }
 
-/// Sends as a shard does: what a full lane gives back waits, and is sent again.
+/// Sends as a shard does: a message that a full lane refuses waits, and is sent again.
 fn hand_over(mesh: &Mesh, bell: &Bell, from: usize, to: usize, mut message: LaneMessage) {
     loop {
         match mesh.push(from, to, Class::Control, message) {
@@ -111,7 +111,7 @@ fn hand_over(mesh: &Mesh, bell: &Bell, from: usize, to: usize, mut message: Lane
     }
 }
 
-/// A shard that sends these to another, one after the other.
+/// A shard that sends these connections to another, one after the other.
 fn sender(
     mesh: &Arc<Mesh>,
     bell: &LoomArc<Bell>,
@@ -122,8 +122,8 @@ fn sender(
     loom::thread::spawn(move || messages.into_iter().for_each(|message| hand_over(&mesh, &bell, from, to, message)))
 }
 
-/// Takes over as a shard does, until it has so many: turn, sleep unless somebody has spoken, wake. Each socket it takes is told its
-/// serial, and closed.
+/// Takes connections over as a shard does, until it has `count`: turn, sleep unless something was sent, wake. Each socket is sent
+/// its serial, and closed.
 fn take_over(mesh: &Mesh, bell: &Bell, here: usize, count: usize) -> Vec<u64> {
     let mut taken = Vec::new();
     loop {
@@ -148,7 +148,7 @@ fn take_over(mesh: &Mesh, bell: &Bell, here: usize, count: usize) -> Vec<u64> {
     }
 }
 
-/// What the other end of a socket got before its end.
+/// The bytes that the other end of a socket received before its end.
 fn got(mut peer: UnixStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     peer.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
@@ -156,8 +156,8 @@ fn got(mut peer: UnixStream) -> Vec<u8> {
     bytes
 }
 
-/// Two connections go from one shard to another through a lane that has room for one of them: each is taken over once, in order, and
-/// its socket closed; a home that sleeps is woken for each. A lost bell would be a deadlock, which loom reports.
+/// Two connections are handed from one shard to another through a lane that has room for one of them: each is taken over once, in
+/// order, and its socket closed; a home that sleeps is woken for each. A lost bell would be a deadlock, which loom reports.
 #[test]
 fn a_handover_arrives_once_and_wakes_its_home() {
     loom::model(|| {

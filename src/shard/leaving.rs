@@ -1,8 +1,8 @@
-//! A connection that ends by its peer's will, or for a drain, with something unanswered: what was taken of it is answered first, in the
-//! order in which it would have been, within `limits.close_ms`. Then it closes as any other.
+//! A connection that its peer, or a drain, ends while something is unanswered: everything accepted from it is answered first, in
+//! the usual order, within `limits.close_ms`. Then it closes as any other.
 //!
-//! Answers come from the log's disk here, from other shards (whose disks they may wait for), and behind places in the order. Where nothing
-//! is left to come it closes at once.
+//! Answers come from the log's disk here, from other shards (whose disks they may wait for), and behind places in the order. If
+//! none is due, the connection closes at once.
 
 use super::conn::{Attachment, Conn, Paging, Phase, Slot, Waiting};
 use super::core::Core;
@@ -15,26 +15,26 @@ use crate::io::{Io, Read};
 use crate::session::Place;
 use crate::time::Tick;
 
-/// Connections on their way out that one turn looks at.
+/// Leaving connections that one turn examines.
 const LOOKED_AT_PER_TURN: usize = 1024;
-/// When the others are looked at.
+/// Time after which the others are examined.
 const NEXT_LOOK_NS: u64 = 1_000_000;
-/// Connections of other shards whose answers this one's disk is waited for; above it they go at once.
+/// Connections of other shards that wait for answers from this shard's disk; above this they close at once.
 const FENCES_MAX: usize = 65_536;
 
-/// What the end of a connection waits for.
+/// The state of a connection that ends once everything is answered.
 #[derive(Debug)]
 pub struct Leaving {
     reason: CloseReason,
-    /// When it began.
+    /// When the end began.
     pub(super) since_ms: u64,
     fence: Fence,
-    /// Shards that have not said yet that all it sent them is answered.
+    /// Number of shards that have not yet confirmed that all messages sent to them are answered.
     shards: u16,
 }
 
 impl Core {
-    /// Ends a connection when what was taken of it is answered. Nothing more is.
+    /// Ends a connection once everything accepted from it is answered. Nothing more is accepted.
     pub(super) fn end<I: Io>(&mut self, io: &mut I, id: ConnId, reason: CloseReason, now: Tick) {
         let Some(conn) = self.conn(id) else { return };
         if conn.leaving.is_some() {
@@ -62,7 +62,7 @@ impl Core {
         }
     }
 
-    /// What it told of itself is written, and answered as that is, or refused.
+    /// Writes its members' presence data, so that those commands are answered, or refuses them.
     fn flush_all_answers<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let Some(conn) = self.conn(id).filter(|_| self.disk.is_some()) else { return };
         let home = |attachment: &Attachment| self.streams.get(attachment.stream).and_then(|stream| stream.home);
@@ -76,7 +76,7 @@ impl Core {
         }
     }
 
-    /// Other shards that may still have an answer for it.
+    /// Other shards that may still have an answer for the connection.
     fn homes_of(&self, conn: &Conn) -> Vec<u16> {
         let here = self.shard_number();
         if conn.flags.spoke_elsewhere {
@@ -89,7 +89,7 @@ impl Core {
         homes
     }
 
-    /// Whether no answer is to come any more but what other shards have not sent.
+    /// Returns `true` if no answer is due any more except from other shards.
     fn is_answered(&self, conn: &Conn, fence: Fence) -> bool {
         let waits = |slot: &Slot| match slot {
             Slot::Free => false,
@@ -105,13 +105,13 @@ impl Core {
         self.is_past(fence) && !conn.slots.iter().any(waits)
     }
 
-    /// The reason for which a connection may close now, since all is answered.
+    /// The reason with which a connection may close now, if everything is answered.
     pub(super) fn has_left(&self, conn: &Conn) -> Option<CloseReason> {
         let leaving = conn.leaving.as_deref()?;
         (leaving.shards == 0 && self.is_answered(conn, leaving.fence)).then_some(leaving.reason)
     }
 
-    /// Closes those that are answered. When the next look is due, where it is.
+    /// Closes the connections that are answered. Returns when the next look is due, if any is left.
     pub(super) fn end_leaving<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
         self.pass_fences(io);
         for _ in 0..self.leaving.len().min(LOOKED_AT_PER_TURN) {
@@ -125,14 +125,14 @@ impl Core {
         (self.leaving.len() > LOOKED_AT_PER_TURN).then_some(now.mono_ns + NEXT_LOOK_NS)
     }
 
-    /// The time is over for one that is not answered.
+    /// Closes a connection whose time is over before it was answered.
     pub(super) fn stop_leaving<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let Some(reason) = self.conn(id).and_then(|conn| conn.leaving.as_deref()).map(|leaving| leaving.reason) else { return };
         self.counters.limit_reached(LimitReached::CloseTime);
         self.close(io, id, reason, now);
     }
 
-    /// A connection on another shard ends: it is told when all that it sent here is answered.
+    /// Handles that a connection on another shard ends: it is told when everything that it sent here is answered.
     pub(super) fn on_fence<I: Io>(&mut self, io: &mut I, to: Place) {
         let fence = self.fence();
         if self.fences.len() >= FENCES_MAX {
@@ -142,7 +142,7 @@ impl Core {
         self.fences.push_back((to, fence));
     }
 
-    /// Tells those whose answers have gone. They do in the order in which they were asked for.
+    /// Confirms fences whose answers have been sent; they pass in the order in which they were requested.
     fn pass_fences<I: Io>(&mut self, io: &mut I) {
         while let Some((to, fence)) = self.fences.front().copied() {
             if !self.is_past(fence) {

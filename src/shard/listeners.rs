@@ -1,9 +1,9 @@
 //! The listeners of `server.listen`, one a shard, over which the kernel spreads connections (SO_REUSEPORT).
 //!
-//! The same option would let another gateway of this user listen there too, without a word, and half of the pairs of clients would never
-//! meet. So a gateway listens only where a listener that shares with nobody could: one more gateway finds the first one's listeners,
-//! which stay for its life and go with it. Two that start at the same time would find nothing; that only one looks and binds at a time
-//! is what the claim on the port is for.
+//! The same option would let another gateway of this user listen there too, unnoticed, and half of the pairs of clients would
+//! never meet. So a gateway listens only if a listener that shares with nobody could: a second gateway finds the first one's
+//! listeners, which exist as long as it runs. Two that start at the same time would find nothing, so the claim on the port lets
+//! only one at a time check and bind.
 
 use crate::config::Server;
 use crate::io::claim::Claim;
@@ -12,18 +12,18 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-/// A process that was killed frees its port late, its ring later still: binding is tried again for this long.
+/// Attempts to bind: a process that was killed frees its port late, and its ring later still.
 const BIND_TRIES: u32 = 50;
 const BIND_WAIT: Duration = Duration::from_millis(100);
 
-/// Binds the listeners of `count` shards. With port 0 the first one's port is all the others'.
+/// Binds the listeners of `count` shards. With port 0 all use the first one's port.
 ///
 /// # Errors
 /// One line that names the setting and the address.
 #[expect(clippy::disallowed_methods, reason = "before any shard runs")]
 pub(super) fn bind(server: &Server, count: usize) -> Result<(SocketAddr, Vec<TcpListener>), String> {
     let asked = server.listen;
-    // The kernel gives a port that nobody has where none is named.
+    // The kernel gives a free port if none is named.
     let shared = server.listen_shared || asked.port() == 0;
     for _ in 0..BIND_TRIES {
         match if shared { bind_shared(asked, count) } else { bind_alone(asked, count) } {
@@ -41,7 +41,7 @@ fn bind_alone(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<
     bind_shared(address, count)
 }
 
-/// Addresses of one port may overlap (`0.0.0.0`, `[::]`), so that they have one claim.
+/// The name of the claim. Addresses of one port may overlap (`0.0.0.0`, `[::]`), so they share one claim.
 fn claim_name(port: u16) -> String {
     format!("ringway.bind {port}")
 }
@@ -69,7 +69,7 @@ mod tests {
         SocketAddr::new(ip.parse().unwrap(), port)
     }
 
-    /// Whether the second may bind beside the first.
+    /// Returns `true` if the second may bind beside the first.
     fn beside(first: &str, second: &str) -> bool {
         let port = free_port();
         let (_, listeners) = bind_alone(at(first, port), 3).unwrap();

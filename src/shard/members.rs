@@ -1,4 +1,4 @@
-//! A member's life at its session's home after it came in: away, gone, and what others are told of it.
+//! A member's life at its session's home after it has attached: away, removed, and what others are told of it.
 
 use super::core::{Core, Timer};
 use super::lanes::LaneMessage;
@@ -7,11 +7,11 @@ use crate::log::Position;
 use crate::session::{Entitlements, MemberKey, Place, PresenceChange};
 use crate::time::Tick;
 
-/// How soon a member that is to be forgotten is looked at again, where the log takes no record of it.
+/// Time until the removal of a member is tried again, if the log takes no record of it.
 pub(super) const GONE_RETRY_MS: u64 = 10_000;
 
 impl Core {
-    /// A member's connection is gone, or (`leave`) the member itself.
+    /// Handles that a member's connection is gone, or (`leave`) the member itself.
     pub(super) fn member_left(&mut self, key: MemberKey, place: Place, clean: bool, leave: bool, now: Tick) {
         let Some(member) = self.sessions.members.get_mut(key) else { return };
         if member.place != Some(place) {
@@ -28,28 +28,28 @@ impl Core {
         self.set_member_timer(key);
     }
 
-    /// When time does something to a member, in monotonic milliseconds: others are told that it is lost, or it is forgotten. Never while
-    /// it is attached.
+    /// When the next timeout of a member is due, in monotonic milliseconds: others are told that it is lost, or it is removed.
+    /// `None` while it is attached.
     pub(super) fn member_due_ms(&self, key: MemberKey) -> Option<u64> {
         let settings = self.snapshot.settings.session;
         let member = self.sessions.members.get(key).filter(|member| member.away_since_ms > 0)?;
         let channel = self.sessions.sessions.get(member.session).is_some_and(|session| session.channel);
         let wait_ms = match member.told_lost {
             false => settings.presence_grace_ms,
-            // A channel keeps no presence and addresses no member: a reader that is away for the grace is none.
+            // A channel keeps no presence and addresses no member: a reader that is away for the grace is removed.
             true if channel => settings.presence_grace_ms,
             true => settings.member_unseen_ms.max(settings.presence_grace_ms),
         };
         Some((member.away_since_ms + wait_ms).saturating_sub(member.away_before_ms))
     }
 
-    /// The grace, or the time unseen, of a member may be over.
+    /// Handles a member's timer: the grace, or the time unseen, may be over.
     pub(super) fn on_member_timer(&mut self, key: MemberKey, now: Tick) {
         let now_ms = now.mono_ms();
         let Some(member) = self.sessions.members.get_mut(key) else { return };
         let [first, second] = member.timers_ms;
         if first > now_ms {
-            // An earlier deadline was set after this one, or moved away.
+            // The deadline that this timer was set for has moved.
             return;
         }
         member.timers_ms = [second, u64::MAX];
@@ -67,7 +67,7 @@ impl Core {
             return self.set_member_timer(key);
         }
         if self.is_kept(key) && self.log_is_behind() {
-            // Its going must be in the log before it comes again as another.
+            // The removal must be in the log before the client comes again as another member.
             if let Some(member) = self.sessions.members.get_mut(key) {
                 let [first, _] = member.timers_ms;
                 member.timers_ms = [now_ms + GONE_RETRY_MS, first];
@@ -78,12 +78,12 @@ impl Core {
         self.forget_member(key, now);
     }
 
-    /// Whether the log has a member's state.
+    /// Returns `true` if the log has a member's state.
     pub(super) fn is_kept(&self, key: MemberKey) -> bool {
         self.sessions.members.get(key).is_some_and(|member| member.kept_at > Position(0))
     }
 
-    /// A member that is away is no member any more. When it comes back it is new.
+    /// Removes a member that is away. When its client comes back it is a newcomer.
     pub(super) fn forget_member(&mut self, key: MemberKey, now: Tick) {
         if self.sessions.members.get(key).is_some_and(|member| !member.told_lost) {
             self.tell_presence(key, PresenceChange::Lost, None);
@@ -98,7 +98,7 @@ impl Core {
         }
     }
 
-    /// Gives an attachment the entitlements its member has now, wherever it is.
+    /// Sends an attachment, wherever it is, its member's current entitlements.
     pub(super) fn publish_entitlements<I: Io>(&mut self, io: &mut I, key: MemberKey) {
         let Some(member) = self.sessions.members.get(key) else { return };
         let Some(place) = member.place else { return };

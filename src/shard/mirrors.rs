@@ -1,4 +1,5 @@
-//! Across cores: what comes over the lanes, what goes out over them, and the mirrors of sessions that are at home elsewhere.
+//! Between shards: messages received over the lanes, messages sent over them, and the mirrors of sessions whose home is another
+//! shard.
 
 use super::conn::Waiting;
 use super::core::Core;
@@ -13,17 +14,17 @@ use crate::log::{Audience, Entry, HEADER_BYTES};
 use crate::session::{MemberKey, Place, SessionKey, StreamKey};
 use crate::time::Tick;
 
-/// Lane messages handled in one turn, of each speaking shard.
+/// Lane messages handled in one turn, for each sending shard.
 const MESSAGES_PER_TURN_MAX: usize = 1024;
-/// Records of a mirror batch, in bytes.
+/// Bytes of records in a mirror batch.
 const BATCH_BYTES_MAX: usize = 128 * 1024;
-/// Messages that wait for a full control lane; above it no socket is handed to that shard.
+/// Messages waiting for a full control lane above which no socket is handed to that shard.
 const BACKLOG_MAX: usize = 4096;
-/// Pages kept for the next pulls.
+/// Pages kept for later pulls.
 const PAGES_KEPT_MAX: usize = 8;
 
 impl Core {
-    /// Takes what other shards have said; true if some is left.
+    /// Handles messages from other shards. Returns `true` if some are left.
     pub(super) fn drain_lanes<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
         let mut spoken = self.spoken;
         self.mesh.door(self.shard).take(&mut spoken.0);
@@ -36,7 +37,7 @@ impl Core {
                 let Some(message) = self.mesh.pop(from, self.shard, Class::Data) else { break };
                 budget -= 1;
                 self.counters.lane_in.increment();
-                // Whatever was said before these records is heard before them, over the budget too.
+                // Control messages sent before these records are handled before them, over the budget too.
                 let mut all = LANE_MESSAGES;
                 self.drain_control(io, from, &mut all, now);
                 self.on_lane(io, message, now);
@@ -120,9 +121,9 @@ impl Core {
         }
     }
 
-    /// Keeps an emptied page for the next pull.
+    /// Keeps an emptied page for a later pull.
     pub(super) fn keep_page(&mut self, mut page: Box<Page>) {
-        // Pages are few: nothing of one stays behind it.
+        // Pages are few: wipe this one, so that no old frame stays.
         page.frames.fill(0);
         if self.pages.len() < PAGES_KEPT_MAX {
             self.pages.push(page);
@@ -143,7 +144,7 @@ impl Core {
         self.give_back_heard(passing.bytes);
     }
 
-    /// A buffer for a message to another shard: one that came back from there, or else one of the pool.
+    /// A buffer for a message to another shard: one returned from there, or else one of the pool.
     pub(super) fn lane_buffer(&mut self, to: usize) -> Vec<u8> {
         let Some(mut buffer) = self.mesh.take_back(self.shard, to) else { return self.buffers.take() };
         if self.wipes_until_ms > 0 {
@@ -157,14 +158,14 @@ impl Core {
         if to.shard == self.shard_number() { self.buffers.take() } else { self.lane_buffer(usize::from(to.shard)) }
     }
 
-    /// Gives the emptied buffer of a message back to the shard that sent it; the pool takes what has no room there.
+    /// Returns the emptied buffer of a message to the shard that sent it; if there is no room, to the pool.
     pub(super) fn give_back(&mut self, from: u16, buffer: Vec<u8>) {
         if let Err(buffer) = self.mesh.give_back(usize::from(from), self.shard, buffer) {
             self.buffers.give(buffer);
         }
     }
 
-    /// The same, of a message of the shard whose lane is being read.
+    /// Returns the buffer of a message from the shard whose lane is being read.
     fn give_back_heard(&mut self, buffer: Vec<u8>) {
         match self.reading_from {
             Some(from) => self.give_back(from, buffer),
@@ -179,7 +180,7 @@ impl Core {
 
     fn on_forward<I: Io>(&mut self, io: &mut I, member: MemberKey, place: Place, text: Vec<u8>, now: Tick) {
         let Some(mut parser) = self.parser.take() else { return };
-        // It was parsed and found good where it arrived.
+        // The text was parsed and found valid on the shard where it arrived.
         if let Ok(envelope) = parser.parse(&text) {
             match crate::protocol::command_kind(envelope.kind) {
                 crate::protocol::Kind::Application => self.publish(io, place, member, &envelope, now),
@@ -190,7 +191,8 @@ impl Core {
         self.give_back_heard(text);
     }
 
-    /// Sends mirrors what was appended, as far as their credits and the lanes go; true if a full lane holds some back.
+    /// Sends mirrors the appended records, as far as their credits and the lanes allow. Returns `true` if a full lane holds some
+    /// back.
     pub(super) fn push_mirrors<I: Io>(&mut self, io: &mut I) -> bool {
         let mut sessions = std::mem::take(&mut self.mirrored);
         sessions.retain(|session| self.push_session(io, *session));
@@ -198,7 +200,7 @@ impl Core {
         !self.mirrored.is_empty()
     }
 
-    /// Asks homes for what readers lack.
+    /// Asks homes for the records that readers lack.
     pub(super) fn send_pulls<I: Io>(&mut self, io: &mut I) {
         let mut pulls = std::mem::take(&mut self.pulls);
         for (place, member, after) in pulls.drain(..) {
@@ -213,7 +215,7 @@ impl Core {
         self.pulls = pulls;
     }
 
-    /// Sends one session's mirrors what they lack. False if none lacks anything, or all wait for credit.
+    /// Sends one session's mirrors the records they lack. Returns `false` if none lacks any, or all wait for credit.
     fn push_session<I: Io>(&mut self, io: &mut I, key: SessionKey) -> bool {
         let Some(session) = self.sessions.sessions.get(key) else { return false };
         let (hash, stream_key) = (session.hash, session.stream);
@@ -222,11 +224,12 @@ impl Core {
             while let Some(mirror) = self.sessions.sessions.get(key).and_then(|session| session.mirrors.get(number)).copied() {
                 let Some(stream) = self.streams.get(stream_key) else { return false };
                 let mut from = mirror.next_seq.max(stream.index.dense_first());
-                // What has left memory is not sent: readers there ask for pages.
+                // Records that have left memory are not sent: readers there ask for pages.
                 while stream.index.get(from).is_some_and(|entry| entry.at < self.log.resident()) {
                     from += 1;
                 }
-                // Where all that it lacks is gone, a batch without records tells it so: its readers ask for a page, and are told of the gap.
+                // If all records that it lacks are gone, an empty batch tells it so: its readers ask for a page, and are told of
+                // the gap.
                 if mirror.credits == 0 || from > stream.head() && mirror.next_seq > stream.head() {
                     break;
                 }
@@ -265,7 +268,7 @@ impl Core {
         Batch { session, first_seq: from, count, records }
     }
 
-    /// Records for a mirror here.
+    /// Handles records for a mirror here.
     fn on_records<I: Io>(&mut self, io: &mut I, batch: Batch) {
         let Some(key) = self.mirrors.get(&batch.session).copied() else {
             self.counters.dropped(DropReason::LaneStale, 1);
@@ -274,7 +277,7 @@ impl Core {
         let Some(stream) = self.streams.get_mut(key) else { return };
         let home = stream.home;
         if stream.opening || batch.first_seq != stream.head() + 1 {
-            // Its first records, or those after a hole: readers behind it ask the home for pages.
+            // The mirror's first records, or those after a hole: readers behind them ask the home for pages.
             stream.opening = false;
             let old_head = stream.head();
             stream.index.restart(batch.first_seq);
@@ -301,8 +304,8 @@ impl Core {
         }
     }
 
-    /// A hole has opened before readers at rest: they look at it from where they were instead of going straight to what is new. That is
-    /// before what came shortly before the hole, where they have not been woken for it yet.
+    /// Un-parks readers after a hole in the mirror, so that they request the missing records instead of skipping them. They
+    /// continue from where they were, which is before records shortly before the hole for which they have not been woken yet.
     fn unrest_readers(&mut self, key: StreamKey, old_head: u64) {
         let Some(stream) = self.streams.get(key) else { return };
         let (readers, reached) = (stream.readers.clone(), stream.unwoken_from(old_head + 1) - 1);
@@ -337,10 +340,10 @@ impl Core {
             return;
         }
         if attachment.cursor != page.after {
-            // It was told of a gap while the page was read, and asks again from behind it.
+            // The reader was told of a gap while the page was read, and asks again from behind it.
             return self.mark(to.conn);
         }
-        // A reply that waits for a place within the page goes out there; what lies behind it is asked for again.
+        // A reply that waits for a place within the page is sent there; records behind it are requested again.
         let waits_at = attachment.ordered.front().map_or(u64::MAX, |ordered| ordered.after.max(page.after));
         let gap_to = page.gap.map_or(0, |(_, to)| to);
         let cut = waits_at.max(gap_to);
@@ -369,8 +372,8 @@ impl Core {
         }
     }
 
-    /// Puts a client's message in the control lane, where it stays in order with what its connection does; it is written once there is
-    /// room for it. False where the lane is half full, or messages before it wait.
+    /// Puts a client's message in the control lane, where it stays in order with its connection's other actions; the message is
+    /// written once there is room for it. Returns `false` if the lane is half full, or messages before it wait.
     pub(super) fn offer<I: Io>(&mut self, io: &mut I, to: usize, write: impl FnOnce(Vec<u8>) -> LaneMessage) -> bool {
         if !self.lane_backlog[to].is_empty() || !self.mesh.has_room(self.shard, to, Class::Control) {
             self.counters.lane_full.increment();
@@ -382,8 +385,8 @@ impl Core {
         true
     }
 
-    /// Whether the data lane has room, and no replies wait: these go first, since they come before the records that follow. This shard
-    /// is the only one that fills the lane, so that the room stays.
+    /// Returns `true` if the data lane has room, and no replies wait: these go first, since they come before the records that
+    /// follow. This shard is the only sender in the lane, so the room stays.
     pub(super) fn takes_data(&self, to: usize) -> bool {
         let takes = self.lane_backlog[to].is_empty() && self.mesh.has_room(self.shard, to, Class::Data);
         if !takes {
@@ -398,12 +401,12 @@ impl Core {
         debug_assert!(pushed.is_ok(), "nobody else fills this lane");
     }
 
-    /// Whether too much waits for a shard already for a socket to be sent there.
+    /// Returns `true` if the backlog to `shard` is too long to hand a connection over.
     pub(super) fn hears_no_more(&self, shard: usize) -> bool {
         self.lane_backlog[shard].len() >= BACKLOG_MAX
     }
 
-    /// Puts a message that must not be lost in a lane, now or later.
+    /// Puts a message that must not be lost in a lane, now or when there is room.
     pub(super) fn send_lane<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) {
         if !self.lane_backlog[to].is_empty() {
             self.wait_for_lane(to, message);
@@ -429,7 +432,7 @@ impl Core {
         }
     }
 
-    /// Sends what waited for full lanes; true if some still waits.
+    /// Sends messages that waited for full lanes. Returns `true` if some still wait.
     pub(super) fn push_backlog<I: Io>(&mut self, io: &mut I) -> bool {
         let mut waits = false;
         for to in 0..self.lane_backlog.len() {

@@ -1,8 +1,9 @@
-//! The way out, one page: what each dirty connection is to be sent, one send for it, and what the socket took of that.
+//! The way out: the data for each dirty connection, one send for it, and booking the bytes that the socket took.
 //!
-//! Three passes, with one enter of the kernel for all of a turn's sends: sends in small blocks with work in between wake a reader that
-//! has drained its sockets again and again. *Plan* (mutable): moves cursors past what is not for the reader, lets ordered replies out, and
-//! notes pieces. *Send* (shared): turns pieces into slices of the queue and the log. *Settle* (mutable): books what was taken.
+//! There are three passes, with one enter of the kernel for all of a turn's sends: sends in small blocks with work in between
+//! would wake a reader that has drained its sockets again and again. *Plan* (mutable): moves cursors past records that are not
+//! for the reader, queues ordered replies, and notes pieces. *Send* (shared): turns pieces into slices of the queue and the log.
+//! *Settle* (mutable): books the bytes taken.
 
 use super::conn::{Conn, Paging, Phase, Slot};
 use super::core::Core;
@@ -20,15 +21,15 @@ use std::collections::VecDeque;
 
 /// Readers of a stream from which on a turn's frames are gathered once for all of them.
 const SHARED_READERS_MIN: usize = 8;
-/// Gathered frames that may wait for readers of a later turn.
+/// Bytes of gathered frames that may wait for readers of a later turn.
 const SHARED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What one part of a send is.
+/// The source of one part of a send.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Source {
     /// The connection's queue.
     Queue,
-    /// One record's frame.
+    /// The frame of a single record.
     Frame { mirror: bool, entry: Entry },
     /// All frames of a shared batch.
     Shared { batch: u32 },
@@ -43,7 +44,7 @@ pub(super) struct Piece {
     pub(super) source: Source,
     pub(super) bytes: u32,
     pub(super) attachment: u16,
-    /// The last `seq` of the piece that is for the reader, and where its cursor stands after it.
+    /// The last `seq` of the piece that is for the reader, and its cursor after the piece.
     pub(super) seq: u64,
     pub(super) upto: u64,
     pub(super) frames: u32,
@@ -64,26 +65,26 @@ pub(super) struct Batch {
     pub(super) to: u64,
     pub(super) start: u32,
     pub(super) bytes: u32,
-    /// Ends of its frames, as places among `ends`.
+    /// Ends of its frames, as a range of `ends`.
     pub(super) first_end: u32,
     pub(super) senders: Senders,
 }
 
-/// Who sent the frames of a batch: they do not get it whole.
+/// The senders of a batch's frames, who may not get it whole.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Senders {
     pub(super) list: [u64; 8],
     pub(super) len: usize,
 }
 
-/// A stream whose readers are being woken, as many as a turn may send to.
+/// A stream whose readers are being woken, as many in one turn as it may send to.
 #[derive(Clone, Copy, Debug)]
 struct Waking {
     stream: StreamKey,
-    /// The next among its readers, and where this ends, unless the list does before.
+    /// The next reader, and the end of the range, unless the list ends before.
     next: usize,
     end: usize,
-    /// Then so many from the first on.
+    /// Readers still to be woken after that, from the first on.
     rest: usize,
 }
 
@@ -91,7 +92,8 @@ struct Waking {
 #[derive(Default)]
 pub(super) struct Outbound {
     pub(super) pieces: Vec<Piece>,
-    /// The stream that was last trimmed for a reader. Nothing is appended between the plans of a block: its other readers find it trimmed.
+    /// The stream that was last trimmed for a reader. Nothing is appended between the plans of a block: its other readers find it
+    /// trimmed.
     pub(super) trimmed: Option<StreamKey>,
     plans: Vec<Plan>,
     parts: Vec<&'static [u8]>,
@@ -108,14 +110,14 @@ pub(super) struct Outbound {
     pub(super) places: Vec<Place>,
 }
 
-/// An emptied vector's memory for elements of another lifetime. Collecting an empty vector in place keeps its allocation.
+/// The memory of an emptied vector, for elements of another lifetime. Collecting an empty vector in place keeps its allocation.
 pub(super) fn reuse<A, B>(mut from: Vec<A>) -> Vec<B> {
     from.clear();
     from.into_iter().map_while(|_| None).collect()
 }
 
 impl Outbound {
-    /// Nothing that was gathered for many readers stays: they read what there still is.
+    /// Drops the frames gathered for many readers: they read the records that still exist.
     pub(super) fn forget_gathered(&mut self) {
         self.batches.clear();
         self.ends.clear();
@@ -141,10 +143,10 @@ impl Core {
         }
     }
 
-    /// Sends to up to `sends_max` dirty connections; true if some are left.
+    /// Sends to up to `sends_max` dirty connections. Returns `true` if some are left.
     pub(super) fn flush<I: Io>(&mut self, io: &mut I, now: Tick, sends_max: usize) -> bool {
         self.begin_waking();
-        // At least one round, in which streams without readers are done with.
+        // At least one round, in which streams without readers are finished.
         let mut left = sends_max.min(self.dirty.len() + self.asleep()).max(1);
         let mut sent = 0;
         while left > 0 {
@@ -161,7 +163,7 @@ impl Core {
         let waiting = self.dirty.len() + self.asleep();
         self.pressure.sent(sent, waiting, now);
         let more = waiting > 0 || !self.out.waking.is_empty();
-        // Those left over find the batches again, unless these have grown too much meanwhile.
+        // The remaining readers find the batches again, unless these have grown too large meanwhile.
         if !more || self.out.shared.len() > SHARED_BYTES_MAX {
             self.out.batches.clear();
             self.out.shared.clear();
@@ -172,7 +174,7 @@ impl Core {
         more
     }
 
-    /// Queues streams with new records for everyone for waking, and gathers frames where many will read the same ones.
+    /// Queues streams with new records for everyone for waking, and gathers frames if many will read the same ones.
     fn begin_waking(&mut self) {
         while let Some(key) = self.dirty_streams.pop() {
             let Some(stream) = self.streams.get_mut(key) else { continue };
@@ -183,7 +185,8 @@ impl Core {
                 stream.waking_from = from;
                 self.out.waking.push_back(Waking { stream: key, next: 0, end: usize::MAX, rest: 0 });
             } else if let Some(waking) = self.out.waking.iter_mut().find(|waking| waking.stream == key) {
-                // Some were woken for an earlier record: all once more, those first that were not, for all since that record.
+                // Some readers were woken for an earlier record: all are woken once more, those first that were not, for
+                // everything since that record.
                 (waking.end, waking.rest) = (usize::MAX, waking.next);
             }
             if many {
@@ -201,7 +204,7 @@ impl Core {
         self.out.waking.iter().map(left).sum()
     }
 
-    /// Marks the next `count` readers dirty. A stream that is not done waits for the others.
+    /// Marks the next `count` readers dirty. A stream that is not finished continues after the others.
     fn wake_some(&mut self, count: usize) {
         let mut left = count;
         while left > 0 {
@@ -231,7 +234,8 @@ impl Core {
         }
     }
 
-    /// Marks a reader dirty for the records from `from` on; one at rest goes straight there, past what was not for it.
+    /// Marks a reader dirty for the records from `from` on. A parked reader's cursor jumps to `from`: nothing before it was
+    /// addressed to this reader.
     pub(super) fn wake(&mut self, reader: Reader, from: u64) {
         let Some(conn) = self.conns.get_mut(reader.conn.index as usize).and_then(Option::as_deref_mut) else { return };
         if conn.id != reader.conn {
@@ -273,7 +277,7 @@ impl Core {
             out.ends.push(u32::try_from(out.shared.len() - start).unwrap_or(u32::MAX));
             to = seq;
         }
-        // One frame is read straight from the log.
+        // A single frame is read straight from the log.
         if to <= from {
             out.shared.truncate(start);
             out.ends.truncate(first_end);
@@ -355,13 +359,13 @@ impl Core {
         if mirror { &self.mirror_log } else { &self.log }
     }
 
-    /// Books what a socket took of its plan.
+    /// Books the bytes of a plan that the socket took.
     fn settle<I: Io>(&mut self, io: &mut I, id: ConnId, pieces: &[Piece], sent: Sent, out: &Outbound, now: Tick) {
         let taken = match sent {
             Sent::Bytes(bytes) => bytes,
             Sent::Failed(errno) => {
                 tracing::debug!(connection_id = %self.connection_id(id), errno, "send failed");
-                // The end of stream may be on its way too; whichever comes first tells.
+                // The end of stream may be on its way too; whichever comes first decides.
                 if let Some(conn) = self.conn_mut(id) {
                     conn.flags.broken = true;
                 }
@@ -411,14 +415,14 @@ impl Core {
         }
     }
 
-    /// What a connection that takes nothing now lets wait lies in no more memory than it needs.
+    /// Shrinks the buffers of a connection that takes nothing now.
     fn fit(&mut self, conn: &mut Conn) {
         let before = conn.memory_bytes();
         conn.fit(&mut self.buffers);
         self.counters.buffer_bytes.subtract((before - conn.memory_bytes()) as u64);
     }
 
-    /// Everything is sent: cursors at their heads are at rest.
+    /// Parks the readers of a connection whose cursors are at their heads, because everything is sent.
     fn rest(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         for slot in conn.slots.iter_mut() {
@@ -431,7 +435,7 @@ impl Core {
         }
     }
 
-    /// Books `part` bytes of a piece as taken. A frame that was cut keeps its rest in the queue.
+    /// Books `part` bytes of a piece as taken. The rest of a frame that was cut is kept in the queue.
     pub(super) fn book(&mut self, conn: &mut Conn, piece: &Piece, part: usize, out: &Outbound) {
         if part == 0 {
             return;
@@ -479,7 +483,7 @@ impl Core {
                 let ends = &out.ends[batch.first_end as usize..batch.first_end as usize + piece.frames as usize];
                 let frames = ends.iter().take_while(|end| **end as usize <= part).count();
                 let (start, bytes) = (batch.start as usize, batch.bytes as usize);
-                // The frame that was cut counts as delivered: its rest is committed.
+                // A frame that was cut counts as delivered: its rest is queued.
                 let cut = ends.get(frames).copied().map_or(bytes, |end| end as usize);
                 let begun = frames > 0 && ends[frames - 1] as usize == part;
                 let count = if begun { frames } else { frames + 1 };
@@ -504,13 +508,13 @@ impl Core {
         }
     }
 
-    /// Nothing waits for this connection any more: reading goes on, a close goes on.
+    /// Follows up when nothing waits for this connection any more: reading continues, a close continues.
     pub(super) fn after_flush<I: Io>(&mut self, io: &mut I, id: ConnId) {
         let Some(conn) = self.conn_mut(id) else { return };
-        // What it is to be sent next may be long in coming, from a disk or another shard.
+        // The next data for it may be long in coming, from a disk or another shard.
         conn.stalled_ms = 0;
         match &mut conn.phase {
-            // The peer has closed before us: nobody waits for it.
+            // The peer has closed first: nobody waits for it.
             Phase::Closing(closing) if conn.flags.ended => {
                 let reason = closing.reason;
                 self.doom(id, reason);
@@ -522,7 +526,7 @@ impl Core {
                     io.finish(id);
                 }
             }
-            // A handover waits for its 101 to be sent: the engine is asked once more whether the socket is quiet.
+            // A handover waits for its 101 to be sent: the engine is asked again whether the socket is quiet.
             Phase::HandingOver(_) if !conn.flags.blocked => io.read(id, Read::Off),
             Phase::Open | Phase::Echo if conn.paused_ms > 0 => self.read_again(io, id),
             Phase::Open if conn.leaving.is_some() => {
@@ -535,7 +539,7 @@ impl Core {
     }
 }
 
-/// Whether a connection that took everything has more to be sent.
+/// Returns `true` if a connection that took everything has more to be sent.
 pub(super) fn has_more(conn: &Conn, core: &Core) -> bool {
     if let Some(tls) = &conn.tls {
         if !tls.pending().is_empty() {
@@ -559,7 +563,7 @@ pub(super) fn has_more(conn: &Conn, core: &Core) -> bool {
     })
 }
 
-/// Commits the rest of a frame that was cut: it goes before everything else.
+/// Queues the unsent tail of a partially sent frame; it must precede all other output.
 fn keep(conn: &mut Conn, counters: &ShardCounters, rest: Vec<u8>) {
     debug_assert!(conn.queue.capacity() == 0, "the queue goes out before any frame");
     counters.buffer_bytes.add(rest.capacity() as u64);

@@ -1,4 +1,4 @@
-//! What a connection is to be sent now: its queue, then what its cursors have before them, in the order of each session.
+//! The data to send to a connection now: its queue, then the records after its cursors, in the order of each session.
 
 use super::conn::{Conn, Paging, Phase, Slot, Waiting};
 use super::contained::contained;
@@ -16,31 +16,31 @@ use crate::ws::Opcode;
 use crate::ws::deflate::Deflater;
 use crate::ws::encoder::{OpenFrame, frame};
 
-/// Records a reader may skip in one plan: the rest next time.
+/// Records that a reader may skip in one plan; the rest follow in the next.
 const SCAN_MAX: usize = 4096;
-/// Ordered replies let out in one plan.
+/// Ordered replies queued in one plan.
 const ORDERED_PER_PLAN_MAX: usize = 64;
-/// Places for such replies that an attachment keeps for the next ones.
+/// Capacity for such replies that an attachment keeps.
 const ORDERED_KEPT_MAX: usize = 64;
 
-/// How far the planning of one attachment is.
+/// The state of planning one attachment.
 struct Scan {
-    /// The last place looked at.
+    /// The last place examined.
     cursor: u64,
-    /// The place it must not pass: the head, or where a reply waits.
+    /// The place that it must not pass: the head, or the place of a waiting reply.
     limit: u64,
-    /// Frames were noted: their places are left to be booked.
+    /// `true` if frames were noted: the cursor moves when they are booked.
     collected: bool,
     bytes: usize,
     seen: usize,
 }
 
 impl Core {
-    /// Notes what a connection is to be sent now.
+    /// Notes the data to send to a connection now.
     pub(super) fn plan<I: Io>(&mut self, io: &mut I, id: ConnId, out: &mut Outbound) {
         let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
         conn.flags.dirty &= conn.id != id;
-        // Behind the end of our side nothing is sent: of what a peer in its TLS handshake says on, TLS has an answer still.
+        // Nothing is sent after the end of our side. A peer in its TLS handshake may say more, to which TLS has an answer still.
         let finished = matches!(&conn.phase, Phase::Closing(closing) if closing.finished);
         if conn.id != id || conn.flags.blocked || finished {
             self.conns[id.index as usize] = Some(conn);
@@ -54,7 +54,7 @@ impl Core {
         }
         let queued = conn.queue.len() - conn.queue_at as usize;
         if queued > 0 {
-            // Planned last, sent first: letting ordered replies out has grown it.
+            // Planned last, sent first: queueing ordered replies has made it longer.
             let bytes = u32::try_from(queued).unwrap_or(u32::MAX);
             let piece = Piece { source: Source::Queue, bytes, attachment: 0, seq: 0, upto: 0, frames: conn.queued_frames };
             out.pieces.insert(first, piece);
@@ -68,16 +68,16 @@ impl Core {
         let more = out.pieces.len() == first && has_more(&conn, self);
         self.conns[id.index as usize] = Some(conn);
         if more {
-            // The scan's budget is used up; the rest comes after the others.
+            // The scan's budget is used up; the rest follows after the others.
             self.mark(id);
         } else if out.pieces.len() == first {
             self.after_flush(io, id);
         }
     }
 
-    /// Replaces the pieces of a TLS connection by their ciphertext; cursors move when encrypted. Plaintext that is left is found when
-    /// the ciphertext has been sent. `false`: TLS panicked, which is contained as in `inbound.rs`, for before it writes it reads what
-    /// is kept of the peer's bytes.
+    /// Replaces the pieces of a TLS connection by their ciphertext; cursors move when encrypted. Remaining plaintext is found
+    /// when the ciphertext has been sent. Returns `false` if TLS panicked, which is contained as in `inbound.rs`, because before
+    /// it writes it reads kept bytes of the peer.
     fn encrypt(&mut self, conn: &mut Conn, out: &mut Outbound, first: usize) -> bool {
         let mut pieces = std::mem::take(&mut out.pieces);
         if let Some(tls) = &mut conn.tls {
@@ -116,10 +116,10 @@ impl Core {
         true
     }
 
-    /// Notes what one of a connection's sessions has for it.
+    /// Notes the data of one of a connection's sessions.
     fn plan_attachment(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize) {
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return };
-        // Its last reply is out: what comes now is no longer for it.
+        // The attachment's last reply is queued: later records are no longer for it.
         if self.left.iter().any(|place| place.conn == conn.id && usize::from(place.attachment) == number) {
             return;
         }
@@ -127,7 +127,7 @@ impl Core {
         if attachment.idle
             && let Some(stream) = self.streams.get(stream)
         {
-            // At rest: nothing that came since was for it, whether or not retention has dropped it by now.
+            // Parked: no record since then was for it, whether or not retention has dropped it by now.
             attachment.cursor = attachment.cursor.max(stream.unwoken_from(stream.head() + 1) - 1);
         }
         let mut scan = Scan { cursor: attachment.cursor, limit: 0, collected: false, bytes: 0, seen: 0 };
@@ -139,7 +139,7 @@ impl Core {
             let Some(attachment) = conn.slots.get(number).and_then(Slot::attached) else { return };
             let waits_at = attachment.ordered.front().map(|ordered| ordered.after);
             if waits_at.is_some_and(|after| after <= scan.cursor) {
-                // Everything before this reply has gone once the frames noted so far have.
+                // Everything before this reply has been sent once the frames noted so far have.
                 if scan.collected || let_out >= ORDERED_PER_PLAN_MAX {
                     break;
                 }
@@ -178,7 +178,7 @@ impl Core {
         }
     }
 
-    /// Lets the next ordered reply of an attachment out into the queue, which goes before any frame.
+    /// Moves the next ordered reply of an attachment to the queue, which is sent before any frame.
     fn let_out(&mut self, conn: &mut Conn, number: usize, cursor: u64) {
         let shard = self.shard_number();
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return };
@@ -202,7 +202,7 @@ impl Core {
             && stream.home.is_none()
             && let Waiting::History(page) = &mut ordered.what
         {
-            // Of a page's size: not copied where nothing goes before it.
+            // As large as a page: not copied if nothing is queued before it.
             conn.queue = std::mem::take(page);
             conn.ordered_bytes = conn.ordered_bytes.saturating_sub(waited_bytes);
             self.counters.buffer_bytes.add(conn.queue.capacity() as u64);
@@ -222,7 +222,7 @@ impl Core {
                 open.finish(Opcode::Text, queue);
             }
         });
-        // A reply was written at the session's home; a passing message was copied here.
+        // A reply was written at the session's home; an ephemeral message was copied here.
         match stream.home {
             Some(home) if !matches!(ordered.what, Waiting::Passing(_)) => self.give_back(home, ordered.what.into_buffer()),
             _ => self.buffers.give(ordered.what.into_buffer()),
@@ -230,7 +230,8 @@ impl Core {
         conn.ordered_bytes = conn.ordered_bytes.saturating_sub(waited_bytes);
     }
 
-    /// A reader behind the oldest record held: a mirror's asks the home for a page (false: wait for it), a home's is told of the gap.
+    /// Handles a cursor before the oldest held record. On a mirror, requests a page from the home and returns `false` (wait); at
+    /// the home, queues `rw.gap` and returns `true`.
     fn skip_dropped(&mut self, conn: &mut Conn, number: usize, oldest: u64, scan: &mut Scan) -> bool {
         let shard = self.shard_number();
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return false };
@@ -259,7 +260,7 @@ impl Core {
         true
     }
 
-    /// Notes frames up to the scan's limit; false where this plan takes no more.
+    /// Notes frames up to the scan's limit. Returns `false` if this plan takes no more.
     fn collect(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize, scan: &mut Scan) -> bool {
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return false };
         let Some(stream) = self.streams.get(attachment.stream) else { return false };
@@ -339,7 +340,7 @@ fn frame_piece(mirror: bool, entry: Entry, attachment: u16, seq: u64) -> Piece {
     Piece { source: Source::Frame { mirror, entry }, bytes: entry.frame_bytes, attachment, seq, upto: seq, frames: 1 }
 }
 
-/// The shared batch that begins with a reader's next record, if it may have all of it.
+/// The shared batch that begins with a reader's next record, if the reader may have all of it.
 fn batch_for(out: &Outbound, stream: StreamKey, next: u64, limit: u64, client: u64) -> Option<usize> {
     out.batches.iter().position(|batch| {
         batch.stream == stream
@@ -349,12 +350,12 @@ fn batch_for(out: &Outbound, stream: StreamKey, next: u64, limit: u64, client: u
     })
 }
 
-/// What names a deflated frame within a flush.
+/// The key of a deflated frame within a flush.
 const fn deflate_key(at: Position, window_bits: u8, mirror: bool) -> u64 {
     at.0 << 9 | (window_bits as u64) << 1 | mirror as u64
 }
 
-/// A frame's deflated form, made once a flush; `None` where it is not worth it.
+/// A frame's deflated form, made once a flush; `None` if it is not worth it.
 fn deflated(
     out: &mut Outbound,
     deflater: &mut Deflater,

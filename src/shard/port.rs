@@ -1,7 +1,7 @@
-//! Control's bounded door to a shard: what control may ask, what it is told, and the queue between them.
+//! Control's bounded access to a shard: requests, answers, and the queue between them.
 //!
-//! May import the vocabulary, `config` and `counters`. Invariant: nothing here waits. A full queue hands the message back to
-//! control, which tries later or reports the shard as stuck; a shard that answers nobody any more counts it and goes on.
+//! May import the vocabulary, `config` and `counters`. Invariant: nothing here waits. A full queue returns the message to
+//! control, which tries later or reports the shard as stuck; a shard whose answer nobody receives counts it and goes on.
 
 use super::counters::SharedCounters;
 use crate::auth::{KeySet, Revocations, TokenPolicy};
@@ -19,42 +19,42 @@ use tokio::sync::oneshot;
 
 /// Messages that may wait in one port. Control sends about one a second, and a page request for each page it shows.
 pub const PORT_DEPTH_MAX: usize = 64;
-/// Connections in one page: what a shard may tell within one turn.
+/// Connections in one page: as many as a shard may report within one turn.
 pub const CONNECTIONS_PAGE_MAX: usize = 250;
-/// Sessions told of one connection.
+/// Sessions reported for one connection.
 pub const SESSIONS_SHOWN_MAX: usize = 64;
-/// Closed connections a shard remembers.
+/// Closed connections that a shard remembers.
 pub const CLOSED_KEPT_MAX: usize = 1_000;
-/// How long it remembers them.
+/// Time for which it remembers them.
 pub const CLOSED_KEPT_MS: u64 = 600_000;
 
-/// What control publishes to the shards: immutable, replaced as a whole.
+/// The state that control publishes to the shards: immutable, replaced as a whole.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// The settings in force.
     pub settings: Arc<Settings>,
     /// The keys that tokens are verified with.
     pub keys: Arc<KeySet>,
-    /// What a token must be.
+    /// Requirements on tokens.
     pub tokens: TokenPolicy,
-    /// Tokens and users that are let in no more.
+    /// Tokens, clients and users that are no longer admitted.
     pub revocations: Arc<Revocations>,
-    /// What an upgrade is judged by.
+    /// The rules by which an upgrade is judged.
     pub upgrade: UpgradePolicy,
-    /// Where TLS is on.
+    /// `None` if TLS is off.
     pub tls: Option<TlsServer>,
-    /// How the whole node is. The one thing in here that changes in place: it is the same in each snapshot of a process.
+    /// The health of the whole node. The only part that changes in place: it is the same in each snapshot of a process.
     pub health: Arc<NodeHealth>,
 }
 
-/// How the node is, as control last saw it, for shards that are asked on the clients' port.
+/// The node's health, as control last saw it, for probes on the clients' port.
 #[derive(Debug, Default)]
 pub struct NodeHealth {
     alive: AtomicU8,
     ready: AtomicU8,
 }
 
-/// What `/healthz` says.
+/// The answer of `/healthz`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Alive {
@@ -65,7 +65,7 @@ pub enum Alive {
     Stuck,
 }
 
-/// What `/readyz` says.
+/// The answer of `/readyz`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Ready {
@@ -78,13 +78,13 @@ pub enum Ready {
 }
 
 impl NodeHealth {
-    /// By control, whenever it knows more.
+    /// Sets both; by control, whenever they change.
     pub fn set(&self, alive: Alive, ready: Ready) {
         self.alive.store(alive as u8, Ordering::Relaxed);
         self.ready.store(ready as u8, Ordering::Relaxed);
     }
 
-    /// Whether the process is to go on, and the word for it.
+    /// Returns whether the process is to go on, and the word for it.
     #[must_use]
     pub fn alive(&self) -> (bool, &'static str) {
         match self.alive.load(Ordering::Relaxed) {
@@ -94,7 +94,7 @@ impl NodeHealth {
         }
     }
 
-    /// Whether traffic is to come, and the word for it.
+    /// Returns whether traffic may come, and the word for it.
     #[must_use]
     pub fn ready(&self) -> (bool, &'static str) {
         match self.ready.load(Ordering::Relaxed) {
@@ -106,11 +106,11 @@ impl NodeHealth {
     }
 }
 
-/// What control says to a shard.
+/// A message from control to a shard.
 #[derive(Debug)]
 pub enum PortMessage {
-    /// These settings, keys and revocations are in force from now on; answered, where that is asked for, with the number of
-    /// connections that were ended since their tokens are revoked.
+    /// Puts these settings, keys and revocations in force; answered, if a reply is asked for, with the number of connections that
+    /// were ended because their tokens are revoked.
     Configure { snapshot: Arc<Snapshot>, reply: Option<oneshot::Sender<usize>> },
     /// Stop accepting; tell clients to go away (`rw.goaway`) and close them (1012) over the window.
     Drain { window_ms: u64, restart: bool },
@@ -121,22 +121,22 @@ pub enum PortMessage {
     /// A page of connections from this position on (0 at first, then [`ConnectionPage::next`]), in the order of the shard's
     /// table; closed ones come last.
     ListConnections { from: u64, limit: usize, reply: oneshot::Sender<ConnectionPage> },
-    /// Purge a session: no byte of its messages so far stays. Answered when that is so; with `None` where it is not at home there.
+    /// Purge a session: no byte of its messages so far remains. Answered when that is so; with `None` if it is not at home there.
     Purge { session_id: String, reply: PurgeReply },
-    /// One connection, by its id; `None` where this shard does not know it.
+    /// Show a connection, by its id; `None` if this shard does not know it.
     ShowConnection { connection_id: String, reply: oneshot::Sender<Option<ConnectionInfo>> },
-    /// Which tables are not empty.
+    /// Name the tables that are not empty.
     #[cfg(test)]
     WhatIsLeft { reply: oneshot::Sender<Vec<String>> },
 }
 
-/// Where a purge is answered: what it came to, nothing where the session is not at home, or why it failed.
+/// The receiver of a purge's result: what was purged, `None` if the session is not at home, or why it failed.
 pub type PurgeReply = oneshot::Sender<Result<Option<Purged>, String>>;
 
-/// What a purge came to.
+/// The result of a purge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Purged {
-    /// Messages that were taken out of the log's files.
+    /// Messages that were removed from the log's files.
     pub messages: u64,
 }
 
@@ -145,19 +145,19 @@ pub struct Purged {
 pub struct ConnectionPage {
     /// At most [`CONNECTIONS_PAGE_MAX`].
     pub connections: Vec<ConnectionInfo>,
-    /// Where the next page begins, above where this one began; `None` after the last.
+    /// Where the next page begins, behind the beginning of this one; `None` after the last.
     pub next: Option<u64>,
 }
 
-/// How far a connection is.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConnectionState {
     /// TLS handshake.
     Tls,
-    /// Its HTTP request is awaited.
+    /// Waiting for the HTTP request.
     Http,
-    /// Its hello is awaited.
+    /// Waiting for the hello.
     Hello,
     /// Being handed to its home shard.
     Handover,
@@ -171,27 +171,27 @@ pub enum ConnectionState {
     Closed,
 }
 
-/// One session of a connection.
+/// A session of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionInfo {
     pub session_id: String,
     /// The session's head, as far as this shard knows it.
     pub head_seq: u64,
-    /// The last place this connection was sent up to.
+    /// The last place up to which this connection was sent.
     pub cursor_seq: u64,
-    /// Read through a mirror, since its home is another shard.
+    /// `true` if it is read through a mirror, since its home is another shard.
     pub mirrored: bool,
 }
 
 impl SessionInfo {
-    /// How many places of the order it is behind.
+    /// The number of places in the order that it is behind.
     #[must_use]
     pub const fn lag(&self) -> u64 {
         self.head_seq.saturating_sub(self.cursor_seq)
     }
 }
 
-/// One connection, as an operator sees it. Holds no token and no payload.
+/// A connection, as an operator sees it. Holds no token and no payload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionInfo {
     pub connection_id: String,
@@ -202,11 +202,11 @@ pub struct ConnectionInfo {
     pub state: ConnectionState,
     /// At most [`SESSIONS_SHOWN_MAX`].
     pub sessions: Vec<SessionInfo>,
-    /// Replies and partial messages this process holds for it.
+    /// Bytes of replies and partial messages that this process holds for it.
     pub buffered_bytes: u64,
-    /// Since the accept; of a closed one, until its end.
+    /// Time since the accept; for a closed one, until its end.
     pub age_ms: u64,
-    /// Since it last sent anything; of a closed one, since its end.
+    /// Time since it last sent anything; for a closed one, since its end.
     pub idle_ms: u64,
     pub messages_in: u64,
     pub messages_out: u64,
@@ -223,7 +223,7 @@ pub struct ClosedConnections {
 }
 
 impl ClosedConnections {
-    /// Remembers one that ends now. Returns how many were pushed out before their time (0 or 1), to be counted.
+    /// Remembers a connection that ends now. Returns how many were removed before their time (0 or 1), to be counted.
     pub fn remember(&mut self, mut info: ConnectionInfo, reason: CloseReason, now_ms: u64) -> u64 {
         self.forget_old(now_ms);
         let mut pushed_out = 0;
@@ -239,31 +239,31 @@ impl ClosedConnections {
         pushed_out
     }
 
-    /// Forgets those older than ten minutes.
+    /// Forgets connections closed more than ten minutes ago.
     pub fn forget_old(&mut self, now_ms: u64) {
         while self.kept.front().is_some_and(|(at_ms, _)| now_ms.saturating_sub(*at_ms) >= CLOSED_KEPT_MS) {
             self.kept.pop_front();
         }
     }
 
-    /// How many are remembered.
+    /// The number of remembered connections.
     #[must_use]
     pub fn len(&self) -> usize {
         self.kept.len()
     }
 
-    /// Whether none is.
+    /// Returns `true` if none is remembered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.kept.is_empty()
     }
 
-    /// Those remembered, oldest first, with the time since their end.
+    /// The remembered connections, oldest first, with the time since their end.
     pub fn iter(&self, now_ms: u64) -> impl Iterator<Item = ConnectionInfo> + '_ {
         self.kept.iter().map(move |(at_ms, info)| ConnectionInfo { idle_ms: now_ms.saturating_sub(*at_ms), ..info.clone() })
     }
 
-    /// One of them, by its id.
+    /// A remembered connection, by its id.
     #[must_use]
     pub fn find(&self, connection_id: &str, now_ms: u64) -> Option<ConnectionInfo> {
         let (at_ms, info) = self.kept.iter().rev().find(|(_, info)| info.connection_id == connection_id)?;
@@ -306,7 +306,7 @@ pub struct PortReceiver {
     queue: Arc<ArrayQueue<PortMessage>>,
 }
 
-/// A port to shard number `shard`, whose counters control shall read.
+/// A port to shard number `shard`, whose counters control will read.
 #[must_use]
 pub fn port(shard: usize, bell: Arc<dyn Bell>, counters: SharedCounters) -> (Port, PortReceiver) {
     let queue = Arc::new(ArrayQueue::new(PORT_DEPTH_MAX));
@@ -320,7 +320,7 @@ impl Port {
         self.shard
     }
 
-    /// What the shard counts.
+    /// The shard's counters.
     #[must_use]
     pub fn counters(&self) -> &SharedCounters {
         &self.counters
@@ -329,7 +329,7 @@ impl Port {
     /// Puts a message in and rings.
     ///
     /// # Errors
-    /// The message, where the port is full. The bell has rung all the same.
+    /// The message, if the port is full. The bell has rung all the same.
     pub fn send(&self, message: PortMessage) -> Result<(), Box<PortFull>> {
         let pushed = self.queue.push(message);
         // The push comes before the ring, so that the shard that wakes finds it.
@@ -345,7 +345,7 @@ impl PortReceiver {
         self.queue.pop()
     }
 
-    /// Whether nothing waits: to be asked again after the sleep was announced.
+    /// Returns `true` if nothing waits: check again after the sleep was announced.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()

@@ -1,4 +1,4 @@
-//! Posts: messages for a channel from outside it, wherever it is at home.
+//! Posts: messages for a channel from outside it, whichever shard is its home.
 
 use super::core::Core;
 use super::durable::RECORD_BYTES_MORE_MAX;
@@ -12,7 +12,7 @@ use crate::session::{DedupeLimits, NOBODY, Place, Seen, SessionKey, StreamKey, T
 use crate::time::Tick;
 
 impl Core {
-    /// A message for a channel from outside it: it goes into the channel's session, wherever that is at home.
+    /// Handles a message for a channel from outside it: it is published in the channel's session, whichever shard is its home.
     pub(super) fn post<I: Io>(&mut self, io: &mut I, id: ConnId, name: &str, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
         let session_id = self.channel_named(name);
         self.post_into(io, id, &session_id, envelope, text, now);
@@ -28,12 +28,12 @@ impl Core {
         session_id
     }
 
-    /// A post from another shard to a channel at home here.
+    /// Handles a post from another shard to a channel at home here.
     pub(super) fn on_post<I: Io>(&mut self, io: &mut I, post: &ChannelPost, now: Tick) {
         let Some((text, client_id)) = post.bytes.split_at_checked(post.text_bytes as usize) else { return };
         let Ok(client_id) = std::str::from_utf8(client_id) else { return };
         let Some(mut parser) = self.parser.take() else { return };
-        // It was parsed and found good where it arrived.
+        // The text was parsed and found valid on the shard where it arrived.
         if let Ok(envelope) = parser.parse(text)
             && let To::One(Address::Channel(name)) = envelope.to
         {
@@ -92,7 +92,7 @@ impl Core {
         }
     }
 
-    /// A post at its channel's home. What is delivered bears the channel's session id.
+    /// Publishes a post at its channel's home. The delivered message has the channel's session id.
     pub(super) fn publish_post<I: Io>(
         &mut self,
         io: &mut I,
@@ -108,7 +108,7 @@ impl Core {
         rewritten(envelope, session_id, &mut object);
         let moved = Envelope { object: &object, ..*envelope };
         if envelope.ephemeral {
-            // Where there is no session yet, nobody is in it.
+            // Without a session nobody is in the channel.
             if let Some(stream) = known.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.stream) {
                 self.pass(io, origin, stream, &moved, &audiences, now);
             }
@@ -131,7 +131,7 @@ impl Core {
                 let stream = known.and_then(|key| Some((key, self.sessions.sessions.get(key)?.stream)));
                 match stream {
                     Some(of) => self.acknowledge_again(origin, of, envelope, seq),
-                    // Its session is gone with it, long after it was durable.
+                    // The session is gone with the message, long after it was durable.
                     None => self.acknowledge(origin, envelope, seq, true),
                 }
             }
@@ -143,8 +143,8 @@ impl Core {
         self.buffers.give(object);
     }
 
-    /// The session of a channel that takes a post, with its stream and its epoch's number. It is made where it is new, and the post is
-    /// refused for nothing else: it counts to who posts.
+    /// The session of a channel that takes a post, with its stream and its epoch's number. It is created if it is new and then
+    /// counts to the poster; the post is refused only for lack of room for it.
     fn channel_for<I: Io>(
         &mut self,
         io: &mut I,
@@ -173,7 +173,7 @@ impl Core {
         }
         let session = known.unwrap_or_else(|| {
             let made = self.make_session(session_id, hash, maker, now);
-            // Its name is in the log before its first message though the log is behind: there is room for both, as was asked.
+            // The channel's name is in the log before its first message although the log is behind: room for both was checked.
             self.keep_session_first(made, now);
             made
         });

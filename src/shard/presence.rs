@@ -1,10 +1,10 @@
-//! Presence: what watchers are told of a member, and how often it may tell of itself.
+//! Presence: what watchers are told of a member, and how often a member may set its data.
 //!
-//! Comings and goings wait for a watcher in their order, all of them. Of what a member tells of itself the newest waits: what was there
-//! of it before goes, and the new is behind all that came meanwhile.
+//! Joins and leaves wait for a watcher in their order, all of them. Of a member's presence data only the newest waits: newer data
+//! replaces it, and is behind everything that came meanwhile.
 //!
 //! Presence data is a frame for each watcher, to be made and sent: many of them in one turn would keep all other connections
-//! waiting. A turn tells few, and the others are told in the next ones, what is the newest then.
+//! waiting. So a turn tells few watchers, and the others are told in the next turns, with the data that is newest then.
 
 use super::conn::Waiting;
 use super::core::Core;
@@ -17,17 +17,17 @@ use crate::session::{MemberKey, Place, PresenceChange, Telling};
 use crate::time::Tick;
 use std::collections::VecDeque;
 
-/// Watchers that are told in one turn what members tell of themselves. Few in tests, where few watch.
+/// Watchers that are told of presence data in one turn. Few in tests, where few watch.
 const TOLD_PER_TURN_MAX: usize = if cfg!(test) { 4 } else { 16 };
-/// Watches that are looked at for that: some are of a room, of the member itself, or of one that is away.
+/// Watches that are examined for that: some are of a room, of the member itself, or of one that is away.
 const LOOKS_PER_TURN_MAX: usize = if cfg!(test) { 8 } else { 1024 };
 
-/// What a turn may do still.
+/// The rest of a turn's budget.
 #[derive(Clone, Copy, Debug)]
 struct Budget {
     told: usize,
     looks: usize,
-    /// Nobody on a shard is told whose lane is full: what waits there could not be outdated.
+    /// `true` if watchers on a shard whose lane is full are not told: data that waits there could not be replaced.
     spares_full_lanes: bool,
     is_lane_full: bool,
 }
@@ -36,22 +36,22 @@ impl Budget {
     const TURN: Self = Self { told: TOLD_PER_TURN_MAX, looks: LOOKS_PER_TURN_MAX, spares_full_lanes: true, is_lane_full: false };
     const ALL: Self = Self { told: usize::MAX, looks: usize::MAX, spares_full_lanes: false, is_lane_full: false };
 
-    /// This turn has told or looked at anybody.
+    /// Returns `true` if this turn has told or examined anybody.
     const fn is_used(&self) -> bool {
         self.looks < LOOKS_PER_TURN_MAX
     }
 }
 
-/// A member whose watchers are told what it told of itself last.
+/// A member whose watchers are being told its newest data.
 #[derive(Clone, Copy, Debug)]
 struct Told {
     of: MemberKey,
-    /// The session's watches, from the first on, that were not come to. They are gone through from the last one down, so that nobody is left out
-    /// where others end their watches meanwhile.
+    /// The number of the session's watches, from the first on, that are still to be examined. They are examined from the last one
+    /// down, so that nobody is left out when others end their watches meanwhile.
     left: usize,
 }
 
-/// Members whose watchers are told in this turn and the next ones: each stands here once.
+/// Members whose watchers are told in this turn and the next ones; each member is here once.
 #[derive(Debug)]
 pub(super) struct Tellings {
     waiting: VecDeque<Told>,
@@ -65,7 +65,7 @@ impl Default for Tellings {
 }
 
 impl Core {
-    /// Takes one of the times that a member may tell of itself, or says how long it is to wait, in milliseconds.
+    /// Takes from a member's rate of presence updates. Returns the milliseconds that it must wait if there is no room.
     pub(super) fn may_tell(&mut self, key: MemberKey, now: Tick) -> Result<(), u64> {
         let limits = &self.snapshot.settings.limits;
         let rate = Rate { per_second: limits.presence_per_second, burst: limits.presence_burst };
@@ -76,7 +76,7 @@ impl Core {
         Ok(())
     }
 
-    /// Tells a member that it tells of itself too often.
+    /// Refuses a presence update over the member's rate.
     pub(super) fn refuse_telling(&mut self, place: Place, head: Head<'_>, wait_ms: u64) {
         self.counters.limit_reached(LimitReached::PresenceRate);
         let limits = &self.snapshot.settings.limits;
@@ -96,7 +96,7 @@ impl Core {
         self.refuse_at(place, &refusal);
     }
 
-    /// Tells the watchers of a session, or of a room of it.
+    /// Tells the watchers of a session, or of a room of it, about a change.
     pub(super) fn tell_presence(&mut self, key: MemberKey, change: PresenceChange, room: Option<&str>) {
         if change == PresenceChange::Data {
             return self.tell_data(key);
@@ -130,7 +130,7 @@ impl Core {
         }
     }
 
-    /// Has watchers told what a member tells of itself: in this turn, as far as it may, then in the next ones.
+    /// Begins to tell watchers a member's presence data: in this turn, as far as it may, then in the next ones.
     fn tell_data(&mut self, key: MemberKey) {
         let Some(left) = self.watches_of(key) else { return };
         let Some(member) = self.sessions.members.get_mut(key) else { return };
@@ -142,12 +142,13 @@ impl Core {
                 self.tell_on();
             }
             Telling::Begun => member.telling = Telling::Again,
-            // Those that wait are told the newest.
+            // Waiting watchers will be told the newest data.
             Telling::Waits | Telling::Again => {}
         }
     }
 
-    /// Goes on with what members tell of themselves, as far as a turn may: whether there is more to do, and whether a lane is full for it.
+    /// Continues to tell presence data, as far as a turn may. Returns whether there is more to do, and whether a full lane is the
+    /// reason.
     pub(super) fn serve_tellings(&mut self) -> (bool, bool) {
         if self.tellings.waiting.is_empty() && !self.tellings.budget.is_used() {
             return (false, false);
@@ -177,14 +178,15 @@ impl Core {
                 _ => Telling::Begun,
             };
             if telling.left > 0 {
-                // Behind the others: of many watchers each turn tells some.
+                // Behind the others: if there are many watchers each turn tells some.
                 self.tellings.waiting.push_back(telling);
             }
         }
         self.tellings.budget = budget;
     }
 
-    /// Tells all that are still to be told what a member told of itself: before they are told of its going, and before its data is purged.
+    /// Tells all watchers that are still to be told of a member's data: before they are told that it has gone, and before its
+    /// data is purged.
     pub(super) fn finish_telling(&mut self, key: MemberKey) {
         let telling = self.sessions.members.get(key).map_or(Telling::Done, |member| member.telling);
         if telling == Telling::Done {
@@ -203,13 +205,13 @@ impl Core {
         }
     }
 
-    /// Watches of a member's session.
+    /// The number of watches of a member's session.
     fn watches_of(&self, key: MemberKey) -> Option<usize> {
         let session = self.sessions.sessions.get(self.sessions.members.get(key)?.session)?;
         (!session.channel).then_some(session.watchers.len())
     }
 
-    /// Tells watchers what a member told of itself last, as many as there is budget for.
+    /// Tells watchers a member's newest data, as many as the budget allows.
     fn tell_some(&mut self, telling: &mut Told, budget: &mut Budget) {
         let key = telling.of;
         let member = self.sessions.members.get(key);
@@ -264,7 +266,7 @@ impl Core {
         to == self.shard || self.mesh.has_room(self.shard, to, Class::Control)
     }
 
-    /// Each member whose watchers are still to be told of it waits for that once.
+    /// Checks that each member whose watchers are still to be told is in the queue once.
     #[cfg(test)]
     pub(super) fn inspect_tellings(&self, resting: bool) -> Result<(), String> {
         let waiting = &self.tellings.waiting;
@@ -280,7 +282,8 @@ impl Core {
         Ok(())
     }
 
-    /// Puts what a member tells of itself behind all that waits for a watcher. What it told before and still waits there goes.
+    /// Queues a member's presence data behind everything that waits for a watcher. Older data of it that still waits there is
+    /// dropped.
     pub(super) fn put_data(&mut self, to: Place, after: u64, of: MemberKey, frame: Vec<u8>) {
         self.forget_data(to, of);
         self.put_ordered(to, after, Waiting::Data { of, frame });

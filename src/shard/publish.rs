@@ -1,4 +1,4 @@
-//! A message from its sender to the log: where it goes, whether it is new, its place in the order, its acknowledgement.
+//! A message from its sender to the log: its audience, whether it is new, its place in the order, its acknowledgement.
 
 use super::conn::{Paging, Waiting};
 use super::core::Core;
@@ -16,13 +16,13 @@ use crate::time::Tick;
 use crate::ws::Opcode;
 use crate::ws::encoder::frame_head;
 
-/// Ids of posts to channels at home here that are remembered against repeats.
+/// Ids of posts to channels at home here that are remembered to recognise repeats.
 pub(super) const POSTED_IDS_MAX: usize = 65_536;
 
-/// What a sender is told whose session takes no more.
+/// The error text for a sender whose session cannot take more.
 pub(super) const TOO_MUCH: &str = "the session takes no more right now: send it again after retry_after_ms";
 
-/// The half of a content hash that the window compares; the record holds the whole.
+/// The half of a content hash that the window compares; the record holds all of it.
 #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
 pub(super) const fn low(content: u128) -> u64 {
     content as u64
@@ -53,7 +53,7 @@ impl Audiences {
         Self { all: true, ..Self::default() }
     }
 
-    /// The addresses a record bears: none where it is for everyone.
+    /// The addresses in the record: none if it is for everyone.
     pub(super) fn recorded(&self) -> &[u64] {
         if self.all { &[] } else { self.list() }
     }
@@ -63,7 +63,7 @@ impl Audiences {
     }
 }
 
-/// Where the sender is and what is told to it.
+/// The sender's place, and the parameters of its answer.
 #[derive(Clone, Copy)]
 pub(super) struct Origin<'a> {
     pub place: Place,
@@ -75,7 +75,7 @@ pub(super) struct Origin<'a> {
 }
 
 impl Core {
-    /// An application's message from a connection here.
+    /// Handles an application's message from a connection here.
     pub(super) fn route<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
         if let To::One(Address::Channel(name)) = envelope.to {
             return self.post(io, id, name, envelope, text, now);
@@ -106,7 +106,7 @@ impl Core {
         })
     }
 
-    /// Hands a message to the session's home. A full lane is answered at once: the connection has several sessions.
+    /// Forwards a message to the session's home. A full lane is answered at once.
     pub(super) fn forward<I: Io>(
         &mut self,
         io: &mut I,
@@ -133,13 +133,13 @@ impl Core {
         offered
     }
 
-    /// Tells that a lane had no room, which `offer` has counted.
+    /// Refuses a message because a lane had no room, which `offer` has counted.
     pub(super) fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         self.refuse_with(id, head, ErrorCode::LimitBackpressure, TOO_MUCH, None);
     }
 
-    /// A member's message into its session, at home here.
+    /// Publishes a member's message in its session, at home here.
     pub(super) fn publish<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, envelope: &Envelope<'_>, now: Tick) {
         let Some(entry) = self.sessions.members.get_mut(member) else { return };
         if entry.place != Some(place) {
@@ -165,7 +165,7 @@ impl Core {
         }
     }
 
-    /// Whether the sender of the message at hand wants acks.
+    /// Returns `true` if the sender of the current message wants acks.
     fn wants_acks(&self, place: Place) -> bool {
         if place.shard == self.shard_number() {
             self.conn(place.conn).is_none_or(|conn| conn.flags.acks)
@@ -202,7 +202,7 @@ impl Core {
         }
         let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
         let content = self.content_hash(envelope, &audiences);
-        // A channel's readers come and go as members; its window is the shard's, which posts from outside share.
+        // A channel's readers come and go as members, so its window is the shard's, which posts from outside share.
         let channel = self.sessions.sessions.get(session).is_some_and(|entry| entry.channel);
         let member = member.filter(|_| !channel);
         let own = self.dedupe_limits();
@@ -262,7 +262,7 @@ impl Core {
         self.key.hash128(&[envelope.kind.as_bytes(), &targets[..len], envelope.payload])
     }
 
-    /// Finds whom a message is for; all of its addresses or none.
+    /// Resolves the addresses of a message; all of them or none.
     fn resolve(&self, session: SessionKey, envelope: &Envelope<'_>, audiences: &mut Audiences) -> Result<(), Refusal> {
         for address in envelope.to.iter() {
             match address {
@@ -287,14 +287,14 @@ impl Core {
                     let message = format!("no agent is registered for the intent '{name}'");
                     return Err(refusal_of(envelope, ErrorCode::RouteNoAgent, message, "/to"));
                 }
-                // Alone by the envelope's rules, and taken care of before.
+                // Stands alone by the envelope's rules, and was handled before.
                 Address::Channel(_) => {}
             }
         }
         Ok(())
     }
 
-    /// Appends a message to the log: its place in the order, and the one copy of its bytes.
+    /// Appends a message to the log: assigns its place in the order, and makes the only copy of its bytes.
     #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
     pub(super) fn append(
         &mut self,
@@ -336,7 +336,7 @@ impl Core {
         added(tail, seq, from, now.wall_ms, Some(traceparent.as_str()));
     }
 
-    /// Marks a new record's audience dirty (all, where `targets` is empty), and its mirrors.
+    /// Marks a new record's audience dirty (everyone, if `targets` is empty), and its mirrors.
     pub(super) fn note_appended(&mut self, session: SessionKey, stream: StreamKey, seq: u64, targets: &[u64]) {
         if let Some(entry) = self.sessions.sessions.get(session)
             && !entry.mirrors.is_empty()
@@ -365,7 +365,7 @@ impl Core {
         self.sessions.members.get(member)?.place
     }
 
-    /// A record for everyone: the stream's readers are marked when the turn sends.
+    /// Notes a record for everyone: the stream's readers are marked when the turn sends.
     pub(super) fn note_broadcast(&mut self, key: StreamKey, seq: u64) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         if stream.broadcast_from == 0 {
@@ -376,7 +376,7 @@ impl Core {
         }
     }
 
-    /// A record for this reader: a reader at rest goes straight to it, past what was not for it.
+    /// Wakes a reader for a record. A parked reader's cursor jumps to it, past records that were not for it.
     pub(super) fn wake_reader(&mut self, place: Place, stream: StreamKey, seq: u64) {
         let first = self.streams.get(stream).map_or(seq, |stream| stream.unwoken_from(seq));
         let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment)) else { return };
@@ -395,7 +395,7 @@ impl Core {
         self.reply_to(origin.place, AT_ONCE, |out| crate::protocol::ack(out, head, seq, is_duplicate));
     }
 
-    /// An ephemeral message: to who is there and keeps up, with no place in the order.
+    /// Delivers an ephemeral message to readers that are connected and keep up, with no place in the order.
     pub(super) fn pass<I: Io>(
         &mut self,
         io: &mut I,
@@ -438,7 +438,7 @@ impl Core {
         self.buffers.give(frame);
     }
 
-    /// Gives an ephemeral frame to the readers of a stream on this shard; `targets` empty is everyone.
+    /// Delivers an ephemeral frame to the readers of a stream on this shard; an empty `targets` means everyone.
     pub(super) fn pass_here(&mut self, stream: StreamKey, sender: u64, targets: &[u64], frame: &[u8]) {
         let Some(entry) = self.streams.get(stream) else { return };
         let head = entry.head();
@@ -472,7 +472,7 @@ impl Core {
         self.out.readers = readers;
     }
 
-    /// Sends a refusal to wherever the sender is.
+    /// Sends a refusal to the sender, wherever it is.
     pub(super) fn refuse_place(&mut self, origin: &Origin<'_>, refusal: &Refusal) {
         self.counters.refused.increment();
         let frame = Some(origin.number).filter(|number| *number > 0);

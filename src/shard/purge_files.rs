@@ -1,5 +1,5 @@
-//! A session's messages taken out of a shard's files while no gateway has them open: what a purge that was interrupted left undone, and
-//! a purge by the tools.
+//! Purges a session's messages from a shard's files while no gateway has them open: finishes an interrupted purge, and purges for
+//! the tools.
 
 use super::resize::NewLog;
 use super::store::{ReadError, Segment, scan, trim_files};
@@ -17,7 +17,7 @@ use std::path::Path;
 /// The log's [`purge`], for the engine's thread of files.
 ///
 /// # Errors
-/// What does not read as a record, without an errno.
+/// Bytes that do not read as a record, without an errno.
 pub fn purge_part(
     bytes: &mut [u8],
     end: usize,
@@ -28,7 +28,7 @@ pub fn purge_part(
     purge_all_but(&BTreeSet::new(), bytes, end, session, is_first, each)
 }
 
-/// The same, but for what these members said of themselves.
+/// Purges all but the states of the members for which `keeps` is true.
 fn purge_all_but(
     keeps: &BTreeSet<u64>,
     bytes: &mut [u8],
@@ -41,15 +41,15 @@ fn purge_all_but(
     purged.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// A member's state without its presence data, and what happened to it since, each with the header that it stood under.
+/// A member's state without its presence data, and later facts about it, each with its original header.
 type BareState = Vec<(Header, Vec<u8>)>;
 
-/// The members of sessions, by session and member, as each stands last in a log; a state is there where it has presence data.
+/// The members of sessions, by session and member, as of the end of a log; `Some` for those that have presence data.
 #[derive(Debug, Default)]
 struct Members(BTreeMap<(u64, u64), Option<BareState>>);
 
 impl Members {
-    /// One record of the log, in order.
+    /// Notes the next record of the log.
     fn note(&mut self, record: &Record<'_>) {
         let Header { kind, session, sender, .. } = record.header;
         match kind {
@@ -62,7 +62,8 @@ impl Members {
                 });
                 self.0.insert((session, sender), bare);
             }
-            // Version 2 has presence data in records of their own, which go. What else stands behind a state of version 1 goes with it.
+            // Version 2 has presence data in records of their own, which are purged. Other records behind a state of version 1
+            // are rewritten with it.
             Kind::Stays | Kind::Joined | Kind::Left | Kind::Came | Kind::Went | Kind::Roles | Kind::Receipt => {
                 if let Some(Some(state)) = self.0.get_mut(&(session, sender)) {
                     state.push((record.header, record.body.to_vec()));
@@ -74,25 +75,25 @@ impl Members {
         }
     }
 
-    /// Those of a session, by the hash of each.
+    /// The members of a session, by the hash of each.
     fn of(&self, session: u64) -> BTreeSet<u64> {
         let members = self.0.range((session, 0)..=(session, u64::MAX));
         members.filter(|(_, state)| state.is_some()).map(|((_, member), _)| *member).collect()
     }
 }
 
-/// Where the record of a session's purge stands.
+/// The place of the record of a session's purge.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub at: Position,
-    /// Members whose state was not written again before it, without their presence data: an earlier version's purge leaves them.
+    /// Members whose state was not rewritten before it without their presence data: an earlier version's purge leaves them.
     pub keeps: BTreeSet<u64>,
 }
 
 /// Finds the last record of each session's purge in a log whose purge may have stopped half way, and the size of its segments.
 ///
 /// # Errors
-/// What could not be read, or is damaged.
+/// A file that could not be read, or is damaged.
 pub fn find_purges<R: Read + Seek>(
     log: &mut [Segment<R>],
     (shard, generation): (u16, u32),
@@ -112,7 +113,7 @@ pub fn find_purges<R: Read + Seek>(
     });
     let (scanned, whole_to) = match scanned {
         Ok(scanned) => (scanned, u64::MAX),
-        // A body that does not read and has no purge behind it was not purged, but torn: nothing from there on had been synced.
+        // A body that does not read and has no purge behind it was torn, not purged: nothing from there on had been synced.
         Err(ReadError::Scan(ScanError::Purged { uncovered, scanned })) => {
             let size = scanned.segment_bytes.unwrap_or(0);
             let first = uncovered.iter().map(|each| each.segment * size + each.offset).min();
@@ -124,7 +125,7 @@ pub fn find_purges<R: Read + Seek>(
     Ok((scanned.segment_bytes.unwrap_or(0), before))
 }
 
-/// Finishes the purges that were begun in a shard's directory, where their record has come into the log; how many messages went.
+/// Finishes the purges that were begun in a shard's directory and recorded in the log. Returns how many messages were purged.
 ///
 /// # Errors
 /// One line: what could not be read or written.
@@ -140,7 +141,7 @@ pub fn finish_purges(path: &Path, shard: usize, generation: u32) -> Result<u64, 
     let (size, found) = find_purges(&mut log, (shard, generation), &sessions).map_err(|error| error.told(path))?;
     let mut messages = 0;
     for session in sessions {
-        // Where its record is not there, nothing has been taken out.
+        // Without a record of the purge, nothing has been removed.
         if let Some(Found { at, keeps }) = found.get(&session) {
             for file in &files {
                 let end = at.0.saturating_sub(file.number * size).min(size);
@@ -156,8 +157,9 @@ pub fn finish_purges(path: &Path, shard: usize, generation: u32) -> Result<u64, 
     Ok(messages)
 }
 
-/// Appends the records of sessions' purges to a log that nobody has open, in segments of their own, durably: before them the states of
-/// their members that have presence data, without it. Each is a session and its last seq. A torn end is cut, as by a start.
+/// Appends the records of sessions' purges to a log that nobody has open, in segments of their own, durably; before them the
+/// states of members that have presence data, without it. Each purge is a session and its last seq. A torn end is cut, as by a
+/// start.
 ///
 /// # Errors
 /// One line: what could not be written.
@@ -180,7 +182,7 @@ pub fn append_purges(
         }
     });
     match whole {
-        // What was purged and has no record of it is what this is called for.
+        // Purged messages without a record of their purge are the reason for this call.
         Ok(_) | Err(ReadError::Scan(ScanError::Purged { .. })) => {}
         Err(error) => return Err(error.told(path)),
     }
@@ -196,7 +198,7 @@ pub fn append_purges(
     }
     new.write()?;
     new.sync()?;
-    // Only now is it true.
+    // The mark is true only now.
     let mut mark = Vec::new();
     Mark { synced_to: new.log.end().0 }.encode(&mut mark);
     new.put(&header(Kind::Mark, 0, 0), &mark)?;
@@ -204,10 +206,10 @@ pub fn append_purges(
     new.sync()
 }
 
-/// Purges a session in a log that nobody has open and that was read whole. How many messages went.
+/// Purges a session in a log that nobody has open and that was read whole. Returns how many messages were purged.
 ///
 /// # Errors
-/// One line: what could not be written; the next start, or another call, goes on.
+/// One line: what could not be written; the next start, or another call, continues.
 pub fn purge_files(
     path: &Path,
     (shard, generation): (u16, u32),

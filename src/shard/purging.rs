@@ -1,7 +1,8 @@
-//! A session's messages purged: gone from the log's memory and from its files, while the session goes on.
+//! Purges a session's messages: removes them from the log's memory and from its files, while the session goes on.
 //!
-//! First a sign in the shard's directory has the next start finish what this one may not; then a record of the purge, synced, stands for
-//! all before it. Only then do messages go: from the session's index, from memory here and at its mirrors, and from each file.
+//! First a mark in the shard's directory makes the next start finish the purge if this process does not; then a record of the
+//! purge, synced, stands for all messages before it. Only then are messages removed: from the session's index, from memory here
+//! and at its mirrors, and from each file.
 
 use super::core::Core;
 use super::counters::DropReason;
@@ -14,17 +15,17 @@ use crate::log::Position;
 use crate::session::{PresenceChange, SessionKey};
 use crate::time::Tick;
 
-/// Purges of a shard that may be asked for at a time, and answers that may be waited for of one.
+/// Purges that may wait on a shard, and requests that may wait for the answer of one.
 const PURGES_MAX: usize = 16;
 const WAITING_MAX: usize = 16;
-/// How long after a purge emptied buffers are wiped: those that were on their way to other shards come back by then.
+/// Time for which emptied buffers are wiped after a purge: those on their way to other shards have come back by then.
 const WIPES_MS: u64 = 10_000;
-/// Since when is not known yet.
+/// Stands for a time that is not known yet.
 const WIPES_FROM_NOW: u64 = 1;
-/// Chunks of memory that one turn looks through.
+/// Chunks of memory that one turn examines.
 const CHUNKS_PER_TURN: usize = 4;
 
-/// What a look at the purges came to.
+/// The result of a step of the purges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purging {
     Rests,
@@ -36,31 +37,31 @@ pub(super) enum Purging {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Nothing was done.
+    /// The purge was requested; nothing is done.
     Asked,
     /// The disk is doing a step.
     Steps,
-    /// The next start would finish it.
+    /// Begun: the next start would finish it.
     Begun,
-    /// Its record is appended.
+    /// The record of the purge is appended.
     Recorded,
-    /// The record is durable: the index, mirrors and this memory are cleaned.
+    /// The record is durable: the index, mirrors and this memory are being cleaned.
     Memory,
     Segments,
 }
 
-/// One session's purge.
+/// The purge of one session.
 #[derive(Debug)]
 pub(super) struct Purge {
     session: u64,
     replies: Vec<PurgeReply>,
     stage: Stage,
-    /// Its last seq that goes.
+    /// The last seq that is purged.
     seq: u64,
-    /// Where the record of the purge stands, and ends.
+    /// Start and end of the record of the purge.
     at: Position,
     end: Position,
-    /// The next chunk of memory to look through.
+    /// The next chunk of memory to examine.
     chunk: Option<Position>,
     /// Shards whose mirrors have not been told.
     untold: Vec<u16>,
@@ -70,14 +71,14 @@ pub(super) struct Purge {
 }
 
 impl Core {
-    /// Control wants a session purged.
+    /// Handles control's request to purge a session.
     pub(super) fn ask_purge(&mut self, session_id: &str, reply: PurgeReply) {
         if self.key.home_shard(session_id, self.mesh.shards()) != self.shard {
             return drop(reply.send(Ok(None)));
         }
         let session = self.session_hash(session_id);
         let refused = |reply: PurgeReply, why: &str| drop(reply.send(Err(why.to_owned())));
-        // What was asked for and has not begun covers this one too.
+        // A purge that was requested and has not begun covers this request too.
         let asked = self.purges.iter_mut().find(|purge| purge.session == session && purge.stage == Stage::Asked);
         if let Some(purge) = asked.filter(|purge| purge.replies.len() < WAITING_MAX) {
             return purge.replies.push(reply);
@@ -102,7 +103,7 @@ impl Core {
         });
     }
 
-    /// Goes on with the first purge.
+    /// Continues the first purge.
     pub(super) fn purge_on<I: Io>(&mut self, io: &mut I, now: Tick) -> Purging {
         let Some(mut purge) = self.purges.pop_front() else { return Purging::Rests };
         let came_to = match purge.stage {
@@ -121,7 +122,7 @@ impl Core {
                     return Purging::Busy;
                 }
                 Some(disk) if disk.synced_to < purge.end => {
-                    // Its record waits for room, for which nobody knows how long to wait.
+                    // The record of the purge waits for room, for an unknown time.
                     if disk.full.is_some() || disk.starved {
                         const FULL: &str = "the log has no room for the purge's record: make room; it goes on by itself then";
                         purge.replies.drain(..).for_each(|reply| drop(reply.send(Err(FULL.to_owned()))));
@@ -179,8 +180,8 @@ impl Core {
         purge.stage = Stage::Recorded;
     }
 
-    /// What members have told of themselves goes too. A state of version 1 had it within: those stand in the log once more, without it, before
-    /// the purge that takes them.
+    /// Purges the members' presence data too. States of version 1 contain it: they are rewritten without it before the purge that
+    /// removes them.
     fn purge_presence(&mut self, key: SessionKey, now: Tick) {
         let members = self.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
         for member in members {
@@ -192,7 +193,7 @@ impl Core {
         }
     }
 
-    /// Nobody is given what is purged from now on.
+    /// Removes purged messages from the index: no reader gets them from now on.
     fn forget_purged(&mut self, purge: &mut Purge) {
         let stream = self.sessions.find(purge.session).and_then(|key| self.sessions.sessions.get(key)).map(|entry| entry.stream);
         if let Some(stream) = stream.and_then(|stream| self.streams.get_mut(stream)) {
@@ -214,7 +215,7 @@ impl Core {
 
     fn clean_memory<I: Io>(&mut self, io: &mut I, purge: &mut Purge) -> Purging {
         while let Some(shard) = purge.untold.last().copied() {
-            // With the records, which it must not overtake.
+            // In order with the records, which it must not overtake.
             if !self.takes_data(usize::from(shard)) {
                 return Purging::LaneFull;
             }
@@ -234,7 +235,7 @@ impl Core {
         Purging::Busy
     }
 
-    /// The disk has done a step.
+    /// Handles a step that the disk has done.
     pub(super) fn on_purged(&mut self, step: PurgeStep, result: Result<u64, i32>) {
         let Some(mut purge) = self.purges.pop_front() else { return };
         match (step, result) {
@@ -243,7 +244,7 @@ impl Core {
                 purge.done.messages += messages;
                 purge.stage = Stage::Segments;
             }
-            // Retention was faster.
+            // Retention has deleted the segment first.
             (PurgeStep::Segment { .. }, Err(ENOENT)) => purge.stage = Stage::Segments,
             (PurgeStep::End, Ok(_)) => {
                 let done = purge.done;
@@ -259,7 +260,7 @@ impl Core {
         self.purges.push_front(purge);
     }
 
-    /// Leaves nothing of what is purged in the shard's buffers; from now on in none that is emptied.
+    /// Wipes purged data from the shard's buffers; from now on emptied buffers are wiped.
     fn wipe_buffers(&mut self) {
         self.out.forget_gathered();
         self.buffers.wipe(true);
@@ -273,7 +274,7 @@ impl Core {
         }
     }
 
-    /// A while after the last purge buffers are used as they are.
+    /// Ends the wiping of buffers a while after the last purge.
     pub(super) fn wipe_no_more(&mut self, now: Tick) {
         match self.wipes_until_ms {
             WIPES_FROM_NOW => self.wipes_until_ms = now.mono_ms() + WIPES_MS,
@@ -296,7 +297,7 @@ impl Core {
         }
     }
 
-    /// A session at home elsewhere is purged: nothing of it stays at hand here. Readers get what came later from its home.
+    /// Removes the messages of a purged session from its mirror here. Readers get later records from its home.
     pub(super) fn purge_mirror(&mut self, session: u64) {
         if let Some(stream) = self.mirrors.get(&session).and_then(|key| self.streams.get_mut(*key)) {
             let head = stream.index.head();

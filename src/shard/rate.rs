@@ -2,16 +2,16 @@
 //!
 //! May import nothing of the crate. Pure.
 
-/// What a bucket allows. `per_second` 0 allows everything.
+/// The rate of a bucket. `per_second` 0 allows everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     pub per_second: u64,
-    /// Units at once after a rest.
+    /// Units that may be taken at once after a rest.
     pub burst: u64,
 }
 
 impl Rate {
-    /// The time that so many units take.
+    /// The time that `units` take.
     fn cost_ns(self, units: u64) -> u64 {
         if self.per_second == 0 {
             return 0;
@@ -20,21 +20,21 @@ impl Rate {
     }
 }
 
-/// One bucket: the time (ns) at which it will be empty again.
+/// A bucket: the time (ns) at which it will be empty again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket(pub u64);
 
 impl Bucket {
-    /// Takes `units`, or says how many milliseconds to wait.
+    /// Takes `units`.
     ///
     /// # Errors
-    /// The wait, at least 1 ms; nothing is taken.
+    /// The milliseconds to wait, at least 1; nothing is taken.
     pub fn take(&mut self, rate: Rate, units: u64, now_ns: u64) -> Result<(), u64> {
         if rate.per_second == 0 {
             return Ok(());
         }
         let empty_at = self.0.max(now_ns);
-        // A single taking above the burst is allowed on an empty bucket: else it could never pass.
+        // A single amount above the burst is allowed on an empty bucket: else it could never pass.
         let full = now_ns + rate.cost_ns(rate.burst.max(units));
         let after = empty_at + rate.cost_ns(units);
         if after <= full {
@@ -44,13 +44,13 @@ impl Bucket {
         Err((after - full).div_ceil(1_000_000).max(1))
     }
 
-    /// The milliseconds until there is room for one unit, where there is none now.
+    /// The milliseconds until there is room for one unit; `None` if there is room now.
     #[must_use]
     pub fn wait(&self, rate: Rate, now_ns: u64) -> Option<u64> {
         Self(self.0).take(rate, 1, now_ns).err()
     }
 
-    /// Takes `units` whether there is room or not: what is over the burst is waited for by those that come after.
+    /// Takes `units` whether there is room or not: later takers wait for what exceeds the burst.
     pub fn charge(&mut self, rate: Rate, units: u64, now_ns: u64) {
         self.0 = self.0.max(now_ns).saturating_add(rate.cost_ns(units));
     }

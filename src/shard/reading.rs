@@ -1,7 +1,7 @@
-//! Reading the log back: pages for readers behind what is in memory, here or behind a mirror elsewhere, and pages of history.
+//! Reading the log back: pages for readers behind the records in memory, here or behind a mirror elsewhere, and pages of history.
 //!
-//! Where a record is stands in memory, or in its segment's index file, of which a part is read first ([`Places`]). A read takes a
-//! stretch of a file into a buffer of the engine's, lent for one call; nobody's chunks leave memory for it.
+//! A record's place is in memory, or in its segment's index file, of which a part is read first ([`Places`]). A read takes a
+//! stretch of a file into a buffer of the engine's, lent for one call; it pushes no chunks out of memory.
 
 use super::compacting::STEP_BYTES;
 use super::core::Core;
@@ -17,32 +17,32 @@ use crate::session::{MemberKey, Place, Stream, StreamKey};
 use crate::time::Tick;
 use std::rc::Rc;
 
-/// Unwanted bytes between two records that are read along rather than read apart: they cost less than a second read.
+/// Largest gap between two wanted records that one read spans; reading the gap is cheaper than a second read.
 const GAP_BYTES_MAX: u64 = 64 * 1024;
-/// Places that one read of an index file fetches.
+/// Places that one read of an index file brings.
 const PLACES_PER_READ: u64 = 1024;
-/// Such reads that are kept for the next page.
+/// Such reads that are kept for later pages.
 const PLACES_MAX: usize = 64;
 /// Reads that may be under way or wait, for all readers of a shard.
 pub(super) const READS_MAX: usize = 4096;
-/// Times a read is asked for again that brought less than is there.
+/// Times a read is repeated that brought less than the file has.
 const SHORT_READS_MAX: u8 = 8;
-/// Numbers that one page for a reader looks at, of which few may be for it; the next one goes on there.
+/// Numbers that one page for a reader examines, of which few may be for it; the next page continues there.
 const LOOKS_PER_PAGE_MAX: usize = 4096;
-/// Reads under way, above which the page of a reader that waits for one more gives its memory back until then.
+/// Reads under way above which a page that waits for another read frees its memory until then.
 const PAGES_WARM_MAX: usize = 4 * READ_BACKS_MAX;
 
-/// Where some of a session's messages are, as its segment's index file says.
+/// The places of some of a session's messages, from its segment's index file.
 #[derive(Debug)]
 pub(super) struct Places {
     stream: StreamKey,
     pub(super) segment: u32,
     first_seq: u64,
-    /// `None` where the file is damaged.
+    /// `None` if the file is damaged.
     at: Box<[Option<Located>]>,
 }
 
-/// What a read is for.
+/// The purpose of a read.
 #[derive(Debug)]
 pub(super) enum Job {
     Page {
@@ -52,23 +52,23 @@ pub(super) enum Job {
         page: Box<Page>,
     },
     History(Box<HistoryPage>),
-    /// What the oldest file holds of a stream is to be copied to the tail.
+    /// Copying a stream's messages in the oldest file to the tail.
     Copy(StreamKey),
 }
 
-/// What of the disk is being read.
+/// The data that a read brings.
 #[derive(Debug)]
 enum Asked {
-    /// Where the messages of a part of a run are.
+    /// Places of the messages of a part of a run.
     Places { stream: StreamKey, part: Run },
     Records {
         at: Position,
         bytes: usize,
         places: Option<Rc<Places>>,
-        /// Nothing but the one record that is wanted.
+        /// `true` if the read covers only the wanted record.
         is_one: bool,
     },
-    /// Nothing yet: what failed is asked for again in a while.
+    /// Nothing yet: a failed read is repeated in a while.
     Later,
 }
 
@@ -77,7 +77,7 @@ enum Asked {
 pub(super) struct Reading {
     asked: Asked,
     pub(super) job: Job,
-    /// Times that it brought less than was asked for, which is there.
+    /// Times that it brought less than was asked for, although the file has it.
     tries: u8,
 }
 
@@ -91,11 +91,11 @@ impl Asked {
     }
 }
 
-/// What was just read.
+/// The result of the read that just completed, lent for this call.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Hand<'a> {
     at: Position,
-    /// As many as were asked for, or fewer where the file ends.
+    /// The bytes asked for, or fewer if the file ends.
     pub(super) bytes: &'a [u8],
     asked_bytes: usize,
     places: Option<&'a Rc<Places>>,
@@ -106,24 +106,24 @@ pub(super) struct Hand<'a> {
 struct Spot {
     at: Position,
     bytes: u32,
-    /// Where an index file says so, and that file's segment.
+    /// The entry of an index file that names this place, and that file's segment.
     located: Option<(Located, u32)>,
 }
 
-/// What is to be read before a record can be looked at.
+/// The read that is needed before a record can be examined.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Want {
     Places(Run),
     Records,
-    /// The segment's index file made anew.
+    /// The segment's index file must be remade.
     Index(u32),
 }
 
-/// A number looked at.
+/// The result of examining a number.
 pub(super) enum Look<'a> {
     Record(Entry, &'a [u8]),
     Damaged(Position),
-    /// The disk does not read the numbers from `first` to `last`.
+    /// The disk cannot read the numbers from `first` to `last`.
     Unreadable {
         first: u64,
         last: u64,
@@ -136,7 +136,7 @@ pub(super) enum Look<'a> {
 }
 
 impl Core {
-    /// Where a record is on disk; what must be read first, where that is not known.
+    /// The place of a record on disk; the read that is needed first, if that is not known.
     fn spot(&self, key: StreamKey, seq: u64, held: Held<'_>, hand: &Hand<'_>) -> Result<Spot, Want> {
         let run = match held {
             Held::Entry(entry) => return Ok(Spot { at: entry.at, bytes: entry.record_bytes(), located: None }),
@@ -152,7 +152,7 @@ impl Core {
         let place = usize::try_from(seq - places.first_seq).unwrap_or(usize::MAX);
         let located = places.at.get(place).copied().flatten().ok_or(Want::Index(run.segment))?;
         let segment_bytes = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
-        // A place outside of its file is a damaged one.
+        // A place outside of its file means damage.
         if u64::from(located.offset) + u64::from(located.bytes) > segment_bytes {
             return Err(Want::Index(run.segment));
         }
@@ -160,7 +160,7 @@ impl Core {
         Ok(Spot { at, bytes: located.bytes, located: Some((located, run.segment)) })
     }
 
-    /// A number's record, from memory or from what was read.
+    /// A number's record, from memory or from the completed read.
     pub(super) fn look<'a>(&'a self, key: StreamKey, stream: &Stream, seq: u64, hand: &Hand<'a>) -> Look<'a> {
         let held = stream.index.find(seq);
         let entry = match held {
@@ -190,7 +190,7 @@ impl Core {
             }
             return Look::Want(Want::Records);
         }
-        // Nothing where the file ends before.
+        // Empty if the file ends before.
         let start = usize::try_from(spot.at.0 - hand.at.0).unwrap_or(usize::MAX);
         let bytes = hand.bytes.get(start..).and_then(|rest| rest.get(..spot.bytes as usize)).unwrap_or_default();
         match (entry, spot.located) {
@@ -222,7 +222,8 @@ impl Core {
         }
     }
 
-    /// A record is not what its segment's index says. One of the two is damaged: an index made anew names no record that does not read.
+    /// Handles a record that is not what its segment's index says. One of the two is damaged; a remade index names no record that
+    /// does not read.
     fn not_as_indexed(&self, segment: u32) -> Look<'static> {
         if self.was_remade(segment) {
             let begin = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes * u64::from(segment));
@@ -231,8 +232,8 @@ impl Core {
         Look::Want(Want::Index(segment))
     }
 
-    /// The stretch of a segment that holds a record and those behind it (or before it) that are near, up to `wanted_bytes` of them; the
-    /// record alone where reads failed near it. Whether it is that record alone.
+    /// The stretch of a segment with a record and near ones behind it (or before it), up to `wanted_bytes`; the record alone if
+    /// reads failed near it. Returns whether it is that record alone.
     fn stretch(
         &self,
         key: StreamKey,
@@ -265,7 +266,7 @@ impl Core {
         Some((Position(from), usize::try_from(to - from).unwrap_or(READ_BACK_BYTES_MAX), is_one))
     }
 
-    /// Has what a job lacks for `seq` read.
+    /// Reads what a job needs for `seq`.
     pub(super) fn read_for<I: Io>(
         &mut self,
         io: &mut I,
@@ -275,7 +276,7 @@ impl Core {
         mut job: Job,
     ) {
         if self.jobs.len() + self.disk.as_ref().map_or(0, |disk| disk.indexing.waiting()) >= READS_MAX {
-            // The reader asks again when it is next looked at.
+            // The reader asks again when it is next planned.
             self.counters.limit_reached(LimitReached::LogReads);
             return self.abandon(job);
         }
@@ -319,7 +320,7 @@ impl Core {
         tag
     }
 
-    /// Holds a job that asks for nothing yet; the tag to take it by.
+    /// Stores a job that asks for nothing yet. Returns the tag by which to take it.
     pub(super) fn hold(&mut self, job: Job) -> u64 {
         let tag = self.next_tag();
         self.jobs.insert(tag, Reading { asked: Asked::Later, job, tries: 0 });
@@ -363,7 +364,7 @@ impl Core {
                 if read.is_ok() {
                     self.unreadable.index_worked(part.segment);
                 }
-                // What can't be read is as good as damaged: the file is made anew.
+                // An index file that can't be read counts as damaged: it is remade.
                 let found = read_entries(read.unwrap_or_default()).chain(std::iter::repeat(None));
                 let at = found.take(part.count as usize).collect();
                 let places = Rc::new(Places { stream, segment: part.segment, first_seq: part.first_seq, at });
@@ -386,7 +387,7 @@ impl Core {
         }
     }
 
-    /// Looks again at what a job may have lacked.
+    /// Continues a job that may have been waiting for this read.
     pub(super) fn go_on_with<I: Io>(&mut self, io: &mut I, job: Job) {
         self.serve(io, job, &Hand::default());
     }
@@ -399,7 +400,7 @@ impl Core {
         }
     }
 
-    /// A reader that cannot be served now is let go: it resumes.
+    /// Closes a reader that cannot be served now; it can resume.
     pub(super) fn abandon(&mut self, job: Job) {
         let place = match job {
             Job::Page { place, .. } => place,
@@ -415,7 +416,7 @@ impl Core {
         }
     }
 
-    /// A reader is behind what is in memory, here or at its mirror: it gets a page of what it may see.
+    /// Gives a reader behind the records in memory, here or at its mirror, a page of what it may see.
     pub(super) fn page_for<I: Io>(&mut self, io: &mut I, place: Place, member: MemberKey, after: u64, page: Box<Page>) {
         self.serve_page(io, (place, member, after), page, &Hand::default());
     }
@@ -430,7 +431,7 @@ impl Core {
         if place.shard == self.shard_number() && self.attachment_at(place).is_none() {
             return self.keep_page(page);
         }
-        // Also for one that was detached meanwhile: it reads up to the place of its last reply.
+        // Also for a member that was detached meanwhile: it reads up to the place of its last reply.
         let Some(member) = self.sessions.members.get(key) else {
             return self.abandon(Job::Page { place, member: key, after, page });
         };
@@ -458,7 +459,7 @@ impl Core {
                     wanted = Some(want);
                     break;
                 }
-                // What came before a gap goes first.
+                // Frames before a gap are sent first.
                 _ if page.cursor > page.gap.map_or(after, |(_, to)| to) => break,
                 Look::Damaged(at) => {
                     self.counters.dropped(DropReason::LogDamaged, 1);

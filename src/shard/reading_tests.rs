@@ -1,4 +1,4 @@
-//! What readers of the log on disk may hold while they wait.
+//! Bounds on the memory that readers of the log on disk hold while they wait.
 
 use super::*;
 use crate::ids::ConnId;

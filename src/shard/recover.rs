@@ -1,4 +1,4 @@
-//! From a log to a shard's state: every record once, in the order of the log, then what a new start means for it.
+//! From a log to a shard's state: every record once, in the order of the log, then the consequences of a new start.
 
 use super::core::Core;
 use super::durable::Disk;
@@ -13,62 +13,62 @@ use crate::log::{
 use crate::session::{Dedupe, DedupeLimits, Fact, Member, MemberKey, NOBODY, SessionKey, Stay, Stream};
 use crate::time::Tick;
 
-/// Sessions out of reach that a shard names.
+/// Sessions with reserved names that a shard lists.
 pub(super) const OUT_OF_REACH_NAMED: usize = 3;
 
-/// What was found of a shard's log on disk.
+/// A shard's log as found on disk.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
-    /// The segments, in order, with when each was begun (Unix ms).
+    /// The segments, in order, with the time each was begun (Unix ms).
     pub segments: Vec<(u64, u64)>,
     /// The chain value of the last record.
     pub chain: u32,
-    /// The end was whole: the process stopped in good order.
+    /// `true` if the end was clean: the process stopped in good order.
     pub clean: bool,
 }
 
-/// What recovery came to.
+/// The result of a recovery.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
     pub sessions: usize,
     pub members: usize,
     pub messages: u64,
-    /// Messages of sessions that the log does not name: their state was lost.
+    /// Messages of sessions that the log does not name: those sessions' state was lost.
     pub orphans: u64,
 }
 
-/// What was found of one session's messages.
+/// The messages of one session.
 #[derive(Debug)]
 struct Messages {
-    /// In the order of the log.
+    /// Runs in the order of the log.
     runs: Vec<Run>,
-    /// The newest number; what is not above it is a copy of what was there.
+    /// The newest number; a message that is not above it is a copy.
     head: u64,
-    /// The ids that were used last, by their senders.
+    /// The ids used last, by their senders.
     used: Map<u64, Dedupe>,
 }
 
-/// A recovery under way: one reading of the log, in order. What belongs to a session is gathered by its hash, since its own record may
-/// come later: files before had it, and what they had of state was written again before they went.
+/// A recovery under way: one pass over the log, in order. Data of a session is gathered by its hash, since its own record may
+/// come later: earlier files had it, and their state was rewritten before they were deleted.
 #[derive(Debug)]
 pub struct Replay {
     key: HashKey,
     sessions: Map<u64, Messages>,
-    /// Ids posted to channels that are known, which share one window.
+    /// Ids posted to known channels, which share one window.
     posted: Dedupe,
     segment: IndexBuilder,
     /// The time of the last record (Unix ms).
     last_ms: u64,
-    /// The member whose state is read in parts.
+    /// The member whose state is being read in parts.
     building: Option<Building>,
 }
 
-/// A member's state, and its stays as far as they were read.
+/// A member's state, and the stays read so far.
 #[derive(Debug)]
 struct Building {
     session: u64,
     client: u64,
-    /// Where its state stands.
+    /// The position of its state.
     at: Position,
     state: Vec<u8>,
     parts: Vec<Vec<u8>>,
@@ -76,13 +76,13 @@ struct Building {
 }
 
 impl Building {
-    /// `None` where the state does not read.
+    /// Begins a member's state; `None` if it does not read.
     fn new(header: &Header, at: Position, state: &[u8]) -> Option<Self> {
         let is_whole = !MemberState::decode(state).ok()?.stays_follow;
         Some(Self { session: header.session, client: header.sender, at, state: state.to_vec(), parts: Vec::new(), is_whole })
     }
 
-    /// What follows that does not read is left out.
+    /// Adds a part; one that does not read is left out.
     fn add(&mut self, part: &[u8]) {
         let Ok(read) = Stays::decode(part) else { return };
         self.is_whole = read.left == 0;
@@ -91,7 +91,7 @@ impl Building {
 }
 
 impl Replay {
-    /// One that begins; its maps are keyed with `key`.
+    /// A recovery that begins; its maps are keyed with `key`.
     #[must_use]
     pub fn new(key: HashKey) -> Self {
         Self {
@@ -111,7 +111,7 @@ impl Replay {
 }
 
 impl Core {
-    /// Gives this shard a log on disk, which goes on in a new segment behind what was found.
+    /// Gives this shard a log on disk, which continues in a new segment behind the existing ones.
     pub fn take_disk(&mut self, geometry: Geometry, found: &Found) {
         let next = found.segments.last().map_or(0, |(number, _)| number + 1);
         let oldest = found.segments.first().map_or(0, |(number, _)| *number);
@@ -125,7 +125,8 @@ impl Core {
         self.disk = Some(disk);
     }
 
-    /// All of a segment was read: its index, of which the runs are kept. `None` where its number is beyond what an index can name.
+    /// Notes that all of a segment was read. Returns its index, of which the runs are kept; `None` if its number is beyond what
+    /// an index can name.
     pub fn close_segment(&self, replay: &mut Replay, header: &SegmentHeader) -> Option<IndexFile> {
         let file = replay.segment.finish(header)?;
         let begin = header.number * header.segment_bytes;
@@ -178,7 +179,7 @@ impl Core {
                 Some(session),
             ) => {
                 if let Some(member) = self.sessions.member(session, header.sender) {
-                    // What does not read is as if it were not there; `ringway log verify` tells of it.
+                    // A record that does not read is ignored; `ringway log verify` reports it.
                     let _ = self.replay_fact(member, header.kind, record.body);
                 }
             }
@@ -191,14 +192,14 @@ impl Core {
                 if let Some(member) = self.sessions.member(session, header.sender) {
                     self.sessions.remove_member(member);
                 }
-                // Ids posted to a channel are its shard's, and outlive its readers.
+                // Ids posted to a channel belong to its shard, and outlive its readers.
                 let channel = self.sessions.sessions.get(session).is_some_and(|session| session.channel);
                 if !channel && let Some(messages) = replay.sessions.get_mut(&header.session) {
                     messages.used.remove(&header.sender);
                 }
             }
             (Kind::SessionGone, _) => {
-                // Messages before are an earlier session's of the same id.
+                // Messages before this are an earlier session's of the same id.
                 replay.sessions.remove(&header.session);
                 if let Some(session) = found {
                     self.forget_session(session);
@@ -211,12 +212,12 @@ impl Core {
                 }
             }
             (Kind::Message, _) => {
-                // Of one that was purged the id is left, whose repeat is none.
+                // A purged message keeps its id, so that a resend is still recognised as a duplicate.
                 if !record.purged {
                     self.ages.note(at, header.ts_ms, self.age_step_ms());
                 }
                 let settings = &self.snapshot.settings.session;
-                // A session that is not known yet may be a channel; if it is not, its windows are cut when all is read.
+                // A session that is not known yet may be a channel; if it is not, its windows are cut when everything is read.
                 let channel = found.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.channel);
                 let ids_max = if channel == Some(false) { settings.dedupe_ids } else { POSTED_IDS_MAX };
                 let limits = DedupeLimits { ids_max, window_ms: settings.dedupe_ms };
@@ -231,7 +232,7 @@ impl Core {
                 };
                 used.remember(header.id, super::publish::low(header.content), header.seq, header.ts_ms, limits);
             }
-            // Of a session that is not named yet: all of it stands again behind the record that names it.
+            // Records of a session that is not named yet are repeated behind the record that names it.
             (_, None) | (Kind::Mark | Kind::Member, _) => {}
         }
     }
@@ -247,20 +248,20 @@ impl Core {
             }
         };
         let Some(session) = self.sessions.sessions.get_mut(key) else { return };
-        // Where retention has dropped all messages the order goes on here.
+        // If retention has dropped all messages, the order goes on here.
         if let Some(stream) = self.streams.get_mut(session.stream) {
             stream.index.go_on_at(state.head + 1);
         }
         session.kept_at = at;
         if let Some((current, past)) = state.epochs.split_last() {
             session.epoch = current.name;
-            // Records of old have no number: then as many as are known are counted.
+            // Old records have no number: then the known epochs are counted.
             session.epoch_number = epoch_number.max(u32::try_from(past.len()).unwrap_or(0));
             session.past_epochs = past.iter().map(|epoch| (epoch.name, epoch.last_seq.unwrap_or(0))).collect();
         }
     }
 
-    /// All is read: what was gathered goes to the sessions and members there are now.
+    /// Gives the gathered data to the sessions and members that exist at the end of the log.
     pub fn settle_replay(&mut self, mut replay: Replay) -> Recovered {
         let mut outcome = Recovered::default();
         let settings = self.snapshot.settings.session;
@@ -284,7 +285,7 @@ impl Core {
                 }
             }
         }
-        // Messages of a channel before the record that names it come before those behind.
+        // Messages of a channel before the record that names it come before later ones.
         posted.push(replay.posted);
         let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, window_ms: settings.dedupe_ms };
         for mut used in posted {
@@ -296,7 +297,7 @@ impl Core {
         outcome
     }
 
-    /// A member is what its state says, with all of its stays: once the last of them was read.
+    /// Builds a member from its state, with all of its stays, once the last of them was read.
     fn build_member(&mut self, replay: &mut Replay, session: SessionKey) {
         let Some(building) = replay.building.take_if(|building| building.is_whole) else { return };
         let Ok(state) = MemberState::decode(&building.state) else { return };
@@ -314,7 +315,7 @@ impl Core {
         let mut entitlements = self.sessions.entitle(state.client_id, subject, &roles, state.hidden_to);
         let ended = stays.iter().filter(|stay| stay.to != u64::MAX);
         entitlements.stays = ended.map(|stay| Stay { room: stay.hash, from: stay.from, to: stay.to }).collect();
-        // Up to version 1 there was no bound.
+        // Version 1 had no bound.
         entitlements.forget_oldest();
         let (roles, _) = self.sessions.share_roles(&roles);
         let member = self.sessions.add_member(Member {
@@ -327,12 +328,12 @@ impl Core {
             place: None,
             received_seq: state.received_seq.max(received_seq),
             used,
-            // Since version 2 in records of its own, which may stand before or behind.
+            // Since version 2 in records of their own, which may be before or behind.
             presence: state.presence.map(Into::into).or(presence),
             presence_empty_ns: 0,
             telling: crate::session::Telling::default(),
             since_ms: state.since_ms,
-            // Told apart when all is read: away since then (Unix ms), or there when the process ended (0).
+            // Interpreted when everything is read: away since then (Unix ms), or attached when the process ended (0).
             away_since_ms: if state.present { 0 } else { state.away_since_ms.max(1) },
             away_before_ms: 0,
             told_lost: state.told_lost,
@@ -341,13 +342,13 @@ impl Core {
             kept_at: building.at,
             timers_ms: [u64::MAX; 2],
         });
-        // A room that is the gateway's own since is left.
+        // Rooms whose names have become reserved are left.
         for stay in stays.iter().filter(|stay| stay.to == u64::MAX && !is_own_room(stay.room)) {
             self.sessions.enter_room(member, stay.room, stay.from);
         }
     }
 
-    /// One thing that happened to a member.
+    /// Applies a fact about a member.
     fn replay_fact(&mut self, key: MemberKey, kind: Kind, body: &[u8]) -> Result<(), StateError> {
         match kind {
             Kind::Joined => {
@@ -390,17 +391,17 @@ impl Core {
         }
     }
 
-    /// The sessions of an earlier version's that have names of the gateway's own, which no client comes into any more: their count, and the
-    /// first few.
+    /// The sessions of an earlier version's log that have reserved names, which no client can enter any more: their count, and
+    /// the first few.
     #[must_use]
     pub fn sessions_out_of_reach(&self) -> (usize, Vec<Box<str>>) {
         let ids = || self.streams.iter().map(|(_, stream)| &stream.session_id).filter(|id| is_own_session(id));
         (ids().count(), ids().take(OUT_OF_REACH_NAMED).cloned().collect())
     }
 
-    /// All is read: members are away from now on, and after an end that was not clean every session begins a new epoch.
+    /// Finishes the recovery: members are away from now on, and after an unclean end every session begins a new epoch.
     pub fn finish_recovery(&mut self, clean: bool, now: Tick, outcome: &mut Recovered) {
-        // The records below may begin a segment, whose age is what lets the files before it go.
+        // The records below may begin a segment, whose time of creation decides when the files before it may be deleted.
         self.log.tick(now.wall_ms);
         self.sessions.shrink();
         let members: Vec<MemberKey> = self.sessions.members.iter().map(|(key, _)| key).collect();

@@ -1,4 +1,4 @@
-//! Replies on their way into a connection's queue, at once or in their place in the order, and what bounds them.
+//! Replies on their way into a connection's queue, at once or in their place in the order, and their bounds.
 
 use super::conn::{Conn, Ordered, Phase, Waiting};
 use super::core::Core;
@@ -13,21 +13,21 @@ use crate::ws::{Opcode, encoder};
 
 /// The place of a reply that may overtake everything.
 pub(super) const AT_ONCE: u64 = u64::MAX;
-/// Messages that wait for a lane, above which replies are dropped with their connection.
+/// Messages waiting for a lane above which replies are dropped with their connection.
 const REPLIES_WAITING_MAX: usize = 16_384;
-/// Memory of the messages of a shard that wait for lanes, above which the same happens.
+/// Memory of a shard's messages waiting for lanes above which the same happens.
 const REPLIES_WAITING_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// A queue above this many times the reply limit (and a page of history) ends its connection.
+/// A queue above this many times the reply limit (plus a page of history) ends its connection.
 const HARD_QUEUE_FACTOR: usize = 8;
 
-/// Appends what `write` writes as one text frame.
+/// Appends the output of `write` as one text frame.
 pub(super) fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let open = OpenFrame::begin(out);
     write(out);
     open.finish(Opcode::Text, out);
 }
 
-/// Writes to a connection's queue, and counts the memory that it takes for that.
+/// Writes to a connection's queue, and counts the memory that this takes.
 pub(super) fn enqueue(conn: &mut Conn, buffers: &mut Buffers, counters: &ShardCounters, write: impl FnOnce(&mut Vec<u8>)) {
     let before = conn.queue.capacity();
     buffers.lend(&mut conn.queue);
@@ -39,7 +39,7 @@ pub(super) fn enqueue(conn: &mut Conn, buffers: &mut Buffers, counters: &ShardCo
 }
 
 impl Core {
-    /// Queues a text for a connection at once, before anything that waits for its place.
+    /// Queues a text for a connection at once, before everything that waits for its place.
     pub(super) fn reply_now(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
@@ -69,7 +69,8 @@ impl Core {
 
     pub(super) fn queue_pong(&mut self, id: ConnId, payload: &[u8]) {
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        // RFC 6455 5.5.3: one answer, to the newest, is enough where several wait; for a peer that does not read there is only one.
+        // RFC 6455 5.5.3: one pong, to the newest ping, is enough if several wait; for a peer that does not read there is only
+        // one.
         if conn.flags.blocked && std::mem::replace(&mut conn.flags.pong_queued, true) {
             self.counters.dropped(DropReason::PongPending, 1);
             return;
@@ -78,7 +79,7 @@ impl Core {
         self.mark(id);
     }
 
-    /// A reply in its place in the order of one of a connection's sessions.
+    /// Queues a reply in its place in the order of one of a connection's sessions.
     pub(super) fn reply_after(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
         let mut bytes = self.buffers.take();
         let open = OpenFrame::begin(&mut bytes);
@@ -87,7 +88,7 @@ impl Core {
         self.put_ordered(to, after, Waiting::Frame(bytes));
     }
 
-    /// The same, of what answers nothing.
+    /// Queues an event, which answers nothing, in the same way.
     pub(super) fn event_after(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
         let mut bytes = self.buffers.take();
         let open = OpenFrame::begin(&mut bytes);
@@ -96,7 +97,7 @@ impl Core {
         self.put_ordered(to, after, Waiting::Event(bytes));
     }
 
-    /// A reply to wherever a client is, in its place in the order or [`AT_ONCE`].
+    /// Sends a reply to a client, wherever it is, in its place in the order or [`AT_ONCE`].
     pub(super) fn reply_to(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
         if to.shard == self.shard_number() {
             if after == AT_ONCE {
@@ -111,7 +112,7 @@ impl Core {
         self.send_reply(to, LaneMessage::Reply { to, after, frame: bytes });
     }
 
-    /// A finished frame to wherever a client is, at once.
+    /// Sends a finished frame to a client, wherever it is, at once.
     pub(super) fn send_finished(&mut self, to: Place, frame: &[u8]) {
         if to.shard == self.shard_number() {
             return self.queue_frame(to.conn, frame);
@@ -121,7 +122,7 @@ impl Core {
         self.send_reply(to, LaneMessage::Reply { to, after: AT_ONCE, frame: bytes });
     }
 
-    /// Puts a reply to a client elsewhere among what the turn's end sends.
+    /// Queues a reply to a client elsewhere, to be sent at the end of the turn.
     pub(super) fn send_reply(&mut self, to: Place, message: LaneMessage) {
         let shard = usize::from(to.shard);
         let bytes = message.bytes() as u64;
@@ -136,7 +137,7 @@ impl Core {
         };
         self.counters.limit_reached(over);
         self.counters.dropped(DropReason::ReplyQueueFull, 1);
-        // What has no place in a session's order would have come to a connection that has left the session, too.
+        // A reply without a place in a session's order would reach a connection that has left the session, too.
         let is_for_all = matches!(message, LaneMessage::Reply { after: AT_ONCE, .. });
         let to = if is_for_all { Place::whole(to.shard, to.conn) } else { to };
         if self.evicted[shard].insert(to, ()).is_none() {
@@ -144,7 +145,7 @@ impl Core {
         }
     }
 
-    /// Puts a message behind those that wait for a lane.
+    /// Queues a message behind those that wait for a lane.
     pub(super) fn wait_for_lane(&mut self, to: usize, message: LaneMessage) {
         let bytes = message.bytes() as u64;
         self.counters.lane_backlog_bytes.add(bytes);
@@ -152,7 +153,7 @@ impl Core {
         self.lane_backlog[to].push_back(message);
     }
 
-    /// Ends a connection that lets too much wait, and holds the shard to its memory.
+    /// Ends a connection that lets too much wait, and keeps the shard within its memory.
     pub(super) fn check_budget(&mut self, id: ConnId) {
         let limits = &self.snapshot.settings.limits;
         let hard = limits.reply_queue_bytes * HARD_QUEUE_FACTOR + crate::limits::HISTORY_PAGE_BYTES_MAX;
@@ -171,7 +172,7 @@ impl Core {
         }
     }
 
-    /// Puts an ordered reply into an attachment, or (where it is caught up) straight into the queue.
+    /// Puts an ordered reply into an attachment, or straight into the queue if that is caught up.
     pub(super) fn put_ordered(&mut self, to: Place, after: u64, mut what: Waiting) {
         let id = to.conn;
         let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id) else {
@@ -232,7 +233,7 @@ mod tests {
             assert_eq!(core.counters.limit_count(limit), 100 - pages(&core));
             let now = crate::time::Tick::default();
             assert!(core.inspect(false, now).is_ok(), "{:?}", core.inspect(false, now));
-            // The lanes take a part of them, and as they are emptied the others.
+            // The lanes take a part of them, and the others as they are emptied.
             let (mut io, mut taken) = (super::super::disk_tests::Held::default(), 0);
             let mut rounds = 0;
             while core.push_backlog(&mut io) {

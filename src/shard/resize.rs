@@ -1,8 +1,9 @@
-//! Another number of shards, or another size of segments, over a directory that has a log: every record is written again into a new
-//! generation's logs, each at its session's new home, and then the new generation is put in force as a whole. Runs before any shard does.
+//! Changes the number of shards, or the size of segments, of a directory that has a log: every record is rewritten into a new
+//! generation's logs, each at its session's new home, and then the new generation is put in force as a whole. Runs before any
+//! shard does.
 //!
-//! Until `format` names the new generation, nothing of the old one has changed; from then on the old one is only left to be deleted. So a
-//! start that was interrupted anywhere is begun again by the next one, or was done.
+//! Until `format` names the new generation, nothing of the old one has changed; from then on the old one only needs to be
+//! deleted. So a start that was interrupted anywhere is repeated by the next one, or was done.
 
 use super::store::{Identity, Segment, header_of, scan};
 use crate::ids::{HashKey, Map};
@@ -15,18 +16,18 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// What the directory shall be.
+/// The wanted layout of the directory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     pub(super) shards: usize,
     pub(super) segment_bytes: u64,
-    /// What must stay free of the file system.
+    /// Bytes of the file system that must stay free.
     pub(super) reserve_bytes: u64,
-    /// For how long an id counts.
+    /// Time for which a message id counts.
     pub(super) dedupe_ms: u64,
 }
 
-/// How far a change is; for tests that interrupt it.
+/// The steps of a change, for tests that interrupt it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Begun,
@@ -36,7 +37,7 @@ enum Step {
     InForce,
 }
 
-/// One shard's log of the old generation.
+/// The log of one shard in the old generation.
 struct Old {
     path: PathBuf,
     identity: Identity,
@@ -51,15 +52,15 @@ pub(super) struct NewLog {
     file: Option<(u64, File)>,
 }
 
-/// What the records of all shards say of the sessions.
+/// The sessions, by the records of all shards.
 struct Known {
-    /// The home of each session there is, by its hash.
+    /// The home of each existing session, by its hash.
     homes: Map<u64, usize>,
-    /// Where one was last forgotten: what comes before is an earlier session's of the same id.
+    /// Where each hash was last forgotten: earlier records belong to an earlier session of the same id.
     gone: Map<u64, Position>,
-    /// Where one was last purged: of its messages before only ids come along.
+    /// Where each was last purged: of its earlier messages only ids are carried over.
     purged: Map<u64, Position>,
-    /// The time of the newest record, and for how long before it ids count.
+    /// The time of the newest record, and the time before it for which ids count.
     last_ms: u64,
     dedupe_ms: u64,
 }
@@ -68,10 +69,10 @@ fn told(path: &Path, error: &io::Error) -> String {
     format!("log.dir: {}: {error}", path.display())
 }
 
-/// Makes the directory what it shall be; does nothing where it is.
+/// Brings the directory into the wanted layout; does nothing if it has it.
 ///
 /// # Errors
-/// One line: what stands in the way.
+/// One line: the obstacle.
 pub(super) fn resize(directory: &mut Directory, wanted: &Wanted, now: Tick) -> Result<(), String> {
     resize_by(directory, wanted, now, &mut |_| Ok(()))
 }
@@ -171,7 +172,7 @@ fn open_old(directory: &Directory) -> Result<Vec<Old>, String> {
     Ok(olds)
 }
 
-/// Reads a log whole; whether its end is.
+/// Reads a whole log. Returns `true` if its end is whole.
 fn read(old: &mut Old, each: impl FnMut(Position, &Record<'_>)) -> Result<bool, String> {
     let mut sources: Vec<Segment<&File>> =
         old.files.iter().map(|file| Segment { number: file.number, reader: &file.file }).collect();
@@ -180,7 +181,7 @@ fn read(old: &mut Old, each: impl FnMut(Position, &Record<'_>)) -> Result<bool, 
     Ok(scanned.torn.is_none())
 }
 
-/// Refuses where the two generations would not fit beside each other.
+/// Refuses if the two generations would not fit beside each other.
 fn has_room(directory: &Directory, olds: &[Old], wanted: &Wanted) -> Result<(), String> {
     let mut need = wanted.reserve_bytes;
     for file in olds.iter().flat_map(|old| &old.files) {
@@ -225,13 +226,13 @@ impl Known {
         }
     }
 
-    /// Where a record goes; `None` where it goes no further.
+    /// The new shard of a record; `None` if it is dropped.
     fn home(&self, at: Position, record: &Record<'_>) -> Option<usize> {
-        // Marks speak of positions in the old log.
+        // Marks name positions in the old log.
         if record.header.kind == Kind::Mark || self.gone.get(&record.header.session).is_some_and(|gone| at <= *gone) {
             return None;
         }
-        // A member's state that was purged was written again before that, and what it told of itself is gone.
+        // A purged state of a member was rewritten before the purge, and its presence data is gone.
         if matches!(record.header.kind, Kind::Member | Kind::Presence) && record.purged {
             return None;
         }
@@ -245,12 +246,12 @@ impl Known {
 }
 
 impl NewLog {
-    /// `log` goes on, in new segments in this directory.
+    /// `log` continues, in new segments in this directory.
     pub(super) const fn new(path: PathBuf, log: Log) -> Self {
         Self { path, log, file: None }
     }
 
-    /// A record that names nobody.
+    /// Appends a record without addresses.
     pub(super) fn put(&mut self, header: &Header, body: &[u8]) -> Result<(), String> {
         let chunks = self.log.resident_bytes();
         self.log.append(header, &[], &[body]);
@@ -266,7 +267,7 @@ impl NewLog {
         } else {
             self.log.append(&record.header, &addresses, &[record.body]);
         }
-        // Whenever a chunk is full what is before goes to its file.
+        // Whenever a chunk is full, the bytes before it are written to its file.
         if self.log.resident_bytes() > chunks { self.write() } else { Ok(()) }
     }
 
@@ -291,7 +292,7 @@ impl NewLog {
         Ok(())
     }
 
-    /// All of it is durable, which its last record says.
+    /// Finishes the log: all of it is durable, which its last record states.
     fn finish(&mut self, now: Tick) -> Result<(), String> {
         let end = self.log.end();
         if end > Position(0) {
@@ -305,7 +306,7 @@ impl NewLog {
         self.sync()
     }
 
-    /// What was written is durable, and the segments' names.
+    /// Makes the written data durable, and the segments' names.
     pub(super) fn sync(&self) -> Result<(), String> {
         let sync = || {
             if let Some((_, file)) = &self.file {
@@ -360,7 +361,7 @@ mod tests {
                 log.session(session, &state);
             }
             for seq in 1..=2 + number {
-                // Some of 300 KB, so that there are chunks and segments.
+                // Some messages of 300 KB, so that there are chunks and segments.
                 log.message(session, seq + u64::from(number != 3), &"x".repeat(if seq % 2 == 0 { 300_000 } else { 9 }));
             }
             log.put(&header(Kind::MemberGone, session, 2), &[], &[]);
@@ -377,7 +378,7 @@ mod tests {
 
     type Records = BTreeMap<u64, Vec<(Header, Vec<u8>, Vec<u8>)>>;
 
-    /// What a directory holds of each session, each at its home.
+    /// The records of each session in a directory, each at its home.
     fn contents(directory: &Directory) -> Records {
         let mut known = Known::new(KEY, 2);
         let mut olds = open_old(directory).unwrap();
@@ -476,7 +477,7 @@ mod tests {
             let Header { kind, seq, id, .. } = record.header;
             found.push((kind, seq, id, record.purged, record.body.is_empty()));
         };
-        // It reads whole: a message that is gone has its purge behind it.
+        // The log reads whole: a message that is gone has its purge behind it.
         assert!(read(&mut open_old(&directory).unwrap()[0], each).unwrap());
         found.retain(|(kind, ..)| matches!(kind, Kind::Message | Kind::Purge));
         let gone = |seq: u64| (Kind::Message, seq, seq, true, true);

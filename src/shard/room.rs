@@ -1,5 +1,5 @@
-//! Room in the log: its files, made ahead; how far clients may fill it, and what of it is kept for what makes room again (state that is written
-//! once more, copies, purges). Looked at once a turn, so that a record is asked about only where the end is near.
+//! Room in the log: creates its files ahead, and bounds how far clients may fill it; a part is reserved for the work that frees
+//! space (rewritten state, compaction, purges). Computed once a turn, so that single records are checked only near the end.
 
 use super::core::Core;
 use super::counters::LimitReached;
@@ -10,22 +10,22 @@ use crate::limits::MESSAGE_BYTES_MAX;
 use crate::log::Level;
 use crate::time::Tick;
 
-/// One part in so many of the shard's share of `log.max_bytes`, half a file at least, is for what makes room. So is such a part of the last
-/// file where the disk has room for no other.
+/// The shard's share of `log.max_bytes`, divided by this and at least half a file, is reserved for the work that frees space. So
+/// is such a part of the last file if the disk has no room for another.
 const RESERVE_PART: u64 = 16;
-/// More than one turn appends, of which no more may wait than [`PENDING_BYTES_MAX`].
+/// More than one turn appends, since no more than [`PENDING_BYTES_MAX`] may wait.
 const NEAR_BYTES: u64 = 2 * PENDING_BYTES_MAX;
 
-/// How far clients may fill the log, as positions; `u64::MAX` where nothing ends it.
+/// How far clients may fill the log, as positions; `u64::MAX` if nothing bounds it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
-    /// By the shard's share of `log.max_bytes`.
+    /// The bound by the shard's share of `log.max_bytes`.
     share_end: u64,
-    /// By that, and by the files that could be made: for what is to be on disk.
+    /// The bound by that, and by the files that could be made, for records that must be on disk.
     end: u64,
-    /// A record may have none.
+    /// `true` if a record may have no room.
     pub(super) is_near_end: bool,
-    /// Messages are refused by `log.max_bytes`, long ones first.
+    /// `true` while messages are refused by `log.max_bytes`, long ones first.
     pub(super) is_capped: bool,
 }
 
@@ -34,8 +34,8 @@ impl Room {
 }
 
 impl Core {
-    /// Whether a client's record of so many bytes has no room. What nobody waits for is taken beyond the last file, as long as there is
-    /// memory for it.
+    /// Returns `true` if a client's record of this size has no room. A record that nobody waits for is accepted beyond the last
+    /// file, as long as there is memory for it.
     pub(super) fn has_no_room(&self, disk: &Disk, level: Level, bytes: usize) -> bool {
         let room = &disk.room;
         room.is_near_end && {
@@ -44,14 +44,14 @@ impl Core {
         }
     }
 
-    /// Files that the shard's share of `log.max_bytes` allows.
+    /// Files allowed by the shard's share of `log.max_bytes`.
     pub(super) fn files_allowed(&self) -> u64 {
         let (max_bytes, geometry) = (self.snapshot.settings.log.max_bytes, self.log.geometry());
         let share = max_bytes / self.mesh.shards() as u64;
         geometry.filter(|_| max_bytes > 0).map_or(u64::MAX, |geometry| share / geometry.segment_bytes)
     }
 
-    /// Looks how far clients may fill the log now: files came or went, or could not be made.
+    /// Computes how far clients may fill the log now: files came or went, or could not be made.
     pub(super) fn note_room(&mut self) {
         let (Some(geometry), end, allowed) = (self.log.geometry(), self.log.end().0, self.files_allowed()) else { return };
         let segment_bytes = geometry.segment_bytes;
@@ -59,10 +59,10 @@ impl Core {
         let share_end = if allowed == u64::MAX {
             u64::MAX
         } else {
-            // Before the first file is there, what is written next is in it, however much waits for it.
+            // Before the first file exists, the next bytes will be written to it, however many wait.
             let next = || self.log.written().0 / segment_bytes;
             let (first, share) = (disk.kept.front().map_or_else(next, |kept| kept.number), allowed * segment_bytes);
-            // The file that is written never goes: where it is the only one nothing can make room.
+            // The file being written is never deleted: if it is the only one, nothing can free space.
             let reserve = if allowed < 2 { 0 } else { (share / RESERVE_PART).max(segment_bytes / 2) };
             first * segment_bytes + share - reserve
         };
@@ -87,7 +87,7 @@ impl Core {
         }
     }
 
-    /// Has the next segment made before it is needed.
+    /// Requests the next segment before it is needed.
     pub(super) fn make_segment<I: Io>(&mut self, io: &mut I, now: Tick) {
         let (end, Some(geometry)) = (self.log.end(), self.log.geometry()) else { return };
         self.note_room();
@@ -101,7 +101,7 @@ impl Core {
         let tail = end.0 / geometry.segment_bytes;
         let next = match disk.ready {
             None => self.log.written().0 / geometry.segment_bytes,
-            // Behind its middle the next one is asked for.
+            // The next one is requested once the current is half full.
             Some(ready) if tail > ready || (tail == ready && end.0 % geometry.segment_bytes > geometry.segment_bytes / 2) => {
                 ready + 1
             }

@@ -1,4 +1,4 @@
-//! From settings to running shards: listeners bound, threads pinned, rings made, and nobody let in before all are up.
+//! From settings to running shards: bind listeners, pin threads, make rings, and accept nobody before all are up.
 
 use super::admission::Admission;
 use super::core::{Core, CoreOptions};
@@ -30,25 +30,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
 
-/// Connections above the node's limit that are being told so.
+/// Connections above the node's limit that wait for their refusal.
 pub(crate) const REFUSED_MAX: usize = 256;
 const _: () = assert!(crate::limits::TURNED_AWAY_MAX < REFUSED_MAX);
-/// Receive buffers of a shard, 4 MiB. Each read takes one, so their number bounds the reads of a turn; a long message takes several.
+/// Receive buffers of a shard, 4 MiB in all. Each read takes one, so their number bounds the reads of a turn; a long message
+/// takes several.
 const BUFFERS: u16 = 1024;
 const BUFFER_BYTES: u32 = 4 * 1024;
 
 const OUT_OF_REACH: &str = "sessions of the log have names that are the gateway's own since (rw. and more): no client comes into them any \
      more; `ringway log cat` reads them, retention or `ringway log purge` takes their messages";
 
-/// How many sessions of a shard no client comes into, and the first of their names.
+/// The number of a shard's sessions with reserved names, and the first of these names.
 type OutOfReach = (usize, Vec<Box<str>>);
 
-/// Shards that run.
+/// Running shards.
 #[derive(Debug)]
 pub struct Running {
-    /// Where clients connect.
+    /// The address for clients.
     pub address: SocketAddr,
-    /// In order.
+    /// The ports, in the order of the shards.
     pub ports: Vec<Port>,
     pub threads: Vec<JoinHandle<()>>,
 }
@@ -59,7 +60,7 @@ struct EventBell(Arc<OwnedFd>);
 
 impl Bell for EventBell {
     fn ring(&self) {
-        // Full (2^64 - 2 rings unheard) is as good as rung.
+        // Full (2^64 - 2 unread rings) is as good as rung.
         let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
     }
 }
@@ -71,7 +72,7 @@ struct Seat {
     core: Option<usize>,
 }
 
-/// What a shard's engine is made of, on the shard's thread.
+/// The parts of a shard's engine, on the shard's thread.
 struct Parts {
     engine: Engine,
     shard: usize,
@@ -87,14 +88,16 @@ enum Ready {
     Portable(Box<Portable>),
 }
 
-/// Nothing of the log's directory is changed before all shards have read theirs, nor where one could not.
+/// Synchronises the shards' reads: nothing in the log's directory is changed before all shards have read theirs, nor if one could
+/// not.
 struct Reads {
     all_done: Barrier,
     one_failed: AtomicBool,
 }
 
 impl Parts {
-    /// Recovers the shard's log into `core`, where there is one, and sets up the engine over it; `None` where another shard's does not read.
+    /// Recovers the shard's log into `core`, if there is one, and sets up the engine over it; `None` if another shard's log does
+    /// not read.
     fn recover(
         self,
         core: &mut Core,
@@ -144,7 +147,7 @@ impl Parts {
 }
 
 impl Ready {
-    /// Runs the shard to its end, and gives it back.
+    /// Runs the shard to its end, and returns it.
     fn run(&mut self, mut core: Core) -> io::Result<Core> {
         let accepts = !core.recovery_pending();
         match self {
@@ -183,7 +186,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
     let (address, listeners) = listeners::bind(&settings.server, count)?;
     let (mut seats, mut ports, mut knocks) = (Vec::new(), Vec::new(), Vec::new());
     for (number, listener) in listeners.into_iter().enumerate() {
-        // The ring's read of it waits in the kernel; monoio's waits for readiness first, and must not wait again.
+        // The ring's read of it waits in the kernel; monoio's waits for readiness first, and must not block.
         let flags = if engine == Engine::Ring { EventfdFlags::CLOEXEC } else { EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK };
         let eventfd = eventfd(0, flags).map_err(|error| format!("eventfd: {error}"))?;
         let eventfd = Arc::new(eventfd);
@@ -209,7 +212,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
         let parts = Parts {
             engine,
             shard: seat.number,
-            // The node's limit is counted by `admission`; a shard may hold all of it, and those that are told so.
+            // The node's limit is counted by `admission`; one shard may hold all of these, and those that wait for a refusal.
             connections_max: settings.server.max_connections + REFUSED_MAX,
             spin_us: settings.server.spin_us,
             bells: Arc::clone(&bells),
@@ -241,7 +244,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
                 }
             };
             if let Some(directory) = directory.filter(|_| core.log_is_whole()) {
-                // Without the sign the next start begins new epochs, no more.
+                // Without the mark the next start begins new epochs, no worse.
                 let _ = leave_clean(&directory.shard(seat.number), core.log_chain());
             }
         };
@@ -273,7 +276,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
     Ok(Running { address, ports, threads })
 }
 
-/// The log's directory, where there is to be one; a new one gets `fresh_key`.
+/// The log's directory, if a log is wanted; a new one gets `fresh_key`.
 fn open_log(settings: &Settings, shards: usize, fresh_key: HashKey) -> Result<Option<Arc<Directory>>, String> {
     let Some(root) = &settings.log.dir else { return Ok(None) };
     let mut directory = Directory::open(root, shards, fresh_key.0)?;
@@ -298,7 +301,7 @@ const fn segment_bytes(settings: &Settings) -> u64 {
     settings.log.segment_bytes / CHUNK_BYTES as u64 * CHUNK_BYTES as u64
 }
 
-/// The clocks before any ring has begun its own.
+/// The clocks before any ring has started its own.
 #[expect(clippy::disallowed_methods, reason = "before any shard runs")]
 fn now() -> Tick {
     let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -310,7 +313,7 @@ fn own_cores() -> Vec<usize> {
     sched_getaffinity(None).map_or_else(|_| Vec::new(), |set| (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect())
 }
 
-/// Pins this thread. A core that was taken away meanwhile leaves it unpinned, which is slower and right.
+/// Pins this thread. If the core was taken away meanwhile, the thread stays unpinned, which is slower but correct.
 fn pin(core: Option<usize>) {
     let Some(core) = core else { return };
     let mut set = CpuSet::new();

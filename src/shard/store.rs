@@ -1,5 +1,5 @@
-//! A shard's log found on disk: read whole, cut where it is torn, and turned into the shard's state. Runs on the shard's thread before
-//! anybody is let in.
+//! A shard's log found on disk: read whole, cut if it is torn, and turned into the shard's state. Runs on the shard's thread
+//! before anybody is accepted.
 
 use super::core::Core;
 use super::recover::{Found, Recovered, Replay};
@@ -19,33 +19,33 @@ use std::path::{Path, PathBuf};
 /// A shard's disk, ready for its engine.
 #[derive(Debug)]
 pub struct Store {
-    /// Where new segments are made.
+    /// The directory for new segments.
     pub directory: PathBuf,
     pub segment_bytes: u64,
-    /// What is there already, by number.
+    /// The existing segments, by number.
     pub segments: Vec<(u64, File)>,
     /// Their indexes.
     pub indexes: Vec<(u64, File)>,
 }
 
-/// What makes a log a shard's own: what its segments' headers must say.
+/// The identity that a log's segment headers must have to be this shard's.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity {
     pub shard: u16,
     pub generation: u32,
-    /// The size of segments to come, where none is there.
+    /// The size of new segments, if there are none yet.
     pub segment_bytes: u64,
     pub key: HashKey,
 }
 
-/// One segment of a log that is read, a file or bytes in memory.
+/// A segment of a log that is read, a file or bytes in memory.
 #[derive(Debug)]
 pub struct Segment<R> {
     pub number: u64,
     pub reader: R,
 }
 
-/// Why a log could not be read.
+/// The reason why a log could not be read.
 #[derive(Debug)]
 pub enum ReadError {
     Io(u64, std::io::Error),
@@ -53,7 +53,7 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// One line: what is wrong with the log in this directory.
+    /// The fault of the log in this directory, in one line.
     pub(super) fn told(&self, path: &Path) -> String {
         match self {
             Self::Io(number, error) => format!("log.dir: {}: {error}", path.join(segment_name(*number)).display()),
@@ -67,21 +67,21 @@ impl ReadError {
 pub struct Reading {
     pub geometry: Geometry,
     pub scanned: Scanned,
-    /// The segments that were begun, by number, with when that was (Unix ms).
+    /// The segments that were begun, by number, with the time of that (Unix ms).
     begun: Vec<(u64, u64)>,
     outcome: Recovered,
 }
 
-/// The indexes of a log that is read: as they are, or staged beside their places until all was found good.
+/// The indexes of a log that is read: existing ones, or new ones staged beside their places until everything was found good.
 #[derive(Debug)]
 struct Indexes {
     path: PathBuf,
-    /// By their segments' numbers, and whether it is staged.
+    /// By their segments' numbers, and whether each is staged.
     files: Vec<(u64, File, bool)>,
 }
 
 impl Indexes {
-    /// A segment's index as it must be: the one that is there, where it has these bytes, else one made anew.
+    /// Ensures a segment's index with these bytes: keeps the existing file if it has them, else makes a new one.
     fn keep(&mut self, number: u64, bytes: &[u8]) -> std::io::Result<()> {
         let path = index_path(&self.path, number);
         if let Ok(mut file) = File::open(&path) {
@@ -101,7 +101,7 @@ impl Indexes {
         Ok(())
     }
 
-    /// Those of the segments that stay, each in its place.
+    /// The indexes of the remaining segments, each moved to its place.
     fn settle(mut self, segments: &[SegmentFile]) -> Vec<(u64, File)> {
         let mut kept = Vec::new();
         for (number, file, is_staged) in std::mem::take(&mut self.files) {
@@ -111,7 +111,7 @@ impl Indexes {
                 continue;
             }
             if is_staged && let Err(error) = put_index(&path) {
-                // It stays open without its name.
+                // The file stays open without its name.
                 tracing::warn!(path = %path.display(), %error, "a segment's index could not be put in its place: the next start makes it");
             }
             kept.push((number, file));
@@ -157,10 +157,10 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
     Ok(Unsettled { shard, files, indexes, reading })
 }
 
-/// The log that was read goes on: its files are cut and tidied.
+/// Continues the log that was read: its files are cut and tidied.
 ///
 /// # Errors
-/// One line: what the file system answered.
+/// One line: the file system's error.
 pub fn settle(core: &mut Core, unsettled: Unsettled, now: Tick) -> Result<Store, String> {
     let Unsettled { shard, mut files, indexes, reading } = unsettled;
     let path = indexes.path.clone();
@@ -204,11 +204,11 @@ pub fn settle(core: &mut Core, unsettled: Unsettled, now: Tick) -> Result<Store,
     Ok(Store { directory: path, segment_bytes: size, segments, indexes })
 }
 
-/// Reads all of a log's segments, once and in the order of their numbers, into a core. What is torn is left out; the caller cuts it
+/// Reads all of a log's segments, once and in the order of their numbers, into a core. A torn end is left out; the caller cuts it
 /// before [`go_on`]. `keep_index` is given each segment's index file, which its readers will need.
 ///
 /// # Errors
-/// What could not be read, or is damaged.
+/// A segment that could not be read, or is damaged.
 pub fn read_log<R: Read + Seek>(
     core: &mut Core,
     segments: &mut [Segment<R>],
@@ -244,10 +244,10 @@ pub fn read_log<R: Read + Seek>(
     Ok(Reading { geometry, scanned, begun, outcome })
 }
 
-/// Makes a segment's index of its bytes.
+/// Makes a segment's index from its bytes.
 ///
 /// # Errors
-/// What the reader answered; `InvalidData` where it is no segment.
+/// The reader's error; `InvalidData` if the bytes are no segment.
 pub fn index_of(reader: &mut dyn Read) -> std::io::Result<Indexed> {
     let (mut scan, mut chunk) = (IndexScan::default(), vec![0; CHUNK_BYTES]);
     loop {
@@ -261,7 +261,8 @@ pub fn index_of(reader: &mut dyn Read) -> std::io::Result<Indexed> {
     Ok(Indexed { bytes: file.bytes, directory_bytes: file.directory_bytes })
 }
 
-/// Removes indexes of segments that are gone, and what a write of one has left behind. Files with other names are none of the log's.
+/// Removes indexes of segments that are gone, and leftovers of an interrupted write. Files with other names are not part of the
+/// log.
 fn remove_stale(path: &Path, indexes: &[(u64, File)]) -> std::io::Result<()> {
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
@@ -276,7 +277,7 @@ fn remove_stale(path: &Path, indexes: &[(u64, File)]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The log goes on behind what was read of it. Segments behind the last good one are gone.
+/// Continues the log behind the part that was read. Segments behind the last good one are gone.
 pub fn go_on(core: &mut Core, reading: Reading, clean: bool, now: Tick) -> Recovered {
     let Reading { geometry, scanned, begun, mut outcome } = reading;
     let last = scanned.last.map(|last| last.number);
@@ -299,7 +300,7 @@ pub(super) fn scan<R: Read + Seek>(
     scanner.finish().map_err(ReadError::Scan)
 }
 
-/// The next segment, by way of a chunk of memory.
+/// Reads the next segment, a chunk of memory at a time.
 fn scan_one<R: Read + Seek>(
     scanner: &mut Scanner,
     segment: &mut Segment<R>,
@@ -328,7 +329,7 @@ fn damage(path: &Path, error: &ScanError) -> String {
     )
 }
 
-/// A file's header, where it has one that reads; what is wrong with it the scan tells.
+/// A file's header, if it is readable; the scan reports what is wrong with it.
 pub(super) fn header_of(segment: &mut (impl Read + Seek)) -> std::io::Result<Option<SegmentHeader>> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     segment.rewind()?;
@@ -349,7 +350,7 @@ fn read_up_to(file: &mut (impl Read + ?Sized), into: &mut [u8]) -> std::io::Resu
     Ok(filled)
 }
 
-/// Cuts the last file to what is good in it, and lets those behind it go: they were made ahead and never begun, or torn off.
+/// Cuts the last file to its good part, and deletes those behind it: they were made ahead and never begun, or torn off.
 pub(crate) fn trim_files(path: &Path, files: &mut Vec<SegmentFile>, last: Option<(u64, u64)>) -> std::io::Result<()> {
     let kept = files.iter().position(|file| last.is_none_or(|(number, _)| file.number > number)).unwrap_or(files.len());
     for gone in files.drain(kept..) {

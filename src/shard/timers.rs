@@ -1,7 +1,7 @@
-//! What time does to a connection: one deadline on the wheel, the earliest of all that it has.
+//! The timeouts of a connection: one deadline on the wheel, the earliest of all that it has.
 //!
-//! A deadline is worked out from when something began and the settings of now, each time that it is looked at. What waits under settings
-//! that are in force no more is looked at anew when others come ([`Core::look_anew`]).
+//! A deadline is computed from when something began and the current settings, each time that it is checked. After a change of
+//! settings everything that waits is checked again ([`Core::look_anew`]).
 
 use super::conn::{Conn, Phase};
 use super::core::{Core, Timer};
@@ -17,16 +17,16 @@ use crate::session::MemberKey;
 use crate::time::Tick;
 use crate::ws::encoder;
 
-/// How late a turn is that makes a standstill: nothing but a stopped process or a suspended machine keeps a shard for so long.
+/// How late a turn must be to count as a standstill: only a stopped process or a suspended machine delays a shard for so long.
 const STANDSTILL_MS: u64 = 1_000;
 
-/// How soon one that is not read from is looked at again, should nothing else come.
+/// Time until a connection that is not read from is checked again if nothing else happens.
 const PAUSED_LOOK_MS: u64 = 1_000;
 
-/// Connections, and members, that one turn looks at anew.
+/// Connections, and members, that one turn checks again.
 const LOOKED_AT_PER_TURN: usize = 4096;
 
-/// How far the shard is with looking anew at what waits: places in the tables of connections and members.
+/// How far the shard is with checking everything again: indexes in the tables of connections and members.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Anew {
     conns: usize,
@@ -34,7 +34,7 @@ pub(super) struct Anew {
 }
 
 impl Core {
-    /// Notices that the shard stood still: what its peers did meanwhile it could not see, so that their time begins anew.
+    /// Notices a standstill of the shard: it could not see what its peers did meanwhile, so their timeouts start anew.
     pub(super) fn notice_standstill(&mut self, now: Tick) {
         if self.turn_due_ms.saturating_add(STANDSTILL_MS) <= now.mono_ms() {
             self.awake_since_ms = now.mono_ms();
@@ -42,7 +42,7 @@ impl Core {
         }
     }
 
-    /// Other settings are in force: what waits for a time that they make shorter is to be looked at sooner. True while there is more.
+    /// After a change of settings, checks timers that may now be due sooner. Returns `true` while there are more.
     pub(super) fn look_anew(&mut self, now: Tick) -> bool {
         let Some(mut anew) = self.anew.take() else { return false };
         for _ in 0..LOOKED_AT_PER_TURN {
@@ -59,7 +59,7 @@ impl Core {
         more
     }
 
-    /// Schedules what time does next to a member that is away, unless the wheel wakes it sooner.
+    /// Schedules the next timeout of a member that is away, unless an earlier timer is set.
     pub(super) fn set_member_timer(&mut self, key: MemberKey) {
         let Some(due_ms) = self.member_due_ms(key) else { return };
         let Some(member) = self.sessions.members.get_mut(key) else { return };
@@ -70,7 +70,7 @@ impl Core {
         }
     }
 
-    /// The earliest thing that time will do to a connection, in monotonic milliseconds.
+    /// The earliest deadline of a connection, in monotonic milliseconds.
     pub(super) fn next_deadline_ms(&self, id: ConnId, now: Tick) -> u64 {
         let Some(conn) = self.conn(id) else { return u64::MAX };
         let but_for_token_ms = self.deadline_but_for_token_ms(conn, now);
@@ -101,7 +101,7 @@ impl Core {
         let now_ms = now.mono_ms();
         let Some(conn) = self.conn_mut(id) else { return };
         if conn.timer_ms > now_ms {
-            // An earlier deadline was set after this one, or moved away.
+            // The deadline that this timer was set for has moved.
             return;
         }
         conn.timer_ms = u64::MAX;
@@ -155,7 +155,7 @@ impl Core {
         self.close(io, id, CloseReason::HandshakeTooLate, now);
     }
 
-    /// What is overdue on an open connection and ends it.
+    /// The reason to end an open connection whose deadline has passed; `None` if there is none.
     fn overdue(&self, id: ConnId, settings: &Settings, now: Tick) -> Option<CloseReason> {
         let conn = self.conn(id)?;
         let now_ms = now.mono_ms();
@@ -164,16 +164,17 @@ impl Core {
             self.counters.limit_reached(LimitReached::UnfinishedMessage);
             return Some(CloseReason::MessageTooSlow);
         }
-        // Whose socket takes bytes again is owed what it is sent at the end of this turn or of a later one: that delay is the shard's.
+        // A peer whose socket takes bytes again is sent its data at the end of this turn or of a later one: that delay is the
+        // shard's.
         if conn.flags.blocked && stall_ms(conn, settings, self.awake_since_ms) <= now_ms {
             let wanted = settings.limits.stall_bytes_per_second * settings.limits.stall_ms / 1000;
-            // Counted up to u32::MAX, which is enough of any bound.
+            // Counted up to u32::MAX, which is enough for any bound.
             if u64::from(conn.stalled_taken) < wanted.min(u32::MAX.into()) {
                 self.counters.limit_reached(LimitReached::Stall);
                 return Some(CloseReason::TooSlow);
             }
         }
-        // While it is not read from, its heartbeat waits.
+        // While the connection is not read from, its heartbeat waits.
         if conn.pinged_ms > 0 && conn.paused_ms == 0 && heartbeat_ms(conn, settings, self.awake_since_ms) <= now_ms {
             self.counters.limit_reached(LimitReached::HeartbeatTime);
             return Some(CloseReason::HeartbeatLost);
@@ -188,7 +189,7 @@ impl Core {
         None
     }
 
-    /// Pings, warns of the token's end, and begins the next stall window.
+    /// Pings, warns of the token's expiry, and begins the next stall window.
     fn remind(&mut self, id: ConnId, settings: &Settings, now: Tick) {
         let (now_ms, awake_ms) = (now.mono_ms(), self.awake_since_ms);
         let Some(conn) = self.conn_mut(id) else { return };
@@ -228,7 +229,7 @@ fn ms(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// What ends since then, answered first or not, has until then.
+/// The deadline of a connection that ends since `since_ms`, whether answered first or not.
 fn close_ms(since_ms: u64, settings: &Settings, awake_ms: u64) -> u64 {
     since_ms.max(awake_ms) + settings.limits.close_ms
 }
@@ -238,7 +239,7 @@ fn handshake_deadline_ms(conn: &Conn, settings: &Settings, awake_ms: u64) -> u64
     conn.accepted_ms.max(awake_ms) + if securing { settings.limits.tls_handshake_ms } else { settings.limits.handshake_ms }
 }
 
-/// ± 10 %, by the connection's number, so that those accepted together do not ping together.
+/// The value ± 10 %, by the connection's number, so that connections accepted together do not ping together.
 const fn jittered(value: u64, serial: u64) -> u64 {
     let spread = value / 10;
     value - spread + (serial.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % (2 * spread + 1)
@@ -260,7 +261,7 @@ const fn paused_ms(conn: &Conn, now: Tick) -> u64 {
 }
 
 fn unfinished_ms(conn: &Conn, settings: &Settings, awake_ms: u64) -> u64 {
-    // While it is not read from, its message can't be finished.
+    // While the connection is not read from, its message can't be finished.
     if conn.unfinished_ms == 0 || conn.paused_ms > 0 {
         u64::MAX
     } else {
@@ -275,12 +276,12 @@ const fn lifetime_ms(conn: &Conn, settings: &Settings) -> u64 {
     }
 }
 
-/// Milliseconds until the token's end; negative after it. On the wall clock, so that a clock that was set is noticed.
+/// Milliseconds until the token expires; negative after that. On the wall clock, so that a clock that was set is noticed.
 fn token_left_ms(conn: &Conn, now: Tick) -> i64 {
     conn.grant.as_ref().map_or(i64::MAX, |grant| ms(grant.expires_at_s().saturating_mul(1000)) - ms(now.wall_ms))
 }
 
-/// When the token is to be looked at: to warn, then to close.
+/// When the token must be checked: to warn, then to close.
 fn token_ms(conn: &Conn, settings: &Settings, now: Tick) -> u64 {
     let left_ms = token_left_ms(conn, now);
     if left_ms == i64::MAX {

@@ -1,5 +1,5 @@
-//! Places of the log that the disk does not read: each is tried for a while, then its messages are a gap for who reads there, and after a
-//! minute it is tried anew. Nothing is forgotten for it: a disk that reads again gives all.
+//! Places of the log that the disk cannot read. Each is tried for a while, then its messages are a gap for readers there, and
+//! after a minute it is tried again. Nothing is forgotten because of it: once the disk reads again, all messages are back.
 
 use super::core::Core;
 use super::counters::LimitReached;
@@ -9,28 +9,28 @@ use crate::log::{Position, segment_name};
 use crate::time::Tick;
 use std::collections::VecDeque;
 
-/// How often a place is tried at least, over which time, and how far apart, before it is given up.
+/// Times a place is tried at least, over which time, and how far apart, before it counts as unreadable.
 const TRIES: u32 = 5;
 const TRIED_FOR_MS: u64 = 5_000;
 const RETRY_MS: u64 = 500;
-/// How long after its last failure a place is remembered.
+/// Time for which a place is remembered after its last failure.
 const REMEMBERED_MS: u64 = 60_000;
-/// Places remembered; with as many being tried a reader is let go instead.
+/// Places remembered; with as many being tried, a reader is closed instead.
 const PLACES_MAX: usize = 256;
 
-/// What was read in vain.
+/// The target of a failed read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Record {
         at: Position,
         bytes: usize,
     },
-    /// Several records, and what is between them.
+    /// Several records, and the bytes between them.
     Stretch {
         at: Position,
         bytes: usize,
     },
-    /// The index file of this segment, and the segment to make it anew.
+    /// The index file of this segment, and the segment to remake it from.
     Index(u32),
 }
 
@@ -47,16 +47,16 @@ impl Place {
 struct Failing {
     place: Place,
     tries: u32,
-    /// Of a stretch: when it failed first, and nothing of it was read since.
+    /// Of a stretch: when it first failed without a success since.
     since_ms: u64,
     last_ms: u64,
     given_up: bool,
 }
 
-/// What to do about a read that failed.
+/// The next step after a failed read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It is looked at again at once: closer, or since it has failed for long already.
+    /// Examine it again at once: closer, or because it has failed for long already.
     Now {
         is_first: bool,
     },
@@ -72,28 +72,28 @@ enum Verdict {
 #[derive(Debug, Default)]
 pub(super) struct Unreadable {
     failing: Vec<Failing>,
-    /// Reads to be asked for again: when, and under which tag they wait. In the order of their times.
+    /// Reads to be repeated: when, and the tag under which they wait. In the order of their times.
     waiting: VecDeque<(u64, u64)>,
 }
 
 impl Unreadable {
-    /// Whether a record that lies there has been given up.
+    /// Returns `true` if a record at this place counts as unreadable.
     pub(super) fn has_record(&self, at: Position, bytes: u32) -> bool {
         let place = Place::Record { at, bytes: bytes as usize };
         self.failing.iter().any(|failing| failing.given_up && failing.place == place)
     }
 
-    /// Whether a segment's index has been given up.
+    /// Returns `true` if a segment's index counts as unreadable.
     pub(super) fn has_index(&self, segment: u32) -> bool {
         self.failing.iter().any(|failing| failing.given_up && failing.place == Place::Index(segment))
     }
 
-    /// Whether something between two positions could not be read lately: records there are read one by one.
+    /// Returns `true` if a read between two positions failed lately: records there are read one by one.
     pub(super) fn is_near(&self, from: u64, to: u64) -> bool {
         self.failing.iter().any(|failing| failing.place.overlaps(from, to))
     }
 
-    /// Bytes that were read.
+    /// Notes bytes that were read.
     pub(super) fn worked(&mut self, at: Position, bytes: usize, now: Tick) {
         if self.failing.is_empty() {
             return;
@@ -109,7 +109,7 @@ impl Unreadable {
         });
     }
 
-    /// A segment's index was read.
+    /// Notes that a segment's index was read.
     pub(super) fn index_worked(&mut self, segment: u32) {
         self.failing.retain(|failing| failing.place != Place::Index(segment));
     }
@@ -141,7 +141,7 @@ impl Unreadable {
         };
         let failing = &mut self.failing[known];
         if !failing.given_up && now_ms.saturating_sub(failing.last_ms) > TRIED_FOR_MS {
-            // Nobody has tried it for long: what was then says little of now.
+            // Nobody has tried it for long: earlier failures say little about now.
             (failing.tries, failing.since_ms) = (0, now_ms);
         }
         (failing.tries, failing.last_ms) = (failing.tries.saturating_add(1), now_ms);
@@ -158,16 +158,16 @@ impl Unreadable {
         }
     }
 
-    /// When the next read is asked for again.
+    /// When the next read is repeated.
     pub(super) fn due_ms(&self) -> Option<u64> {
         self.waiting.front().map(|(due_ms, _)| *due_ms)
     }
 }
 
 impl Core {
-    /// A read failed that these wait for.
+    /// Handles a failed read that these jobs wait for.
     pub(super) fn on_unread<I: Io>(&mut self, io: &mut I, place: Place, errno: i32, jobs: Vec<Job>, now: Tick) {
-        // It is begun again later, and drops nothing that may be read then.
+        // A compaction is begun again later, and drops nothing that may be readable then.
         let (copies, jobs): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| matches!(job, Job::Copy(_)));
         if let Some(copy) = copies.into_iter().next() {
             self.tell_unread(place, errno, "the log could not be read back: its files are compacted later");
@@ -220,7 +220,7 @@ impl Core {
         tracing::error!(shard = self.shard, file, offset, bytes, %error, "{what}");
     }
 
-    /// Asks again for what is due of what could not be read, and forgets places of which nothing was heard for long.
+    /// Repeats the failed reads that are due, and forgets places without a failure for long.
     pub(super) fn try_unread_again<I: Io>(&mut self, io: &mut I, now: Tick) {
         let now_ms = now.mono_ms();
         if !self.unreadable.failing.is_empty() {

@@ -1,4 +1,5 @@
-//! Logs that an earlier version wrote, and those of this one whose records of a member stand in several files, as a start reads them.
+//! Logs that an earlier version wrote, and those of this version in which a member's records are in several files, as a start
+//! reads them.
 
 use super::core::Core;
 use super::disk_tests::one_of;
@@ -62,7 +63,7 @@ fn member(core: &Core) -> &Member {
     core.sessions.members.get(key).unwrap()
 }
 
-/// First and last seq of the stays that have ended, and the rooms it is in.
+/// First and last seq of the stays that have ended, and the rooms that the client is in.
 fn stays(core: &Core) -> (Vec<(u64, u64)>, Vec<String>) {
     let member = member(core);
     let ended = member.entitlements.stays.iter().filter(|stay| stay.has_ended());
@@ -90,7 +91,7 @@ fn a_whole_state_of_version_1_replaces_the_one_before_and_facts_go_on_from_it() 
     let core = read(&log);
     assert_eq!(stays(&core), (vec![(4, 4)], vec!["dev".to_owned()]));
     assert_eq!((member(&core).received_seq, member(&core).presence.as_deref()), (6, Some("1")));
-    // As the log of a gateway that was upgraded goes on: in a segment of its own.
+    // As the log of an upgraded gateway continues: in a segment of its own.
     let mut log = log.of_version_from_now(2);
     log.begin(1);
     put(&mut log, Kind::Joined, |out| Joined { room: "lab", from: 8 }.encode(out));
@@ -132,7 +133,7 @@ fn a_state_that_is_written_again_counts_when_all_of_it_was() {
     part(&mut log, 1, vec![ended(2)]);
     let torn = read(&log);
     assert_eq!((stays(&torn), member(&torn).kept_at), (before, kept_at), "the process ended before the last was written");
-    // Another record of it, or of another, is none that follows.
+    // Another record of the member, or of another one, does not count as a part.
     put(&mut log, Kind::Joined, |out| Joined { room: "lab", from: 5 }.encode(out));
     put(&mut log, Kind::Member, |out| state(vec![], true).encode(out));
     part(&mut log, 1, vec![ended(2)]);
@@ -145,7 +146,7 @@ fn a_state_that_is_written_again_counts_when_all_of_it_was() {
 #[test]
 fn where_the_files_before_are_gone_a_member_is_what_was_written_again() {
     let mut log = Made::new(0, 1, CHUNK_BYTES, 3);
-    // What is told of one that is not named yet stands again behind the record that names it.
+    // Facts about a member that is not named yet are repeated behind the record that names it.
     put(&mut log, Kind::Joined, |out| Joined { room: "ops", from: 4 }.encode(out));
     session(&mut log);
     put(&mut log, Kind::Joined, |out| Joined { room: "ops", from: 4 }.encode(out));
@@ -153,7 +154,7 @@ fn where_the_files_before_are_gone_a_member_is_what_was_written_again() {
     part(&mut log, 1, vec![ended(2)]);
     let torn = read(&log);
     assert_eq!(torn.sessions.member(torn.sessions.find(SESSION).unwrap(), client()), None);
-    // The next time all of it was.
+    // The next time all of its stays were read.
     put(&mut log, Kind::Member, |out| state(vec![], true).encode(out));
     part(&mut log, 1, vec![ended(2)]);
     part(&mut log, 0, vec![open("ops"), open("dev")]);

@@ -1,8 +1,8 @@
-//! The shard's one timer wheel: coarse deadlines, no cancelling. An owner whose deadline moved ignores the stale firing.
+//! The shard's timer wheel: coarse deadlines, no cancelling. An owner whose deadline moved ignores the stale firing.
 //!
 //! May import nothing of the crate. Pure.
 
-/// One slot of the wheel, in milliseconds: how late a deadline may fire.
+/// A slot of the wheel, in milliseconds: how late a deadline may fire.
 pub const SLOT_MS: u64 = 16;
 const SLOTS: usize = 4096;
 const WORDS: usize = SLOTS / 64;
@@ -15,7 +15,7 @@ struct Entry<T> {
     next: u32,
 }
 
-/// Deadlines in milliseconds of the monotonic clock, each with a key. Those beyond the horizon of a minute go round again.
+/// Deadlines in milliseconds of the monotonic clock, each with a key. Deadlines beyond the horizon of a minute go round again.
 #[derive(Debug)]
 pub struct Wheel<T> {
     heads: Box<[u32]>,
@@ -34,13 +34,13 @@ impl<T: Copy> Default for Wheel<T> {
 }
 
 impl<T: Copy> Wheel<T> {
-    /// Deadlines held.
+    /// The number of deadlines.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether none is held.
+    /// Returns `true` if there is no deadline.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
@@ -69,7 +69,7 @@ impl<T: Copy> Wheel<T> {
         self.filled[slot / 64] |= 1 << (slot % 64);
     }
 
-    /// Takes out what is due, up to `budget` keys; true if more is due now.
+    /// Takes the deadlines that are due, up to `budget` keys. Returns `true` if more are due now.
     pub fn poll(&mut self, now_ms: u64, budget: usize, out: &mut Vec<T>) -> bool {
         let until = now_ms / SLOT_MS;
         let mut taken = 0;
@@ -113,7 +113,7 @@ impl<T: Copy> Wheel<T> {
         false
     }
 
-    /// When to poll next, in milliseconds; `None` where nothing is held.
+    /// When to poll next, in milliseconds; `None` if there is no deadline.
     #[must_use]
     pub fn next_ms(&self) -> Option<u64> {
         if self.len == 0 {
