@@ -1,7 +1,7 @@
 //! Client frames to messages (RFC 6455 section 5): resumable at every byte, unmasked in the bytes that were received.
 //!
-//! A message that lies whole in the received bytes is handed out in place. Otherwise what arrived is gathered in a pooled
-//! buffer, handed out whole, and given back by whoever took it.
+//! A message that is whole in the received bytes is returned in place. Otherwise the parts are gathered in a pooled buffer and
+//! returned whole; the receiver gives the buffer back.
 
 use super::utf8;
 use crate::buffers::Buffers;
@@ -14,19 +14,19 @@ const HEAD_BYTES_MAX: usize = 14;
 /// The first allocation of an assembly buffer; it doubles from here as bytes arrive.
 const ASSEMBLY_BYTES_MIN: usize = 512;
 
-/// What a connection accepts. The same for all connections of an endpoint, so it is lent for each call.
+/// The limits of an endpoint. The same for all its connections, so they are lent for each call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// A message's payload after reassembly, at most `u32::MAX`. A compressed message may be as long on the wire as
     /// deflate makes incompressible data of this length; the exact bound is then the inflater's.
     pub message_bytes_max: usize,
-    /// Data frames of one message, empty ones counted; at least 1.
+    /// Data frames of one message, empty ones included; at least 1.
     pub fragments_max: u32,
-    /// Whether uncompressed text is checked as it arrives. Off where the parser behind checks it anyway.
+    /// `true` if uncompressed text is checked as it arrives. `false` if the parser behind checks it anyway.
     pub utf8: bool,
-    /// Whether permessage-deflate was negotiated: RSV1 may be set on the first frame of a message (RFC 7692 section 6).
+    /// `true` if permessage-deflate was negotiated: RSV1 may be set on the first frame of a message (RFC 7692 section 6).
     pub deflate: bool,
-    /// Whether binary messages are accepted at all.
+    /// `true` if binary messages are accepted at all.
     pub binary: bool,
 }
 
@@ -38,11 +38,11 @@ impl Limits {
     }
 }
 
-/// Unmasked bytes, either inside what was received or gathered in a buffer of the pool.
+/// Unmasked bytes, either inside the received ones or gathered in a buffer of the pool.
 #[derive(Debug)]
 pub enum Payload<'b> {
     InPlace(&'b mut [u8]),
-    /// Give it back with [`Payload::recycle`].
+    /// A pooled buffer; give it back with [`Payload::recycle`].
     Assembled(Vec<u8>),
 }
 
@@ -75,26 +75,26 @@ impl DerefMut for Payload<'_> {
     }
 }
 
-/// Equal bytes are equal, wherever they lie.
+/// Two payloads are equal if their bytes are, wherever these are stored.
 impl PartialEq for Payload<'_> {
     fn eq(&self, other: &Self) -> bool {
         **self == **other
     }
 }
 
-/// What the client sent.
+/// An item that the client sent.
 #[derive(Debug, PartialEq)]
 pub enum Item<'b> {
-    /// A whole message. `compressed`: to be inflated first, and then checked for UTF-8 where the endpoint asks for it.
+    /// A whole message. If `compressed`, it must be inflated first, and then checked for UTF-8 if the endpoint asks for it.
     Message {
         text: bool,
         compressed: bool,
         payload: Payload<'b>,
     },
-    /// To be answered by a pong with the same payload, of at most 125 bytes.
+    /// A ping, to be answered by a pong with the same payload, of at most 125 bytes.
     Ping(Payload<'b>),
     Pong(Payload<'b>),
-    /// The last item: what comes after it is dropped. The reason is UTF-8 of at most 123 bytes, empty without a code.
+    /// The last item: later bytes are dropped. The reason is UTF-8 of at most 123 bytes, empty without a code.
     Close {
         code: Option<u16>,
         reason: Payload<'b>,
@@ -118,10 +118,10 @@ pub struct Decoder {
     frame_left: u32,
     /// Data frames of the message so far; 0 between messages.
     fragments: u32,
-    /// Rotated, so that its first byte belongs to the next byte of payload.
+    /// The mask, rotated so that its first byte belongs to the next byte of payload.
     mask: [u8; 4],
     utf8: utf8::Incremental,
-    /// A head that has not come whole.
+    /// An incomplete head.
     head: [u8; HEAD_BYTES_MAX],
     head_bytes: u8,
     opcode: u8,
@@ -188,7 +188,7 @@ impl Decoder {
         item
     }
 
-    /// Whether a frame or a message has begun and not ended: the time for it runs.
+    /// Returns `true` if a frame or a message has begun and not ended: its time limit runs.
     #[must_use]
     pub fn unfinished(&self) -> bool {
         match self.phase {
@@ -198,7 +198,7 @@ impl Decoder {
         }
     }
 
-    /// Whether a close frame or an error has ended the stream of items.
+    /// Returns `true` if a close frame or an error has ended the stream of items.
     #[must_use]
     pub fn over(&self) -> bool {
         self.phase == Phase::Over
@@ -210,8 +210,8 @@ impl Decoder {
         self.assembly.capacity()
     }
 
-    /// Gives the buffer of an unfinished message back; for a connection that ends. Of a control frame that is under way what came of its
-    /// payload stays, so that a peer's close frame is understood.
+    /// Returns the buffer of an unfinished message to the pool, for a connection that ends. The payload of a control frame under
+    /// way stays, so that a peer's close frame is understood.
     pub fn release(&mut self, buffers: &mut Buffers) {
         let under_way = if self.phase == Phase::Control { usize::from(self.control_bytes) } else { 0 };
         let control = self.assembly[self.assembly.len() - under_way..].to_vec();
@@ -285,8 +285,8 @@ impl Decoder {
         Ok(None)
     }
 
-    /// Every check is made as soon as the bytes it needs are there, in their order: that is why any split of the bytes
-    /// meets the same error.
+    /// Parses a frame's head. Every check is made as soon as the bytes it needs are there, in their order: that is why any split
+    /// of the bytes meets the same error.
     fn parse_head(&self, bytes: &[u8], limits: &Limits) -> Result<Option<Head>, CloseReason> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         let opcode = first & 0x0f;
@@ -361,7 +361,7 @@ impl Decoder {
         self.fragments += 1;
     }
 
-    /// What there is of the frame's payload, unmasked where it lies.
+    /// The available part of the frame's payload, unmasked in place.
     fn take_payload<'b>(&mut self, rest: &mut &'b mut [u8]) -> &'b mut [u8] {
         let taken = rest.len().min(self.frame_left as usize);
         let (here, after) = std::mem::take(rest).split_at_mut(taken);
@@ -406,7 +406,7 @@ impl Decoder {
         }
     }
 
-    /// The control payload from behind the message it interrupted.
+    /// The control payload from behind the message that it interrupted.
     fn take_control(&mut self, buffers: &mut Buffers) -> Vec<u8> {
         let message_bytes = self.assembly.len() - usize::from(self.control_bytes);
         if message_bytes == 0 {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 const LIMITS: Limits = Limits { message_bytes_max: 1000, fragments_max: 4, utf8: true, deflate: false, binary: true };
 
-/// What a test compares: an item without its lifetime.
+/// An item without its lifetime, for comparing.
 #[derive(Clone, Debug, PartialEq)]
 enum Seen {
     Message { text: bool, compressed: bool, payload: Vec<u8> },
@@ -171,7 +171,7 @@ fn control_frames_come_between_fragments() {
     assert_eq!(decode(&bytes.concat(), &LIMITS), [Seen::Ping(b"ping".to_vec()), Seen::Pong(vec![]), text(b"one two three")]);
 }
 
-/// A connection is closed in the middle of anything, and its peer's close frame is read all the same.
+/// A connection may be closed in the middle of anything; its peer's close frame is read all the same.
 #[test]
 fn a_message_that_is_given_up_takes_no_control_frame_along() {
     let close = masked(0x88, b"\x03\xe8bye");

@@ -5,23 +5,23 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 
 /// Below this a payload is not worth compressing.
 pub const PAYLOAD_BYTES_MIN: usize = 1024;
-/// The window of deflate itself, and the default of both sides (RFC 7692 7.1.2).
+/// Bits of the largest window of deflate, the default of both sides (RFC 7692 7.1.2).
 pub const WINDOW_BITS_MAX: u8 = 15;
 const WINDOW_BITS_MIN: u8 = 8;
 const EXTENSION: &str = "permessage-deflate";
 /// The flush that senders strip (RFC 7692 7.2.1).
 const FLUSH: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
-/// That flush, and a final empty block: only a stream that was whole ends exactly here.
+/// The stripped flush, and a final empty block: only a complete stream ends exactly here.
 const FLUSH_AND_END: [u8; 9] = [0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff];
 const INFLATE_BYTES_MIN: usize = 1024;
 /// What deflating adds to a few bytes at the most: heads of blocks, and the flush.
 const PIECE_ADDED_BYTES_MAX: usize = 64;
 
-/// What was agreed.
+/// The negotiated parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Negotiated {
-    /// The largest window the client can inflate with; for [`Deflater::deflate`]. What was deflated for a larger one must not
-    /// be sent to it.
+    /// The largest window that the client can inflate with, for [`Deflater::deflate`]. Data deflated for a larger one must not be
+    /// sent to it.
     pub server_window_bits: u8,
     asked_for_window: bool,
 }
@@ -52,12 +52,12 @@ pub struct MalformedExtensions {
     pub at: usize,
 }
 
-/// The first offer of permessage-deflate that can be honoured; other extensions, and offers with parameters that RFC 7692
-/// section 7.1 forbids or that are unknown, are declined, and all where deflate is not `enabled`: the header is read and judged in any
-/// case. Linear in the bytes of the lines.
+/// The first offer of permessage-deflate that can be accepted. Other extensions, and offers with parameters that RFC 7692 section
+/// 7.1 forbids or that are unknown, are declined; all are if deflate is not `enabled`, but the header is judged in any case.
+/// Linear in the bytes of the lines.
 ///
 /// # Errors
-/// Where the header is no list of extensions at all.
+/// If the header is no list of extensions at all.
 pub fn negotiate(lines: &[&str], enabled: bool) -> Result<Option<Negotiated>, MalformedExtensions> {
     let mut agreed = None;
     for (index, line) in lines.iter().enumerate() {
@@ -75,7 +75,7 @@ struct Scanner<'t> {
 }
 
 impl<'t> Scanner<'t> {
-    /// The next extension of the line: `Some(None)` is one that is declined. The error is where it is malformed.
+    /// The next extension of the line: `Some(None)` is a declined one. The error is the byte at which the line is malformed.
     fn offer(&mut self) -> Result<Option<Option<Negotiated>>, usize> {
         // RFC 9110 5.6.1: empty elements of a list are ignored.
         while self.skip(b',') {}
@@ -120,7 +120,7 @@ impl<'t> Scanner<'t> {
         if start == self.at { Err(start) } else { Ok(&self.text[start..self.at]) }
     }
 
-    /// A token, or a quoted string with its quotes: so that it equals no value that is accepted.
+    /// A token, or a quoted string with its quotes, so that the latter equals no accepted value.
     fn value(&mut self) -> Result<&'t str, usize> {
         if !self.skip(b'"') {
             return self.token();
@@ -170,7 +170,7 @@ impl Terms {
     }
 }
 
-/// 8 to 15 without leading zeros (RFC 7692 7.1.2.1).
+/// Parses 8 to 15 without leading zeros (RFC 7692 7.1.2.1).
 fn window_bits(text: &str) -> Option<u8> {
     let plain = !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|bits| plain && (WINDOW_BITS_MIN..=WINDOW_BITS_MAX).contains(bits))
@@ -211,7 +211,7 @@ impl Inflater {
         }
     }
 
-    /// What is left of the input behind the stream's end, or `None` where it goes on.
+    /// Inflates a part of the input. Returns the rest of the input behind the stream's end, or `None` if the stream goes on.
     fn feed<'i>(&mut self, mut input: &'i [u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<Option<&'i [u8]>, CloseReason> {
         loop {
             if out.len() == out.capacity() {
@@ -259,8 +259,9 @@ impl Deflater {
         Self { codec: Compress::new(Compression::fast(), false) }
     }
 
-    /// Appends the message's compressed form, for a frame with RSV1 set. `false`, and nothing appended: it would be no
-    /// smaller, send it as it is. Never for what holds a secret beside text of somebody else's choice (RFC 7692 section 8).
+    /// Appends the message's compressed form, for a frame with RSV1 set. Returns `false`, and appends nothing, if that would be
+    /// no smaller: send the message as it is. Never use it for a secret beside text of somebody else's choice (RFC 7692 section
+    /// 8).
     #[must_use]
     pub fn deflate(&mut self, payload: &[u8], window_bits: u8, out: &mut Vec<u8>) -> bool {
         let start = out.len();
@@ -271,7 +272,7 @@ impl Deflater {
         smaller
     }
 
-    /// The same, larger than the message or not. `false`, and nothing appended: it is empty.
+    /// Appends the compressed form even if it is larger. Returns `false`, and appends nothing, if the message is empty.
     #[must_use]
     pub fn deflate_whatever(&mut self, payload: &[u8], window_bits: u8, out: &mut Vec<u8>) -> bool {
         let start = out.len();
@@ -403,7 +404,7 @@ mod tests {
         out.split_off(4)
     }
 
-    /// Whatever room the output begins with, and wherever in the stream it is full.
+    /// For any room that the output begins with, and any place of the stream at which it is full.
     #[test]
     fn the_flush_is_never_lost() {
         let mut noise = 1_u64;

@@ -7,10 +7,10 @@ use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
 pub const FRAME_HEAD_BYTES_MAX: usize = 10;
 /// A close frame's reason: the control payload less the code (RFC 6455 5.5.1).
 pub const CLOSE_REASON_BYTES_MAX: usize = CONTROL_PAYLOAD_BYTES_MAX - 2;
-/// The head that most replies end up with (126 bytes to 64 KiB), reserved before the payload is known.
+/// Length of the head of most replies (126 bytes to 64 KiB), reserved before the payload is known.
 const HEAD_BYTES_GUESS: usize = 4;
 
-/// The head of a frame with `payload_bytes` of payload, and how many bytes of the array it takes.
+/// The head of a frame with `payload_bytes` of payload, and its length within the array.
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "each arm is guarded by its range")]
 pub const fn frame_head(payload_bytes: usize, opcode: Opcode, fin: bool, rsv1: bool) -> ([u8; FRAME_HEAD_BYTES_MAX], usize) {
@@ -64,7 +64,7 @@ pub fn pong(payload: &[u8], out: &mut Vec<u8>) {
     frame(Opcode::Pong, false, &payload[..payload.len().min(CONTROL_PAYLOAD_BYTES_MAX)], out);
 }
 
-/// A frame whose payload is written straight into the output, its length unknown until it is whole.
+/// A frame whose payload is written straight into the output, before its length is known.
 #[derive(Debug)]
 #[must_use = "the frame has no head until it is finished"]
 pub struct OpenFrame {
@@ -72,7 +72,7 @@ pub struct OpenFrame {
 }
 
 impl OpenFrame {
-    /// Begins a frame at the end of `out`; what is appended from here on is its payload.
+    /// Begins a frame at the end of `out`; bytes appended from here on are its payload.
     pub fn begin(out: &mut Vec<u8>) -> Self {
         let start = out.len();
         out.extend_from_slice(&[0; HEAD_BYTES_GUESS]);
@@ -90,7 +90,7 @@ impl OpenFrame {
         }
     }
 
-    /// Takes back everything since [`OpenFrame::begin`].
+    /// Removes everything since [`OpenFrame::begin`].
     pub fn abandon(self, out: &mut Vec<u8>) {
         out.truncate(self.start);
     }

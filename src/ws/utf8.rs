@@ -1,4 +1,6 @@
 //! UTF-8 over any split of the bytes (RFC 6455 section 8.1, RFC 3629), failing at the first byte that cannot be right.
+//!
+//! Used by `/v1/echo` only; `/v1/ws` leaves the check to the parser.
 
 /// The start of a character whose rest has not come yet. Four bytes of state a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,7 +15,7 @@ impl Incremental {
         Self { carry: [0; 3], carry_len: 0 }
     }
 
-    /// Takes the next bytes. `false`: no continuation can make the text valid.
+    /// Takes the next bytes. Returns `false` if no continuation can make the text valid.
     #[must_use]
     pub fn push(&mut self, mut bytes: &[u8]) -> bool {
         while self.carry_len > 0 {
@@ -47,7 +49,7 @@ impl Incremental {
         }
     }
 
-    /// Whether the text may end here.
+    /// Returns `true` if the text may end here.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.carry_len == 0
