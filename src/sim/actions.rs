@@ -1,4 +1,4 @@
-//! What clients do, of their own accord, with an open connection.
+//! Actions that clients take on their own with an open connection.
 
 use super::client::{DOUBT_NS, PAST_MAX, Past, ROLES, ROOMS, What};
 use super::mallory::MALLORY;
@@ -14,7 +14,7 @@ fn compact(value: &Value) -> String {
 }
 
 impl World {
-    /// What was not acknowledged before the reconnect is sent once more, with the same id.
+    /// Messages that were not acknowledged before the reconnect are sent again, with the same id.
     pub fn send_again(&mut self, c: usize) {
         for past in std::mem::take(&mut self.clients[c].unacked) {
             if self.random.percent(70) && past.session == self.clients[c].home {
@@ -214,7 +214,7 @@ impl World {
         }
     }
 
-    /// What the gateway ignores, or refuses and goes on.
+    /// Does something odd that the gateway ignores, or refuses and goes on.
     fn act_oddly(&mut self, c: usize, session: &str) {
         if self.random.percent(50) {
             let seq = self.appended(session) + 1_000_000;

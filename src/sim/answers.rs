@@ -1,4 +1,4 @@
-//! What clients read: answers are matched with what was asked, and the oracle is told.
+//! The clients' reading: answers are matched with requests, and the oracle is told.
 
 use super::client::{Phase, Sabotage, What};
 use super::oracle::Begin;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 impl World {
     pub fn on_text(&mut self, c: usize, envelope: &Value, text: &[u8]) {
         if self.clients[c].hostile {
-            // Nothing that it is told is judged.
+            // Nothing that mallory is told is judged.
             if let Some(code) = envelope["payload"]["code"].as_str() {
                 *self.clients[c].answers.entry(code.to_owned()).or_default() += 1;
             }
@@ -306,7 +306,7 @@ impl World {
         }
     }
 
-    /// Whether a client's user may have had as many connections as it may have.
+    /// Returns `true` if a client's user may have had as many connections as it may have.
     fn user_is_full(&mut self, c: usize) -> bool {
         let (socket, sub) = (self.link(c).pipe.socket, self.clients[c].sub.clone());
         let per_user = self.caps.per_user;

@@ -1,4 +1,4 @@
-//! Bounds that take long, many or much to reach, one test each: what is over them is refused, held or ended, and counted.
+//! Bounds that take long, many or much to reach, one test each: whatever exceeds them is refused, held or ended, and counted.
 
 use super::client::{Casting, What};
 use super::disk::DiskFaults;
@@ -10,7 +10,7 @@ use crate::limits::CHUNK_BYTES;
 use crate::shard::counters::LimitReached;
 use serde_json::{Value, json};
 
-/// One shard, whose clients do only what the test says.
+/// A single shard, whose clients do only what the test says.
 fn stage(clients: &[(&str, &str)], change: impl FnOnce(&mut Settings)) -> World {
     stage_on(1, clients, change)
 }
@@ -43,14 +43,14 @@ fn answers(world: &World, client: usize, kind: &str) -> u64 {
     world.clients[client].answers.get(kind).copied().unwrap_or(0)
 }
 
-/// Gone, and back no sooner than that.
+/// The client leaves, and comes back no sooner than in `ms`.
 fn leave(world: &mut World, client: usize, ms: u64) {
     world.end_link(client, true);
     let now = world.now();
     world.clients[client].stay_away_ms(&now, ms);
 }
 
-/// So much time goes by and no more, though nothing happens in it: the client, which is gone, would be back then.
+/// Lets exactly this much time pass, even if nothing happens in it. A client that is `gone` would be back then.
 pub(super) fn pass(world: &mut World, gone: usize, ms: u64) {
     let now = world.now();
     world.clients[gone].stay_away_ms(&now, ms);
@@ -97,7 +97,7 @@ fn tab<'a>(tab: &'a str, home: &'a str) -> Casting<'a> {
     Casting { sub: "ana", tab, roles: &["agent"], home, echo: false, acks: true, hostile: false, slow: false }
 }
 
-/// A client comes into its session, or is refused with this code.
+/// A client attaches to its session, or is refused with this code.
 fn enter(world: &mut World, casting: &Casting<'_>, code: Option<&str>) -> usize {
     let client = world.cast(casting);
     let now = world.now();
@@ -140,7 +140,7 @@ fn a_users_own_member_that_is_away_for_longest_gives_way_and_comes_back_as_a_new
             pass(&mut world, 2, 100);
             assert_eq!(answers(&world, 1, kind), 1, "{to}");
         }
-        // What it was is forgotten: its room too, which its welcome would name. The next oldest gives way for it.
+        // The removed member's state is forgotten: its room too, which its welcome would name. The next oldest gives way for it.
         world.oracle.forgotten("ana/1", "s.0");
         let now = world.now();
         world.clients[first].stay_away_ms(&now, 0);
@@ -234,7 +234,7 @@ fn a_user_makes_so_many_sessions_and_others_make_theirs() {
     leave(&mut world, last, 1_000_000);
     world.run_for(1_000);
     assert!(reached(&world, LimitReached::SessionsPerUser) > 0 && ended(&world, CloseReason::Overloaded) > 0);
-    // Into one that is there already it may, and another user may make one.
+    // A session that exists already may be entered, and another user may make one.
     come(&mut world, "bob", "s.1", false);
     world.cast(&another("3"));
     assert!(world.run_until(5_000, |world| world.seats[0].counters.members.get() == 3));
@@ -306,7 +306,7 @@ fn a_member_unseen_and_a_session_that_is_empty_are_forgotten_in_time_and_no_soon
     }
 }
 
-/// A deadline is never cancelled, and that of a member unseen is a day ahead.
+/// A deadline is never cancelled, and the one of an unseen member is a day ahead.
 #[test]
 fn a_member_that_comes_and_goes_keeps_one_deadline_and_is_forgotten_after_its_last_absence() {
     for unseen_ms in [86_400_000, 6_000] {
@@ -322,7 +322,7 @@ fn a_member_that_comes_and_goes_keeps_one_deadline_and_is_forgotten_after_its_la
         leave(&mut world, 0, 5_000);
         pass(&mut world, 0, 5_000);
         assert_eq!(world.seats[0].counters.members.get(), 1, "the deadline of the absence before is none");
-        // Its connections had some too; by now they are over.
+        // The connections had deadlines too; by now they are over.
         for _ in 0..60 {
             pass(&mut world, 0, 1_000);
         }
@@ -332,7 +332,7 @@ fn a_member_that_comes_and_goes_keeps_one_deadline_and_is_forgotten_after_its_la
     }
 }
 
-/// One who reads nothing and asks for much: too many replies, or too many bytes of a shard's buffers.
+/// A client that reads nothing and asks for much: too many replies, or too many bytes of a shard's buffers.
 #[test]
 fn replies_that_nobody_takes_are_bounded_by_their_number_and_by_the_shards_memory() {
     for (frames, memory, limit) in [(16, 1 << 30, LimitReached::ReplyQueue), (65_536, 10_000, LimitReached::ShardMemory)] {
@@ -355,7 +355,7 @@ fn replies_that_nobody_takes_are_bounded_by_their_number_and_by_the_shards_memor
     }
 }
 
-/// Nobody is held where the operator wants it so; with a hold: sim/scenarios.rs.
+/// Nobody is held if the operator sets it so; with a hold: sim/scenarios.rs.
 #[test]
 fn a_sender_is_told_at_once_that_its_session_can_take_no_more_where_there_is_no_hold() {
     let mut world = stage(&[("ana", "s.0"), ("bob", "s.0")], |settings| {
@@ -381,7 +381,7 @@ fn a_sender_is_told_at_once_that_its_session_can_take_no_more_where_there_is_no_
     assert_eq!(world.oracle.violations, Vec::<String>::new());
 }
 
-/// A disk that fails for good answers nothing any more: the shard answers for it, what waited and what comes, a repeat too.
+/// A disk that fails for good answers nothing any more: the shard refuses the waiting messages and later ones, repeats too.
 #[test]
 fn what_waits_for_a_disk_that_fails_is_answered_once() {
     const SENT: u64 = 20;
@@ -400,7 +400,7 @@ fn what_waits_for_a_disk_that_fails_is_answered_once() {
             let case = format!("{durability:?} {write_errors} {sync_errors}: {:?}", world.clients[0].answers);
             assert_eq!(world.clients[0].waiting(), Vec::<String>::new(), "{case}");
             let hopeless = write_errors > 0 || durability == Durability::Synced;
-            // What was on its way to the disk when it was still well may be in.
+            // Messages on their way to the disk before it failed may be in the log.
             let told = answers(&world, 0, "limit.disk");
             assert_eq!((told + answers(&world, 0, "rw.ack"), told > SENT / 2), (SENT, hopeless), "{case}");
             let past = world.clients[0].past.back().cloned().unwrap();

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 pub const ROOMS: [&str; 3] = ["ops", "dev", "lab"];
 pub const ROLES: [&str; 2] = ["agent", "lead"];
-/// A client that broke its connection comes back no sooner: by then what it had sent is handled or lost.
+/// A client that broke its connection comes back no sooner than this: by then everything it had sent is handled or lost.
 pub const DOUBT_NS: u64 = 150_000_000;
 /// Of what a client read last, so much is kept to be told.
 const LAST_READ_BYTES_MAX: usize = 300;
@@ -93,7 +93,7 @@ pub struct Link {
     pub phase: Phase,
     /// permessage-deflate was agreed on.
     pub deflate: bool,
-    /// It was told to go (`rw.goaway`).
+    /// `true` if it was told to go (`rw.goaway`).
     pub told_to_go: bool,
     /// The token of its hello: its id, and when it was issued.
     pub token: (String, u64),
@@ -136,15 +136,15 @@ pub struct Client {
     pub acks: bool,
     pub hostile: bool,
     pub slow: bool,
-    /// Who issues its tokens, where they say.
+    /// The issuer of its tokens, if they name one.
     pub issuer: Option<&'static str>,
-    /// Its tokens' number: one with a lower number is revoked.
+    /// The number of its tokens: a token with a lower number is revoked.
     pub token_number: u64,
     /// When its last connection ended.
     pub left_ns: u64,
-    /// What it told of itself last in each session, and whether that is known to have been heard.
+    /// The latest presence data that it set in each session, and whether that is known to have been received.
     pub moods: BTreeMap<String, (u64, bool)>,
-    /// By session: up to which number such may have been purged.
+    /// By session: the number up to which such data may have been purged.
     pub moods_in_doubt: BTreeMap<String, u64>,
     /// Sessions it was in, and those it may have been in.
     pub been_in: BTreeMap<String, bool>,
@@ -164,7 +164,7 @@ pub struct Client {
     pub answers: BTreeMap<String, u64>,
     /// Of each page of history that came: its numbers, and its end's payload.
     pub pages: Vec<(Vec<u64>, Value)>,
-    /// What it was told of others (`rw.presence`), and why it was refused something.
+    /// Events about others (`rw.presence`), and the reasons of refusals, as received.
     pub told: Vec<Value>,
     pub refusals: Vec<Value>,
 }
@@ -194,12 +194,12 @@ impl Client {
         self.away_until = now.mono_ns + ms * 1_000_000;
     }
 
-    /// Whether it waits for an answer.
+    /// Returns `true` if it waits for an answer.
     pub fn waits(&self) -> bool {
         self.link.iter().flat_map(|link| &link.sent).any(|sent| !sent.answered && due_an_answer(&sent.what, self.acks))
     }
 
-    /// What it waits for an answer to.
+    /// The requests whose answers it waits for.
     pub fn waiting(&self) -> Vec<String> {
         let sent = self.link.iter().flat_map(|link| &link.sent);
         sent.filter(|sent| !sent.answered && due_an_answer(&sent.what, self.acks))
@@ -271,7 +271,7 @@ impl World {
         [read, write, act].into_iter().flatten().min()
     }
 
-    /// Lets a client do what is due; whether it did anything.
+    /// Lets a client do what is due. Returns whether it did anything.
     pub fn client_step(&mut self, c: usize) -> bool {
         let now = self.now_ns;
         if self.clients[c].link.is_none() {
@@ -327,12 +327,12 @@ impl World {
             farewell: None,
         });
         if self.random.percent(30) {
-            // It does not wait for the 101.
+            // The hello does not wait for the 101.
             self.hello(c);
         }
     }
 
-    /// What a client asks for: now and then with the session in its query, for a load balancer.
+    /// The target that a client requests: now and then with the session in its query, for a load balancer.
     fn target(&mut self, c: usize) -> String {
         if !self.features.odd || self.random.percent(60) {
             return "/v1/ws".to_owned();
@@ -542,7 +542,7 @@ impl World {
         }
     }
 
-    /// What was asked and not answered may have been done.
+    /// Requests without an answer may have been carried out.
     pub fn leave_in_doubt(&mut self, c: usize) {
         let Some(link) = &self.clients[c].link else { return };
         let asked = link.sent.iter().filter(|sent| !sent.answered).filter_map(|sent| match &sent.what {

@@ -48,7 +48,7 @@ pub fn recover(seat: &mut Seat, key: HashKey, shard: usize, segment_bytes: u64, 
 }
 
 impl World {
-    /// Whether what was acknowledged outlives such an end.
+    /// Returns `true` if acknowledged messages outlive such an end.
     fn outlives(&self, crash: Crash) -> bool {
         match self.snapshot.settings.log.durability {
             Durability::Memory => false,
@@ -118,7 +118,7 @@ impl World {
         let mut found = self.seats[shard].core.members_known();
         for (who, before) in known {
             let Some(after) = found.remove(&who) else {
-                // Who reads a channel is forgotten soon.
+                // A channel's reader is forgotten soon.
                 if !who.0.starts_with("channel:") {
                     self.oracle.wrong(format!("{who:?} is not known after the start: {before:?}"));
                 }
@@ -156,7 +156,7 @@ impl World {
         }
     }
 
-    /// `acknowledged` and `delivered`: what was so had to survive, also where the end was not in good order.
+    /// Starts the process again. `acknowledged` and `delivered`: such messages had to survive, even if the end was not clean.
     fn start_again(&mut self, before: Vec<Entries>, clean: &[bool], acknowledged: bool, delivered: bool) {
         let sessions = self.oracle.sessions();
         self.oracle.starts += 1;
@@ -192,7 +192,7 @@ impl World {
         }
         for client in &mut self.clients {
             client.been_in.values_mut().for_each(|sure| *sure = false);
-            // What was answered is on disk, or something newer.
+            // The answered value is on disk, or a newer one.
             if !acknowledged {
                 client.moods.values_mut().for_each(|(_, heard)| *heard = false);
             }
@@ -218,7 +218,8 @@ pub fn entries(seat: &Seat) -> Entries {
     seat.core.log_entries(|segment, entry_at| seat.engine.disk.located(segment, entry_at))
 }
 
-/// What of `after` contradicts that it is `before` up to some place of the log. What is gone of sessions that were being purged does not.
+/// The contradiction between `after` and a prefix of `before`, by places of the log. Missing messages of sessions that were being
+/// purged are none.
 fn not_a_prefix(before: &Entries, after: &Entries, purged: &[String]) -> Option<String> {
     for (session, entries) in after {
         let Some(known) = before.get(session) else { continue };

@@ -16,13 +16,13 @@ use std::ops::Range;
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
-    /// It is killed: what was written stays.
+    /// The process is killed: written bytes stay.
     Kill,
-    /// The power goes: what was not synced may be lost, sector by sector.
+    /// The power goes: bytes that were not synced may be lost, sector by sector.
     PowerCut,
 }
 
-/// What a disk does wrong, in percent of what it is asked; each after a time of up to `delay_us`.
+/// The disk's faults, as percentages of its requests; each after a time of up to `delay_us`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskFaults {
     pub delay_us: u64,
@@ -44,7 +44,7 @@ pub struct DiskFaults {
     pub index_flips: u64,
 }
 
-/// What the shard is told.
+/// An answer to the shard.
 #[derive(Debug)]
 pub enum Answer {
     Written(u64, Result<(), i32>),
@@ -172,7 +172,7 @@ impl File {
 #[derive(Debug)]
 struct Index {
     bytes: Vec<u8>,
-    /// It is in memory alone, since it could not be written.
+    /// `true` if the index is in memory only, since it could not be written.
     unsaved: bool,
 }
 
@@ -242,7 +242,7 @@ impl Disk {
     fn ask(&mut self, random: &mut Random, now_ns: u64, work: Work) {
         let mut due_ns = now_ns + random.below(self.faults.delay_us * 1000 + 1);
         if matches!(work, Work::Delete(_)) {
-            // One thread does them all.
+            // A single thread does all of these.
             let others = self.pending.iter().filter(|pending| matches!(pending.work, Work::Delete(_)));
             due_ns = others.map(|pending| pending.due_ns).fold(due_ns, u64::max);
         }
@@ -438,8 +438,8 @@ impl Disk {
         self.contents().any(|bytes| memchr::memmem::find(bytes, text).is_some())
     }
 
-    /// What is left when the process ends: what was under way is done in part, or not at all. Whether something is gone that was
-    /// written.
+    /// Leaves on the disk what an ending process does: operations under way are done in part, or not at all. Returns whether
+    /// written data is gone.
     pub fn crash(&mut self, random: &mut Random, crash: Crash) -> bool {
         let mut deletes = true;
         for Pending { work, .. } in std::mem::take(&mut self.pending) {
@@ -451,7 +451,7 @@ impl Disk {
                         file.write(at, &bytes[..done]);
                     }
                 }
-                // Its name was not synced, or its blocks not all given.
+                // The name of the file was not synced, or its blocks not all allocated.
                 Work::Prepare(number) if random.percent(50) && !self.files.contains_key(&number) => {
                     let len = random.pick(&[0, self.segment_bytes / 2, self.segment_bytes]);
                     self.files.insert(number, File { bytes: vec![0; len], ..File::default() });
@@ -508,7 +508,7 @@ impl Disk {
         self.put_index(number, Index { bytes: bytes.to_vec(), unsaved: false });
     }
 
-    /// What recovery does with the files: the last one is cut to what is good in it and synced, those behind it go.
+    /// Tidies the files as recovery does: the last one is cut to its good part and synced, those behind it are deleted.
     pub fn trim(&mut self, last: Option<(u64, u64)>) {
         self.files.retain(|number, _| last.is_some_and(|(last, _)| *number <= last));
         self.indexes.retain(|number, _| self.files.contains_key(number));

@@ -29,7 +29,7 @@ fn strike(durability: Durability, faults: DiskFaults) -> World {
     world
 }
 
-/// What was acknowledged before is there, and what was not is said again, after a restart on a disk that is mended.
+/// Restarts on a mended disk: acknowledged messages are there, and the others are sent again.
 fn restart(mut world: World, crash: Crash) {
     set_faults(&mut world, DiskFaults::default());
     world.crash(crash);
@@ -178,7 +178,7 @@ fn what_the_disk_never_reads_is_a_gap_and_all_around_it_is_read() {
         let home = world.home("s.0");
         let lost = |world: &World| world.seats[home].counters.dropped_count(DropReason::LogUnreadable);
         assert_eq!(lost(&world), 3, "{shards}");
-        // Who comes next does not wait for what was given up.
+        // A later reader does not wait for a place that has been given up.
         let (reads, began_ns) = (world.seats[home].counters.log_reads.get(), world.now_ns);
         look_back(&mut world);
         assert!(world.now_ns - began_ns < 1_000_000_000 && lost(&world) == 6, "{shards}");

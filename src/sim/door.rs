@@ -129,7 +129,7 @@ fn whoever_has_the_most_half_open_gives_way_to_those_that_have_none() {
     let held = flood.iter().filter(|pipe| !closed(&world, pipe)).count();
     assert_eq!(held, PLACES - reserve - 20, "a quarter of the places is for those that have none");
     assert_eq!(reached(&world, LimitReached::HalfOpen), 300 - held as u64);
-    // Those have it, and nobody goes for the first of them.
+    // The new connections have the reserved places, and nobody is closed for the first of them.
     let late: Vec<Pipe> = (0..10).map(|number| silent(&mut world, other(100 + number))).collect();
     world.pass_us(10_000);
     assert_eq!(reached(&world, LimitReached::HalfOpen), 300 - held as u64);
@@ -249,7 +249,7 @@ fn a_full_or_busy_node_is_healthy_and_says_so() {
     }
 }
 
-/// One is as good to flood with as any request.
+/// Probes are as good for a flood as any request.
 #[test]
 fn probes_are_bounded_as_handshakes_are() {
     let mut world = door(Features::default(), |settings| settings.limits.handshakes_per_ip_burst = 3);

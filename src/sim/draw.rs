@@ -271,7 +271,7 @@ fn crowd(cast: &mut Cast<'_>, random: &mut Random) {
     for number in 0..random.between(10, 16) {
         let sub = format!("crowd{number}");
         let roles = &ROLES[..usize::from(random.percent(20))];
-        // Those from elsewhere read `s.0` through a mirror.
+        // Readers connected elsewhere read `s.0` through a mirror.
         let home = random.pick(&["s.0", "s.0", "s.1"]);
         let (echo, slow) = (random.percent(10), random.percent(10));
         cast.add(&Casting { sub: &sub, tab: "", roles, home, echo, acks: true, hostile: false, slow });

@@ -27,7 +27,7 @@ fn come(world: &mut World, sub: &str, home: &str) -> usize {
     world.cast(&Casting { sub, tab: "", roles: &[], home, echo: false, acks: true, hostile: false, slow: false })
 }
 
-/// Its client reads nothing, and its socket takes so few bytes that the next frame is cut.
+/// The client reads nothing, and its socket takes so few bytes that the next frame is cut.
 fn stuff(world: &mut World, client: usize) {
     let until_ns = world.now_ns + LONG_NS;
     let socket = world.link(client).pipe.socket;
@@ -141,7 +141,7 @@ fn a_mirror_hears_of_messages_that_had_all_left_memory_before_it_was_sent_them()
     let sessions = sessions_elsewhere(&world);
     let (session, flood) = (sessions[0].clone(), sessions[1].clone());
     let mut world = behind(world, &sessions[..1], 0);
-    // What fills the memory of their home is said in another session of it.
+    // The messages that fill the home's memory are sent in another session of it.
     let dan = come(&mut world, "dan", &flood);
     assert!(world.run_until(5_000, |world| world.clients[dan].is_open()));
     for _ in 0..80 {
@@ -235,7 +235,7 @@ fn a_standstill_ends_no_connection_whatever_it_was_about() {
     }
 }
 
-/// Its time is over before the gateway comes to send it more, by less than what makes a standstill.
+/// The stall time is over before the gateway sends it more, by less than makes a standstill.
 #[test]
 fn who_took_all_that_it_was_sent_is_not_slow_before_it_is_sent_more() {
     let stall = |world: &mut World| {
@@ -270,7 +270,7 @@ fn who_took_all_that_it_was_sent_is_not_slow_before_it_is_sent_more() {
     }
 }
 
-/// What it was to be sent is purged, and what takes its place comes from a shard that has no turn.
+/// The messages waiting for it are purged, and the replacement comes from a shard that has no turn.
 #[test]
 fn who_waits_for_the_gateway_itself_is_not_slow() {
     let (bob, eve) = (0, 1);
@@ -382,7 +382,7 @@ fn a_standstill_leaves_a_connection_the_time_for_its_end() {
     assert_eq!(std::mem::take(&mut world.oracle.violations), ["ana was closed with Some(4403)"]);
 }
 
-/// What waits for its place in the order, or for the disk, of one that ends is answered behind the standstill too.
+/// Replies of an ending connection that wait for their place in the order, or for the disk, are sent after the standstill too.
 #[test]
 fn a_standstill_leaves_the_time_for_what_was_sent_before_a_close_frame() {
     let mut world = stage_on_disk(1, 300, &["ana"], |_| {});

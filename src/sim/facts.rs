@@ -1,5 +1,5 @@
-//! Facts and gauges in the log, beside messages: each of it costs about its own bytes, takes a message's road, is as durable as it says,
-//! and is there after a start as it was before.
+//! Facts and gauges in the log, beside messages: each costs about its own bytes, follows a message's path, is as durable as its
+//! answer says, and is the same after a start as before.
 
 use super::client::{ROOMS, What};
 use super::disk::{Crash, DiskFaults};
@@ -63,7 +63,7 @@ pub(super) fn everybody(world: &World) -> Vec<std::collections::BTreeMap<(String
     world.seats.iter().map(|seat| seat.core.members_known()).collect()
 }
 
-/// The process ends when all that was appended is on disk, and its next start knows what this one knew.
+/// The process ends when everything appended is on disk, and its next start knows what this one knew.
 pub(super) fn ends_and_knows_the_same(world: &mut World) {
     world.run_for(3_000);
     let before = everybody(world);
@@ -88,7 +88,7 @@ fn a_room_entered_and_left_fifty_thousand_times_costs_what_it_says() {
         world.command(0, "rw.leave", "s.0", json!({"room": "den"}), What::Other("rw.left"));
         if round % 100 == 99 {
             assert!(world.run_until(60_000, all_in), "{round}: {:?}", world.oracle.violations);
-            // What the client did is over: nothing of it is looked at again.
+            // The client's actions are over: none of them is examined again.
             world.link(0).sent.clear();
         }
     }
@@ -258,7 +258,7 @@ fn receipts_cost_a_record_a_second_and_the_last_is_kept() {
     finish(&mut world);
 }
 
-/// One user with ten connections, each in 120 rooms of long names, tells of itself as fast as it may.
+/// A user with ten connections, each in 120 rooms of long names, sets presence data as fast as it may.
 #[test]
 fn a_flood_of_what_one_user_tells_of_itself_does_not_keep_others_from_the_log() {
     let mut world = stage_on_disk(1, 100, &["bob"], |settings| {
@@ -420,7 +420,7 @@ fn a_confirmed_join_outlives_what_its_session_asks() {
     }
 }
 
-/// What is shown early is not answered earlier for being asked again.
+/// A join shown early is not answered earlier when it is repeated.
 #[test]
 fn a_join_that_is_repeated_is_not_answered_before_the_first_is_durable() {
     let mut world = stage_on_disk(1, 0, &["ana"], |settings| settings.log.early_delivery = true);
@@ -450,7 +450,7 @@ fn a_join_of_a_room_that_a_hello_named_is_not_answered_before_that_is_durable() 
     }
 }
 
-/// What is asked one after the other without waiting is decided one after the other.
+/// Requests sent without waiting are decided one after the other.
 #[test]
 fn comings_and_goings_that_wait_for_the_disk_are_decided_in_their_order() {
     for shards in [1, 2] {
@@ -480,7 +480,7 @@ fn comings_and_goings_that_wait_for_the_disk_are_decided_in_their_order() {
             (6 + more as u64, 3, 3 - more as u64)
         );
         assert_eq!(known(&world, "ana").rooms.len(), 4);
-        // What it asked is answered before it is out.
+        // The requests are answered before the member is out.
         leave_room(&mut world, 0, "nook");
         world.command(0, "rw.attach", "s.1", json!({}), What::Attach { asked: Vec::new(), resume: None });
         assert!(world.run_until(20_000, all_in));

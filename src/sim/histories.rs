@@ -74,7 +74,7 @@ fn a_page_that_looks_at_too_much_ends_there_and_says_where_the_next_goes_on() {
                 }
                 let case = format!("{shards} {key} {room:?}: {pages} pages, {empty} of them empty");
                 assert_eq!(found, expected, "{case}");
-                // Those in the other direction go past what was looked at in vain.
+                // Pages in the other direction skip the numbers that were examined in vain.
                 if key == "before" || room.is_none() {
                     assert_eq!((pages, empty), (6, if room.is_none() { 0 } else { 6 - expected.len() }), "{case}");
                 }
@@ -88,7 +88,7 @@ fn a_page_that_looks_at_too_much_ends_there_and_says_where_the_next_goes_on() {
     }
 }
 
-/// It knows nothing of `next_seq`: it goes by the numbers that it was shown, and asks once more where a page showed none.
+/// The client knows nothing of `next_seq`: it goes by the numbers that it was shown, and asks once more if a page showed none.
 #[test]
 fn a_client_that_pages_by_what_it_saw_comes_to_the_end() {
     const MESSAGES: u64 = 700;
@@ -124,7 +124,7 @@ fn a_client_that_pages_by_what_it_saw_comes_to_the_end() {
                 assert_eq!(found, expected, "{shards} {room} {wanted}");
             }
         }
-        // What comes after it has looked in vain is found all the same.
+        // Messages that arrive after a fruitless page are found all the same.
         ask(&mut world, 0, json!({"room": "none"}));
         world.message_to(0, "s.0", &json!("room:none"), 10, false);
         assert!(world.run_until(5_000, all_in));
@@ -145,7 +145,7 @@ fn whoever_asks_much_keeps_nobody_waiting() {
     others.iter().for_each(|client| ask(&mut world, *client, json!({"room": "none", "limit": 1000})));
     assert!(world.run_until(1_000, |world| looks(world) > before));
     ask(&mut world, 3, json!({"limit": 1}));
-    // It is put together in the turn in which it is asked for: the others have a step each before, and no whole page.
+    // The page is put together in the turn in which it is requested: the others have a step each before, and no whole page.
     let mut waits = false;
     assert!(world.run_until(1_000, |world| {
         waits |= world.seats[0].core.waits_for_history("dan");

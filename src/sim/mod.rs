@@ -77,7 +77,7 @@ impl Spec {
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Outcome {
     trace: u64,
@@ -93,7 +93,7 @@ struct Outcome {
     lasted_ms: u64,
     cover: Cover,
     timeline: Vec<String>,
-    /// Ids of those who were cast, and how many were drawn.
+    /// Ids of the clients in the cast, and how many were drawn.
     clients: Vec<String>,
     cast: usize,
     plan: String,
@@ -188,7 +188,7 @@ fn happen(world: &mut World, random: &mut Random, quarter: u64, spec: &Spec) {
     }
 }
 
-/// What a world came to: faults stop, it comes to rest, is drained or stopped, and must hold what it holds then.
+/// Brings a world to its end: faults stop, it comes to rest, is drained or stopped, and must satisfy what holds then.
 fn conclude(mut world: World, random: &mut Random, end: End) -> Outcome {
     let (kills, power_cuts) = (world.kills, world.power_cuts);
     world.tell_story(|| "faults end, and all comes to rest".to_owned());

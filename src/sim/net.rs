@@ -16,7 +16,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
-/// What the world does to sockets, bells and lanes while faults are on.
+/// Faults of sockets, bells and lanes, while they are on.
 #[derive(Clone, Copy, Debug)]
 pub struct Faults {
     /// Percent of sends that take less than there is room for.
@@ -37,7 +37,7 @@ impl Faults {
     pub const NONE: Self = Self { short_sends: 0, spurious: 0, delay_us: 0, pauses: 0, accept_failures: 0, full_tables: 0 };
 }
 
-/// One TCP connection.
+/// A TCP connection.
 #[derive(Debug)]
 pub struct Socket {
     pub to_server: VecDeque<u8>,
@@ -59,7 +59,7 @@ pub struct Socket {
     pub opened_ns: u64,
     /// The client's own address, whoever brings it.
     pub address: IpAddr,
-    /// It had its 101.
+    /// `true` if the connection had its 101.
     pub let_in: bool,
     /// Whose hello went out on it, and whether that was welcomed.
     pub user: String,

@@ -1,7 +1,7 @@
-//! What each client must have seen: a model of the contract that shares no code with the gateway.
+//! The view that each client must have had: a model of the contract that shares no code with the gateway.
 //!
-//! It knows what clients sent and what they were told. A record exists once it was acknowledged or delivered to anybody; who was to see
-//! it follows from its addresses, from roles, and from the times in rooms, which are known up to what a client can know of them.
+//! The oracle knows what clients sent and received. A record exists once it was acknowledged or delivered to anybody; its readers
+//! follow from its addresses, from roles, and from the times in rooms, which are known as far as a client can know them.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[path = "oracle_rooms.rs"]
 mod rooms;
 
-/// One place of a session's order.
+/// A place in a session's order.
 #[derive(Debug)]
 struct Record {
     from: String,
@@ -20,7 +20,7 @@ struct Record {
     acked: bool,
 }
 
-/// What a start found of a session.
+/// A session as a start found it.
 #[derive(Clone, Copy, Debug)]
 pub struct Survived {
     /// The oldest and the newest `seq` that are there.
@@ -28,7 +28,7 @@ pub struct Survived {
     pub head: u64,
     /// The process before had ended in good order.
     pub clean: bool,
-    /// What was acknowledged, or delivered, had to survive.
+    /// `true` if acknowledged, or delivered, messages had to survive.
     pub acknowledged: bool,
     pub delivered: bool,
 }
@@ -37,7 +37,7 @@ pub struct Survived {
 #[derive(Debug)]
 struct Past {
     epoch: String,
-    /// Its last `seq` that survived.
+    /// The epoch's last `seq` that survived.
     last: u64,
     /// The log remembers it: something that was appended in it is there.
     sure: bool,
@@ -56,7 +56,7 @@ struct Log {
     ids: BTreeMap<(String, String), u64>,
 }
 
-/// A time in a room. What is sure lies within what is possible.
+/// A stay in a room. The certain range lies within the possible one.
 #[derive(Clone, Copy, Debug)]
 struct Stay {
     may_from: u64,
@@ -71,9 +71,9 @@ struct Stay {
     since: usize,
     /// The first view that it is not sure for: a restart may have lost it.
     until: usize,
-    /// It is on disk where a message behind this one is; `u64::MAX` while an answer is due.
+    /// The stay is on disk if a message behind this `seq` is; `u64::MAX` while an answer is due.
     kept_by: u64,
-    /// What was asked last of it was answered, as an ack is: it outlives what acknowledged messages do.
+    /// The last request about it was answered, as with an ack: it outlives whatever acknowledged messages do.
     confirmed: bool,
 }
 
@@ -96,7 +96,7 @@ struct Leave {
     head: u64,
 }
 
-/// One attachment of a client to a session, from its welcome to its end.
+/// An attachment of a client to a session, from its welcome to its end.
 #[derive(Debug)]
 pub struct View {
     client: String,
@@ -113,11 +113,11 @@ pub struct View {
     pub caught_up: bool,
     welcome_seq: u64,
     roles: BTreeMap<String, Vec<Held>>,
-    /// When its roles were last changed, where it is not known yet that they are: a pong of a later ping tells.
+    /// When its roles were last changed, if they are not yet known to be in force: a pong to a later ping shows it.
     pub roles_asked_ns: Option<u64>,
 }
 
-/// A role held, in places of the order. What is sure lies within what is possible.
+/// A role held, in places of the order. The certain range lies within the possible one.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     may_from: u64,
@@ -126,7 +126,7 @@ struct Held {
     may_to: u64,
 }
 
-/// What a welcome or an attach said.
+/// The content of a welcome, or of an answer to an attach.
 #[derive(Debug)]
 pub struct Begin<'a> {
     pub client: &'a str,
@@ -160,7 +160,7 @@ pub struct Oracle {
     people: BTreeMap<String, Person>,
     /// By session: purges that were answered, each with the last `seq` that was there when it was asked for, and when that was.
     purged: BTreeMap<String, Vec<(u64, u64)>>,
-    /// What the disk does not read: whoever has no more than the log may miss it, and is told.
+    /// Places that the disk cannot read: a reader that has only the log may miss them, and is told.
     pub unreadable: BTreeSet<(String, u64)>,
     /// Starts of the process, but for the first.
     pub starts: u64,
@@ -499,7 +499,7 @@ impl Oracle {
         }
         let (Some(first), Some(last)) = (seqs.first().copied(), seqs.last().copied()) else { return };
         let log = &self.sessions[&session];
-        // What the page began with may have left the retention before its end was said.
+        // The first messages of the page may have left the retention before its end was sent.
         let missing: Vec<u64> = log
             .records
             .range(first..=last)
@@ -522,7 +522,7 @@ impl Oracle {
             text: None,
             acked: false,
         };
-        // Its place is somewhere up to the head.
+        // The message's place is somewhere up to the head.
         let may = (view.start..=head + 1).any(|seq| self.entitled(number, seq, &record, false).1);
         if !may {
             let complaint = format!("{} in {}: an ephemeral message was not for it: {envelope}", view.client, view.session);

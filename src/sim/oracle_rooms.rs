@@ -1,4 +1,4 @@
-//! What the oracle knows of rooms: times in them, as far as a client can know.
+//! The oracle's knowledge of rooms: times in them, as far as a client can know.
 
 use super::{Begin, Leave, Oracle, Stay};
 
@@ -7,7 +7,7 @@ impl Oracle {
     pub(super) fn rooms_told(&mut self, begin: &Begin<'_>, head: u64, appended: u64) {
         let rooms = self.stays.entry((begin.client.to_owned(), begin.session.to_owned())).or_default();
         let mut lost = Vec::new();
-        // What the log takes no record of now comes behind what is appended until it does (protocol.md section 5).
+        // A record that the log does not take now will be behind everything appended until it does (protocol.md section 5).
         let kept_by = if begin.is_kept { appended } else { u64::MAX };
         for (room, stays) in rooms.iter_mut() {
             let listed = begin.rooms.contains(room);
@@ -17,7 +17,7 @@ impl Oracle {
                     if stay.sure() {
                         lost.push(room.clone());
                     }
-                    // Its leave was taken behind what was appended by then, seen yet or not.
+                    // The leave was handled behind everything appended by then, seen yet or not.
                     stay.may_to = appended;
                     stay.must_to = stay.must_to.min(head);
                     (stay.kept_by, stay.confirmed) = (kept_by, false);
@@ -134,7 +134,7 @@ impl Oracle {
         }
     }
 
-    /// It is out of the room, at the latest at `head`.
+    /// The client is out of the room, at the latest at `head`.
     pub fn left(&mut self, client: &str, session: &str, room: &str, (head, appended): (u64, u64), number: u64) {
         let stays = self.stays.entry((client.to_owned(), session.to_owned())).or_default().entry(room.to_owned()).or_default();
         for stay in stays.iter_mut().filter(|stay| stay.open() && (1..=number).contains(&stay.leaving)) {

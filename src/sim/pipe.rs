@@ -87,14 +87,14 @@ pub fn take(from: &mut VecDeque<u8>, count: usize) -> Vec<u8> {
 #[derive(Debug)]
 pub struct Pipe {
     pub socket: usize,
-    /// What the client has to say, before TLS.
+    /// Bytes that the client has to send, before TLS.
     pub tx: VecDeque<u8>,
-    /// What it was told, after TLS.
+    /// Bytes that it received, after TLS.
     pub rx: Vec<u8>,
-    /// What goes on the wire before all that TLS covers: a PROXY header.
+    /// Bytes sent before everything that TLS covers: a PROXY header.
     ahead: VecDeque<u8>,
     tls: Option<Box<ClientConnection>>,
-    /// Its direction ends behind what there is to send.
+    /// `true` if its direction ends behind the bytes to be sent.
     pub ends: bool,
     cipher: VecDeque<u8>,
 }

@@ -1,4 +1,4 @@
-//! What watchers are told of others, however slowly they read, and what it may cost.
+//! Events that watchers get about others, however slowly they read, and their cost.
 
 use super::client::{Casting, What};
 use super::scenarios::{all_in, count, finish, say, stage};
@@ -27,7 +27,7 @@ fn unlimited(world: &mut World) {
     });
 }
 
-/// One who watches s.0 from a connection whose own session is at home where that one is, or on the other shard.
+/// A client that watches s.0 from a connection whose own session has the same home, or is on the other shard.
 fn watcher(world: &mut World, sub: &str, is_far: bool) -> usize {
     let home = world.home("s.0");
     let own = (1..).map(|number| format!("s.{number}")).find(|session| (world.home(session) != home) == is_far).unwrap();
@@ -50,7 +50,7 @@ fn tell(world: &mut World, client: usize, data: &Value) {
     world.pass_us(5_000);
 }
 
-/// It takes nothing from now on, and its socket is full.
+/// The client takes nothing from now on, and its socket is full.
 fn stall(world: &mut World, client: usize, sender: usize) {
     world.link(client).stalled_until = u64::MAX;
     (0..8).for_each(|_| say(world, sender, 100));
@@ -188,7 +188,7 @@ fn many_watchers_are_told_in_many_turns_and_of_whoever_goes_before_its_going() {
             told(world) == WATCHERS
         }));
         assert!(most <= 6, "{shards}: {most} sends in one turn");
-        // What is newer by the time that some are told of it: nobody's last is the older one, and few are told of it twice.
+        // Newer data by the time that some are told of it: nobody's last is the older one, and few are told twice.
         for number in 2..10 {
             world.command(0, "rw.presence.set", "s.0", json!({"data": number}), What::Other("rw.presence.ok"));
         }
@@ -198,7 +198,7 @@ fn many_watchers_are_told_in_many_turns_and_of_whoever_goes_before_its_going() {
         assert!(world.run_until(5_000, |world| has_last(world, 9)), "{shards}");
         world.run_for(50);
         assert!(has_last(&world, 9) && told(&world) <= WATCHERS * 9, "{shards}: {} told", told(&world));
-        // One of them goes in the same write: to all it had said it before.
+        // A member leaves in the same write: all others are told its data before.
         let goes = watchers[0];
         world.command(goes, "rw.presence.set", "s.0", json!({"data": "bye"}), What::Other("rw.presence.ok"));
         world.command(goes, "rw.detach", "s.0", json!({}), What::Other("rw.detached"));
@@ -280,7 +280,7 @@ fn what_waits_for_slow_watchers_stays_within_the_memory_of_a_shard() {
     }
     let closed = world.seats[0].counters.closed_count(CloseReason::TooSlow);
     assert!(closed > 0 && closed < WATCHERS as u64, "{closed} were closed");
-    // What is over it ends the connection that it is for, in the same turn; close frames come on top.
+    // The connection of a reply over the bound is ended, in the same turn; close frames come on top.
     assert!((MEMORY_BYTES as u64 * 9 / 10..MEMORY_BYTES as u64 + 10_000).contains(&most), "{most}");
     assert_eq!(world.oracle.violations, Vec::<String>::new());
 }

@@ -1,4 +1,4 @@
-//! What is purged: by seeds, which the oracle judges, and in tests; and what a crash takes before it was durable.
+//! Purges: by seeds, which the oracle judges, and in tests; and data that a crash takes before it was durable.
 
 use super::client::What;
 use super::disk::Crash;
@@ -17,7 +17,7 @@ pub struct Asked {
     pub session: String,
     /// The last `seq` that was there then: it and all before go.
     last: u64,
-    /// It was answered with an error: the next start may finish it.
+    /// The purge was answered with an error: the next start may finish it.
     failed: bool,
     answer: oneshot::Receiver<Result<Option<Purged>, String>>,
 }
@@ -60,7 +60,7 @@ impl World {
         }
     }
 
-    /// What clients have said of themselves in a session so far may be purged, or not.
+    /// Presence data that clients have set in a session so far may be purged, or not.
     fn doubt_moods(&mut self, session: &str) {
         for client in &mut self.clients {
             if let Some((_, heard)) = client.moods.get_mut(session) {
@@ -70,13 +70,13 @@ impl World {
         }
     }
 
-    /// Whether something that a client has said of itself in a session, numbered like this, was not purged for sure.
+    /// Returns `true` if presence data in a session with this number was certainly not purged.
     pub fn mood_stays(&self, c: usize, session: &str, mood: u64) -> bool {
         let doubted = self.clients[c].moods_in_doubt.get(session);
         doubted.is_none_or(|counter| mood > *counter) && !self.purges.iter().any(|asked| asked.session == session)
     }
 
-    /// What was purged is nowhere, now that nothing is under way.
+    /// Purged data is nowhere, now that nothing is under way.
     pub fn check_purges(&mut self) {
         if let Some(asked) = self.purges.iter().find(|asked| !asked.failed) {
             let complaint = format!("the purge of {} was not answered", asked.session);
@@ -180,7 +180,7 @@ fn a_purge_that_failed_is_finished_by_the_next_start() {
     finish(&mut world);
 }
 
-/// What each message of the session has in its text.
+/// Text that each message of the session contains.
 const OF_SESSION: &[u8] = b"\"session_id\":\"s.0\"";
 
 /// Two clients, of which one is away since the fifth of forty messages, and the home of their session, where it is now purged.

@@ -27,7 +27,7 @@ struct Case {
     begin: fn(&mut World),
     /// How often it has come to an end.
     ends: fn(&World) -> u64,
-    /// What spreads it, in percent; how late it is noticed.
+    /// Percentage by which the end is spread; and how late it is noticed.
     spread: u64,
     late_ms: u64,
 }
@@ -99,7 +99,7 @@ const CASES: &[Case] = &[
         set: |settings, value| settings.limits.close_ms = value,
         unit_ms: 1,
         base_ms: 0,
-        // Who is closed (4409) says nothing to it.
+        // A client that is closed (4409) sends nothing to it.
         begin: |world| {
             vanish(world);
             let now = world.now();
@@ -361,7 +361,7 @@ fn what_waits_under_a_setting_goes_by_the_one_that_a_reload_brings() {
     }
 }
 
-/// What is shown early stands behind what is hidden, and is shown with it.
+/// A record that is shown early is behind hidden ones, and is shown with them.
 #[test]
 fn early_delivery_that_a_reload_brings_shows_what_follows_a_hidden_message() {
     let mut world = stage_on_disk(1, 0, &["ana", "bob"], |settings| settings.log.durability = Durability::Synced);

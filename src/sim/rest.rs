@@ -1,4 +1,4 @@
-//! What is done to a world, and what must hold of it, when its time of chance is over: rest, drain, stop.
+//! Endings of a world, and what must hold of it, when its time of chance is over: rest, drain, stop.
 
 use super::client::What;
 use super::crash::entries;
@@ -37,7 +37,7 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// The same with one member more, or without it where it is there: what a list would be that is wrong about it.
+    /// The same roster with one member more, or without it if it is there: a wrong list.
     pub fn toggled(mut self, member: &Value) -> Self {
         let before = self.members.len();
         self.members.retain(|other| other["client_id"] != member["client_id"]);
@@ -114,7 +114,7 @@ fn lift(settings: &mut Settings) {
     (settings.session.heartbeat_ms, settings.session.heartbeat_timeout_ms) = (usual.heartbeat_ms, usual.heartbeat_timeout_ms);
 }
 
-/// What must hold across shards when nothing is under way.
+/// Checks what must hold across shards when nothing is under way.
 fn check_rest(world: &mut World) {
     let (mut mirrored, mut fed, mut placed, mut attached) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let (mut open, mut ended, mut accepted) = (0, 0, 0);
@@ -172,7 +172,7 @@ pub fn ask(world: &mut World, random: &mut Random) {
     let (reply, mut one) = oneshot::channel();
     world.tell(shard, PortMessage::ShowConnection { connection_id: first.connection_id.clone(), reply });
     world.run_for(ANSWERED_MS);
-    // One that was closed is remembered as well.
+    // A closed connection is remembered as well.
     if one.try_recv().is_ok_and(|one| one.is_none()) {
         world.oracle.wrong(format!("{} was told and is not known", first.connection_id));
     }
@@ -285,7 +285,7 @@ fn check_peers(world: &mut World) {
     }
 }
 
-/// One client of each session asks who is there.
+/// A client of each session asks for its members.
 fn check_members(world: &mut World) {
     let mut asked = BTreeSet::new();
     for client in 0..world.clients.len() {
@@ -338,7 +338,7 @@ impl World {
         }
     }
 
-    /// What does not fit in a list of members, when nothing is under way.
+    /// The mistakes in a list of members, when nothing is under way.
     pub fn wrong_in(&self, session: &str, room: Option<&str>, roster: &Roster) -> Option<String> {
         if !roster.whole {
             return Some("the list did not end".to_owned());
@@ -386,7 +386,7 @@ impl World {
         None
     }
 
-    /// Whether a client's token may have been revoked.
+    /// Returns `true` if a client's token may have been revoked.
     pub fn is_revoked(&self, c: usize) -> bool {
         let client = &self.clients[c];
         self.revoked.contains_key(&token_id(client)) || self.revoked_users.contains_key(&client.sub)

@@ -116,7 +116,7 @@ fn who_comes_to_a_log_without_room_is_let_in_and_kept_once_there_is_some() {
     assert!(world.run_until(20_000, all_in));
     world.run_for(1_000);
     assert_eq!(rooms(&world, "cleo"), ["den"]);
-    // Its repeat is known.
+    // A repeat is recognised.
     let head = world.bounds("s.9").1;
     let past = world.clients[3].past.back().unwrap().clone();
     world.send_past(3, &past);
@@ -125,7 +125,7 @@ fn who_comes_to_a_log_without_room_is_let_in_and_kept_once_there_is_some() {
     assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
 }
 
-/// What of members the log has no room for is lost by a stop as by a crash: the epochs tell.
+/// Members' values that the log has no room for are lost by a stop as by a crash: the epochs tell.
 #[test]
 fn a_stop_over_a_log_without_room_is_not_one_in_good_order() {
     let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
@@ -319,7 +319,7 @@ fn while_the_log_takes_nothing_what_waits_for_it_is_bounded() {
     }
 }
 
-/// Who came before there was room is known to the log with the first word that it takes: by a start, too.
+/// A client that came before there was room is known to the log with its first accepted message: after a start, too.
 #[test]
 fn who_speaks_to_a_log_that_did_not_know_of_it_is_known_from_then_on() {
     let mut world = stage_on_disk(1, 2_000_000, &["ana"], |settings| settings.log.durability = Durability::Memory);

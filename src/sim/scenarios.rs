@@ -145,8 +145,8 @@ fn a_panic_while_decoding_ends_that_connection_and_no_other() {
         assert_eq!(told, [format!("{} was closed with Some(1011)", world.clients[0].id)], "{case}");
         let routed = world.bounds("s.0").1 - before;
         assert!(result != "Envelope" || routed == u64::from(calls) - 1, "{case}: {routed} routed");
-        // Those who stayed talk on, by the shard's one parser and out of its one pool of buffers; who was closed comes back and
-        // misses nothing.
+        // The remaining clients continue, with the shard's one parser and its one pool of buffers; the closed client comes back
+        // and misses nothing.
         say(&mut world, 1, 5);
         assert!(world.run_until(60_000, all_in), "{case}");
         say(&mut world, 0, 5);
@@ -161,7 +161,7 @@ fn a_panic_while_decoding_ends_that_connection_and_no_other() {
     }
 }
 
-/// One shard whose reasons for the ends of connections are these, and `panics` so many.
+/// A single shard that ended connections for these reasons, and had `panics` panics.
 fn ends(world: &World, panics: u64) -> Vec<CloseReason> {
     let counters = &world.seats[0].counters;
     assert_eq!(counters.panics.get(), panics);
@@ -194,7 +194,7 @@ fn a_panic_while_inflating_ends_that_connection_and_no_other() {
     }
 }
 
-/// What reads ciphertext, and what writes it, for which TLS may read what is kept of the peer's bytes.
+/// Panics in reading ciphertext, and in writing it, for which TLS may read kept bytes of the peer.
 #[test]
 fn a_panic_in_tls_drops_that_connection_and_no_other() {
     for (result, calls) in [("Received", 1), ("Received", 2), ("Received", 4), ("usize", 1), ("usize", 2), ("usize", 3)] {
@@ -295,7 +295,7 @@ fn a_full_lane_is_told_as_backpressure_and_loses_nothing_that_was_taken() {
     assert_eq!(counters.lane_full.get(), refused);
     assert_eq!(world.bounds(&session).1, taken, "what was refused is in no order");
 
-    // It was a moment: the next is taken.
+    // The backpressure was short: the next message is accepted.
     world.message_to(0, &session, &Value::Null, 50, false);
     assert!(world.run_until(5_000, all_in));
     world.run_for(100);
@@ -562,7 +562,7 @@ fn a_sender_with_one_session_is_held_before_it_is_told_and_one_with_several_is_t
     finish(&mut world);
 }
 
-/// What the log's memory has no room for, so that reading goes to the disk.
+/// Writes more than the log's memory holds, so that reads go to the disk.
 pub(super) fn fill(world: &mut World, messages: usize) {
     for _ in 0..messages {
         world.message_to(0, "s.0", &Value::Null, 60_000, false);

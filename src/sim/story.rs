@@ -1,7 +1,7 @@
-//! A timeline of what concerns the reader that something is wrong with: what was sent into its sessions and what it read, what its
-//! session's home appended and showed, where its cursors stood, disks, ends and starts, in order, with places in the log.
+//! A timeline of events that concern the reader with a complaint: messages sent into its sessions and those it read, records that
+//! its session's home appended and showed, its cursors, disks, ends and starts, in order, with places in the log.
 //!
-//! Kept in a second run of a seed that failed, of those that the first run's complaint names. Changes no trace.
+//! Kept in a second run of a failed seed, for the readers that the first run's complaint names. Changes no trace.
 
 use super::client::{ROLES, ROOMS, What};
 use super::cover::Cover;

@@ -27,7 +27,7 @@ pub enum Errand {
     StalledTls,
 }
 
-/// What begins like no handshake of TLS, or ends like none.
+/// Bytes that begin like no handshake of TLS, or end like none.
 const BROKEN_TLS: [&[u8]; 4] = [
     b"GET /v1/ws HTTP/1.1\r\nHost: a\r\n\r\n",
     // A ClientHello that is shorter than it says of itself.
@@ -64,7 +64,7 @@ struct Visit {
     deflate: bool,
     refused: bool,
     closing: bool,
-    /// What is to come back: opcode, deflated, payload.
+    /// The messages that are to come back: opcode, deflated, payload.
     under_way: VecDeque<(u8, bool, Vec<u8>)>,
 }
 
@@ -87,7 +87,7 @@ impl Visitor {
         self.visit = None;
     }
 
-    /// Whether it waits for something.
+    /// Returns `true` if it waits for something.
     pub fn waits(&self) -> bool {
         self.visit.as_ref().is_some_and(|visit| match self.errand {
             Errand::Echo => !visit.under_way.is_empty(),
@@ -117,7 +117,7 @@ impl World {
         [moves.then_some(self.now_ns + 100_000), acts].into_iter().flatten().min()
     }
 
-    /// Lets a visitor do what is due; whether it did anything.
+    /// Lets a visitor do what is due. Returns whether it did anything.
     pub fn visitor_step(&mut self, v: usize) -> bool {
         let due = self.now_ns >= self.visitors[v].next_ns && !self.settling && !self.draining;
         let Some(mut visit) = self.visitors[v].visit.take() else {

@@ -63,7 +63,7 @@ pub fn proxy_header(source: SocketAddr, random: &mut Random) -> Vec<u8> {
     }
 }
 
-/// What begins like nothing that may stand before a request from a proxy, whatever comes next.
+/// Bytes that no proxy may send before a request, whatever follows.
 pub const BROKEN_PROXY_HEADERS: [&[u8]; 6] = [
     b"GET /v1/ws HTTP/1.1\r\n",
     b"PROXY TCP4 192.0.2.1 10.0.0.1 70000 443\r\n",

@@ -30,7 +30,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Who issues tokens, where that matters.
+/// The issuer of tokens, in worlds that have one.
 pub const ISSUER: &str = "https://id.example";
 pub const SECRET: &[u8] = b"a secret of thirty-two bytes, ok";
 const EPOCH_WALL_MS: u64 = 1_790_000_000_000;
@@ -68,7 +68,7 @@ pub const PROXY: &str = "172.16.0.1:5000";
 /// Memory of a shard that is enough for all in a world.
 const MEMORY_LEAST_BYTES: usize = 1 << 20;
 
-/// What a world has that others have not.
+/// Features that a world may have.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Features {
     /// Connections come through a proxy, which says whose they are.
@@ -97,7 +97,7 @@ pub struct Caps {
     pub per_user: usize,
 }
 
-/// What a world is made of.
+/// The parameters of a world.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub features: Features,
@@ -348,7 +348,7 @@ impl World {
         let place = self.connections % places;
         let host = u8::try_from(place % 250 + 1).unwrap();
         let source = if self.features.proxied && place.is_multiple_of(3) {
-            // One network each.
+            // Each connection has a network of its own.
             SocketAddr::new(Ipv6Addr::new(0x2001, 0xDB8, 0, u16::try_from(place % 60_000).unwrap(), 0, 0, 0, 1).into(), 4000)
         } else {
             SocketAddr::new([10, 0, u8::try_from(place / 250 % 250).unwrap(), host].into(), 4000)
@@ -525,7 +525,7 @@ impl World {
         }
     }
 
-    /// One step: some shards run, clients act, time goes on. False where nothing is left to happen.
+    /// Makes a step: some shards run, clients act, time goes on. Returns `false` if nothing is left to happen.
     pub fn step(&mut self) -> bool {
         self.steps += 1;
         self.oracle.now_ns = self.now_ns;
@@ -578,7 +578,7 @@ impl World {
         let disks = self.seats.iter().filter(|seat| !seat.stopped).filter_map(|seat| seat.engine.disk.due_ns());
         let clients = self.clients.iter().filter_map(|client| self.client_due(client));
         let visitors = self.visitors.iter().filter_map(|visitor| self.visitor_due(visitor));
-        // What is due and was not done waits for a shard that stands still.
+        // Work that is due and was not done waits for a shard that stands still.
         seats
             .chain(paused)
             .chain(slots)
@@ -590,7 +590,7 @@ impl World {
             .min()
     }
 
-    /// Whether every replay is over.
+    /// Returns `true` if every replay is over.
     pub fn caught_up(&self) -> bool {
         let views = self.clients.iter().filter_map(|client| client.link.as_ref()).flat_map(|link| link.views.values());
         views.copied().all(|view| self.oracle.is_caught_up(view))
@@ -613,7 +613,7 @@ impl World {
         }
     }
 
-    /// Lets so much time go by and no more, whenever something happens next.
+    /// Lets exactly this much time pass, whenever something happens next.
     pub fn pass_us(&mut self, us: u64) {
         let until = self.now_ns + us * 1_000;
         self.leaps_to_ns = until;
@@ -622,7 +622,7 @@ impl World {
         self.now_ns = self.now_ns.max(until);
     }
 
-    /// Runs until `done`, at most so long; whether it came to that.
+    /// Runs until `done`, at most `ms`. Returns whether it came to that.
     pub fn run_until(&mut self, ms: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
         let until = self.now_ns + ms * 1_000_000;
         while self.now_ns < until && self.oracle.violations.is_empty() {
