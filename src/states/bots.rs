@@ -68,7 +68,7 @@ impl Bots {
     }
 }
 
-/// One connection.
+/// A connection.
 struct Bot {
     random: Random,
     socket: TcpStream,
@@ -99,7 +99,7 @@ impl Bot {
         let begin = self.beginning();
         self.send(&begin);
         if self.random.percent(10) {
-            // It never says more, or goes at once.
+            // The client never says more, or leaves at once.
             std::thread::sleep(Duration::from_millis(self.random.below(100)));
             return self.leave();
         }
@@ -148,7 +148,7 @@ impl Bot {
             _ => json!(["s.*", "channel:c.*"]),
         };
         let roles: Vec<&str> = ROLES.into_iter().filter(|_| self.random.percent(50)).collect();
-        // One in ten is over already.
+        // Every tenth token has expired already.
         let (now, life) = (now_s(), self.random.pick(&[0, 1, 2, 60, 60, 60, 600, 600, 600, 600]));
         let claims = json!({"sub": format!("u{}", self.user), "sid": sid, "roles": roles, "iat": now - 20, "exp": now + life});
         let header = json!({"alg": "HS256", "typ": "JWT", "kid": "k"});
@@ -162,7 +162,7 @@ impl Bot {
         ROOMS.into_iter().filter(|_| self.random.percent(20)).collect()
     }
 
-    /// One envelope, masked.
+    /// Writes an envelope, masked.
     fn text(&mut self, out: &mut Vec<u8>, kind: &str, to: &Value, payload: Value) {
         // Some ids come again.
         self.ids += self.random.below(8).min(1);

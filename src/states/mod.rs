@@ -46,7 +46,8 @@ const fn label(engine: Engine) -> &'static str {
     }
 }
 
-/// One round: a start, clients, changes of all that may change while it runs, their end, and the end. What was wrong.
+/// A round: a start, clients, changes of everything that may change while it runs, their end, and the shutdown. Returns what was
+/// wrong.
 fn round(engine: Engine, seed: u64) -> Result<Vec<String>, String> {
     let mut random = Random::new(seed);
     let plan = Plan::draw(&mut random);
