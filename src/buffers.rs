@@ -1,17 +1,17 @@
-//! The shard's pool of byte buffers: unfinished messages, queues of replies, what crosses to other shards, ciphertext.
+//! The shard's pool of byte buffers: for unfinished messages, queues of replies, data for other shards, ciphertext.
 //!
 //! May import nothing of the crate. Pure.
 
-/// Leaves nothing of what a buffer ever held, and the buffer empty.
+/// Zeros all memory of a buffer, and empties it.
 pub fn wipe(buffer: &mut Vec<u8>) {
     buffer.clear();
     buffer.resize(buffer.capacity(), 0);
-    // Or it is not done where the buffer is freed next.
+    // Otherwise the compiler drops the zeroing if the buffer is freed next.
     std::hint::black_box(&mut *buffer);
     buffer.clear();
 }
 
-/// Buffers that were given back, kept for who needs one next. Bounded in number, in the size of each and in bytes together.
+/// Returned buffers, kept for reuse. Bounded in number, in the size of each and in bytes together.
 #[derive(Debug)]
 pub struct Buffers {
     free: Vec<Vec<u8>>,
@@ -19,7 +19,7 @@ pub struct Buffers {
     count_max: usize,
     buffer_bytes_max: usize,
     held_bytes_max: usize,
-    /// What is given back is wiped: it may have held what is purged.
+    /// `true` if returned buffers are wiped, because they may hold purged data.
     wipes: bool,
 }
 
@@ -30,7 +30,7 @@ impl Buffers {
         Self { free: Vec::new(), held_bytes: 0, count_max, buffer_bytes_max, held_bytes_max, wipes: false }
     }
 
-    /// An empty buffer. It has no capacity where the pool is empty, so that memory is taken only as bytes arrive.
+    /// An empty buffer. Its capacity is 0 if the pool is empty, so that memory is allocated only as bytes arrive.
     #[must_use]
     pub fn take(&mut self) -> Vec<u8> {
         let mut buffer = self.free.pop().unwrap_or_default();
@@ -39,7 +39,7 @@ impl Buffers {
         buffer
     }
 
-    /// Leaves nothing in the buffers that are kept; from now on, or no more, in those that come.
+    /// Wipes the kept buffers. `wipes` says whether returned ones are wiped from now on.
     pub fn wipe(&mut self, wipes: bool) {
         self.wipes = wipes;
         self.free.iter_mut().for_each(wipe);
@@ -58,7 +58,7 @@ impl Buffers {
         }
     }
 
-    /// Gives a buffer back; one that is too large, or one too many, is freed.
+    /// Returns a buffer to the pool; one that is too large, or one too many, is freed.
     pub fn give(&mut self, mut buffer: Vec<u8>) {
         let bytes = buffer.capacity();
         if self.wipes {

@@ -15,7 +15,7 @@ pub enum CloseReason {
     SocketError,
     /// HTTP was answered (a refusal, or not a WebSocket): the connection ends without a WebSocket close.
     HttpAnswered,
-    /// The half-open cap evicted it, or the accept was over a cap: no answer.
+    /// The half-open cap evicted the connection, or the accept was over a cap: no answer.
     Shed,
     /// TLS failed.
     Tls,
@@ -23,7 +23,7 @@ pub enum CloseReason {
     Draining,
     /// The shard or the node has no room: 1013.
     Overloaded,
-    /// A panic while its bytes were decoded; one in TLS drops it without a frame: 1011.
+    /// A panic while the connection's bytes were decoded: 1011. A panic in TLS drops the connection without a frame.
     Internal,
     /// A frame that RFC 6455 forbids: 1002.
     ProtocolError,
@@ -47,9 +47,9 @@ pub enum CloseReason {
     ControlFlood,
     /// Too many refused envelopes in a short time: 4400.
     EnvelopeAbuse,
-    /// Anything else than a good hello first: 4400.
+    /// A first message that is no good hello: 4400.
     HelloExpected,
-    /// No, a bad, an expired or a revoked token: 4401.
+    /// A missing, bad, expired or revoked token: 4401.
     Auth,
     /// A good token, not for this session: 4403.
     Forbidden,
@@ -104,7 +104,7 @@ impl CloseReason {
         Self::Shutdown,
     ];
 
-    /// The close code on the wire; `None` where the connection ends without a close frame.
+    /// The close code on the wire; `None` if the connection ends without a close frame.
     #[must_use]
     pub const fn code(self) -> Option<u16> {
         Some(match self {

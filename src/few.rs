@@ -14,26 +14,26 @@ impl<T> Default for Few<T> {
 }
 
 impl<T> Few<T> {
-    /// An empty one.
+    /// An empty list.
     #[must_use]
     pub const fn new() -> Self {
         Self(None)
     }
 
-    /// Adds one at the end.
+    /// Adds an item at the end.
     pub fn push(&mut self, item: T) {
         self.0.get_or_insert_default().push(item);
     }
 
-    /// Adds one at a place.
+    /// Adds an item at a place.
     ///
     /// # Panics
-    /// Where the place is behind the end.
+    /// If the place is behind the end.
     pub fn insert(&mut self, place: usize, item: T) {
         self.0.get_or_insert_default().insert(place, item);
     }
 
-    /// Keeps those for which it holds; the memory goes with the last.
+    /// Keeps the items for which `keep` is true. The memory is freed with the last one.
     pub fn retain(&mut self, keep: impl FnMut(&T) -> bool) {
         if let Some(items) = &mut self.0 {
             items.retain(keep);

@@ -5,7 +5,7 @@
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::{BuildHasher, Hasher};
 
-/// One socket on one shard, from accept to close. The generation makes a reused slot a different connection.
+/// A socket on one shard, from accept to close. The generation makes a reused slot a different connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId {
     pub index: u32,
@@ -27,14 +27,14 @@ impl ConnId {
     }
 }
 
-/// Whether a session's or a channel's id is one that the gateway keeps for its own (protocol.md section 3): no client comes into such a
-/// session. A name alone makes no session the gateway's.
+/// Returns `true` if a session's or a channel's id is reserved for the gateway (protocol.md section 3): no client may enter such
+/// a session. A reserved name alone makes no session the gateway's.
 #[must_use]
 pub fn is_own_session(session_id: &str) -> bool {
     session_id.strip_prefix("channel:").unwrap_or(session_id).starts_with("rw.")
 }
 
-/// Whether a room's name is one that the gateway keeps for its own.
+/// Returns `true` if a room's name is reserved for the gateway.
 #[must_use]
 pub fn is_own_room(room: &str) -> bool {
     room.starts_with("rw:")

@@ -67,7 +67,7 @@ impl<T> Default for Slots<T> {
 }
 
 impl<T> Slots<T> {
-    /// Puts a tenant in.
+    /// Inserts a tenant.
     ///
     /// # Panics
     /// Above four billion tenants, which every table's own limit is far below.
@@ -99,7 +99,7 @@ impl<T> Slots<T> {
         self.pages.get_mut(index as usize / PAGE)?.get_mut(index as usize % PAGE)
     }
 
-    /// Takes a tenant out.
+    /// Removes a tenant.
     pub fn remove(&mut self, key: Key<T>) -> Option<T> {
         let slot = self.slot_mut(key.index).filter(|slot| slot.generation == key.generation)?;
         let tenant = slot.tenant.take()?;
@@ -119,13 +119,13 @@ impl<T> Slots<T> {
         self.slot_mut(key.index).filter(|slot| slot.generation == key.generation)?.tenant.as_mut()
     }
 
-    /// How many tenants there are.
+    /// The number of tenants.
     #[must_use]
     pub fn len(&self) -> usize {
         self.places() - self.free.len()
     }
 
-    /// Whether there is none.
+    /// Returns `true` if there is no tenant.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -139,7 +139,7 @@ impl<T> Slots<T> {
         })
     }
 
-    /// The tenant at a position of the table, for a sweep that goes round in small steps; wraps at [`Slots::places`].
+    /// The tenant at a position of the table, for a sweep that goes round in small steps; positions wrap at [`Slots::places`].
     #[must_use]
     pub fn at(&self, position: usize) -> Option<(Key<T>, &T)> {
         let slot = self.slot(position)?;
