@@ -1,4 +1,4 @@
-//! What is said over the WebSocket: bare frames (the floor, any echo server) or the gateway's envelopes.
+//! Messages over the WebSocket: bare frames (the floor, any echo server) or the gateway's envelopes.
 
 use crate::stamp::{self, Stamp, Template};
 use crate::wire;
@@ -13,14 +13,14 @@ pub enum Incoming {
     Error,
     /// Any other `rw.` frame.
     Control,
-    /// Not what this dialect says.
+    /// Not of this dialect.
     Unknown,
 }
 
 const TYPE: &[u8] = b"\"type\":\"";
 const ID: &[u8] = b"\"id\":\"";
 const SEQ: &[u8] = b"\"seq\":";
-/// Above what the gateway adds to a message: `seq`, `from`, `ts`, `traceparent`.
+/// Upper bound of the bytes that the gateway adds to a message: `seq`, `from`, `ts`, `traceparent`.
 const ADDED_BYTES_MAX: usize = 512;
 
 fn after<'a>(bytes: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
@@ -39,8 +39,8 @@ fn after<'a>(bytes: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     None
 }
 
-/// Reads a frame of the gateway without parsing JSON: what bears the keys was made by the gateway or by this harness, and neither
-/// writes spaces.
+/// Reads a frame of the gateway without parsing JSON: the keys were written by the gateway or by this harness, and neither writes
+/// spaces.
 pub fn read_envelope(payload: &[u8]) -> Incoming {
     let Some(kind) = after(payload, TYPE) else { return Incoming::Unknown };
     let stamp = || after(payload, ID).and_then(Stamp::read);
@@ -56,7 +56,7 @@ pub fn read_envelope(payload: &[u8]) -> Incoming {
     stamp().map_or(Incoming::Unknown, Incoming::Message)
 }
 
-/// True for a frame of this type.
+/// Returns `true` for a frame of this type.
 pub fn is_type(payload: &[u8], kind: &[u8]) -> bool {
     after(payload, TYPE).and_then(|rest| rest.strip_prefix(kind)).is_some_and(|rest| rest.first() == Some(&b'"'))
 }
@@ -66,17 +66,17 @@ pub fn code_of(payload: &[u8]) -> Option<&str> {
     text_of(payload, b"\"code\":\"")
 }
 
-/// A string of a frame of the gateway's or the harness's own, up to its quote, without a look at escapes. `key` is written as there: quoted, with
-/// the colon and the quote behind it.
+/// A string of a frame written by the gateway or the harness, up to its quote, without handling escapes. `key` is written as in
+/// the frame: quoted, followed by the colon and the quote.
 pub fn text_of<'a>(payload: &'a [u8], key: &[u8]) -> Option<&'a str> {
     let rest = after(payload, key)?;
     let end = rest.iter().position(|byte| *byte == b'"')?;
     std::str::from_utf8(&rest[..end]).ok()
 }
 
-/// What an ack of the bare relay begins with, its message's mark next. No mark begins so: k is no hexadecimal digit.
+/// Beginning of an ack of the bare relay, followed by its message's mark. No mark begins so: k is no hexadecimal digit.
 pub const BARE_ACK: &[u8] = b"ack";
-/// Bytes of such an ack, filled up to about an `rw.ack` of a message of this harness.
+/// Bytes of such an ack, padded to about an `rw.ack` of a message of this harness.
 pub const BARE_ACK_BYTES: usize = 120;
 
 /// Reads a bare frame: of a message the mark comes first.
@@ -92,7 +92,7 @@ pub fn seq_of(payload: &[u8]) -> Option<u64> {
     number(after(payload, SEQ)?)
 }
 
-/// The `seq` of a delivered message, which the gateway adds behind the sender's text: without a look at that.
+/// The `seq` of a delivered message, which the gateway adds behind the sender's text: only the end is read.
 pub fn seq_at_end_of(payload: &[u8]) -> Option<u64> {
     let end = &payload[payload.len().saturating_sub(ADDED_BYTES_MAX)..];
     let at = end.windows(SEQ.len()).rposition(|bytes| bytes == SEQ)?;
@@ -104,7 +104,7 @@ fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
 }
 
-/// A bare message: the mark, filled up to `payload_bytes`.
+/// A bare message: the mark, padded to `payload_bytes`.
 pub fn bare_message(payload_bytes: usize, mask: [u8; 4]) -> Template {
     Template::new(wire::TEXT, &bare_payload(payload_bytes), 0, mask)
 }

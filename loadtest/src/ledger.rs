@@ -1,8 +1,8 @@
-//! What one receiver has had of one sender: nothing lost, nothing twice, all in order.
+//! The messages that one receiver has had of one sender: nothing lost, nothing twice, all in order.
 
 use std::collections::BTreeSet;
 
-/// Numbers kept as missing; beyond it they count as lost without being told apart.
+/// Numbers kept as missing; more than these count as lost without being told apart.
 const MISSING_MAX: usize = 1 << 20;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,12 +11,12 @@ pub struct Ledger {
     missing: BTreeSet<u64>,
     pub received: u64,
     pub duplicates: u64,
-    /// Came after one with a higher number.
+    /// Arrived after a message with a higher number.
     pub out_of_order: u64,
 }
 
 impl Ledger {
-    /// Of a receiver whose first message is to be this one.
+    /// The ledger of a receiver whose first message will have this number.
     pub fn starting_at(number: u64) -> Self {
         Self { next: number, ..Self::default() }
     }
@@ -47,7 +47,7 @@ impl Ledger {
         self.received += 1;
     }
 
-    /// Whether this one has not come.
+    /// Returns `true` if this number has not arrived.
     pub fn is_missing(&self, number: u64) -> bool {
         number >= self.next || self.missing.contains(&number)
     }
@@ -65,7 +65,7 @@ impl Ledger {
     }
 }
 
-/// Everything a run has to answer for.
+/// All broken promises of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Loss {
     pub sent: u64,
@@ -99,7 +99,7 @@ impl Loss {
         self.out_of_order += ledger.out_of_order;
     }
 
-    /// True where every promise was kept.
+    /// Returns `true` if every promise was kept.
     pub fn clean(&self) -> bool {
         self.unanswered == 0 && self.lost == 0 && self.duplicates == 0 && self.out_of_order == 0 && self.errors == 0
     }

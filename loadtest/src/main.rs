@@ -1,4 +1,4 @@
-//! The load harness: drives a gateway, its floor, or any echo server, and says what it cost.
+//! The load harness: drives a gateway, its floor, or any echo server, and reports the costs.
 
 mod clock;
 mod dialect;
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Answers whether everything was kept.
+/// Runs a command. Returns `true` if every promise was kept.
 fn run(command: &Command) -> Result<bool, String> {
     let (scenario, options) = match command {
         Command::Connect(options) => (Scenario::Connect, options),

@@ -1,8 +1,8 @@
-//! What the kernel knows of a process: time on the CPU, and memory.
+//! The kernel's figures of a process: time on the CPU, and memory.
 
 use std::fs;
 
-/// What schedstat says of a task, in nanoseconds.
+/// The schedstat of a task, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cpu {
     pub on_ns: u64,
@@ -16,7 +16,7 @@ impl Cpu {
         Some(Self { on_ns: fields.next()?.ok()?, waiting_ns: fields.next()?.ok()? })
     }
 
-    /// What was added since.
+    /// The increase since then.
     pub fn since(self, before: Self) -> Self {
         Self { on_ns: self.on_ns.saturating_sub(before.on_ns), waiting_ns: self.waiting_ns.saturating_sub(before.waiting_ns) }
     }
@@ -35,7 +35,7 @@ pub fn process_cpu(pid: u32) -> Option<Cpu> {
     Some(sum)
 }
 
-/// One of our own threads.
+/// The CPU time of a thread of this process.
 pub fn thread_cpu(thread: i32) -> Option<Cpu> {
     Cpu::read(&fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?)
 }
@@ -58,14 +58,14 @@ pub fn rss_exact_bytes(pid: u32) -> Option<u64> {
     Some(line.split_ascii_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// The most that a process's resident memory has been, in bytes.
+/// The peak of a process's resident memory, in bytes.
 pub fn peak_rss_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.split_ascii_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// What the figures were taken on.
+/// The machine on which the figures were taken.
 pub fn host() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

@@ -18,7 +18,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// A storm of connections: how many handshakes a second, at what cost.
+    /// A storm of connections: handshakes per second, and their cost.
     Connect(Options),
     /// Memory of idle connections, at several sizes.
     Idle(Options),
@@ -26,32 +26,33 @@ pub enum Command {
     Echo(Options),
     /// Sessions of two: one receive, one delivery, one ack a message.
     Relay(Options),
-    /// One sender, many readers in one session.
+    /// A single sender, many readers in one session.
     Fanout(Options),
-    /// One session, many rooms: each member sends to its room.
+    /// A single session, many rooms: each member sends to its room.
     Rooms(Options),
-    /// One sender outside, many readers of a channel.
+    /// A sender outside, many readers of a channel.
     Channel(Options),
-    /// Fan-out with a hundredth of the readers stalled: what it does to the others.
+    /// Fan-out with a hundredth of the readers stalled, and the effect on the others.
     Slow(Options),
-    /// Everyone loses the connection at once and resumes: nothing may be lost or come twice.
+    /// All clients lose the connection at once and resume: nothing may be lost or come twice.
     Reconnect(Options),
-    /// The gateway is killed again and again, and started on the same log: what it acknowledged may not be missing or come twice.
+    /// The gateway is killed again and again, and started on the same log: acknowledged messages may not be missing or come
+    /// twice.
     Crash(Options),
     /// Relay for long, with connections that come and go: memory and open files must not grow.
     Soak(Options),
-    /// A session larger than the gateway's memory: one reader catches up on it, from the start and from the middle in turns, while
-    /// others are at the tail, against the same without it.
+    /// A session larger than the gateway's memory: one reader catches up on it, from the start and from the middle in turns,
+    /// while others are at the tail; compared with the same load without it.
     History(Options),
-    /// Many sessions whose members have gone: memory a session, and with --durability the start over their log.
+    /// Many sessions whose members have left: memory per session, and with --durability the start over their log.
     Sessions(Options),
     /// About five seconds of echo, relay, fanout and reconnect, small: for continuous integration.
     Smoke(Options),
-    /// Attacks on a gateway beside clients that do no harm: what those feel of it, against the same attack on a bare sink.
+    /// Attacks on a gateway beside innocent clients: their latencies, compared with the same attack on a bare sink.
     Hostile(HostileOptions),
     /// The bare servers: the machine's limit.
     Floor(FloorOptions),
-    /// What `hostile` attacks in place of the gateway.
+    /// The server that `hostile` attacks in place of the gateway.
     #[command(hide = true)]
     Sink {
         #[arg(long, value_name = "ADDRESS")]
@@ -61,12 +62,12 @@ pub enum Command {
     Compare {
         /// A result written with --json.
         before: PathBuf,
-        /// Another one.
+        /// Another result.
         after: PathBuf,
     },
 }
 
-/// What an acknowledgement of a started gateway promises.
+/// Durability that the acknowledgements of a started gateway promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Durability {
     Memory,
@@ -75,7 +76,7 @@ pub enum Durability {
 }
 
 impl Durability {
-    /// Its name in the gateway's configuration.
+    /// The name in the gateway's configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
@@ -90,43 +91,43 @@ pub struct HostileOptions {
     /// The attacks by name, e.g. `a1 b7-tls`; without a name all of them.
     #[arg(value_name = "ATTACK")]
     pub attacks: Vec<String>,
-    /// The `ringway` that is attacked, with its default limits where an attack does not say otherwise.
+    /// The `ringway` to attack, with its default limits unless an attack says otherwise.
     #[arg(long, value_name = "PATH")]
     pub spawn: PathBuf,
-    /// The gateway's `server.engine` (ring, monoio, epoll); without it the best that this machine lets run.
+    /// The gateway's `server.engine` (ring, monoio, epoll); default: the best that works on this machine.
     #[arg(long, value_name = "ENGINE")]
     pub engine: Option<String>,
     /// Runs of each attack, each a pair: on the gateway, and on a sink beside it, in turns.
     #[arg(long, default_value_t = 5)]
     pub pairs: usize,
-    /// The measured part of a run.
+    /// Duration of the measured part of a run, in seconds.
     #[arg(long, short = 'd', default_value_t = 8.0)]
     pub seconds: f64,
-    /// Attacked before it is measured; default: a quarter of --seconds, a second at most.
+    /// Duration of the attack before it is measured, in seconds; default: a quarter of --seconds, a second at most.
     #[arg(long)]
     pub warmup_s: Option<f64>,
-    /// Messages a second of the innocents, in all.
+    /// Messages per second of the innocents, in all.
     #[arg(long, default_value_t = 200.0)]
     pub rate: f64,
-    /// Their payload.
+    /// Bytes of their payload.
     #[arg(long, default_value_t = 128)]
     pub payload_bytes: usize,
     /// The core of the gateway and of the sink.
     #[arg(long, default_value_t = 0)]
     pub server_core: usize,
-    /// The core of innocents and attackers; these run only while the innocents there sleep.
+    /// The core of innocents and attackers; attackers run only while the innocents there sleep.
     #[arg(long, default_value_t = 1)]
     pub load_core: usize,
-    /// Pin nothing; attackers and innocents then have the same right to a core.
+    /// Pin nothing; attackers and innocents then have equal rights to a core.
     #[arg(long)]
     pub no_pin: bool,
-    /// The table as Markdown.
+    /// Print the table as Markdown.
     #[arg(long)]
     pub markdown: bool,
     /// Write the table as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Say nothing while it runs.
+    /// Print nothing while it runs.
     #[arg(long)]
     pub quiet: bool,
 }
@@ -135,7 +136,7 @@ pub struct HostileOptions {
 pub struct FloorOptions {
     #[arg(value_enum)]
     pub kind: floor::Kind,
-    /// Only serve, here, until ended; without it the floor is measured.
+    /// Only serve, at this address, until ended; without it the floor is measured.
     #[arg(long, value_name = "ADDRESS")]
     pub serve: Option<SocketAddr>,
     /// With --serve: bytes of a receive buffer.
@@ -150,17 +151,17 @@ pub struct Options {
     /// Start this `ringway` with a configuration of the harness's own, and stop it afterwards.
     #[arg(long, value_name = "PATH", conflicts_with = "url")]
     pub spawn: Option<PathBuf>,
-    /// With --spawn: the gateway keeps its log in a directory of the harness's own, gone with the run, and acknowledges what is as
-    /// durable as this; without it the log is in memory alone (crash, history: written).
+    /// With --spawn: the gateway keeps its log in a temporary directory and acknowledges messages at this durability; without it
+    /// the log is in memory only (crash, history: written).
     #[arg(long, value_enum, requires = "spawn")]
     pub durability: Option<Durability>,
-    /// With --spawn: the gateway's `server.engine` (ring, monoio, epoll); without it the best that this machine lets run.
+    /// With --spawn: the gateway's `server.engine` (ring, monoio, epoll); default: the best that works on this machine.
     #[arg(long, value_name = "ENGINE", requires = "spawn")]
     pub engine: Option<String>,
     /// A server that runs already, e.g. ws://127.0.0.1:8080/v1/ws; for `echo` any echo server.
     #[arg(long)]
     pub url: Option<String>,
-    /// Its process, for CPU and memory.
+    /// The process id of that server, for CPU and memory.
     #[arg(long)]
     pub pid: Option<u32>,
     /// With --url: the gateway's HS256 key as a JWK file.
@@ -196,7 +197,7 @@ pub struct Options {
     /// Messages a sender sends at once.
     #[arg(long, default_value_t = 1)]
     pub burst: usize,
-    /// Messages a second in all, on a fixed schedule; without it a closed loop.
+    /// Messages per second in all, on a fixed schedule; default: a closed loop.
     #[arg(long)]
     pub rate: Option<f64>,
     /// With --rate: the least sleep of the schedule, in microseconds.
@@ -220,7 +221,7 @@ pub struct Options {
     /// gateway's, appended to a file made as its log's and synced (fdatasync) one after the other; latencies have a ratio to it.
     #[arg(long, requires_all = ["durability", "rate"], conflicts_with = "with_floor")]
     pub with_disk: bool,
-    /// With --with-disk: bytes of a batch; default: what a sync of the gateway's took in the run before, from its metrics.
+    /// With --with-disk: bytes of a batch; default: the bytes of one sync of the gateway's in the run before, from its metrics.
     #[arg(long, requires = "with_disk", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub disk_batch_bytes: Option<u64>,
     /// Bytes of the floor's messages; default: --payload-bytes where the floor is the echo, else the size of a delivered envelope.
@@ -235,25 +236,25 @@ pub struct Options {
     /// connect: handshakes under way at once.
     #[arg(long, default_value_t = 64)]
     pub concurrency: usize,
-    /// reconnect: how often everyone is cut off.
+    /// reconnect: number of times that all clients are cut off.
     #[arg(long, default_value_t = 3)]
     pub storms: usize,
-    /// crash: how often the gateway is killed.
+    /// crash: number of times that the gateway is killed.
     #[arg(long, default_value_t = 20)]
     pub rounds: usize,
-    /// crash: what the moments of the kills are drawn from.
+    /// crash: seed for the moments of the kills.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// soak: connections cut off a second.
+    /// soak: connections cut off per second.
     #[arg(long, default_value_t = 10.0)]
     pub churn_per_s: f64,
-    /// slow: percent of the readers that are stalled; the warm-up is long enough for the gateway to have to wait for them.
+    /// slow: percent of the readers that are stalled. The warm-up is long enough for the gateway to have to wait for them.
     #[arg(long, default_value_t = 1.0)]
     pub stalled_percent: f64,
-    /// history: bytes of the payloads that are in the session before the load begins.
+    /// history: bytes of payloads in the session before the load begins.
     #[arg(long, default_value_t = 256 << 20)]
     pub history_bytes: u64,
-    /// history: megabytes a second that the far reader takes at most; without it as much as it can.
+    /// history: megabytes per second that the far reader takes at most; default: as much as it can.
     #[arg(long, value_name = "MB")]
     pub catch_up_mb_per_second: Option<f64>,
     /// sessions: messages in each.
@@ -262,10 +263,10 @@ pub struct Options {
     /// A started gateway keeps all messages of a session.
     #[arg(skip)]
     pub keep_all: bool,
-    /// A started gateway has the limits that it has by default.
+    /// A started gateway has its default limits.
     #[arg(skip)]
     pub default_limits: bool,
-    /// What a started gateway finds in its environment: `RINGWAY_SECTION__KEY`.
+    /// The environment of a started gateway: `RINGWAY_SECTION__KEY`.
     #[arg(skip)]
     pub environment: Vec<(String, String)>,
     /// Write the result as JSON.
@@ -274,13 +275,13 @@ pub struct Options {
     /// Write the result as one HTML page.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// No progress bar.
+    /// Show no progress bar.
     #[arg(long)]
     pub quiet: bool,
 }
 
 impl Options {
-    /// What they are where the command line says nothing.
+    /// The options' values if the command line is empty.
     pub fn defaults() -> Self {
         let matches = Self::augment_args(clap::Command::new("defaults")).get_matches_from(["defaults"]);
         Self::from_arg_matches(&matches).expect("every option has a default or may be absent")

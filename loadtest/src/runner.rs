@@ -1,4 +1,4 @@
-//! From a command line to a result: which runs, in which order, against what.
+//! From a command line to a result: the runs, their order, and their targets.
 
 use crate::floor;
 use crate::options::{Durability, Options};
@@ -45,7 +45,7 @@ impl Scenario {
         }
     }
 
-    /// The bare server that bounds it, where one does. Errors: one was asked for that does not.
+    /// The bare server that bounds it, if one does. Errors: one was asked for that does not.
     fn floor(self, asked_for: Option<floor::Kind>) -> Result<Option<floor::Kind>, String> {
         match (self, asked_for) {
             (Self::Relay, Some(kind @ (floor::Kind::Echo | floor::Kind::Relay))) => Ok(Some(kind)),
@@ -62,7 +62,7 @@ impl Scenario {
         }
     }
 
-    /// What is measured in turns with it, if anything. Errors: something was asked for that bounds nothing of it.
+    /// The comparison measured in turns with it, if any. Errors: one was asked for that bounds nothing of it.
     fn beside(self, options: &Options) -> Result<Option<Beside>, String> {
         if !options.with_disk {
             let floor = self.floor(options.floor_kind)?;
@@ -117,7 +117,7 @@ impl Scenario {
     }
 }
 
-/// What takes turns with a scenario.
+/// The comparison that takes turns with a scenario.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Beside {
     Bare(floor::Kind),
@@ -145,8 +145,8 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
     };
     let (mut main, mut beside) = (Vec::new(), Vec::new());
     for pair in 0..options.pairs.max(1) {
-        // The first one tells how large a delivered envelope, or a batch of the log, is, which the floor then sends or writes; after
-        // that they take turns at going first, so that a drift hits both alike.
+        // The first run shows how large a delivered envelope, or a batch of the log, is, which the floor then sends or writes;
+        // after that they alternate which goes first, so that a drift affects both alike.
         let floor_first = pair % 2 == 1;
         for turn in [!floor_first, floor_first] {
             if turn {
@@ -180,7 +180,7 @@ pub fn scenario(scenario: Scenario, options: &Options) -> Result<Report, String>
     Ok(report)
 }
 
-/// Of the disk's writes: what the gateway's last run made durable with a sync.
+/// Bytes of the disk's writes: what a sync of the gateway's last run made durable.
 fn batch_bytes(options: &Options, main: &[Measured]) -> Result<usize, String> {
     let asked_for = options.disk_batch_bytes.and_then(|bytes| usize::try_from(bytes).ok());
     asked_for.or_else(|| main.last()?.sync_bytes).ok_or_else(|| {
@@ -212,11 +212,11 @@ pub fn floor(kind: floor::Kind, options: &Options) -> Result<Report, String> {
     Ok(Report::new(&name, settings(scenario, options), &Runs { name: "floor", runs: &runs? }, &Runs { name: "floor", runs: &[] }))
 }
 
-/// Until a reader that takes nothing has got so much, its socket does, and the gateway notices nothing: what the gateway leaves
-/// unsent in a socket (128 KiB), and a receive buffer.
+/// Bytes that a reader that takes nothing receives before the gateway notices: what the gateway leaves unsent in a socket (128
+/// KiB), and a receive buffer.
 const STALLING_BYTES: f64 = 192.0 * 1024.0;
 
-/// How long messages are sent before a reader that takes nothing is one that the gateway waits for.
+/// Seconds of sending after which the gateway waits for a reader that takes nothing.
 fn stalling_s(options: &Options, rate: f64) -> f64 {
     let seconds = STALLING_BYTES / (rate * options.payload_bytes.max(1) as f64);
     (seconds * 10.0).ceil() / 10.0
@@ -235,7 +235,7 @@ fn slow(options: &Options) -> Result<Report, String> {
             let label = format!("{stalled} stalled");
             deliver::measure(Shape::Fanout, &label, target, &options, options.payload_bytes, stalled)
         } else {
-            // As many that read, in both.
+            // As many reading clients, in both.
             let same = Options { connections: Some(readers - stalled), ..options.clone() };
             deliver::measure(Shape::Fanout, "none stalled", target, &same, options.payload_bytes, 0)
         }
@@ -267,7 +267,7 @@ fn history(options: &Options) -> Result<Report, String> {
     Ok(Report::new("history", settings, &with, &without))
 }
 
-/// The same load with something and without it, in turns at going first, and what it did to the others.
+/// The same load with an addition and without it, alternating which goes first, and the effect on the others.
 fn in_turns(
     options: &Options,
     measure: impl Fn(bool, &Target) -> Result<Measured, String>,
@@ -295,7 +295,7 @@ fn in_turns(
     Ok((with, without))
 }
 
-/// Small and short, everything that must not lose: for continuous integration.
+/// All scenarios that must not lose messages, small and short: for continuous integration.
 pub fn smoke(options: &Options) -> Result<Vec<Report>, String> {
     let small = |connections: usize, duration_s: f64, rate: Option<f64>, burst: usize| Options {
         connections: Some(connections),

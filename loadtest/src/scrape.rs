@@ -1,15 +1,15 @@
-//! Answers of a gateway's admin listener, and what its `/metrics` say of its log.
+//! Answers of a gateway's admin listener, and the values of its log in `/metrics`.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long the admin listener may take.
+/// Longest time for an answer of the admin listener.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Far above what a gateway of many shards says.
+/// Far above the answer of a gateway with many shards.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
-/// Work of a log, from the gateway's start on or in between.
+/// The work of a log, from the gateway's start on or between two readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LogWork {
     pub syncs: f64,
@@ -38,7 +38,7 @@ impl LogWork {
         })
     }
 
-    /// What was added since.
+    /// The increase since then.
     pub fn since(self, before: &Self) -> Self {
         Self {
             syncs: self.syncs - before.syncs,
@@ -47,7 +47,7 @@ impl LogWork {
         }
     }
 
-    /// Bytes that share a sync, in the mean; `None` where nothing was synced.
+    /// Mean bytes that share a sync; `None` if nothing was synced.
     pub fn bytes_a_sync(&self) -> Option<f64> {
         (self.syncs > 0.0).then(|| self.written_bytes / self.syncs)
     }
@@ -64,7 +64,7 @@ pub fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// A metric's values, summed over the shards; `None` where there is none of this name.
+/// A metric's values, summed over the shards; `None` if there is none of this name.
 pub fn sum(text: &str, name: &str) -> Option<f64> {
     let of = |line: &str| {
         let rest = line.strip_prefix(name)?;

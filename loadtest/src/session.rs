@@ -1,4 +1,4 @@
-//! A client of the gateway: hello, welcome, and what resuming needs. On a bare server joining is just connecting, so that the
+//! A client of the gateway: hello, welcome, and the state for resuming. On a bare server joining is just connecting, so that the
 //! same scenario drives both.
 
 use crate::clock::now_ns;
@@ -19,11 +19,11 @@ pub struct Access {
     minter: Option<Minter>,
     /// On the bare relay a session is the path that its two members connect to.
     pairs: bool,
-    /// Tells this run's names from another's on the same gateway.
+    /// Distinguishes this run's names from another's on the same gateway.
     run: u64,
 }
 
-/// Who joins what.
+/// A client, and the session that it joins.
 pub struct Member<'a> {
     pub client: &'a str,
     pub session: &'a str,
@@ -33,21 +33,21 @@ pub struct Member<'a> {
     pub socket_buffer_bytes: Option<usize>,
 }
 
-/// Where a client is in its session.
+/// A client's position in its session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     pub epoch: String,
     pub seq: u64,
 }
 
-/// A member that stands.
+/// A member that has joined.
 pub struct Joined {
     pub connection: Rc<Connection>,
     pub inbox: Inbox,
-    /// Before the first message it is to get; on a bare server empty.
+    /// The position before the first message that it will get; empty on a bare server.
     pub position: Position,
     pub recovered: bool,
-    /// What it holds above is to be discarded.
+    /// The client must discard messages above this.
     pub rewound_to: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ impl Access {
         self.minter.is_some()
     }
 
-    /// Whether messages are acknowledged; other bare servers acknowledge nothing.
+    /// Returns `true` if messages are acknowledged; other bare servers acknowledge nothing.
     pub fn acknowledges(&self) -> bool {
         self.speaks_envelopes() || self.pairs
     }
@@ -84,12 +84,12 @@ impl Access {
         }
     }
 
-    /// Reads what came.
+    /// Reads a received frame.
     pub fn read(&self, payload: &[u8]) -> Incoming {
         if self.speaks_envelopes() { dialect::read_envelope(payload) } else { dialect::read_bare(payload) }
     }
 
-    /// Connects, says hello, waits for the welcome. The time from the connect on is booked as [`Timing::Connect`].
+    /// Connects, sends hello, waits for the welcome. The time from the connect on is booked as [`Timing::Connect`].
     pub async fn join(&self, stats: &Rc<Stats>, member: Member<'_>, number: usize) -> Result<Joined, String> {
         let started_ns = now_ns();
         let explain = |ended: Ended| format!("{} could not join {}: {ended}", member.client, member.session);
@@ -134,7 +134,7 @@ fn read_welcome(text: &[u8]) -> Result<(Position, bool, Option<u64>), String> {
     }
     let payload = &welcome["payload"];
     match (payload["epoch"].as_str(), payload["start_seq"].as_u64()) {
-        // What it starts with is yet to come: the position is the one before.
+        // The message that it starts with is yet to come: the position is the one before.
         (Some(epoch), Some(start_seq)) => {
             let position = Position { epoch: epoch.into(), seq: start_seq.saturating_sub(1) };
             Ok((position, payload["recovered"].as_bool().unwrap_or(true), payload["rewound_to"].as_u64()))

@@ -1,4 +1,4 @@
-//! What is under load: a gateway or a floor server that the harness starts, pins and stops, or anything at a URL.
+//! The server under load: a gateway or a floor server that the harness starts, pins and stops, or any server at a URL.
 
 use crate::clock::{now_ns, sleep_ms};
 use crate::engine::affinity;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-/// How long a server may take to listen, and to end.
+/// Longest time for a server to listen, and to end.
 const PATIENCE_MS: u64 = 10_000;
 
 /// A server under load.
@@ -25,9 +25,9 @@ pub struct Target {
     pub pid: Option<u32>,
     /// The admin listener of a started gateway.
     pub admin: Option<SocketAddr>,
-    /// Signs for the gateway; `None`: a bare server.
+    /// Signs for the gateway; `None` for a bare server.
     pub minter: Option<Minter>,
-    /// The bare relay: who connects to the same path are a pair, and messages are acknowledged.
+    /// `true` for the bare relay: two clients of the same path are a pair, and messages are acknowledged.
     pub pairs: bool,
     process: Option<Mutex<Process>>,
 }
@@ -67,7 +67,7 @@ impl Target {
         Self::own(command, address, kind == floor::Kind::Relay, options)
     }
 
-    /// A sink, which takes all and does nothing, for attackers, in a process of its own.
+    /// A sink, which accepts everything and does nothing, for attackers, in a process of its own.
     pub fn sink(options: &Options) -> Result<Self, String> {
         let [address] = free_addresses()?;
         let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
@@ -112,7 +112,7 @@ impl Target {
         })
     }
 
-    /// Ends a started server as a crash does, and starts it again as it was; answers how long it was away, in nanoseconds.
+    /// Ends a started server as a crash does, and starts it again. Returns how long it was away, in nanoseconds.
     pub fn kill_and_restart(&self) -> Result<u64, String> {
         let process = self.process.as_ref().ok_or("only a server that the harness started can be killed: give --spawn")?;
         let mut process = process.lock().map_err(|_| "the server's process is in an unknown state".to_owned())?;
@@ -123,7 +123,7 @@ impl Target {
         Ok(now_ns() - killed_ns)
     }
 
-    /// Its process, also after a restart.
+    /// The process id, also after a restart.
     pub fn pid(&self) -> Option<u32> {
         match &self.process {
             Some(process) => process.lock().ok().map(|process| process.child.id()),
@@ -131,7 +131,7 @@ impl Target {
         }
     }
 
-    /// Why a started server is no more, with the last that it said.
+    /// The reason why a started server has ended, with its last output; `None` while it runs.
     pub fn ended(&self) -> Option<String> {
         let mut process = self.process.as_ref()?.lock().ok()?;
         let status = process.child.try_wait().ok()??;
@@ -148,7 +148,7 @@ impl Target {
         folder.map_or(0, |folder| file_bytes(&folder))
     }
 
-    /// True for the gateway: envelopes, sessions, tokens.
+    /// Returns `true` for the gateway: envelopes, sessions, tokens.
     pub fn speaks_envelopes(&self) -> bool {
         self.minter.is_some()
     }
@@ -169,7 +169,7 @@ impl Target {
     }
 }
 
-/// Bytes of all files below a folder; what cannot be read has none.
+/// Bytes of all files below a folder; unreadable ones count as empty.
 fn file_bytes(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
@@ -180,7 +180,7 @@ fn file_bytes(folder: &Path) -> u64 {
     entries.map(bytes).sum()
 }
 
-/// Addresses that nobody listens on now, each another: the listeners that find them live until all are found.
+/// Different addresses on which nobody listens now: the listeners that find them stay open until all are found.
 fn free_addresses<const N: usize>() -> Result<[SocketAddr; N], String> {
     let find = || TcpListener::bind("127.0.0.1:0").and_then(|listener| Ok((listener.local_addr()?, listener)));
     let mut found = Vec::with_capacity(N);
@@ -190,7 +190,7 @@ fn free_addresses<const N: usize>() -> Result<[SocketAddr; N], String> {
     Ok(std::array::from_fn(|number| found[number].0))
 }
 
-/// A folder of this run's own, below the system's for such (`TMPDIR`), gone with all that is in it.
+/// A folder of this run's own, below the system's temporary folder (`TMPDIR`), deleted with its content.
 pub struct TemporaryFolder(PathBuf);
 
 impl TemporaryFolder {
@@ -258,8 +258,9 @@ half_open_percent = 100
 half_open_per_ip = 0
 ";
 
-/// One shard, and unless it is to have those it has by default no limits that a single generating host would meet. A gateway refuses to start where its connections and its own
-/// files might not fit the process's limit, so it gets most of that and not all.
+/// A configuration with one shard and, unless the default limits are wanted, no limits that a single generating host would meet.
+/// A gateway refuses to start if its connections and its own files might not fit the process's limit, so it gets most of that and
+/// not all.
 fn gateway_config(minter: &Minter, key: &Path, listen: SocketAddr, admin: SocketAddr, options: &Options) -> String {
     let engine = options.engine.as_deref().unwrap_or("auto");
     // monoio takes two files a connection.
@@ -303,7 +304,7 @@ log_level = "warn"
 struct Process {
     child: Child,
     command: Command,
-    /// The server's core and the one to come back to after its start; a child inherits its parent's.
+    /// The server's core and the one to return to after its start; a child inherits its parent's.
     cores: Option<(usize, Option<usize>)>,
     name: String,
     /// The last lines it wrote, for when it fails.
@@ -321,7 +322,7 @@ impl Process {
         Ok(Self { child, command, cores, name, output, files })
     }
 
-    /// Starts one that has ended once more.
+    /// Starts a server again that has ended.
     fn start_again(&mut self) -> Result<(), String> {
         self.child = spawn(&mut self.command, &self.name, self.cores, &self.output)?;
         Ok(())

@@ -40,7 +40,7 @@ impl Minter {
         Self { key: EncodingKey::from_secret(&secret), kid, issuer, audience, secret }
     }
 
-    /// The key of a gateway that runs already, from its JWK file.
+    /// The key of a running gateway, from its JWK file.
     pub fn from_jwk(text: &str, issuer: &str, audience: &str) -> Result<Self, String> {
         let jwk: serde_json::Value = serde_json::from_str(text).map_err(|error| format!("the key file is no JSON: {error}"))?;
         if jwk["kty"] != "oct" {

@@ -10,7 +10,7 @@ pub const CLOSE: u8 = 8;
 pub const PING: u8 = 9;
 pub const PONG: u8 = 10;
 
-/// What the peer did that RFC 6455 forbids, or what this harness does not take.
+/// A violation of RFC 6455 by the peer, or a feature that this harness does not support.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireError(pub String);
 
@@ -33,7 +33,7 @@ pub struct Head {
     pub payload_bytes: usize,
 }
 
-/// Reads a frame's head; `None` while too few bytes are there.
+/// Reads a frame's head; `None` if it is incomplete.
 pub fn parse_head(bytes: &[u8]) -> Result<Option<Head>, WireError> {
     let [first, second, rest @ ..] = bytes else { return Ok(None) };
     if first & 0x70 != 0 {
@@ -105,7 +105,7 @@ pub fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     }
 }
 
-/// Appends a masked frame, final, to `out`; answers where its payload starts.
+/// Appends a masked frame, final, to `out`. Returns where its payload starts.
 pub fn push_masked(out: &mut Vec<u8>, opcode: u8, payload: &[u8], key: [u8; 4]) -> usize {
     let start = out.len();
     let head = unmasked_head_bytes(payload.len());

@@ -79,7 +79,7 @@ fn the_echo_floor_returns_every_size_whole() {
 #[test]
 fn the_echo_floor_keeps_a_fixed_rate_over_two_workers() {
     let result = on_floor("rate", &["echo", "-c", "10", "--rate", "500", "--workers", "2"]);
-    // All that falls due in warm-up and window is sent, however late.
+    // All messages due in warm-up and window are sent, however late.
     let sent = result["loss"]["sent"].as_u64().unwrap();
     assert!((248..=252).contains(&sent), "{sent}");
     assert!(figure(&result, "server CPU a message") > 0.0);

@@ -1,4 +1,4 @@
-//! `hostile` as its users run it, on the gateway of this workspace: one short attack, and what it says where there is none to make.
+//! `hostile` as its users run it, on the gateway of this workspace: one short attack, and the error if there is none to make.
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
@@ -9,7 +9,7 @@ fn hostile(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ringway-loadtest")).arg("hostile").args(arguments).output().unwrap()
 }
 
-/// The gateway, built beside this harness; a package's tests are not told of another's programs.
+/// The gateway, built beside this harness; a package's tests do not know another package's programs.
 fn gateway() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_ringway-loadtest")).with_file_name("ringway")
 }
@@ -38,7 +38,7 @@ fn a_short_attack_is_measured_beside_the_sink_and_keeps_the_bounds() {
         assert!(row["errors"].as_object().unwrap().is_empty() && row["failures"].as_array().unwrap().is_empty(), "{row}");
         assert!(row["rss_mib"].as_f64().unwrap() > 1.0 && row["rss_bound_mib"].as_f64() > row["rss_mib"].as_f64(), "{row}");
     }
-    // The gateway takes places back from silent ones; who is silent on the sink keeps his.
+    // The gateway takes places back from silent connections; on the sink they keep them.
     let cut_off = of("messages")["attackers_told"]["cut off"].as_u64().unwrap();
     assert!(cut_off > 0, "{rows}");
     for attack in ["attack_per_s", "sink_attack_per_s"] {

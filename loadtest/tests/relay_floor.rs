@@ -1,4 +1,4 @@
-//! The bare relay server, spoken to frame by frame: what the harness's own clients never do is here.
+//! The bare relay server, tested frame by frame with inputs that the harness's own clients never send.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../src/wire.rs"]
@@ -119,7 +119,7 @@ fn a_third_is_refused_until_a_place_is_free() {
     let goes = floor.open("/pair/a").unwrap();
     assert_eq!(floor.open("/pair/a").err().as_deref(), Some("HTTP/1.1 409 Conflict"));
     drop(goes);
-    // Its end is known by and by; a message to nobody is acknowledged and dropped.
+    // The end of the peer is noticed after a while; a message to nobody is acknowledged and dropped.
     let mut next = (0..1000).find_map(|number| {
         let lost = message(number, 10);
         stays.send(wire::TEXT, &lost);

@@ -1,4 +1,4 @@
-//! Pins threads to cores, and asks who runs where.
+//! Pins threads to cores, and reads thread ids.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -22,7 +22,7 @@ pub fn pin_this_thread(core: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// The calling thread runs only while no other of its core wants to, and gives way at once to one that wakes.
+/// Lets the calling thread run only while no other thread of its core wants to; it gives way at once to one that wakes.
 pub fn run_when_idle() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameters are initialised, and 0 names the calling thread.
@@ -39,7 +39,7 @@ pub fn thread_id() -> i32 {
     unsafe { libc::gettid() }
 }
 
-/// Raises the soft limit on open files to the hard one; answers what it is then.
+/// Raises the soft limit on open files to the hard one. Returns the new limit.
 pub fn raise_open_files() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls get a valid rlimit.

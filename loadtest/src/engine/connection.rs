@@ -1,4 +1,4 @@
-//! One client connection: upgrade, masked sends, frames in.
+//! A client connection: upgrade, masked sends, frames in.
 #![allow(unsafe_code)]
 
 use super::stats::Stats;
@@ -13,12 +13,12 @@ use std::rc::Rc;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
 
-/// Why a connection ended.
+/// The reason why a connection ended.
 #[derive(Debug)]
 pub enum Ended {
     Io(io::Error),
     Protocol(WireError),
-    /// The peer's close frame: its code (1005 where none was given) and reason.
+    /// The peer's close frame: its code (1005 if there was none) and reason.
     Closed(u16, String),
     /// The stream ended without a close frame.
     Eof,
@@ -47,7 +47,7 @@ impl From<WireError> for Ended {
     }
 }
 
-/// What may wait for a server that does not read.
+/// Bytes that may wait for a server that does not read.
 const BACKLOG_BYTES_MAX: usize = 32 << 20;
 
 /// Where to connect.
@@ -60,7 +60,7 @@ pub struct Endpoint {
     pub subprotocol: Option<String>,
 }
 
-/// The sending half; shared by whoever has something to say on this connection.
+/// The sending half; shared by all senders on this connection.
 pub struct Connection {
     stream: TcpStream,
     fd: RawFd,
@@ -80,7 +80,7 @@ pub struct Inbox {
     assembling: Option<u8>,
 }
 
-/// What a handler wants next.
+/// A handler's wish for the next message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     Go,
@@ -152,7 +152,7 @@ impl Connection {
         wire::push_masked(&mut self.out.borrow_mut(), opcode, payload, self.mask);
     }
 
-    /// Sends what is queued; what the socket does not take goes when it does.
+    /// Sends the queued frames; bytes that the socket does not take are sent when it does.
     pub fn flush(self: &Rc<Self>) {
         let mut out = self.out.borrow_mut();
         if out.is_empty() || self.gone.get() {
@@ -207,14 +207,14 @@ impl Connection {
         self.blocked.set(false);
     }
 
-    /// Ends it without a close frame, as a lost network would; the receive under way ends with it.
+    /// Ends the connection without a close frame, as a lost network would; the receive under way ends with it.
     pub fn cut(&self) {
         self.leaving.set(true);
         self.gone.set(true);
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
-    /// True where the end is of our own making.
+    /// Returns `true` if the harness itself ended the connection.
     pub fn is_leaving(&self) -> bool {
         self.leaving.get()
     }
@@ -231,7 +231,7 @@ async fn connect(address: SocketAddr, socket_buffer_bytes: Option<usize>) -> io:
 }
 
 impl Inbox {
-    /// One receive.
+    /// A receive.
     async fn fill(&mut self, connection: &Connection) -> Result<(), Ended> {
         if self.at == self.buffer.len() {
             self.buffer.clear();
@@ -253,8 +253,8 @@ impl Inbox {
         Ok(())
     }
 
-    /// Hands every data message to `handler` until it says stop or the connection ends; `after` runs once a receive, after its
-    /// messages, to send what they led to. Pings are answered.
+    /// Passes every data message to `handler` until it says stop or the connection ends; `after` runs once a receive, after its
+    /// messages, to send their consequences. Pings are answered.
     pub async fn run(
         &mut self,
         connection: &Rc<Connection>,
@@ -315,7 +315,7 @@ impl Inbox {
         }
     }
 
-    /// The next data message, for what is not the hot path (handshakes).
+    /// The next data message, for code that is not on the hot path (handshakes).
     pub async fn message(&mut self, connection: &Rc<Connection>) -> Result<Vec<u8>, Ended> {
         let mut found = Vec::new();
         self.run(

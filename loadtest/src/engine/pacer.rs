@@ -1,5 +1,5 @@
-//! A fixed rate. Every message has a time at which it is due, whatever the server does; what is sent late still counts from
-//! then. A timerfd read through the ring keeps the schedule to microseconds, where the runtime's own timer has milliseconds.
+//! A fixed rate. Every message has a time at which it is due, whatever the server does; a late message still counts from then. A
+//! timerfd read through the ring keeps the schedule to microseconds; the runtime's own timer has milliseconds.
 #![allow(unsafe_code)]
 
 use crate::clock::now_ns;
@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::rc::Rc;
 
-/// Sends of one go, before what was received gets its turn.
+/// Sends in one go, before received messages get their turn.
 const AT_ONCE: u64 = 128;
 
 /// The schedule of one worker.
@@ -36,7 +36,7 @@ impl Pacer {
         self.start_ns + (message as f64 * self.interval_ns) as u64
     }
 
-    /// Hands every message that is due to `send`, with its number and the time it was due; answers when the next one is, or
+    /// Passes every message that is due to `send`, with its number and the time it was due. Returns when the next one is due, or
     /// `None` after the last.
     pub fn pump(&self, now_ns: u64, mut send: impl FnMut(u64, u64)) -> Option<u64> {
         for _ in 0..AT_ONCE {
@@ -54,7 +54,7 @@ impl Pacer {
         Some(self.due_ns(self.next.get()))
     }
 
-    /// Keeps the schedule until its end. `quantum_ns` is the least sleep: what falls due meanwhile goes together.
+    /// Keeps the schedule until its end. `quantum_ns` is the least sleep: messages that become due meanwhile are sent together.
     pub async fn keep(self: Rc<Self>, quantum_ns: u64, mut send: impl FnMut(u64, u64)) -> io::Result<()> {
         let timer = Timer::new()?;
         let mut buffer = vec![0_u8; 8];
@@ -111,7 +111,7 @@ mod tests {
         let mut sent = Vec::new();
         assert_eq!(pacer.pump(3_500, |message, due_ns| sent.push((message, due_ns))), Some(4_000));
         assert_eq!(sent, [(0, 1_000), (1, 2_000), (2, 3_000)]);
-        // Late by far: all that is left is due, at its own time, and none after the end.
+        // Very late: all remaining messages are due, at their own times, and none after the end.
         sent.clear();
         assert_eq!(pacer.pump(1_000_000, |message, due_ns| sent.push((message, due_ns))), None);
         assert_eq!((sent.len(), sent[0], sent[6]), (7, (3, 4_000), (9, 10_000)));

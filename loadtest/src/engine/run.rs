@@ -1,4 +1,4 @@
-//! One run: worker threads with a tokio-uring runtime each, and the coordinator that opens and closes the measured window and
+//! A run: worker threads with a tokio-uring runtime each, and the coordinator that opens and closes the measured window and
 //! samples the server in it.
 
 use super::affinity;
@@ -12,30 +12,30 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-/// How a run goes.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub label: String,
-    /// One worker each.
+    /// The core of each worker.
     pub cores: Vec<Option<usize>>,
-    /// One worker more; on a core, where one is named, it runs only while the others there sleep. It makes load and measures nothing, so
-    /// that its share is not the generator's.
+    /// An additional worker; if a core is named, it runs only while the other threads there sleep. It makes load and measures
+    /// nothing, so that its share is not the generator's.
     pub aside: Option<Option<usize>>,
     pub warmup_ms: u64,
     pub duration_ms: u64,
     /// The server, for CPU and memory.
     pub pid: Option<u32>,
-    /// Its admin listener, where what its log did in the window is to be known.
+    /// The server's admin listener, if the work of its log in the window is wanted.
     pub admin: Option<SocketAddr>,
-    /// Count its open files too, which takes a while where there are many.
+    /// `true` to count its open files too, which takes a while if there are many.
     pub open_files: bool,
     pub progress: bool,
 }
 
-/// What each worker's body gets.
+/// The parameters of each worker's body.
 pub struct Context {
     pub worker: usize,
-    /// The one aside is not counted.
+    /// The worker aside is not counted.
     pub workers: usize,
     pub is_aside: bool,
     pub stats: Rc<Stats>,
@@ -47,14 +47,14 @@ pub struct Context {
 struct Gate {
     ready: AtomicU32,
     done: AtomicU32,
-    /// Workers whose work is over before the window's time is.
+    /// Workers that have finished before the window's time is over.
     early: AtomicU32,
     over: AtomicBool,
     begin_ns: AtomicU64,
 }
 
 impl Context {
-    /// Says that this worker's connections stand, and waits for the start; answers when the load begins and ends.
+    /// Reports that this worker's connections are up, and waits for the start. Returns when the load begins and ends.
     pub async fn ready(&self) -> (u64, u64) {
         self.gate.ready.fetch_add(1, Ordering::SeqCst);
         while self.gate.begin_ns.load(Ordering::SeqCst) == 0 {
@@ -68,12 +68,12 @@ impl Context {
         self.window.start_ns.load(Ordering::SeqCst)
     }
 
-    /// Says that this worker has done what it had to: the window ends once all have said so.
+    /// Reports that this worker has finished: the window ends once all have.
     pub fn done_early(&self) {
         self.gate.early.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Whether the window is over, or another worker has given up.
+    /// Returns `true` if the window is over, or another worker has given up.
     pub fn is_over(&self) -> bool {
         self.gate.over.load(Ordering::SeqCst)
     }
@@ -94,7 +94,7 @@ impl Context {
         }
     }
 
-    /// Which of `count` things are this worker's: every `workers`-th.
+    /// The part of `count` things that is this worker's: every `workers`-th.
     pub fn share(&self, count: usize) -> impl Iterator<Item = usize> + use<> {
         (self.worker..count).step_by(self.workers)
     }
@@ -122,7 +122,7 @@ pub struct Sample {
     pub aside_cpu: Option<Cpu>,
 }
 
-/// What came out.
+/// The result of a run.
 pub struct Run<T> {
     /// From the window's start to its end.
     pub samples: Vec<Sample>,
@@ -130,9 +130,9 @@ pub struct Run<T> {
     pub last: Sample,
     pub series: Vec<(Timing, Series)>,
     pub problems: Vec<String>,
-    /// The one's aside comes last.
+    /// By worker; the worker aside comes last.
     pub results: Vec<T>,
-    /// What the server's log did in the window, where the plan asks for it.
+    /// The work of the server's log in the window, if the plan asks for it.
     pub log: Option<LogWork>,
 }
 
@@ -272,7 +272,7 @@ where
 {
     let stats = Rc::clone(&context.stats);
     let place = core.map_or(Ok(()), affinity::pin_this_thread);
-    // Pinned, it shares its core with those that must not wait for it; else also with whatever the machine does, which may take all.
+    // Pinned, it shares its core with workers that must not wait for it; else also with other programs, which may take all.
     let gives_way = context.is_aside && core.is_some();
     let place = if gives_way { place.and_then(|()| affinity::run_when_idle()) } else { place };
     let result = place.map_err(|error| error.to_string()).and_then(|()| {

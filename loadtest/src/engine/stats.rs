@@ -1,5 +1,5 @@
-//! What a worker counts and times. Counters are read by the coordinator while the worker runs; histograms are handed over at
-//! the end.
+//! A worker's counts and times. Counters are read by the coordinator while the worker runs; histograms are handed over at the
+//! end.
 
 use crate::clock::now_ns;
 use hdrhistogram::Histogram;
@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One writer, any readers.
+/// A counter with one writer and any number of readers.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -33,7 +33,7 @@ impl Counter {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Counters {
-    /// What the scenario is about, completed: echoes, deliveries, handshakes.
+    /// The scenario's unit of work, completed: echoes, deliveries, handshakes.
     pub completed: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
@@ -80,8 +80,8 @@ impl Default for Series {
 }
 
 impl Series {
-    /// Books one latency from the intended time on, if that lies in the window. A send that came late counts from when it was
-    /// due, so that a stalled server cannot hide the messages it kept from being sent.
+    /// Books a latency from the intended time on, if that is in the window. A late send counts from when it was due, so that a
+    /// stalled server cannot hide the messages it kept from being sent.
     pub fn record(&mut self, window_start_ns: u64, window_end_ns: u64, intended_ns: u64, done_ns: u64) {
         if intended_ns < window_start_ns || intended_ns >= window_end_ns {
             return;
@@ -95,7 +95,7 @@ impl Series {
         step.saturating_record(latency_ns);
     }
 
-    /// Adds another worker's or run's.
+    /// Adds another worker's series, or another run's.
     pub fn merge(&mut self, other: &Self) {
         self.whole += &other.whole;
         for (step, histogram) in &other.steps {
@@ -109,7 +109,7 @@ impl Series {
     }
 }
 
-/// Which latency.
+/// The kinds of latency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timing {
     /// Sent to back at the sender (echo), or sent to received (delivery).
@@ -160,12 +160,12 @@ impl Stats {
         self.series[timing as usize].borrow_mut().record(start_ns, end_ns, intended_ns, done_ns);
     }
 
-    /// True while messages may be begun.
+    /// Returns `true` while messages may be begun.
     pub fn sending(&self) -> bool {
         now_ns() < self.window.end_ns.load(Ordering::Relaxed)
     }
 
-    /// Notes what went wrong; the first ones are printed.
+    /// Notes a problem; the first ones are printed.
     pub fn problem(&self, text: impl FnOnce() -> String) {
         self.failed.add(1);
         let mut problems = self.problems.borrow_mut();
@@ -174,7 +174,7 @@ impl Stats {
         }
     }
 
-    /// What the coordinator gets at the end.
+    /// The results for the coordinator at the end.
     pub fn take(&self) -> (Vec<(Timing, Series)>, Vec<String>) {
         let series = TIMINGS.iter().map(|(timing, _)| (*timing, self.series[*timing as usize].take()));
         (series.filter(|(_, series)| !series.whole.is_empty()).collect(), self.problems.take())

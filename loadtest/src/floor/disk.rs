@@ -1,5 +1,5 @@
-//! The disk alone: a file made as the gateway makes a segment of its log, to which batches as large as the gateway's are appended,
-//! each with one write, and made durable (fdatasync) before the next. Without a server, a socket or a queue.
+//! The disk alone: a file made as the gateway makes a segment of its log, to which batches as large as the gateway's are
+//! appended, each with one write, and made durable (fdatasync) before the next. Without a server, a socket or a queue.
 #![allow(unsafe_code)]
 
 use crate::clock::now_ns;
@@ -10,26 +10,27 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// The gateway's `log.segment_bytes` where nobody sets it.
+/// The gateway's default `log.segment_bytes`.
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// Zeros written at a time where the file system can't preallocate.
 const ZEROS_BYTES: usize = 1 << 20;
 
-/// A message arrives so often.
+/// Time between two messages.
 const ARRIVAL_NS: usize = 20_000;
 
 /// The times of the syncs that began in the window.
 pub struct Syncs {
     pub series: Series,
-    /// What messages that arrive at a steady rate would wait in a log that does nothing else: for the rest of the batch under way, and
-    /// for the next one, which they are in. A slow sync counts here by the messages that meet it, among the syncs by one.
+    /// The times that messages arriving at a steady rate would wait in a log that does nothing else: for the rest of the batch
+    /// under way, and for the next one, which they are in. A slow sync counts here once for each message that meets it, among the
+    /// syncs once.
     pub waits: Series,
     /// From the window's start to the end of the last sync.
     pub seconds: f64,
 }
 
-/// Appends and syncs, one batch after the other, until `end_ns`; what begins before `start_ns` is warming up. The files are below
-/// `folder`, which is there.
+/// Appends and syncs, one batch after the other, until `end_ns`; batches that begin before `start_ns` are warming up. The files
+/// are below `folder`, which exists.
 pub fn sync_again_and_again(folder: &Path, batch_bytes: usize, start_ns: u64, end_ns: u64) -> io::Result<Syncs> {
     let batch: Vec<u8> = (0..batch_bytes.max(1)).map(|at| b'a' + (at % 26) as u8).collect();
     let mut segments = Segments::new(folder, SEGMENT_BYTES.max(batch.len() as u64))?;
@@ -51,7 +52,7 @@ pub fn sync_again_and_again(folder: &Path, batch_bytes: usize, start_ns: u64, en
     }
 }
 
-/// The file that is being filled; each goes when the next is there.
+/// The file that is being filled; each is deleted when the next exists.
 struct Segments {
     folder: PathBuf,
     bytes: u64,
@@ -67,7 +68,7 @@ impl Segments {
         Ok(Self { folder: folder.into(), bytes, file: prepare(&path, bytes)?, path, at: 0, made: 1 })
     }
 
-    /// One write, into the next file where this one has no room.
+    /// A write, into the next file if this one has no room.
     fn append(&mut self, batch: &[u8]) -> io::Result<()> {
         if self.at + batch.len() as u64 > self.bytes {
             let path = self.folder.join(format!("segment-{}", self.made));

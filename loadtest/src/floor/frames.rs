@@ -4,18 +4,19 @@ use crate::dialect::{BARE_ACK, BARE_ACK_BYTES};
 use crate::stamp;
 use crate::wire::{self, Head, WireError};
 
-/// What a stretch of received bytes came to.
+/// The result of turning a stretch of received bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Turned {
     /// The server frames, back to back, in the same buffer.
     pub out: std::ops::Range<usize>,
-    /// Where the bytes begin that are not a whole frame yet.
+    /// Where the bytes of an incomplete frame begin.
     pub rest_at: usize,
-    /// The peer sent a close frame, and nothing after it counts; where control frames are taken, its echo is the last of `out`.
+    /// `true` if the peer sent a close frame, after which nothing counts; if control frames are taken, its echo is the last of
+    /// `out`.
     pub closing: bool,
 }
 
-/// What to do with control frames: an echo answers all in their order, a fan-out answers none of them to the others.
+/// The treatment of control frames: an echo answers all in their order, a fan-out passes none of them to the others.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Take {
     All,
@@ -31,14 +32,14 @@ fn wanted(take: Take, head: &Head) -> bool {
     }
 }
 
-/// Turns the whole frames of `bytes` (unmasked on the way) into server frames. With [`Take::Control`] `bytes` must be a copy: what
-/// is not taken is overwritten too.
+/// Turns the whole frames of `bytes` (unmasked on the way) into server frames. With [`Take::Control`] `bytes` must be a copy:
+/// skipped bytes are overwritten too.
 pub fn turn(bytes: &mut [u8], take: Take) -> Result<Turned, WireError> {
     turn_where(bytes, |head, _, _| wanted(take, head))
 }
 
-/// As [`turn`] with [`Take::Data`]; appends to `answers` what their sender is to get, in the frames' order: an ack of each message,
-/// a pong, the echo of a close. A message too short for a mark and a continuation have no ack.
+/// As [`turn`] with [`Take::Data`]; appends the sender's answers to `answers`, in the frames' order: an ack of each message, a
+/// pong, the echo of a close. A message too short for a mark and a continuation have no ack.
 pub fn relay(bytes: &mut [u8], answers: &mut Vec<u8>) -> Result<Turned, WireError> {
     turn_where(bytes, |head, payload, key| {
         match head.opcode {
@@ -72,7 +73,7 @@ fn push_unmasked(answers: &mut Vec<u8>, opcode: u8, masked: &[u8], key: [u8; 4])
     wire::apply_mask(&mut answers[at..], key);
 }
 
-/// Appends the head of a final frame; answers where its payload goes.
+/// Appends the head of a final frame. Returns where its payload goes.
 fn push_head(answers: &mut Vec<u8>, opcode: u8, payload_bytes: usize) -> usize {
     let start = answers.len();
     let end = start + wire::unmasked_head_bytes(payload_bytes);

@@ -15,7 +15,7 @@ mod ring;
 
 use std::net::SocketAddr;
 
-/// Which of them.
+/// The kinds of floor server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     /// Every data frame goes back to its sender.
@@ -27,7 +27,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Its name on the command line.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Echo => "echo",
@@ -37,7 +37,7 @@ impl Kind {
     }
 }
 
-/// Serves until the process is ended; answers only with why it could not.
+/// Serves until the process is ended. Returns only if it fails, with the reason.
 pub fn serve(kind: Kind, listen: SocketAddr, buffer_bytes: u32, on_ready: impl FnOnce(SocketAddr)) -> std::io::Error {
     match ring::Server::new(kind, listen, buffer_bytes) {
         Ok((mut server, bound)) => {

@@ -1,4 +1,4 @@
-//! Who relays to whom: connections that asked for the same name.
+//! The pairs of the relay: connections that asked for the same name.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -25,7 +25,7 @@ pub struct Pairs {
     pairs_max: usize,
 }
 
-/// Why a connection gets no pair: the status line of the answer to its upgrade.
+/// The reason why a connection gets no pair: the status line of the answer to its upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     NoName,
@@ -77,7 +77,7 @@ impl Pairs {
         Ok(pair)
     }
 
-    /// The other one, while it is there.
+    /// The other connection of the pair, while it exists.
     pub fn peer(&self, pair: Pair, connection: u32) -> Option<u32> {
         let connections = self.members[at(pair)].connections;
         connections.into_iter().flatten().find(|other| *other != connection)

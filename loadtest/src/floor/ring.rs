@@ -18,7 +18,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// A bare server's bound on what it keeps for one reader.
 const PENDING_BYTES_MAX: usize = 64 << 20;
-/// What all receive buffers take together.
+/// Bytes of all receive buffers together.
 const BUFFERS_BYTES: u32 = 8 << 20;
 
 const ACCEPT: u64 = 1 << 56;
@@ -27,12 +27,12 @@ const SEND: u64 = 3 << 56;
 const POLL: u64 = 4 << 56;
 const KIND: u64 = 0xff << 56;
 
-/// One socket. Small, because `idle` reads the floor's memory a connection from it.
+/// A socket. Small, because `idle` reads the floor's memory a connection from it.
 #[expect(clippy::box_collection, reason = "16 bytes less a connection for what most never have")]
 #[derive(Default)]
 struct Connection {
     fd: RawFd,
-    /// Of the relay.
+    /// The pair, for the relay.
     pair: Option<Pair>,
     live: bool,
     upgraded: bool,
@@ -40,7 +40,7 @@ struct Connection {
     sending: bool,
     polling: bool,
     closing: bool,
-    /// Received and not a whole frame (or HTTP head) yet.
+    /// Received bytes of an incomplete frame (or HTTP head).
     partial: Option<Box<Vec<u8>>>,
     /// To be sent once the socket is free.
     pending: Option<Box<Vec<u8>>>,
@@ -48,7 +48,7 @@ struct Connection {
 
 const _: () = assert!(size_of::<Connection>() == 32);
 
-/// A send of the turn: whose, and what. The bytes stay where they are until its completion is read.
+/// A send of the turn: its connection, and its bytes, which stay in place until its completion is read.
 #[derive(Clone, Copy)]
 struct Sent {
     connection: u32,
@@ -56,8 +56,8 @@ struct Sent {
     bytes: usize,
 }
 
-/// What goes out at the turn's end, and whose it is: a fan-out's frames, to all but who sent them; a relay's answers, to whom they
-/// are for.
+/// The output of a turn, and its receivers: a fan-out's frames, for all but their senders; a relay's answers, each for its
+/// connection.
 #[derive(Default)]
 struct Batch {
     bytes: Vec<u8>,
@@ -73,13 +73,13 @@ pub struct Server {
     accepting: bool,
     connections: Vec<Connection>,
     free: Vec<u32>,
-    /// Let go in this turn: free once the turn's batch, which may name them, is on its way.
+    /// Closed in this turn: free once the turn's batch, which may name them, is sent.
     freed: Vec<u32>,
     pairs: Pairs,
     completions: Vec<(u64, i32, u32)>,
     sent: Vec<Sent>,
     sent_before: Vec<Sent>,
-    /// Whose bytes, or whose end, wait for a send of the same turn to be over.
+    /// Connections whose bytes, or whose end, wait for a send of the same turn to be over.
     deferred: Vec<u32>,
     lent: Vec<u16>,
     lent_before: Vec<u16>,
@@ -94,7 +94,7 @@ impl Server {
     pub fn new(kind: Kind, listen: SocketAddr, buffer_bytes: u32) -> io::Result<(Self, SocketAddr)> {
         let listener = socket2::Socket::new(socket2::Domain::for_address(listen), socket2::Type::STREAM, None)?;
         listener.set_reuse_address(true)?;
-        // Inherited by what is accepted: no setsockopt a connection.
+        // Inherited by accepted sockets: no setsockopt a connection.
         listener.set_tcp_nodelay(true)?;
         listener.bind(&listen.into())?;
         listener.listen(4096)?;
@@ -133,11 +133,11 @@ impl Server {
         Ok((server, bound))
     }
 
-    /// Serves; answers with why it stopped.
+    /// Serves. Returns why it stopped.
     pub fn run(&mut self) -> io::Error {
         self.accept();
         loop {
-            // What is deferred waits for nothing but the sends that this very enter makes.
+            // Deferred work waits for nothing but the sends that this very enter makes.
             match self.ring.submit_and_wait(usize::from(self.deferred.is_empty())) {
                 Ok(_) => self.turn(),
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
@@ -170,7 +170,7 @@ impl Server {
             if self.kind == Kind::Relay { self.answer() } else { self.fan_out() }
         }
         self.free.append(&mut self.freed);
-        // The sends of the turn before are over, so nothing of theirs is read by the kernel any more.
+        // The sends of the previous turn are over, so the kernel reads nothing of theirs any more.
         self.sent_before.clear();
         self.owned_before.clear();
         for id in self.lent_before.drain(..) {
@@ -182,7 +182,7 @@ impl Server {
         }
     }
 
-    /// The sends of the turn before: those that fell short have a completion, all others are done.
+    /// Settles the sends of the previous turn: those that fell short have a completion, all others are done.
     fn settle_sends(&mut self, completions: &[(u64, i32, u32)]) {
         for (user_data, result, _) in completions.iter().filter(|(user_data, ..)| user_data & KIND == SEND) {
             self.on_short((user_data & u64::from(u32::MAX)) as usize, *result);
@@ -231,7 +231,7 @@ impl Server {
         }
         if !cqueue::more(flags) {
             self.accepting = false;
-            // Out of descriptors: the next socket that is let go starts it again.
+            // Out of descriptors: the next socket that is closed starts it again.
             if result >= 0 || !matches!(-result, libc::EMFILE | libc::ENFILE) {
                 self.accept();
             }
@@ -303,7 +303,7 @@ impl Server {
         self.on_gathered(index, gathered);
     }
 
-    /// Who gets an echo's or a relay's frames of `index`; books the relay's answers to it, those from `answers_at` on.
+    /// The receiver of an echo's or a relay's frames of `index`; books the relay's answers to it, those from `answers_at` on.
     fn bound_for(&mut self, index: u32, answers_at: usize) -> Option<u32> {
         if self.kind != Kind::Relay {
             return Some(index);
@@ -313,11 +313,11 @@ impl Server {
             self.batch.parts.push((index, answers));
         }
         let peer = self.pairs.peer(self.connections[index as usize].pair?, index)?;
-        // Nothing follows a close frame, and what is cut takes nothing.
+        // Nothing follows a close frame, and a connection that was cut takes nothing.
         (!self.connections[peer as usize].closing).then_some(peer)
     }
 
-    /// The road for all but whole frames of an echo or a relay: the upgrade, cut frames, and the fan-out's few senders.
+    /// The path for all but whole frames of an echo or a relay: the upgrade, cut frames, and the fan-out's few senders.
     fn on_gathered(&mut self, index: u32, mut gathered: Vec<u8>) {
         if !self.connections[index as usize].upgraded {
             let Some(end) = wire::http_head_end(&gathered) else {
@@ -395,11 +395,11 @@ impl Server {
         self.send_owned(index, answer.into_bytes());
     }
 
-    /// One send for each receive: the acks of its messages, its pongs, and the echo of its close.
+    /// A single send for each receive: the acks of its messages, its pongs, and the echo of its close.
     fn answer(&mut self) {
         let batch = std::mem::take(&mut self.batch);
         for (index, part) in &batch.parts {
-            // Also where it is closing, for the echo of its close is one of these.
+            // Also if it is closing, since the echo of its close is one of these.
             if self.connections[*index as usize].live {
                 let answers = &batch.bytes[part.clone()];
                 self.send(*index, answers.as_ptr(), answers.len());
@@ -408,7 +408,7 @@ impl Server {
         self.batch = batch;
     }
 
-    /// One send a reader: all of the turn's frames, but a sender's own.
+    /// A single send a reader: all of the turn's frames, except a sender's own.
     fn fan_out(&mut self) {
         let batch = std::mem::take(&mut self.batch);
         let (start, bytes) = (batch.bytes.as_ptr(), batch.bytes.len());
@@ -443,7 +443,7 @@ impl Server {
         self.send(index, start, length);
     }
 
-    /// Sends bytes that stay in place until the next turn's completions are read; keeps a copy where the socket is not free.
+    /// Sends bytes that stay in place until the next turn's completions are read; keeps a copy if the socket is not free.
     fn send(&mut self, index: u32, start: *const u8, bytes: usize) {
         let connection = &mut self.connections[index as usize];
         if connection.sending || connection.polling {
@@ -460,7 +460,7 @@ impl Server {
         }
         connection.sending = true;
         if connection.closing {
-            // Its last: nothing else may ever wake the loop to end it.
+            // The last bytes of the connection: nothing else may ever wake the loop to end it.
             self.deferred.push(index);
         }
         let slot = self.sent.len() as u64;

@@ -1,5 +1,5 @@
-//! A client by hand, on sockets of the standard library: attackers do what no well-behaved client would, and come from addresses of
-//! their own.
+//! A client by hand, on sockets of the standard library: attackers do things that no well-behaved client would, and come from
+//! addresses of their own.
 
 use crate::clock::{now_ns, sleep_ms};
 use crate::dialect;
@@ -10,20 +10,20 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long a server may take to answer before it counts as one that does not.
+/// Time after which a server counts as not answering.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// What may wait for a server that does not read before an attacker says no more.
+/// Bytes that may wait for a server that does not read, before an attacker stops sending.
 const BACKLOG_BYTES_MAX: usize = 256 << 10;
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const MASK: [u8; 4] = [0x11, 0x22, 0x44, 0x88];
 
-/// Where to connect, and as whom.
+/// The server's address, and the client's.
 #[derive(Clone, Copy, Debug)]
 pub struct Door {
     pub address: SocketAddr,
-    /// One of the loopback's addresses; the gateway counts connections by it.
+    /// An address of the loopback; the gateway counts connections by it.
     pub from: Ipv4Addr,
-    /// SO_RCVBUF, where a reader is to be slow.
+    /// SO_RCVBUF, for a slow reader.
     pub receive_buffer_bytes: Option<usize>,
 }
 
@@ -32,7 +32,7 @@ impl Door {
         Self { address, from, receive_buffer_bytes: None }
     }
 
-    /// A socket that is bound, and whose close leaves nothing behind: a port that waits could not be used again for a minute.
+    /// A bound socket whose close leaves nothing behind: a waiting port could not be used again for a minute.
     pub fn socket(&self) -> io::Result<Socket> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         if let Some(bytes) = self.receive_buffer_bytes {
@@ -56,7 +56,7 @@ impl Door {
     }
 }
 
-/// Who comes, into what.
+/// The client's identity, and its session.
 #[derive(Clone, Debug)]
 pub struct Hello {
     pub client: String,
@@ -72,8 +72,8 @@ impl Hello {
     }
 }
 
-/// From the connected socket to the welcome, with a pause between the upgrade and the hello; answers what was received behind the
-/// welcome. Errors: why it was not let in, as `http 429`, `limit.members`, `closed 4408`.
+/// From the connected socket to the welcome, with a pause between the upgrade and the hello. Returns the bytes received after the
+/// welcome. Errors: the refusal, as `http 429`, `limit.members`, `closed 4408`.
 pub fn enter(stream: &mut (impl Read + Write), hello: &Hello, pause: Duration) -> Result<Vec<u8>, String> {
     let request = wire::upgrade_request("127.0.0.1", "/v1/ws", KEY, Some("ringway.v1"));
     stream.write_all(&request).map_err(|error| lost(&error))?;
@@ -124,7 +124,7 @@ fn lost(error: &io::Error) -> String {
     }
 }
 
-/// One read that waits.
+/// A blocking read.
 fn receive(stream: &mut impl Read, inbox: &mut Vec<u8>) -> Result<(), String> {
     let mut bytes = [0; 4096];
     match stream.read(&mut bytes) {
@@ -149,7 +149,7 @@ fn next_frame(inbox: &mut Vec<u8>) -> Result<Option<(u8, Vec<u8>)>, String> {
     Ok(Some((head.opcode, payload)))
 }
 
-/// A member that neither a read nor a write keeps waiting.
+/// A member for whom neither a read nor a write waits.
 pub struct Link {
     stream: TcpStream,
     out: Vec<u8>,
@@ -157,7 +157,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Connects and comes in.
+    /// Connects and joins.
     pub fn open(door: &Door, hello: &Hello) -> Result<Self, String> {
         let mut stream = door.connect().map_err(|error| lost(&error))?;
         let inbox = enter(&mut stream, hello, Duration::ZERO)?;
@@ -165,24 +165,24 @@ impl Link {
         Ok(Self { stream, out: Vec::new(), inbox })
     }
 
-    /// True while what was said before still waits for the server: more would only be held here.
+    /// Returns `true` while earlier messages still wait for the server: more would only be held here.
     pub fn is_backed_up(&self) -> bool {
         self.out.len() > BACKLOG_BYTES_MAX
     }
 
-    /// Says an envelope, once [`Link::push`] sends it.
+    /// Queues an envelope, which [`Link::push`] sends.
     pub fn say(&mut self, text: &str) {
         if !self.is_backed_up() {
             wire::push_masked(&mut self.out, wire::TEXT, text.as_bytes(), MASK);
         }
     }
 
-    /// Says farewell.
+    /// Queues a close frame.
     pub fn say_close(&mut self) {
         wire::push_masked(&mut self.out, wire::CLOSE, &1000_u16.to_be_bytes(), MASK);
     }
 
-    /// Sends what the socket takes, in one write where it takes all.
+    /// Sends as much as the socket takes, in one write if it takes all.
     pub fn push(&mut self) -> Result<(), String> {
         while !self.out.is_empty() {
             match self.stream.write(&self.out) {
@@ -194,7 +194,7 @@ impl Link {
         Ok(())
     }
 
-    /// Reads what is there, `bytes_max` at most, and hands over whole text messages.
+    /// Reads what has arrived, at most `bytes_max`, and passes on whole text messages.
     pub fn take(&mut self, bytes_max: usize, mut each: impl FnMut(&[u8])) -> Result<(), String> {
         let mut bytes = [0; 16 << 10];
         let mut left = bytes_max;
@@ -241,7 +241,7 @@ impl Link {
     }
 }
 
-/// True where a silent connection was ended by the server: nothing is read of what it may have said.
+/// Returns `true` if the server ended a silent connection; its bytes are not read.
 pub fn is_ended(socket: &Socket) -> bool {
     let mut byte = [std::mem::MaybeUninit::uninit()];
     match SockRef::from(socket).peek(&mut byte) {
@@ -254,7 +254,7 @@ pub fn is_ended(socket: &Socket) -> bool {
 mod tests {
     use super::*;
 
-    /// A server's side that was written before, and what the client said.
+    /// A server's side that was written before, and the bytes that the client sent.
     struct Script {
         said: Vec<u8>,
         answers: io::Cursor<Vec<u8>>,

@@ -7,12 +7,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 const FLOODER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const SILENT_PER_S: u64 = 1500;
-/// Silent ones that are held; then the oldest goes. Two seconds' worth.
+/// Silent connections that are held; beyond this the oldest is closed. Two seconds' worth.
 const HELD: usize = 3000;
-/// Silent ones on the admin listener, which has places for 64.
+/// Silent connections on the admin listener, which has places for 64.
 const ADMIN_HELD: usize = 80;
 
-/// A socket on its way: whether it gets there nobody waits for.
+/// A socket that is connecting; nobody waits for the result.
 fn silent(address: SocketAddr) -> Result<socket2::Socket, String> {
     let connect = || {
         let socket = Door::new(address, FLOODER).socket()?;
@@ -25,7 +25,7 @@ fn silent(address: SocketAddr) -> Result<socket2::Socket, String> {
     connect().map_err(|error| format!("a silent connection: {error}"))
 }
 
-/// B7, with TLS or without it: a silent one is the same.
+/// B7, with TLS or without it: a silent connection is the same.
 pub fn flood(stage: &Stage) -> Result<(), String> {
     let mut held = VecDeque::with_capacity(HELD);
     stage.wait_for_beginning();
@@ -44,8 +44,8 @@ pub fn flood(stage: &Stage) -> Result<(), String> {
     Ok(())
 }
 
-/// B8: 80 are there, of which the oldest is made anew a hundred times a second, whether it was ended or not: so that where places are
-/// taken back from silent ones there are silent ones all the same, and as many go and come on the sink.
+/// B8: keeps 80 connections, of which the oldest is replaced a hundred times a second, whether it was closed or not. So there are
+/// silent ones even if the server takes places back from them, and as many come and go on the sink.
 pub fn admin(stage: &Stage) -> Result<(), String> {
     let mut held = (0..ADMIN_HELD).map(|_| silent(stage.admin)).collect::<Result<VecDeque<_>, _>>()?;
     stage.wait_for_beginning();

@@ -1,5 +1,5 @@
-//! Attacks by history: pages that are asked for and not waited for, and pages of a room with no message (A6); a page of a session that
-//! the token that comes behind the request does not cover any more (C9).
+//! Attacks by history: pages that are requested and not waited for, and pages of a room with no message (A6); a page of a session
+//! that the token which follows the request does not cover any more (C9).
 
 use super::stage::{COMMANDS_PER_S, Crew, Stage, count, open};
 use crate::clock::{now_ns, sleep_ms};
@@ -10,10 +10,10 @@ const LONG: &str = "hostile.long";
 /// Abandoned requests a second, of twenty users on ten connections each.
 const ABANDONED_PER_S: u64 = 190;
 const SEARCHERS: usize = 4;
-/// The first member's number among the attackers, for each kind: addresses and users are by it.
+/// The first member's number among the attackers, for each kind: addresses and users are derived from it.
 const WRITERS: usize = 2000;
 const LOSERS: usize = 3000;
-/// Messages that a connection may say at once.
+/// Messages that a connection may send at once.
 const BURST: usize = 400;
 
 fn history(id: u64, session: &str, more: &str) -> String {
@@ -60,11 +60,11 @@ fn fill(stage: &Stage, messages: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// A6, who asks and goes. Its set-up makes the session long.
+/// A6: requests a page and disconnects. The set-up makes the session long.
 pub fn abandoned(stage: &Stage) -> Result<(), String> {
     fill(stage, if stage.seconds < 3.0 { 4000 } else { 10_000 })?;
     stage.wait_for_beginning();
-    // Some are there at a time, so that many pages are on their way to those who go.
+    // Some connections stay for a while, so that many pages are on their way to clients that leave.
     let mut there = VecDeque::new();
     stage.beat(1_000_000 / ABANDONED_PER_S, |step| {
         let number = usize::try_from(step).unwrap_or(0);
@@ -86,7 +86,7 @@ pub fn abandoned(stage: &Stage) -> Result<(), String> {
     Ok(())
 }
 
-/// A6, who looks for what is not there.
+/// A6: searches for what does not exist.
 pub fn searchers(stage: &Stage) -> Result<(), String> {
     let mut crew = Crew::new(stage, SEARCHERS, |number| open(stage, LOSERS + 10 * number, LONG, &[], None))?;
     let mut waiting = [false; SEARCHERS];

@@ -1,5 +1,5 @@
-//! Innocent clients: pairs that talk at a moderate rate, newcomers who come in, and whoever asks for the gateway's health. What they
-//! feel is what an attack costs.
+//! Innocent clients: pairs that talk at a moderate rate, newcomers, and probes of the gateway's health. Their latencies are the
+//! cost of an attack.
 
 use super::client::{self, Door, Hello};
 use super::stage::{Counts, Stage, count};
@@ -30,15 +30,15 @@ const NEWCOMERS: u64 = 40;
 const NEWCOMER_EVERY_MS: u64 = 100;
 const PROBE_EVERY_MS: u64 = 50;
 
-/// What innocents of one kind felt.
+/// The latencies and errors of one kind of innocents.
 #[derive(Clone)]
 pub struct Felt {
     pub latency: Histogram<u64>,
-    /// Refusals, errors by code, ends by reason, and what did not come.
+    /// Refusals, errors by code, ends by reason, and missing messages.
     pub errors: Counts,
 }
 
-/// Pairs in sessions of their own: one sends to a room, the other is in it. Begins the attack, and says when the window is.
+/// Pairs in sessions of their own: one sends to a room, the other is in it. Begins the attack, and sets the window.
 pub fn talk(access: &Access, stage: &Stage, plan: &Plan, options: &HostileOptions) -> Result<Felt, String> {
     let errors = Mutex::new(Counts::new());
     let run = run(plan, |context| {
@@ -60,7 +60,7 @@ async fn pairs(
     options: &HostileOptions,
     errors: &Mutex<Counts>,
 ) -> Result<(), String> {
-    // Tasks that outlive no run may not borrow from it: what they count is handed over at the end.
+    // Tasks that outlive no run may not borrow from it: their counts are handed over at the end.
     let told = Rc::new(RefCell::new(Vec::<String>::new()));
     let (received, acked) = (Rc::new(Cell::new(0_u64)), Rc::new(Cell::new(0_u64)));
     let (mut readers, mut senders) = (Vec::new(), Vec::new());
@@ -116,17 +116,17 @@ async fn pairs(
     Ok(())
 }
 
-/// Who comes in while the attack goes on.
+/// Parameters of newcomers during the attack.
 #[derive(Clone, Copy)]
 pub struct Newcomers {
-    /// The session they come into; each into one of its own where there is none.
+    /// The session that they join; each joins one of its own if there is none.
     pub session: Option<&'static str>,
-    /// What they take from the upgrade to the hello.
+    /// Their pause between the upgrade and the hello.
     pub hesitate_ms: u64,
 }
 
-/// Newcomers, ten a second, each with a connection of its own; booked is the time from the connect to the welcome, without what they
-/// hesitated themselves.
+/// Newcomers, ten a second, each with a connection of its own. The time from the connect to the welcome is booked, without their
+/// own pause.
 pub fn come(stage: &Stage, gateway: SocketAddr, tls: Option<&Arc<ClientConfig>>, newcomers: Newcomers) -> Felt {
     let felt = Mutex::new(Felt { latency: histogram(), errors: Counts::new() });
     std::thread::scope(|scope| {
@@ -178,7 +178,7 @@ pub fn probe(stage: &Stage, admin: SocketAddr) -> Felt {
     felt.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Calls at fixed times of the window, with the time that was meant.
+/// Calls at fixed times of the window, with the intended time.
 fn every(stage: &Stage, every_ms: u64, mut call: impl FnMut(u64, u64)) {
     stage.wait_for_beginning();
     let (start_ns, end_ns) = stage.window();

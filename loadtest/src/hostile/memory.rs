@@ -1,4 +1,4 @@
-//! Memory that the gateway may hold, by docs/OPERATING.md, "Limits, and what happens at each", and what it held.
+//! The memory that the gateway may hold, by docs/OPERATING.md, "Limits, and what happens at each", and the memory it held.
 
 use crate::clock::sleep_ms;
 use crate::scrape;
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const MIB: u64 = 1 << 20;
-/// Less than by default, so that what is unbounded does not hide below a bound that is far away.
+/// Less than the default, so that unbounded memory does not hide below a distant bound.
 pub const SHARD_MEMORY_BYTES: u64 = 64 * MIB;
 pub const LOG_MEMORY_BYTES: u64 = 16 * MIB;
 const RECEIVE_BUFFERS_BYTES: u64 = 4 * MIB;
@@ -23,25 +23,25 @@ const MEMBERSHIP_BYTES: u64 = 512;
 /// Ids of messages to channels: one window a shard of 65,536.
 const CHANNEL_IDS_BYTES: u64 = 2 * MIB;
 
-/// The most of each that a gateway said of itself.
+/// The maximum of each value that a gateway reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Held {
     pub connections: f64,
     pub sessions: f64,
     pub members: f64,
-    /// What counts to `limits.shard_memory_bytes`.
+    /// The memory that counts to `limits.shard_memory_bytes`.
     pub buffers: f64,
 }
 
 impl Held {
-    /// Of an answer to `GET /metrics`; `None` where it is none.
+    /// The values in an answer to `GET /metrics`; `None` if it is no such answer.
     fn of(answer: &str) -> Option<Self> {
         let sum = |name| scrape::sum(answer, name);
         Some(Self {
             connections: sum("ringway_connections")?,
             sessions: sum("ringway_sessions")?,
             members: sum("ringway_members")?,
-            // What waits for the disk is told apart from what waits for clients, and not by every version.
+            // Data waiting for the disk is reported apart from data for clients, and not by every version.
             buffers: sum("ringway_buffer_bytes")? + sum("ringway_disk_held_bytes").unwrap_or(0.0),
         })
     }
@@ -55,7 +55,8 @@ impl Held {
         }
     }
 
-    /// Asks four times a second until told to stop. A gateway that does not answer once is asked again: its health is judged elsewhere.
+    /// Asks four times a second until told to stop. A gateway that fails to answer once is asked again: its health is judged
+    /// elsewhere.
     pub fn watch(admin: SocketAddr, stop: &AtomicBool) -> Self {
         let mut most = Self::default();
         loop {
@@ -75,7 +76,7 @@ impl Held {
     }
 }
 
-/// The manual's bound in bytes for a gateway of one shard that took `empty_bytes` before anybody came.
+/// The manual's bound in bytes for a gateway of one shard that had `empty_bytes` before any client came.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of what there was, 0 or above")]
 pub fn bound_bytes(empty_bytes: u64, held: &Held, memberships: u64) -> u64 {
     let shard = SHARD_MEMORY_BYTES

@@ -1,6 +1,7 @@
-//! `hostile`: attacks on a gateway, each by one set of threads beside clients that do no harm. What those feel is measured against the
-//! same attack on a bare sink, in turns, so that the attackers' own work is on both sides; a ratio is printed, never judged. What is no
-//! time is judged: what innocents were refused, the gateway's memory against its manual's formula, its life.
+//! `hostile`: attacks on a gateway, each by one set of threads beside innocent clients. The innocents' latencies are compared
+//! with those under the same attack on a bare sink, in turns, so that the attackers' own work is on both sides; a ratio is
+//! printed, never judged. Other results are judged: innocents' refusals, the gateway's memory against its manual's formula, its
+//! life.
 
 mod client;
 mod doors;
@@ -31,19 +32,19 @@ use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How long attackers may take to stand.
+/// Time for the attackers to set up.
 const SETTING_UP_MS: u64 = 60_000;
 
 type Thread = fn(&Stage) -> Result<(), String>;
 
-/// One of them.
+/// An attack.
 pub struct Attack {
     pub name: &'static str,
     pub what: &'static str,
     threads: &'static [Thread],
-    /// Beyond the gateway's defaults, as `RINGWAY_SECTION__KEY` without the first word.
+    /// Settings besides the gateway's defaults, as `RINGWAY_SECTION__KEY` without the first word.
     settings: &'static [(&'static str, &'static str)],
-    /// With a log on disk.
+    /// `true` for a log on disk.
     log: bool,
     tls: bool,
     beside: Beside,
@@ -51,7 +52,7 @@ pub struct Attack {
     memberships: u64,
 }
 
-/// Who is measured beside the pairs that talk; in TLS, which these don't speak, in their place.
+/// The innocents measured beside the pairs that talk; with TLS, which the pairs do not speak, in their place.
 #[derive(Clone, Copy)]
 enum Beside {
     Nobody,
@@ -140,7 +141,7 @@ const ATTACKS: &[Attack] = &[
     },
 ];
 
-/// The ones that are named, all without a name.
+/// The named attacks; all if none is named.
 fn chosen(names: &[String]) -> Result<Vec<&'static Attack>, String> {
     let find = |name: &String| {
         ATTACKS.iter().find(|attack| attack.name == name.to_ascii_lowercase()).ok_or_else(|| {
@@ -151,22 +152,22 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Attack>, String> {
     if names.is_empty() { Ok(ATTACKS.iter().collect()) } else { names.iter().map(find).collect() }
 }
 
-/// One run, on the gateway or on the sink.
+/// A run, on the gateway or on the sink.
 pub struct Outcome {
-    /// What was measured, by who: `messages`, `newcomers`, `/healthz`.
+    /// The measurements, by kind of innocents: `messages`, `newcomers`, `/healthz`.
     felt: Vec<(&'static str, Felt)>,
     empty_bytes: u64,
     rss_bytes: u64,
     held: Held,
-    /// The attack's doings a second.
+    /// The attack's actions per second.
     done_per_s: f64,
     told: Counts,
     owed: Counts,
-    /// Why the gateway is no more, or not well.
+    /// The reason why the gateway is dead or unhealthy; `None` if it is neither.
     dead: Option<String>,
 }
 
-/// Runs what is asked for; answers whether every bound that is no time was kept.
+/// Runs the attacks that are asked for. Returns `true` if every bound, times aside, was kept.
 pub fn run(options: &HostileOptions) -> Result<bool, String> {
     let attacks = chosen(&options.attacks)?;
     if !(options.seconds > 0.0 && options.seconds < 1e6 && options.rate > 0.0) {
@@ -176,7 +177,7 @@ pub fn run(options: &HostileOptions) -> Result<bool, String> {
     for attack in &attacks {
         let (mut on_gateway, mut on_sink) = (Vec::new(), Vec::new());
         for pair in 0..options.pairs.max(1) {
-            // In turns at going first, so that a drift hits both alike.
+            // Alternate which goes first, so that a drift affects both alike.
             for attacked in [pair % 2 == 0, pair % 2 == 1] {
                 if !options.quiet {
                     let on = if attacked { "gateway" } else { "sink" };
@@ -204,10 +205,10 @@ fn warmup_s(options: &HostileOptions) -> f64 {
 const CERTIFICATE: &[u8] = include_bytes!("../../../tests/data/tls/localhost.cert.pem");
 const CERTIFICATE_KEY: &[u8] = include_bytes!("../../../tests/data/tls/localhost.key.pem");
 
-/// What is set in a gateway's environment.
+/// The variables in a gateway's environment.
 type Environment = Vec<(String, String)>;
 
-/// A certificate for the gateway below this folder: what to set, and what a client trusts.
+/// A certificate for the gateway below this folder: the settings, and the certificate that a client trusts.
 fn tls(folder: &TemporaryFolder) -> Result<(Environment, Arc<ClientConfig>), String> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut settings = Vec::new();
@@ -234,7 +235,7 @@ fn gateway_options(attack: &Attack, options: &HostileOptions) -> Options {
         ("RINGWAY_LIMITS__SHARD_MEMORY_BYTES".to_owned(), memory::SHARD_MEMORY_BYTES.to_string()),
         ("RINGWAY_LOG__MEMORY_BYTES".to_owned(), memory::LOG_MEMORY_BYTES.to_string()),
     ];
-    // The later of one name is in force.
+    // Of two values of one name the later is in force.
     environment.extend(attack.settings.iter().map(|(key, value)| (format!("RINGWAY_{key}"), (*value).to_owned())));
     Options {
         spawn: Some(options.spawn.clone()),
@@ -274,7 +275,7 @@ fn once(attack: &Attack, options: &HostileOptions, attacked: bool) -> Result<Out
             .map(|thread| {
                 let stage = &stage;
                 scope.spawn(move || {
-                    // Pinned, they share a core with those who are measured, and give way to them.
+                    // Pinned, they share a core with the measured clients, and give way to them.
                     if !options.no_pin {
                         affinity::run_when_idle().map_err(|error| error.to_string())?;
                     }
@@ -312,7 +313,7 @@ fn once(attack: &Attack, options: &HostileOptions, attacked: bool) -> Result<Out
     })
 }
 
-/// Whether all stand; not where one has given up.
+/// Waits until all attackers are ready. Returns `false` if one has given up.
 fn wait_for_attackers(stage: &Stage, count: usize, gave_up: impl Fn() -> bool) -> bool {
     let deadline_ns = now_ns() + SETTING_UP_MS * 1_000_000;
     while usize::try_from(stage.ready()).unwrap_or(0) < count {
@@ -324,7 +325,7 @@ fn wait_for_attackers(stage: &Stage, count: usize, gave_up: impl Fn() -> bool) -
     true
 }
 
-/// What is wrong with a gateway that lives.
+/// The reason why a living gateway is unhealthy; `None` if it is healthy.
 fn unwell(gateway: &Target) -> Option<String> {
     let answer = scrape::get(gateway.admin?, "/healthz");
     let status = answer.as_ref().map(|answer| answer.lines().next().unwrap_or_default());
@@ -354,7 +355,7 @@ fn feel(
         };
         let talked = if attack.tls { Ok(pass(stage, options)) } else { talk(attack, options, gateway, stage) };
         if talked.is_err() {
-            // Nobody begins any more: those who wait for it must not.
+            // No attacker begins any more: those that wait for the beginning must stop.
             stage.end();
         }
         let mut felt = Vec::new();
@@ -383,7 +384,7 @@ fn talk(attack: &Attack, options: &HostileOptions, gateway: &Target, stage: &Sta
     innocents::talk(&Access::new(gateway), stage, &plan, options).map(Some)
 }
 
-/// Lets the time of a run go by without pairs that talk.
+/// Waits for the time of a run without pairs that talk.
 fn pass(stage: &Stage, options: &HostileOptions) -> Option<Felt> {
     let start_ns = now_ns() + milliseconds(warmup_s(options)) * 1_000_000;
     let end_ns = start_ns + milliseconds(options.seconds) * 1_000_000;

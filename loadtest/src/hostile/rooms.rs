@@ -1,17 +1,17 @@
-//! Attacks by what a session's members do to rooms and presence: a storm of joins and leaves (A1), presence data (A2), presence data
-//! for watchers that hardly read (A5).
+//! Attacks by rooms and presence: a storm of joins and leaves (A1), presence data (A2), presence data for watchers that hardly
+//! read (A5).
 
 use super::stage::{COMMANDS_PER_S, Crew, Stage, open};
 
 /// Commands of a member a beat, and the beat that makes them its rate.
 const AT_ONCE: u64 = 2;
 const BEAT_US: u64 = AT_ONCE * 1_000_000 / COMMANDS_PER_S;
-/// Ten of one user may be connected.
+/// Clients of one user; the gateway allows ten connections.
 const CREW: usize = 10;
-/// As long as names may be.
+/// The longest name.
 const NAME_BYTES: usize = 128;
 const ROOMS: usize = 128;
-/// With its quotes and the rest around it below the 1 KiB that presence data may have.
+/// With its quotes and the rest around it, below the 1 KiB that presence data may have.
 const DATA_BYTES: usize = 990;
 const WATCHERS: usize = 250;
 
@@ -23,7 +23,8 @@ pub fn storm(stage: &Stage) -> Result<(), String> {
     stage.beat(BEAT_US, |step| {
         crew.all(
             |_, link| {
-                // Now and then a message to the room: who was in it when must then be known for as long as it is retained.
+                // Now and then a message to the room: the gateway must then remember who was in it when, for as long as the
+                // message is retained.
                 let (kind, payload, to) = match step % 16 {
                     15 => ("app.note", "1", "\"to\":\"room:storm\","),
                     _ => ("rw.leave", "{\"room\":\"storm\"}", ""),
@@ -74,12 +75,12 @@ pub fn flood(stage: &Stage) -> Result<(), String> {
     set_presence(stage, "hostile.flood", &long_rooms(), 0)
 }
 
-/// A5, the members whose data it is.
+/// A5: the members whose data it is.
 pub fn tellers(stage: &Stage) -> Result<(), String> {
     set_presence(stage, "hostile.watched", &[], 1000)
 }
 
-/// A5, the watchers: twice what a connection must take to be no slow one.
+/// A5: the watchers, which read at twice the rate below which a connection counts as slow.
 pub fn watchers(stage: &Stage) -> Result<(), String> {
     let session = "hostile.watched";
     let watch = format!("{{\"type\":\"rw.watch\",\"id\":\"w\",\"session_id\":\"{session}\",\"payload\":{{\"presence\":true}}}}");

@@ -1,11 +1,11 @@
-//! Attacks by how many of something one user makes: channels that nobody was in (A3), members of one session (A4).
+//! Attacks by the number of things that one user creates: channels that nobody was in (A3), members of one session (A4).
 
 use super::client::{Door, Hello, Link};
 use super::stage::{COMMANDS_PER_S, Crew, Stage, address, open};
 
 const CREW: usize = 10;
 const BEAT_US: u64 = 2_000_000 / COMMANDS_PER_S;
-/// New clients a second. Each comes from one of twenty addresses, of which the gateway takes so many.
+/// New clients a second, from twenty addresses in turn; the gateway's limit for an address allows this many.
 const CLIENTS_PER_S: u64 = 200;
 /// The session that one user fills.
 pub const FILLED: &str = "hostile.members";
@@ -43,7 +43,7 @@ pub fn members(stage: &Stage) -> Result<(), String> {
         match Link::open(&Door::new(stage.address, from), &hello) {
             Ok(mut link) => {
                 link.say_close();
-                // What it is answered with, a close frame, nobody waits for.
+                // Nobody waits for its answer, a close frame.
                 let _ = link.push();
             }
             Err(why) => stage.told(&why),

@@ -1,5 +1,6 @@
-//! The sink: a server that takes connections and all they say, and answers only what an attacker waits for. Attacked in place of the
-//! gateway it costs the attackers what the gateway costs them, so that what differs for the innocents is the gateway's own doing.
+//! The sink: a server that accepts connections and all their messages, and sends only the answers that an attacker waits for.
+//! Attacked in place of the gateway it costs the attackers as much, so that the difference for the innocents is the gateway's own
+//! doing.
 
 use crate::dialect;
 use crate::wire;
@@ -18,7 +19,7 @@ pub fn serve(listen: SocketAddr) -> io::Error {
             Err(error) => return error,
         };
         loop {
-            // Without files for more: those that are there will go.
+            // No descriptors for more: existing connections will close.
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
                 continue;
@@ -49,7 +50,7 @@ async fn take_all(stream: Rc<TcpStream>) {
     }
 }
 
-/// One connection's bytes, as far as they are not understood yet.
+/// The received bytes of one connection that are not handled yet.
 #[derive(Default)]
 struct Connection {
     inbox: Vec<u8>,
@@ -57,7 +58,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Takes bytes; answers whether the connection goes on.
+    /// Takes bytes. Returns `true` if the connection continues.
     fn take(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> bool {
         self.inbox.extend_from_slice(bytes);
         if !self.upgraded {
@@ -103,7 +104,7 @@ impl Connection {
     }
 }
 
-/// What the gateway would answer with, by the command: type, and payload as JSON.
+/// The gateway's answers, by command: type, and payload as JSON.
 const ANSWERS: [(&str, &[(&str, &str)]); 12] = [
     ("rw.hello", &[("rw.welcome", "{\"epoch\":\"0\",\"seq\":0,\"start_seq\":1}")]),
     ("rw.attach", &[("rw.attached", "{\"epoch\":\"0\",\"seq\":0,\"start_seq\":1}")]),
@@ -119,7 +120,8 @@ const ANSWERS: [(&str, &[(&str, &str)]); 12] = [
     ("rw.received", &[]),
 ];
 
-/// Answers an envelope, an application's message with an ack. Who writes `type`, `id` and `session_id` otherwise than first gets none.
+/// Answers an envelope, an application's message with an ack. An envelope that does not begin with `type`, `id` and `session_id`
+/// gets no answer.
 fn answer(payload: &[u8], answers: &mut Vec<u8>) {
     let text = |key: &[u8]| dialect::text_of(payload, key);
     let (Some(kind), Some(id)) = (text(b"\"type\":\""), text(b"\"id\":\"")) else { return };

@@ -1,4 +1,4 @@
-//! Stage of the attackers, which they share: where they attack, when, and what came of it.
+//! The attackers' shared stage: the target, the times, and the results.
 
 use super::client::{Door, Hello, Link};
 use crate::clock::{now_ns, sleep_ms, sleep_ns};
@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-/// A little below the gateway's default of 200 messages a second of a connection: an attacker that is over it is only refused.
+/// A little below the gateway's default of 200 messages a second of a connection: an attacker above it is only refused.
 pub const COMMANDS_PER_S: u64 = 190;
 
 /// Counts by name.
@@ -24,25 +24,25 @@ pub fn count(counts: &Mutex<Counts>, name: &str) {
     }
 }
 
-/// One run of one attack.
+/// A run of one attack.
 pub struct Stage {
-    /// Where clients are taken: the gateway's, or the sink.
+    /// The address for clients: the gateway's, or the sink's.
     pub address: SocketAddr,
     /// The gateway's admin listener, or the sink.
     pub admin: SocketAddr,
     pub minter: Minter,
-    /// How long it is measured, for what is prepared before.
+    /// Duration of the measurement, for preparations that depend on it.
     pub seconds: f64,
     ready: AtomicU32,
     going: AtomicBool,
     over: AtomicBool,
     window_start_ns: AtomicU64,
     window_end_ns: AtomicU64,
-    /// Commands said, connections made: what the attack consists of.
+    /// The attack's units: commands sent, connections made.
     pub done: AtomicU64,
-    /// What attackers were told: errors by code, ends by reason.
+    /// Answers to the attackers: errors by code, ends by reason.
     pub told: Mutex<Counts>,
-    /// What the server owes attackers too, and did not do.
+    /// Failures of the server to give attackers what they too are owed.
     pub owed: Mutex<Counts>,
 }
 
@@ -64,7 +64,7 @@ impl Stage {
         }
     }
 
-    /// Says that an attacker stands, and waits for the beginning.
+    /// Reports that an attacker is ready, and waits for the beginning.
     pub fn wait_for_beginning(&self) {
         self.ready.fetch_add(1, Ordering::SeqCst);
         while !self.going.load(Ordering::SeqCst) && !self.is_over() {
@@ -76,14 +76,14 @@ impl Stage {
         self.ready.load(Ordering::SeqCst)
     }
 
-    /// The attack begins.
+    /// Begins the attack.
     pub fn begin(&self, window_start_ns: u64, window_end_ns: u64) {
         self.window_start_ns.store(window_start_ns, Ordering::SeqCst);
         self.window_end_ns.store(window_end_ns, Ordering::SeqCst);
         self.going.store(true, Ordering::SeqCst);
     }
 
-    /// The attack ends.
+    /// Ends the attack.
     pub fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
     }
@@ -92,13 +92,13 @@ impl Stage {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// What is measured: from, to.
+    /// The measured window: from, to.
     pub fn window(&self) -> (u64, u64) {
         (self.window_start_ns.load(Ordering::SeqCst), self.window_end_ns.load(Ordering::SeqCst))
     }
 
     pub fn did(&self, count: u64) {
-        // Of the window alone, so that both of a pair count the same time.
+        // Of the window alone, so that both runs of a pair count the same time.
         let (start_ns, end_ns) = self.window();
         if (start_ns..end_ns).contains(&now_ns()) {
             self.done.fetch_add(count, Ordering::Relaxed);
@@ -109,7 +109,7 @@ impl Stage {
         count(&self.told, what);
     }
 
-    /// Runs `step` on a fixed schedule until the attack's end; what comes late is caught up with, a second's worth at most.
+    /// Runs `step` on a fixed schedule until the attack's end; late steps are made up for, a second's worth at most.
     pub fn beat(&self, every_us: u64, mut step: impl FnMut(u64)) {
         let mut due_ns = now_ns();
         let mut number = 0;
@@ -126,7 +126,7 @@ impl Stage {
         }
     }
 
-    /// A token that lets its user into everything.
+    /// A token that covers every session.
     pub fn token(&self, user: &str, number: usize) -> Result<String, String> {
         self.minter.mint(user, &["*"], number)
     }
@@ -137,12 +137,12 @@ pub fn address(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(127, 1, u8::try_from(number / 20 / 200 % 256).unwrap_or(0), u8::try_from(1 + number / 20 % 200).unwrap_or(1))
 }
 
-/// Members that attack together: made anew where the server ends them.
+/// Members that attack together; a member that the server disconnects is replaced.
 pub struct Crew<'a, M> {
     stage: &'a Stage,
     make: M,
     links: Vec<Option<Link>>,
-    /// Bytes that a member takes a beat.
+    /// Bytes that a member reads a beat.
     pub read_bytes: usize,
 }
 
@@ -154,12 +154,12 @@ impl<'a, M: Fn(usize) -> Result<Link, String>> Crew<'a, M> {
         Ok(Self { stage, make, links: links?, read_bytes: usize::MAX })
     }
 
-    /// One beat of all: `act` says what a member has to say, then that is sent, and what came is handed to `hear`.
+    /// A beat of all members: `act` returns a member's messages, then these are sent, and received messages are passed to `hear`.
     pub fn all(&mut self, mut act: impl FnMut(usize, &mut Link), mut hear: impl FnMut(usize, &[u8])) {
         let mut remade = 0;
         for (number, place) in self.links.iter_mut().enumerate() {
             let Some(link) = place else {
-                // No faster than an address may connect, and at the pace of the beat all the same.
+                // No faster than an address may connect, and still at the pace of the beat.
                 if remade < 2 {
                     remade += 1;
                     match (self.make)(number) {

@@ -8,30 +8,30 @@ use crate::report::table::columns;
 use serde::Serialize;
 use std::fmt::Write as _;
 
-/// What innocents of one kind felt of one attack, over all pairs.
+/// The results of one kind of innocents under one attack, over all pairs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub attack: String,
     pub what: String,
-    /// Whose p99 it is.
+    /// The kind of innocents that the p99 is of.
     pub innocents: String,
     pub pairs: usize,
     pub attacked_p99_us: Option<Spread>,
     pub beside_sink_p99_us: Option<Spread>,
-    /// Of the pairs.
+    /// Over the pairs.
     pub ratio: Option<Spread>,
-    /// The most of all runs under attack.
+    /// The maximum of all runs under attack.
     pub rss_mib: f64,
     pub rss_bound_mib: f64,
     pub buffers_mib: f64,
     pub buffers_bound_mib: f64,
-    /// What the attackers did a second.
+    /// The attackers' actions per second.
     pub attack_per_s: Option<Spread>,
     pub sink_attack_per_s: Option<Spread>,
     pub errors: Counts,
-    /// What attackers on the gateway were told.
+    /// The gateway's answers to attackers.
     pub attackers_told: Counts,
-    /// Bounds that were not kept; a time is none.
+    /// Bounds that were not kept; times are no bounds.
     pub failures: Vec<String>,
 }
 
@@ -80,7 +80,7 @@ pub fn rows(attack: &Attack, on_gateway: &[Outcome], on_sink: &[Outcome]) -> Vec
             sink_attack_per_s: Spread::of(on_sink.iter().map(|run| run.done_per_s)),
             errors,
             attackers_told: told.clone(),
-            // An attack's are told once.
+            // An attack's failures are listed once.
             failures: if place == 0 { failures.clone() } else { Vec::new() },
         }
     };

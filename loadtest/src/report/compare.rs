@@ -4,12 +4,12 @@ use super::table::{columns, number};
 use super::{Better, Report, Row};
 use std::fmt::Write as _;
 
-/// What became of a figure.
+/// The change of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Better,
     Worse,
-    /// The ranges of the runs overlap, or there is one run only and it moved by less than a tenth.
+    /// The ranges of the runs overlap, or there is one run only and it changed by less than a tenth.
     Same,
     Untold,
 }
@@ -27,7 +27,7 @@ fn verdict(before: &Row, after: &Row, runs: usize) -> Verdict {
     }
 }
 
-/// A table of what changed; figures that only one of them has are left out and named.
+/// A table of the changes; figures that only one of them has are left out and named.
 pub fn render(before: &Report, after: &Report) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{} ({} runs) against {} ({} runs)", before.scenario, before.runs, after.scenario, after.runs);

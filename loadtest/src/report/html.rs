@@ -1,4 +1,4 @@
-//! One self-contained page: the table, the percentile curves, the timeline. No script, no outside resource.
+//! A self-contained page: the table, the percentile curves, the timeline. No script, no outside resource.
 
 use super::table::number;
 use super::{Report, Row, Spread, Step};
@@ -85,13 +85,13 @@ impl Chart {
     }
 }
 
-/// What stands beside has the second colour in every chart.
+/// The comparison (floor or load without) has the second colour in every chart.
 fn colors<'a>(report: &'a Report, names: impl Iterator<Item = &'a str>) -> Vec<(usize, &'a str)> {
     let mut own = [0, 2, 3].into_iter().cycle();
     names.map(|name| (if name.starts_with(&report.beside) { 1 } else { own.next().unwrap_or(0) }, name)).collect()
 }
 
-/// The next round number, so that quarters of it read well.
+/// The next round number whose quarters are easy to read.
 fn round_up(value: f64) -> f64 {
     let magnitude = 10_f64.powf(value.log10().floor());
     [1.0, 2.0, 4.0, 6.0, 8.0].map(|step| step * magnitude).into_iter().find(|round| *round >= value).unwrap_or(10.0 * magnitude)
@@ -114,7 +114,7 @@ fn time(us: f64) -> String {
     }
 }
 
-/// Latency over the percentile, the way to 100 % stretched: each nine has as much room as the one before.
+/// Latency over the percentile, with the way to 100 % stretched: each nine has as much room as the one before.
 fn percentiles(report: &Report) -> Option<String> {
     let all = || report.curves.iter().flat_map(|curve| &curve.points);
     let stretched = |quantile: f64| 1.0 / (1.0 - quantile).max(1e-9);

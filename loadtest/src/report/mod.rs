@@ -1,4 +1,4 @@
-//! What runs came to, and how it is shown: a table, JSON, one HTML page, two results side by side.
+//! The results of runs, and how they are shown: a table, JSON, one HTML page, two results side by side.
 
 pub mod compare;
 pub mod html;
@@ -15,7 +15,7 @@ pub struct Figure {
     pub name: String,
     pub unit: &'static str,
     pub value: f64,
-    /// Taken while the generator was too busy to tell.
+    /// `true` if the generator was too busy for the figure to count.
     pub void: bool,
     pub better: Better,
 }
@@ -48,7 +48,7 @@ impl Figure {
     }
 }
 
-/// How a run went, step by step.
+/// The course of a run, step by step.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Timeline {
     pub steps: Vec<Step>,
@@ -64,7 +64,7 @@ pub struct Step {
     pub cpu_percent: Option<f64>,
 }
 
-/// The median of some runs, and how far they went apart.
+/// The median of some runs, and their range.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     pub median: f64,
@@ -73,7 +73,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// `None` of nothing.
+    /// `None` if there are no values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
         values.sort_by(f64::total_cmp);
@@ -90,11 +90,11 @@ pub struct Row {
     pub name: String,
     pub unit: String,
     pub better: Better,
-    /// Taken while the generator was more than 90 % busy, in at least one run.
+    /// `true` if the generator was more than 90 % busy, in at least one run.
     pub void: bool,
     pub value: Spread,
     pub floor: Option<Spread>,
-    /// The median of the pairs' ratios, not the ratio of medians: what drifts over the minutes hits both of a pair.
+    /// The median of the pairs' ratios, not the ratio of medians: drifts over the minutes affect both runs of a pair.
     pub ratio: Option<Spread>,
 }
 
@@ -120,7 +120,7 @@ pub struct Report {
     pub scenario: String,
     pub settings: Vec<(String, String)>,
     pub runs: usize,
-    /// What stands in the rows' `floor`: the floor, or the same load without what the scenario adds.
+    /// The meaning of the rows' `floor`: the floor, or the same load without the scenario's addition.
     pub beside: String,
     pub rows: Vec<Row>,
     pub curves: Vec<Curve>,
@@ -138,7 +138,7 @@ pub struct Runs<'a> {
 }
 
 impl Report {
-    /// Puts runs, and the floor's runs beside them, into one result.
+    /// Combines runs, and the floor's runs beside them, into one result.
     pub fn new(scenario: &str, settings: Vec<(String, String)>, main: &Runs<'_>, floor: &Runs<'_>) -> Self {
         let mut loss = Loss::default();
         let mut problems = Vec::new();

@@ -3,7 +3,7 @@
 use super::{Report, Row, Spread};
 use std::fmt::Write as _;
 
-/// A number with as many digits as it is worth.
+/// A number with its significant digits.
 pub fn number(value: f64) -> String {
     let magnitude = value.abs();
     if magnitude >= 100_000.0 {
@@ -33,7 +33,7 @@ fn spread(spread: &Spread, runs: usize) -> String {
     }
 }
 
-/// Lines up columns, the first to the left.
+/// Aligns columns, the first to the left.
 pub fn columns(rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = Vec::new();
     for row in rows {

@@ -1,4 +1,4 @@
-//! `connect`: a storm of connections, and `idle`: what they cost when they do nothing.
+//! `connect`: a storm of connections, and `idle`: their cost when they do nothing.
 
 use super::{Measured, Reader, check_open_files, common_figures, leave, make_all, plan};
 use crate::clock::now_ns;
@@ -12,7 +12,7 @@ use crate::session::{Access, Joined, Member};
 use crate::target::Target;
 use std::rc::Rc;
 
-/// A client that only stands there, in a session of its own.
+/// A client that stays idle, in a session of its own.
 async fn stand(
     context: &Context,
     access: &Rc<Access>,
@@ -41,7 +41,7 @@ async fn stand(
     Ok(joined.into_iter().map(|joined| Reader::start(context, joined.connection, joined.inbox, |_| Next::Go, || {})).collect())
 }
 
-/// Opens `connections` as fast as it goes, `concurrency` under way at once.
+/// Opens `connections` as fast as possible, `concurrency` under way at once.
 pub fn measure_connect(label: &str, target: &Target, options: &Options) -> Result<Measured, String> {
     let connections = options.connections.unwrap_or(10_000);
     check_open_files(connections)?;
@@ -68,13 +68,13 @@ pub fn measure_connect(label: &str, target: &Target, options: &Options) -> Resul
     let completed = run.last.completed;
     let void = run.generator_busy() > crate::engine::run::BUSY_MAX;
     let mut measured = common_figures(run, "handshake", "handshakes", Loss::default());
-    // The coordinator looks every 10 ms; the workers know when they were done.
+    // The coordinator looks every 10 ms; the workers know when they finished.
     let rate = completed as f64 * 1e9 / ended_ns.saturating_sub(started_ns).max(1) as f64;
     measured.figures[0] = Figure::higher("handshakes a second".into(), "/s", rate).void_if(void);
     Ok(measured)
 }
 
-/// Memory at several sizes, and whether it grows in a straight line.
+/// Memory at several sizes, and whether it grows linearly.
 pub fn measure_idle(label: &str, target: &Target, options: &Options) -> Result<Measured, String> {
     let Some(pid) = target.pid else { return Err("idle reads the server's memory: give --spawn, or --pid with --url".into()) };
     let mut sizes = if options.sizes.is_empty() { vec![1000, 2500, 5000, 7500, 10_000] } else { options.sizes.clone() };
@@ -91,8 +91,8 @@ pub fn measure_idle(label: &str, target: &Target, options: &Options) -> Result<M
         let (access, sizes) = (Rc::new(access.clone()), sizes.clone());
         async move {
             context.ready().await;
-            // A few connections, again and again: what all share (receive buffers, the allocator's pages) is touched before the
-            // first reading, and not booked as a connection's.
+            // A few connections, again and again: memory shared by all (receive buffers, the allocator's pages) is touched before
+            // the first reading, and not booked as a connection's.
             for _ in 0..80 {
                 leave(stand(&context, &access, 0..64, 64).await?).await;
             }
@@ -114,7 +114,7 @@ pub fn measure_idle(label: &str, target: &Target, options: &Options) -> Result<M
     Ok(measured)
 }
 
-/// Resident memory once it has settled, and CPU of standing still, in nanoseconds a second.
+/// Resident memory once it has settled, and CPU while idle, in nanoseconds per second.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded to a minute by the caller")]
 async fn memory(pid: u32, settle_ms: f64) -> Result<(u64, f64), String> {
     pause_ms(300).await;

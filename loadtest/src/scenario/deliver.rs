@@ -21,20 +21,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 
-/// Who sends to whom.
+/// The senders and receivers of the scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// Many sessions of two.
     Relay,
-    /// One sender, `connections` readers, one session.
+    /// A single sender, `connections` readers, one session.
     Fanout,
     /// As `Fanout`, the readers in a channel and the sender outside it.
     Channel,
-    /// One session; every member sends to its room.
+    /// A single session; every member sends to its room.
     Rooms,
 }
 
-/// One connection of the scenario.
+/// A connection of the scenario.
 #[derive(Clone, Debug)]
 struct Seat {
     client: String,
@@ -43,14 +43,14 @@ struct Seat {
     /// JSON, or empty for the session.
     to: String,
     group: usize,
-    /// Its place among its group's senders.
+    /// Index among its group's senders.
     sends_as: Option<usize>,
     receives: bool,
     /// Joined, and never read from.
     stalled: bool,
 }
 
-/// What of a sender is known on all workers.
+/// A sender's state that all workers see.
 #[derive(Default)]
 struct Progress {
     delivered: AtomicU64,
@@ -59,7 +59,7 @@ struct Progress {
 
 struct Group {
     first_sender: u32,
-    /// Receivers that each message of a sender has.
+    /// Number of receivers of each message of a sender.
     fan: u64,
     senders: Vec<Progress>,
 }
@@ -134,7 +134,7 @@ impl Layout {
         let mut groups = Vec::new();
         for group in 0..count {
             let progress = (0..senders[group]).map(|_| Progress::default()).collect();
-            // Nobody gets a message of their own back.
+            // Nobody gets their own message back.
             groups.push(Group { first_sender, fan: receivers[group] - own[group], senders: progress });
             first_sender += u32::try_from(senders[group]).unwrap_or(u32::MAX);
         }
@@ -152,7 +152,7 @@ struct Sender {
     template: RefCell<Template>,
     burst: u64,
     in_flight: u64,
-    /// Whether the server acknowledges messages.
+    /// `true` if the server acknowledges messages.
     acks: bool,
     closed_loop: bool,
     sent: Cell<u64>,
@@ -176,7 +176,7 @@ impl Sender {
         self.connection.flush();
     }
 
-    /// In a closed loop: sends what may be on its way now.
+    /// In a closed loop: sends the messages that may be under way now.
     fn kick(&self) {
         while self.closed_loop
             && self.started.get()
@@ -192,7 +192,7 @@ impl Sender {
     }
 }
 
-/// Senders of a group that live on this worker, by their place.
+/// Senders of a group that run on this worker, by their index.
 type LocalSenders = Rc<RefCell<Vec<Option<Rc<Sender>>>>>;
 
 struct Receiver {
@@ -250,7 +250,7 @@ impl Receiver {
         }
     }
 
-    /// After a receive: lets the senders know whose messages came.
+    /// After a receive: notifies the senders whose messages have arrived.
     fn after(&self) {
         self.now.set(0);
         let mut touched = self.touched.take();
@@ -267,14 +267,14 @@ impl Receiver {
     }
 }
 
-/// What a worker answers with.
+/// The results of a worker.
 #[derive(Default)]
 struct Books {
     sent: Vec<(u32, u64, u64)>,
     ledgers: Vec<(u32, Ledger)>,
 }
 
-/// Runs a shape once. `stalled` readers, of a fan-out, join and are never read from.
+/// Runs a shape once. `stalled` readers of a fan-out join and are never read from.
 pub fn measure(
     shape: Shape,
     label: &str,
@@ -317,7 +317,7 @@ async fn work(
 ) -> Result<Books, String> {
     let stats = Rc::clone(&context.stats);
     let access = Rc::new(access);
-    // Whole groups to a worker, where there are several; else the members are spread.
+    // Whole groups to a worker, if there are several; else the members are spread.
     let by_group = layout.groups.len() > 1;
     let mine = (0..layout.seats.len()).filter(|seat| {
         let key = if by_group { layout.seats[*seat].group } else { *seat };
@@ -448,7 +448,7 @@ impl Worker<'_> {
         if self.senders.is_empty() {
             return Ok(());
         }
-        // The rate is all senders'; this worker has its part of them.
+        // The rate is for all senders; this worker has its part of them.
         let all: usize = self.layout.groups.iter().map(|group| group.senders.len()).sum();
         let mine = rate * self.senders.len() as f64 / all as f64 / self.options.burst.max(1) as f64;
         let pacer = Rc::new(Pacer::new(begin_ns, end_ns, mine));

@@ -1,5 +1,5 @@
-//! What a `synced` log stands beside: the disk's own fdatasync, in the figures' names of a run of the gateway, so that they have
-//! ratios to it.
+//! The comparison for a `synced` log: the disk's own fdatasync, under the same figure names as a run of the gateway, so that they
+//! have ratios to it.
 
 use super::{Measured, latency_figures, log_figures, milliseconds};
 use crate::clock::now_ns;

@@ -19,7 +19,7 @@ struct Client {
     connection: Rc<Connection>,
     stats: Rc<Stats>,
     template: RefCell<Template>,
-    /// What comes back must be this, but for its mark.
+    /// The payload that must come back, apart from its mark.
     rest: Vec<u8>,
     sent: Cell<u64>,
     ledger: RefCell<Ledger>,
@@ -49,7 +49,7 @@ impl Client {
     }
 }
 
-/// Runs it once.
+/// Runs the scenario once.
 pub fn measure(label: &str, target: &Target, options: &Options, payload_bytes: usize) -> Result<Measured, String> {
     let connections = options.connections.unwrap_or(1000);
     check_open_files(connections)?;

@@ -2,7 +2,8 @@
 //! catches up on it: from the start and from the middle in turns. Nothing may be missing, come twice or out of order, wherever a
 //! reader begins.
 //!
-//! The far reader has a thread of its own that gives way to the others' at once: what they wait for is the server, not each other.
+//! The far reader has a thread of its own that gives way to the others' at once: these are to wait for the server, not for each
+//! other.
 
 use super::{DRAIN_MS, Measured, Reader, check_open_files, common_figures, leave, make_all, plan};
 use crate::clock::{now_ns, sleep_ns};
@@ -22,23 +23,23 @@ use std::rc::Rc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Messages a second of the live load, where no `--rate` is given.
+/// Messages per second of the live load, if there is no `--rate`.
 pub const RATE: f64 = 500.0;
 const TAIL_READERS: usize = 20;
-/// Who a stamp is of: what was there before, and what comes live.
+/// Senders in the stamps: of the history, and of the live load.
 const WRITER: u32 = 0;
 const LIVE: u32 = 1;
-/// Bytes of payloads that the history's writer has on their way, well inside what the gateway lets wait for its disk.
+/// Bytes of payloads that the history's writer has under way, well inside what the gateway lets wait for its disk.
 const WRITING_BYTES_MAX: usize = 4 << 20;
 const RECEIVE_BYTES: usize = 256 << 10;
-/// Of the far reader: a thread gives its core away after a receive, not in it, and this one's takes about 10 us.
+/// Receive size of the far reader: a thread gives its core away after a receive, not in it, and this one takes about 10 us.
 const FAR_RECEIVE_BYTES: usize = 64 << 10;
 /// Shorter sleeps cost more than they are worth.
 const PAUSE_NS_MIN: u64 = 100_000;
-/// The longest that catching up once may take.
+/// Longest time for catching up once.
 const LAP_MS_MAX: u64 = 120_000;
 
-/// What is in the session before the load begins, and where in it the far reader may be.
+/// The session before the load begins, and the places at which the far reader may start.
 struct Begin {
     messages: u64,
     start: Position,
@@ -46,7 +47,7 @@ struct Begin {
     middle: (Position, u64),
 }
 
-/// The far reader once through, from where it was to `rw.caught_up`.
+/// A lap of the far reader, from its start to `rw.caught_up`.
 struct Lap {
     from_start: bool,
     bytes: u64,
@@ -69,7 +70,7 @@ impl Pace {
     }
 }
 
-/// What the workers know of each other.
+/// State that the workers share.
 #[derive(Default)]
 struct Shared {
     begin: OnceLock<Begin>,
@@ -77,7 +78,7 @@ struct Shared {
     sent: AtomicU64,
 }
 
-/// What each of them joins the session with.
+/// The parameters with which each of them joins the session.
 struct Party {
     access: Access,
     stats: Rc<Stats>,
@@ -85,7 +86,7 @@ struct Party {
     payload_bytes: usize,
 }
 
-/// Runs it once, with the far reader or without it.
+/// Runs the scenario once, with the far reader or without it.
 pub fn measure(far: bool, label: &str, target: &Target, options: &Options) -> Result<Measured, String> {
     if !target.speaks_envelopes() {
         return Err("a history needs the gateway: give --spawn, or --url with --key".into());
@@ -215,7 +216,7 @@ impl Party {
 
     /// Makes the far reader a member, and then the session long.
     async fn write_history(&self, bytes: u64) -> Result<Begin, String> {
-        // From before the first message on: what is sent before a client is known is not for it.
+        // From before the first message on: messages sent before a client is known are not for it.
         let far = self.join("far", 0, None, FAR_RECEIVE_BYTES).await?;
         far.connection.cut();
         let messages = (bytes / self.payload_bytes.max(1) as u64).max(2);

@@ -1,4 +1,4 @@
-//! The scenarios. Each takes a target and options, runs once, and answers with figures, latencies, a timeline and what was lost.
+//! The scenarios. Each takes a target and options, runs once, and returns figures, latencies, a timeline and the losses.
 
 pub mod connect;
 pub mod deliver;
@@ -21,13 +21,13 @@ use std::io::IsTerminal as _;
 use std::rc::Rc;
 use tokio::task::JoinHandle;
 
-/// How long messages may take after the window's end before they count as lost.
+/// Time after the window's end before missing messages count as lost.
 pub const DRAIN_MS: u64 = 5_000;
 
-/// The figure that tells of other load on the machine.
+/// The figure for other load on the machine.
 pub const HELD_UP: &str = "held up by others";
 
-/// One run of a scenario.
+/// A run of a scenario.
 #[derive(Default)]
 pub struct Measured {
     pub figures: Vec<Figure>,
@@ -37,11 +37,11 @@ pub struct Measured {
     pub problems: Vec<String>,
     /// The mean size of a delivered message, for a floor that sends as many bytes.
     pub delivered_bytes: Option<usize>,
-    /// The mean of what a sync of the gateway's log made durable, where that was asked for and it synced.
+    /// Mean bytes that a sync of the gateway's log made durable, if that was asked for and it synced.
     pub sync_bytes: Option<usize>,
 }
 
-/// The plan that the options make.
+/// The plan according to the options.
 pub fn plan(label: &str, target: &Target, options: &Options) -> Plan {
     let workers = options.workers.max(1);
     let cores = (0..workers).map(|worker| {
@@ -65,7 +65,7 @@ fn milliseconds(seconds: f64) -> u64 {
     (seconds.clamp(0.0, 1e6) * 1e3) as u64
 }
 
-/// Fails early where the process may not open as many sockets.
+/// Fails early if the process may not open as many sockets.
 pub fn check_open_files(connections: usize) -> Result<(), String> {
     let limit = crate::engine::affinity::raise_open_files();
     if connections as u64 + 100 > limit {
@@ -76,7 +76,7 @@ pub fn check_open_files(connections: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes things `at_once` at a time: opens a worker's connections without a storm.
+/// Makes things, `at_once` at a time: opens a worker's connections without a storm.
 pub async fn make_all<T, E, F, Fut>(numbers: impl Iterator<Item = usize>, at_once: usize, make: F) -> Result<Vec<T>, E>
 where
     T: 'static,
@@ -125,7 +125,7 @@ impl Reader {
     }
 }
 
-/// Ends all connections and waits for their tasks: the runtime may only end when nothing of it is in the kernel.
+/// Ends all connections and waits for their tasks: the runtime may only end when the kernel holds nothing of it.
 pub async fn leave(readers: Vec<Reader>) {
     for reader in &readers {
         reader.connection.cut();
@@ -187,7 +187,7 @@ fn latency_figures(name: &str, series: &Series) -> impl Iterator<Item = Figure> 
     })
 }
 
-/// What a log did in the window. How large its batches were and how often it synced is the load's, and no result.
+/// The work of a log in the window. The size of its batches and the number of its syncs follow from the load, and are no result.
 fn log_figures(log: &LogWork, seconds: f64) -> Vec<Figure> {
     let mut figures = vec![Figure::neutral("log syncs a second", "/s", log.syncs / seconds)];
     if let Some(bytes) = log.bytes_a_sync() {

@@ -1,7 +1,6 @@
-//! `reconnect`, `soak` and `crash`: sessions of two whose connections are cut, all at once or a few all the time, or whose gateway is
-//! killed and started again, and which resume. The sender
-//! sends again what was not acknowledged, under the same ids; the reader says how far it was. Nothing may be missing, come
-//! twice or out of order.
+//! `reconnect`, `soak` and `crash`: sessions of two whose connections are cut, all at once or a few all the time, or whose
+//! gateway is killed and started again, and which resume. The sender sends messages that were not acknowledged again, under the
+//! same ids; the reader says how far it was. Nothing may be missing, come twice or out of order.
 
 use super::{Measured, check_open_files, common_figures, plan};
 use crate::clock::{now_ns, sleep_ms};
@@ -22,25 +21,25 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::task::JoinHandle;
 
-/// How connections come to their end.
+/// How connections are ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cuts {
-    /// Everyone at once, so often, evenly over the window.
+    /// All at once, this many times, evenly over the window.
     Storms(usize),
-    /// So many a second, one after the other.
+    /// This many a second, one after the other.
     Churn(f64),
-    /// The gateway is killed so often, at moments that the seed tells, and started again on the same log.
+    /// The gateway is killed this many times, at moments from the seed, and started again on the same log.
     Kills { rounds: usize, seed: u64 },
 }
 
-/// The longest a gateway that stands again lives before it is killed once more.
+/// Longest life of a restarted gateway before it is killed once more.
 const LIFE_MS_MAX: u64 = 400;
-/// How long a round may take; the run ends when the last one has.
+/// Longest time of a round; the run ends when the last one has.
 const ROUND_MS_MAX: u64 = 15_000;
-/// Deliveries a reader knows the places of, for when it is told to discard some.
+/// Deliveries whose places a reader knows, in case it is told to discard some.
 const PLACES_MAX: usize = 4096;
 
-/// How the kills go: shared by the workers and the thread that kills.
+/// The state of the kills: shared by the workers and the thread that kills.
 #[derive(Default)]
 struct Kills {
     begun: AtomicBool,
@@ -48,7 +47,7 @@ struct Kills {
 }
 
 impl Kills {
-    /// Kills the gateway once the load has begun; answers how long it was away each time, in nanoseconds.
+    /// Kills the gateway once the load has begun. Returns how long it was away each time, in nanoseconds.
     fn run(&self, target: &Target, rounds: usize, seed: u64) -> Result<Vec<u64>, String> {
         let mut random = seed;
         let kill = |_| {
@@ -71,11 +70,11 @@ fn splitmix(state: &mut u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// Messages a sender holds that are not acknowledged; well inside the gateway's window of 1,000 ids.
+/// Messages that a sender holds unacknowledged; well inside the gateway's window of 1,000 ids.
 const UNACKED_MAX: usize = 400;
-/// The same where the gateway is killed: all of it comes again at once, and the gateway lets 16 MiB wait for its disk.
+/// The same if the gateway is killed: all of them are resent at once, and the gateway lets 16 MiB wait for its disk.
 const UNACKED_OVER_KILLS_MAX: usize = 40;
-/// Attempts to come back before a client is given up.
+/// Attempts to reconnect before a client is given up.
 const ATTEMPTS_MAX: usize = 200;
 /// A storm's messages may take longer to settle than a window's.
 const DRAIN_MS: u64 = 15_000;
@@ -91,15 +90,15 @@ struct Link {
     access: Rc<Access>,
     stats: Rc<Stats>,
     connection: RefCell<Option<Rc<Connection>>>,
-    /// Where it is; `None` before its first welcome.
+    /// Position in the session; `None` before its first welcome.
     position: RefCell<Option<Position>>,
     unacked: RefCell<VecDeque<Stamp>>,
     template: RefCell<Option<Template>>,
     sent: Cell<u64>,
     ledger: RefCell<Ledger>,
-    /// The gateway is killed: connections end by themselves.
+    /// `true` if the gateway is killed: connections end by themselves.
     killed: bool,
-    /// Where the last deliveries stood in the order: `seq` and number. Kept where the gateway is killed.
+    /// Places of the last deliveries in the order: `seq` and number. Kept if the gateway is killed.
     places: RefCell<VecDeque<(u64, u64)>>,
     cut_at_ns: Cell<u64>,
     caught_up: Cell<bool>,
@@ -156,7 +155,7 @@ impl Link {
         }
     }
 
-    /// A new message, sent now or, without a connection, with the next one.
+    /// Sends a new message now or, without a connection, with the next one.
     fn send(&self, intended_ns: u64) {
         if self.unacked.borrow().len() >= if self.killed { UNACKED_OVER_KILLS_MAX } else { UNACKED_MAX } {
             return;
@@ -183,14 +182,14 @@ impl Link {
                         self.given_up.set(true);
                         return;
                     }
-                    // Spread, or all would come again in the same instant.
+                    // Spread, or all would reconnect in the same instant.
                     pause_ms(20 + u64::from(self.number % 80)).await;
                 }
             }
         }
     }
 
-    /// One connection from hello to end. Errors: it never came to stand.
+    /// A connection from hello to end. Errors: it was never established.
     async fn connect_once(self: &Rc<Self>) -> Result<(), String> {
         let resume = self.position.borrow().clone();
         let member = Member {
@@ -283,7 +282,7 @@ impl Link {
         Next::Go
     }
 
-    /// Takes back what was received above a place in the order: the gateway has lost it, and its sender sends it again.
+    /// Takes back deliveries above a place in the order: the gateway has lost them, and their sender sends them again.
     fn discard_above(&self, seq: u64) {
         let mut places = self.places.borrow_mut();
         let kept = places.partition_point(|(place, _)| *place <= seq);
@@ -300,7 +299,7 @@ impl Link {
     }
 }
 
-/// Runs it once. Defaults: 1,000 connections, five messages a second a session.
+/// Runs the scenario once. Defaults: 1,000 connections, five messages per second and session.
 pub fn measure(cuts: Cuts, label: &str, target: &Target, options: &Options) -> Result<Measured, String> {
     if !target.speaks_envelopes() {
         return Err("resuming needs the gateway: give --spawn, or --url with --key".into());
@@ -330,7 +329,7 @@ pub fn measure(cuts: Cuts, label: &str, target: &Target, options: &Options) -> R
             _ => None,
         };
         let run = run(&plan, |context| work(context, access.clone(), options, pairs, rate, (cuts, kills)));
-        // Where no worker came so far, nobody waits for kills.
+        // If no worker came so far, nobody waits for kills.
         kills.over.store(true, Ordering::SeqCst);
         let away_ns = killing.map_or(Ok(Ok(Vec::new())), std::thread::ScopedJoinHandle::join);
         (run, away_ns.unwrap_or_else(|_| Err("the thread that kills the gateway panicked; its message is above".into())))
@@ -375,7 +374,7 @@ async fn work(
     let access = Rc::new(access);
     let mut links = Vec::new();
     for pair in context.share(pairs) {
-        // The reader first: what is sent before it is known is not for it.
+        // The reader first: messages sent before it is known are not for it.
         for sends in [false, true] {
             links.push(Link::new(
                 pair,
@@ -434,7 +433,7 @@ async fn work(
         loss.unanswered += pair[1].unacked.borrow().len() as u64;
         let ledger = pair[0].ledger.borrow();
         loss.book(&ledger, sent);
-        // What was never acknowledged was never promised.
+        // Messages that were never acknowledged were never promised.
         loss.lost -= pair[1].unacked.borrow().iter().filter(|stamp| ledger.is_missing(stamp.number)).count() as u64;
     }
     Ok((loss, cut))
@@ -477,7 +476,7 @@ async fn cut_off(links: Vec<Rc<Link>>, cuts: Cuts, start_ns: u64, end_ns: u64, w
     cut
 }
 
-/// What a server has in the last quarter against the second one: the first is warm-up.
+/// A server's growth: its last quarter against the second one, because the first is warm-up.
 fn growth_per_hour(samples: &[(u64, Option<u64>)]) -> Option<f64> {
     let quarter = samples.len() / 4;
     if quarter == 0 {

@@ -1,5 +1,5 @@
-//! `sessions`: many sessions of few messages whose members have gone: what each costs the gateway's memory, and, where it keeps a log
-//! on disk, how long a start over that log takes and what it holds afterwards.
+//! `sessions`: many sessions of few messages whose members have left: the cost of each in the gateway's memory, and, if it keeps
+//! a log on disk, the duration of a start over that log and the memory afterwards.
 
 use super::{Measured, check_open_files, common_figures, make_all, plan};
 use crate::clock::{now_ns, sleep_ms};
@@ -17,21 +17,21 @@ use crate::target::Target;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// Sessions, where no `--connections` are given.
+/// Number of sessions, if there is no `--connections`.
 const SESSIONS: usize = 10_000;
 const AT_ONCE: usize = 64;
 const RECEIVE_BYTES: usize = 8192;
-/// Bytes of payloads that all sessions being made have on their way together, well inside what the gateway lets wait for its disk.
+/// Bytes of payloads that all sessions being made have under way together, well inside what the gateway lets wait for its disk.
 const WRITING_BYTES_MAX: usize = 4 << 20;
-/// The gateway's `log.memory_bytes` where nobody has set it, and the payloads it is filled with.
+/// The gateway's default `log.memory_bytes`, and the payloads it is filled with.
 const LOG_MEMORY_BYTES: u64 = 64 << 20;
 const FILLER_BYTES: usize = 16 << 10;
-/// Until memory that was freed is given back, and what is done behind the last message is done.
+/// Time for freed memory to be given back, and for work behind the last message to finish.
 const SETTLE_MS: u64 = 3_000;
-/// How long a start may take.
+/// Longest time of a start.
 const START_NS_MAX: u64 = 60_000_000_000;
 
-/// What each session is made with.
+/// The parameters of each session.
 #[derive(Clone)]
 struct Maker {
     access: Rc<Access>,
@@ -54,7 +54,7 @@ impl Maker {
         self.access.join(&self.stats, member, number).await
     }
 
-    /// A session with its messages, whose only member has gone. Answers where that was.
+    /// Makes a session with its messages, whose only member leaves. Returns its position.
     async fn make(self, number: usize) -> Result<Position, String> {
         let Joined { connection, mut inbox, position, .. } = self.join(number, None).await?;
         let in_flight = (WRITING_BYTES_MAX / AT_ONCE / self.payload_bytes.max(1)).clamp(1, 500) as u64;
@@ -89,7 +89,7 @@ impl Maker {
     }
 }
 
-/// What was read of the gateway.
+/// Values read from the gateway.
 #[derive(Clone, Default)]
 struct Readings {
     empty_bytes: u64,
@@ -97,7 +97,7 @@ struct Readings {
     started: Option<Started>,
 }
 
-/// What a start over the log came to.
+/// The result of a start over the log.
 #[derive(Clone)]
 struct Started {
     log_bytes: u64,
@@ -107,7 +107,7 @@ struct Started {
     peak_bytes: u64,
 }
 
-/// Runs it once.
+/// Runs the scenario once.
 pub fn measure(label: &str, target: &Target, options: &Options) -> Result<Measured, String> {
     if !target.speaks_envelopes() {
         return Err("sessions are the gateway's: give --spawn, or --url with --key and --pid".into());
@@ -136,7 +136,7 @@ async fn work(context: Context, access: Access, target: &Target, options: &Optio
     context.ready().await;
     let rss =
         || target.pid().and_then(rss_exact_bytes).ok_or("the server's memory can't be read: give --spawn, or --pid with --url");
-    // The log's memory is as large however many sessions there are: it is filled first, by a session that is none of them.
+    // The log's memory is as large however many sessions there are: it is filled first, by a session that does not count.
     let filler = Maker { messages: LOG_MEMORY_BYTES / FILLER_BYTES as u64, payload_bytes: FILLER_BYTES, ..maker.clone() };
     filler.clone().make(sessions).await?;
     sleep_ms(SETTLE_MS);
@@ -148,7 +148,7 @@ async fn work(context: Context, access: Access, target: &Target, options: &Optio
         let log_bytes = target.log_bytes();
         let began_ns = now_ns();
         target.kill_and_restart()?;
-        // Where the kernel still held the killed one's socket, a connection made to it is reset.
+        // While the kernel still holds the killed process's socket, a connection made to it is reset.
         let joined = loop {
             match maker.join(0, made.first()).await {
                 Err(why) if now_ns() - began_ns > START_NS_MAX => return Err(why),
@@ -162,7 +162,8 @@ async fn work(context: Context, access: Access, target: &Target, options: &Optio
         }
         joined.connection.cut();
         let peak_bytes = target.pid().and_then(peak_rss_bytes).unwrap_or(0);
-        // As when nothing was there: the log's memory is full, and the allocator was used since the start's own memory was freed.
+        // As at the reading without sessions: the log's memory is full, and the allocator was used since the start's own memory
+        // was freed.
         sleep_ms(SETTLE_MS);
         filler.make(sessions + 1).await?;
         sleep_ms(SETTLE_MS);

@@ -1,5 +1,5 @@
-//! A gateway in miniature, for testing the harness: sessions in memory, acks, delivery to the others, resume, duplicates known by
-//! their id. It can be told to break a promise.
+//! A gateway in miniature, for testing the harness: sessions in memory, acks, delivery to the others, resume, duplicates
+//! recognised by their id. It can be told to break a promise.
 
 use crate::wire;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// The promise it breaks, every so many messages.
+/// The promise that it breaks, every so many messages.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     None,
@@ -21,7 +21,7 @@ pub enum Fault {
     Repeat(u64),
     /// Delivered and not acknowledged.
     Withhold(u64),
-    /// Left out where somebody catches up.
+    /// Left out when a client catches up.
     Skip(usize),
     /// A repeated id is taken for a new message.
     ForgetIds,
