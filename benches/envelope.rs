@@ -43,7 +43,7 @@ fn parse(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What of [`parse`] is simd-json's, buffers reused alike: the rest is ours.
+/// The part of [`parse`] that simd-json takes, with its buffers reused alike: the rest is ours.
 fn validate(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("envelope/validate_alone");
     let mut buffers = simd_json::Buffers::with_max_depth(1024, 64);

@@ -1,4 +1,4 @@
-//! The way out alone: what was published before is sent, from cursors over the log.
+//! The way out alone: messages published before are sent, from cursors over the log.
 
 #[path = "support/mod.rs"]
 mod support;

@@ -18,12 +18,12 @@ use support::{Message, Stage};
 const TEXT_BYTES: usize = 128;
 const SESSION: &str = "s-42";
 const TO_ALL: &str = r#""session""#;
-/// Enough of them to fill the smallest log that a configuration may have, and begin its oldest chunks again.
+/// Enough messages to fill the smallest log that a configuration may have, and to reuse its oldest chunks.
 const LOG_FILL_MESSAGES: usize = 40_000;
 const LOG_MEMORY_BYTES: usize = 8 * 1024 * 1024;
-/// Fewer than a sender has said before anything is counted: from then on a message that comes is one that goes.
+/// Fewer than a sender has sent before anything is counted: from then on each new message drops an old one.
 const HISTORY_MESSAGES: usize = 2_000;
-/// Enough for the sender's id window to be full for good, and its table to have its size.
+/// Enough for the sender's id window to be full for good, and its table to have its final size.
 const WINDOW_FILL_MESSAGES: usize = 4_096;
 const _: () = assert!(HISTORY_MESSAGES < WINDOW_FILL_MESSAGES);
 const WARM_BURST: usize = 16;
@@ -36,8 +36,8 @@ struct Case {
     messages: usize,
 }
 
-/// Several chunks of the log each in `relay`, so that a chunk's beginning and end count with their share. `.ci/instructions` has their
-/// names too.
+/// Several chunks of the log each in `relay`, so that a chunk's beginning and end count with their share. `.ci/instructions` has
+/// their names too.
 const CASES: [Case; 4] = [
     Case { name: "relay/1", readers: 1, burst: 1, messages: 16_384 },
     Case { name: "relay/16", readers: 1, burst: 16, messages: 16_384 },
@@ -45,8 +45,8 @@ const CASES: [Case; 4] = [
     Case { name: "fanout/16", readers: 1_000, burst: 16, messages: 4_096 },
 ];
 
-/// What is counted: all of a shard's work for these reads, and the little that the engine in memory does. Callgrind knows the place
-/// by its name, so this has to stay a function of its own, without closures, whose names would hold it too.
+/// The counted part: all of a shard's work for these reads, and the little that the engine in memory does. Callgrind finds the
+/// place by its name, so this has to stay a function of its own, without closures, whose names would contain it too.
 #[inline(never)]
 fn counted_instructions(stage: &mut Stage, sender: ConnId, bytes: &mut [u8], read_bytes: usize) {
     for read in bytes.chunks_exact_mut(read_bytes) {
@@ -56,7 +56,7 @@ fn counted_instructions(stage: &mut Stage, sender: ConnId, bytes: &mut [u8], rea
     black_box(stage);
 }
 
-/// So many frames after each other, and the length of one.
+/// `count` frames, one after the other, and the length of one.
 fn frames(message: &mut Message, count: usize) -> (Vec<u8>, usize) {
     let mut bytes = Vec::new();
     for _ in 0..count {
@@ -73,13 +73,13 @@ fn warm_up(stage: &mut Stage, sender: ConnId, message: &mut Message, messages: u
     }
 }
 
-/// Runs a case once; nanoseconds that the counted part took.
+/// Runs a case once. Returns the nanoseconds of the counted part.
 fn run(case: &Case) -> u128 {
     let mut stage = Stage::new(|settings| {
         settings.log.memory_bytes = LOG_MEMORY_BYTES;
         settings.session.history_messages = HISTORY_MESSAGES;
     });
-    // The log is filled by others: with a thousand readers each message would take a thousand times as long.
+    // The log is filled by other clients: with a thousand readers each message would take a thousand times as long.
     let filler = stage.join("filler", "s-filler", &[]);
     warm_up(&mut stage, filler, &mut Message::new("s-filler", TO_ALL, TEXT_BYTES), LOG_FILL_MESSAGES, WARM_BURST);
 
@@ -105,8 +105,8 @@ fn run(case: &Case) -> u128 {
     took_ns
 }
 
-/// Runs the case that is named, those whose names hold the argument, or all. `.ci/instructions` reads a case and its messages from what
-/// is printed.
+/// Runs the named case, those whose names contain the argument, or all. `.ci/instructions` reads a case and its messages from the
+/// output.
 fn main() {
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
     let exact = CASES.iter().any(|case| case.name == wanted);

@@ -1,4 +1,5 @@
-//! From shard to shard: a message through a lane, with the door's knock and the reader's look at who has spoken.
+//! From shard to shard: a message through a lane, with the door's knock and the reader's look at which shards have sent
+//! something.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ringway::shard::lanes::{Batch, Class, LaneMessage, Mesh, Spoken};
@@ -25,7 +26,7 @@ fn records(message: Option<LaneMessage>) -> Vec<u8> {
     }
 }
 
-/// Takes a message that `from` has put into the lane to `to`, if its knock is seen.
+/// Takes a message that `from` has put into the lane to `to`, if its knock is visible.
 fn take(mesh: &Mesh, from: usize, to: usize) -> Option<LaneMessage> {
     let mut spoken = Spoken::default();
     mesh.door(to).take(&mut spoken.0);
@@ -67,7 +68,7 @@ fn one_thread(criterion: &mut Criterion) {
             });
         });
     }
-    // As shards do it: the sender fills a buffer that came back, the receiver empties it and gives it back.
+    // As shards do it: the sender fills a returned buffer, the receiver empties it and returns it.
     let bytes = [7; SMALL_BYTES];
     mesh.give_back(0, 1, Vec::with_capacity(SMALL_BYTES)).expect("one buffer has room");
     criterion.bench_function("lane/hop on one thread, and the buffer back", |bencher| {

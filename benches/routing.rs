@@ -8,7 +8,7 @@ use support::{Message, Stage};
 
 const TEXT_BYTES: usize = 128;
 
-/// A session of so many members, the sender among them; a tenth of the others, at least one, is in the room.
+/// A session of this many members, the sender among them; a tenth of the others, at least one, is in the room.
 fn routing(criterion: &mut Criterion) {
     for members in [2_usize, 100, 10_000] {
         let mut stage = Stage::new(|_| {});

@@ -1,4 +1,4 @@
-//! What a hello's token costs: signature, parse and judgement of the claims, for each algorithm.
+//! The cost of a hello's token: signature, parse and judgement of the claims, for each algorithm.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ringway::auth::{KeyAlgorithm, KeySet, TokenPolicy};

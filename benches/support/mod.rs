@@ -36,11 +36,11 @@ const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
 /// Turns after which a shard that still asks for more is stuck.
 const TURNS_MAX: usize = 10_000;
 
-/// What the engine knows of one socket.
+/// The engine's state of one socket.
 #[derive(Clone, Copy, Debug)]
 pub struct Socket {
     pub mode: Read,
-    /// Bytes it takes until it is full.
+    /// Bytes that it takes until it is full.
     pub room: usize,
     pub sent_bytes: u64,
     pub wants_write: bool,
@@ -56,7 +56,7 @@ pub struct MemoryIo {
     pub sends: u64,
     /// Bytes written to disk: counted, not kept.
     pub written_bytes: u64,
-    /// What the disk was asked and the shard is told before its next turn; nothing fails, and there is nothing to read.
+    /// Answers of the disk for the shard's next turn; nothing fails, and there is nothing to read.
     pub answers: VecDeque<Event<'static>>,
     pub now: Tick,
 }
@@ -165,7 +165,7 @@ pub struct Stage {
     pub core: Core,
     pub io: MemoryIo,
     pub counters: SharedCounters,
-    /// What a turn moves the clocks by.
+    /// Nanoseconds by which a turn moves the clocks.
     pub step_ns: u64,
     scratch: Vec<u8>,
     _port: Port,
@@ -181,7 +181,7 @@ fn token(subject: &str) -> String {
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag))
 }
 
-/// Limits that would end a client which is busier, or more idle, than a real one.
+/// Settings without limits that would end a client which is busier, or more idle, than a real one.
 fn unlimited() -> Settings {
     let mut settings = Settings::default();
     settings.server.max_connections = 100_000;
@@ -238,7 +238,7 @@ impl Stage {
         self.join_with(client, session, rooms, "", true)
     }
 
-    /// The same, with more header lines in its request; `acks`: whether it wants its messages acknowledged.
+    /// Does the same with more header lines in the request; `acks`: whether the client wants its messages acknowledged.
     pub fn join_with(&mut self, client: &str, session: &str, rooms: &[&str], headers: &str, acks: bool) -> ConnId {
         let index = u32::try_from(self.io.sockets.len()).expect("few sockets");
         let conn = ConnId { index, generation: 1 };
@@ -264,7 +264,7 @@ impl Stage {
         conn
     }
 
-    /// A client is let into one more session, wherever that is at home; `others` are the shards besides this one.
+    /// Attaches a client to another session, whichever shard is its home; `others` are the shards besides this one.
     pub fn attach(&mut self, others: &mut [Self], conn: ConnId, session: &str) {
         self.io.kept = Some(Vec::new());
         let attach = serde_json::json!({ "type": "rw.attach", "id": "attach", "session_id": session, "payload": {} });
@@ -291,7 +291,7 @@ impl Stage {
         panic!("{TURNS_MAX} turns, and the shard still wants another");
     }
 
-    /// One turn; whether the shard wants another at once.
+    /// Makes a turn. Returns `true` if the shard wants another at once.
     pub fn turn(&mut self) -> bool {
         self.io.now.mono_ns += self.step_ns;
         self.io.now.wall_ms = EPOCH_WALL_MS + self.io.now.mono_ns / 1_000_000;
@@ -303,7 +303,7 @@ impl Stage {
         self.core.turn(&mut self.io, now) == Next::Again
     }
 
-    /// Turns of all shards until none has anything left to do or to hear at once.
+    /// Makes turns of all shards until none has anything left to do at once.
     pub fn settle_with(&mut self, others: &mut [Self]) {
         for _ in 0..TURNS_MAX {
             self.settle();
@@ -319,14 +319,14 @@ impl Stage {
         panic!("{TURNS_MAX} rounds, and the shards still talk");
     }
 
-    /// Whether nobody has spoken to this shard.
+    /// Returns `true` if no other shard has sent anything to this one.
     fn sleeps(&mut self) -> bool {
         let sleeps = self.core.before_sleep();
         self.core.after_sleep();
         sleeps
     }
 
-    /// One read of a client that holds so many new messages.
+    /// Delivers one read of a client with this many new messages.
     pub fn publish(&mut self, conn: ConnId, message: &mut Message, count: usize) {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
@@ -337,12 +337,12 @@ impl Stage {
         self.scratch = scratch;
     }
 
-    /// A socket takes nothing any more.
+    /// Makes a socket take nothing any more.
     pub fn block(&mut self, conn: ConnId) {
         self.io.socket(conn).room = 0;
     }
 
-    /// It takes `room` bytes more; the shard is told if it has asked.
+    /// Makes a socket take `room` bytes more; the shard is told if it has asked.
     pub fn unblock(&mut self, conn: ConnId, room: usize) {
         let now = self.io.now;
         let socket = self.io.socket(conn);
@@ -363,7 +363,7 @@ impl Stage {
     }
 }
 
-/// A session id that begins with `prefix` and is at home on this one of two shards.
+/// A session id that begins with `prefix` and whose home is this one of two shards.
 pub fn at_home(prefix: &str, shard: usize) -> String {
     let ids = (0..).map(|number| format!("{prefix}{number}"));
     ids.into_iter().find(|id| KEY.home_shard(id, 2) == shard).expect("one in two is")
@@ -384,10 +384,10 @@ pub fn masked(text: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A message that is sent again and again, each time with an id of its own, without allocating.
+/// A message that is sent again and again, each time with a new id, without allocating.
 pub struct Message {
     frame: Vec<u8>,
-    /// Where the id's digits stand in the frame, and in the text.
+    /// Offsets of the id's digits in the frame, and in the text.
     id_at: usize,
     text_at: usize,
     number: u64,
