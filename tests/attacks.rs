@@ -1,6 +1,6 @@
-//! What hostile clients send, as a table over raw sockets: the bytes, in pieces where that matters, the HTTP status or close
-//! code that answers them, and how long the connection may live on. Deadlines are configured short; the codes are the wire
-//! protocol's (section 7). The ids group the rows: H the HTTP upgrade, F frames, J the envelope, W tokens, U the ring, C compression.
+//! Inputs of hostile clients, as a table over raw sockets: the bytes, in pieces if that matters, the HTTP status or close code
+//! that answers them, and how long the connection may live on. Deadlines are configured short; the codes are the wire protocol's
+//! (section 7). The ids group the rows: H the HTTP upgrade, F frames, J the envelope, W tokens, U the ring, C compression.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test process of its own, not the gateway")]
 #![allow(dead_code, reason = "the support files serve several test binaries")]
 
@@ -22,8 +22,8 @@ use token::{base64, claims, forged, header, now_s, token, token_with};
 
 /// The deadlines of the gateway under attack.
 const SHORT_MS: u64 = 700;
-/// How long a connection may live after its attack: the longest of the short deadlines, the close handshake's, and room for a
-/// machine that does other things.
+/// How long a connection may live after its attack: the longest of the short deadlines, the close handshake's, and a margin for a
+/// busy machine.
 const WITHIN_MS: u64 = 3_000;
 const MESSAGE_BYTES: usize = 65_536;
 
@@ -87,7 +87,7 @@ fn get(changes: &[&str]) -> Vec<u8> {
     request("GET /v1/ws HTTP/1.1", changes)
 }
 
-/// Headers that are lists: what is malformed is refused whatever is off, what is empty says nothing.
+/// Headers that are lists: a malformed one is refused even if the feature is off, an empty one is ignored.
 fn list_attacks() -> Vec<Attack> {
     use Expect::{Accepted, Http};
     let mut rows = Vec::new();
@@ -199,7 +199,7 @@ fn http_attacks() -> Vec<Attack> {
         what: "17 KB in pieces of one byte".into(),
         stage: Stage::Tcp,
         pieces: single,
-        // Too many reads; a server that was slow to begin finds more bytes in each, and too many of them.
+        // Too many reads; a server that started slowly finds more bytes in each, and too many of them.
         expect: HttpEither(400, 431),
     });
     rows.push(attack("H3", "not a byte", Stage::Tcp, "", Http(408)));
@@ -455,7 +455,7 @@ fn token_attacks() -> Vec<Attack> {
     }
     add("W19", "another user's session".into(), token_with("ana", &json!({"sid": ["other"]})), "auth.forbidden_session", 4403);
     add("W19", "another user's token".into(), token_with("ben", &json!({})), "auth.client_id", 4403);
-    // What must be ignored is: no URL of a token is fetched, the key is the configured one.
+    // Claims and headers that must be ignored are: no URL of a token is fetched, the key is the configured one.
     let jku = with(json!({"jku": "http://127.0.0.1:1/keys", "x5u": "http://127.0.0.1:1/", "jwk": {"kty": "oct", "k": "AAAA"}}));
     rows.push(attack("W13", "jku, x5u and jwk", Stage::Upgraded, text(&hello("ana", &jku)), Expect::Accepted));
     rows
@@ -474,7 +474,7 @@ fn start(more: &[(&str, &str)]) -> Gateway {
     Gateway::start(&settings)
 }
 
-/// Runs one row and says what was wrong.
+/// Runs one row. Returns what was wrong.
 fn run(gateway: &Gateway, number: usize, row: &Attack) -> Result<(), String> {
     let mut raw = Raw::connect(gateway.address);
     let began = Instant::now();
@@ -493,7 +493,7 @@ fn run(gateway: &Gateway, number: usize, row: &Attack) -> Result<(), String> {
         if *wait_ms > 0 {
             pause(*wait_ms);
         }
-        // What is refused early is not read to its end.
+        // The gateway does not read all bytes of an input that it refuses early.
         if !raw.send(bytes) {
             break;
         }
@@ -547,7 +547,7 @@ fn run(gateway: &Gateway, number: usize, row: &Attack) -> Result<(), String> {
     verdict
 }
 
-/// The gateway's next answer; what the other rows say to the session lies between.
+/// The gateway's next answer; messages of the other rows to the session are skipped.
 fn reply(raw: &mut Raw) -> Value {
     loop {
         let message = raw.json();
@@ -589,7 +589,7 @@ fn run_all(gateway: &Gateway, rows: &[Attack]) {
     assert!(failures.is_empty(), "{} of {} rows:\n{}", failures.len(), rows.len(), failures.join("\n"));
 }
 
-/// After all of it the gateway is as it was: nobody is left, nothing leaks, clients are served, nothing panicked.
+/// After all attacks the gateway is as before: nobody is left, nothing leaks, clients are served, nothing panicked.
 fn unharmed(gateway: &Gateway, files_before: usize) {
     gateway.until_metric("ringway_connections", "", |connections| connections == 0);
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -604,7 +604,7 @@ fn unharmed(gateway: &Gateway, files_before: usize) {
     assert_eq!(raw.json()["type"], "rw.welcome");
 }
 
-/// What a table's rows ran into is counted, each bound as often at least.
+/// Bounds that a table's rows reached are counted, each at least this often.
 fn counted(gateway: &Gateway, limits: &[(&str, u64)]) {
     for (limit, least) in limits {
         let count = gateway.metric("ringway_limits_reached_total", &format!("limit=\"{limit}\""));
@@ -672,7 +672,7 @@ fn tokens() {
 fn extensions_where_deflate_is_on() {
     let gateway = start(&[("deflate.enabled", "true")]);
     let before = files(&gateway);
-    // An offer with a parameter that is none is declined (RFC 7692 section 7.1); what is no list of extensions is refused.
+    // An offer with an invalid parameter is declined (RFC 7692 section 7.1); a header that is no list of extensions is refused.
     for (value, status, agreed) in [
         ("permessage-deflate", 101, true),
         ("permessage-deflate; server_max_window_bits=\"10\"", 101, false),
@@ -702,7 +702,7 @@ fn deflated(data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// C1, C2 and C4: what inflates to more than it is.
+/// C1, C2 and C4: data that inflates to many times its size.
 #[test]
 fn deflate_bombs() {
     const BYTES_PER_SECOND: u64 = 200_000;
@@ -763,7 +763,7 @@ fn deflate_bombs() {
     unharmed(&gateway, before);
 }
 
-/// H4, H22: what is no TLS, or TLS that never ends. H5 and H6 need a client that speaks it: e2e/tls_hostile.rs.
+/// H4, H22: bytes that are no TLS, or TLS that never ends. H5 and H6 need a client that speaks it: e2e/tls_hostile.rs.
 #[test]
 fn tls_handshakes() {
     let data = |name: &str| format!("\"{}/tests/data/tls/{name}\"", env!("CARGO_MANIFEST_DIR"));
@@ -778,7 +778,7 @@ fn tls_handshakes() {
     for (number, row) in rows[..2].iter().enumerate() {
         run(&gateway, number, row).unwrap();
     }
-    // What is no TLS is answered with an alert at most, never with HTTP, and ended.
+    // Bytes that are no TLS are answered with an alert at most, never with HTTP, and the connection ends.
     for bytes in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         b"\x16\x03\x00\x00\x02\x01\x00",
@@ -822,7 +822,7 @@ fn half_open_floods() {
     assert!(gateway.metric("ringway_limits_reached_total", "half_open\"") >= 80);
 }
 
-/// F15 and F16: what a peer does with the end, or in place of it.
+/// F15 and F16: a peer's behaviour at the end, or in place of it.
 #[test]
 fn ends() {
     let gateway = start(&[]);

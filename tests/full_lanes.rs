@@ -5,7 +5,7 @@ mod support;
 
 use support::{Message, Stage, at_home};
 
-/// More bursts than a lane between two shards has room for acks, each below what a sender may put in at once.
+/// More bursts than a lane between two shards has room for acks; each burst is below what a sender may put in at once.
 const BURSTS: u64 = 6;
 const BURST: u64 = 1_000;
 

@@ -13,7 +13,7 @@ const STAGES: [(&str, &[&str]); 6] = [
     ("net", &[]),
     ("ws", &[]),
     ("protocol", &[]),
-    // What a member may see is told of the log's entries.
+    // A member's rights refer to the log's entries.
     ("session", &["log"]),
     ("auth", &[]),
     // A chunk is what the log appends to and the engine writes out; nothing else of the engine, see below.
@@ -210,7 +210,7 @@ const CRATES: [(&str, &[&str]); 34] = [
     ),
     ("tracing_subscriber", &["control/logging.rs"]),
 ];
-/// What pure code may not name: clocks, threads, the environment, hash order, tasks.
+/// Names that pure code may not use: clocks, threads, the environment, hash order, tasks.
 const IMPURE: [&str; 14] = [
     "Instant::now",
     "SystemTime",
@@ -499,7 +499,7 @@ fn the_readme_shows_the_examples_as_they_are() {
     }
 }
 
-/// What `/metrics` and the manual list, something counts.
+/// Everything that `/metrics` and the manual list is counted somewhere.
 #[test]
 fn no_counter_is_listed_and_never_counted() {
     let sources = sources();

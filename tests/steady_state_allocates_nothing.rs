@@ -33,7 +33,7 @@ fn run(stage: &mut Stage, sender: ConnId, message: &mut Message, messages: u64, 
     }
 }
 
-/// A warmed-up sender: `readers` are delivered all it sends, it is acknowledged all, and nothing is allocated.
+/// A warmed-up sender: `readers` receive all its messages, all are acknowledged, and nothing is allocated.
 fn check(readers: usize, to: &str, burst: usize) {
     let mut stage = Stage::new(small);
     stage.step_ns = 1_000_000;
@@ -76,7 +76,7 @@ fn one_to_a_hundred_in_bursts() {
     check(100, r#""session""#, 16);
 }
 
-/// The world is not always even: a reader that takes a part, waits, and catches up.
+/// Load is not always even: a reader takes a part, waits, and catches up.
 #[test]
 fn a_reader_that_falls_behind_and_catches_up() {
     let mut stage = Stage::new(small);

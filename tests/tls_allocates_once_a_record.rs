@@ -32,7 +32,7 @@ fn client(version: &'static SupportedProtocolVersion) -> ClientConnection {
     ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").expect("a name")).expect("a client")
 }
 
-/// What the client has to send.
+/// The bytes that the client has to send.
 fn output(client: &mut ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while client.wants_write() {
@@ -51,7 +51,8 @@ fn deliver(server: &mut TlsConnection, client: &mut ClientConnection) {
     server.sent(server.pending().len());
 }
 
-/// As a shard does it: lends, receives in two pieces, so that a record waits for its rest, and takes back.
+/// Receives as a shard does: lends buffers, receives in two pieces, so that a record waits for its rest, and takes the buffers
+/// back.
 fn receive(server: &mut TlsConnection, buffers: &mut Buffers, bytes: &mut [u8], plain: &mut Vec<u8>) {
     let (first, second) = bytes.split_at_mut(bytes.len() / 2);
     for part in [first, second] {

@@ -29,7 +29,7 @@ async fn a_repeat_is_acknowledged_and_not_delivered_again() {
     assert_eq!(ben.heard().await, [7]);
     assert_eq!(ana.heard().await, [9]);
 
-    // Over a reconnect too: that is what the key is for.
+    // Over a reconnect too: the purpose of the key.
     ana.vanish().await;
     let mut ana = Client::join(&gateway, "s", "ana").await;
     ana.send(&message(7, "session")).await;

@@ -47,7 +47,7 @@ async fn a_connection_is_in_sessions_of_both_shards_until_it_detaches() {
     assert_eq!(payloads(&heard), ["to you", "to all"]);
     assert!(heard.iter().all(|message| message["session_id"] == *far));
 
-    // The other way: forwarded to its home, acknowledged from there.
+    // In the other direction: forwarded to its home, acknowledged from there.
     for number in 0..10 {
         let id = agent.fresh_id();
         agent.send(&json!({"type": "chat", "id": id, "session_id": far, "payload": number})).await;

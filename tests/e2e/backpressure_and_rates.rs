@@ -1,4 +1,4 @@
-//! Rates (protocol.md section 5): above its rate a client is told when to come again, and closed where it goes on.
+//! Rates (protocol.md section 5): above its rate a client is told when to try again, and closed if it continues.
 
 use crate::client::{Client, Hello, code};
 use crate::gateway::Gateway;
@@ -16,7 +16,7 @@ async fn above_the_rate_is_limit_rate_with_a_time_to_wait() {
     assert_eq!((code(&answer), &answer["payload"]["retryable"]), ("limit.rate", &json!(true)), "{answer}");
     let wait = answer["payload"]["retry_after_ms"].as_u64().unwrap();
     assert!((1..=1_000).contains(&wait), "{answer}");
-    // The one that was refused can be told from those that were not.
+    // The refused message can be told from the others.
     assert_eq!(answer["id"], "ana-10", "the first over the burst, of which the hello took one: {answer}");
     tokio::time::sleep(std::time::Duration::from_millis(wait + 50)).await;
     assert!(gateway.metric("ringway_limits_reached_total", "message_rate") >= 15);

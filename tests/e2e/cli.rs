@@ -1,4 +1,4 @@
-//! The command line: what it prints, how it ends, and what it says of mistakes.
+//! The command line: its output, its exit codes, and its messages about mistakes.
 
 use crate::gateway::{Gateway, PATIENCE, SECRET, config, folder, run, run_command};
 use serde_json::Value;
@@ -37,10 +37,10 @@ fn a_wrong_configuration_is_one_line_for_each_mistake() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Settings over a good configuration, or other text in its key; how the line begins where the mistake is, and what is said.
+/// Settings over a good configuration, or other text in its key; how the line with the mistake begins, and the message.
 type Mistake = (Vec<(&'static str, &'static str)>, &'static str, &'static str);
 
-/// What only a look beyond the text's form finds.
+/// Mistakes that only a check beyond the text's form finds.
 fn mistakes() -> Vec<Mistake> {
     let tls = |certificate, key| vec![("tls.certificate", certificate), ("tls.key", key)];
     vec![
@@ -77,7 +77,7 @@ fn mistakes() -> Vec<Mistake> {
     ]
 }
 
-/// The text with a mistake in it, and the line where it stands.
+/// The text with a mistake in it, and the line of the mistake.
 fn mistaken(changes: &[(&str, &str)], at: &str) -> (String, String) {
     let (settings, texts): (Vec<_>, Vec<_>) = changes.iter().copied().partition(|(name, _)| !name.contains(' '));
     let text = texts.iter().fold(config(&settings), |text, (from, to)| text.replace(from, to));
@@ -156,7 +156,7 @@ fn a_reload_is_refused_for_what_a_start_refuses() {
     gateway.logged("the good one", |line| line["message"] == "reloaded settings and keys" && line["live"] == 1);
 }
 
-/// Its last words have no reader and no room.
+/// The error message has no reader and no room.
 #[test]
 fn a_mistake_ends_a_process_whose_stderr_is_full() {
     let (_reader, mut writer) = std::io::pipe().unwrap();
@@ -279,7 +279,7 @@ fn dev_prints_a_url_a_token_and_lines_to_paste_that_work() {
     let address = url.strip_prefix("ws://").unwrap().strip_suffix("/v1/ws").unwrap().parse().unwrap();
     let admin = text.iter().find_map(|line| line.trim().strip_prefix("admin")).unwrap().trim();
     assert!(!admin.contains(":0/"), "{admin}");
-    // The two hellos to paste are let in, and their clients hear each other.
+    // The two hellos to paste are accepted, and their clients receive each other's messages.
     let hellos: Vec<&str> =
         text.iter().filter_map(|line| Some(&line[line.find(r#"{"type":"rw.hello""#)?..=line.rfind('}')?])).collect();
     assert_eq!(hellos.len(), 2, "{text:#?}");

@@ -25,7 +25,7 @@ enum Incoming {
 
 type Writer = Arc<Mutex<WebSocketWrite<WriteHalf<Box<dyn Stream>>>>>;
 
-/// What a hello says.
+/// The contents of a hello.
 #[derive(Clone)]
 pub struct Hello {
     pub session: String,
@@ -111,7 +111,7 @@ async fn read(half: tokio::io::ReadHalf<Box<dyn Stream>>, write: Writer, sink: m
 }
 
 impl Client {
-    /// A connection that has been upgraded and has said nothing.
+    /// A connection that has been upgraded and has sent nothing.
     pub async fn connect(gateway: &Gateway) -> Self {
         let (stream, status, head) =
             upgrade(tcp(gateway.address).await, "/v1/ws", "Sec-WebSocket-Protocol: ringway.v1\r\n").await;
@@ -139,7 +139,7 @@ impl Client {
         }
     }
 
-    /// Connects and says hello; returns behind `rw.caught_up`, with what was replayed set aside to be read.
+    /// Connects and sends hello; returns after `rw.caught_up`, with replayed messages set aside to be read.
     pub async fn join(gateway: &Gateway, session: &str, client_id: &str) -> Self {
         Self::enter(gateway, Hello::new(session, client_id)).await
     }
@@ -148,7 +148,7 @@ impl Client {
         Self::connect(gateway).await.greet(hello).await
     }
 
-    /// Says hello and waits for the welcome and the end of the replay.
+    /// Sends hello and waits for the welcome and the end of the replay.
     pub async fn greet(mut self, hello: Hello) -> Self {
         self.hello(&hello).await;
         let welcome = self.next().await;
@@ -219,7 +219,7 @@ impl Client {
         self.answer(&id).await
     }
 
-    /// Waits for the gateway's answer to this id; what comes before it is set aside.
+    /// Waits for the gateway's answer to this id; earlier messages are set aside.
     pub async fn answer(&mut self, id: &str) -> Value {
         let is_answer = |message: &Value| {
             message["id"] == id
@@ -228,7 +228,7 @@ impl Client {
         self.pick(&format!("an answer to {id}"), is_answer).await
     }
 
-    /// Waits for a message of this type; what comes before it is set aside.
+    /// Waits for a message of this type; earlier messages are set aside.
     pub async fn take(&mut self, kind: &str) -> Value {
         self.pick(kind, |message| message["type"] == kind).await
     }
@@ -265,7 +265,7 @@ impl Client {
         }
     }
 
-    /// All that has been sent to this client of its session up to now: a ping's answer comes in order with messages.
+    /// All messages sent to this client in its session up to now: a ping's answer comes in order with messages.
     pub async fn settle(&mut self) -> Vec<Value> {
         self.settle_in(&self.session.clone()).await
     }
@@ -327,7 +327,7 @@ impl Client {
         let _ = self.reader.await;
     }
 
-    /// What an `rw.resume` names: this epoch and a `seq`.
+    /// The `rw.resume` of this epoch and a `seq`.
     pub fn position(&self, seq: u64) -> Value {
         json!({"epoch": self.welcome["epoch"], "seq": seq})
     }

@@ -1,10 +1,10 @@
-//! Whose address counts: the peer's, unless a trusted proxy names another (PROXY protocol, or a header).
+//! The client's address: the peer's, unless a trusted proxy names another (PROXY protocol, or a header).
 
 use crate::gateway::Gateway;
 use crate::raw::{Raw, UPGRADE};
 use serde_json::Value;
 
-/// The addresses of the connections, as the admin listener tells them.
+/// The addresses of the connections, as the admin listener lists them.
 fn peers(gateway: &Gateway) -> Vec<String> {
     let (_, body) = gateway.admin("/v1/connections");
     let list: Value = serde_json::from_str(&body).unwrap();
@@ -70,7 +70,7 @@ fn a_trusted_proxys_header_names_the_client_and_limits_count_it() {
     other.upgrade(&with_header("X-Forwarded-For: 192.0.2.8"));
 }
 
-/// Of those that come at once and stay, some get in and the rest are told when to come again.
+/// Of connections that come at once and stay, some are accepted and the rest are told when to try again.
 #[test]
 fn handshakes_are_bounded_for_an_address_and_for_a_shard() {
     for (settings, let_in, status, limit) in [

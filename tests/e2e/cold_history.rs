@@ -1,5 +1,5 @@
-//! History that is on disk alone (protocol.md section 5, "Resume", and section 6): resume and `rw.history` are the same as from memory,
-//! whatever becomes of the index files; what is damaged is a gap and nothing else is.
+//! History that is on disk alone (protocol.md section 5, "Resume", and section 6): resume and `rw.history` are the same as from
+//! memory, whatever happens to the index files; damaged messages are a gap and nothing else is.
 
 use crate::client::{Client, Hello};
 use crate::gateway::{Gateway, run};
@@ -21,7 +21,8 @@ const SETTINGS: [(&str, &str); 4] = [
     ("limits.reply_queue_bytes", "4194304"),
 ];
 
-/// Two sessions that speak by turns. Every fifth message of `one` is for ben alone, every seventh for ben and a room that nobody is in.
+/// Two sessions with alternating messages. Every fifth message of `one` is for ben alone, every seventh for ben and a room that
+/// nobody is in.
 async fn fill(gateway: &Gateway) {
     let mut one = Client::join(gateway, "one", "ana").await;
     let mut two = Client::join(gateway, "two", "ana").await;
@@ -52,7 +53,7 @@ fn numbers(messages: &[Value]) -> Vec<u64> {
     numbers.collect()
 }
 
-/// What a client of that name may see of the session `one`, from the beginning.
+/// The messages of the session `one` that a client of that name may see, from the beginning.
 async fn resumed(gateway: &Gateway, client_id: &str) -> Vec<Value> {
     let mut client = Client::enter(gateway, Hello::new("one", client_id).with("start", "oldest")).await;
     let messages = client.settle().await;
@@ -104,7 +105,7 @@ fn files(log: &LogFolder, kind: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Changes one byte of a file where it is.
+/// Changes one byte of a file in place.
 fn flip(path: &PathBuf, at: u64) {
     let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
@@ -179,7 +180,7 @@ async fn a_damaged_record_is_a_gap_and_its_neighbours_are_read() {
     let gateway = gateway.again();
     let segment = &files(&log, "seg")[1];
     let bytes = std::fs::read(segment).unwrap();
-    // One of the session's messages that everybody sees has its text damaged, another its sender.
+    // A message of the session that everybody sees has its text damaged, another its sender.
     let is_for_all = |number: &u64| !number.is_multiple_of(5) && !number.is_multiple_of(7);
     let at = |number: u64| find(&bytes, &format!("one-{number}-"));
     let within: Vec<u64> = (1..=MESSAGES).filter(|number| at(*number).is_some()).collect();
@@ -237,7 +238,7 @@ async fn a_start_over_damage_changes_nothing_in_any_shards_directory() {
         let segment = folder.join("0000000000000000.seg");
         let at = find(&std::fs::read(&segment).unwrap(), r#""session_id":""#).unwrap();
         flip(&segment, at);
-        // What would be made anew or taken away.
+        // Files that a start would remake or remove.
         for shard in 0..2 {
             let folder = log.0.join(format!("log/1/shard-{shard}"));
             std::fs::write(folder.join("0000000000000000.idx"), b"half").unwrap();

@@ -1,4 +1,4 @@
-//! The admin listener (protocol.md section 8): health, readiness, metrics and the connections; and what the log holds.
+//! The admin listener (protocol.md section 8): health, readiness, metrics and the connections; and the contents of the log.
 
 use crate::client::{Client, Hello};
 use crate::gateway::{Gateway, PATIENCE, http, run};
@@ -88,7 +88,7 @@ async fn connections_are_listed_and_shown_with_why_they_closed() {
     assert_eq!((exit, stdout.lines().count(), stderr.lines().count()), (1, 0, 1), "{stderr}");
 }
 
-/// The whole operator's plane over a socket that nobody else may open, and which outlives no gateway, killed or not.
+/// The whole admin interface over a socket that nobody else may open, and which outlives no gateway, killed or not.
 #[tokio::test]
 async fn the_same_over_a_unix_socket() {
     let place = crate::gateway::folder();
@@ -134,7 +134,7 @@ async fn the_same_over_a_unix_socket() {
     }
 }
 
-/// What held each probe for 30 s, so that a supervisor restarted the gateway.
+/// Such a flood held each probe for 30 s, so that a supervisor restarted the gateway.
 #[test]
 fn a_flood_of_silent_connections_holds_up_no_probe() {
     let gateway = Gateway::start(&[]);

@@ -62,7 +62,7 @@ fn a_broadcast_comes_compressed_to_who_agreed_and_plain_to_who_did_not() {
     let long = "ringway ".repeat(2_000);
     for (number, payload) in [json!(long), json!("short"), json!(long)].into_iter().enumerate() {
         let sent = json!({"type": "chat", "id": format!("m-{number}"), "session_id": "s", "payload": payload}).to_string();
-        // Compressed by the client where that is worth it, as the gateway does.
+        // Compressed by the client if that is worth it, as the gateway does.
         let bytes = if sent.len() > 1024 { frame(0xc1, &deflate(sent.as_bytes())) } else { text(&sent) };
         ana.send(&bytes);
         assert_eq!(message(&mut ana).0["payload"]["seq"], number + 1);

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Whether a new connection is upgraded. Refused, reset, answered 503: all of them send it elsewhere.
+/// Returns `true` if a new connection is upgraded. Refused, reset, answered 503: each sends the client elsewhere.
 fn lets_in(address: SocketAddr) -> bool {
     let Ok(mut stream) = TcpStream::connect(address) else { return false };
     stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();

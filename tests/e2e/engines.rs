@@ -13,7 +13,7 @@ const ENGINES: [(&str, &str); 3] = [
     ("epoll", r#"engine="monoio",driver="epoll""#),
 ];
 
-/// Whether this machine lets an engine run: without io_uring it is one of the three.
+/// Returns `true` if an engine works on this machine: without io_uring one of the three does.
 fn runs(engine: &str) -> bool {
     let folder = folder();
     std::fs::write(folder.join("ringway.toml"), format!("[server]\nengine = \"{engine}\"\n")).unwrap();
@@ -78,7 +78,7 @@ async fn converses(engine: &str, labels: &str) {
     }
     ana.settle().await;
 
-    // What was acknowledged outlives a kill.
+    // Acknowledged messages outlive a kill.
     let positions: Vec<_> = pairs.iter().map(|(_, ben)| ben.position(21)).collect();
     for (ana, _) in &mut pairs {
         ana.publish("session", "last words").await;

@@ -64,7 +64,7 @@ impl Example {
         writeln!(self.stdin, "{line}").unwrap();
     }
 
-    /// What it prints next that is of this type.
+    /// The next line of this type that it prints.
     fn prints(&self, kind: &str) -> Value {
         loop {
             let message = self.printed.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {kind} is printed"));
@@ -82,7 +82,7 @@ impl Drop for Example {
     }
 }
 
-/// A way to the gateway that can be cut.
+/// A path to the gateway that can be cut.
 struct Way {
     address: SocketAddr,
     ends: Arc<Mutex<Vec<TcpStream>>>,

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-/// Who asks, and what: as a kubelet of 1.31, HAProxy 2.6 and nginx 1.22 put it on the wire.
+/// Requests of probes, exactly as a kubelet of 1.31, HAProxy 2.6 and nginx 1.22 send them.
 const PROBES: [(&str, &str); 7] = [
     (
         "kubelet, httpGet",
@@ -67,7 +67,7 @@ fn balancers_and_supervisors_are_answered_on_the_clients_port() {
         }
         assert_eq!(gateway.metric("ringway_probes_total", ""), PROBES.len() as u64);
         assert_eq!(gateway.metric("ringway_http_refused_total", ""), 0);
-        // What HAProxy asks where it is not told what to.
+        // HAProxy's request if none is configured.
         assert!(ask(&gateway, ahead, "OPTIONS / HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 400 "));
         let listed = gateway.admin("/v1/connections").1;
         assert!(!listed.contains("http_answered") || listed.matches("connection_id").count() == 1, "{listed}");

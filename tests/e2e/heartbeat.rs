@@ -1,4 +1,4 @@
-//! Heartbeats (protocol.md section 1): an idle connection is pinged, and dropped where it stays silent; any byte counts as life.
+//! Heartbeats (protocol.md section 1): an idle connection is pinged, and dropped if it stays silent; any byte counts as life.
 
 use crate::client::Client;
 use crate::gateway::Gateway;

@@ -1,4 +1,4 @@
-//! The handshake (protocol.md section 4): the first frame is a hello, and the welcome says where the client stands.
+//! The handshake (protocol.md section 4): the first frame is a hello, and the welcome tells the client its position.
 
 use crate::client::{Client, Hello, code, tcp, upgrade};
 use crate::gateway::Gateway;

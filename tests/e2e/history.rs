@@ -1,4 +1,4 @@
-//! `rw.history` (protocol.md section 6): what one may see, ascending, with nothing live in between.
+//! `rw.history` (protocol.md section 6): the messages that a member may see, ascending, with nothing live in between.
 
 use crate::client::{Client, Hello};
 use crate::gateway::Gateway;

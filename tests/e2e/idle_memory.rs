@@ -1,10 +1,11 @@
-//! What an idle connection costs (docs/OPERATING.md): 2 KiB, and no memory that the kernel takes 2 MiB at a time.
+//! The memory of an idle connection (docs/OPERATING.md): 2 KiB, and no memory that the kernel takes 2 MiB at a time.
 
 use crate::client::Client;
 use crate::gateway::Gateway;
 
 const CONNECTIONS: usize = 1_000;
-/// More than one takes on any engine (monoio: 4 KiB): these also pay for the first pages of every table, and for a debug build.
+/// More than one connection takes on any engine (monoio: 4 KiB): these also pay for the first pages of every table, and for a
+/// debug build.
 const BYTES_A_CONNECTION: usize = 6 * 1024;
 
 #[tokio::test]

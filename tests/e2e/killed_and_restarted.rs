@@ -1,5 +1,5 @@
-//! The log on disk (protocol.md section 5, "Acknowledgement", "Resume"): what was acknowledged outlives the process, and so does what
-//! sessions and members are.
+//! The log on disk (protocol.md section 5, "Acknowledgement", "Resume"): acknowledged messages outlive the process, and so do
+//! sessions and members.
 
 use crate::client::{Client, Hello, payloads};
 use crate::gateway::{Gateway, folder, run};
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const ROUNDS: u64 = 5;
-/// Messages each says in a round, more than are acknowledged when the gateway is killed.
+/// Messages that each sends in a round, more than are acknowledged when the gateway is killed.
 const MESSAGES: u64 = 60;
 
 /// A directory for a log, gone with the test.
@@ -21,7 +21,7 @@ impl LogFolder {
         Self(folder())
     }
 
-    /// One that version 1 wrote: `ours`, and sessions and a room whose names are the gateway's own by now.
+    /// A log that version 1 wrote: `ours`, and sessions and a room whose names have become reserved.
     pub fn of_version_1() -> Self {
         let log = Self::new();
         let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/log-own-names");
@@ -38,7 +38,7 @@ impl LogFolder {
         self.with(settings, Gateway::start)
     }
 
-    /// Does something with the settings of a gateway with this log.
+    /// Calls `work` with the settings of a gateway with this log.
     pub fn with<T>(&self, settings: &[(&str, &str)], what: impl FnOnce(&[(&str, &str)]) -> T) -> T {
         let path = format!("{:?}", self.0.join("log"));
         let mut all = vec![
@@ -71,7 +71,7 @@ pub fn stop(gateway: &mut Gateway) {
     assert_eq!(gateway.ended().code(), Some(0), "{:#?}", gateway.log());
 }
 
-/// One side of a conversation, through all its connections.
+/// A side of a conversation, through all its connections.
 struct Talker {
     name: &'static str,
     epoch: Value,
@@ -118,7 +118,7 @@ impl Talker {
         }
     }
 
-    /// Comes back to where it was, and says once more what was not acknowledged, and the last that was.
+    /// Resumes, and resends messages that were not acknowledged, and the last that was.
     async fn enter(&mut self, gateway: &Gateway) -> Client {
         let mut hello = Hello::new("s", self.name);
         if !self.epoch.is_null() {
@@ -259,9 +259,9 @@ async fn outlives(end: impl Fn(&mut Gateway), keeps_epoch: bool) {
     assert_eq!((&ben.welcome["start_seq"], &ben.welcome["rooms"]), (&json!(3), &json!(["ops"])), "{}", ben.welcome);
     assert_eq!(payloads(&ben.settle().await), [json!(3), json!(4), json!("in time"), json!("for the room")]);
     let mut cleo = Client::enter(&gateway, Hello::new("s", "cleo").with("resume", position)).await;
-    // Its new token has no roles: what was for the lead is no longer for it.
+    // The new token has no roles: messages for the lead are no longer for it.
     assert_eq!(cleo.heard().await, [] as [Value; 0]);
-    // A newcomer: this client's ids begin anew, and those of the others are remembered.
+    // A newcomer: this client's ids start anew, and those of the others are remembered.
     let mut dan = Client::join(&gateway, "s", "dan").await;
     dan.publish("room:ops", "still there").await;
     dan.publish("room:left", "still gone").await;
@@ -313,7 +313,7 @@ async fn a_quiet_session_outlives_the_files_before_its_messages() {
     let mut quiet = Client::join(&gateway, "quiet", "ana").await;
     let mut noisy = Client::join(&gateway, "noisy", "ben").await;
     let noise = "x".repeat(60_000);
-    // What the quiet one's session is stands in the first file, what it says in the second.
+    // The quiet session's state is in the first file, its messages in the second.
     for _ in 0..40 {
         noisy.publish("session", noise.as_str()).await;
     }

@@ -1,5 +1,5 @@
-//! What was taken of a client is answered before its connection ends (protocol.md section 1), however the client ends it: by a close frame,
-//! by the end of its stream, or by both at once.
+//! Everything accepted from a client is answered before its connection ends (protocol.md section 1), however the client ends it:
+//! by a close frame, by the end of its stream, or by both at once.
 
 use crate::attach_detach::homes;
 use crate::client::{Client, Stream, tcp, upgrade};
@@ -116,7 +116,7 @@ async fn say(stream: &mut Box<dyn Stream>, mut bytes: Vec<u8>, last: Last) {
     }
 }
 
-/// A client in both sessions says its last words over a stream that has been upgraded.
+/// A client in both sessions sends its last messages over a stream that has been upgraded.
 async fn answered(mut stream: Box<dyn Stream>, [here, there]: &[String; 2], name: &str, last: Last) {
     let hello = json!({"client_id": name, "auth_token": token(name)});
     stream.write_all(&text(&envelope("rw.hello", "hello", here, &hello))).await.unwrap();
@@ -170,7 +170,7 @@ async fn what_was_taken_is_answered_before_the_end_over_tls() {
     }
 }
 
-/// A client that waits for nothing: its hello, what it has to say and its last word in one piece, also where the connection changes shards
+/// A client that waits for nothing: its hello, its messages and its end in one piece, also if the connection changes shards
 /// meanwhile.
 #[tokio::test]
 async fn all_at_once_is_answered_too() {

@@ -1,5 +1,5 @@
-//! What goes wrong under a log (OPERATING.md, "When something goes wrong"): each fault has its answer, and loses nothing that was
-//! acknowledged. A disk that is full is in retention.rs, a sync that fails on a file system of its own in tests/power_cut.
+//! Faults under a log (OPERATING.md, "When something goes wrong"): each has its answer, and loses no acknowledged message. A disk
+//! that is full is in retention.rs, a sync that fails on a file system of its own in tests/power_cut.
 
 use crate::client::{Client, Hello, code};
 use crate::gateway::{Gateway, can_refuse, run, run_command};
@@ -14,8 +14,8 @@ const LONG: usize = 60_000;
 /// A limit in bytes that no file of the log fits in.
 const SMALL: &str = "1048576:unlimited";
 
-/// Says numbers, and much beside them, from `first` on until one is refused: those that were acknowledged, and that one, which may have
-/// been on its way to the disk when that failed.
+/// Sends numbers, with much padding, from `first` on until one is refused. Returns those that were acknowledged, and the refused
+/// one, which may have been on its way to the disk when that failed.
 async fn say_until_refused(gateway: &Gateway, first: u64) -> (Vec<u64>, u64) {
     let mut ana = Client::join(gateway, "s", &format!("ana-{first}")).await;
     let started = Instant::now();
@@ -36,7 +36,7 @@ async fn say_until_refused(gateway: &Gateway, first: u64) -> (Vec<u64>, u64) {
     }
 }
 
-/// Says some that are acknowledged.
+/// Sends some that are acknowledged.
 async fn say(gateway: &Gateway, numbers: std::ops::Range<u64>) -> Vec<u64> {
     let mut ana = Client::join(gateway, "s", &format!("ana-{}", numbers.start)).await;
     for number in numbers.clone() {
@@ -51,7 +51,7 @@ async fn held(gateway: &Gateway) -> Vec<u64> {
     retained(gateway, "s").await.1.iter().map(|payload| payload[0].as_u64().unwrap()).collect()
 }
 
-/// What goes on where the log takes nothing: reading, and what needs no log.
+/// Work that goes on while the log takes nothing: reading, and messages that need no log.
 async fn all_else_goes_on(gateway: &Gateway, taken: &[u64]) {
     assert_eq!(held(gateway).await, taken);
     let (mut ana, mut ben) = (Client::join(gateway, "s", "ana").await, Client::join(gateway, "s", "ben").await);
@@ -73,7 +73,7 @@ fn verified(log: &LogFolder) {
     assert!(code == 0 && stdout.contains("OK"), "{stdout}{stderr}");
 }
 
-/// Whether this host has a command, and lets it do this.
+/// Returns `true` if this host has a command, and permits this use.
 fn can(words: &[&str]) -> bool {
     let can = Command::new(words[0]).args(&words[1..]).output().is_ok_and(|output| output.status.success());
     if !can {
@@ -129,7 +129,7 @@ async fn a_log_is_not_written_again_for_other_shards_where_its_files_may_not_be_
     assert_eq!(held(&gateway.again()).await, taken);
 }
 
-/// A start with a gateway's configuration that is refused: what it says.
+/// The error of a start with a gateway's configuration that is refused.
 fn refused(gateway: &Gateway) -> String {
     let (code, _, stderr) = run(&["serve", "--config", gateway.folder.join("ringway.toml").to_str().unwrap()]);
     assert_eq!(code, 1, "{stderr}");
@@ -165,7 +165,8 @@ async fn what_is_in_a_directory_that_is_no_logs_or_not_its_own_stays() {
     assert_eq!(held(&gateway.again()).await, taken);
 }
 
-/// After a restart what was acknowledged is there, once and in order; perhaps what was refused when the disk failed, too. And it goes on.
+/// After a restart acknowledged messages are there, once and in order; perhaps also the one refused when the disk failed. And the
+/// gateway goes on.
 async fn goes_on(gateway: &Gateway, mut taken: Vec<u64>, refused: u64) {
     for round in 0..2 {
         let held: Vec<u64> = held(gateway).await.into_iter().filter(|number| *number != refused).collect();
@@ -174,7 +175,8 @@ async fn goes_on(gateway: &Gateway, mut taken: Vec<u64>, refused: u64) {
     }
 }
 
-/// The disk does something wrong in the middle: nothing more is taken, all else goes on, and after a restart all is there.
+/// The disk fails in the middle: no more messages are accepted, everything else goes on, and after a restart all acknowledged
+/// ones are there.
 async fn fails_for_good(log: &LogFolder, mut gateway: Gateway, mut taken: Vec<u64>) {
     let (more, refused) = say_until_refused(&gateway, taken.len() as u64).await;
     taken.extend(more);
@@ -249,7 +251,7 @@ fn rescue() -> String {
     script.join("\n")
 }
 
-/// Something of the log is deleted under the gateway; it notices, and all can be saved as the manual says.
+/// A part of the log is deleted under the gateway; it notices, and everything can be saved as the manual says.
 async fn is_deleted(delete: impl Fn(&Path)) {
     let log = LogFolder::new();
     let mut gateway = log.start(&[]);

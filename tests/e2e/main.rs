@@ -1,8 +1,8 @@
-//! What the gateway promises to its clients and operators, a file for each promise, against the real binary with an
-//! independent client: nothing of the gateway's code is linked into these tests.
+//! The gateway's promises to its clients and operators, a file for each promise, against the real binary with an independent
+//! client: none of the gateway's code is linked into these tests.
 //!
 //! A contained panic (a decoder that panics closes its own connection, 1011) can't be provoked from outside: no known bytes do
-//! it, which is what the fuzz targets look for. `sim/scenarios.rs` puts one into the shard.
+//! it, which is what the fuzz targets look for. `sim/scenarios.rs` plants one in the shard.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test process of its own, not the gateway")]
 #![allow(dead_code, reason = "the support files serve several test binaries")]
 

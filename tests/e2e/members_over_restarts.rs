@@ -41,7 +41,7 @@ async fn a_member_unseen_is_let_go_though_the_gateway_was_not_there() {
     let mut ana = Client::join(&gateway, "s", "ana").await;
     assert_eq!((&ana.welcome["created"], &ana.welcome["seq"]), (&json!(false), &json!(1)), "{}", ana.welcome);
     while members(&mut ana).await != ["ana"] {
-        // Begun anew its time would take twice this.
+        // If its time began anew this would take twice as long.
         assert!(started.elapsed() < Duration::from_millis(UNSEEN_MS / 2), "the time before the start counts");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

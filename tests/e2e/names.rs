@@ -6,7 +6,7 @@ use crate::killed_and_restarted::{LogFolder, stop};
 use crate::token::token_with;
 use serde_json::{Value, json};
 
-/// Sessions' names: what a command line, a path and a URL would read in ways of their own.
+/// Names of sessions that a command line, a path or a URL could misread.
 fn sessions() -> Vec<String> {
     let odd = [
         "-",
@@ -93,7 +93,7 @@ async fn every_session_is_reached_by_its_name() {
     speak(&gateway, "ana").await;
     read_all(folder);
 
-    // The half of them is purged while it runs, the other half behind it; nothing else goes.
+    // Half of them are purged while it runs, the other half after it; nothing else is deleted.
     let admin = format!("http://{}", gateway.admin);
     let (live, stopped): (Vec<_>, Vec<_>) = sessions().into_iter().enumerate().partition(|(index, _)| index % 2 == 0);
     for (_, session) in &live {

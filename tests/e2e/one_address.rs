@@ -12,7 +12,7 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// Starts one where another should be in its way: exit code and stderr.
+/// Starts a gateway where another should be in its way. Returns exit code and stderr.
 fn second(address: &str, more: &[(&str, &str)]) -> (i32, String) {
     let (folder, listen) = (folder(), format!("{address:?}"));
     std::fs::write(folder.join("secret"), SECRET).unwrap();

@@ -1,4 +1,4 @@
-//! Origins (protocol.md section 1): which pages may connect.
+//! Origins (protocol.md section 1): the pages that may connect.
 
 use crate::client::{tcp, upgrade};
 use crate::gateway::Gateway;

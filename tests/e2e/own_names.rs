@@ -1,5 +1,5 @@
-//! Names of the gateway's own (protocol.md sections 3 and 6): no client comes into sessions, channels and rooms of them, whatever its token
-//! says, and those that an earlier version let clients make are read by the tools only.
+//! Reserved names (protocol.md sections 3 and 6): no client enters sessions, channels and rooms with them, whatever its token
+//! says; those that an earlier version let clients make can be read by the tools only.
 
 use crate::client::{Client, Hello, code};
 use crate::gateway::{Gateway, run};

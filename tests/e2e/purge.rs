@@ -7,7 +7,7 @@ use crate::killed_and_restarted::{LogFolder, stop};
 use serde_json::json;
 use std::path::Path;
 
-/// Whether a text stands in any file below.
+/// Returns `true` if a text occurs in any file below.
 fn holds(folder: &Path, text: &str) -> bool {
     std::fs::read_dir(folder).unwrap().any(|entry| {
         let path = entry.unwrap().path();
@@ -32,7 +32,7 @@ fn verified(log: &LogFolder) -> String {
     out
 }
 
-/// What a reader finds that held up to the fifth of forty messages which are purged.
+/// The view of a reader that had received up to the fifth of forty messages which are purged.
 async fn finds_a_gap(gateway: &Gateway, position: serde_json::Value, later: &[&str]) {
     let mut ben = Client::enter(gateway, Hello::new("s", "ben").with("resume", position)).await;
     assert_eq!((&ben.welcome["recovered"], &ben.welcome["oldest_seq"]), (&json!(false), &json!(41)), "{}", ben.welcome);
@@ -49,7 +49,7 @@ async fn no_byte_of_a_purged_session_stays_and_it_goes_on() {
     let mut gateway = log.start(&[("server.shards", "2"), ("log.memory_bytes", "8388608")]);
     let mut ana = Client::join(&gateway, "s", "ana").await;
     let mut other = Client::join(&gateway, "other", "ana/other").await;
-    // One of the two is at home elsewhere, and mirrors what it reads of the session.
+    // The other reader's shard mirrors the session.
     let mut readers = Vec::new();
     for (home, name) in [("a", "cleo"), ("b", "dan"), ("c", "eve")] {
         let mut reader = Client::join(&gateway, home, name).await;

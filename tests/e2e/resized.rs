@@ -1,4 +1,4 @@
-//! Another number of shards over the same log (OPERATING.md, "The log on disk"): what sessions and members are, and what was said, stays.
+//! Another number of shards over the same log (OPERATING.md, "The log on disk"): sessions, members and messages stay.
 
 use crate::client::{Client, Hello, payloads};
 use crate::killed_and_restarted::{LogFolder, stop};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 const SESSIONS: usize = 8;
 
-/// What must be the same before and after.
+/// The state that must be the same before and after.
 async fn seen(gateway: &crate::gateway::Gateway, session: &str) -> Value {
     let mut cleo = Client::enter(gateway, Hello::new(session, "cleo").with("start", json!("oldest"))).await;
     let messages: Vec<Value> = cleo

@@ -1,4 +1,4 @@
-//! Resume (protocol.md section 5): what was missed comes in order, then `rw.caught_up`, then what is new.
+//! Resume (protocol.md section 5): missed messages come in order, then `rw.caught_up`, then new ones.
 
 use crate::client::{Client, Hello};
 use crate::gateway::Gateway;

@@ -1,5 +1,5 @@
-//! What a session retains is its own (protocol.md section 5), and a log without room refuses what is new and keeps what it has
-//! (OPERATING.md, "The log on disk").
+//! Retention of sessions, each by its own bounds (protocol.md section 5), and a log without room, which refuses new messages and
+//! keeps the old ones (OPERATING.md, "The log on disk").
 
 use crate::client::{Client, Hello, code, payloads};
 use crate::gateway::Gateway;
@@ -11,14 +11,14 @@ use std::time::Duration;
 /// Messages of this take 16 places of a chunk.
 const LONG: usize = 60_000;
 
-/// What a newcomer is told that there is, and what it gets.
+/// The oldest seq that a newcomer is told, and the messages that it gets.
 pub async fn retained(gateway: &Gateway, session: &str) -> (u64, Vec<Value>) {
     let mut client = Client::enter(gateway, Hello::new(session, "newcomer").with("start", json!("oldest"))).await;
     let oldest = client.welcome["oldest_seq"].as_u64().unwrap();
     let messages = client.settle().await;
     let seqs: Vec<u64> =
         messages.iter().filter(|message| message["type"] == "chat").map(|it| it["seq"].as_u64().unwrap()).collect();
-    // What goes between the welcome and the replay is told.
+    // Messages dropped between the welcome and the replay are reported.
     let gone = messages.iter().find(|message| message["type"] == "rw.gap" && message["payload"]["from"] == oldest);
     let first = gone.map_or(oldest, |gap| gap["payload"]["to"].as_u64().unwrap() + 1);
     assert_eq!(seqs.first().copied(), (!seqs.is_empty()).then_some(first), "the first there is");
@@ -83,7 +83,7 @@ async fn a_message_goes_by_its_own_age_and_not_by_its_files() {
     tokio::time::sleep(Duration::from_millis(2500)).await;
     ana.publish("session", "young").await;
     assert_eq!(retained(&gateway, "s").await.0, 1, "after {:?}", published.elapsed());
-    // Its age counts from when it came, over a start.
+    // The age counts from the message's arrival, over a start.
     gateway.kill();
     gateway = gateway.again();
     let mut oldest = 1;
@@ -115,7 +115,7 @@ async fn fills_and_goes_on(gateway: &Gateway, limit: &str, make_room: impl Fn(&G
     assert!(refusal["payload"]["retry_after_ms"].is_u64(), "{refusal}");
     assert_eq!(gateway.metric("ringway_log_full", ""), 1);
     assert!(gateway.metric("ringway_limits_reached_total", &format!("limit=\"{limit}\"")) > 0, "{limit}");
-    // What was taken is there, and what needs no log goes on.
+    // Accepted messages are there, and work that needs no log goes on.
     assert_eq!(ben.heard().await.len(), taken);
     ana.send(&json!({"type": "chat", "id": "e", "session_id": "s", "payload": "passing", "ephemeral": true})).await;
     assert_eq!(ben.take("chat").await["payload"], "passing");

@@ -1,4 +1,4 @@
-//! Revocations: what is revoked is closed with 4401 on every shard and cannot come back; nobody else notices.
+//! Revocations: a revoked client is closed with 4401 on every shard and cannot come back; nobody else notices.
 
 use crate::client::{Client, Hello};
 use crate::gateway::{Gateway, http, run};
@@ -80,7 +80,7 @@ async fn one_token_or_one_client_leaves_the_users_others() {
     kept_out(&gateway, &hello("s", "ana/kept", &second)).await;
     let_in(&gateway, &hello("s", "ana/third", &second)).await.close().await;
 
-    // What the files say is read again; what was revoked stays so.
+    // The files are read again; revocations stay.
     gateway.reload(&[]);
     gateway.logged("that it reloaded", |line| line["message"].as_str().unwrap().starts_with("reloaded"));
     let listed: Value = serde_json::from_str(&token(&gateway, &["revocations", "--json"])).unwrap();

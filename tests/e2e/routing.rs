@@ -1,4 +1,4 @@
-//! Addresses (protocol.md section 3): who hears what.
+//! Addresses (protocol.md section 3): the receivers of a message.
 
 use crate::client::{Client, Hello, code};
 use crate::gateway::Gateway;

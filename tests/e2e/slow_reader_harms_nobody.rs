@@ -49,10 +49,10 @@ async fn one_that_stops_reading_is_closed_and_the_others_hear_everything() {
     ana.publish("session", "on it goes").await;
     assert_eq!(ben.heard().await, ["on it goes"]);
 
-    // What was on its way can still be read, and then the end comes: it does not hang.
+    // Data already on its way can still be read, and then the end comes: the connection does not hang.
     let mut bytes = Vec::new();
     let _ = timeout(PATIENCE, stalled.read_to_end(&mut bytes)).await.expect("the socket ends");
-    // It may come back and resume; what retention dropped is told.
+    // The client may come back and resume; messages that retention dropped are reported.
     let hello = Hello::new("s", "stalled").with("resume", ana.position(0));
     let back = Client::enter(&gateway, hello).await;
     assert_eq!(back.welcome["recovered"], false, "12 MB do not fit 8 MiB: {}", back.welcome);

@@ -1,6 +1,5 @@
-//! TLS by hand: a ClientHello in as many pieces as there can be works, one that is ended or cut off ends its connection, and
-//! nobody else notices. Deadlines are far away where the test
-//! says no other: what ends there ends for what came.
+//! TLS by hand: a ClientHello in as many pieces as possible works, an interrupted one ends its connection, and nobody else
+//! notices. Deadlines are far away unless the test says otherwise: connections end because of their input.
 
 use crate::gateway::{Gateway, PATIENCE};
 use crate::raw::{Raw, UPGRADE, text};
@@ -46,7 +45,7 @@ impl Tls {
         Self { tls, stream: Raw::connect(gateway.address).stream, plain: Vec::new() }
     }
 
-    /// What TLS wants to send now.
+    /// The bytes that TLS wants to send now.
     fn records(&mut self) -> Vec<u8> {
         let mut records = Vec::new();
         while self.tls.wants_write() {
@@ -149,7 +148,7 @@ fn a_client_hello_that_comes_too_slowly_is_dropped() {
     unharmed(&gateway);
 }
 
-/// Its ClientHello is not even read.
+/// The ClientHello of a refused connection is not even read.
 #[test]
 fn who_is_over_its_addresss_limit_gets_no_handshake() {
     let gateway = start(&[("limits.half_open_per_ip", "3")]);
@@ -170,8 +169,8 @@ fn who_is_over_its_addresss_limit_gets_no_handshake() {
     unharmed(&gateway);
 }
 
-/// H6. Nobody has signed it, so that TLS may ignore it (RFC 8446 6.1): then the handshake's deadline ends the connection, and the
-/// shard sleeps until then.
+/// H6. The alert is unsigned, so that TLS may ignore it (RFC 8446 6.1): then the handshake's deadline ends the connection, and
+/// the shard sleeps until then.
 #[test]
 fn a_close_notify_before_its_time_ends_the_connection_and_spins_nothing() {
     let gateway = start(&[("limits.tls_handshake_ms", "500")]);
@@ -197,7 +196,7 @@ fn a_close_notify_before_its_time_ends_the_connection_and_spins_nothing() {
     unharmed(&gateway);
 }
 
-/// A cut stream (no close_notify) and a cut record are an end, and what was cut off is not taken for a message.
+/// A cut stream (no close_notify) and a cut record are an end, and the cut part is not taken for a message.
 #[test]
 fn a_truncated_stream_is_an_end_and_half_a_record_is_nothing() {
     let gateway = start(&[]);

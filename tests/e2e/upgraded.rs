@@ -6,7 +6,7 @@ use crate::gateway::{Gateway, run};
 use crate::killed_and_restarted::{LogFolder, stop};
 use serde_json::{Value, json};
 
-/// What the tools say of the log: how many records it has, and the kinds of the session's.
+/// The tools' view of the log: its number of records, and the kinds of the session's.
 fn tools(log: &LogFolder) -> (u64, Vec<String>) {
     let path = log.0.join("log");
     let path = path.to_str().unwrap();
@@ -23,7 +23,7 @@ fn tools(log: &LogFolder) -> (u64, Vec<String>) {
     (records, kinds.collect())
 }
 
-/// What is known of the members of the session, as one of them is told.
+/// The members of the session, as one of them is told.
 async fn told(client: &mut Client) -> Value {
     let page = client.command("rw.members", json!({})).await;
     let members = page["payload"]["members"].as_array().unwrap().iter();

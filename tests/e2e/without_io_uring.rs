@@ -1,5 +1,5 @@
-//! Where the kernel refuses io_uring the gateway serves on epoll, and says so; one that is told to use it says in one line why it can't.
-//! With `RINGWAY_TEST_ENGINE=refused` all of these tests run so.
+//! If the kernel refuses io_uring the gateway serves on epoll, and says so; one that is told to use io_uring says in one line why
+//! it can't. With `RINGWAY_TEST_ENGINE=refused` all of these tests run so.
 
 use crate::client::Client;
 use crate::gateway::{Gateway, PATIENCE, SECRET, can_refuse, config, folder, refusing, run_command};
@@ -121,7 +121,7 @@ async fn an_engine_of_the_gateways_choice_takes_the_connections_that_it_has_file
     assert_eq!((&line["live"], &line["restart"]), (&0.into(), &0.into()), "{line}");
     drop(gateway);
 
-    // What was asked for by name is not another thing silently.
+    // An engine asked for by name is not silently replaced.
     let folder = folder();
     std::fs::write(folder.join("secret"), SECRET).unwrap();
     for (engine, files) in [("epoll", 900), ("auto", 100)] {

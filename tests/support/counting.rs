@@ -1,4 +1,4 @@
-//! An allocator that counts what the current thread asks of it, so that tests running beside each other don't count each other.
+//! An allocator that counts the current thread's requests, so that tests running beside each other don't count each other.
 #![allow(unsafe_code, reason = "a GlobalAlloc can't be written otherwise")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 pub const SECRET: &[u8] = b"a secret of forty printable characters..";
 pub const KEY_ID: &str = "test";
-/// What anything in these tests may take before it counts as hung. Generous: builders are slow and shared.
+/// Time after which anything in these tests counts as hung. Generous: builders are slow and shared.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
 static SERIAL: AtomicUsize = AtomicUsize::new(0);
@@ -34,13 +34,14 @@ const DEFAULTS: [(&str, &str); 12] = [
     ("diagnostics.log_level", r#""debug""#),
 ];
 
-/// The engine under the gateways of this run, where the run is for one: one of `server.engine`'s names, or `refused`, where a tracer
-/// refuses io_uring to a gateway that may choose.
+/// The engine under the gateways of this run, if the run is for one: one of `server.engine`'s names, or `refused`, for a tracer
+/// that refuses io_uring to a gateway that may choose.
 pub fn engine() -> Option<String> {
     std::env::var("RINGWAY_TEST_ENGINE").ok().filter(|engine| !engine.is_empty())
 }
 
-/// What a gateway is started under so that the kernel refuses it io_uring with this error. The gateway is the child, the tracer is not.
+/// The command under which a gateway is started so that the kernel refuses it io_uring with this error. The gateway is the child,
+/// the tracer is not.
 pub fn refusing(error: &str) -> Vec<String> {
     let refuse = format!("inject=io_uring_setup:error={error}");
     ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=io_uring_setup", "-e", &refuse]
@@ -48,7 +49,7 @@ pub fn refusing(error: &str) -> Vec<String> {
         .into()
 }
 
-/// Whether there is a tracer, and it may trace.
+/// Returns `true` if there is a tracer, and it may trace.
 pub fn can_refuse() -> bool {
     let traces = Command::new("strace").args(["-D", "-f", "--seccomp-bpf", "-qq", "-e", "trace=none", "true"]).output();
     traces.is_ok_and(|output| output.status.success())
@@ -98,14 +99,14 @@ impl Gateway {
         Self::start_under(&under, settings)
     }
 
-    /// Starts it by these words, where there are any, before its own command.
+    /// Starts it with these words before its own command.
     pub fn start_under(under: &[String], settings: &[(&str, &str)]) -> Self {
         Self::launch(Self::configured(settings), under.to_vec())
     }
 
-    /// One whose log's directory is in the empty folder `log`, where a file system of its own is mounted, in memory, of so many bytes; a
-    /// file `filler` beside it has `filler_bytes` of it. Only its process sees it; [`Gateway::inside`] is the way there. `None` where this host
-    /// lets nobody mount.
+    /// A gateway whose log's directory is in the empty folder `log`, on which a file system of its own is mounted, in memory, of
+    /// this many bytes; a file `filler` beside it takes `filler_bytes` of it. Only its process sees it; [`Gateway::inside`] is
+    /// the path there. `None` if this host permits no mount.
     pub fn start_on_small_disk(log: &Path, bytes: u64, filler_bytes: u64, settings: &[(&str, &str)]) -> Option<Self> {
         let namespaces = ["--user", "--map-root-user", "--mount"];
         if !Command::new("unshare").args(namespaces).arg("true").status().is_ok_and(|status| status.success()) {
@@ -164,7 +165,7 @@ impl Gateway {
         self.child.wait().unwrap();
     }
 
-    /// Starts one that has ended once more, with the same configuration and on new ports.
+    /// Starts an ended gateway again, with the same configuration and on new ports.
     pub fn again(mut self) -> Self {
         Self::launch(std::mem::take(&mut self.folder), std::mem::take(&mut self.under))
     }
@@ -209,7 +210,7 @@ impl Gateway {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// Writes the configuration anew and asks for a reload; the caller waits for what it expects in the log.
+    /// Rewrites the configuration and asks for a reload; the caller waits for the log line that it expects.
     pub fn reload(&self, settings: &[(&str, &str)]) {
         self.reload_text(&config(settings));
     }
@@ -247,7 +248,7 @@ impl Gateway {
             .sum()
     }
 
-    /// Waits until a metric satisfies.
+    /// Waits until a metric satisfies the condition.
     pub fn until_metric(&self, name: &str, label: &str, wanted: impl Fn(u64) -> bool) -> u64 {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -272,7 +273,7 @@ impl Gateway {
         self.list_open_files().len()
     }
 
-    /// What each of them is.
+    /// The open files of the process.
     pub fn list_open_files(&self) -> Vec<PathBuf> {
         let files = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
         files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok()).collect()
@@ -289,14 +290,14 @@ impl Drop for Gateway {
                 eprintln!("gateway: {line}");
             }
         }
-        // Handed on to the next one, there is none here.
+        // The folder was handed on to the next gateway; there is none here.
         if !self.folder.as_os_str().is_empty() {
             let _ = std::fs::remove_dir_all(&self.folder);
         }
     }
 }
 
-/// One HTTP exchange to the connection's end: status, head, body.
+/// An HTTP exchange to the connection's end: status, head, body.
 pub fn http(address: SocketAddr, request: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();

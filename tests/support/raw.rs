@@ -66,7 +66,7 @@ impl Raw {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Sends; false where the peer no longer takes it.
+    /// Sends. Returns `false` if the peer no longer takes it.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
     }
@@ -91,7 +91,7 @@ impl Raw {
         head
     }
 
-    /// More bytes; false at the end. Panics where nothing comes for too long.
+    /// Reads more bytes. Returns `false` at the end. Panics if nothing comes for too long.
     fn fill(&mut self) -> bool {
         let mut bytes = [0; 16 * 1024];
         match self.stream.read(&mut bytes) {
