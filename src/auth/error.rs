@@ -44,7 +44,7 @@ pub enum AuthError {
     #[error("the token's `aud` does not fit: {0}")]
     Audience(&'static str),
     /// A claim is absent, ill-typed or out of its bounds.
-    #[error("the token's `{claim}` does not do: {problem}")]
+    #[error("the token's `{claim}` is not valid: {problem}")]
     Claims {
         /// The claim's name.
         claim: &'static str,

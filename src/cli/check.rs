@@ -103,8 +103,8 @@ fn keys(reading: &mut Reading, folder: &Path) -> Vec<KeyMaterial> {
     for AuthKey { kid, alg, file } in reading.settings.auth_keys.clone() {
         let load = || -> Result<KeyMaterial, String> {
             let bytes = read_file(&folder.join(&file), KEY_FILE_BYTES_MAX).map_err(|error| error.0)?;
-            let algorithm =
-                KeyAlgorithm::from_name(alg.name()).ok_or_else(|| format!("{} is no algorithm for tokens", alg.name()))?;
+            let algorithm = KeyAlgorithm::from_name(alg.name())
+                .ok_or_else(|| format!("{} is not a supported token algorithm", alg.name()))?;
             let material = KeyMaterial { key_id: kid.clone(), algorithm, bytes };
             KeySet::new(std::slice::from_ref(&material)).map_err(|error| format!("{file:?}: {}", error.problem))?;
             Ok(material)

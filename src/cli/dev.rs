@@ -22,7 +22,7 @@ pub(super) fn dev(arguments: &DevArgs) -> Result<(), CliError> {
     // A machine with few open files still runs a node to try out, whatever its engine.
     fit_open_files(&mut settings, engine.engine);
     let mut secret = [0_u8; 32];
-    aws_lc_rs::rand::fill(&mut secret).map_err(|_| CliError("the system gives no random bytes".to_owned()))?;
+    aws_lc_rs::rand::fill(&mut secret).map_err(|_| CliError("no random bytes from the operating system".to_owned()))?;
     let token = token(&secret, now_s());
     let keys = vec![KeyMaterial { key_id: KEY_ID.to_owned(), algorithm: KeyAlgorithm::Hs256, bytes: secret.to_vec() }];
     let log = logging::start(settings.diagnostics.log_format, settings.diagnostics.log_level)?;

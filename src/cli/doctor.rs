@@ -154,10 +154,10 @@ fn findings(facts: &Facts, settings: &Settings, shards: usize) -> Vec<Finding> {
     found.push(match &facts.engine {
         Ok(choice) if choice.fallen_back => better(
             format!("the engine is {}: {}", choice.engine, choice.why),
-            "what keeps the better one is told above; without it a message costs more (docs/BENCHMARKS.md)",
+            "the reason why a better engine does not work is given above; with this one a message costs more (docs/BENCHMARKS.md)",
         ),
         Ok(choice) => fine(format!("the engine is {}: {}", choice.engine, choice.why)),
-        Err(why) => blocking(why.clone(), "set server.engine to \"auto\", or do what is told above"),
+        Err(why) => blocking(why.clone(), "set server.engine to \"auto\", or apply the fix above"),
     });
     found.push(match facts.memlock_bytes {
         Some(bytes) if bytes < MEMLOCK_BYTES_MIN => better(

@@ -44,8 +44,8 @@ fn decide<E: ToString>(wanted: Wanted, try_out: impl Fn(Engine) -> Result<(), E>
         match try_out(*engine) {
             Ok(()) => {
                 let asked = match wanted {
-                    Wanted::Auto if kept.is_empty() => "it is the best, and this machine lets it run".to_owned(),
-                    Wanted::Auto => "it is the best that this machine lets run".to_owned(),
+                    Wanted::Auto if kept.is_empty() => "it is the best engine, and works on this machine".to_owned(),
+                    Wanted::Auto => "it is the best engine that works on this machine".to_owned(),
                     wanted => format!("server.engine = \"{}\"", wanted.name()),
                 };
                 let reasons: Vec<String> =
@@ -109,7 +109,7 @@ mod tests {
         let choice = decide(Wanted::Auto, with(&[MonoioEpoll])).unwrap();
         assert_eq!(
             choice.why,
-            "it is the best that this machine lets run; not ring: no io_uring; not monoio on io_uring: no io_uring"
+            "it is the best engine that works on this machine; not ring: no io_uring; not monoio on io_uring: no io_uring"
         );
     }
 

@@ -12,7 +12,7 @@ fn failed(error: impl std::fmt::Display) -> CliError {
 
 pub(super) fn key_new(arguments: &KeyNewArgs) -> Result<(), CliError> {
     let algorithm = KeyAlgorithm::from_name(arguments.alg.name())
-        .ok_or_else(|| CliError(format!("{} is no algorithm for keys", arguments.alg.name())))?;
+        .ok_or_else(|| CliError(format!("{} is not a supported key algorithm", arguments.alg.name())))?;
     print(&keys::key_new(algorithm, arguments.kid.as_deref(), &arguments.out).map_err(failed)?)
 }
 

@@ -38,7 +38,7 @@ fn told(revoked: &Revoked, lifted: bool) -> String {
 }
 
 fn unanswered(revoked: &Revoked) -> CliError {
-    CliError(format!("shards that did not answer in time: {:?}; they obey when they turn again", revoked.unanswered_shards))
+    CliError(format!("shards that did not answer in time: {:?}; they apply it when they run again", revoked.unanswered_shards))
 }
 
 pub(super) fn list(admin: &str, limit: u16, json: bool) -> Result<(), CliError> {

@@ -254,7 +254,7 @@ pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, Soc
     let stopped = join(shards);
     match &outcome {
         Outcome::Drained => tracing::info!("drained: all connections have gone"),
-        Outcome::GraceOver(left) => tracing::warn!(left, "the grace is over; the connections left were closed"),
+        Outcome::GraceOver(left) => tracing::warn!(left, "the grace is over; the remaining connections were closed"),
         Outcome::Stopped => tracing::warn!("stopped at once"),
         Outcome::Stuck(shards) => tracing::error!(?shards, "these shards did not take the order to stop"),
     }

@@ -128,7 +128,10 @@ struct ListQuery {
 
 /// Tells a shard the newest snapshot, whenever its port has room again.
 async fn catch_up(shared: Arc<Shared>, port: Port) {
-    tracing::error!(shard = port.shard(), "the shard does not take its messages; it gets settings and revocations when it does");
+    tracing::error!(
+        shard = port.shard(),
+        "the shard does not take messages from control; it gets the new settings and revocations when it does"
+    );
     loop {
         tokio::time::sleep(LOOK).await;
         let mut published = shared.published();
@@ -222,7 +225,7 @@ async fn guard(ConnectInfo(seat): ConnectInfo<Seat>, request: Request, next: Nex
     };
     let mut response = tokio::select! {
         response = answer => response,
-        () = seat.lost() => problem(StatusCode::SERVICE_UNAVAILABLE, "too many others ask: ask again"),
+        () = seat.lost() => problem(StatusCode::SERVICE_UNAVAILABLE, "too many long answers are being made: try again"),
     };
     let headers = response.headers_mut();
     // A connection serves one request, because the listener bounds a connection's whole life.

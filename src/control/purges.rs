@@ -42,7 +42,7 @@ pub(super) async fn purge(
     for port in &shared.ports {
         let (reply, answer) = oneshot::channel();
         if port.send(PortMessage::Purge { session_id: session_id.clone(), reply }).is_err() {
-            return problem(StatusCode::SERVICE_UNAVAILABLE, "a shard does not take its messages: try again");
+            return problem(StatusCode::SERVICE_UNAVAILABLE, "a shard does not take messages from control: try again");
         }
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(Ok(Some(purged)))) => return json(&purged),
@@ -50,12 +50,15 @@ pub(super) async fn purge(
             Ok(Ok(Ok(None))) => {}
             Ok(Ok(Err(detail))) => return problem(StatusCode::INSUFFICIENT_STORAGE, &detail),
             Ok(Err(_)) => {
-                return problem(StatusCode::SERVICE_UNAVAILABLE, "the gateway has ended: its next start finishes what was begun");
+                return problem(StatusCode::SERVICE_UNAVAILABLE, "the gateway has ended: its next start completes the purge");
             }
             Err(_) => {
-                return problem(StatusCode::GATEWAY_TIMEOUT, "it is not done yet and goes on: ask again to be told when it is");
+                return problem(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "the purge is not finished and goes on: repeat the request to learn when it is",
+                );
             }
         }
     }
-    problem(StatusCode::SERVICE_UNAVAILABLE, "no shard has said that the session is at home there: try again")
+    problem(StatusCode::SERVICE_UNAVAILABLE, "no shard answered that it has this session: try again")
 }

@@ -177,7 +177,7 @@ async fn stop(shared: &Shared, outcome: Outcome) -> Outcome {
 async fn asked_again(inbox: &mut Inbox) {
     loop {
         match inbox.next().await {
-            Command::Drain | Command::Stop => return tracing::warn!("asked again: stopping at once"),
+            Command::Drain | Command::Stop => return tracing::warn!("second request to stop: stopping at once"),
             Command::Reload => tracing::warn!("reload asked for while draining; nothing changed"),
         }
     }

@@ -626,5 +626,5 @@ fn refusal_of(request: &AttachRequest, code: ErrorCode, message: String, pointer
 }
 
 fn gone(request: &AttachRequest) -> Refusal {
-    refusal_of(request, ErrorCode::InternalUnavailable, "the member is gone: try again".to_owned(), "")
+    refusal_of(request, ErrorCode::InternalUnavailable, "the member has been removed: try again".to_owned(), "")
 }

@@ -257,7 +257,7 @@ impl Core {
 pub(super) fn refusal(limit: LimitReached) -> HttpRefusal {
     match limit {
         LimitReached::Connections => {
-            HttpRefusal::unavailable("this node has as many connections as it takes (server.max_connections)", 5)
+            HttpRefusal::unavailable("this node has as many connections as it may (server.max_connections)", 5)
         }
         LimitReached::HandshakesPerIp => HttpRefusal::too_many_requests(
             "this address opens connections too fast: wait, then connect again (limits.handshakes_per_ip_per_second)",
@@ -271,6 +271,6 @@ pub(super) fn refusal(limit: LimitReached) -> HttpRefusal {
             "this address has too many connections: close one first (limits.connections_per_ip)",
             1,
         ),
-        _ => HttpRefusal::unavailable("more handshakes than this node takes at once (limits.handshakes_per_second)", 1),
+        _ => HttpRefusal::unavailable("this node gets more handshakes per second than it may (limits.handshakes_per_second)", 1),
     }
 }

@@ -222,7 +222,7 @@ impl Core {
             ));
         }
         self.counters.limit_reached(LimitReached::LogPending);
-        Some((ErrorCode::LimitBackpressure, "the log's disk is behind: send it again after retry_after_ms"))
+        Some((ErrorCode::LimitBackpressure, "the log's disk is too slow at the moment: send it again after retry_after_ms"))
     }
 
     /// Bytes of the log that are not yet durable at the default level.

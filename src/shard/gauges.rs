@@ -98,7 +98,7 @@ impl Core {
         let answers = self.sessions.members.get(member).and_then(|member| member.underway.as_ref());
         if answers.is_some_and(|underway| underway.answers.len() >= ANSWERS_WAITING_MAX) {
             self.counters.limit_reached(LimitReached::PresenceAnswers);
-            let message = "what a member tells of itself is kept once a second: tell less often, or wait for the answers";
+            let message = "too many presence updates of this member wait for the log, which records one a second: send fewer, or wait for the answers";
             return self.refuse_command(place, envelope, (ErrorCode::LimitBackpressure, message), "");
         }
         if let Ok(data) = std::str::from_utf8(data) {

@@ -61,7 +61,7 @@ impl Core {
             return Ok(Some(probe));
         }
         if self.draining {
-            return Err(HttpRefusal::unavailable("this node is going away; another one takes new connections", 1));
+            return Err(HttpRefusal::unavailable("this node is draining; another one takes new connections", 1));
         }
         if let Some(limit) = refused {
             return Err(super::door::refusal(limit));

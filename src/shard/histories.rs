@@ -452,7 +452,7 @@ impl Core {
         let failure = Failure {
             head: Head { id: &page.id, session_id: &session_id },
             code: ErrorCode::LimitHistoryBusy,
-            message: "too many pages of history are asked for, by this user or by all: ask again after retry_after_ms",
+            message: "too many pages of history are under way, for this user or for all: ask again after retry_after_ms",
             retry_after_ms: Some(RETRY_AFTER_MS),
             pointer: None,
             frame: None,

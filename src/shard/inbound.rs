@@ -162,7 +162,7 @@ impl Core {
 
     fn on_decode_panic<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         self.counters.panics.increment();
-        tracing::error!(connection_id = %self.connection_id(id), "a panic while decoding this connection's bytes closed it");
+        tracing::error!(connection_id = %self.connection_id(id), "a panic while decoding this connection's bytes: the connection is closed");
         self.close(io, id, CloseReason::Internal, now);
     }
 
@@ -170,7 +170,7 @@ impl Core {
     /// state is removed, nothing more is sent, and the caller ends the connection, which drops it.
     pub(super) fn on_tls_panic(&mut self, id: ConnId) {
         self.counters.panics.increment();
-        tracing::error!(connection_id = %self.connection_id(id), "a panic in this connection's TLS closed it");
+        tracing::error!(connection_id = %self.connection_id(id), "a panic in this connection's TLS: the connection is closed");
         let Some(conn) = self.conn_mut(id) else { return };
         conn.tls = None;
         conn.flags.broken = true;

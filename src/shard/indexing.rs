@@ -191,7 +191,7 @@ impl Core {
         let indexing = &mut disk.indexing;
         let under_way = indexing.asked == Some(number) || indexing.again.contains(&number);
         if !under_way && indexing.taking.as_ref().is_none_or(|(taking, ..)| *taking != number) {
-            tracing::warn!(shard = self.shard, segment = number, "a segment's index is missing or damaged: it is made anew");
+            tracing::warn!(shard = self.shard, segment = number, "a segment's index is missing or damaged: it is remade");
             indexing.again.push(number);
         }
         indexing.waiting.push((number, job));

@@ -81,7 +81,7 @@ impl Core {
             }
             Err(error) => {
                 debug_assert!(false, "{kind:?}: {error}");
-                tracing::error!(shard = self.shard, ?kind, %error, "a state could not be kept in the log");
+                tracing::error!(shard = self.shard, ?kind, %error, "a state record could not be written to the log");
                 None
             }
         };
@@ -366,7 +366,7 @@ impl Core {
             tracing::warn!(
                 shard = self.shard,
                 ahead_ms,
-                "the wall clock is far ahead of where it was: if it stays there, messages age by it in an hour"
+                "the wall clock was set forward: if it stays there, messages age by it in an hour"
             );
         }
         self.ages.age(if age_ms == 0 { 0 } else { wall_ms.saturating_sub(age_ms) });

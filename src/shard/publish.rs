@@ -20,7 +20,7 @@ use crate::ws::encoder::frame_head;
 pub(super) const POSTED_IDS_MAX: usize = 65_536;
 
 /// The error text for a sender whose session cannot take more.
-pub(super) const TOO_MUCH: &str = "the session takes no more right now: send it again after retry_after_ms";
+pub(super) const TOO_MUCH: &str = "the session cannot accept more messages right now: send it again after retry_after_ms";
 
 /// The half of a content hash that the window compares; the record holds all of it.
 #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]

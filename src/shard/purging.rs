@@ -87,7 +87,7 @@ impl Core {
             return refused(reply, "the log's disk has failed: look at it, restart the gateway, then purge");
         }
         if self.purges.len() >= PURGES_MAX {
-            return refused(reply, "the shard has enough purges to do: ask again later");
+            return refused(reply, "too many purges are queued on this shard: try again later");
         }
         self.purges.push_back(Purge {
             session,
@@ -118,13 +118,14 @@ impl Core {
             }
             Stage::Recorded => match &self.disk {
                 Some(disk) if disk.failed.is_some() || disk.sync_failed.is_some() => {
-                    self.end_purge(purge, Err("the log's disk has failed: a start finishes what was begun".to_owned()));
+                    self.end_purge(purge, Err("the log's disk has failed: the next start completes the purge".to_owned()));
                     return Purging::Busy;
                 }
                 Some(disk) if disk.synced_to < purge.end => {
                     // The record of the purge waits for room, for an unknown time.
                     if disk.full.is_some() || disk.starved {
-                        const FULL: &str = "the log has no room for the purge's record: make room; it goes on by itself then";
+                        const FULL: &str =
+                            "the log has no room for the record of the purge: make room; the purge then continues by itself";
                         purge.replies.drain(..).for_each(|reply| drop(reply.send(Err(FULL.to_owned()))));
                     }
                     Purging::Rests
@@ -253,7 +254,7 @@ impl Core {
             }
             (_, Err(errno)) => {
                 let error = std::io::Error::from_raw_os_error(errno);
-                tracing::error!(shard = self.shard, ?step, %error, "a session could not be purged whole; a start finishes what was begun");
+                tracing::error!(shard = self.shard, ?step, %error, "the purge of a session failed; the next start completes it");
                 return self.end_purge(purge, Err(format!("the log's files: {error}: purge it again")));
             }
         }

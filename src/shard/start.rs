@@ -173,7 +173,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
         return Err(format!("server.shards: {count} shards; 1 to {SHARDS_MAX} are possible"));
     }
     let mut secret = [0; 16 + 8];
-    aws_lc_rs::rand::fill(&mut secret).map_err(|_| "the system gives no random bytes".to_owned())?;
+    aws_lc_rs::rand::fill(&mut secret).map_err(|_| "no random bytes from the operating system".to_owned())?;
     let mut key = HashKey(secret[..16].try_into().unwrap_or_default());
     let seed = u64::from_le_bytes(secret[16..].try_into().unwrap_or_default());
     let directory = open_log(settings, count, key)?;

@@ -91,7 +91,7 @@ impl Indexes {
                 self.files.push((number, file, false));
                 return Ok(());
             }
-            tracing::warn!(path = %path.display(), "a segment's index is not what its segment says: one is made anew");
+            tracing::warn!(path = %path.display(), "a segment's index does not match its segment: it is remade");
         }
         let staged = stage_index(&path, bytes).map(|file| (number, file, true)).or_else(|error| {
             tracing::warn!(path = %path.display(), %error, "a segment's index could not be written: it is held in memory");
@@ -197,7 +197,7 @@ pub fn settle(core: &mut Core, unsettled: Unsettled, now: Tick) -> Result<Store,
         tracing::error!(
             shard,
             messages = outcome.orphans,
-            "messages of sessions that nothing in the log names are not served, and go with their files: an older file was deleted"
+            "messages of unknown sessions are not served, and are deleted with their files: an older file of the log is missing"
         );
     }
     let segments = files.into_iter().map(|segment| (segment.number, segment.file)).collect();

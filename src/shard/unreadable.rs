@@ -170,7 +170,7 @@ impl Core {
         // A compaction is begun again later, and drops nothing that may be readable then.
         let (copies, jobs): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| matches!(job, Job::Copy(_)));
         if let Some(copy) = copies.into_iter().next() {
-            self.tell_unread(place, errno, "the log could not be read back: its files are compacted later");
+            self.tell_unread(place, errno, "the log could not be read: compaction of the file is tried again later");
             self.abandon(copy);
         }
         if jobs.is_empty() {
@@ -180,19 +180,15 @@ impl Core {
         match verdict {
             Verdict::Full => {
                 self.counters.limit_reached(LimitReached::LogReads);
-                self.tell_unread(
-                    place,
-                    errno,
-                    "the log could not be read back, in too many places to wait for: readers are let go",
-                );
+                self.tell_unread(place, errno, "the log could not be read in too many places: affected readers are closed");
             }
             Verdict::GiveUp => self.tell_unread(
                 place,
                 errno,
-                "the log could not be read back for seconds: who reads there is told of a gap; it is tried again in a minute",
+                "the log could not be read for seconds: affected readers receive rw.gap; it is tried again in a minute",
             ),
             Verdict::Now { is_first: true } | Verdict::Later { is_first: true } => {
-                self.tell_unread(place, errno, "the log could not be read back: it is tried again");
+                self.tell_unread(place, errno, "the log could not be read: it is tried again");
             }
             Verdict::Now { is_first: false } | Verdict::Later { is_first: false } => {}
         }

@@ -326,7 +326,7 @@ async fn a_start_over_a_log_whose_oldest_or_newest_file_is_missing_says_so() {
         std::fs::remove_file(segment(&log.0.join("log"), number)).unwrap();
         let (code, _, stderr) = run(&["log", "verify", log.0.join("log").to_str().unwrap()]);
         assert_eq!(code, i32::from(number == 0), "{stderr}");
-        assert!(number > 0 || stderr.contains("nothing names it"), "{stderr}");
+        assert!(number > 0 || stderr.contains("no record names it"), "{stderr}");
         let mut again = gateway.again();
         if number == 0 {
             again.logged("it", |line| line["message"].as_str().is_some_and(|text| text.contains("an older file was deleted")));

@@ -61,7 +61,7 @@ pub(super) fn purge(directory: &Directory, session: &str, out: &mut Out<'_>) -> 
     let quarantine = directory.path.join("quarantine");
     if quarantine.exists() {
         let quarantine = quarantine.display();
-        out.line(&format!("{quarantine}: what a repair has moved there may hold some of it still: look, and delete it"))?;
+        out.line(&format!("{quarantine}: files that a repair has moved there may still hold messages of the session: check them, and delete them"))?;
     }
     Ok(())
 }

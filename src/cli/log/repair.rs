@@ -154,7 +154,7 @@ fn report(plans: &[Plan<'_>]) -> String {
             text.push_str(&format!("{line}\n"));
         }
         if plan.cut.is_some() || !plan.go.is_empty() {
-            text.push_str("  goes to quarantine, and out of the log, what is good in it too:\n");
+            text.push_str("  moved to quarantine, and out of the log, good records in it included:\n");
         }
         if let Some((file, keep)) = &plan.cut {
             let bytes = file.bytes.saturating_sub(*keep);

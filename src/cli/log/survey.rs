@@ -290,7 +290,7 @@ pub(super) fn verify(directory: &Directory, out: &mut Out<'_>) -> Result<(), Hal
     for (hash, session) in std::mem::take(&mut survey.sessions) {
         if session.id.is_none() && session.messages > 0 {
             let what = format!(
-                "session {}: nothing names it, so that its messages would not be served: an older file is missing",
+                "session {}: no record names it, so its messages would not be served: an older file is missing",
                 unnamed(hash)
             );
             survey.problem(what);
