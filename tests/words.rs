@@ -17,7 +17,7 @@ fn comment(line: &str) -> Option<(&'static str, &str)> {
 /// The comment behind the code of a line. Slashes within a string are none.
 fn trailing(line: &str) -> Option<&str> {
     let places = line.match_indices(" // ").map(|(at, _)| at);
-    let at = places.into_iter().find(|at| line[..*at].matches('"').count() % 2 == 0)?;
+    let at = places.into_iter().find(|at| line[..*at].matches('"').count().is_multiple_of(2))?;
     (!line[..at].trim().is_empty()).then(|| line[at + 4..].trim())
 }
 

@@ -197,7 +197,7 @@ pub fn settle(core: &mut Core, unsettled: Unsettled, now: Tick) -> Result<Store,
         tracing::error!(
             shard,
             messages = outcome.orphans,
-            "messages of unknown sessions are not served, and are deleted with their files: an older file of the log is missing"
+            "messages of unknown sessions are not served, and are deleted with their files: an older file was deleted"
         );
     }
     let segments = files.into_iter().map(|segment| (segment.number, segment.file)).collect();
