@@ -60,7 +60,7 @@ impl Queue {
         Some((waiting, ack))
     }
 
-    /// Compacts the ack buffer once the released prefix is large.
+    /// Compacts the ack buffer once the released prefix is more than half of it.
     pub(super) fn tidy(&mut self) {
         if self.at == self.acks.len() {
             self.acks.clear();

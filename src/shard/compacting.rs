@@ -13,7 +13,7 @@ use crate::log::{Entry, read_record};
 use crate::session::StreamKey;
 use crate::time::Tick;
 
-/// Bytes copied in one step, before other work has its turn.
+/// Bytes copied in one step, and the time that other work then has before the next.
 pub(super) const STEP_BYTES: usize = SEND_BYTES_MAX;
 const STEP_MS: u64 = 2;
 /// Pause while the log is behind, and after a failed read.

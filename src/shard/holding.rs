@@ -56,8 +56,8 @@ impl Pressure {
 }
 
 impl Core {
-    /// Returns `true` if the message may be accepted. Under backpressure the message of a connection with one session is still
-    /// accepted, and reading from that connection pauses.
+    /// Returns `true` if the message may be accepted. Under backpressure a connection with one session is held, once an episode:
+    /// its message, and those that it had sent already, are still accepted, and reading from it pauses.
     pub(super) fn takes<I: Io>(&mut self, io: &mut I, place: Place, now: Tick) -> bool {
         if self.pending_bytes() >= HOLDS_AT_BYTES {
             self.pressure.come_on();
