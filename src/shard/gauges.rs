@@ -158,7 +158,7 @@ impl Core {
     /// Logs that a member came or went, as soon as the log takes it.
     pub(super) fn keep_place(&mut self, key: MemberKey, now: Tick) {
         let session = self.sessions.members.get(key).and_then(|member| self.sessions.sessions.get(member.session));
-        // A channel's reader is forgotten when it goes, or was known when the process ended.
+        // A channel's reader is forgotten when it goes; one that the log still has was attached when the process ended.
         if self.disk.is_none() || session.is_none_or(|session| session.channel) {
             return;
         }

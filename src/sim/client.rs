@@ -148,7 +148,7 @@ pub struct Client {
     pub moods_in_doubt: BTreeMap<String, u64>,
     /// Sessions it was in, and those it may have been in.
     pub been_in: BTreeMap<String, bool>,
-    /// Of extensions, with its upgrade.
+    /// The extensions offered with its upgrade.
     pub offer: Option<&'static str>,
     /// The last position held of each session.
     pub held: BTreeMap<String, u64>,
@@ -162,7 +162,7 @@ pub struct Client {
     pub last_read: Vec<u8>,
     pub closes: BTreeMap<u16, u64>,
     pub answers: BTreeMap<String, u64>,
-    /// Of each page of history that came: its numbers, and its end's payload.
+    /// Numbers of each received page of history, and its end's payload.
     pub pages: Vec<(Vec<u64>, Value)>,
     /// Events about others (`rw.presence`), and the reasons of refusals, as received.
     pub told: Vec<Value>,
@@ -494,7 +494,7 @@ impl World {
         self.clients[c].away_until = self.now_ns + DOUBT_NS + self.random.below(most);
     }
 
-    /// Whether the gateway has begun to close a client's connection, or has closed it.
+    /// Returns `true` if the gateway has begun to close a client's connection, or has closed it.
     fn is_closed(&self, c: usize) -> bool {
         let Some(link) = &self.clients[c].link else { return true };
         let socket = link.pipe.socket;

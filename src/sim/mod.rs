@@ -67,7 +67,7 @@ struct Spec {
     sabotage: Option<Sabotage>,
     /// Parts of it that are left out.
     trim: Trim,
-    /// Of whom a timeline is kept.
+    /// The subjects of the timeline, if one is kept.
     about: Option<Subjects>,
 }
 
@@ -89,7 +89,7 @@ struct Outcome {
     lossy_cuts: u64,
     farewells: u64,
     steps: u64,
-    /// Of the world's own time.
+    /// Duration in the world's own time.
     lasted_ms: u64,
     cover: Cover,
     timeline: Vec<String>,

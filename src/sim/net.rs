@@ -61,7 +61,7 @@ pub struct Socket {
     pub address: IpAddr,
     /// `true` if the connection had its 101.
     pub let_in: bool,
-    /// Whose hello went out on it, and whether that was welcomed.
+    /// The client whose hello was sent on it, and whether that was welcomed.
     pub user: String,
     pub welcomed: bool,
     /// The other end of its descriptor, until that is known to be closed.

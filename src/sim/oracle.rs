@@ -387,7 +387,7 @@ impl Oracle {
         self.views.len() - 1
     }
 
-    /// Whether a client is sure to see a record, and whether it may.
+    /// Returns whether a client must see a record, and whether it may.
     fn entitled(&self, view: usize, seq: u64, record: &Record, history: bool) -> (bool, bool) {
         let View { client, session, echo, .. } = &self.views[view];
         // A page of history holds its own messages as with echo.

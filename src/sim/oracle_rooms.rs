@@ -97,7 +97,7 @@ impl Oracle {
         }
     }
 
-    /// Whether a client is sure to be in a room now, and whether it may be.
+    /// Returns whether a client is certainly in a room now, and whether it may be.
     pub fn is_in_room(&self, client: &str, session: &str, room: &str) -> (bool, bool) {
         let rooms = self.stays.get(&(client.to_owned(), session.to_owned()));
         let stays = rooms.and_then(|rooms| rooms.get(room)).map_or(&[][..], Vec::as_slice);
@@ -126,7 +126,7 @@ impl Oracle {
         stays.filter(|stay| stay.leaving == number).for_each(|stay| stay.leaving = 0);
     }
 
-    /// So many of the oldest stays are forgotten, as is counted: nothing of them is to be seen any more.
+    /// Forgets this many of the oldest stays, as counted by the gateway: none of their messages must be seen any more.
     pub fn forget_stays(&mut self, client: &str, session: &str, room: &str, count: usize) {
         let rooms = self.stays.get_mut(&(client.to_owned(), session.to_owned()));
         if let Some(stays) = rooms.and_then(|rooms| rooms.get_mut(room)) {

@@ -39,7 +39,7 @@ fn watcher(world: &mut World, sub: &str, is_far: bool) -> usize {
     client
 }
 
-/// So many of them; where there are two shards, every second one on the other.
+/// This many watchers; if there are two shards, every second one on the other.
 fn many_watchers(world: &mut World, count: usize) -> Vec<usize> {
     let shards = world.seats.len();
     (0..count).map(|number| watcher(world, &format!("w{number}"), shards == 2 && number % 2 == 1)).collect()

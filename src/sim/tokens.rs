@@ -16,7 +16,7 @@ pub fn token(client: &Client, now_s: u64, lifetime_s: u64) -> String {
     token_for(client, &["s.*", "channel:c.*"], now_s, lifetime_s)
 }
 
-/// The same, for these sessions.
+/// A token for these sessions.
 pub fn token_for(client: &Client, sessions: &[&str], now_s: u64, lifetime_s: u64) -> String {
     let header = serde_json::json!({ "alg": "HS256", "typ": "JWT", "kid": "k" });
     let mut claims = serde_json::json!({ "sub": client.sub, "sid": sessions, "roles": client.roles, "iat": now_s,

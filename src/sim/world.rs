@@ -104,7 +104,7 @@ pub struct Plan {
     pub shards: usize,
     pub lane_depth: usize,
     pub faults: Faults,
-    /// Of the disks, where `settings.log.dir` is set.
+    /// Faults of the disks, if `settings.log.dir` is set.
     pub disk: DiskFaults,
     pub settings: Settings,
 }
@@ -335,13 +335,13 @@ impl World {
         pipe
     }
 
-    /// The same, of one that speaks no TLS, whatever the world speaks.
+    /// A connection without TLS, whatever the world uses.
     pub fn connect_plain(&mut self, capacity: usize, shard: usize) -> Pipe {
         let pipe = self.connect(capacity, shard);
         pipe.without_tls()
     }
 
-    /// The same, with nothing said yet of who it is.
+    /// A connection on which nothing has been sent, not even whose it is.
     pub fn connect_bare(&mut self, capacity: usize, shard: usize) -> (Pipe, SocketAddr) {
         self.connections += 1;
         let places = if self.features.addresses == 0 { u64::MAX } else { self.features.addresses };
