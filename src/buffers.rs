@@ -45,7 +45,7 @@ impl Buffers {
         self.free.iter_mut().for_each(wipe);
     }
 
-    /// What the buffers that are kept were last used for.
+    /// The last contents of the pooled buffers.
     #[cfg(test)]
     pub fn memory(&self) -> impl Iterator<Item = &[u8]> {
         self.free.iter().map(|buffer| &**buffer)

@@ -59,7 +59,7 @@ const CRATES: [(&str, &[&str]); 34] = [
     ("axum", &["control/http.rs", "control/listener.rs", "control/purges.rs", "control/revocations.rs", "control/run.rs"]),
     ("base64", &["auth/keys.rs", "cli/dev.rs", "cli/keys.rs", "net/upgrade.rs"]),
     ("clap", &["cli/log/mod.rs", "cli/mod.rs"]),
-    ("crc32c", &["log/record.rs", "log/segment.rs", "log/segment_index.rs"]),
+    ("crc32c", &["log/index.rs", "log/record.rs", "log/segment.rs", "log/segment_index.rs"]),
     ("crossbeam", &["shard/counters.rs", "shard/lanes.rs", "shard/port.rs"]),
     ("fastwebsockets", &["ws/decoder.rs"]),
     ("flate2", &["ws/deflate.rs"]),
@@ -100,7 +100,7 @@ const CRATES: [(&str, &[&str]); 34] = [
         ],
     ),
     ("loom", &["shard/lanes.rs"]),
-    ("mimalloc", &["main.rs"]),
+    ("mimalloc", &["lib.rs", "main.rs"]),
     ("monoio", &["io/portable/mod.rs", "io/portable/tasks.rs"]),
     (
         "rustix",

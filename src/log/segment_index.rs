@@ -251,7 +251,7 @@ impl IndexBuilder {
 pub struct IndexScan {
     builder: IndexBuilder,
     header: Option<SegmentHeader>,
-    /// What the next record's chain goes on from, one of the two behind a record that does not read; `None` behind what is no record.
+    /// The chain values that the next record may continue: two if the record before it is damaged. `None` if no record ends here.
     running: Option<[u32; 2]>,
     offset: usize,
 }

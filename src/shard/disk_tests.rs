@@ -388,6 +388,6 @@ fn a_log_whose_disk_is_behind_takes_no_record_above_its_bound() {
     }
     assert_eq!(refused(core), Some(ErrorCode::LimitBackpressure));
     assert_eq!(core.counters.limit_count(LimitReached::LogPending), 1);
-    // What nobody waits for counts as well: memory holds it.
+    // Records of the memory level count too: they are held in memory until they are written.
     assert_eq!(core.log_refuses_record(Level::Memory, 100).map(|(code, _)| code), Some(ErrorCode::LimitBackpressure));
 }

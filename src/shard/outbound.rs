@@ -127,7 +127,7 @@ impl Outbound {
         self.deflated_at.clear();
     }
 
-    /// What was gathered for many readers.
+    /// The frames gathered for many readers, plain and deflated.
     #[cfg(test)]
     pub(super) fn memory(&self) -> impl Iterator<Item = &[u8]> {
         [&self.shared, &self.compressed, &self.deflated].into_iter().map(|buffer| &**buffer)

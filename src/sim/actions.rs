@@ -8,7 +8,7 @@ use super::wire;
 use super::world::World;
 use serde_json::{Value, json};
 
-/// Its text, written faster than by `to_string`.
+/// Returns the text of an envelope; faster than `Value::to_string`.
 fn compact(value: &Value) -> String {
     serde_json::to_string(value).unwrap()
 }

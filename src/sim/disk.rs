@@ -428,7 +428,7 @@ impl Disk {
         }
     }
 
-    /// What stands in the segments.
+    /// The bytes of each segment.
     pub fn contents(&self) -> impl Iterator<Item = &[u8]> {
         self.files.values().map(|file| &*file.bytes)
     }

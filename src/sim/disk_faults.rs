@@ -228,7 +228,7 @@ fn a_disk_that_reads_nothing_at_all_is_a_gap_up_to_what_is_in_memory() {
     }
 }
 
-/// Its file has no index yet, so that the shard's memory alone says what should stand there.
+/// A file without an index: only the shard's memory says which addresses the record must have.
 #[test]
 fn a_list_of_addresses_that_goes_bad_on_disk_is_a_gap_for_whom_it_named() {
     for shards in [1, 2] {

@@ -237,7 +237,7 @@ fn is_known_after_a_crash(chance: usize) -> bool {
     // A session is looked at in some turn.
     assert!(world.run_until(10_000, |world| world.seats[0].counters.sessions.get() == 1));
     assert_ne!(attach(&mut world, 1, None), first);
-    // What was under way to the disk is done up to a place of chance.
+    // Writes under way are done up to a random place.
     (0..chance).for_each(|_| _ = world.random.next());
     world.crash(Crash::Kill);
     slow_down(&mut world, 300);

@@ -77,7 +77,7 @@ struct Bot {
     home: &'static str,
     ids: u64,
     received: Vec<u8>,
-    /// It asked for `/v1/echo`, where any text comes back: 20 bytes of chance may begin a frame, which goes on with what is said next.
+    /// `true` on `/v1/echo`, which returns any text. Twenty random bytes may begin a frame that the next messages continue.
     echoes: bool,
     upgraded: bool,
     /// Nothing more comes.

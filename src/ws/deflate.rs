@@ -14,7 +14,7 @@ const FLUSH: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 /// The stripped flush, and a final empty block: only a complete stream ends exactly here.
 const FLUSH_AND_END: [u8; 9] = [0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff];
 const INFLATE_BYTES_MIN: usize = 1024;
-/// What deflating adds to a few bytes at the most: heads of blocks, and the flush.
+/// Largest growth of a few bytes by deflating: block headers and the flush.
 const PIECE_ADDED_BYTES_MAX: usize = 64;
 
 /// The negotiated parameters.
