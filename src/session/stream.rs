@@ -25,6 +25,8 @@ pub struct Stream {
     pub index: Index,
     /// Records from here on are not yet as durable as the session asks: nobody sees them. `u64::MAX` if nothing is waited for.
     pub hidden_from: u64,
+    /// Records up to here wake every reader once they are durable: a member that may see them may have left their room since.
+    pub everyone_to: u64,
     pub readers: Vec<Reader>,
     /// The first record since the last turn that is for everyone; 0 if there is none.
     pub broadcast_from: u64,
@@ -48,6 +50,7 @@ impl Stream {
             home,
             index: Index::starting_at(next),
             hidden_from: u64::MAX,
+            everyone_to: 0,
             readers: Vec::new(),
             broadcast_from: 0,
             waking_from: 0,

@@ -87,7 +87,7 @@ impl Core {
         let (oldest, head) = self.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.head()));
         let member = known.unwrap_or_else(|| self.add_member(session, request, head, now));
         // Actions on an earlier connection are in the log before those on this one.
-        if self.settle_moves(member, Position(u64::MAX)) {
+        if self.settle_early(member) {
             self.publish_entitlements(io, member);
         }
         let receipt =

@@ -396,11 +396,13 @@ impl Core {
 
     /// Wakes the readers that a record is for.
     fn note_durable(&mut self, session: SessionKey, stream: StreamKey, seq: u64) {
-        let Some(entry) = self.streams.get(stream).and_then(|stream| stream.index.get(seq)).copied() else { return };
+        let Some(found) = self.streams.get(stream) else { return };
+        let (Some(entry), for_everyone) = (found.index.get(seq).copied(), seq <= found.everyone_to) else { return };
         let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
         let mut targets = std::mem::take(&mut self.targets);
         targets.clear();
         match entry.audience {
+            _ if for_everyone => {}
             Audience::All => {}
             Audience::One(target) => targets.push(target),
             Audience::Many(_) => {

@@ -190,7 +190,7 @@ impl Core {
             return self.conclude_command(io, held, place, Position(u64::MAX), frame, now);
         }
         // With early delivery, the fact takes effect early, too.
-        if self.snapshot.settings.log.early_delivery && self.settle_moves(held.member, Position(u64::MAX)) {
+        if self.snapshot.settings.log.early_delivery && self.settle_early(held.member) {
             self.publish_entitlements(io, held.member);
         }
         if let Some(member) = self.sessions.members.get_mut(held.member) {
@@ -252,6 +252,17 @@ impl Core {
                 self.tell_presence(member, change, Some(&each.room));
             }
             changed |= applied.changed;
+        }
+        changed
+    }
+
+    /// Applies all moves of a member before their records are durable. Returns `true` if any of them changed it.
+    pub(super) fn settle_early(&mut self, member: MemberKey) -> bool {
+        let changed = self.settle_moves(member, Position(u64::MAX));
+        let session = self.sessions.members.get(member).and_then(|member| self.sessions.sessions.get(member.session));
+        if changed && let Some(stream) = session.and_then(|session| self.streams.get_mut(session.stream)) {
+            // Messages before a departure that are hidden still are for it, too.
+            stream.everyone_to = stream.index.head();
         }
         changed
     }

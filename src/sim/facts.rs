@@ -524,3 +524,28 @@ fn what_a_client_told_of_itself_is_answered_before_its_end() {
         finish(&mut world);
     }
 }
+
+/// A departure takes effect when its client attaches again, before the disk has what was said in the room until then.
+#[test]
+fn who_left_a_room_and_came_again_is_woken_for_what_was_said_before() {
+    for (shards, durability) in [(1, Durability::Written), (1, Durability::Synced), (2, Durability::Written)] {
+        let mut world = stage_on_disk(shards, 300, &["ana", "bob"], |settings| settings.log.durability = durability);
+        join(&mut world, 1, "den");
+        assert!(world.run_until(5_000, all_in));
+        slow_down(&mut world, 400_000);
+        (0..3).for_each(|_| world.message_to(0, "s.0", &json!("room:den"), 10, false));
+        world.run_for(20);
+        leave_room(&mut world, 1, "den");
+        world.run_for(20);
+        world.end_link(1, true);
+        let now = world.now();
+        world.clients[1].stay_away_ms(&now, 0);
+        assert!(world.run_until(100, |world| world.clients[1].is_open()), "{durability:?}: the disk was waited for");
+        assert!(world.run_until(20_000, all_in), "{durability:?}");
+        // A later message for everyone wakes it as well, and would have it skip those before.
+        say(&mut world, 0, 1);
+        assert!(world.run_until(20_000, all_in), "{durability:?}");
+        world.run_for(1_000);
+        finish(&mut world);
+    }
+}
