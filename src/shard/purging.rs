@@ -279,7 +279,8 @@ impl Core {
     pub(super) fn wipe_no_more(&mut self, now: Tick) {
         match self.wipes_until_ms {
             WIPES_FROM_NOW => self.wipes_until_ms = now.mono_ms() + WIPES_MS,
-            until_ms if (1..=now.mono_ms()).contains(&until_ms) => {
+            // Readers have the time anew after a standstill, as for all else.
+            until_ms if until_ms > 0 && until_ms.max(self.awake_since_ms.saturating_add(WIPES_MS)) <= now.mono_ms() => {
                 self.wipes_until_ms = 0;
                 self.buffers.wipe(false);
             }

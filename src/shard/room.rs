@@ -91,10 +91,8 @@ impl Core {
     pub(super) fn make_segment<I: Io>(&mut self, io: &mut I, now: Tick) {
         let (end, Some(geometry)) = (self.log.end(), self.log.geometry()) else { return };
         self.note_room();
-        let allowed = self.files_allowed();
+        let (allowed, has_purges) = (self.files_allowed(), !self.purges.is_empty());
         let Some(disk) = &mut self.disk else { return };
-        // A start whose files are as many as there may be: what lets the oldest go has a file to be written to.
-        let allowed = allowed.saturating_add(u64::from(disk.ready.is_none() && disk.makes_room()));
         if disk.preparing.is_some() || now.mono_ms() < disk.segment_due_ms || disk.failed.is_some() {
             return;
         }
@@ -107,7 +105,9 @@ impl Core {
             }
             Some(_) => return,
         };
-        if disk.kept.len() as u64 >= allowed {
+        // A start may find as many files as the share allows: what frees space, and a purge, have one to be written to.
+        let may_go_beyond = disk.ready.is_none() && (disk.makes_room() || has_purges);
+        if disk.kept.len() as u64 >= allowed && !may_go_beyond {
             disk.starved = true;
             disk.full = disk.full.or(Some(libc_errno::ENOSPC));
             disk.segment_due_ms = now.mono_ms() + RETRY_MS;

@@ -225,7 +225,7 @@ fn is_known_after_a_crash(chance: usize) -> bool {
     let change = |settings: &mut Settings| settings.session.presence_grace_ms = 2_000;
     let mut world = stage_on_disk(1, 300, &["ana", "bob"], change);
     let attach = |world: &mut World, client: usize, resume: Option<(String, u64)>| {
-        let asked = resume.as_ref().map_or(json!({}), |(epoch, seq)| json!({"resume": {"epoch": epoch, "seq": seq}}));
+        let asked = resume.as_ref().map_or_else(|| json!({}), |(epoch, seq)| json!({"resume": {"epoch": epoch, "seq": seq}}));
         world.command(client, "rw.attach", "channel:c.0", asked, What::Attach { asked: Vec::new(), resume });
         assert!(world.run_until(5_000, all_in));
         world.clients[client].epochs["channel:c.0"].clone()

@@ -264,7 +264,7 @@ impl Bot {
             let text = if frame.deflated { wire::inflate(&frame.payload)? } else { frame.payload };
             if frame.opcode == 1 && !text.is_empty() {
                 let value = serde_json::from_slice::<Value>(&text).unwrap_or_default();
-                let Some(kind) = value["type"].as_str().or(self.echoes.then_some("an echo")) else {
+                let Some(kind) = value["type"].as_str().or_else(|| self.echoes.then_some("an echo")) else {
                     return Err(format!("no envelope: {}", String::from_utf8_lossy(&text)));
                 };
                 if kind == "rw.welcome" { &WELCOMES } else { &ENVELOPES }.fetch_add(1, Ordering::Relaxed);
