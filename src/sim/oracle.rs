@@ -50,6 +50,8 @@ struct Log {
     /// The newest `seq` when it began.
     epoch_base: u64,
     past: Vec<Past>,
+    /// Epochs of the session before it was forgotten. A crash may take the forgetting, and a slow reader hears of one of them late.
+    forgotten: Vec<String>,
     /// Somebody attached was given a message of this epoch.
     spoken: bool,
     records: BTreeMap<u64, Record>,
@@ -337,7 +339,8 @@ impl Oracle {
             return (Some(seq), true);
         }
         let past = self.sessions.get(session).and_then(|log| log.past.iter().rfind(|past| past.epoch == epoch));
-        past.map_or((None, false), |past| (Some(seq.min(past.last)), past.sure))
+        let is_forgotten = self.sessions.get(session).is_some_and(|log| log.forgotten.iter().any(|name| name == epoch));
+        past.map_or((is_forgotten.then_some(0), false), |past| (Some(seq.min(past.last)), past.sure))
     }
 
     /// A client is in a session now.
@@ -349,8 +352,7 @@ impl Oracle {
         if (!log.spoken || log.epoch.is_empty()) && log.epoch != begin.epoch {
             let forgotten = std::mem::replace(&mut log.epoch, begin.epoch.to_owned());
             if !forgotten.is_empty() {
-                // A crash may take the forgetting, and what came after it.
-                log.past.push(Past { epoch: forgotten, last: 0, sure: false });
+                log.forgotten.push(forgotten);
             }
         }
         if log.past.iter().any(|past| past.epoch == begin.epoch) {
