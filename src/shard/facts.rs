@@ -289,7 +289,10 @@ impl Core {
             self.look_again(place);
             let mut bytes = self.buffer_for(place);
             bytes.extend_from_slice(frame);
-            return self.detach_behind_history(place, held.after, bytes);
+            // Records that the failed disk hides are never shown: the answer does not wait for their places.
+            let session = self.sessions.members.get(held.member).and_then(|member| self.sessions.sessions.get(member.session));
+            let shown = session.and_then(|session| self.streams.get(session.stream)).map_or(held.after, |stream| stream.head());
+            return self.detach_behind_history(place, held.after.min(shown), bytes);
         }
         let Some(head) = head else { return };
         let (code, retry_after_ms) = (ErrorCode::LimitDisk, Some(super::inbound::RETRY_AFTER_MS));
