@@ -251,19 +251,3 @@ fn a_list_of_addresses_that_goes_bad_on_disk_is_a_gap_for_whom_it_named() {
         finish(&mut world);
     }
 }
-
-/// Messages before it wait for the disk when that fails: they are never shown, and the detach is answered all the same.
-#[test]
-fn a_detach_is_answered_where_the_disk_fails_what_was_said_before_it() {
-    for shards in [1, 2] {
-        let mut world = stage_on_disk(shards, 300, &["ana", "bob"], |settings| settings.log.durability = Durability::Synced);
-        world.command(1, "rw.attach", "s.9", json!({}), What::Attach { asked: Vec::new(), resume: None });
-        assert!(world.run_until(5_000, all_in));
-        set_faults(&mut world, DiskFaults { delay_us: 400_000, sync_errors: 100, ..DiskFaults::default() });
-        say(&mut world, 0, 3);
-        world.run_for(20);
-        world.command(1, "rw.detach", "s.0", json!({}), What::Other("rw.detached"));
-        assert!(world.run_until(5_000, |world| count(world, 1, "rw.detached") == 1), "{shards}: {:?}", world.oracle.violations);
-        finish(&mut world);
-    }
-}
