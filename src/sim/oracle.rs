@@ -340,7 +340,7 @@ impl Oracle {
         }
         let past = self.sessions.get(session).and_then(|log| log.past.iter().rfind(|past| past.epoch == epoch));
         let is_forgotten = self.sessions.get(session).is_some_and(|log| log.forgotten.iter().any(|name| name == epoch));
-        past.map_or((is_forgotten.then_some(0), false), |past| (Some(seq.min(past.last)), past.sure))
+        past.map_or_else(|| (is_forgotten.then_some(0), false), |past| (Some(seq.min(past.last)), past.sure))
     }
 
     /// A client is in a session now.
