@@ -62,7 +62,7 @@ fn decide<E: ToString>(wanted: Wanted, try_out: impl Fn(Engine) -> Result<(), E>
 /// Chooses by trying.
 ///
 /// # Errors
-/// One line, if no allowed engine works here.
+/// An error of one line if no allowed engine works here.
 pub fn choose(wanted: Wanted) -> Result<Choice, CliError> {
     decide(wanted, probe).map_err(|kept| CliError(impossible(wanted, &kept)))
 }

@@ -226,7 +226,7 @@ fn raise_open_files(needed: u64) -> Result<(), String> {
 /// Runs a node until it has ended: by a signal, drained or not. Announces where clients connect, and the admin listener.
 ///
 /// # Errors
-/// One line: what could not be started, or which shards did not stop.
+/// An error of one line: what could not be started, or which shards did not stop.
 pub fn run(node: Node, start: StartShards, announce: impl FnOnce(SocketAddr, SocketAddr)) -> Result<(), CliError> {
     // With huge pages an idle gateway's memory is mostly unused, 2 MiB at a time, and nothing is faster (docs/BENCHMARKS.md). A
     // failure is no reason not to serve.

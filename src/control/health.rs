@@ -1,4 +1,4 @@
-//! Whether the shards turn and publish, judged from observations at every tick.
+//! Health of the shards: judges from observations at every tick whether they turn and publish.
 //!
 //! Pure: counted in ticks of control, so that a process stopped and continued is not taken for stuck shards.
 

@@ -67,7 +67,7 @@ impl Directory {
     /// Opens a log's directory, or makes it for `shards` shards with `fresh_key`.
     ///
     /// # Errors
-    /// One line: what is in the way, and what to do about it.
+    /// An error of one line: what is in the way, and what to do about it.
     pub fn open(root: &Path, shards: usize, fresh_key: [u8; 16]) -> Result<Self, String> {
         // A log that is written again for other shards is written before there is an engine.
         super::ring::ignore_file_size_signal();
@@ -184,7 +184,7 @@ impl Directory {
     /// is deleted.
     ///
     /// # Errors
-    /// One line. The old generation may still be in force, or only its files may be left: the next start sees which.
+    /// An error of one line. The old generation may still be in force, or only its files may be left: the next start sees which.
     pub fn succeed(&mut self, shards: usize) -> Result<(), String> {
         let (old, count) = (self.generation, self.shards);
         (self.generation, self.shards) = (old + 1, shards);
@@ -211,7 +211,7 @@ fn check_there(root: &Path) -> Result<(), String> {
 /// is not seen.
 ///
 /// # Errors
-/// One line: what is in the way.
+/// An error of one line: what is in the way.
 pub fn look(root: &Path) -> Result<(), String> {
     let exists = |path: &Path| path.try_exists().map_err(|error| told(path, &error));
     if !exists(root)? {

@@ -22,7 +22,7 @@ const NAMED_MAX: usize = 3;
 /// files.
 ///
 /// # Errors
-/// One line: what is wrong, and the command that mends it.
+/// An error of one line: what is wrong, and the command that mends it.
 pub fn check_owner(path: &Path) -> Result<(), String> {
     let data = fs::metadata(path).map_err(|error| told(path, &error))?;
     let (owner, own, mode, shown) = (data.uid(), geteuid().as_raw(), data.mode() & 0o7777, path.display());
@@ -44,7 +44,7 @@ pub fn check_owner(path: &Path) -> Result<(), String> {
 /// Refuses a directory that has no `format` and is not empty.
 ///
 /// # Errors
-/// One line: what was found, and the ways on.
+/// An error of one line: what was found, and the ways on.
 pub(super) fn check_empty(root: &Path) -> Result<(), String> {
     let (mut foreign, mut segments) = (Vec::new(), None);
     for path in list(root)? {
@@ -81,7 +81,7 @@ pub(super) fn check_empty(root: &Path) -> Result<(), String> {
 /// in them, and nothing else.
 ///
 /// # Errors
-/// One line: what cannot be removed, or that the generation in force is missing beside another one.
+/// An error of one line: what cannot be removed, or that the generation in force is missing beside another one.
 pub(super) fn remove_other_generations(root: &Path, in_force: u32) -> Result<(), String> {
     let here = root.join(in_force.to_string());
     let (is_there, has_log) = (is_directory(&here), first_segment(&here).is_some());

@@ -149,7 +149,7 @@ impl Core {
         logs.chain(self.buffers.memory()).chain(self.out.memory()).chain(pages).chain(said)
     }
 
-    /// Whether a text stands in that.
+    /// Returns `true` if a text stands in [`Core::memory`].
     pub fn memory_holds(&self, text: &[u8]) -> bool {
         self.memory().any(|memory| memchr::memmem::find(memory, text).is_some())
     }

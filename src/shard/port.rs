@@ -145,7 +145,7 @@ pub struct Purged {
 pub struct ConnectionPage {
     /// At most [`CONNECTIONS_PAGE_MAX`].
     pub connections: Vec<ConnectionInfo>,
-    /// Where the next page begins, behind the beginning of this one; `None` after the last.
+    /// The beginning of the next page, behind that of this one; `None` after the last.
     pub next: Option<u64>,
 }
 

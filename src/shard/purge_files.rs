@@ -128,7 +128,7 @@ pub fn find_purges<R: Read + Seek>(
 /// Finishes the purges that were begun in a shard's directory and recorded in the log. Returns how many messages were purged.
 ///
 /// # Errors
-/// One line: what could not be read or written.
+/// An error of one line: what could not be read or written.
 pub fn finish_purges(path: &Path, shard: usize, generation: u32) -> Result<u64, String> {
     let told = |error: io::Error| format!("log.dir: {}: {error}", path.display());
     let sessions = purges(path).map_err(told)?;
@@ -162,7 +162,7 @@ pub fn finish_purges(path: &Path, shard: usize, generation: u32) -> Result<u64, 
 /// start.
 ///
 /// # Errors
-/// One line: what could not be written.
+/// An error of one line: what could not be written.
 pub fn append_purges(
     path: &Path,
     (shard, generation): (u16, u32),
@@ -209,7 +209,7 @@ pub fn append_purges(
 /// Purges a session in a log that nobody has open and that was read whole. Returns how many messages were purged.
 ///
 /// # Errors
-/// One line: what could not be written; the next start, or another call, continues.
+/// An error of one line: what could not be written; the next start, or another call, continues.
 pub fn purge_files(
     path: &Path,
     (shard, generation): (u16, u32),

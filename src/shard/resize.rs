@@ -56,9 +56,9 @@ pub(super) struct NewLog {
 struct Known {
     /// The home of each existing session, by its hash.
     homes: Map<u64, usize>,
-    /// Where each hash was last forgotten: earlier records belong to an earlier session of the same id.
+    /// The place where each hash was last forgotten: earlier records belong to an earlier session of the same id.
     gone: Map<u64, Position>,
-    /// Where each was last purged: of its earlier messages only ids are carried over.
+    /// The place where each was last purged: of its earlier messages only ids are carried over.
     purged: Map<u64, Position>,
     /// The time of the newest record, and the time before it for which ids count.
     last_ms: u64,
@@ -72,7 +72,7 @@ fn told(path: &Path, error: &io::Error) -> String {
 /// Brings the directory into the wanted layout; does nothing if it has it.
 ///
 /// # Errors
-/// One line: the obstacle.
+/// An error of one line: the obstacle.
 pub(super) fn resize(directory: &mut Directory, wanted: &Wanted, now: Tick) -> Result<(), String> {
     resize_by(directory, wanted, now, &mut |_| Ok(()))
 }

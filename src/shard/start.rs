@@ -166,7 +166,7 @@ impl Ready {
 /// Starts `count` shards on an engine.
 ///
 /// # Errors
-/// One line: what could not be bound or set up.
+/// An error of one line: what could not be bound or set up.
 pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<Running, String> {
     let settings = &snapshot.settings;
     if !(1..=SHARDS_MAX).contains(&count) {

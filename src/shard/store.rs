@@ -140,7 +140,7 @@ pub struct Unsettled {
 /// Reads a shard's log into its core, and changes nothing.
 ///
 /// # Errors
-/// One line: the file, the place in it and what is wrong, or what the file system answered.
+/// An error of one line: the file, the place in it and what is wrong, or what the file system answered.
 pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_bytes: u64) -> Result<Unsettled, String> {
     let path = directory.make_shard(shard)?;
     let files = segments(&path, segment_number)?;
@@ -160,7 +160,7 @@ pub fn recover(core: &mut Core, directory: &Directory, shard: usize, segment_byt
 /// Continues the log that was read: its files are cut and tidied.
 ///
 /// # Errors
-/// One line: the file system's error.
+/// An error of one line: the file system's error.
 pub fn settle(core: &mut Core, unsettled: Unsettled, now: Tick) -> Result<Store, String> {
     let Unsettled { shard, mut files, indexes, reading } = unsettled;
     let path = indexes.path.clone();

@@ -9,7 +9,7 @@ use crate::wire::{self, Head, WireError};
 pub struct Turned {
     /// The server frames, back to back, in the same buffer.
     pub out: std::ops::Range<usize>,
-    /// Where the bytes of an incomplete frame begin.
+    /// The beginning of an incomplete frame's bytes.
     pub rest_at: usize,
     /// `true` if the peer sent a close frame, after which nothing counts; if control frames are taken, its echo is the last of
     /// `out`.
