@@ -12,7 +12,7 @@ use crate::io::Io;
 use crate::limits::STATE_RECORD_BYTES_MAX;
 use crate::log::{Joined, Kind, Left, Level, Position};
 use crate::protocol::{Envelope, ErrorCode, Failure, Head, error};
-use crate::session::{Applied, MemberKey, Move, Place, PresenceChange};
+use crate::session::{Applied, MemberKey, Move, Place, PresenceChange, StreamKey};
 use crate::time::Tick;
 
 /// The action, and its answer, that wait for a record to be durable.
@@ -30,8 +30,14 @@ impl Core {
     pub(super) fn place_in_order(&self, member: MemberKey) -> (Level, u64) {
         let session = self.sessions.members.get(member).map(|member| member.session);
         let Some(session) = session else { return (Level::Memory, 0) };
-        let stream = self.sessions.sessions.get(session).and_then(|session| self.streams.get(session.stream));
+        let stream = self.stream_of(member).and_then(|stream| self.streams.get(stream));
         (self.level_of(session), stream.map_or(0, |stream| stream.index.head()))
+    }
+
+    /// The stream of a member's session; `None` if the member has been removed.
+    fn stream_of(&self, member: MemberKey) -> Option<StreamKey> {
+        let session = self.sessions.members.get(member)?.session;
+        Some(self.sessions.sessions.get(session)?.stream)
     }
 
     /// Checks that a member's command may have a record. Returns the refusal if not.
@@ -259,8 +265,7 @@ impl Core {
     /// Applies all moves of a member before their records are durable. Returns `true` if any of them changed it.
     pub(super) fn settle_early(&mut self, member: MemberKey) -> bool {
         let changed = self.settle_moves(member, Position(u64::MAX));
-        let session = self.sessions.members.get(member).and_then(|member| self.sessions.sessions.get(member.session));
-        if changed && let Some(stream) = session.and_then(|session| self.streams.get_mut(session.stream)) {
+        if changed && let Some(stream) = self.stream_of(member).and_then(|stream| self.streams.get_mut(stream)) {
             // Messages before a departure that are hidden still are for it, too.
             stream.everyone_to = stream.index.head();
         }
@@ -285,14 +290,14 @@ impl Core {
             member.tidy();
         }
         if held.detaches {
+            // Records that the failed disk hides are never shown: the answer does not wait for their places.
+            let stream = self.stream_of(held.member).and_then(|stream| self.streams.get(stream));
+            let after = stream.map_or(held.after, |stream| held.after.min(stream.head()));
             self.member_left(held.member, place, true, true, now);
             self.look_again(place);
             let mut bytes = self.buffer_for(place);
             bytes.extend_from_slice(frame);
-            // Records that the failed disk hides are never shown: the answer does not wait for their places.
-            let session = self.sessions.members.get(held.member).and_then(|member| self.sessions.sessions.get(member.session));
-            let shown = session.and_then(|session| self.streams.get(session.stream)).map_or(held.after, |stream| stream.head());
-            return self.detach_behind_history(place, held.after.min(shown), bytes);
+            return self.detach_behind_history(place, after, bytes);
         }
         let Some(head) = head else { return };
         let (code, retry_after_ms) = (ErrorCode::LimitDisk, Some(super::inbound::RETRY_AFTER_MS));

@@ -281,10 +281,7 @@ impl Core {
             Step::Reads => {}
             Step::Later(page) => self.histories.begun.push_back(page),
             Step::Thirsty(page) => self.histories.thirsty.push_back(page),
-            Step::Gone(page) => {
-                let wanted = self.histories.end(&page);
-                self.detach_after(page.place, wanted);
-            }
+            Step::Gone(page) => drop(self.histories.end(&page)),
             Step::Complete(page) => {
                 let wanted = self.histories.end(&page);
                 if page.ends.is_empty() && wanted.as_ref().is_some_and(|wanted| wanted.detached.is_none()) {

@@ -159,7 +159,7 @@ impl World {
     /// Starts the process again. `acknowledged` and `delivered`: such messages had to survive, even if the end was not clean.
     fn start_again(&mut self, before: Vec<Entries>, clean: &[bool], acknowledged: bool, delivered: bool) {
         let sessions = self.oracle.sessions();
-        self.oracle.starts += 1;
+        self.oracle.has_restarted = true;
         self.hear_of_purges();
         let under_way: Vec<String> = std::mem::take(&mut self.purges).into_iter().map(|asked| asked.session).collect();
         let disks: Vec<Disk> = self.seats.iter_mut().map(|seat| std::mem::take(&mut seat.engine.disk)).collect();

@@ -164,8 +164,8 @@ pub struct Oracle {
     purged: BTreeMap<String, Vec<(u64, u64)>>,
     /// Places that the disk cannot read: a reader that has only the log may miss them, and is told.
     pub unreadable: BTreeSet<(String, u64)>,
-    /// Starts of the process, but for the first.
-    pub starts: u64,
+    /// `true` once the process has ended and was started again.
+    pub has_restarted: bool,
     pub now_ns: u64,
     pub violations: Vec<String>,
     pub delivered: u64,
@@ -338,15 +338,17 @@ impl Oracle {
         if epoch == told {
             return (Some(seq), true);
         }
-        let past = self.sessions.get(session).and_then(|log| log.past.iter().rfind(|past| past.epoch == epoch));
-        let is_forgotten = self.sessions.get(session).is_some_and(|log| log.forgotten.iter().any(|name| name == epoch));
-        past.map_or_else(|| (is_forgotten.then_some(0), false), |past| (Some(seq.min(past.last)), past.sure))
+        let Some(log) = self.sessions.get(session) else { return (None, false) };
+        match log.past.iter().rfind(|past| past.epoch == epoch) {
+            Some(past) => (Some(seq.min(past.last)), past.sure),
+            None => (log.forgotten.iter().any(|name| name == epoch).then_some(0), false),
+        }
     }
 
     /// A client is in a session now.
     pub fn begin(&mut self, begin: &Begin<'_>, head: u64, appended: u64) -> usize {
         // Of what is there when it is first heard of, nothing need be of the epoch that a start began.
-        let epoch_base = if self.starts > 0 { begin.seq } else { 0 };
+        let epoch_base = if self.has_restarted { begin.seq } else { 0 };
         let log = self.sessions.entry(begin.session.to_owned()).or_insert_with(|| Log { epoch_base, ..Log::default() });
         // A session in which nothing was ever said may be forgotten, and begin anew.
         if (!log.spoken || log.epoch.is_empty()) && log.epoch != begin.epoch {

@@ -2,10 +2,10 @@
 
 use super::client::What;
 use super::disk::Crash;
+use super::room::{capped, fill_to_the_brim};
 use super::scenarios::{all_in, count, finish, say, slow_down, stage_on_disk};
 use super::world::World;
 use crate::config::Durability;
-use crate::limits::CHUNK_BYTES;
 use crate::shard::port::{PortMessage, Purged};
 use memchr::memmem::Finder;
 use serde_json::{Value, json};
@@ -315,18 +315,11 @@ fn a_purge_that_is_interrupted_anywhere_is_done_or_not_begun() {
 /// The files are as many as there may be: the purge's record has one to be written to, start after start.
 #[test]
 fn a_purge_is_done_in_a_log_that_a_start_found_at_its_cap() {
-    let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
-        (settings.limits.messages_per_second, settings.limits.bytes_per_second) = (0, 0);
-        settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
-        settings.session.history_messages = 1_000_000;
-    });
+    let mut world = stage_on_disk(1, 100, &["ana", "bob"], capped);
     world.command(1, "rw.attach", "s.1", json!({}), What::Attach { asked: Vec::new(), resume: None });
     assert!(world.run_until(5_000, all_in));
-    for _ in 0..200 {
-        world.message_to(0, "s.0", &Value::Null, 60_000, false);
-        assert!(world.run_until(5_000, all_in));
-    }
-    assert!(count(&world, 0, "limit.disk") > 0, "never full");
+    fill_to_the_brim(&mut world);
+    assert!(count(&world, 1, "limit.disk") > 0, "never full");
     for session in ["s.1", "s.1", "s.0"] {
         world.crash(Crash::Kill);
         assert!(world.run_until(5_000, all_in));

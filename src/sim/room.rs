@@ -9,14 +9,30 @@ use crate::config::{Durability, Settings};
 use crate::limits::CHUNK_BYTES;
 use serde_json::{Value, json};
 
+/// Nothing but `log.max_bytes` bounds what is written: six files.
+pub(super) fn capped(settings: &mut Settings) {
+    unlimited(settings);
+    settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
+    settings.session.history_messages = 1_000_000;
+}
+
 /// Bob writes until not even something short has room.
-fn fill_to_the_brim(world: &mut World) {
+pub(super) fn fill_to_the_brim(world: &mut World) {
     for bytes in [60_000, 100] {
         for _ in 0..10 {
             (0..20).for_each(|_| world.message_to(1, "s.0", &Value::Null, bytes, false));
             assert!(world.run_until(10_000, all_in));
         }
     }
+}
+
+/// Bob speaks, and nothing of it is refused.
+#[track_caller]
+fn takes_messages_behind(world: &mut World, head: u64) {
+    let refused = count(world, 1, "limit.disk");
+    say(world, 1, 3);
+    assert!(world.run_until(5_000, all_in));
+    assert_eq!((count(world, 1, "limit.disk"), world.bounds("s.0").1), (refused, head + 3));
 }
 
 /// Another client, without roles, that comes soon.
@@ -35,11 +51,9 @@ fn a_log_at_its_cap_makes_room_when_retention_lets_it() {
 
 fn at_its_cap(durability: Durability) {
     let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
-        unlimited(settings);
+        capped(settings);
         settings.log.durability = durability;
-        settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
         settings.log.retention_age_s = 30;
-        settings.session.history_messages = 1_000_000;
         settings.session.dedupe_ms = 1_000;
     });
     for room in 0..100 {
@@ -65,10 +79,7 @@ fn at_its_cap(durability: Durability) {
     world.run_for(40_000);
     world.end_link(0, true);
     assert!(world.run_until(20_000, all_in));
-    let refused = count(&world, 1, "limit.disk");
-    say(&mut world, 1, 3);
-    assert!(world.run_until(5_000, all_in));
-    assert_eq!((count(&world, 1, "limit.disk"), world.bounds("s.0").1), (refused, head + 3));
+    takes_messages_behind(&mut world, head);
     assert_eq!(rooms(&world, "ana").len(), 100);
     ends_and_knows_the_same(&mut world);
     assert!(world.oracle.violations.is_empty(), "{:?}", world.oracle.violations);
@@ -78,10 +89,8 @@ fn at_its_cap(durability: Durability) {
 #[test]
 fn who_comes_to_a_log_without_room_is_let_in_and_kept_once_there_is_some() {
     let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
-        unlimited(settings);
-        settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
+        capped(settings);
         settings.log.retention_age_s = 30;
-        settings.session.history_messages = 1_000_000;
         settings.session.dedupe_ms = 60_000;
     });
     fill_to_the_brim(&mut world);
@@ -128,11 +137,7 @@ fn who_comes_to_a_log_without_room_is_let_in_and_kept_once_there_is_some() {
 /// Members' values that the log has no room for are lost by a stop as by a crash: the epochs tell.
 #[test]
 fn a_stop_over_a_log_without_room_is_not_one_in_good_order() {
-    let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
-        unlimited(settings);
-        settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
-        settings.session.history_messages = 1_000_000;
-    });
+    let mut world = stage_on_disk(1, 100, &["ana", "bob"], capped);
     fill_to_the_brim(&mut world);
     cast(&mut world, "cleo", "s.0");
     assert!(world.run_until(5_000, |world| world.clients[2].is_open()));
@@ -149,11 +154,9 @@ fn a_log_that_was_at_its_cap_when_it_ended_makes_room_after_the_start() {
         (Durability::Memory, |world| world.crash(Crash::PowerCut)),
     ] {
         let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
-            unlimited(settings);
+            capped(settings);
             settings.log.durability = durability;
-            settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
             settings.log.retention_age_s = 30;
-            settings.session.history_messages = 1_000_000;
             settings.session.dedupe_ms = 1_000;
         });
         fill_to_the_brim(&mut world);
@@ -167,10 +170,7 @@ fn a_log_that_was_at_its_cap_when_it_ended_makes_room_after_the_start() {
         let head = world.bounds("s.0").1;
         world.run_for(40_000);
         assert!(world.run_until(20_000, all_in), "{durability:?}");
-        let refused = count(&world, 1, "limit.disk");
-        say(&mut world, 1, 3);
-        assert!(world.run_until(5_000, all_in), "{durability:?}");
-        assert_eq!((count(&world, 1, "limit.disk"), world.bounds("s.0").1), (refused, head + 3), "{durability:?}");
+        takes_messages_behind(&mut world, head);
         assert!(world.seats[0].counters.log_segments.get() <= 6, "{durability:?}");
         finish(&mut world);
     }
@@ -180,11 +180,7 @@ fn a_log_that_was_at_its_cap_when_it_ended_makes_room_after_the_start() {
 #[test]
 fn an_epoch_that_a_full_log_does_not_hold_is_not_known_after_the_next_start() {
     for is_full in [true, false] {
-        let mut world = stage_on_disk(1, 100, &["ana", "bob"], |settings| {
-            unlimited(settings);
-            settings.log.max_bytes = 6 * CHUNK_BYTES as u64;
-            settings.session.history_messages = 1_000_000;
-        });
+        let mut world = stage_on_disk(1, 100, &["ana", "bob"], capped);
         for _ in 0..3 {
             world.message_to(0, "s.0", &json!("channel:c.0"), 40, false);
         }
