@@ -333,8 +333,8 @@ sections! {
         /// Bytes of messages, record headers included, that a session retains. The newest message always stays.
         retention_bytes: u64 = 0, "bytes", Allowed::OffOr(1_024, 1_125_899_906_842_624), live;
         /// Size of the log's directory above which durable messages are refused. Each shard has an equal share; a sixteenth of
-        /// it, at least half a file, is reserved for the work that frees space. If a start finds the share used up, that work may
-        /// add one file more.
+        /// it, at least half a file, is reserved for the work that frees space. If a start finds the share used up, that work, or
+        /// a purge, may add one file more.
         max_bytes: u64 = 0, "bytes", Allowed::OffOr(16_777_216, 1_125_899_906_842_624), live;
         /// Space that stays free on the file system of the log. A new file that would use it is not created, and durable messages
         /// are refused once the current file is full.

@@ -314,3 +314,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_audience_is_the_same_of_addresses_and_of_the_record_that_bears_them() {
+    let addresses = [7, 9, 7_u64 << 40];
+    for count in 0..=addresses.len() {
+        let bytes: Vec<u8> = addresses[..count].iter().flat_map(|address| address.to_le_bytes()).collect();
+        assert_eq!(Audience::of(&addresses[..count]), Audience::of_record(&bytes), "{count}");
+    }
+    assert_ne!(Audience::of(&[7, 9]), Audience::of(&[9, 7]), "a list is compared as it stands");
+}
