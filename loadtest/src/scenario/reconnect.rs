@@ -223,6 +223,10 @@ impl Link {
             connection.flush();
         }
         *self.connection.borrow_mut() = Some(Rc::clone(&connection));
+        // Stopped while it joined: `stop` found no connection to cut.
+        if self.stopping.get() {
+            connection.cut();
+        }
         self.stats.open.add(1);
         let ended = inbox.run(&connection, |_, payload| self.take(payload), || {}).await;
         *self.connection.borrow_mut() = None;
