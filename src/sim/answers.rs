@@ -190,7 +190,11 @@ impl World {
                         if page.len() as u64 != count {
                             self.oracle.wrong(format!("a page of {count} has {}", page.len()));
                         }
-                        self.oracle.history(view, &page, number("oldest_seq"));
+                        let id = envelope["id"].as_str().unwrap_or_default();
+                        let asked = self.link(c).sent.iter().find(|sent| sent.id == id && !sent.answered);
+                        // An answer to nothing is objected to below.
+                        let asked_ns = asked.map_or(0, |sent| sent.sent_ns);
+                        self.oracle.history(view, &page, number("oldest_seq"), asked_ns);
                         let seqs = page.iter().filter_map(|(envelope, _)| envelope["seq"].as_u64()).collect();
                         self.clients[c].pages.push((seqs, payload.clone()));
                     }

@@ -126,6 +126,8 @@ struct Held {
     must_from: u64,
     must_to: u64,
     may_to: u64,
+    /// When the client knew that the role is in force.
+    known_ns: u64,
 }
 
 /// The content of a welcome, or of an answer to an attach.
@@ -200,13 +202,20 @@ impl Oracle {
         for role in roles {
             let times = view.roles.entry(role.clone()).or_default();
             if !times.iter().any(|held| held.must_to == u64::MAX) {
-                times.push(Held { may_from: position + 1, must_from: u64::MAX, must_to: u64::MAX, may_to: u64::MAX });
+                times.push(Held {
+                    may_from: position + 1,
+                    must_from: u64::MAX,
+                    must_to: u64::MAX,
+                    may_to: u64::MAX,
+                    known_ns: u64::MAX,
+                });
             }
         }
     }
 
     /// These roles were in force at the latest at `seq`.
     pub fn roles_settled(&mut self, view: usize, seq: u64, roles: &[String]) {
+        let now_ns = self.now_ns;
         let view = &mut self.views[view];
         view.roles_asked_ns = None;
         for (role, times) in &mut view.roles {
@@ -214,7 +223,7 @@ impl Oracle {
                 if held.must_to != u64::MAX || !roles.contains(role) {
                     held.may_to = seq;
                 } else if held.must_from == u64::MAX {
-                    held.must_from = seq + 1;
+                    (held.must_from, held.known_ns) = (seq + 1, now_ns);
                 }
             }
         }
@@ -384,21 +393,23 @@ impl Oracle {
             roles: begin
                 .roles
                 .iter()
-                .map(|role| (role.clone(), vec![Held { may_from: 0, must_from: 0, must_to: u64::MAX, may_to: u64::MAX }]))
+                .map(|role| {
+                    (role.clone(), vec![Held { may_from: 0, must_from: 0, must_to: u64::MAX, may_to: u64::MAX, known_ns: 0 }])
+                })
                 .collect(),
             roles_asked_ns: None,
         });
         self.views.len() - 1
     }
 
-    /// Returns whether a client must see a record, and whether it may.
-    fn entitled(&self, view: usize, seq: u64, record: &Record, history: bool) -> (bool, bool) {
+    /// Returns whether a client must see a record, and whether it may: on a page of history that it asked for at this time, or live.
+    fn entitled(&self, view: usize, seq: u64, record: &Record, page_asked_ns: Option<u64>) -> (bool, bool) {
         let View { client, session, echo, .. } = &self.views[view];
         // A page of history holds its own messages as with echo.
-        let echo = *echo || history;
+        let echo = *echo || page_asked_ns.is_some();
         let Some(person) = self.people.get(client) else { return (false, false) };
         let own = record.from == *client;
-        if own && history {
+        if own && page_asked_ns.is_some() {
             return (true, true);
         }
         let (mut must, mut may) = (false, false);
@@ -414,10 +425,12 @@ impl Oracle {
             (must, may) = (must || named, may || named);
             if kind == "role" && (!own || echo) {
                 for held in self.views[view].roles.get(name).into_iter().flatten() {
-                    // A page of history goes by the roles of its moment.
-                    let sure = held.must_from <= seq && seq <= held.must_to;
-                    must |= if history { held.must_from < u64::MAX && held.must_to == u64::MAX } else { sure };
-                    may |= if history { held.may_to == u64::MAX } else { held.may_from <= seq && seq <= held.may_to };
+                    let (sure, possible) = match page_asked_ns {
+                        // A page of history goes by the roles of its moment, between when it is asked for and when it comes.
+                        Some(asked_ns) => (held.known_ns <= asked_ns && held.must_to == u64::MAX, held.may_to == u64::MAX),
+                        None => (held.must_from <= seq && seq <= held.must_to, held.may_from <= seq && seq <= held.may_to),
+                    };
+                    (must, may) = (must || sure, may || possible);
                 }
             }
             if kind == "room" && (!own || echo) {
@@ -453,7 +466,7 @@ impl Oracle {
         if !view.caught_up && seq > view.welcome_seq {
             self.wrong(format!("{client} in {session}: {seq} is new, before rw.caught_up"));
         }
-        self.check_entitled(number, seq, false);
+        self.check_entitled(number, seq, None);
     }
 
     fn check_text(&mut self, session: &str, envelope: &Value, text: &[u8]) -> Option<u64> {
@@ -469,7 +482,7 @@ impl Oracle {
         Some(seq)
     }
 
-    fn check_entitled(&mut self, view: usize, seq: u64, history: bool) {
+    fn check_entitled(&mut self, view: usize, seq: u64, page_asked_ns: Option<u64>) {
         let View { client, session, asked_ns, .. } = &self.views[view];
         let Some(record) = self.sessions.get(session).and_then(|log| log.records.get(&seq)) else { return };
         let is_purged = self
@@ -480,7 +493,7 @@ impl Oracle {
             let complaint = format!("{client} in {session}: {seq} came, which was purged before it asked to be attached");
             return self.wrong(complaint);
         }
-        let (_, may) = self.entitled(view, seq, record, history);
+        let (_, may) = self.entitled(view, seq, record, page_asked_ns);
         if !may {
             let (from, to) = (record.from.clone(), record.to.clone());
             let stays = self.stays.get(&(client.clone(), session.clone())).cloned();
@@ -489,8 +502,8 @@ impl Oracle {
         }
     }
 
-    /// A page of history, with its frames.
-    pub fn history(&mut self, view: usize, page: &[(Value, Vec<u8>)], oldest: u64) {
+    /// A page of history that was asked for at this time, with its frames.
+    pub fn history(&mut self, view: usize, page: &[(Value, Vec<u8>)], oldest: u64, asked_ns: u64) {
         let (client, session) = (self.views[view].client.clone(), self.views[view].session.clone());
         let mut seqs = Vec::new();
         for (envelope, text) in page {
@@ -498,7 +511,7 @@ impl Oracle {
             if seqs.last().is_some_and(|last| *last >= seq) {
                 self.wrong(format!("{client} in {session}: history is not in order at {seq}"));
             }
-            self.check_entitled(view, seq, true);
+            self.check_entitled(view, seq, Some(asked_ns));
             seqs.push(seq);
         }
         let (Some(first), Some(last)) = (seqs.first().copied(), seqs.last().copied()) else { return };
@@ -507,7 +520,9 @@ impl Oracle {
         let missing: Vec<u64> = log
             .records
             .range(first..=last)
-            .filter(|(seq, record)| **seq >= oldest && !seqs.contains(seq) && self.entitled(view, **seq, record, true).0)
+            .filter(|(seq, record)| {
+                **seq >= oldest && !seqs.contains(seq) && self.entitled(view, **seq, record, Some(asked_ns)).0
+            })
             .map(|(seq, _)| *seq)
             .filter(|seq| !self.unreadable.contains(&(session.clone(), *seq)))
             .collect();
@@ -527,7 +542,7 @@ impl Oracle {
             acked: false,
         };
         // The message's place is somewhere up to the head.
-        let may = (view.start..=head + 1).any(|seq| self.entitled(number, seq, &record, false).1);
+        let may = (view.start..=head + 1).any(|seq| self.entitled(number, seq, &record, None).1);
         if !may {
             let complaint = format!("{} in {}: an ephemeral message was not for it: {envelope}", view.client, view.session);
             self.wrong(complaint);
@@ -599,7 +614,7 @@ impl Oracle {
             }
             for (seq, record) in log.records.range(view.start..=view.position) {
                 let excused = view.gaps.iter().any(|(from, to)| from <= seq && seq <= to);
-                let (must, _) = self.entitled(number, *seq, record, false);
+                let (must, _) = self.entitled(number, *seq, record, None);
                 if must && !excused && !view.delivered.contains(seq) {
                     let (Record { from, id, to, .. }, View { client, session, delivered, start, position, .. }) = (record, view);
                     let stays = self.stays.get(&(client.clone(), session.clone()));

@@ -1,6 +1,7 @@
 //! New tokens in place of old ones, where sessions are lost to them or none is left.
 
 use super::client::What;
+use super::oracle::{Begin, Oracle};
 use super::scenarios::{all_in, count, stage};
 use super::tokens::token_for;
 use super::world::World;
@@ -88,5 +89,45 @@ fn who_has_detached_from_everything_and_refreshes_stays() {
         world.run_for(1_000);
         assert_eq!(world.link(0).close_code, Some(4403));
         assert_eq!(std::mem::take(&mut world.oracle.violations), ["ana was closed with Some(4403)"]);
+    }
+}
+
+/// A page of history that was asked for before a role was known to be in force need not have what only that role sees; a later one must.
+#[test]
+fn the_oracle_demands_of_a_page_what_the_roles_see_that_were_in_force_when_it_was_asked_for() {
+    for (asked_ns, objects) in [(10, false), (30, true)] {
+        let mut oracle = Oracle::default();
+        oracle.person("ana", "ana");
+        let begin = Begin {
+            client: "ana",
+            session: "s.0",
+            echo: false,
+            start_seq: 1,
+            seq: 0,
+            epoch: "e",
+            rooms: Vec::new(),
+            asked: Vec::new(),
+            asked_ns: 0,
+            roles: Vec::new(),
+            is_kept: true,
+        };
+        let view = oracle.begin(&begin, 0, 0);
+        for (seq, to) in [(1, "session"), (2, "role:medic"), (3, "session")] {
+            oracle.ack("bob", "s.0", &format!("m.{seq}"), &[to.to_owned()], seq);
+        }
+        oracle.now_ns = 15;
+        oracle.roles_asked(view, &["medic".to_owned()]);
+        oracle.now_ns = 20;
+        oracle.roles_settled(view, 3, &["medic".to_owned()]);
+        let page: Vec<_> = [1, 3]
+            .map(|seq| {
+                let envelope =
+                    json!({"seq": seq, "from": "bob", "id": format!("m.{seq}"), "to": "session", "ts": 1, "traceparent": "t"});
+                (envelope.clone(), envelope.to_string().into_bytes())
+            })
+            .to_vec();
+        oracle.history(view, &page, 1, asked_ns);
+        assert_eq!(oracle.violations.iter().any(|wrong| wrong.contains("lacks [2]")), objects, "{:?}", oracle.violations);
+        assert_eq!(oracle.violations.len(), usize::from(objects), "{:?}", oracle.violations);
     }
 }
