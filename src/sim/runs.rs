@@ -111,7 +111,8 @@ fn told(spec: &Spec) -> Outcome {
 }
 
 /// Runs the worlds that `RINGWAY_SEED`, `RINGWAY_SIM_SECONDS` or `RINGWAY_SIM_SEEDS` ask for; `RINGWAY_SIM_FROM` names the first of new seeds, and
-/// `RINGWAY_SIM_DRAW=first` what they draw from.
+/// `RINGWAY_SIM_DRAW=first` what they draw from. Into the file `RINGWAY_SIM_TRACES` come the hashes of their traces: a change of the code that
+/// changes no behaviour leaves them as they were.
 pub fn by_hand() {
     let draw = if std::env::var("RINGWAY_SIM_DRAW").is_ok_and(|draw| draw == "first") { Draw::First } else { Draw::Wide };
     if let Some(seed) = number("RINGWAY_SEED") {
@@ -124,18 +125,22 @@ pub fn by_hand() {
     #[expect(clippy::disallowed_methods, reason = "how long to run is the caller's time, not the world's")]
     let (began, fresh) = (std::time::Instant::now(), std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
     let first = number("RINGWAY_SIM_FROM").unwrap_or(fresh);
-    let (mut seeds, mut delivered, mut sum, mut failed) = (0, 0, Sum::default(), Vec::new());
+    let (mut seeds, mut delivered, mut sum, mut failed, mut traces) = (0, 0, Sum::default(), Vec::new(), String::new());
     let is_over = || seconds.is_some_and(|seconds| began.elapsed().as_secs() >= seconds);
     while !is_over() && wanted.is_none_or(|wanted| seeds < wanted) {
         let count = BATCH.min(wanted.map_or(BATCH, |wanted| wanted - seeds));
         let specs: Vec<Spec> = (0..count).map(|at| Spec::new(first.wrapping_add(seeds + at), draw)).collect();
         let outcomes = on_all_cores(&specs, told, |_| is_over());
         seeds += outcomes.len() as u64;
-        for (_, outcome) in outcomes {
+        for (at, outcome) in outcomes {
+            traces.push_str(&format!("{:#x} {:016x}\n", specs[at].seed, outcome.trace));
             delivered += outcome.delivered;
             sum.add(&outcome.cover);
             failed.extend(outcome.violations.first().map(|complaint| kind_of(complaint)));
         }
+    }
+    if let Ok(file) = std::env::var("RINGWAY_SIM_TRACES") {
+        std::fs::write(file, traces).unwrap();
     }
     eprintln!("{}\nnever reached: {:?}", sum.table(), sum.never());
     let seconds = began.elapsed().as_secs_f64();
