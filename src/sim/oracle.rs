@@ -126,8 +126,9 @@ struct Held {
     must_from: u64,
     must_to: u64,
     may_to: u64,
-    /// When the client knew that the role is in force.
+    /// When the client knew that the role is in force, and that it is not any longer.
     known_ns: u64,
+    lost_ns: u64,
 }
 
 /// The content of a welcome, or of an answer to an attach.
@@ -208,6 +209,7 @@ impl Oracle {
                     must_to: u64::MAX,
                     may_to: u64::MAX,
                     known_ns: u64::MAX,
+                    lost_ns: u64::MAX,
                 });
             }
         }
@@ -221,7 +223,7 @@ impl Oracle {
         for (role, times) in &mut view.roles {
             for held in times.iter_mut().filter(|held| held.may_to == u64::MAX) {
                 if held.must_to != u64::MAX || !roles.contains(role) {
-                    held.may_to = seq;
+                    (held.may_to, held.lost_ns) = (seq, now_ns);
                 } else if held.must_from == u64::MAX {
                     (held.must_from, held.known_ns) = (seq + 1, now_ns);
                 }
@@ -394,7 +396,17 @@ impl Oracle {
                 .roles
                 .iter()
                 .map(|role| {
-                    (role.clone(), vec![Held { may_from: 0, must_from: 0, must_to: u64::MAX, may_to: u64::MAX, known_ns: 0 }])
+                    (
+                        role.clone(),
+                        vec![Held {
+                            may_from: 0,
+                            must_from: 0,
+                            must_to: u64::MAX,
+                            may_to: u64::MAX,
+                            known_ns: 0,
+                            lost_ns: u64::MAX,
+                        }],
+                    )
                 })
                 .collect(),
             roles_asked_ns: None,
@@ -427,7 +439,7 @@ impl Oracle {
                 for held in self.views[view].roles.get(name).into_iter().flatten() {
                     let (sure, possible) = match page_asked_ns {
                         // A page of history goes by the roles of its moment, between when it is asked for and when it comes.
-                        Some(asked_ns) => (held.known_ns <= asked_ns && held.must_to == u64::MAX, held.may_to == u64::MAX),
+                        Some(asked_ns) => (held.known_ns <= asked_ns && held.must_to == u64::MAX, asked_ns < held.lost_ns),
                         None => (held.must_from <= seq && seq <= held.must_to, held.may_from <= seq && seq <= held.may_to),
                     };
                     (must, may) = (must || sure, may || possible);
