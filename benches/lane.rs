@@ -2,7 +2,7 @@
 //! something.
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use ringway::shard::lanes::{Batch, Class, LaneMessage, Mesh, Spoken};
+use ringway::shard::across::mesh::{Batch, Class, LaneMessage, Mesh, Spoken};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,6 @@
 //! Requests of control to a shard, and the shard's answers.
 
-use super::conn::{Phase, Slot};
+use super::connections::conn::{Phase, Slot};
 use super::core::Core;
 use super::counters::DropReason;
 use super::port::{
@@ -52,12 +52,12 @@ impl Core {
     fn follow_settings<I: Io>(&mut self, io: &mut I, before: &Snapshot, now: Tick) {
         let (before, after) = (&before.settings, &self.snapshot.settings);
         if before.limits != after.limits || before.session != after.session {
-            self.anew = Some(super::timers::Anew::default());
+            self.anew = Some(super::connections::deadlines::Anew::default());
             self.fit_half_open(io, now);
         }
     }
 
-    fn ids_where(&self, wanted: impl Fn(&super::conn::Conn) -> bool) -> Vec<ConnId> {
+    fn ids_where(&self, wanted: impl Fn(&super::connections::conn::Conn) -> bool) -> Vec<ConnId> {
         self.conns.iter().flatten().filter(|conn| wanted(conn)).map(|conn| conn.id).collect()
     }
 

@@ -3,19 +3,19 @@
 //! Events are handled as they come; a turn then drains the lanes and the port, fires timers, and sends. Nothing here waits, reads a
 //! clock or touches a socket but through [`Io`].
 
-use super::admission::Admission;
-use super::conn::{Attachment, Conn, Phase};
+use super::across::mesh::{LaneMessage, Mesh, Page, Spoken};
+use super::connections::admission::Admission;
+use super::connections::conn::{Attachment, Conn, Phase};
+use super::connections::half_open::HalfOpen;
 use super::counters::{LimitReached, SharedCounters};
-use super::durable::{Disk, Fence, READ_TAGS};
-use super::half_open::HalfOpen;
-use super::histories::Histories;
-use super::holding::Pressure;
-use super::lanes::{LaneMessage, Mesh, Page, Spoken};
-use super::outbound::Outbound;
+use super::durability::disk::{Disk, Fence, READ_TAGS};
+use super::durability::history::Histories;
+use super::durability::purge::{Purge, Purging};
+use super::durability::read_back::{Places, Reading};
+use super::durability::read_errors::Unreadable;
+use super::inbound::backpressure::Pressure;
+use super::outbound::flush::Outbound;
 use super::port::{ClosedConnections, PortReceiver, Snapshot};
-use super::purging::{Purge, Purging};
-use super::reading::{Places, Reading};
-use super::unreadable::Unreadable;
 use super::wheel::Wheel;
 use crate::buffers::Buffers;
 use crate::close::CloseReason;
@@ -85,7 +85,7 @@ pub struct Core {
     /// Connections over a bound that have not been told, or not gone; the ids may be stale.
     pub(super) turned_away: VecDeque<ConnId>,
     /// Rate limit of log lines about them.
-    pub(super) door_lines: super::rate::Bucket,
+    pub(super) door_lines: super::connections::rate::Bucket,
     pub(super) conns_count: usize,
     pub(super) closed: ClosedConnections,
     /// Connections to end before the turn does: found in code that has no [`Io`].
@@ -116,7 +116,7 @@ pub struct Core {
     pub(super) evicted: Vec<Map<Place, ()>>,
     pub(super) spoken: Spoken,
     pub(super) mirrored: Vec<SessionKey>,
-    pub(super) shaking: super::rate::Bucket,
+    pub(super) shaking: super::connections::rate::Bucket,
     pub(super) next_serial: u64,
     random: u64,
     sweep_at: usize,
@@ -127,7 +127,7 @@ pub struct Core {
     pub(super) buffers_bytes_max: u64,
     /// When the next turn is due; `u64::MAX` if nothing is.
     pub(super) turn_due_ms: u64,
-    /// When its last standstill ended; 0 if there was none. See `timers.rs`.
+    /// When its last standstill ended; 0 if there was none. See `connections/deadlines.rs`.
     pub(super) awake_since_ms: u64,
     ring_seen: RingStats,
     /// Messages taken since the turn began, for the routing histogram.
@@ -166,7 +166,7 @@ pub struct Core {
     /// Requested pages of history.
     pub(super) histories: Histories,
     /// Members of whom watchers are being told.
-    pub(super) tellings: super::presence::Tellings,
+    pub(super) tellings: super::home::presence::Tellings,
     pub(super) next_read: u64,
     /// Places of the log that the disk cannot read.
     pub(super) unreadable: Unreadable,
@@ -177,7 +177,7 @@ pub struct Core {
     /// Scratch for a record's addresses.
     pub(super) targets: Vec<u64>,
     /// How far connections and members have been re-examined after a change of settings.
-    pub(super) anew: Option<super::timers::Anew>,
+    pub(super) anew: Option<super::connections::deadlines::Anew>,
     pub(super) draining: bool,
     pub(super) stopping: bool,
     /// When a stop ends without waiting for the disk any longer.
@@ -200,7 +200,7 @@ impl Core {
             conns: Vec::new(),
             half_open: HalfOpen::new(options.key),
             turned_away: VecDeque::new(),
-            door_lines: super::rate::Bucket::default(),
+            door_lines: super::connections::rate::Bucket::default(),
             conns_count: 0,
             closed: ClosedConnections::default(),
             doomed: Vec::new(),
@@ -228,7 +228,7 @@ impl Core {
             evicted: (0..shards).map(|_| Map::with_hasher(options.key)).collect(),
             spoken: Spoken::default(),
             mirrored: Vec::new(),
-            shaking: super::rate::Bucket::default(),
+            shaking: super::connections::rate::Bucket::default(),
             next_serial: 1,
             random: options.seed,
             sweep_at: 0,
@@ -256,7 +256,7 @@ impl Core {
             jobs: Map::with_hasher(options.key),
             places: VecDeque::new(),
             histories: Histories::new(options.key),
-            tellings: super::presence::Tellings::default(),
+            tellings: super::home::presence::Tellings::default(),
             next_read: READ_TAGS,
             unreadable: Unreadable::default(),
             purges: VecDeque::new(),

@@ -1,8 +1,8 @@
 //! Invariants of a shard after every turn, for the simulator and the fuzz of states.
 
-use super::conn::{Attachment, Conn, Paging, Phase, Slot};
+use super::across::mesh::{Class, LaneMessage};
+use super::connections::conn::{Attachment, Conn, Paging, Phase, Slot};
 use super::core::Core;
-use super::lanes::{Class, LaneMessage};
 use crate::close::CloseReason;
 use crate::ids::{ConnId, Map};
 use crate::limits::{ENDED_STAYS_PER_MEMBER_MAX, ENDED_STAYS_PER_ROOM_MAX, ROOMS_PER_CLIENT_MAX, TURNED_AWAY_MAX};
@@ -123,7 +123,9 @@ impl Core {
         let session = self.sessions.find(self.session_hash(session_id));
         let client = self.sessions.target(Target::Client, client_id);
         let member = session.and_then(|session| self.sessions.member(session, client));
-        member.and_then(|member| self.sessions.members.get(member)).is_some_and(|member| member.owed & super::gauges::WHOLE != 0)
+        member
+            .and_then(|member| self.sessions.members.get(member))
+            .is_some_and(|member| member.owed & super::home::gauges::WHOLE != 0)
     }
 
     /// Returns `true` if a session at home here knows an epoch, the current or an older one.
@@ -131,7 +133,7 @@ impl Core {
         let session = self.sessions.find(self.session_hash(session_id)).and_then(|key| self.sessions.sessions.get(key));
         let names = |session: &crate::session::Session| {
             let past = session.past_epochs.iter().map(|(name, _)| *name);
-            past.chain([session.epoch]).any(|name| super::attach::epoch_name(name) == epoch)
+            past.chain([session.epoch]).any(|name| super::home::attach::epoch_name(name) == epoch)
         };
         session.is_some_and(names)
     }
@@ -329,7 +331,7 @@ impl Core {
             let due_ms = self.member_due_ms(key).unwrap_or(u64::MAX);
             let [first, _] = member.timers_ms;
             // A member whose removal the log has no room for is tried again.
-            let due_ms = if due_ms <= now.mono_ms() { now.mono_ms() + super::members::GONE_RETRY_MS } else { due_ms };
+            let due_ms = if due_ms <= now.mono_ms() { now.mono_ms() + super::home::members::GONE_RETRY_MS } else { due_ms };
             ensure!(first <= due_ms, "{} is looked at at {first}, due at {due_ms}", member.client_id);
         }
         for (key, stream) in self.streams.iter() {
@@ -414,7 +416,7 @@ impl Core {
         let (made, made_max) = (self.sessions.made_most(), self.widest.sessions_per_user);
         ensure!(made_max == 0 || made <= made_max, "a user made {made} sessions, above {made_max}");
         let (members_max, rooms_max) = (self.widest.members_per_session, self.widest.rooms_per_client);
-        let own_max = super::allowances::own_members_max(self.widest.members_per_user, members_max);
+        let own_max = super::home::allowances::own_members_max(self.widest.members_per_user, members_max);
         for (key, session) in self.sessions.sessions.iter().filter(|(_, session)| !session.channel) {
             ensure!(session.members.len() <= members_max, "a session of {} members", session.members.len());
             for member in session.members.iter().filter_map(|member| self.sessions.members.get(*member)) {

@@ -1,15 +1,15 @@
 //! From settings to running shards: bind listeners, pin threads, make rings, and accept nobody before all are up.
 
-use super::admission::Admission;
+use super::across::mesh::{Mesh, SHARDS_MAX};
+use super::connections::admission::Admission;
 use super::core::{Core, CoreOptions};
 use super::counters::shared_counters;
-use super::lanes::{Mesh, SHARDS_MAX};
 use super::listeners;
 use super::port::{Bell, Port, PortReceiver, Snapshot, port};
-use super::purge_files::{finish_purges, purge_part};
-use super::recover::OUT_OF_REACH_NAMED;
-use super::resize::{Wanted, resize};
-use super::store::{Store, index_of, recover, settle};
+use super::recovery::open::{Store, index_of, recover, settle};
+use super::recovery::purge_files::{finish_purges, purge_part};
+use super::recovery::replay::OUT_OF_REACH_NAMED;
+use super::recovery::reshard::{Wanted, resize};
 use crate::config::Settings;
 use crate::ids::HashKey;
 use crate::io::Io as _;

@@ -44,7 +44,7 @@ mod visitors;
 pub(crate) mod wire;
 mod world;
 
-use crate::shard::contained::faults;
+use crate::shard::inbound::contained::faults;
 use crate::shard::port::PortMessage;
 use client::Sabotage;
 use cover::Cover;

@@ -13,7 +13,7 @@ mod bots;
 mod node;
 
 use crate::io::probe::{Engine, probe};
-use crate::shard::contained::faults;
+use crate::shard::inbound::contained::faults;
 use crate::sim::random::Random;
 use bots::Bots;
 use node::{Node, Plan};

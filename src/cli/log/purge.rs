@@ -10,7 +10,7 @@ use crate::control::PurgeRequest;
 use crate::control::escape::text as plain;
 use crate::log::{Kind, MemberState, Record};
 use crate::shard::port::Purged;
-use crate::shard::purge_files::{finish_purges, purge_files};
+use crate::shard::recovery::purge_files::{finish_purges, purge_files};
 use std::collections::BTreeMap;
 
 /// Asks the gateway at `admin`.

@@ -11,7 +11,7 @@ use crate::control::escape::text as plain;
 use crate::io::files::index_path;
 use crate::io::own::check_owner;
 use crate::log::{Kind, LastSegment, ScanError, SessionState, index_name};
-use crate::shard::purge_files::append_purges;
+use crate::shard::recovery::purge_files::append_purges;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};

@@ -7,7 +7,7 @@ use crate::io::files::{begin_purge, purges};
 use crate::limits::CHUNK_BYTES;
 use crate::log::made::{Made, header};
 use crate::log::{HEADER_BYTES, Header, Kind, MemberState, SessionState, segment_name};
-use crate::shard::purge_files::finish_purges;
+use crate::shard::recovery::purge_files::finish_purges;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,4 @@
+//! Other shards: `mesh` has the lanes between them, `mirrors` the sessions whose home is another shard.
+
+pub mod mesh;
+pub(in crate::shard) mod mirrors;

@@ -1,0 +1,649 @@
+//! The log's way to the disk: one write in flight, syncs shared by all that wait, and the release of acks and records when they
+//! are done.
+//!
+//! A message is acknowledged, and delivered, once it is as durable as its session asks. Until then its ack waits here, rendered,
+//! and its stream hides it from readers. Both follow the order of the log, so that two queues are enough, one for each level.
+
+use super::awaiting::{COMMAND, Queue, Waiting};
+use super::compaction::Compaction;
+use super::indexing::Indexing;
+use super::space::Room;
+use super::state_records::{Kept, Survey};
+use crate::config::Durability;
+use crate::io::Io;
+use crate::limits::{ADDRESSES_MAX, ENVELOPE_ADDED_BYTES_MAX};
+use crate::log::{Audience, HEADER_BYTES, Header, Kind, Level, Mark, Position};
+use crate::protocol::{Envelope, ErrorCode, Failure, Head, ack, error};
+use crate::session::{Place, SessionKey, StreamKey};
+use crate::shard::core::Core;
+use crate::shard::counters::{LimitReached, RECORD};
+use crate::shard::home::facts::HeldCommand;
+use crate::shard::home::gauges::Owed;
+use crate::shard::inbound::frames::RETRY_AFTER_MS;
+use crate::shard::inbound::publish::{Origin, refusal_of};
+use crate::shard::outbound::replies::AT_ONCE;
+use crate::time::Tick;
+use crate::ws::Opcode;
+use crate::ws::encoder::OpenFrame;
+use std::collections::VecDeque;
+
+/// Bytes waiting for the disk above which messages are refused with limit.backpressure.
+pub(in crate::shard) const PENDING_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Largest overhead of a record: header, addresses, frame head and the fields that the gateway adds.
+pub(in crate::shard) const RECORD_BYTES_MORE_MAX: usize = HEADER_BYTES + 8 * ADDRESSES_MAX + 10 + ENVELOPE_ADDED_BYTES_MAX;
+/// Interval at which records that nobody waits for are synced: it bounds what a power cut takes, and marks it for recovery.
+const SYNC_EVERY_MS: u64 = 1000;
+/// Time before the disk is tried again after it was full, or a segment could not be made.
+pub(in crate::shard) const RETRY_MS: u64 = 1000;
+/// The error text for a client whose message, or command, a disk has failed.
+const FAILED: &str =
+    "the log's disk failed before this message was durable: send it again, with its id, when the gateway was restarted";
+pub(in crate::shard) const STATE_FAILED: &str =
+    "the log's disk failed before this was durable: ask again when the gateway was restarted";
+/// Completion tags: write, sync, and the first tag used for reads.
+pub(in crate::shard) const WRITE_TAG: u64 = 0;
+pub(in crate::shard) const SYNC_TAG: u64 = 1;
+pub(in crate::shard) const READ_TAGS: u64 = 16;
+
+/// Positions that must have been released for everything that waits now to be answered.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::shard) struct Fence {
+    written: Position,
+    synced: Position,
+}
+
+/// The shard's view of a log's disk.
+#[derive(Debug)]
+pub(in crate::shard) struct Disk {
+    written: Queue,
+    synced: Queue,
+    /// The end of the write in flight.
+    writing: Option<Position>,
+    /// When the write, and the sync, in flight began, on the monotonic clock.
+    write_began_ns: u64,
+    sync_began_ns: u64,
+    /// The position up to which the sync in flight covers the log.
+    syncing: Option<Position>,
+    /// Everything before this position has been synced.
+    pub(in crate::shard) synced_to: Position,
+    /// No connection is accepted before this position is durable: the epochs that recovery began, which a welcome names.
+    pub(in crate::shard) opens_at: Option<Position>,
+    /// The end of the last record that has been synced: the position for the next mark.
+    proven_to: Position,
+    /// Sync at least up to this position; somebody waits for it.
+    pub(in crate::shard) sync_for: Position,
+    /// The synced position in the last mark of the log.
+    marked_to: Position,
+    sync_due_ms: u64,
+    /// The newest segment that can be written, and the one that is being made.
+    pub(in crate::shard) ready: Option<u64>,
+    pub(in crate::shard) preparing: Option<u64>,
+    /// The existing files; the last is the one being written.
+    pub(in crate::shard) kept: VecDeque<Kept>,
+    pub(in crate::shard) indexing: Indexing,
+    /// The end of the state that was last rewritten so that the oldest file can be deleted.
+    pub(in crate::shard) rewritten_to: Position,
+    /// When the oldest file is examined again.
+    pub(in crate::shard) look_due_ms: u64,
+    /// The examination under way.
+    pub(in crate::shard) survey: Option<Survey>,
+    /// `true` if the next examination rewrites state: the previous one found nothing else in the file.
+    pub(in crate::shard) rewrites_state: bool,
+    pub(in crate::shard) compaction: Compaction,
+    /// Members' values that are still to be logged.
+    pub(in crate::shard) owed: Owed,
+    /// The disk is not used until then.
+    rests_until_ms: u64,
+    /// No segment is requested until then, because there was no room for one.
+    pub(in crate::shard) segment_due_ms: u64,
+    /// The errno of a write that failed in a way that no retry mends.
+    pub(in crate::shard) failed: Option<i32>,
+    /// `true` if that was because somebody deleted the file: data under way to it is lost when the process ends.
+    pub(in crate::shard) lost: bool,
+    /// The errno of a failed sync: what it covered may be lost, and no later sync says otherwise (Rebello et al., ATC 2020).
+    pub(in crate::shard) sync_failed: Option<i32>,
+    /// `true` if the next segment could not be made. Writes to the current one may still succeed.
+    pub(in crate::shard) starved: bool,
+    /// The errno if no segment could be made: the disk is full, or must not be written.
+    pub(in crate::shard) full: Option<i32>,
+    /// How far clients may fill the log.
+    pub(in crate::shard) room: Room,
+}
+
+impl Disk {
+    /// A disk whose log continues at `begin`, the start of a segment that does not exist yet.
+    pub(in crate::shard) fn new(begin: Position) -> Self {
+        Self {
+            written: Queue::default(),
+            synced: Queue::default(),
+            writing: None,
+            write_began_ns: 0,
+            sync_began_ns: 0,
+            syncing: None,
+            synced_to: begin,
+            proven_to: begin,
+            opens_at: None,
+            sync_for: begin,
+            marked_to: begin,
+            sync_due_ms: 0,
+            ready: None,
+            preparing: None,
+            kept: VecDeque::new(),
+            indexing: Indexing::default(),
+            rewritten_to: begin,
+            look_due_ms: 0,
+            survey: None,
+            rewrites_state: false,
+            compaction: Compaction::default(),
+            owed: Owed::default(),
+            rests_until_ms: 0,
+            segment_due_ms: 0,
+            starved: false,
+            failed: None,
+            lost: false,
+            sync_failed: None,
+            full: None,
+            room: Room::ENDLESS,
+        }
+    }
+
+    /// Whether something is written again, or copied, for the oldest file to go.
+    pub(in crate::shard) fn makes_room(&self) -> bool {
+        self.rewrites_state || self.rewritten_to > self.synced_to || self.compaction.is_under_way()
+    }
+
+    /// Whether everything that was appended before `end` is as safe as it can be made, or never will be.
+    pub(in crate::shard) fn settled(&self, end: Position) -> bool {
+        self.failed.is_some() || self.sync_failed.is_some() || self.synced_to >= end
+    }
+}
+
+impl Core {
+    /// The durability at which a session's messages are acknowledged.
+    pub(in crate::shard) fn level_of(&self, session: SessionKey) -> Level {
+        if self.disk.is_none() {
+            return Level::Memory;
+        }
+        self.sessions.sessions.get(session).map_or(Level::Memory, |session| session.level)
+    }
+
+    /// The level of sessions without one of their own.
+    pub(in crate::shard) fn default_level(&self) -> Level {
+        match self.snapshot.settings.log.durability {
+            _ if self.disk.is_none() => Level::Memory,
+            Durability::Memory => Level::Memory,
+            Durability::Written => Level::Written,
+            Durability::Synced => Level::Synced,
+        }
+    }
+
+    /// Gives a session that is new, here or to this process, its level.
+    pub(in crate::shard) fn set_level(&mut self, key: SessionKey) {
+        let level = self.default_level();
+        if let Some(session) = self.sessions.sessions.get_mut(key) {
+            session.level = level;
+        }
+    }
+
+    /// The refusal to send if the log takes no more messages of a level now; `None` if it does.
+    pub(in crate::shard) fn log_refuses(&self, level: Level, envelope: &Envelope<'_>) -> Option<(ErrorCode, &'static str)> {
+        self.log_refuses_record(level, envelope.object.len() + RECORD_BYTES_MORE_MAX)
+    }
+
+    /// Returns `true` if the disk has failed for this level.
+    pub(in crate::shard) fn log_has_failed(&self, level: Level) -> bool {
+        self.disk.as_ref().is_some_and(|disk| {
+            level != Level::Memory && disk.failed.is_some() || level == Level::Synced && disk.sync_failed.is_some()
+        })
+    }
+
+    /// The refusal to send if the log takes no record of this size and level now; `None` if it does.
+    pub(in crate::shard) fn log_refuses_record(&self, level: Level, bytes: usize) -> Option<(ErrorCode, &'static str)> {
+        let disk = self.disk.as_ref()?;
+        if self.log_has_failed(level) {
+            return Some((
+                ErrorCode::LimitDisk,
+                "the log's disk has failed: the operator must look at it and restart the gateway",
+            ));
+        }
+        if self.has_no_room(disk, level, bytes) {
+            self.counters.limit_reached(LimitReached::Disk);
+            return Some((
+                ErrorCode::LimitDisk,
+                "the log has no room: its disk is full, or at log.max_bytes or log.reserve_bytes; what needs no log goes on",
+            ));
+        }
+        if self.pending_to(level) < PENDING_BYTES_MAX {
+            return None;
+        }
+        if disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some() {
+            return Some((
+                ErrorCode::LimitDisk,
+                "the log's disk is full or has failed: what needs no log goes on, this message was not taken",
+            ));
+        }
+        self.counters.limit_reached(LimitReached::LogPending);
+        Some((ErrorCode::LimitBackpressure, "the log's disk is too slow at the moment: send it again after retry_after_ms"))
+    }
+
+    /// Bytes of the log that are not yet durable at the default level.
+    pub(in crate::shard) fn pending_bytes(&self) -> u64 {
+        self.pending_to(self.default_level())
+    }
+
+    /// Bytes of the log that are not yet durable at this level. Those of the lowest level are not waited for, but memory holds
+    /// them as well.
+    pub(in crate::shard) fn pending_to(&self, level: Level) -> u64 {
+        let durable = match (&self.disk, level) {
+            (None, _) => return 0,
+            (Some(disk), Level::Synced) => disk.synced_to,
+            (Some(_), Level::Memory | Level::Written) => self.log.written(),
+        };
+        self.log.end().0.saturating_sub(durable.0)
+    }
+
+    /// Shows a new record to its audience and acknowledges it: at once, or when it is as durable as its session asks.
+    pub(in crate::shard) fn conclude(
+        &mut self,
+        origin: &Origin<'_>,
+        (session, stream): (SessionKey, StreamKey),
+        envelope: &Envelope<'_>,
+        seq: u64,
+        targets: &[u64],
+    ) {
+        if self.level_of(session) == Level::Memory {
+            self.note_appended(session, stream, seq, targets);
+            return self.acknowledge(origin, envelope, seq, false);
+        }
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        self.hold_until_durable((session, stream, seq), origin.place, origin.acks.then_some((head, false)), seq);
+    }
+
+    /// Acknowledges a repeat, not before the first message is durable.
+    pub(in crate::shard) fn acknowledge_again(
+        &mut self,
+        origin: &Origin<'_>,
+        (session, stream): (SessionKey, StreamKey),
+        envelope: &Envelope<'_>,
+        seq: u64,
+    ) {
+        if !self.is_pending((session, stream), seq) {
+            return self.acknowledge(origin, envelope, seq, true);
+        }
+        // The same rules as for a new message: the queue is bounded, and a failed disk answers nothing.
+        if let Some((code, message)) = self.log_refuses(self.level_of(session), envelope) {
+            return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
+        }
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        if origin.acks {
+            self.hold_until_durable((session, stream, 0), origin.place, Some((head, true)), seq);
+        }
+    }
+
+    /// Hides a record from readers until it is durable, and keeps its ack until then.
+    fn hold_until_durable(
+        &mut self,
+        (session, stream, seq): (SessionKey, StreamKey, u64),
+        to: Place,
+        ack_of: Option<(Head<'_>, bool)>,
+        ack_seq: u64,
+    ) {
+        let level = self.level_of(session);
+        let end = self.log.end();
+        // Nothing is shown before a hidden record: since that was appended, a reload may have turned on early delivery.
+        let is_behind = self.streams.get(stream).is_some_and(|stream| stream.hidden_from < u64::MAX);
+        let early = self.snapshot.settings.log.early_delivery && !is_behind;
+        let Some(disk) = &mut self.disk else { return };
+        let queue = if level == Level::Synced { &mut disk.synced } else { &mut disk.written };
+        let before = queue.acks.len();
+        if let Some((head, is_duplicate)) = ack_of {
+            let open = OpenFrame::begin(&mut queue.acks);
+            ack(&mut queue.acks, head, ack_seq, is_duplicate);
+            open.finish(Opcode::Text, &mut queue.acks);
+        }
+        let ack_bytes = u32::try_from(queue.acks.len() - before).unwrap_or(u32::MAX);
+        // The first message of a repeat may be anywhere among those that wait: behind the last of them is right in any case.
+        let end = if seq > 0 { end } else { queue.last_end().unwrap_or(end) };
+        queue.waiting.push_back(Waiting { end, session, stream, seq: if early { 0 } else { seq }, to, ack_bytes });
+        if seq == 0 {
+            return;
+        }
+        if early {
+            self.note_durable(session, stream, seq);
+        } else if let Some(stream) = self.streams.get_mut(stream) {
+            stream.hidden_from = stream.hidden_from.min(seq);
+        }
+    }
+
+    /// The commands that wait for the disk, by level: count and bytes.
+    #[cfg(test)]
+    pub(in crate::shard) fn held_commands(&self) -> [(usize, usize); 2] {
+        let count = |queue: &Queue| (queue.waiting.iter().filter(|waiting| waiting.is_command()).count(), queue.commands.len());
+        self.disk.as_ref().map_or([(0, 0); 2], |disk| [count(&disk.written), count(&disk.synced)])
+    }
+
+    /// Keeps a command's answer until everything before `end` is durable at this level.
+    pub(in crate::shard) fn hold_command(
+        &mut self,
+        held: HeldCommand,
+        level: Level,
+        to: Place,
+        end: Position,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let Some(disk) = &mut self.disk else { return };
+        let queue = if level == Level::Synced { &mut disk.synced } else { &mut disk.written };
+        let before = queue.acks.len();
+        crate::shard::outbound::replies::framed(&mut queue.acks, write);
+        let ack_bytes = u32::try_from(queue.acks.len() - before).unwrap_or(u32::MAX);
+        let (session, stream) = (SessionKey::unpack(COMMAND), StreamKey::unpack(COMMAND));
+        queue.waiting.push_back(Waiting { end, session, stream, seq: 0, to, ack_bytes });
+        queue.commands.push_back(held);
+    }
+
+    /// The end of the last entry that waits for this level: a new entry there is in order.
+    pub(in crate::shard) fn last_held(&self, level: Level) -> Position {
+        let end = self.log.end();
+        let Some(disk) = &self.disk else { return end };
+        let queue = if level == Level::Synced { &disk.synced } else { &disk.written };
+        queue.last_end().unwrap_or(end)
+    }
+
+    /// Memory of data that waits: to be sent, for lanes, and for the disk.
+    pub(in crate::shard) fn held_bytes(&self) -> u64 {
+        self.counters.buffer_bytes.get() + self.disk_held_bytes()
+    }
+
+    /// The part of it that waits for the disk: answers, members' values, and the log beyond `log.memory_bytes`.
+    fn disk_held_bytes(&self) -> u64 {
+        let Some(disk) = &self.disk else { return 0 };
+        disk.written.bytes() + disk.synced.bytes() + disk.owed.bytes() + self.log.excess_bytes() as u64
+    }
+
+    /// Computes, once a turn, how much of the shard's memory is left for connections besides data that waits for the disk: half
+    /// of it at least.
+    pub(in crate::shard) fn note_memory(&mut self) {
+        let (held, most) = (self.disk_held_bytes(), self.snapshot.settings.limits.shard_memory_bytes as u64);
+        self.counters.disk_held_bytes.set(held);
+        self.buffers_bytes_max = most.saturating_sub(held).max(most / 2);
+    }
+
+    /// The end of everything that waits for the disk now.
+    pub(in crate::shard) fn fence(&self) -> Fence {
+        let end = |queue: fn(&Disk) -> &Queue| self.disk.as_ref().and_then(|disk| queue(disk).last_end()).unwrap_or(Position(0));
+        Fence { written: end(|disk| &disk.written), synced: end(|disk| &disk.synced) }
+    }
+
+    /// Returns `true` if everything that waited at the fence has been released.
+    pub(in crate::shard) fn is_past(&self, fence: Fence) -> bool {
+        let is_gone = |queue: &Queue, end: Position| queue.waiting.front().is_none_or(|first| first.end > end);
+        self.disk.as_ref().is_none_or(|disk| is_gone(&disk.written, fence.written) && is_gone(&disk.synced, fence.synced))
+    }
+
+    /// Returns `true` if a record is still waiting to be durable: its repeat is not acknowledged before.
+    fn is_pending(&self, (session, stream): (SessionKey, StreamKey), seq: u64) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        let limit = match self.level_of(session) {
+            Level::Memory => return false,
+            Level::Written => self.log.written(),
+            Level::Synced => disk.synced_to,
+        };
+        match self.streams.get(stream).and_then(|stream| stream.index.get(seq)) {
+            Some(entry) => entry.at >= limit,
+            // Retention has dropped the record, which says nothing of the disk: wait for everything there is.
+            None => limit < self.log.end(),
+        }
+    }
+
+    /// Wakes the readers that a record is for.
+    fn note_durable(&mut self, session: SessionKey, stream: StreamKey, seq: u64) {
+        let Some(found) = self.streams.get(stream) else { return };
+        let (Some(entry), for_everyone) = (found.index.get(seq).copied(), seq <= found.everyone_to) else { return };
+        let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
+        let mut targets = std::mem::take(&mut self.targets);
+        targets.clear();
+        match entry.audience {
+            _ if for_everyone => {}
+            Audience::All => {}
+            Audience::One(target) => targets.push(target),
+            Audience::Many(_) => {
+                let list = self.log.bytes(entry.at, header, entry.frame_at - header).chunks_exact(8);
+                targets.extend(list.filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)));
+            }
+        }
+        // A list that is no longer in memory: all readers check.
+        self.note_appended(session, stream, seq, &targets);
+        self.targets = targets;
+    }
+
+    /// Releases everything that is durable up to `limit`.
+    fn release<I: Io>(&mut self, io: &mut I, level: Level, limit: Position, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
+        let mut queue = std::mem::take(if level == Level::Synced { &mut disk.synced } else { &mut disk.written });
+        while let Some((waiting, ack)) = queue.next(limit) {
+            if waiting.seq > 0 {
+                if let Some(stream) = self.streams.get_mut(waiting.stream) {
+                    stream.hidden_from = if stream.index.head() > waiting.seq { waiting.seq + 1 } else { u64::MAX };
+                }
+                self.note_durable(waiting.session, waiting.stream, waiting.seq);
+            } else if waiting.is_command() {
+                if let Some(held) = queue.commands.pop_front() {
+                    self.command_is_durable(io, held, waiting.to, waiting.end, &queue.acks[ack], now);
+                }
+                continue;
+            }
+            if !ack.is_empty() {
+                self.counters.acknowledged.increment();
+                self.send_finished(waiting.to, &queue.acks[ack]);
+            }
+        }
+        queue.tidy();
+        if let Some(disk) = &mut self.disk {
+            *(if level == Level::Synced { &mut disk.synced } else { &mut disk.written }) = queue;
+        }
+    }
+
+    /// Refuses every message still waiting on a failed disk. It may nevertheless be in the log: a client that resends it after
+    /// the restart with the same id gets the right answer.
+    pub(in crate::shard) fn give_up(&mut self, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
+        let never_written = disk.failed.is_some();
+        // A sync under way may still make some of them durable.
+        let never_synced = (never_written || disk.sync_failed.is_some()) && disk.syncing.is_none();
+        for hopeless in [never_written.then_some(Level::Written), never_synced.then_some(Level::Synced)].into_iter().flatten() {
+            let (Some(disk), Some(mut parser)) = (&mut self.disk, self.parser.take()) else { return };
+            let mut queue = std::mem::take(if hopeless == Level::Synced { &mut disk.synced } else { &mut disk.written });
+            while let Some((waiting, place)) = queue.next(Position(u64::MAX)) {
+                let frame = &queue.acks[place.clone()];
+                // The head of the gateway's own frame (RFC 6455 5.2): unmasked, and an ack is short.
+                let head_bytes = if frame.get(1).is_some_and(|length| *length < 126) { 2 } else { 4 };
+                let parsed = frame.get(head_bytes..).and_then(|text| parser.parse(text).ok());
+                let head = parsed.map(|ack| Head { id: ack.id, session_id: ack.session_id });
+                if waiting.is_command() {
+                    if let Some(held) = queue.commands.pop_front() {
+                        self.give_up_command(held, waiting.to, &queue.acks[place], head, now);
+                    }
+                    continue;
+                }
+                let Some(head) = head else { continue };
+                let (code, retry_after_ms) = (ErrorCode::LimitDisk, Some(RETRY_AFTER_MS));
+                self.counters.refused.increment();
+                self.reply_to(waiting.to, AT_ONCE, |out| {
+                    error(out, &Failure { head, code, message: FAILED, retry_after_ms, pointer: None, frame: None });
+                });
+            }
+            self.parser = Some(parser);
+        }
+    }
+
+    /// Starts the write of the appended records, and the sync that is due. Returns `true` if the disk must be checked again soon.
+    pub(in crate::shard) fn write_log<I: Io>(&mut self, io: &mut I, now: Tick) {
+        self.log.tick(now.wall_ms);
+        self.make_segment(io, now);
+        self.open_door(io);
+        let Some(disk) = &mut self.disk else { return };
+        if disk.failed.is_some() || now.mono_ms() < disk.rests_until_ms {
+            return;
+        }
+        if disk.writing.is_none() {
+            if disk.proven_to > disk.marked_to && self.log.unwritten().is_some() {
+                disk.marked_to = disk.proven_to;
+                let header =
+                    Header { kind: Kind::Mark, session: 0, seq: 0, epoch: 0, ts_ms: now.wall_ms, sender: 0, id: 0, content: 0 };
+                let mut body = Vec::new();
+                Mark { synced_to: disk.proven_to.0 }.encode(&mut body);
+                self.log.append(&header, &[], &[&body]);
+            }
+            // A segment begins when all of the previous one is safe: a torn record is always in the last segment.
+            if let Some(part) = self.log.unwritten()
+                && disk.ready.is_some_and(|ready| part.segment <= ready)
+                && (part.at > 0
+                    || self.log.geometry().is_none_or(|geometry| disk.synced_to.0 >= part.segment * geometry.segment_bytes))
+            {
+                disk.writing = Some(part.end);
+                disk.write_began_ns = now.mono_ns;
+                self.counters.log_writes.increment();
+                self.counters.log_batch_bytes.record(part.part.len() as u64);
+                self.counters.log_batch_records.record(part.records() * RECORD);
+                self.counters.log_written_bytes.add(part.part.len() as u64);
+                io.write(part.segment, part.at, part.chunk, part.part, WRITE_TAG);
+            }
+        }
+        self.sync_log(io, now);
+    }
+
+    /// Returns `true` until the records that recovery appended are durable; no connection is accepted before.
+    #[must_use]
+    pub fn recovery_pending(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.opens_at.is_some())
+    }
+
+    fn open_door<I: Io>(&mut self, io: &mut I) {
+        let (level, written) = (self.default_level(), self.log.written());
+        let Some(disk) = &mut self.disk else { return };
+        let Some(opens_at) = disk.opens_at else { return };
+        let durable = if level == Level::Synced { disk.synced_to } else { written };
+        // A disk that takes nothing is no reason to keep out clients that need no log.
+        let in_vain = disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some();
+        if durable >= opens_at || in_vain {
+            disk.opens_at = None;
+            if !self.draining && !self.stopping {
+                io.accept(true);
+            }
+        }
+    }
+
+    fn sync_log<I: Io>(&mut self, io: &mut I, now: Tick) {
+        let (written, Some(geometry)) = (self.log.written(), self.log.geometry()) else { return };
+        let Some(disk) = &mut self.disk else { return };
+        if disk.syncing.is_some() || disk.sync_failed.is_some() {
+            return;
+        }
+        let segment = disk.synced_to.0 / geometry.segment_bytes;
+        let boundary = Position((segment + 1) * geometry.segment_bytes);
+        let rolls = self.log.unwritten().is_some_and(|part| part.at == 0 && part.segment > segment);
+        if disk.synced_to >= written {
+            if rolls {
+                // The old segment is fully synced already.
+                disk.synced_to = boundary;
+                self.write_log(io, now);
+            }
+            return;
+        }
+        let wanted = rolls
+            || disk.opens_at.is_some()
+            || disk.sync_for > disk.synced_to
+            || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
+        if !wanted && now.mono_ms() < disk.sync_due_ms && !self.stopping {
+            return;
+        }
+        disk.syncing = Some(if rolls { boundary } else { written });
+        disk.sync_due_ms = now.mono_ms() + SYNC_EVERY_MS;
+        disk.sync_began_ns = now.mono_ns;
+        self.counters.log_syncs.increment();
+        io.sync(segment, SYNC_TAG);
+    }
+
+    pub(in crate::shard) fn on_written<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
+        let Some(end) = disk.writing.take() else { return };
+        self.counters.log_write_ns.record(now.mono_ns.saturating_sub(disk.write_began_ns));
+        if disk.lost {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                if !disk.starved {
+                    disk.full = None;
+                }
+                self.log.wrote(end);
+                self.release(io, Level::Written, end, now);
+                self.write_log(io, now);
+            }
+            Err(errno) if matches!(errno, libc_errno::ENOSPC | libc_errno::EDQUOT) => {
+                // The same bytes are written again when there is room.
+                if disk.full.replace(errno).is_none() {
+                    tracing::error!(shard = self.shard, errno, "the log's disk is full; trying again each second");
+                }
+                disk.rests_until_ms = now.mono_ms() + RETRY_MS;
+                self.counters.limit_reached(LimitReached::Disk);
+            }
+            Err(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                disk.failed = Some(errno);
+                self.counters.log_failed.set(1);
+                tracing::error!(shard = self.shard, %error, "the log could not be written: it takes no more messages; look at the disk, then restart");
+                self.give_up(now);
+            }
+        }
+    }
+
+    pub(in crate::shard) fn on_synced<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
+        let Some(end) = disk.syncing.take() else { return };
+        self.counters.log_sync_ns.record(now.mono_ns.saturating_sub(disk.sync_began_ns));
+        if disk.lost {
+            return self.give_up(now);
+        }
+        match result {
+            Ok(()) => {
+                disk.synced_to = end;
+                // At a boundary nothing of the next segment has been written yet.
+                let boundary = self.log.geometry().is_some_and(|geometry| end.0.is_multiple_of(geometry.segment_bytes));
+                disk.proven_to = if boundary { self.log.written() } else { end };
+                self.release(io, Level::Synced, end, now);
+                self.write_log(io, now);
+            }
+            Err(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                disk.sync_failed = Some(errno);
+                self.counters.log_failed.set(1);
+                tracing::error!(shard = self.shard, %error, "the log could not be synced: nothing is acknowledged as synced any more; restart to recover");
+            }
+        }
+        self.give_up(now);
+    }
+
+    /// When the disk must be checked again, on the monotonic clock.
+    pub(in crate::shard) fn disk_due_ms(&self) -> Option<u64> {
+        let disk = self.disk.as_ref()?;
+        // Operations under way will be answered, and failed ones are not tried again.
+        if disk.failed.is_some() || disk.sync_failed.is_some() || disk.syncing.is_some() {
+            return disk.owed.due_ms();
+        }
+        let unsynced = disk.synced_to < self.log.written();
+        let waiting = self.log.unwritten().filter(|_| disk.writing.is_none() && disk.preparing.is_none());
+        let retry_ms = waiting.map(|part| {
+            let homeless = disk.ready.is_none_or(|ready| part.segment > ready);
+            disk.rests_until_ms.max(if homeless { disk.segment_due_ms } else { 1 })
+        });
+        retry_ms.into_iter().chain(unsynced.then_some(disk.sync_due_ms)).chain(disk.owed.due_ms()).min()
+    }
+}
+
+/// The errnos that are treated differently. Free space mends the last two.
+pub(in crate::shard) mod libc_errno {
+    pub(in super::super) const ENOENT: i32 = 2;
+    pub(in crate::shard) const ENOSPC: i32 = 28;
+    pub(in crate::shard) const EDQUOT: i32 = 122;
+}
