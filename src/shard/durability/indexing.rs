@@ -29,6 +29,8 @@ pub(in crate::shard) struct Indexing {
     /// Files found damaged, to be remade; and for each, since when and how often it was.
     again: Vec<u64>,
     remade: BTreeMap<u64, (u64, u32)>,
+    /// Files that were replaced by a remade one.
+    replaced: u64,
     /// Reads that wait for an index file.
     waiting: Vec<(u64, Job)>,
 }
@@ -41,6 +43,11 @@ impl Indexing {
 
     pub(in crate::shard) const fn is_indexed(&self, number: u64) -> bool {
         number < self.next
+    }
+
+    /// Returns `true` while a segment's file is being made, or its runs are being applied.
+    fn is_made(&self, number: u64) -> bool {
+        self.asked == Some(number) || self.taking.as_ref().is_some_and(|(taking, ..)| *taking == number)
     }
 
     pub(in crate::shard) const fn waiting(&self) -> usize {
@@ -116,6 +123,7 @@ impl Core {
         match result {
             Ok(directory) => {
                 self.counters.log_indexed.increment();
+                disk.indexing.replaced += u64::from(disk.indexing.is_indexed(number));
                 disk.indexing.taking = Some((number, directory, 0));
                 self.places.retain(|places| u64::from(places.segment) != number);
             }
@@ -184,13 +192,30 @@ impl Core {
         self.disk.as_ref().is_none_or(|disk| times(disk) >= REMAKES_MAX)
     }
 
+    pub(in crate::shard) fn replaced_indexes(&self) -> u64 {
+        self.disk.as_ref().map_or(0, |disk| disk.indexing.replaced)
+    }
+
+    /// Returns `true` if a read of a segment's index, begun after `replaced` files had been replaced, may have found another file than
+    /// the one whose runs are known: entries stand elsewhere in it if a record has become damaged.
+    pub(in crate::shard) fn is_replaced(&self, segment: u32, replaced: u64) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.indexing.replaced != replaced || disk.indexing.is_made(segment.into()))
+    }
+
+    /// Goes on with a job whose read of an index found another file: once the runs of that file are known.
+    pub(in crate::shard) fn read_replaced<I: Io>(&mut self, io: &mut I, segment: u32, job: Job) {
+        match &mut self.disk {
+            Some(disk) if disk.indexing.is_made(segment.into()) => disk.indexing.waiting.push((segment.into(), job)),
+            _ => self.go_on_with(io, job),
+        }
+    }
+
     /// Makes a read wait until a segment's index, which is missing or damaged, is remade.
     pub(in crate::shard) fn wait_for_index(&mut self, segment: u32, job: Job) {
         let number = u64::from(segment);
         let Some(disk) = &mut self.disk else { return };
         let indexing = &mut disk.indexing;
-        let under_way = indexing.asked == Some(number) || indexing.again.contains(&number);
-        if !under_way && indexing.taking.as_ref().is_none_or(|(taking, ..)| *taking != number) {
+        if !indexing.is_made(number) && !indexing.again.contains(&number) {
             tracing::warn!(shard = self.shard, segment = number, "a segment's index is missing or damaged: it is remade");
             indexing.again.push(number);
         }

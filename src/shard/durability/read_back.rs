@@ -59,8 +59,8 @@ pub(in crate::shard) enum Job {
 /// The data that a read brings.
 #[derive(Debug)]
 enum Asked {
-    /// Places of the messages of a part of a run.
-    Places { stream: StreamKey, part: Run },
+    /// Places of the messages of a part of a run, in the index file that is there after so many have been replaced.
+    Places { stream: StreamKey, part: Run, replaced: u64 },
     Records {
         at: Position,
         bytes: usize,
@@ -294,7 +294,8 @@ impl Core {
             Want::Index(segment) => return self.wait_for_index(segment, job),
             Want::Places(run) => {
                 let first = if ascending { seq } else { (seq + 1).saturating_sub(PLACES_PER_READ) };
-                Asked::Places { stream: key, part: run.part(first, first + PLACES_PER_READ) }
+                let replaced = self.replaced_indexes();
+                Asked::Places { stream: key, part: run.part(first, first + PLACES_PER_READ), replaced }
             }
             Want::Records => match self.stretch(key, seq, hand, ascending, wanted_bytes) {
                 Some((at, bytes, is_one)) => Asked::Records { at, bytes, places: hand.places.cloned(), is_one },
@@ -359,8 +360,13 @@ impl Core {
             return self.ask(io, reading);
         }
         let Reading { asked, job, .. } = reading;
+        if let Asked::Places { part, replaced, .. } = &asked
+            && self.is_replaced(part.segment, *replaced)
+        {
+            return self.read_replaced(io, part.segment, job);
+        }
         match (asked, result) {
-            (Asked::Places { stream, part }, read) if read.is_ok() || !self.was_remade(part.segment) => {
+            (Asked::Places { stream, part, .. }, read) if read.is_ok() || !self.was_remade(part.segment) => {
                 if read.is_ok() {
                     self.unreadable.index_worked(part.segment);
                 }
