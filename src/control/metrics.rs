@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn the_operating_manual_is_up_to_date() {
-        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/OPERATING.md");
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/REFERENCE.md");
         let manual = std::fs::read_to_string(&file).unwrap();
         let settings = with_part(&manual, "settings", &crate::config::docs_markdown());
         let wanted = with_part(&settings, "metrics", &docs_markdown());
@@ -399,7 +399,7 @@ mod tests {
             std::fs::write(&file, &wanted).unwrap();
             return;
         }
-        assert!(manual == wanted, "docs/OPERATING.md is behind the code: RINGWAY_WRITE_DOCS=1 cargo test --lib operating_manual");
+        assert!(manual == wanted, "docs/REFERENCE.md is behind the code: RINGWAY_WRITE_DOCS=1 cargo test --lib operating_manual");
     }
 
     #[test]

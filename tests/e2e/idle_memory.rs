@@ -1,4 +1,4 @@
-//! The memory of an idle connection (docs/OPERATING.md): 2 KiB, and no memory that the kernel takes 2 MiB at a time.
+//! The memory of an idle connection (docs/REFERENCE.md): 2 KiB, and no memory that the kernel takes 2 MiB at a time.
 
 use crate::client::Client;
 use crate::gateway::Gateway;

@@ -1,4 +1,4 @@
-//! A purged session's messages are gone from the log, while it goes on (OPERATING.md, "To purge a session").
+//! A purged session's messages are gone from the log, while it goes on (OPERATING.md, "Purge a session").
 
 use crate::client::{Client, Hello, code, payloads};
 use crate::gateway::{Gateway, run};

@@ -1,4 +1,4 @@
-//! The memory that the gateway may hold, by docs/OPERATING.md, "Limits, and what happens at each", and the memory it held.
+//! The memory that the gateway may hold, by docs/OPERATING.md, "Plan memory", and the memory it held.
 
 use crate::clock::sleep_ms;
 use crate::scrape;
