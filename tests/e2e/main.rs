@@ -24,6 +24,7 @@ mod client_addresses;
 mod cold_history;
 mod control_thread;
 mod deflate;
+mod documented;
 mod drain_within_grace;
 mod engines;
 mod ephemeral;
