@@ -17,7 +17,7 @@ impl Core {
         while let Some(message) = self.port.pop() {
             let unwanted = match message {
                 PortMessage::Configure { snapshot, reply } => {
-                    let before = std::mem::replace(&mut self.snapshot, snapshot);
+                    let before = std::mem::replace(&mut self.cx.snapshot, snapshot);
                     self.follow_settings(io, &before, now);
                     #[cfg(test)]
                     self.widen();
@@ -43,27 +43,27 @@ impl Core {
                 PortMessage::WhatIsLeft { reply } => reply.send(self.what_is_left()).is_err(),
             };
             if unwanted {
-                self.counters.dropped(DropReason::PortReplyUnwanted, 1);
+                self.cx.counters.dropped(DropReason::PortReplyUnwanted, 1);
             }
         }
     }
 
     /// Re-examines waiting connections and members by the settings in force now.
     fn follow_settings<I: Io>(&mut self, io: &mut I, before: &Snapshot, now: Tick) {
-        let (before, after) = (&before.settings, &self.snapshot.settings);
+        let (before, after) = (&before.settings, &self.cx.snapshot.settings);
         if before.limits != after.limits || before.session != after.session {
-            self.anew = Some(super::connections::deadlines::Anew::default());
+            self.timers.anew = Some(super::connections::deadlines::Anew::default());
             self.fit_half_open(io, now);
         }
     }
 
     fn ids_where(&self, wanted: impl Fn(&super::connections::conn::Conn) -> bool) -> Vec<ConnId> {
-        self.conns.iter().flatten().filter(|conn| wanted(conn)).map(|conn| conn.id).collect()
+        self.connections.table.iter().flatten().filter(|conn| wanted(conn)).map(|conn| conn.id).collect()
     }
 
     /// Tells all clients to go, and closes each connection at its own moment of the window.
     fn drain<I: Io>(&mut self, io: &mut I, window_ms: u64, restart: bool, now: Tick) {
-        self.draining = true;
+        self.life.draining = true;
         io.accept(false);
         for id in self.ids_where(|_| true) {
             let Some(conn) = self.conn_mut(id) else { continue };
@@ -73,58 +73,63 @@ impl Core {
                     let event = self.event_id();
                     let head = Head { id: &event, session_id: &session_id };
                     self.reply_now(id, |out| crate::protocol::goaway(out, head, window_ms, restart));
-                    let share = self.next_random() % window_ms.max(1);
-                    self.departures.push((now.mono_ms() + share, id));
+                    let share = self.cx.next_random() % window_ms.max(1);
+                    self.connections.departures.push((now.mono_ms() + share, id));
                 }
                 Phase::Open | Phase::Closing(_) => {}
                 _ => self.close(io, id, CloseReason::Draining, now),
             }
         }
-        self.departures.sort_unstable_by_key(|(at_ms, _)| std::cmp::Reverse(*at_ms));
+        self.connections.departures.sort_unstable_by_key(|(at_ms, _)| std::cmp::Reverse(*at_ms));
     }
 
     /// Closes the connections whose moment has come. Returns when the next one's comes.
     pub(super) fn depart<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
-        while let Some((at_ms, id)) = self.departures.last().copied() {
+        while let Some((at_ms, id)) = self.connections.departures.last().copied() {
             if at_ms > now.mono_ms() {
                 return Some(at_ms);
             }
-            self.departures.pop();
+            self.connections.departures.pop();
             self.end(io, id, CloseReason::Draining, now);
         }
         None
     }
 
     fn list(&mut self, from: u64, limit: usize, now: Tick) -> ConnectionPage {
-        self.closed.forget_old(now.mono_ms());
+        self.connections.closed.forget_old(now.mono_ms());
         let limit = limit.clamp(1, CONNECTIONS_PAGE_MAX);
-        let table = self.conns.len() as u64;
+        let table = self.connections.table.len() as u64;
         let mut page = ConnectionPage::default();
         let mut at = from;
         while at < table && page.connections.len() < limit {
-            let id = self.conns.get(usize::try_from(at).unwrap_or(usize::MAX)).and_then(Option::as_ref).map(|conn| conn.id);
+            let id = self
+                .connections
+                .table
+                .get(usize::try_from(at).unwrap_or(usize::MAX))
+                .and_then(Option::as_ref)
+                .map(|conn| conn.id);
             page.connections.extend(id.and_then(|id| self.describe(id, now)));
             at += 1;
         }
         let closed = usize::try_from(at.saturating_sub(table)).unwrap_or(usize::MAX);
         if at >= table {
             let room = limit - page.connections.len();
-            page.connections.extend(self.closed.iter(now.mono_ms()).skip(closed).take(room));
-            at = table + (closed + room).min(self.closed.len()) as u64;
+            page.connections.extend(self.connections.closed.iter(now.mono_ms()).skip(closed).take(room));
+            at = table + (closed + room).min(self.connections.closed.len()) as u64;
         }
-        page.next = (at < table + self.closed.len() as u64).then_some(at);
+        page.next = (at < table + self.connections.closed.len() as u64).then_some(at);
         page
     }
 
     fn show(&self, connection_id: &str, now: Tick) -> Option<ConnectionInfo> {
-        let open = self.conns.iter().flatten().find(|conn| self.name_of(conn) == connection_id);
-        open.and_then(|conn| self.describe(conn.id, now)).or_else(|| self.closed.find(connection_id, now.mono_ms()))
+        let open = self.connections.table.iter().flatten().find(|conn| self.name_of(conn) == connection_id);
+        open.and_then(|conn| self.describe(conn.id, now)).or_else(|| self.connections.closed.find(connection_id, now.mono_ms()))
     }
 
     pub(super) fn describe(&self, id: ConnId, now: Tick) -> Option<ConnectionInfo> {
         let conn = self.conn(id)?;
         let sessions = conn.slots.iter().filter_map(Slot::attached).take(SESSIONS_SHOWN_MAX).filter_map(|attachment| {
-            let stream = self.streams.get(attachment.stream)?;
+            let stream = self.home.streams.get(attachment.stream)?;
             Some(SessionInfo {
                 session_id: stream.session_id.to_string(),
                 head_seq: stream.head(),
@@ -134,7 +139,7 @@ impl Core {
         });
         Some(ConnectionInfo {
             connection_id: self.name_of(conn),
-            shard: self.shard,
+            shard: self.cx.shard,
             peer: conn.peer,
             client_id: conn.client_id.to_string(),
             state: match conn.phase {
@@ -159,7 +164,7 @@ impl Core {
 
     /// Ends connections whose token the new snapshot revokes. Returns how many.
     fn end_revoked<I: Io>(&mut self, io: &mut I, now: Tick) -> usize {
-        let revocations = &self.snapshot.revocations;
+        let revocations = &self.cx.snapshot.revocations;
         if revocations.is_empty() {
             return 0;
         }

@@ -63,33 +63,33 @@ impl Core {
         if WATCHED.load(Ordering::Relaxed)
             && let Err(what) = self.inspect(resting, now)
         {
-            panic!("shard {}: {what}", self.shard);
+            panic!("shard {}: {what}", self.cx.shard);
         }
     }
 
     /// Tables that are not empty but should be when everybody has gone and everything is forgotten.
     pub fn what_is_left(&self) -> Vec<String> {
-        let waiting = self.lane_backlog.iter().map(VecDeque::len).sum();
-        let evicted = self.evicted.iter().map(Map::len).sum();
+        let waiting = self.links.backlog.iter().map(VecDeque::len).sum();
+        let evicted = self.links.evicted.iter().map(Map::len).sum();
         let [of_node, addresses, half_open, users] = self.admission.still_counted();
         [
-            ("connections", self.conns_count),
-            ("half-open connections", self.half_open.len()),
-            ("connections to be ended", self.doomed.len()),
-            ("connections that end when they are answered", self.leaving.len()),
-            ("connections elsewhere that wait for an answer", self.fences.len()),
-            ("departures", self.departures.len()),
-            ("members", self.sessions.members.len()),
-            ("sessions", self.sessions.sessions.len()),
-            ("streams", self.streams.len()),
-            ("mirrors", self.mirrors.len()),
-            ("reads", self.jobs.len()),
-            ("pages of history", self.histories.left()),
-            ("purges", self.purges.len()),
-            ("pulls", self.pulls.len()),
+            ("connections", self.connections.count),
+            ("half-open connections", self.connections.half_open.len()),
+            ("connections to be ended", self.connections.doomed.len()),
+            ("connections that end when they are answered", self.connections.leaving.len()),
+            ("connections elsewhere that wait for an answer", self.connections.fences.len()),
+            ("departures", self.connections.departures.len()),
+            ("members", self.home.sessions.members.len()),
+            ("sessions", self.home.sessions.sessions.len()),
+            ("streams", self.home.streams.len()),
+            ("mirrors", self.links.mirrors.len()),
+            ("reads", self.storage.jobs.len()),
+            ("pages of history", self.storage.histories.left()),
+            ("purges", self.storage.purges.len()),
+            ("pulls", self.links.pulls.len()),
             ("messages that wait for lanes", waiting),
             ("evictions", evicted),
-            ("bytes that wait", usize::try_from(self.counters.buffer_bytes.get()).unwrap_or(usize::MAX)),
+            ("bytes that wait", usize::try_from(self.cx.counters.buffer_bytes.get()).unwrap_or(usize::MAX)),
             ("addresses that are counted", addresses),
             ("half-open connections that are counted", half_open),
             ("users that are counted", users),
@@ -103,34 +103,34 @@ impl Core {
 
     /// The oldest and the newest `seq` of a session at home here.
     pub fn session_bounds(&self, session_id: &str) -> Option<(u64, u64)> {
-        self.session_bounds_of(self.sessions.find(self.session_hash(session_id))?)
+        self.session_bounds_of(self.home.sessions.find(self.session_hash(session_id))?)
     }
 
     /// The oldest and the newest `seq` of a session.
     pub fn session_bounds_of(&self, key: crate::session::SessionKey) -> Option<(u64, u64)> {
-        let stream = self.streams.get(self.sessions.sessions.get(key)?.stream)?;
+        let stream = self.home.streams.get(self.home.sessions.sessions.get(key)?.stream)?;
         Some((stream.index.first(), stream.head()))
     }
 
     /// The newest `seq` of a session at home here, whether or not it may be seen yet.
     pub fn appended_head(&self, session_id: &str) -> u64 {
-        let session = self.sessions.find(self.session_hash(session_id)).and_then(|key| self.sessions.sessions.get(key));
-        session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
+        let session = self.home.sessions.find(self.session_hash(session_id)).and_then(|key| self.home.sessions.sessions.get(key));
+        session.and_then(|session| self.home.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
     }
 
     /// Returns `true` if the log lacks a value of a client in a session at home here: the log took nothing then.
     pub fn owes_member(&self, session_id: &str, client_id: &str) -> bool {
-        let session = self.sessions.find(self.session_hash(session_id));
-        let client = self.sessions.target(Target::Client, client_id);
-        let member = session.and_then(|session| self.sessions.member(session, client));
+        let session = self.home.sessions.find(self.session_hash(session_id));
+        let client = self.home.sessions.target(Target::Client, client_id);
+        let member = session.and_then(|session| self.home.sessions.member(session, client));
         member
-            .and_then(|member| self.sessions.members.get(member))
+            .and_then(|member| self.home.sessions.members.get(member))
             .is_some_and(|member| member.owed & super::home::gauges::WHOLE != 0)
     }
 
     /// Returns `true` if a session at home here knows an epoch, the current or an older one.
     pub fn knows_epoch(&self, session_id: &str, epoch: &str) -> bool {
-        let session = self.sessions.find(self.session_hash(session_id)).and_then(|key| self.sessions.sessions.get(key));
+        let session = self.home.sessions.find(self.session_hash(session_id)).and_then(|key| self.home.sessions.sessions.get(key));
         let names = |session: &crate::session::Session| {
             let past = session.past_epochs.iter().map(|(name, _)| *name);
             past.chain([session.epoch]).any(|name| super::home::attach::epoch_name(name) == epoch)
@@ -140,15 +140,15 @@ impl Core {
 
     /// Memory of data that waits, and of the log.
     pub fn memory_held(&self) -> u64 {
-        self.held_bytes() + self.log.resident_bytes() as u64
+        self.held_bytes() + self.storage.log.resident_bytes() as u64
     }
 
     /// The memory of the logs, buffers that are kept for the next use, and what members said of themselves.
     pub fn memory(&self) -> impl Iterator<Item = &[u8]> {
-        let logs = self.log.memory().chain(self.mirror_log.memory());
-        let pages = self.pages.iter().map(|page| &*page.frames);
-        let said = self.sessions.members.iter().filter_map(|(_, member)| Some(member.presence.as_deref()?.as_bytes()));
-        logs.chain(self.buffers.memory()).chain(self.out.memory()).chain(pages).chain(said)
+        let logs = self.storage.log.memory().chain(self.links.mirror_log.memory());
+        let pages = self.links.pages.iter().map(|page| &*page.frames);
+        let said = self.home.sessions.members.iter().filter_map(|(_, member)| Some(member.presence.as_deref()?.as_bytes()));
+        logs.chain(self.cx.buffers.memory()).chain(self.out.memory()).chain(pages).chain(said)
     }
 
     /// Returns `true` if a text stands in [`Core::memory`].
@@ -158,7 +158,8 @@ impl Core {
 
     /// Returns `true` if the log's disk is full or has failed.
     pub fn log_refuses_all(&self) -> bool {
-        self.disk
+        self.storage
+            .disk
             .as_ref()
             .is_some_and(|disk| disk.room.is_capped || disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some())
     }
@@ -173,7 +174,7 @@ impl Core {
             }
             Held::Nothing { .. } => None,
         };
-        let streams = self.streams.iter().map(|(_, stream)| stream).filter(|stream| stream.home.is_none());
+        let streams = self.home.streams.iter().map(|(_, stream)| stream).filter(|stream| stream.home.is_none());
         let entries = |stream: &crate::session::Stream| {
             (stream.index.first()..=stream.index.head()).filter_map(|seq| place(stream, seq)).collect()
         };
@@ -188,10 +189,10 @@ impl Core {
     /// Forgets messages on their way to this shard, or waiting here for a lane, because it has stopped: they are lost with the
     /// process. Connections among them are uncounted; returns how many there were.
     pub fn forget_undelivered(&mut self) -> usize {
-        let mut undelivered: Vec<LaneMessage> = self.lane_backlog.iter_mut().flat_map(std::mem::take).collect();
-        for from in 0..self.mesh.shards() {
+        let mut undelivered: Vec<LaneMessage> = self.links.backlog.iter_mut().flat_map(std::mem::take).collect();
+        for from in 0..self.links.mesh.shards() {
             // Sockets change shards on the control queue.
-            undelivered.extend(std::iter::from_fn(|| self.mesh.pop(from, self.shard, Class::Control)));
+            undelivered.extend(std::iter::from_fn(|| self.links.mesh.pop(from, self.cx.shard, Class::Control)));
         }
         let handovers = undelivered.iter().filter_map(|message| match message {
             LaneMessage::Handover(handover) => Some(handover),
@@ -202,24 +203,26 @@ impl Core {
 
     /// Connections in the table.
     pub const fn open_connections(&self) -> usize {
-        self.conns_count
+        self.connections.count
     }
 
     /// Connections that ended here.
     pub fn ended_connections(&self) -> u64 {
-        CloseReason::ALL.iter().map(|reason| self.counters.closed_count(*reason)).sum()
+        CloseReason::ALL.iter().map(|reason| self.cx.counters.closed_count(*reason)).sum()
     }
 
     /// Connections that ended and are still remembered.
     pub fn remembered(&self) -> usize {
-        self.closed.len()
+        self.connections.closed.len()
     }
 
     /// Sessions that this shard mirrors, and the mirrors that it feeds, as (session, shard that mirrors).
     pub fn mirror_pairs(&self) -> (Pairs, Pairs) {
         let here = self.shard_number();
-        let mirrored = self.streams.iter().filter(|(_, stream)| stream.home.is_some()).map(|(_, stream)| (stream.hash, here));
+        let mirrored =
+            self.home.streams.iter().filter(|(_, stream)| stream.home.is_some()).map(|(_, stream)| (stream.hash, here));
         let fed = self
+            .home
             .sessions
             .sessions
             .iter()
@@ -229,10 +232,11 @@ impl Core {
 
     /// Attached members, as their home has it, and attachments here: (shard, connection, attachment).
     pub fn places(&self) -> (Spots, Spots) {
-        let members = self.sessions.members.iter().filter_map(|(_, member)| member.place);
+        let members = self.home.sessions.members.iter().filter_map(|(_, member)| member.place);
         let here = self.shard_number();
         let attached = self
-            .conns
+            .connections
+            .table
             .iter()
             .flatten()
             .flat_map(|conn| conn.attachments().map(|(number, _)| (here, conn.id, number)).collect::<Vec<_>>());
@@ -244,7 +248,7 @@ impl Core {
     pub fn sight(&self, client_id: &str, session_id: &str, (rooms, roles): (&[&str], &[&str])) -> Vec<(String, String)> {
         let hash = self.session_hash(session_id);
         let named = |target: Target, hash: u64, names: &[&str]| {
-            names.iter().find(|name| target.hash(&self.key, name) == hash).map_or("?", |name| *name).to_owned()
+            names.iter().find(|name| target.hash(&self.cx.key, name) == hash).map_or("?", |name| *name).to_owned()
         };
         let told = |entitlements: &Entitlements| {
             let stays: Vec<String> = entitlements
@@ -259,15 +263,15 @@ impl Core {
             format!("stays {stays:?}, roles {roles:?}")
         };
         let mut sights = Vec::new();
-        let session = self.sessions.find(hash);
-        let client = Target::Client.hash(&self.key, client_id);
-        let member = session.and_then(|session| self.sessions.member(session, client));
-        if let Some(member) = member.and_then(|member| self.sessions.members.get(member)) {
+        let session = self.home.sessions.find(hash);
+        let client = Target::Client.hash(&self.cx.key, client_id);
+        let member = session.and_then(|session| self.home.sessions.member(session, client));
+        if let Some(member) = member.and_then(|member| self.home.sessions.members.get(member)) {
             let place = member.place.map(|place| format!("shard {} attachment {}", place.shard, place.attachment));
             let received = member.received_seq;
             sights.push(("member".to_owned(), format!("{}, received {received}, at {place:?}", told(&member.entitlements))));
         }
-        for conn in self.conns.iter().flatten().filter(|conn| &*conn.client_id == client_id) {
+        for conn in self.connections.table.iter().flatten().filter(|conn| &*conn.client_id == client_id) {
             let (blocked, dirty, queued) = (conn.flags.blocked, conn.flags.dirty, !conn.queue.is_empty());
             sights.push((
                 self.name_of(conn),
@@ -277,7 +281,9 @@ impl Core {
                 ),
             ));
             for (number, attachment) in conn.attachments() {
-                let Some(stream) = self.streams.get(attachment.stream).filter(|stream| stream.hash == hash) else { continue };
+                let Some(stream) = self.home.streams.get(attachment.stream).filter(|stream| stream.hash == hash) else {
+                    continue;
+                };
                 let Attachment { cursor, delivered_seq, idle, pulling, detaching, ordered, entitlements, .. } = attachment;
                 let (head, replies, told) = (stream.head(), ordered.len(), told(entitlements));
                 sights.push((
@@ -294,7 +300,7 @@ impl Core {
 
     /// Deadlines on the wheel.
     pub fn deadlines(&self) -> usize {
-        self.wheel.len()
+        self.timers.wheel.len()
     }
 
     /// Checks the shard's invariants at `now`. `resting`: it has asked for no further turn.
@@ -302,39 +308,43 @@ impl Core {
     /// # Errors
     /// The invariant that does not hold.
     pub fn inspect(&self, resting: bool, now: Tick) -> Result<(), String> {
-        let count = self.conns.iter().flatten().count();
-        ensure!(count == self.conns_count, "{count} connections, counted {}", self.conns_count);
-        let half_open = self.conns.iter().flatten().filter(|conn| conn.flags.half_open);
+        let count = self.connections.table.iter().flatten().count();
+        ensure!(count == self.connections.count, "{count} connections, counted {}", self.connections.count);
+        let half_open = self.connections.table.iter().flatten().filter(|conn| conn.flags.half_open);
         let (half_open, astray) = (half_open.clone().count(), half_open.filter(|conn| conn.refused.is_some()).count());
-        ensure!(half_open == self.half_open.len(), "{half_open} half-open connections, counted {}", self.half_open.len());
+        ensure!(
+            half_open == self.connections.half_open.len(),
+            "{half_open} half-open connections, counted {}",
+            self.connections.half_open.len()
+        );
         ensure!(half_open <= self.half_open_cap(), "{half_open} half-open connections");
         ensure!(astray == 0, "{astray} that are turned away have a half-open place");
-        ensure!(self.turned_away.len() <= TURNED_AWAY_MAX, "{} turned away", self.turned_away.len());
+        ensure!(self.connections.turned_away.len() <= TURNED_AWAY_MAX, "{} turned away", self.connections.turned_away.len());
         let mut dirty: BTreeMap<ConnId, usize> = BTreeMap::new();
-        self.dirty.iter().for_each(|id| *dirty.entry(*id).or_default() += 1);
+        self.connections.dirty.iter().for_each(|id| *dirty.entry(*id).or_default() += 1);
         let mut queued = 0;
-        for conn in self.conns.iter().flatten() {
+        for conn in self.connections.table.iter().flatten() {
             queued += conn.memory_bytes() as u64;
             self.inspect_conn(conn, dirty.get(&conn.id).copied().unwrap_or_default(), resting)
                 .and_then(|()| self.inspect_timer(conn, now))
                 .map_err(|what| format!("{} ({}, {:?}): {what}", self.name_of(conn), conn.client_id, conn.flags))?;
         }
-        let (counted, lanes_counted) = (self.counters.buffer_bytes.get(), self.counters.lane_backlog_bytes.get());
-        let lanes: u64 = self.lane_backlog.iter().flatten().map(|message| message.bytes() as u64).sum();
+        let (counted, lanes_counted) = (self.cx.counters.buffer_bytes.get(), self.cx.counters.lane_backlog_bytes.get());
+        let lanes: u64 = self.links.backlog.iter().flatten().map(|message| message.bytes() as u64).sum();
         ensure!(lanes_counted == lanes, "{lanes} bytes wait for lanes, counted {lanes_counted}");
         ensure!(counted == queued + lanes, "{queued} bytes wait for connections and {lanes} for lanes, counted {counted}");
         self.inspect_members()?;
         self.inspect_tables()?;
         self.inspect_histories(resting)?;
         self.inspect_tellings(resting)?;
-        for (key, member) in self.sessions.members.iter().filter(|_| self.anew.is_none()) {
+        for (key, member) in self.home.sessions.members.iter().filter(|_| self.timers.anew.is_none()) {
             let due_ms = self.member_due_ms(key).unwrap_or(u64::MAX);
             let [first, _] = member.timers_ms;
             // A member whose removal the log has no room for is tried again.
             let due_ms = if due_ms <= now.mono_ms() { now.mono_ms() + super::home::members::GONE_RETRY_MS } else { due_ms };
             ensure!(first <= due_ms, "{} is looked at at {first}, due at {due_ms}", member.client_id);
         }
-        for (key, stream) in self.streams.iter() {
+        for (key, stream) in self.home.streams.iter() {
             for (place, reader) in stream.readers.iter().enumerate() {
                 let attachment = self.conn(reader.conn).and_then(|conn| conn.attachment(reader.attachment));
                 ensure!(
@@ -344,7 +354,7 @@ impl Core {
                 );
             }
             ensure!(
-                stream.home.is_none() || self.mirrors.get(&stream.hash) == Some(&key),
+                stream.home.is_none() || self.links.mirrors.get(&stream.hash) == Some(&key),
                 "the mirror of {} is not to be found",
                 stream.session_id
             );
@@ -355,7 +365,7 @@ impl Core {
     /// State kept for members is bounded, and the counts of commands that wait for the log are right.
     fn inspect_members(&self) -> Result<(), String> {
         let mut held = 0;
-        for (_, member) in self.sessions.members.iter() {
+        for (_, member) in self.home.sessions.members.iter() {
             let (client, stays) = (&member.client_id, &member.entitlements.stays);
             let ended: Vec<u64> = stays.iter().filter(|stay| stay.has_ended()).map(|stay| stay.room).collect();
             ensure!(ended.len() <= ENDED_STAYS_PER_MEMBER_MAX, "{client}: {} stays that have ended", ended.len());
@@ -381,7 +391,7 @@ impl Core {
     /// The knowledge of each member, by session and client, and the oldest `seq` that its session holds.
     pub fn members_known(&self) -> BTreeMap<(String, String), Known> {
         let known = |member: &crate::session::Member| {
-            let stream = self.streams.get(self.sessions.sessions.get(member.session)?.stream)?;
+            let stream = self.home.streams.get(self.home.sessions.sessions.get(member.session)?.stream)?;
             let mut rooms: Vec<String> = member.rooms.iter().map(ToString::to_string).collect();
             rooms.sort_unstable();
             let roles = member.roles.iter().map(ToString::to_string).collect();
@@ -395,12 +405,12 @@ impl Core {
             };
             Some(((stream.session_id.to_string(), member.client_id.to_string()), known))
         };
-        self.sessions.members.iter().filter_map(|(_, member)| known(member)).collect()
+        self.home.sessions.members.iter().filter_map(|(_, member)| known(member)).collect()
     }
 
     /// Takes the bounds of a new snapshot into [`Core::widest`].
     pub(super) fn widen(&mut self) {
-        let limits = self.snapshot.settings.limits;
+        let limits = self.cx.snapshot.settings.limits;
         let widest = &mut self.widest;
         let is_unbounded = widest.sessions_per_user == 0 || limits.sessions_per_user == 0;
         widest.sessions_per_user = if is_unbounded { 0 } else { widest.sessions_per_user.max(limits.sessions_per_user) };
@@ -412,15 +422,15 @@ impl Core {
 
     /// The counts of sessions and members match their tables, and are within their bounds, whatever created the entries.
     fn inspect_tables(&self) -> Result<(), String> {
-        self.sessions.inspect()?;
-        let (made, made_max) = (self.sessions.made_most(), self.widest.sessions_per_user);
+        self.home.sessions.inspect()?;
+        let (made, made_max) = (self.home.sessions.made_most(), self.widest.sessions_per_user);
         ensure!(made_max == 0 || made <= made_max, "a user made {made} sessions, above {made_max}");
         let (members_max, rooms_max) = (self.widest.members_per_session, self.widest.rooms_per_client);
         let own_max = super::home::allowances::own_members_max(self.widest.members_per_user, members_max);
-        for (key, session) in self.sessions.sessions.iter().filter(|(_, session)| !session.channel) {
+        for (key, session) in self.home.sessions.sessions.iter().filter(|(_, session)| !session.channel) {
             ensure!(session.members.len() <= members_max, "a session of {} members", session.members.len());
-            for member in session.members.iter().filter_map(|member| self.sessions.members.get(*member)) {
-                let own = self.sessions.group(key, member.entitlements.user).len();
+            for member in session.members.iter().filter_map(|member| self.home.sessions.members.get(*member)) {
+                let own = self.home.sessions.group(key, member.entitlements.user).len();
                 ensure!(own <= own_max, "{} is {own} members of a session, above {own_max}", member.subject());
             }
             for watcher in session.watchers.iter() {
@@ -428,7 +438,7 @@ impl Core {
                 ensure!(of_one.count() <= 1 + rooms_max, "a member has more than {rooms_max} watches");
             }
         }
-        for (_, member) in self.sessions.members.iter() {
+        for (_, member) in self.home.sessions.members.iter() {
             let rooms = member.rooms.len();
             ensure!(rooms <= rooms_max, "{} is in {rooms} rooms", member.client_id);
         }
@@ -438,24 +448,24 @@ impl Core {
     /// A connection's timer is set no later than its next deadline. Its token ends by a clock that may be set.
     fn inspect_timer(&self, conn: &Conn, now: Tick) -> Result<(), String> {
         let due_ms = self.deadline_but_for_token_ms(conn, now);
-        ensure!(self.anew.is_some() || conn.timer_ms <= due_ms, "it is looked at at {}, due at {due_ms}", conn.timer_ms);
+        ensure!(self.timers.anew.is_some() || conn.timer_ms <= due_ms, "it is looked at at {}, due at {due_ms}", conn.timer_ms);
         Ok(())
     }
 
     /// Sizes of the shard's tables, which a refused command must not change.
     pub fn tally(&self) -> Vec<(&'static str, u64)> {
-        let members = || self.sessions.members.iter().map(|(_, member)| member);
-        let sessions = || self.sessions.sessions.iter().map(|(_, session)| session);
-        let slots = || self.conns.iter().flatten().flat_map(|conn| conn.slots.iter());
+        let members = || self.home.sessions.members.iter().map(|(_, member)| member);
+        let sessions = || self.home.sessions.sessions.iter().map(|(_, session)| session);
+        let slots = || self.connections.table.iter().flatten().flat_map(|conn| conn.slots.iter());
         let attachments = || slots().filter_map(Slot::attached);
         let count = |count: usize| count as u64;
         vec![
-            ("sessions", count(self.sessions.sessions.len())),
-            ("sessions of the user that made most", count(self.sessions.made_most())),
-            ("streams", count(self.streams.iter().count())),
-            ("mirrors", count(self.mirrors.len())),
+            ("sessions", count(self.home.sessions.sessions.len())),
+            ("sessions of the user that made most", count(self.home.sessions.made_most())),
+            ("streams", count(self.home.streams.iter().count())),
+            ("mirrors", count(self.links.mirrors.len())),
             ("mirrors fed", count(sessions().map(|session| session.mirrors.len()).sum())),
-            ("members", count(self.sessions.members.len())),
+            ("members", count(self.home.sessions.members.len())),
             ("members there", count(members().filter(|member| member.place.is_some()).count())),
             ("rooms", count(members().map(|member| member.rooms.len()).sum())),
             ("stays", count(members().map(|member| member.entitlements.stays.len()).sum())),
@@ -464,8 +474,8 @@ impl Core {
             ("receipts", members().map(|member| member.received_seq).sum()),
             ("watches", count(sessions().map(|session| session.watchers.len()).sum())),
             ("ids", count(members().filter_map(|member| member.used.as_ref()).map(|used| used.len()).sum::<usize>())),
-            ("ids of posts", count(self.posted.len())),
-            ("the log's end", self.log.end().0),
+            ("ids of posts", count(self.home.posted.len())),
+            ("the log's end", self.storage.log.end().0),
             ("attachments", count(attachments().count())),
             ("attachments asked for", count(slots().filter(|slot| matches!(slot, Slot::Asked(_))).count())),
             ("attachments leaving", count(attachments().filter(|attachment| attachment.detaching).count())),
@@ -478,15 +488,16 @@ impl Core {
         ensure!(dirty == usize::from(conn.flags.dirty), "{dirty} times among the dirty ones");
         ensure!(!(conn.flags.dirty && conn.flags.blocked), "dirty and blocked");
         let open = matches!(conn.phase, Phase::Open);
-        let revoked = conn.grant.as_deref().is_some_and(|grant| self.snapshot.revocations.check(grant, &conn.client_id).is_err());
+        let revoked =
+            conn.grant.as_deref().is_some_and(|grant| self.cx.snapshot.revocations.check(grant, &conn.client_id).is_err());
         ensure!(!(open && revoked), "its token is revoked");
-        ensure!(!(open && self.draining && !conn.flags.told_to_go), "it was not told to go");
+        ensure!(!(open && self.life.draining && !conn.flags.told_to_go), "it was not told to go");
         let (mut ordered, mut ordered_frames) = (0, 0);
         for (number, slot) in conn.slots.iter().enumerate() {
             let Slot::Attached(attachment) = slot else { continue };
             ordered += attachment.ordered.iter().map(|ordered| ordered.what.bytes()).sum::<usize>();
             ordered_frames += attachment.ordered.len();
-            let Some(stream) = self.streams.get(attachment.stream) else {
+            let Some(stream) = self.home.streams.get(attachment.stream) else {
                 return Err(format!("attachment {number} has no stream"));
             };
             ensure!(
@@ -501,7 +512,7 @@ impl Core {
             if !rests || attachment.pulling || leaving {
                 continue;
             }
-            let log = if stream.home.is_some() { &self.mirror_log } else { &self.log };
+            let log = if stream.home.is_some() { &self.links.mirror_log } else { &self.storage.log };
             let from = (attachment.cursor + 1).max(stream.index.first());
             let missed = (from..=stream.head()).find(|seq| {
                 stream.index.get(*seq).is_some_and(|entry| {
@@ -532,7 +543,7 @@ impl Core {
         let frames = conn.queued_frames as usize;
         let counts = if conn.queue.is_empty() { frames == ordered_frames } else { frames >= ordered_frames };
         ensure!(counts || matches!(conn.phase, Phase::Closing(_)), "{ordered_frames} replies wait in order, counted {frames}");
-        let limits = &self.snapshot.settings.limits;
+        let limits = &self.cx.snapshot.settings.limits;
         // Nothing would resume reading from it.
         let stuck = conn.paused_ms > 0 && !conn.flags.held && !conn.flags.blocked && !conn.flags.dirty;
         ensure!(

@@ -13,6 +13,7 @@
 pub mod across;
 mod admin;
 pub mod connections;
+pub(crate) mod context;
 pub mod core;
 pub mod counters;
 pub mod durability;
@@ -26,4 +27,5 @@ pub mod outbound;
 pub mod port;
 pub mod recovery;
 pub mod start;
+pub(crate) mod timers;
 pub mod wheel;

@@ -26,35 +26,35 @@ const PAGES_KEPT_MAX: usize = 8;
 impl Core {
     /// Handles messages from other shards. Returns `true` if some are left.
     pub(in crate::shard) fn drain_lanes<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
-        let mut spoken = self.spoken;
-        self.mesh.door(self.shard).take(&mut spoken.0);
-        self.spoken = super::mesh::Spoken::default();
+        let mut spoken = self.links.spoken;
+        self.links.mesh.door(self.cx.shard).take(&mut spoken.0);
+        self.links.spoken = super::mesh::Spoken::default();
         while let Some(from) = spoken.pop() {
-            self.reading_from = u16::try_from(from).ok();
+            self.links.reading_from = u16::try_from(from).ok();
             let mut budget = MESSAGES_PER_TURN_MAX;
             self.drain_control(io, from, &mut budget, now);
             while budget > 0 {
-                let Some(message) = self.mesh.pop(from, self.shard, Class::Data) else { break };
+                let Some(message) = self.links.mesh.pop(from, self.cx.shard, Class::Data) else { break };
                 budget -= 1;
-                self.counters.lane_in.increment();
+                self.cx.counters.lane_in.increment();
                 // Control messages sent before these records are handled before them, over the budget too.
                 let mut all = LANE_MESSAGES;
                 self.drain_control(io, from, &mut all, now);
                 self.on_lane(io, message, now);
             }
             if budget == 0 {
-                self.spoken.insert(from);
+                self.links.spoken.insert(from);
             }
         }
-        self.reading_from = None;
-        !self.spoken.is_empty()
+        self.links.reading_from = None;
+        !self.links.spoken.is_empty()
     }
 
     fn drain_control<I: Io>(&mut self, io: &mut I, from: usize, budget: &mut usize, now: Tick) {
         while *budget > 0 {
-            let Some(message) = self.mesh.pop(from, self.shard, Class::Control) else { break };
+            let Some(message) = self.links.mesh.pop(from, self.cx.shard, Class::Control) else { break };
             *budget -= 1;
-            self.counters.lane_in.increment();
+            self.cx.counters.lane_in.increment();
             self.on_lane(io, message, now);
         }
     }
@@ -66,12 +66,12 @@ impl Core {
             LaneMessage::Attached { place, session, outcome } => self.on_attached(io, place, session, *outcome, now),
             LaneMessage::Detach { member, place, clean, leave } => self.on_detach(member, place, clean, leave, now),
             LaneMessage::Unmirror { session, shard } => {
-                if let Some(session) = self.sessions.find(session).and_then(|key| self.sessions.sessions.get_mut(key)) {
+                if let Some(session) = self.home.sessions.find(session).and_then(|key| self.home.sessions.sessions.get_mut(key)) {
                     session.mirrors.retain(|mirror| mirror.shard != shard);
                 }
             }
             LaneMessage::Forward { member, place, number, acks, text } => {
-                self.forwarded = (number, acks);
+                self.links.forwarded = (number, acks);
                 self.on_forward(io, member, place, text, now);
             }
             LaneMessage::Post(post) => {
@@ -92,7 +92,7 @@ impl Core {
             LaneMessage::Pong { to, after, id } => self.put_ordered(to, after, Waiting::Pong(id)),
             LaneMessage::Entitle { to, entitlements } => self.entitle(to, *entitlements),
             LaneMessage::Roles { member, place, roles } => {
-                if self.sessions.members.get(member).is_some_and(|member| member.place == Some(place)) {
+                if self.home.sessions.members.get(member).is_some_and(|member| member.place == Some(place)) {
                     self.give_roles(member, &roles, now);
                     self.publish_entitlements(io, member);
                 }
@@ -105,7 +105,7 @@ impl Core {
             LaneMessage::Replaced { to } => self.on_replaced(io, to, now),
             LaneMessage::Records(batch) => self.on_records(io, batch),
             LaneMessage::Credit { session, shard, buffer } => {
-                self.buffers.give(buffer);
+                self.cx.buffers.give(buffer);
                 self.on_credit(session, shard);
             }
             LaneMessage::Pull { member, place, after, page } => self.page_for(io, place, member, after, page),
@@ -125,13 +125,13 @@ impl Core {
     pub(in crate::shard) fn keep_page(&mut self, mut page: Box<Page>) {
         // Pages are few: wipe this one, so that no old frame stays.
         page.frames.fill(0);
-        if self.pages.len() < PAGES_KEPT_MAX {
-            self.pages.push(page);
+        if self.links.pages.len() < PAGES_KEPT_MAX {
+            self.links.pages.push(page);
         }
     }
 
     fn on_passing(&mut self, passing: Passing) {
-        if let Some(stream) = self.mirrors.get(&passing.session).copied()
+        if let Some(stream) = self.links.mirrors.get(&passing.session).copied()
             && let Some((list, frame)) = passing.bytes.split_at_checked(passing.targets as usize * 8)
         {
             let mut targets = [0; ADDRESSES_MAX];
@@ -146,8 +146,8 @@ impl Core {
 
     /// A buffer for a message to another shard: one returned from there, or else one of the pool.
     pub(in crate::shard) fn lane_buffer(&mut self, to: usize) -> Vec<u8> {
-        let Some(mut buffer) = self.mesh.take_back(self.shard, to) else { return self.buffers.take() };
-        if self.wipes_until_ms > 0 {
+        let Some(mut buffer) = self.links.mesh.take_back(self.cx.shard, to) else { return self.cx.buffers.take() };
+        if self.storage.wipes_until_ms > 0 {
             wipe(&mut buffer);
         }
         buffer
@@ -155,21 +155,21 @@ impl Core {
 
     /// A buffer for a reply to a client, wherever it is.
     pub(in crate::shard) fn buffer_for(&mut self, to: Place) -> Vec<u8> {
-        if to.shard == self.shard_number() { self.buffers.take() } else { self.lane_buffer(usize::from(to.shard)) }
+        if to.shard == self.shard_number() { self.cx.buffers.take() } else { self.lane_buffer(usize::from(to.shard)) }
     }
 
     /// Returns the emptied buffer of a message to the shard that sent it; if there is no room, to the pool.
     pub(in crate::shard) fn give_back(&mut self, from: u16, buffer: Vec<u8>) {
-        if let Err(buffer) = self.mesh.give_back(usize::from(from), self.shard, buffer) {
-            self.buffers.give(buffer);
+        if let Err(buffer) = self.links.mesh.give_back(usize::from(from), self.cx.shard, buffer) {
+            self.cx.buffers.give(buffer);
         }
     }
 
     /// Returns the buffer of a message from the shard whose lane is being read.
     fn give_back_heard(&mut self, buffer: Vec<u8>) {
-        match self.reading_from {
+        match self.links.reading_from {
             Some(from) => self.give_back(from, buffer),
-            None => self.buffers.give(buffer),
+            None => self.cx.buffers.give(buffer),
         }
     }
 
@@ -179,7 +179,7 @@ impl Core {
     }
 
     fn on_forward<I: Io>(&mut self, io: &mut I, member: MemberKey, place: Place, text: Vec<u8>, now: Tick) {
-        let Some(mut parser) = self.parser.take() else { return };
+        let Some(mut parser) = self.codec.parser.take() else { return };
         // The text was parsed and found valid on the shard where it arrived.
         if let Ok(envelope) = parser.parse(&text) {
             match crate::protocol::command_kind(envelope.kind) {
@@ -187,45 +187,46 @@ impl Core {
                 _ => self.command_at_home(io, place, member, &envelope, now),
             }
         }
-        self.parser = Some(parser);
+        self.codec.parser = Some(parser);
         self.give_back_heard(text);
     }
 
     /// Sends mirrors the appended records, as far as their credits and the lanes allow. Returns `true` if a full lane holds some
     /// back.
     pub(in crate::shard) fn push_mirrors<I: Io>(&mut self, io: &mut I) -> bool {
-        let mut sessions = std::mem::take(&mut self.mirrored);
+        let mut sessions = std::mem::take(&mut self.links.mirrored);
         sessions.retain(|session| self.push_session(io, *session));
-        self.mirrored = sessions;
-        !self.mirrored.is_empty()
+        self.links.mirrored = sessions;
+        !self.links.mirrored.is_empty()
     }
 
     /// Asks homes for the records that readers lack.
     pub(in crate::shard) fn send_pulls<I: Io>(&mut self, io: &mut I) {
-        let mut pulls = std::mem::take(&mut self.pulls);
+        let mut pulls = std::mem::take(&mut self.links.pulls);
         for (place, member, after) in pulls.drain(..) {
             let Some(stream) = self.attachment_at(place).map(|attachment| attachment.stream) else { continue };
-            let page = self.pages.pop().unwrap_or_default();
-            match self.streams.get(stream).map(|stream| stream.home) {
+            let page = self.links.pages.pop().unwrap_or_default();
+            match self.home.streams.get(stream).map(|stream| stream.home) {
                 Some(Some(home)) => self.send_control(io, home, LaneMessage::Pull { member, place, after, page }),
                 Some(None) => self.page_for(io, place, member, after, page),
                 None => self.keep_page(page),
             }
         }
-        self.pulls = pulls;
+        self.links.pulls = pulls;
     }
 
     /// Sends one session's mirrors the records they lack. Returns `false` if none lacks any, or all wait for credit.
     fn push_session<I: Io>(&mut self, io: &mut I, key: SessionKey) -> bool {
-        let Some(session) = self.sessions.sessions.get(key) else { return false };
+        let Some(session) = self.home.sessions.sessions.get(key) else { return false };
         let (hash, stream_key) = (session.hash, session.stream);
         let mut again = false;
         for number in 0..session.mirrors.len() {
-            while let Some(mirror) = self.sessions.sessions.get(key).and_then(|session| session.mirrors.get(number)).copied() {
-                let Some(stream) = self.streams.get(stream_key) else { return false };
+            while let Some(mirror) = self.home.sessions.sessions.get(key).and_then(|session| session.mirrors.get(number)).copied()
+            {
+                let Some(stream) = self.home.streams.get(stream_key) else { return false };
                 let mut from = mirror.next_seq.max(stream.index.dense_first());
                 // Records that have left memory are not sent: readers there ask for pages.
-                while stream.index.get(from).is_some_and(|entry| entry.at < self.log.resident()) {
+                while stream.index.get(from).is_some_and(|entry| entry.at < self.storage.log.resident()) {
                     from += 1;
                 }
                 // If all records that it lacks are gone, an empty batch tells it so: its readers ask for a page, and are told of
@@ -241,7 +242,8 @@ impl Core {
                 let batch = self.batch_of(stream_key, hash, from);
                 let count = u64::from(batch.count);
                 self.push_data(io, usize::from(mirror.shard), LaneMessage::Records(batch));
-                if let Some(mirror) = self.sessions.sessions.get_mut(key).and_then(|session| session.mirrors.get_mut(number)) {
+                if let Some(mirror) = self.home.sessions.sessions.get_mut(key).and_then(|session| session.mirrors.get_mut(number))
+                {
                     mirror.next_seq = from + count;
                     mirror.credits -= 1;
                 }
@@ -251,9 +253,9 @@ impl Core {
     }
 
     fn batch_of(&mut self, stream: StreamKey, session: u64, from: u64) -> Batch {
-        let mut records = self.buffers.take();
+        let mut records = self.cx.buffers.take();
         let mut count = 0;
-        if let Some(stream) = self.streams.get(stream) {
+        if let Some(stream) = self.home.streams.get(stream) {
             for seq in from..=stream.head() {
                 let Some(entry) = stream.index.get(seq) else { break };
                 if count > 0 && records.len() + 8 + entry.record_bytes() as usize > BATCH_BYTES_MAX {
@@ -261,7 +263,7 @@ impl Core {
                 }
                 records.extend_from_slice(&entry.record_bytes().to_le_bytes());
                 records.extend_from_slice(&entry.frame_at.to_le_bytes());
-                records.extend_from_slice(self.log.bytes(entry.at, 0, entry.record_bytes()));
+                records.extend_from_slice(self.storage.log.bytes(entry.at, 0, entry.record_bytes()));
                 count += 1;
             }
         }
@@ -270,11 +272,11 @@ impl Core {
 
     /// Handles records for a mirror here.
     fn on_records<I: Io>(&mut self, io: &mut I, batch: Batch) {
-        let Some(key) = self.mirrors.get(&batch.session).copied() else {
-            self.counters.dropped(DropReason::LaneStale, 1);
+        let Some(key) = self.links.mirrors.get(&batch.session).copied() else {
+            self.cx.counters.dropped(DropReason::LaneStale, 1);
             return;
         };
-        let Some(stream) = self.streams.get_mut(key) else { return };
+        let Some(stream) = self.home.streams.get_mut(key) else { return };
         let home = stream.home;
         if stream.opening || batch.first_seq != stream.head() + 1 {
             // The mirror's first records, or those after a hole: readers behind them ask the home for pages.
@@ -283,14 +285,14 @@ impl Core {
             stream.index.restart(batch.first_seq);
             self.unrest_readers(key, old_head);
         }
-        let Some(stream) = self.streams.get_mut(key) else { return };
+        let Some(stream) = self.home.streams.get_mut(key) else { return };
         let mut rest = &batch.records[..];
         while let Some((lengths, behind)) = rest.split_first_chunk::<8>() {
             let word = |at: usize| u32::from_le_bytes([lengths[at], lengths[at + 1], lengths[at + 2], lengths[at + 3]]);
             let (bytes, frame_at) = (word(0) as usize, word(4) as usize);
             let Some((record, behind)) = behind.split_at_checked(bytes) else { break };
             rest = behind;
-            let put = self.mirror_log.append_copy(record, frame_at);
+            let put = self.links.mirror_log.append_copy(record, frame_at);
             let audience = Audience::of_record(record.get(HEADER_BYTES..frame_at).unwrap_or_default());
             stream.index.push(Entry::new(put, audience, sender_of(record)));
         }
@@ -307,7 +309,7 @@ impl Core {
     /// Un-parks readers after a hole in the mirror, so that they request the missing records instead of skipping them. They
     /// continue from where they were, which is before records shortly before the hole for which they have not been woken yet.
     fn unrest_readers(&mut self, key: StreamKey, old_head: u64) {
-        let Some(stream) = self.streams.get(key) else { return };
+        let Some(stream) = self.home.streams.get(key) else { return };
         let (readers, reached) = (stream.readers.clone(), stream.unwoken_from(old_head + 1) - 1);
         for reader in readers {
             if let Some(attachment) = self.conn_mut(reader.conn).and_then(|conn| conn.attachment_mut(reader.attachment))
@@ -319,16 +321,17 @@ impl Core {
     }
 
     fn on_credit(&mut self, session: u64, shard: u16) {
-        let Some(key) = self.sessions.find(session) else { return };
+        let Some(key) = self.home.sessions.find(session) else { return };
         if let Some(mirror) = self
+            .home
             .sessions
             .sessions
             .get_mut(key)
             .and_then(|session| session.mirrors.iter_mut().find(|mirror| mirror.shard == shard))
         {
             mirror.credits = (mirror.credits + 1).min(crate::shard::home::attach::MIRROR_CREDITS);
-            if !self.mirrored.contains(&key) {
-                self.mirrored.push(key);
+            if !self.links.mirrored.contains(&key) {
+                self.links.mirrored.push(key);
             }
         }
     }
@@ -355,13 +358,13 @@ impl Core {
             bytes = *end as usize;
         }
         if let Some((from, upto)) = page.gap {
-            self.counters.gaps.increment();
+            self.cx.counters.gaps.increment();
             let id = self.event_id();
-            let session_id = self.streams.get(stream).map_or_else(Box::default, |stream| stream.session_id.clone());
+            let session_id = self.home.streams.get(stream).map_or_else(Box::default, |stream| stream.session_id.clone());
             let head = crate::protocol::Head { id: &id, session_id: &session_id };
             self.reply_now(to.conn, |out| crate::protocol::gap(out, head, from, upto));
         }
-        self.counters.delivered.add(count as u64);
+        self.cx.counters.delivered.add(count as u64);
         if let Some(conn) = self.conn_mut(to.conn) {
             conn.messages_out += count as u64;
         }
@@ -375,9 +378,9 @@ impl Core {
     /// Puts a client's message in the control lane, where it stays in order with its connection's other actions; the message is
     /// written once there is room for it. Returns `false` if the lane is half full, or messages before it wait.
     pub(in crate::shard) fn offer<I: Io>(&mut self, io: &mut I, to: usize, write: impl FnOnce(Vec<u8>) -> LaneMessage) -> bool {
-        if !self.lane_backlog[to].is_empty() || !self.mesh.has_room(self.shard, to, Class::Control) {
-            self.counters.lane_full.increment();
-            self.counters.limit_reached(LimitReached::Lane);
+        if !self.links.backlog[to].is_empty() || !self.links.mesh.has_room(self.cx.shard, to, Class::Control) {
+            self.cx.counters.lane_full.increment();
+            self.cx.counters.limit_reached(LimitReached::Lane);
             return false;
         }
         let message = write(self.lane_buffer(to));
@@ -388,9 +391,9 @@ impl Core {
     /// Returns `true` if the data lane has room, and no replies wait: these go first, since they come before the records that
     /// follow. This shard is the only sender in the lane, so the room stays.
     pub(in crate::shard) fn takes_data(&self, to: usize) -> bool {
-        let takes = self.lane_backlog[to].is_empty() && self.mesh.has_room(self.shard, to, Class::Data);
+        let takes = self.links.backlog[to].is_empty() && self.links.mesh.has_room(self.cx.shard, to, Class::Data);
         if !takes {
-            self.counters.lane_full.increment();
+            self.cx.counters.lane_full.increment();
         }
         takes
     }
@@ -403,12 +406,12 @@ impl Core {
 
     /// Returns `true` if the backlog to `shard` is too long to hand a connection over.
     pub(in crate::shard) fn hears_no_more(&self, shard: usize) -> bool {
-        self.lane_backlog[shard].len() >= BACKLOG_MAX
+        self.links.backlog[shard].len() >= BACKLOG_MAX
     }
 
     /// Puts a message that must not be lost in a lane, now or when there is room.
     pub(in crate::shard) fn send_lane<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) {
-        if !self.lane_backlog[to].is_empty() {
+        if !self.links.backlog[to].is_empty() {
             self.wait_for_lane(to, message);
         } else if let Err(message) = self.push_lane(io, to, Class::Control, message) {
             self.wait_for_lane(to, message);
@@ -416,17 +419,17 @@ impl Core {
     }
 
     fn push_lane<I: Io>(&self, io: &mut I, to: usize, class: Class, message: LaneMessage) -> Result<(), LaneMessage> {
-        match self.mesh.push(self.shard, to, class, message) {
+        match self.links.mesh.push(self.cx.shard, to, class, message) {
             Ok(ring) => {
-                self.counters.lane_out.increment();
+                self.cx.counters.lane_out.increment();
                 if ring {
-                    self.counters.bells.increment();
+                    self.cx.counters.bells.increment();
                     io.ring_bell(to);
                 }
                 Ok(())
             }
             Err(message) => {
-                self.counters.lane_full.increment();
+                self.cx.counters.lane_full.increment();
                 Err(message)
             }
         }
@@ -435,19 +438,19 @@ impl Core {
     /// Sends messages that waited for full lanes. Returns `true` if some still wait.
     pub(in crate::shard) fn push_backlog<I: Io>(&mut self, io: &mut I) -> bool {
         let mut waits = false;
-        for to in 0..self.lane_backlog.len() {
-            while let Some(message) = self.lane_backlog[to].pop_front() {
+        for to in 0..self.links.backlog.len() {
+            while let Some(message) = self.links.backlog[to].pop_front() {
                 let bytes = message.bytes() as u64;
                 if let Err(message) = self.push_lane(io, to, Class::Control, message) {
-                    self.lane_backlog[to].push_front(message);
+                    self.links.backlog[to].push_front(message);
                     waits = true;
                     break;
                 }
-                self.counters.lane_backlog_bytes.subtract(bytes);
-                self.counters.buffer_bytes.subtract(bytes);
+                self.cx.counters.lane_backlog_bytes.subtract(bytes);
+                self.cx.counters.buffer_bytes.subtract(bytes);
             }
-            if self.lane_backlog[to].is_empty() {
-                self.evicted[to].clear();
+            if self.links.backlog[to].is_empty() {
+                self.links.evicted[to].clear();
             }
         }
         waits

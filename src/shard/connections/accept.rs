@@ -17,21 +17,21 @@ use std::net::{IpAddr, SocketAddr};
 
 impl Core {
     pub(in crate::shard) fn on_accepted<I: Io>(&mut self, io: &mut I, id: ConnId, peer: SocketAddr, now: Tick) {
-        self.counters.accepted.increment();
-        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        self.cx.counters.accepted.increment();
+        let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
         let server = &snapshot.settings.server;
         let phase = if server.proxy_protocol && self.trusts(peer.ip()) {
             Phase::Proxy(Box::new(ProxyReader::new()))
         } else {
             Phase::Head(Box::new(HeadReader::new()))
         };
-        let serial = self.next_serial;
-        self.next_serial += 1;
+        let serial = self.connections.next_serial;
+        self.connections.next_serial += 1;
         let mut conn = Conn::new(id, serial, peer.ip().to_canonical(), phase, now.mono_ms());
         conn.flags.on_node = self.admission.enter_node(server.max_connections);
         if !conn.flags.on_node {
             self.admission.leave_node();
-            self.counters.limit_reached(LimitReached::Connections);
+            self.cx.counters.limit_reached(LimitReached::Connections);
             conn.refused = Some(LimitReached::Connections);
         }
         self.put_conn(conn);
@@ -51,13 +51,13 @@ impl Core {
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
-        self.snapshot.settings.server.trusted_proxies.iter().any(|network| network.contains(address))
+        self.cx.snapshot.settings.server.trusted_proxies.iter().any(|network| network.contains(address))
     }
 
     /// Judges a connection, if its address is known by now, and gives it a half-open place or turns it away.
     fn meet<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let Some(conn) = self.conn(id) else { return };
-        let by_header = !self.snapshot.settings.server.client_ip_header.0.is_empty();
+        let by_header = !self.cx.snapshot.settings.server.client_ip_header.0.is_empty();
         let awaited = matches!(conn.phase, Phase::Proxy(_)) || by_header && self.trusts(conn.peer);
         if !awaited {
             self.admit(id, now);
@@ -71,10 +71,10 @@ impl Core {
 
     /// Counts a connection for its address, and then for the shard; `refused` is the bound that it exceeds.
     fn admit(&mut self, id: ConnId, now: Tick) {
-        let limits = self.snapshot.settings.limits;
+        let limits = self.cx.snapshot.settings.limits;
         let rate = Rate { per_second: limits.handshakes_per_ip_per_second, burst: limits.handshakes_per_ip_burst };
         let shake = Rate { per_second: limits.handshakes_per_second, burst: limits.handshakes_per_second.max(1) * 2 };
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         let peer = conn.peer;
         conn.flags.known = true;
         let over = if self.admission.handshake(peer, rate, now.mono_ns).is_err() {
@@ -88,11 +88,11 @@ impl Core {
             conn.flags.address_half_open = true;
             conn.flags.admitted = true;
             // A connection that is refused in any case takes nothing of the shard's rate of handshakes.
-            let over = conn.refused.is_none() && self.shaking.take(shake, 1, now.mono_ns).is_err();
+            let over = conn.refused.is_none() && self.connections.shaking.take(shake, 1, now.mono_ns).is_err();
             over.then_some(LimitReached::HandshakesPerShard)
         };
         if let Some(limit) = over {
-            self.counters.limit_reached(limit);
+            self.cx.counters.limit_reached(limit);
             conn.refused = Some(limit);
         }
     }
@@ -102,12 +102,12 @@ impl Core {
     /// nothing, unless the node is full.
     fn turn_away<I: Io>(&mut self, io: &mut I, id: ConnId, limit: LimitReached, now: Tick) {
         self.no_more_half_open(id);
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         conn.flags.forgettable = true;
         if std::mem::take(&mut conn.flags.on_node) {
             self.admission.leave_node();
         }
-        let unheard = self.snapshot.tls.is_some() && !conn.flags.secured && limit != LimitReached::Connections;
+        let unheard = self.cx.snapshot.tls.is_some() && !conn.flags.secured && limit != LimitReached::Connections;
         if unheard {
             let peer = conn.peer;
             if self.says_more(now) {
@@ -115,35 +115,35 @@ impl Core {
             }
             return self.close(io, id, CloseReason::Shed, now);
         }
-        while self.turned_away.len() >= TURNED_AWAY_MAX {
-            let Some(oldest) = self.turned_away.pop_front() else { break };
+        while self.connections.turned_away.len() >= TURNED_AWAY_MAX {
+            let Some(oldest) = self.connections.turned_away.pop_front() else { break };
             match self.conn(oldest).map(|conn| matches!(conn.phase, Phase::Closing(_))) {
                 None => continue,
                 Some(true) => self.drop_conn(io, oldest, now),
                 Some(false) => self.close(io, oldest, CloseReason::Shed, now),
             }
-            self.counters.limit_reached(LimitReached::TurnedAway);
+            self.cx.counters.limit_reached(LimitReached::TurnedAway);
         }
-        self.turned_away.push_back(id);
+        self.connections.turned_away.push_back(id);
     }
 
     /// Returns `true` if another log line may report a connection that was turned away: a flood of them is counted, not logged.
     pub(in crate::shard) fn says_more(&mut self, now: Tick) -> bool {
         let rate = Rate { per_second: TURNED_AWAY_LINES_PER_SECOND, burst: TURNED_AWAY_LINES_PER_SECOND };
-        self.door_lines.take(rate, 1, now.mono_ns).is_ok()
+        self.connections.door_lines.take(rate, 1, now.mono_ns).is_ok()
     }
 
     /// Takes a half-open place, counted by the address if that is known.
     fn enter_half_open<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         self.no_more_half_open(id);
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         let owner = if conn.flags.known { self.admission.address(conn.peer) } else { self.admission.stranger(conn.serial) };
         conn.half_open_owner = owner;
         conn.flags.half_open = true;
-        self.half_open.enter(owner, conn.serial, id);
+        self.connections.half_open.enter(owner, conn.serial, id);
         let cap = self.half_open_cap();
-        let full = self.half_open.len() > cap - cap * HALF_OPEN_RESERVE_PERCENT / 100;
-        if full && self.half_open.of(owner) > 1 {
+        let full = self.connections.half_open.len() > cap - cap * HALF_OPEN_RESERVE_PERCENT / 100;
+        if full && self.connections.half_open.of(owner) > 1 {
             self.evict_half_open(io, now);
         }
         self.fit_half_open(io, now);
@@ -151,41 +151,41 @@ impl Core {
 
     /// Closes half-open connections until they are within the bound.
     pub(in crate::shard) fn fit_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
-        while self.half_open.len() > self.half_open_cap() {
+        while self.connections.half_open.len() > self.half_open_cap() {
             self.evict_half_open(io, now);
         }
     }
 
     fn evict_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
-        let Some(id) = self.half_open.pop() else { return };
+        let Some(id) = self.connections.half_open.pop() else { return };
         if let Some(conn) = self.conn_mut(id) {
             conn.flags.half_open = false;
         }
-        self.counters.limit_reached(LimitReached::HalfOpen);
+        self.cx.counters.limit_reached(LimitReached::HalfOpen);
         self.close(io, id, CloseReason::Shed, now);
     }
 
     /// Half-open connections that this shard may have.
     pub(in crate::shard) fn half_open_cap(&self) -> usize {
-        let settings = &self.snapshot.settings;
+        let settings = &self.cx.snapshot.settings;
         let share = settings.server.max_connections * settings.limits.half_open_percent as usize / 100;
-        (share / self.mesh.shards()).max(1)
+        (share / self.links.mesh.shards()).max(1)
     }
 
     /// Ends the half-open state of a connection, which is welcomed, goes to another shard, or ends: neither the shard nor its
     /// address counts it as half open any more.
     pub(in crate::shard) fn not_half_open(&mut self, id: ConnId) {
         self.no_more_half_open(id);
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         if std::mem::take(&mut conn.flags.address_half_open) {
             self.admission.leave_half_open(conn.peer);
         }
     }
 
     fn no_more_half_open(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         if std::mem::take(&mut conn.flags.half_open) {
-            self.half_open.leave(conn.half_open_owner, conn.serial);
+            self.connections.half_open.leave(conn.half_open_owner, conn.serial);
         }
     }
 
@@ -195,7 +195,7 @@ impl Core {
             self.admission.leave_node();
         }
         if std::mem::take(&mut conn.flags.half_open) {
-            self.half_open.leave(conn.half_open_owner, conn.serial);
+            self.connections.half_open.leave(conn.half_open_owner, conn.serial);
         }
         if std::mem::take(&mut conn.flags.address_half_open) {
             self.admission.leave_half_open(conn.peer);
@@ -233,7 +233,7 @@ impl Core {
 
     /// Takes the client's address from a trusted proxy. If the connection was not judged before, it is judged now.
     pub(in crate::shard) fn learn_address<I: Io>(&mut self, io: &mut I, id: ConnId, request: &Request<'_>, now: Tick) {
-        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
         let Some(conn) = self.conn(id) else { return };
         if conn.flags.known {
             return;

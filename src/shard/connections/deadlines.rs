@@ -11,9 +11,10 @@ use crate::io::Io;
 use crate::net::refusal::HttpRefusal;
 use crate::protocol::Head;
 use crate::session::MemberKey;
-use crate::shard::core::{Core, Timer};
+use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
 use crate::shard::outbound::replies::enqueue;
+use crate::shard::timers::Timer;
 use crate::time::Tick;
 use crate::ws::encoder;
 
@@ -36,37 +37,37 @@ pub(in crate::shard) struct Anew {
 impl Core {
     /// Notices a standstill of the shard: it could not see what its peers did meanwhile, so their timeouts start anew.
     pub(in crate::shard) fn notice_standstill(&mut self, now: Tick) {
-        if self.turn_due_ms.saturating_add(STANDSTILL_MS) <= now.mono_ms() {
-            self.awake_since_ms = now.mono_ms();
-            self.counters.standstills.increment();
+        if self.timers.turn_due_ms.saturating_add(STANDSTILL_MS) <= now.mono_ms() {
+            self.timers.awake_since_ms = now.mono_ms();
+            self.cx.counters.standstills.increment();
         }
     }
 
     /// After a change of settings, checks timers that may now be due sooner. Returns `true` while there are more.
     pub(in crate::shard) fn look_anew(&mut self, now: Tick) -> bool {
-        let Some(mut anew) = self.anew.take() else { return false };
+        let Some(mut anew) = self.timers.anew.take() else { return false };
         for _ in 0..LOOKED_AT_PER_TURN {
-            if let Some(id) = self.conns.get(anew.conns).and_then(Option::as_ref).map(|conn| conn.id) {
+            if let Some(id) = self.connections.table.get(anew.conns).and_then(Option::as_ref).map(|conn| conn.id) {
                 self.set_timer(id, now);
             }
-            if let Some((key, _)) = self.sessions.members.at(anew.members) {
+            if let Some((key, _)) = self.home.sessions.members.at(anew.members) {
                 self.set_member_timer(key);
             }
             (anew.conns, anew.members) = (anew.conns + 1, anew.members + 1);
         }
-        let more = anew.conns < self.conns.len() || anew.members < self.sessions.members.places();
-        self.anew = more.then_some(anew);
+        let more = anew.conns < self.connections.table.len() || anew.members < self.home.sessions.members.places();
+        self.timers.anew = more.then_some(anew);
         more
     }
 
     /// Schedules the next timeout of a member that is away, unless an earlier timer is set.
     pub(in crate::shard) fn set_member_timer(&mut self, key: MemberKey) {
         let Some(due_ms) = self.member_due_ms(key) else { return };
-        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        let Some(member) = self.home.sessions.members.get_mut(key) else { return };
         let [first, second] = member.timers_ms;
         if due_ms < first {
             member.timers_ms = [due_ms, first.min(second)];
-            self.wheel.schedule(due_ms, Timer::Member(key));
+            self.timers.wheel.schedule(due_ms, Timer::Member(key));
         }
     }
 
@@ -75,13 +76,13 @@ impl Core {
         let Some(conn) = self.conn(id) else { return u64::MAX };
         let but_for_token_ms = self.deadline_but_for_token_ms(conn, now);
         if matches!(conn.phase, Phase::Open) && conn.leaving.is_none() {
-            return but_for_token_ms.min(token_ms(conn, &self.snapshot.settings, now));
+            return but_for_token_ms.min(token_ms(conn, &self.cx.snapshot.settings, now));
         }
         but_for_token_ms
     }
 
     pub(in crate::shard) fn deadline_but_for_token_ms(&self, conn: &Conn, now: Tick) -> u64 {
-        let (settings, awake_ms) = (&self.snapshot.settings, self.awake_since_ms);
+        let (settings, awake_ms) = (&self.cx.snapshot.settings, self.timers.awake_since_ms);
         let of_any = || {
             let patience_ms = stall_ms(conn, settings, awake_ms).min(unfinished_ms(conn, settings, awake_ms));
             heartbeat_ms(conn, settings, awake_ms).min(patience_ms).min(paused_ms(conn, now))
@@ -105,23 +106,23 @@ impl Core {
             return;
         }
         conn.timer_ms = u64::MAX;
-        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
         let settings = &*snapshot.settings;
         let Some(conn) = self.conn(id) else { return };
         match &conn.phase {
             Phase::Closing(closing) => {
-                if close_ms(closing.since_ms, settings, self.awake_since_ms) <= now_ms {
-                    self.counters.limit_reached(LimitReached::CloseTime);
+                if close_ms(closing.since_ms, settings, self.timers.awake_since_ms) <= now_ms {
+                    self.cx.counters.limit_reached(LimitReached::CloseTime);
                     return self.drop_conn(io, id, now);
                 }
             }
             Phase::Proxy(_) | Phase::Head(_) | Phase::Hello | Phase::HandingOver(_) => {
-                if handshake_deadline_ms(conn, settings, self.awake_since_ms) <= now_ms {
+                if handshake_deadline_ms(conn, settings, self.timers.awake_since_ms) <= now_ms {
                     return self.handshake_over(io, id, now);
                 }
             }
             Phase::Open if let Some(leaving) = &conn.leaving => {
-                if close_ms(leaving.since_ms, settings, self.awake_since_ms) <= now_ms {
+                if close_ms(leaving.since_ms, settings, self.timers.awake_since_ms) <= now_ms {
                     return self.stop_leaving(io, id, now);
                 }
             }
@@ -140,15 +141,15 @@ impl Core {
     }
 
     fn handshake_over<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let limits = self.snapshot.settings.limits;
+        let limits = self.cx.snapshot.settings.limits;
         let Some(conn) = self.conn(id) else { return };
         let securing = conn.tls.is_some() && !conn.flags.secured;
         let in_head = matches!(conn.phase, Phase::Head(_));
         if securing {
-            self.counters.limit_reached(LimitReached::TlsHandshakeTime);
+            self.cx.counters.limit_reached(LimitReached::TlsHandshakeTime);
             return self.close(io, id, CloseReason::Shed, now);
         }
-        self.counters.limit_reached(LimitReached::HandshakeTime);
+        self.cx.counters.limit_reached(LimitReached::HandshakeTime);
         if in_head {
             return self.answer_http(io, id, &HttpRefusal::timed_out(limits.handshake_ms), now);
         }
@@ -160,30 +161,30 @@ impl Core {
         let conn = self.conn(id)?;
         let now_ms = now.mono_ms();
         let open = matches!(conn.phase, Phase::Open);
-        if unfinished_ms(conn, settings, self.awake_since_ms) <= now_ms {
-            self.counters.limit_reached(LimitReached::UnfinishedMessage);
+        if unfinished_ms(conn, settings, self.timers.awake_since_ms) <= now_ms {
+            self.cx.counters.limit_reached(LimitReached::UnfinishedMessage);
             return Some(CloseReason::MessageTooSlow);
         }
         // A peer whose socket takes bytes again is sent its data at the end of this turn or of a later one: that delay is the
         // shard's.
-        if conn.flags.blocked && stall_ms(conn, settings, self.awake_since_ms) <= now_ms {
+        if conn.flags.blocked && stall_ms(conn, settings, self.timers.awake_since_ms) <= now_ms {
             let wanted = settings.limits.stall_bytes_per_second * settings.limits.stall_ms / 1000;
             // Counted up to u32::MAX, which is enough for any bound.
             if u64::from(conn.stalled_taken) < wanted.min(u32::MAX.into()) {
-                self.counters.limit_reached(LimitReached::Stall);
+                self.cx.counters.limit_reached(LimitReached::Stall);
                 return Some(CloseReason::TooSlow);
             }
         }
         // While the connection is not read from, its heartbeat waits.
-        if conn.pinged_ms > 0 && conn.paused_ms == 0 && heartbeat_ms(conn, settings, self.awake_since_ms) <= now_ms {
-            self.counters.limit_reached(LimitReached::HeartbeatTime);
+        if conn.pinged_ms > 0 && conn.paused_ms == 0 && heartbeat_ms(conn, settings, self.timers.awake_since_ms) <= now_ms {
+            self.cx.counters.limit_reached(LimitReached::HeartbeatTime);
             return Some(CloseReason::HeartbeatLost);
         }
         if open && token_left_ms(conn, now) <= -ms(settings.session.token_expiry_grace_ms) {
             return Some(CloseReason::Auth);
         }
         if open && lifetime_ms(conn, settings) <= now_ms {
-            self.counters.limit_reached(LimitReached::ConnectionLifetime);
+            self.cx.counters.limit_reached(LimitReached::ConnectionLifetime);
             return Some(CloseReason::Draining);
         }
         None
@@ -191,7 +192,7 @@ impl Core {
 
     /// Pings, warns of the token's expiry, and begins the next stall window.
     fn remind(&mut self, id: ConnId, settings: &Settings, now: Tick) {
-        let (now_ms, awake_ms) = (now.mono_ms(), self.awake_since_ms);
+        let (now_ms, awake_ms) = (now.mono_ms(), self.timers.awake_since_ms);
         let Some(conn) = self.conn_mut(id) else { return };
         if stall_ms(conn, settings, awake_ms) <= now_ms {
             conn.stalled_ms = now_ms.max(1);
@@ -219,8 +220,8 @@ impl Core {
     }
 
     fn ping(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        enqueue(conn, &mut self.buffers, &self.counters, |queue| encoder::ping(&[], queue));
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| encoder::ping(&[], queue));
         self.mark(id);
     }
 }

@@ -13,9 +13,10 @@ use crate::net::upgrade::{Endpoint, upgrade};
 use crate::protocol::{Attach, Command, Envelope, ErrorCode, Head, Refusal, Start};
 use crate::session::{Place, Wanted};
 use crate::shard::across::mesh::{AttachRequest, LaneMessage};
-use crate::shard::core::{Core, Timer};
+use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
 use crate::shard::outbound::replies::enqueue;
+use crate::shard::timers::Timer;
 use crate::time::Tick;
 use crate::ws::deflate::negotiate;
 
@@ -50,7 +51,7 @@ impl Core {
 
     /// Judges a request: answers the upgrade, or answers a probe and closes.
     fn on_head<I: Io>(&mut self, io: &mut I, id: ConnId, head: &[u8], now: Tick) -> Result<Option<Probe>, HttpRefusal> {
-        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
         let request = Request::parse_any_version(head)?;
         self.learn_address(io, id, &request, now);
         let refused = self.conn(id).and_then(|conn| conn.refused);
@@ -60,7 +61,7 @@ impl Core {
         if let Some(probe) = probe(&request).filter(|_| may_probe && snapshot.settings.server.health) {
             return Ok(Some(probe));
         }
-        if self.draining {
+        if self.life.draining {
             return Err(HttpRefusal::unavailable("this node is draining; another one takes new connections", 1));
         }
         if let Some(limit) = refused {
@@ -71,8 +72,10 @@ impl Core {
         let agreed = negotiate(&upgrade.extensions, snapshot.settings.deflate.enabled)
             .map_err(|error| HttpRefusal::bad_request(error.to_string()))?;
         let extensions = agreed.map(|agreed| agreed.header_value());
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return Ok(None) };
-        enqueue(conn, &mut self.buffers, &self.counters, |queue| upgrade.write_accept(extensions.as_deref(), queue));
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else {
+            return Ok(None);
+        };
+        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| upgrade.write_accept(extensions.as_deref(), queue));
         if let Some(agreed) = agreed {
             conn.flags.deflate = true;
             conn.window_bits = agreed.server_window_bits;
@@ -82,37 +85,37 @@ impl Core {
             conn.phase = Phase::Echo;
             self.not_half_open(id);
             // Read as a stream: an echo connection never changes shards.
-            self.echo_opened.push(id);
+            self.connections.echo_opened.push(id);
         }
         self.mark(id);
         Ok(None)
     }
 
     fn answer_probe<I: Io>(&mut self, io: &mut I, id: ConnId, probe: Probe, now: Tick) {
-        self.counters.probes.increment();
-        let health = &self.snapshot.health;
+        self.cx.counters.probes.increment();
+        let health = &self.cx.snapshot.health;
         let (well, word) = match probe.check {
             Check::Health => health.alive(),
-            Check::Ready if self.draining => (false, "draining"),
+            Check::Ready if self.life.draining => (false, "draining"),
             Check::Ready => health.ready(),
         };
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         conn.flags.forgettable = true;
-        enqueue(conn, &mut self.buffers, &self.counters, |queue| write_answer(probe, well, word, queue));
+        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| write_answer(probe, well, word, queue));
         self.close(io, id, CloseReason::HttpAnswered, now);
     }
 
     pub(in crate::shard) fn answer_http<I: Io>(&mut self, io: &mut I, id: ConnId, refusal: &HttpRefusal, now: Tick) {
-        self.counters.http_refused.increment();
+        self.cx.counters.http_refused.increment();
         if refusal.is_over_bound() {
-            self.counters.limit_reached(LimitReached::RequestHead);
+            self.cx.counters.limit_reached(LimitReached::RequestHead);
         }
         let turned_away = self.conn(id).is_some_and(|conn| conn.refused.is_some());
         if !turned_away || self.says_more(now) {
             tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
         }
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        enqueue(conn, &mut self.buffers, &self.counters, |queue| refusal.write(queue));
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| refusal.write(queue));
         self.close(io, id, CloseReason::HttpAnswered, now);
     }
 
@@ -123,7 +126,7 @@ impl Core {
             self.refuse_with(id, head, ErrorCode::SessionExpectedHello, "the first message must be rw.hello", Some("/type"));
             return self.close(io, id, CloseReason::HelloExpected, now);
         }
-        let Some(mut commands) = self.commands.take() else { return };
+        let Some(mut commands) = self.codec.commands.take() else { return };
         match commands.parse(envelope) {
             Ok(Command::Hello(hello)) => match self.verify_hello(id, envelope, hello.client_id, hello.auth_token, now) {
                 Ok(grant) => {
@@ -137,7 +140,7 @@ impl Core {
                     self.go_home(io, id, request, now);
                 }
                 Err((refusal, reason)) => {
-                    self.counters.auth_refused.increment();
+                    self.cx.counters.auth_refused.increment();
                     let code = refusal.code.as_str();
                     tracing::info!(connection_id = %self.connection_id(id), code, "hello refused: {}", refusal.message);
                     self.refuse(id, &refusal);
@@ -148,13 +151,13 @@ impl Core {
             Err(refusal) => {
                 let no_token = &*refusal.pointer == "/payload/auth_token";
                 if no_token {
-                    self.counters.auth_refused.increment();
+                    self.cx.counters.auth_refused.increment();
                 }
                 self.refuse(id, &refusal);
                 self.close(io, id, if no_token { CloseReason::Auth } else { CloseReason::HelloExpected }, now);
             }
         }
-        self.commands = Some(commands);
+        self.codec.commands = Some(commands);
     }
 
     fn verify_hello(
@@ -193,10 +196,10 @@ impl Core {
         now: Tick,
     ) -> Result<crate::auth::Grant, AuthError> {
         if token.len() > TOKEN_BYTES_MAX {
-            self.counters.limit_reached(LimitReached::TokenBytes);
+            self.cx.counters.limit_reached(LimitReached::TokenBytes);
         }
-        let grant = self.snapshot.keys.verify(token, &self.snapshot.tokens, now)?;
-        self.snapshot.revocations.check(&grant, client_id)?;
+        let grant = self.cx.snapshot.keys.verify(token, &self.cx.snapshot.tokens, now)?;
+        self.cx.snapshot.revocations.check(&grant, client_id)?;
         Ok(grant)
     }
 
@@ -234,22 +237,22 @@ impl Core {
 
     /// Attaches a verified connection to its first session: here, or by a handover to that session's home.
     fn go_home<I: Io>(&mut self, io: &mut I, id: ConnId, request: AttachRequest, now: Tick) {
-        let per_user = self.snapshot.settings.limits.connections_per_user;
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let per_user = self.cx.snapshot.settings.limits.connections_per_user;
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         let Some(grant) = &conn.grant else { return };
         if !self.admission.enter_user(grant.subject(), per_user) {
-            self.counters.limit_reached(LimitReached::ConnectionsPerUser);
+            self.cx.counters.limit_reached(LimitReached::ConnectionsPerUser);
             let head = Head { id: &request.command_id, session_id: &request.session_id };
             let message = format!("this user has {per_user} connections already (limits.connections_per_user): close one first");
             self.refuse_with(id, head, ErrorCode::LimitConnections, &message, None);
             return self.close(io, id, CloseReason::Overloaded, now);
         }
         conn.flags.user_counted = true;
-        let home = self.key.home_shard(&request.session_id, self.mesh.shards());
-        if home == self.shard {
+        let home = self.cx.key.home_shard(&request.session_id, self.links.mesh.shards());
+        if home == self.cx.shard {
             return self.open(io, id, request, now);
         }
-        let accepted_by = u16::try_from(self.shard).unwrap_or(u16::MAX);
+        let accepted_by = u16::try_from(self.cx.shard).unwrap_or(u16::MAX);
         let Some(grant) = conn.grant.take() else { return };
         conn.phase = Phase::HandingOver(Box::new(Handover {
             fd: None,
@@ -281,24 +284,24 @@ impl Core {
             return;
         }
         let Phase::HandingOver(handover) = &conn.phase else { return };
-        let home = self.key.home_shard(&handover.request.session_id, self.mesh.shards());
+        let home = self.cx.key.home_shard(&handover.request.session_id, self.links.mesh.shards());
         if self.hears_no_more(home) {
-            self.counters.limit_reached(LimitReached::Lane);
+            self.cx.counters.limit_reached(LimitReached::Lane);
             return self.refuse_handover(io, id, now);
         }
         // Data that is still queued (the 101, if the socket was full) goes with it.
         self.not_half_open(id);
-        let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
-        self.conns_count -= 1;
+        let Some(mut conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::take) else { return };
+        self.connections.count -= 1;
         let Phase::HandingOver(mut handover) = std::mem::replace(&mut conn.phase, Phase::Hello) else { return };
         handover.tls = conn.tls.take();
         handover.ended = conn.flags.ended;
-        self.counters.buffer_bytes.subtract(conn.queue.capacity() as u64);
+        self.cx.counters.buffer_bytes.subtract(conn.queue.capacity() as u64);
         handover.unsent = conn.queue.split_off(conn.queue_at as usize);
         let Some(fd) = io.detach(id) else { return };
         handover.fd = Some(fd);
         self.send_lane(io, home, LaneMessage::Handover(handover));
-        self.counters.handed_over.increment();
+        self.cx.counters.handed_over.increment();
     }
 
     /// Closes the connection because the home takes no more sockets now: the client is told to come back (1013).
@@ -314,11 +317,11 @@ impl Core {
     pub(in crate::shard) fn on_handover<I: Io>(&mut self, io: &mut I, mut handover: Box<Handover>, now: Tick) {
         let Some(fd) = handover.fd.take() else { return };
         let Ok(id) = io.adopt(fd) else {
-            self.counters.limit_reached(LimitReached::Connections);
-            self.counters.closed(CloseReason::HandoverRefused);
+            self.cx.counters.limit_reached(LimitReached::Connections);
+            self.cx.counters.closed(CloseReason::HandoverRefused);
             return self.uncount(&handover);
         };
-        self.counters.taken_over.increment();
+        self.cx.counters.taken_over.increment();
         let mut conn = Conn::new(id, handover.serial, handover.peer, Phase::Hello, handover.accepted_ms);
         conn.origin_shard = handover.node_shard;
         conn.flags.deflate = handover.deflate;
@@ -335,23 +338,23 @@ impl Core {
         conn.client_id = handover.request.client_id.clone();
         conn.grant = Some(handover.grant);
         conn.queue = std::mem::take(&mut handover.unsent);
-        self.counters.buffer_bytes.add(conn.queue.capacity() as u64);
+        self.cx.counters.buffer_bytes.add(conn.queue.capacity() as u64);
         self.put_conn(conn);
         let mut request = handover.request;
         request.place = self.place_here(id, 0);
         // Revocations, and changes of this shard, that happened while the socket was between two shards are checked now.
         let revoked = self.conn(id).and_then(|conn| {
             let grant = conn.grant.as_deref()?;
-            self.snapshot.revocations.check(grant, &conn.client_id).err()
+            self.cx.snapshot.revocations.check(grant, &conn.client_id).err()
         });
         if let Some(error) = revoked {
-            self.counters.auth_refused.increment();
+            self.cx.counters.auth_refused.increment();
             let head = Head { id: &request.command_id, session_id: &request.session_id };
             self.refuse_with(id, head, auth_code(&error), &error.to_string(), Some("/payload/auth_token"));
             return self.close(io, id, error.close_reason(), now);
         }
-        if self.stopping || self.draining {
-            let reason = if self.stopping { CloseReason::Shutdown } else { CloseReason::Draining };
+        if self.life.stopping || self.life.draining {
+            let reason = if self.life.stopping { CloseReason::Shutdown } else { CloseReason::Draining };
             return self.close(io, id, reason, now);
         }
         self.open(io, id, request, now);
@@ -380,7 +383,7 @@ impl Core {
             Ok(answer) => {
                 let Some(conn) = self.conn_mut(id) else { return };
                 conn.phase = Phase::Open;
-                self.counters.welcomed.increment();
+                self.cx.counters.welcomed.increment();
                 self.install(&request, answer, now);
                 io.read(id, Read::Stream);
                 self.set_timer(id, now);
@@ -402,7 +405,7 @@ impl Core {
         let Some(conn) = self.conn_mut(id) else { return };
         if due_ms < conn.timer_ms {
             conn.timer_ms = due_ms;
-            self.wheel.schedule(due_ms, Timer::Conn(id));
+            self.timers.wheel.schedule(due_ms, Timer::Conn(id));
         }
     }
 }

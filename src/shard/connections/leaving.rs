@@ -54,7 +54,7 @@ impl Core {
         if !conn.flags.ended {
             io.read(id, Read::Stream);
         }
-        self.leaving.push_back(id);
+        self.connections.leaving.push_back(id);
         self.set_timer(id, now);
         for home in homes {
             let to = Place::whole(self.shard_number(), id);
@@ -64,8 +64,8 @@ impl Core {
 
     /// Writes its members' presence data, so that those commands are answered, or refuses them.
     fn flush_all_answers<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.conn(id).filter(|_| self.disk.is_some()) else { return };
-        let home = |attachment: &Attachment| self.streams.get(attachment.stream).and_then(|stream| stream.home);
+        let Some(conn) = self.conn(id).filter(|_| self.storage.disk.is_some()) else { return };
+        let home = |attachment: &Attachment| self.home.streams.get(attachment.stream).and_then(|stream| stream.home);
         let attached: Vec<_> = conn.attachments().map(|(number, each)| (number, each.member, home(each))).collect();
         for (number, member, home) in attached {
             let place = self.place_here(id, number);
@@ -80,10 +80,10 @@ impl Core {
     fn homes_of(&self, conn: &Conn) -> Vec<u16> {
         let here = self.shard_number();
         if conn.flags.spoke_elsewhere {
-            return (0..u16::try_from(self.mesh.shards()).unwrap_or(u16::MAX)).filter(|shard| *shard != here).collect();
+            return (0..u16::try_from(self.links.mesh.shards()).unwrap_or(u16::MAX)).filter(|shard| *shard != here).collect();
         }
         let mut homes: Vec<u16> =
-            conn.attachments().filter_map(|(_, attachment)| self.streams.get(attachment.stream)?.home).collect();
+            conn.attachments().filter_map(|(_, attachment)| self.home.streams.get(attachment.stream)?.home).collect();
         homes.sort_unstable();
         homes.dedup();
         homes
@@ -114,41 +114,41 @@ impl Core {
     /// Closes the connections that are answered. Returns when the next look is due, if any is left.
     pub(in crate::shard) fn end_leaving<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
         self.pass_fences(io);
-        for _ in 0..self.leaving.len().min(LOOKED_AT_PER_TURN) {
-            let Some(id) = self.leaving.pop_front() else { break };
+        for _ in 0..self.connections.leaving.len().min(LOOKED_AT_PER_TURN) {
+            let Some(id) = self.connections.leaving.pop_front() else { break };
             let Some(conn) = self.conn(id).filter(|conn| conn.leaving.is_some()) else { continue };
             match self.has_left(conn) {
                 Some(reason) => self.close(io, id, reason, now),
-                None => self.leaving.push_back(id),
+                None => self.connections.leaving.push_back(id),
             }
         }
-        (self.leaving.len() > LOOKED_AT_PER_TURN).then_some(now.mono_ns + NEXT_LOOK_NS)
+        (self.connections.leaving.len() > LOOKED_AT_PER_TURN).then_some(now.mono_ns + NEXT_LOOK_NS)
     }
 
     /// Closes a connection whose time is over before it was answered.
     pub(in crate::shard) fn stop_leaving<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let Some(reason) = self.conn(id).and_then(|conn| conn.leaving.as_deref()).map(|leaving| leaving.reason) else { return };
-        self.counters.limit_reached(LimitReached::CloseTime);
+        self.cx.counters.limit_reached(LimitReached::CloseTime);
         self.close(io, id, reason, now);
     }
 
     /// Handles that a connection on another shard ends: it is told when everything that it sent here is answered.
     pub(in crate::shard) fn on_fence<I: Io>(&mut self, io: &mut I, to: Place) {
         let fence = self.fence();
-        if self.fences.len() >= FENCES_MAX {
-            self.counters.limit_reached(LimitReached::Fences);
+        if self.connections.fences.len() >= FENCES_MAX {
+            self.cx.counters.limit_reached(LimitReached::Fences);
             return self.send_control(io, to.shard, LaneMessage::Fenced { to });
         }
-        self.fences.push_back((to, fence));
+        self.connections.fences.push_back((to, fence));
     }
 
     /// Confirms fences whose answers have been sent; they pass in the order in which they were requested.
     fn pass_fences<I: Io>(&mut self, io: &mut I) {
-        while let Some((to, fence)) = self.fences.front().copied() {
+        while let Some((to, fence)) = self.connections.fences.front().copied() {
             if !self.is_past(fence) {
                 return;
             }
-            self.fences.pop_front();
+            self.connections.fences.pop_front();
             self.send_control(io, to.shard, LaneMessage::Fenced { to });
         }
     }
@@ -172,6 +172,6 @@ mod tests {
             let conn = ConnId { index: u32::try_from(number).unwrap(), generation: 1 };
             core.on_fence(&mut io, Place { shard: 1, attachment: 0, ticket: 1, conn });
         }
-        assert_eq!((core.fences.len(), core.counters.limit_count(LimitReached::Fences)), (FENCES_MAX, 1));
+        assert_eq!((core.connections.fences.len(), core.cx.counters.limit_count(LimitReached::Fences)), (FENCES_MAX, 1));
     }
 }

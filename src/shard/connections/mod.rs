@@ -11,3 +11,4 @@ pub(in crate::shard) mod half_open;
 pub(in crate::shard) mod handshake;
 pub(in crate::shard) mod leaving;
 pub mod rate;
+pub(in crate::shard) mod table;

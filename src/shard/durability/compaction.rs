@@ -53,12 +53,12 @@ impl Core {
     /// Begins to copy the messages that the oldest file, of number `segment`, holds of these streams, if enough of the log is
     /// dead.
     pub(in crate::shard) fn begin_compaction(&mut self, segment: u64, holders: Vec<StreamKey>, retained_bytes: u64, now: Tick) {
-        let Some(geometry) = self.log.geometry() else { return };
-        let session = &self.snapshot.settings.session;
+        let Some(geometry) = self.storage.log.geometry() else { return };
+        let session = &self.cx.snapshot.settings.session;
         let share = self.files_allowed().checked_mul(geometry.segment_bytes);
-        let held = self.log.end().0.saturating_sub(segment * geometry.segment_bytes);
+        let held = self.storage.log.end().0.saturating_sub(segment * geometry.segment_bytes);
         let dead = held.saturating_sub(retained_bytes);
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         // The file after the next was created when the oldest had been full for long.
         let Some(later) = disk.kept.get(2) else { return };
         let pressed = share.is_some_and(|share| held.saturating_mul(4) >= share.saturating_mul(3));
@@ -84,7 +84,7 @@ impl Core {
     /// Makes the next step, if it is due.
     pub(in crate::shard) fn compact<I: Io>(&mut self, io: &mut I, now: Tick) {
         let may = self.may_compact();
-        let Some(compaction) = self.disk.as_mut().map(|disk| &mut disk.compaction) else { return };
+        let Some(compaction) = self.storage.disk.as_mut().map(|disk| &mut disk.compaction) else { return };
         if compaction.reading || now.mono_ms() < compaction.due_ms {
             return;
         }
@@ -99,37 +99,38 @@ impl Core {
 
     /// When the next step is due.
     pub(in crate::shard) fn compaction_due_ms(&self) -> Option<u64> {
-        let compaction = &self.disk.as_ref()?.compaction;
+        let compaction = &self.storage.disk.as_ref()?.compaction;
         (!compaction.reading && !compaction.left.is_empty()).then_some(compaction.due_ms)
     }
 
     fn may_compact(&self) -> bool {
-        let (Some(disk), Some(geometry)) = (&self.disk, self.log.geometry()) else { return false };
-        let (segment, offset) = (self.log.end().0 / geometry.segment_bytes, self.log.end().0 % geometry.segment_bytes);
+        let (Some(disk), Some(geometry)) = (&self.storage.disk, self.storage.log.geometry()) else { return false };
+        let (segment, offset) =
+            (self.storage.log.end().0 / geometry.segment_bytes, self.storage.log.end().0 % geometry.segment_bytes);
         // If the disk is full, the rest of the current file can still be used.
         let has_place = disk.full.is_none()
             || disk.ready.is_some_and(|ready| segment < ready)
             || disk.ready == Some(segment) && offset + 2 * CHUNK_BYTES as u64 <= geometry.segment_bytes;
-        !self.stopping
+        !self.life.stopping
             && has_place
             // A copy behind a purge's record would outlive the purge.
-            && self.purges.is_empty()
+            && self.storage.purges.is_empty()
             && disk.failed.is_none()
             && disk.sync_failed.is_none()
             && !self.pressure.is_on()
             && self.pending_bytes() < PENDING_BYTES
-            && self.jobs.len() < READS
+            && self.storage.jobs.len() < READS
     }
 
     /// Copies a stream's messages that are in memory, and starts the read of the next one.
     pub(in crate::shard) fn copy<I: Io>(&mut self, io: &mut I, key: StreamKey, hand: &Hand<'_>) {
-        let Some(segment) = self.disk.as_ref().map(|disk| disk.compaction.segment) else { return };
-        let mut record = self.buffers.take();
+        let Some(segment) = self.storage.disk.as_ref().map(|disk| disk.compaction.segment) else { return };
+        let mut record = self.cx.buffers.take();
         let mut copied_bytes = 0;
         let is_done = loop {
-            let Some(stream) = self.streams.get(key) else { break true };
+            let Some(stream) = self.home.streams.get(key) else { break true };
             let Some(run) = stream.index.runs().iter().find(|run| run.segment == segment) else { break true };
-            if copied_bytes >= STEP_BYTES || !self.purges.is_empty() {
+            if copied_bytes >= STEP_BYTES || !self.storage.purges.is_empty() {
                 break false;
             }
             let seq = run.first_seq;
@@ -142,20 +143,20 @@ impl Core {
                 }
                 Look::Want(_) if copied_bytes > 0 => break false,
                 Look::Want(want) => {
-                    self.buffers.give(record);
+                    self.cx.buffers.give(record);
                     return self.read_for(io, (key, seq), want, hand, Job::Copy(key));
                 }
                 // Readers may be told of a gap, but retained messages are not dropped for an unreadable place.
                 Look::Unreadable { .. } => {
-                    self.buffers.give(record);
+                    self.cx.buffers.give(record);
                     return self.abandon_compaction();
                 }
                 Look::Damaged(_) | Look::Nothing { .. } => self.forget_damaged(key, seq, segment),
             }
         };
-        self.buffers.give(record);
-        let (now_ms, end) = (io.clock().mono_ms(), self.log.end());
-        let Some(disk) = &mut self.disk else { return };
+        self.cx.buffers.give(record);
+        let (now_ms, end) = (io.clock().mono_ms(), self.storage.log.end());
+        let Some(disk) = &mut self.storage.disk else { return };
         let compaction = &mut disk.compaction;
         compaction.reading = false;
         compaction.step_bytes += copied_bytes;
@@ -174,9 +175,9 @@ impl Core {
 
     /// Removes a damaged record from the index; readers see a gap, now and after a restart.
     fn forget_damaged(&mut self, key: StreamKey, seq: u64, segment: u32) {
-        self.counters.dropped(DropReason::LogDamaged, 1);
-        tracing::error!(shard = self.shard, segment, seq, "a record of the log is damaged on disk");
-        if let Some(stream) = self.streams.get_mut(key) {
+        self.cx.counters.dropped(DropReason::LogDamaged, 1);
+        tracing::error!(shard = self.cx.shard, segment, seq, "a record of the log is damaged on disk");
+        if let Some(stream) = self.home.streams.get_mut(key) {
             stream.index.forget(seq);
         }
     }
@@ -185,21 +186,21 @@ impl Core {
     fn append_again(&mut self, key: StreamKey, seq: u64, entry: Entry, bytes: &[u8]) {
         // The record was read whole.
         let Ok(record) = read_record(bytes, None) else { return };
-        let mut addresses = std::mem::take(&mut self.targets);
+        let mut addresses = std::mem::take(&mut self.codec.targets);
         addresses.clear();
         addresses.extend(record.addresses.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)));
-        let put = self.log.append(&record.header, &addresses, &[record.body]);
-        self.targets = addresses;
-        self.ages.note(put.at, record.header.ts_ms, self.age_step_ms());
-        self.counters.log_compacted_bytes.add(bytes.len() as u64);
-        if let Some(stream) = self.streams.get_mut(key) {
+        let put = self.storage.log.append(&record.header, &addresses, &[record.body]);
+        self.codec.targets = addresses;
+        self.storage.ages.note(put.at, record.header.ts_ms, self.age_step_ms());
+        self.cx.counters.log_compacted_bytes.add(bytes.len() as u64);
+        if let Some(stream) = self.home.streams.get_mut(key) {
             stream.index.relocate(seq, Entry::new(put, entry.audience, entry.sender));
         }
     }
 
     /// Stops the compaction; it is retried after `RETRY_MS`.
     pub(in crate::shard) fn abandon_compaction(&mut self) {
-        if let Some(disk) = &mut self.disk {
+        if let Some(disk) = &mut self.storage.disk {
             disk.compaction = Compaction { failed: true, ..Compaction::default() };
         }
     }

@@ -161,16 +161,16 @@ impl Disk {
 impl Core {
     /// The durability at which a session's messages are acknowledged.
     pub(in crate::shard) fn level_of(&self, session: SessionKey) -> Level {
-        if self.disk.is_none() {
+        if self.storage.disk.is_none() {
             return Level::Memory;
         }
-        self.sessions.sessions.get(session).map_or(Level::Memory, |session| session.level)
+        self.home.sessions.sessions.get(session).map_or(Level::Memory, |session| session.level)
     }
 
     /// The level of sessions without one of their own.
     pub(in crate::shard) fn default_level(&self) -> Level {
-        match self.snapshot.settings.log.durability {
-            _ if self.disk.is_none() => Level::Memory,
+        match self.cx.snapshot.settings.log.durability {
+            _ if self.storage.disk.is_none() => Level::Memory,
             Durability::Memory => Level::Memory,
             Durability::Written => Level::Written,
             Durability::Synced => Level::Synced,
@@ -180,7 +180,7 @@ impl Core {
     /// Gives a session that is new, here or to this process, its level.
     pub(in crate::shard) fn set_level(&mut self, key: SessionKey) {
         let level = self.default_level();
-        if let Some(session) = self.sessions.sessions.get_mut(key) {
+        if let Some(session) = self.home.sessions.sessions.get_mut(key) {
             session.level = level;
         }
     }
@@ -192,14 +192,14 @@ impl Core {
 
     /// Returns `true` if the disk has failed for this level.
     pub(in crate::shard) fn log_has_failed(&self, level: Level) -> bool {
-        self.disk.as_ref().is_some_and(|disk| {
+        self.storage.disk.as_ref().is_some_and(|disk| {
             level != Level::Memory && disk.failed.is_some() || level == Level::Synced && disk.sync_failed.is_some()
         })
     }
 
     /// The refusal to send if the log takes no record of this size and level now; `None` if it does.
     pub(in crate::shard) fn log_refuses_record(&self, level: Level, bytes: usize) -> Option<(ErrorCode, &'static str)> {
-        let disk = self.disk.as_ref()?;
+        let disk = self.storage.disk.as_ref()?;
         if self.log_has_failed(level) {
             return Some((
                 ErrorCode::LimitDisk,
@@ -207,7 +207,7 @@ impl Core {
             ));
         }
         if self.has_no_room(disk, level, bytes) {
-            self.counters.limit_reached(LimitReached::Disk);
+            self.cx.counters.limit_reached(LimitReached::Disk);
             return Some((
                 ErrorCode::LimitDisk,
                 "the log has no room: its disk is full, or at log.max_bytes or log.reserve_bytes; what needs no log goes on",
@@ -222,7 +222,7 @@ impl Core {
                 "the log's disk is full or has failed: what needs no log goes on, this message was not taken",
             ));
         }
-        self.counters.limit_reached(LimitReached::LogPending);
+        self.cx.counters.limit_reached(LimitReached::LogPending);
         Some((ErrorCode::LimitBackpressure, "the log's disk is too slow at the moment: send it again after retry_after_ms"))
     }
 
@@ -234,12 +234,12 @@ impl Core {
     /// Bytes of the log that are not yet durable at this level. Those of the lowest level are not waited for, but memory holds
     /// them as well.
     pub(in crate::shard) fn pending_to(&self, level: Level) -> u64 {
-        let durable = match (&self.disk, level) {
+        let durable = match (&self.storage.disk, level) {
             (None, _) => return 0,
             (Some(disk), Level::Synced) => disk.synced_to,
-            (Some(_), Level::Memory | Level::Written) => self.log.written(),
+            (Some(_), Level::Memory | Level::Written) => self.storage.log.written(),
         };
-        self.log.end().0.saturating_sub(durable.0)
+        self.storage.log.end().0.saturating_sub(durable.0)
     }
 
     /// Shows a new record to its audience and acknowledges it: at once, or when it is as durable as its session asks.
@@ -289,11 +289,11 @@ impl Core {
         ack_seq: u64,
     ) {
         let level = self.level_of(session);
-        let end = self.log.end();
+        let end = self.storage.log.end();
         // Nothing is shown before a hidden record: since that was appended, a reload may have turned on early delivery.
-        let is_behind = self.streams.get(stream).is_some_and(|stream| stream.hidden_from < u64::MAX);
-        let early = self.snapshot.settings.log.early_delivery && !is_behind;
-        let Some(disk) = &mut self.disk else { return };
+        let is_behind = self.home.streams.get(stream).is_some_and(|stream| stream.hidden_from < u64::MAX);
+        let early = self.cx.snapshot.settings.log.early_delivery && !is_behind;
+        let Some(disk) = &mut self.storage.disk else { return };
         let queue = if level == Level::Synced { &mut disk.synced } else { &mut disk.written };
         let before = queue.acks.len();
         if let Some((head, is_duplicate)) = ack_of {
@@ -310,7 +310,7 @@ impl Core {
         }
         if early {
             self.note_durable(session, stream, seq);
-        } else if let Some(stream) = self.streams.get_mut(stream) {
+        } else if let Some(stream) = self.home.streams.get_mut(stream) {
             stream.hidden_from = stream.hidden_from.min(seq);
         }
     }
@@ -319,7 +319,7 @@ impl Core {
     #[cfg(test)]
     pub(in crate::shard) fn held_commands(&self) -> [(usize, usize); 2] {
         let count = |queue: &Queue| (queue.waiting.iter().filter(|waiting| waiting.is_command()).count(), queue.commands.len());
-        self.disk.as_ref().map_or([(0, 0); 2], |disk| [count(&disk.written), count(&disk.synced)])
+        self.storage.disk.as_ref().map_or([(0, 0); 2], |disk| [count(&disk.written), count(&disk.synced)])
     }
 
     /// Keeps a command's answer until everything before `end` is durable at this level.
@@ -331,7 +331,7 @@ impl Core {
         end: Position,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         let queue = if level == Level::Synced { &mut disk.synced } else { &mut disk.written };
         let before = queue.acks.len();
         crate::shard::outbound::replies::framed(&mut queue.acks, write);
@@ -343,86 +343,88 @@ impl Core {
 
     /// The end of the last entry that waits for this level: a new entry there is in order.
     pub(in crate::shard) fn last_held(&self, level: Level) -> Position {
-        let end = self.log.end();
-        let Some(disk) = &self.disk else { return end };
+        let end = self.storage.log.end();
+        let Some(disk) = &self.storage.disk else { return end };
         let queue = if level == Level::Synced { &disk.synced } else { &disk.written };
         queue.last_end().unwrap_or(end)
     }
 
     /// Memory of data that waits: to be sent, for lanes, and for the disk.
     pub(in crate::shard) fn held_bytes(&self) -> u64 {
-        self.counters.buffer_bytes.get() + self.disk_held_bytes()
+        self.cx.counters.buffer_bytes.get() + self.disk_held_bytes()
     }
 
     /// The part of it that waits for the disk: answers, members' values, and the log beyond `log.memory_bytes`.
     fn disk_held_bytes(&self) -> u64 {
-        let Some(disk) = &self.disk else { return 0 };
-        disk.written.bytes() + disk.synced.bytes() + disk.owed.bytes() + self.log.excess_bytes() as u64
+        let Some(disk) = &self.storage.disk else { return 0 };
+        disk.written.bytes() + disk.synced.bytes() + disk.owed.bytes() + self.storage.log.excess_bytes() as u64
     }
 
     /// Computes, once a turn, how much of the shard's memory is left for connections besides data that waits for the disk: half
     /// of it at least.
     pub(in crate::shard) fn note_memory(&mut self) {
-        let (held, most) = (self.disk_held_bytes(), self.snapshot.settings.limits.shard_memory_bytes as u64);
-        self.counters.disk_held_bytes.set(held);
-        self.buffers_bytes_max = most.saturating_sub(held).max(most / 2);
+        let (held, most) = (self.disk_held_bytes(), self.cx.snapshot.settings.limits.shard_memory_bytes as u64);
+        self.cx.counters.disk_held_bytes.set(held);
+        self.connections.buffers_bytes_max = most.saturating_sub(held).max(most / 2);
     }
 
     /// The end of everything that waits for the disk now.
     pub(in crate::shard) fn fence(&self) -> Fence {
-        let end = |queue: fn(&Disk) -> &Queue| self.disk.as_ref().and_then(|disk| queue(disk).last_end()).unwrap_or(Position(0));
+        let end = |queue: fn(&Disk) -> &Queue| {
+            self.storage.disk.as_ref().and_then(|disk| queue(disk).last_end()).unwrap_or(Position(0))
+        };
         Fence { written: end(|disk| &disk.written), synced: end(|disk| &disk.synced) }
     }
 
     /// Returns `true` if everything that waited at the fence has been released.
     pub(in crate::shard) fn is_past(&self, fence: Fence) -> bool {
         let is_gone = |queue: &Queue, end: Position| queue.waiting.front().is_none_or(|first| first.end > end);
-        self.disk.as_ref().is_none_or(|disk| is_gone(&disk.written, fence.written) && is_gone(&disk.synced, fence.synced))
+        self.storage.disk.as_ref().is_none_or(|disk| is_gone(&disk.written, fence.written) && is_gone(&disk.synced, fence.synced))
     }
 
     /// Returns `true` if a record is still waiting to be durable: its repeat is not acknowledged before.
     fn is_pending(&self, (session, stream): (SessionKey, StreamKey), seq: u64) -> bool {
-        let Some(disk) = &self.disk else { return false };
+        let Some(disk) = &self.storage.disk else { return false };
         let limit = match self.level_of(session) {
             Level::Memory => return false,
-            Level::Written => self.log.written(),
+            Level::Written => self.storage.log.written(),
             Level::Synced => disk.synced_to,
         };
-        match self.streams.get(stream).and_then(|stream| stream.index.get(seq)) {
+        match self.home.streams.get(stream).and_then(|stream| stream.index.get(seq)) {
             Some(entry) => entry.at >= limit,
             // Retention has dropped the record, which says nothing of the disk: wait for everything there is.
-            None => limit < self.log.end(),
+            None => limit < self.storage.log.end(),
         }
     }
 
     /// Wakes the readers that a record is for.
     fn note_durable(&mut self, session: SessionKey, stream: StreamKey, seq: u64) {
-        let Some(found) = self.streams.get(stream) else { return };
+        let Some(found) = self.home.streams.get(stream) else { return };
         let (Some(entry), for_everyone) = (found.index.get(seq).copied(), seq <= found.everyone_to) else { return };
         let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
-        let mut targets = std::mem::take(&mut self.targets);
+        let mut targets = std::mem::take(&mut self.codec.targets);
         targets.clear();
         match entry.audience {
             _ if for_everyone => {}
             Audience::All => {}
             Audience::One(target) => targets.push(target),
             Audience::Many(_) => {
-                let list = self.log.bytes(entry.at, header, entry.frame_at - header).chunks_exact(8);
+                let list = self.storage.log.bytes(entry.at, header, entry.frame_at - header).chunks_exact(8);
                 targets.extend(list.filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)));
             }
         }
         // A list that is no longer in memory: all readers check.
         self.note_appended(session, stream, seq, &targets);
-        self.targets = targets;
+        self.codec.targets = targets;
     }
 
     /// Releases everything that is durable up to `limit`.
     fn release<I: Io>(&mut self, io: &mut I, level: Level, limit: Position, now: Tick) {
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         let mut queue = std::mem::take(if level == Level::Synced { &mut disk.synced } else { &mut disk.written });
         while let Some((waiting, ack)) = queue.next(limit) {
             if waiting.seq > 0 {
-                if let Some(stream) = self.streams.get_mut(waiting.stream) {
+                if let Some(stream) = self.home.streams.get_mut(waiting.stream) {
                     stream.hidden_from = if stream.index.head() > waiting.seq { waiting.seq + 1 } else { u64::MAX };
                 }
                 self.note_durable(waiting.session, waiting.stream, waiting.seq);
@@ -433,12 +435,12 @@ impl Core {
                 continue;
             }
             if !ack.is_empty() {
-                self.counters.acknowledged.increment();
+                self.cx.counters.acknowledged.increment();
                 self.send_finished(waiting.to, &queue.acks[ack]);
             }
         }
         queue.tidy();
-        if let Some(disk) = &mut self.disk {
+        if let Some(disk) = &mut self.storage.disk {
             *(if level == Level::Synced { &mut disk.synced } else { &mut disk.written }) = queue;
         }
     }
@@ -446,12 +448,12 @@ impl Core {
     /// Refuses every message still waiting on a failed disk. It may nevertheless be in the log: a client that resends it after
     /// the restart with the same id gets the right answer.
     pub(in crate::shard) fn give_up(&mut self, now: Tick) {
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         let never_written = disk.failed.is_some();
         // A sync under way may still make some of them durable.
         let never_synced = (never_written || disk.sync_failed.is_some()) && disk.syncing.is_none();
         for hopeless in [never_written.then_some(Level::Written), never_synced.then_some(Level::Synced)].into_iter().flatten() {
-            let (Some(disk), Some(mut parser)) = (&mut self.disk, self.parser.take()) else { return };
+            let (Some(disk), Some(mut parser)) = (&mut self.storage.disk, self.codec.parser.take()) else { return };
             let mut queue = std::mem::take(if hopeless == Level::Synced { &mut disk.synced } else { &mut disk.written });
             while let Some((waiting, place)) = queue.next(Position(u64::MAX)) {
                 let frame = &queue.acks[place.clone()];
@@ -467,45 +469,49 @@ impl Core {
                 }
                 let Some(head) = head else { continue };
                 let (code, retry_after_ms) = (ErrorCode::LimitDisk, Some(RETRY_AFTER_MS));
-                self.counters.refused.increment();
+                self.cx.counters.refused.increment();
                 self.reply_to(waiting.to, AT_ONCE, |out| {
                     error(out, &Failure { head, code, message: FAILED, retry_after_ms, pointer: None, frame: None });
                 });
             }
-            self.parser = Some(parser);
+            self.codec.parser = Some(parser);
         }
     }
 
     /// Starts the write of the appended records, and the sync that is due. Returns `true` if the disk must be checked again soon.
     pub(in crate::shard) fn write_log<I: Io>(&mut self, io: &mut I, now: Tick) {
-        self.log.tick(now.wall_ms);
+        self.storage.log.tick(now.wall_ms);
         self.make_segment(io, now);
         self.open_door(io);
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         if disk.failed.is_some() || now.mono_ms() < disk.rests_until_ms {
             return;
         }
         if disk.writing.is_none() {
-            if disk.proven_to > disk.marked_to && self.log.unwritten().is_some() {
+            if disk.proven_to > disk.marked_to && self.storage.log.unwritten().is_some() {
                 disk.marked_to = disk.proven_to;
                 let header =
                     Header { kind: Kind::Mark, session: 0, seq: 0, epoch: 0, ts_ms: now.wall_ms, sender: 0, id: 0, content: 0 };
                 let mut body = Vec::new();
                 Mark { synced_to: disk.proven_to.0 }.encode(&mut body);
-                self.log.append(&header, &[], &[&body]);
+                self.storage.log.append(&header, &[], &[&body]);
             }
             // A segment begins when all of the previous one is safe: a torn record is always in the last segment.
-            if let Some(part) = self.log.unwritten()
+            if let Some(part) = self.storage.log.unwritten()
                 && disk.ready.is_some_and(|ready| part.segment <= ready)
                 && (part.at > 0
-                    || self.log.geometry().is_none_or(|geometry| disk.synced_to.0 >= part.segment * geometry.segment_bytes))
+                    || self
+                        .storage
+                        .log
+                        .geometry()
+                        .is_none_or(|geometry| disk.synced_to.0 >= part.segment * geometry.segment_bytes))
             {
                 disk.writing = Some(part.end);
                 disk.write_began_ns = now.mono_ns;
-                self.counters.log_writes.increment();
-                self.counters.log_batch_bytes.record(part.part.len() as u64);
-                self.counters.log_batch_records.record(part.records() * RECORD);
-                self.counters.log_written_bytes.add(part.part.len() as u64);
+                self.cx.counters.log_writes.increment();
+                self.cx.counters.log_batch_bytes.record(part.part.len() as u64);
+                self.cx.counters.log_batch_records.record(part.records() * RECORD);
+                self.cx.counters.log_written_bytes.add(part.part.len() as u64);
                 io.write(part.segment, part.at, part.chunk, part.part, WRITE_TAG);
             }
         }
@@ -515,33 +521,33 @@ impl Core {
     /// Returns `true` until the records that recovery appended are durable; no connection is accepted before.
     #[must_use]
     pub fn recovery_pending(&self) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.opens_at.is_some())
+        self.storage.disk.as_ref().is_some_and(|disk| disk.opens_at.is_some())
     }
 
     fn open_door<I: Io>(&mut self, io: &mut I) {
-        let (level, written) = (self.default_level(), self.log.written());
-        let Some(disk) = &mut self.disk else { return };
+        let (level, written) = (self.default_level(), self.storage.log.written());
+        let Some(disk) = &mut self.storage.disk else { return };
         let Some(opens_at) = disk.opens_at else { return };
         let durable = if level == Level::Synced { disk.synced_to } else { written };
         // A disk that takes nothing is no reason to keep out clients that need no log.
         let in_vain = disk.full.is_some() || disk.failed.is_some() || disk.sync_failed.is_some();
         if durable >= opens_at || in_vain {
             disk.opens_at = None;
-            if !self.draining && !self.stopping {
+            if !self.life.draining && !self.life.stopping {
                 io.accept(true);
             }
         }
     }
 
     fn sync_log<I: Io>(&mut self, io: &mut I, now: Tick) {
-        let (written, Some(geometry)) = (self.log.written(), self.log.geometry()) else { return };
-        let Some(disk) = &mut self.disk else { return };
+        let (written, Some(geometry)) = (self.storage.log.written(), self.storage.log.geometry()) else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         if disk.syncing.is_some() || disk.sync_failed.is_some() {
             return;
         }
         let segment = disk.synced_to.0 / geometry.segment_bytes;
         let boundary = Position((segment + 1) * geometry.segment_bytes);
-        let rolls = self.log.unwritten().is_some_and(|part| part.at == 0 && part.segment > segment);
+        let rolls = self.storage.log.unwritten().is_some_and(|part| part.at == 0 && part.segment > segment);
         if disk.synced_to >= written {
             if rolls {
                 // The old segment is fully synced already.
@@ -554,20 +560,20 @@ impl Core {
             || disk.opens_at.is_some()
             || disk.sync_for > disk.synced_to
             || disk.synced.waiting.front().is_some_and(|first| first.end > disk.synced_to);
-        if !wanted && now.mono_ms() < disk.sync_due_ms && !self.stopping {
+        if !wanted && now.mono_ms() < disk.sync_due_ms && !self.life.stopping {
             return;
         }
         disk.syncing = Some(if rolls { boundary } else { written });
         disk.sync_due_ms = now.mono_ms() + SYNC_EVERY_MS;
         disk.sync_began_ns = now.mono_ns;
-        self.counters.log_syncs.increment();
+        self.cx.counters.log_syncs.increment();
         io.sync(segment, SYNC_TAG);
     }
 
     pub(in crate::shard) fn on_written<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         let Some(end) = disk.writing.take() else { return };
-        self.counters.log_write_ns.record(now.mono_ns.saturating_sub(disk.write_began_ns));
+        self.cx.counters.log_write_ns.record(now.mono_ns.saturating_sub(disk.write_began_ns));
         if disk.lost {
             return;
         }
@@ -576,32 +582,32 @@ impl Core {
                 if !disk.starved {
                     disk.full = None;
                 }
-                self.log.wrote(end);
+                self.storage.log.wrote(end);
                 self.release(io, Level::Written, end, now);
                 self.write_log(io, now);
             }
             Err(errno) if matches!(errno, libc_errno::ENOSPC | libc_errno::EDQUOT) => {
                 // The same bytes are written again when there is room.
                 if disk.full.replace(errno).is_none() {
-                    tracing::error!(shard = self.shard, errno, "the log's disk is full; trying again each second");
+                    tracing::error!(shard = self.cx.shard, errno, "the log's disk is full; trying again each second");
                 }
                 disk.rests_until_ms = now.mono_ms() + RETRY_MS;
-                self.counters.limit_reached(LimitReached::Disk);
+                self.cx.counters.limit_reached(LimitReached::Disk);
             }
             Err(errno) => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 disk.failed = Some(errno);
-                self.counters.log_failed.set(1);
-                tracing::error!(shard = self.shard, %error, "the log could not be written: it takes no more messages; look at the disk, then restart");
+                self.cx.counters.log_failed.set(1);
+                tracing::error!(shard = self.cx.shard, %error, "the log could not be written: it takes no more messages; look at the disk, then restart");
                 self.give_up(now);
             }
         }
     }
 
     pub(in crate::shard) fn on_synced<I: Io>(&mut self, io: &mut I, result: Result<(), i32>, now: Tick) {
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         let Some(end) = disk.syncing.take() else { return };
-        self.counters.log_sync_ns.record(now.mono_ns.saturating_sub(disk.sync_began_ns));
+        self.cx.counters.log_sync_ns.record(now.mono_ns.saturating_sub(disk.sync_began_ns));
         if disk.lost {
             return self.give_up(now);
         }
@@ -609,16 +615,16 @@ impl Core {
             Ok(()) => {
                 disk.synced_to = end;
                 // At a boundary nothing of the next segment has been written yet.
-                let boundary = self.log.geometry().is_some_and(|geometry| end.0.is_multiple_of(geometry.segment_bytes));
-                disk.proven_to = if boundary { self.log.written() } else { end };
+                let boundary = self.storage.log.geometry().is_some_and(|geometry| end.0.is_multiple_of(geometry.segment_bytes));
+                disk.proven_to = if boundary { self.storage.log.written() } else { end };
                 self.release(io, Level::Synced, end, now);
                 self.write_log(io, now);
             }
             Err(errno) => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 disk.sync_failed = Some(errno);
-                self.counters.log_failed.set(1);
-                tracing::error!(shard = self.shard, %error, "the log could not be synced: nothing is acknowledged as synced any more; restart to recover");
+                self.cx.counters.log_failed.set(1);
+                tracing::error!(shard = self.cx.shard, %error, "the log could not be synced: nothing is acknowledged as synced any more; restart to recover");
             }
         }
         self.give_up(now);
@@ -626,13 +632,13 @@ impl Core {
 
     /// When the disk must be checked again, on the monotonic clock.
     pub(in crate::shard) fn disk_due_ms(&self) -> Option<u64> {
-        let disk = self.disk.as_ref()?;
+        let disk = self.storage.disk.as_ref()?;
         // Operations under way will be answered, and failed ones are not tried again.
         if disk.failed.is_some() || disk.sync_failed.is_some() || disk.syncing.is_some() {
             return disk.owed.due_ms();
         }
-        let unsynced = disk.synced_to < self.log.written();
-        let waiting = self.log.unwritten().filter(|_| disk.writing.is_none() && disk.preparing.is_none());
+        let unsynced = disk.synced_to < self.storage.log.written();
+        let waiting = self.storage.log.unwritten().filter(|_| disk.writing.is_none() && disk.preparing.is_none());
         let retry_ms = waiting.map(|part| {
             let homeless = disk.ready.is_none_or(|ready| part.segment > ready);
             disk.rests_until_ms.max(if homeless { disk.segment_due_ms } else { 1 })

@@ -134,7 +134,7 @@ fn publish(core: &mut Core, io: &mut Held, session_id: &str, id: &str, now: Tick
     let mut parser = Parser::default();
     let envelope = parser.parse(text.as_bytes()).unwrap();
     let place = Place { shard: 0, attachment: 0, ticket: 9, conn: ConnId { index: 0, generation: 1 } };
-    let client = core.sessions.target(Target::Client, "ana");
+    let client = core.home.sessions.target(Target::Client, "ana");
     let origin = Origin { place, client_id: "ana", client, acks: true, number: 1 };
     let hash = core.session_hash(session_id);
     core.publish_post(io, &origin, 3, (hash, session_id), &envelope, now);
@@ -147,31 +147,31 @@ fn sessions_of_every_level_live_on_one_shard() {
     for (id, level) in [("m", Level::Memory), ("w", Level::Written), ("s", Level::Synced)] {
         let hash = core.session_hash(id);
         let session = core.make_session(id, hash, NOBODY, at(0));
-        assert_eq!(core.sessions.sessions.get(session).unwrap().level, Level::Written, "the default of log.durability");
-        core.sessions.sessions.get_mut(session).unwrap().level = level;
+        assert_eq!(core.home.sessions.sessions.get(session).unwrap().level, Level::Written, "the default of log.durability");
+        core.home.sessions.sessions.get_mut(session).unwrap().level = level;
     }
     for id in ["s", "w", "m"] {
         publish(&mut core, &mut io, id, "1", at(2));
     }
     let shown = |core: &Core| {
         ["m", "w", "s"].map(|id| {
-            let session = core.sessions.find(core.session_hash(id)).unwrap();
-            core.streams.get(core.sessions.sessions.get(session).unwrap().stream).unwrap().head()
+            let session = core.home.sessions.find(core.session_hash(id)).unwrap();
+            core.home.streams.get(core.home.sessions.sessions.get(session).unwrap().stream).unwrap().head()
         })
     };
-    assert_eq!((core.counters.acknowledged.get(), shown(&core)), (1, [1, 0, 0]), "memory waits for nothing");
+    assert_eq!((core.cx.counters.acknowledged.get(), shown(&core)), (1, [1, 0, 0]), "memory waits for nothing");
     core.turn(&mut io, at(3));
     assert_eq!(io.writes.len(), 1, "all of them in one write");
     let tag = io.writes.pop().unwrap();
     core.event(&mut io, Event::Written { tag, result: Ok(()) }, at(4));
-    assert_eq!((core.counters.acknowledged.get(), shown(&core)), (2, [1, 1, 0]));
+    assert_eq!((core.cx.counters.acknowledged.get(), shown(&core)), (2, [1, 1, 0]));
     // A repeat is acknowledged when its first was, and not before.
     publish(&mut core, &mut io, "w", "1", at(4));
     publish(&mut core, &mut io, "s", "1", at(4));
-    assert_eq!(core.counters.acknowledged.get(), 3);
+    assert_eq!(core.cx.counters.acknowledged.get(), 3);
     let tag = io.syncs.pop().expect("somebody waits for it");
     core.event(&mut io, Event::Synced { tag, result: Ok(()) }, at(5));
-    assert_eq!((core.counters.acknowledged.get(), shown(&core)), (5, [1, 1, 1]));
+    assert_eq!((core.cx.counters.acknowledged.get(), shown(&core)), (5, [1, 1, 1]));
 }
 
 #[test]
@@ -179,13 +179,13 @@ fn what_nobody_waits_for_is_bounded_too() {
     let (mut core, mut io) = (core("[log]\ndir = \"unused\"\ndurability = \"memory\"\n"), Held::default());
     for number in 0..600_000 {
         publish(&mut core, &mut io, "m", &number.to_string(), at(0));
-        if core.counters.refused.get() > 0 {
+        if core.cx.counters.refused.get() > 0 {
             break;
         }
     }
     // Nothing was ever written.
-    assert_eq!(core.counters.refused.get(), 1);
-    let held = core.log.resident_bytes();
+    assert_eq!(core.cx.counters.refused.get(), 1);
+    let held = core.storage.log.resident_bytes();
     assert!((8 << 20..18 << 20).contains(&held), "{held}");
 }
 
@@ -202,7 +202,7 @@ fn member_state(core: &Core, away_ms: u64, present: bool) -> MemberState<'static
     MemberState {
         client_id: "ana",
         subject_bytes: 3,
-        user: core.sessions.target(Target::User, "ana"),
+        user: core.home.sessions.target(Target::User, "ana"),
         present,
         told_lost: false,
         stays_follow: false,
@@ -219,7 +219,7 @@ fn member_state(core: &Core, away_ms: u64, present: bool) -> MemberState<'static
 /// A core that recovered a member that had been away for so long before the start.
 fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
     let mut core = core("[log]\ndir = \"unused\"\n[session]\nmember_unseen_ms = 86400000\npresence_grace_ms = 15000\n");
-    let (session, client) = (core.session_hash("s"), core.sessions.target(Target::Client, "ana"));
+    let (session, client) = (core.session_hash("s"), core.home.sessions.target(Target::Client, "ana"));
     let state = SessionState { session_id: "s", head: 0, oldest: 1, epochs: Vec::new() };
     let member = member_state(&core, away_ms, present);
     let mut replay = Replay::new(KEY);
@@ -237,8 +237,9 @@ fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
 fn a_member_unseen_is_let_go_by_the_time_before_the_start_too() {
     let (mut core, session, client) = with_member_away(23 * HOUR_MS, false);
     let mut io = Held::default();
-    let is_there =
-        |core: &Core| core.sessions.find(session).is_some_and(|session| core.sessions.member(session, client).is_some());
+    let is_there = |core: &Core| {
+        core.home.sessions.find(session).is_some_and(|session| core.home.sessions.member(session, client).is_some())
+    };
     for mono_ms in [0, 20_000, HOUR_MS - 1000] {
         core.turn(&mut io, at(mono_ms));
         assert!(is_there(&core), "{mono_ms}");
@@ -250,7 +251,7 @@ fn a_member_unseen_is_let_go_by_the_time_before_the_start_too() {
 #[test]
 fn of_a_message_that_was_purged_the_id_is_left() {
     let mut core = core("[log]\ndir = \"unused\"\n");
-    let (session, client) = (core.session_hash("s"), core.sessions.target(Target::Client, "ana"));
+    let (session, client) = (core.session_hash("s"), core.home.sessions.target(Target::Client, "ana"));
     let state = SessionState { session_id: "s", head: 0, oldest: 1, epochs: Vec::new() };
     let member = member_state(&core, 0, true);
     let message =
@@ -278,8 +279,8 @@ fn of_a_message_that_was_purged_the_id_is_left() {
     core.close_segment(&mut replay, &segment).unwrap();
     core.settle_replay(replay);
     assert_eq!(core.session_bounds("s"), Some((3, 3)));
-    let member = core.sessions.member(core.sessions.find(session).unwrap(), client).unwrap();
-    let used = core.sessions.members.get(member).unwrap().used.as_ref().unwrap();
+    let member = core.home.sessions.member(core.home.sessions.find(session).unwrap(), client).unwrap();
+    let used = core.home.sessions.members.get(member).unwrap().used.as_ref().unwrap();
     let limits = DedupeLimits { ids_max: 10, window_ms: 1000 };
     assert_eq!([1, 2, 3].map(|seq| used.look_up(70 + seq, 5, 0, limits)), [1, 2, 3].map(|seq| Seen::Same { seq }));
 }
@@ -290,7 +291,7 @@ fn what_a_reader_posted_to_a_channel_stays_known_when_the_reader_is_gone() {
     // If retention has dropped the record that named the channel, one behind the messages names it.
     for named_first in [true, false] {
         let mut core = core("[log]\ndir = \"unused\"\n");
-        let (channel, client) = (core.session_hash("channel:c"), core.sessions.target(Target::Client, "ana"));
+        let (channel, client) = (core.session_hash("channel:c"), core.home.sessions.target(Target::Client, "ana"));
         let member = member_state(&core, 0, true);
         let post =
             Header { kind: Kind::Message, session: channel, seq: 1, epoch: 0, ts_ms: WALL_MS, sender: client, id: 7, content: 5 };
@@ -308,7 +309,7 @@ fn what_a_reader_posted_to_a_channel_stays_known_when_the_reader_is_gone() {
         }
         core.settle_replay(replay);
         let limits = DedupeLimits { ids_max: 10, window_ms: 1000 };
-        assert_eq!(core.posted.look_up(7, 5, 0, limits), Seen::Same { seq: 1 }, "named first: {named_first}");
+        assert_eq!(core.home.posted.look_up(7, 5, 0, limits), Seen::Same { seq: 1 }, "named first: {named_first}");
     }
 }
 
@@ -322,7 +323,7 @@ fn a_session_whose_members_are_gone_is_not_forgotten_with_the_first_turn_after_a
     core.finish_recovery(true, at(0), &mut Recovered::default());
     for (mono_ms, is_there) in [(0, true), (1_000, true), (3_500, false)] {
         core.turn(&mut Held::default(), at(mono_ms));
-        assert_eq!(core.sessions.find(session).is_some(), is_there, "{mono_ms}");
+        assert_eq!(core.home.sessions.find(session).is_some(), is_there, "{mono_ms}");
     }
 }
 
@@ -332,8 +333,8 @@ fn a_members_grace_goes_on_over_a_start_and_begins_with_it_where_it_was_there() 
         let (mut core, session, client) = with_member_away(away_ms, present);
         let mut io = Held::default();
         let lost = |core: &Core| {
-            let member = core.sessions.member(core.sessions.find(session).unwrap(), client).unwrap();
-            core.sessions.members.get(member).unwrap().told_lost
+            let member = core.home.sessions.member(core.home.sessions.find(session).unwrap(), client).unwrap();
+            core.home.sessions.members.get(member).unwrap().told_lost
         };
         core.turn(&mut io, at(lost_ms - 100));
         assert!(!lost(&core));
@@ -344,7 +345,7 @@ fn a_members_grace_goes_on_over_a_start_and_begins_with_it_where_it_was_there() 
 
 #[test]
 fn a_record_bears_the_number_of_its_sessions_epoch() {
-    let epoch_at = |core: &Core, at: Position| u32::from_le_bytes(core.log.bytes(at, 32, 4).try_into().unwrap());
+    let epoch_at = |core: &Core, at: Position| u32::from_le_bytes(core.storage.log.bytes(at, 32, 4).try_into().unwrap());
     // The newest Session record's number and epochs, and whether the end was clean; the number that goes on.
     for (said, named, clean, number) in [
         (None, 0, false, 0),
@@ -366,9 +367,9 @@ fn a_record_bears_the_number_of_its_sessions_epoch() {
             core.finish_recovery(clean, at(0), &mut Recovered::default());
         }
         publish(&mut core, &mut io, "s", "1", at(2));
-        let key = core.sessions.find(session).unwrap();
-        let (kept_at, stream) = core.sessions.sessions.get(key).map(|entry| (entry.kept_at, entry.stream)).unwrap();
-        let message_at = core.streams.get(stream).unwrap().index.get(1).unwrap().at;
+        let key = core.home.sessions.find(session).unwrap();
+        let (kept_at, stream) = core.home.sessions.sessions.get(key).map(|entry| (entry.kept_at, entry.stream)).unwrap();
+        let message_at = core.home.streams.get(stream).unwrap().index.get(1).unwrap().at;
         assert_eq!(epoch_at(&core, message_at), number, "{said:?} {named} {clean}");
         if !clean {
             assert_eq!(epoch_at(&core, kept_at), number, "{said:?} {named}");
@@ -384,10 +385,10 @@ fn a_log_whose_disk_is_behind_takes_no_record_above_its_bound() {
     let refused = |core: &Core| core.log_refuses_record(Level::Written, 100).map(|(code, _)| code);
     while core.pending_bytes() < PENDING_BYTES_MAX {
         assert_eq!(refused(core), None);
-        core.log.append(&header, &[], &[&body]);
+        core.storage.log.append(&header, &[], &[&body]);
     }
     assert_eq!(refused(core), Some(ErrorCode::LimitBackpressure));
-    assert_eq!(core.counters.limit_count(LimitReached::LogPending), 1);
+    assert_eq!(core.cx.counters.limit_count(LimitReached::LogPending), 1);
     // Records of the memory level count too: they are held in memory until they are written.
     assert_eq!(core.log_refuses_record(Level::Memory, 100).map(|(code, _)| code), Some(ErrorCode::LimitBackpressure));
 }

@@ -252,40 +252,40 @@ impl Histories {
 impl Core {
     /// Takes a requested page, or refuses it if there are too many.
     pub(in crate::shard) fn ask_history(&mut self, page: HistoryPage) {
-        if self.histories.takes(page.user, page.place) {
-            return self.histories.add(Box::new(page));
+        if self.storage.histories.takes(page.user, page.place) {
+            return self.storage.histories.add(Box::new(page));
         }
         self.refuse_history(&page);
     }
 
     /// Continues pages, as far as a turn may. Returns `true` if there is more to do.
     pub(in crate::shard) fn serve_histories<I: Io>(&mut self, io: &mut I) -> bool {
-        if self.histories.is_idle() {
+        if self.storage.histories.is_idle() {
             return false;
         }
-        self.histories.read_on();
+        self.storage.histories.read_on();
         loop {
-            self.histories.begin();
-            if self.histories.looks == 0 {
+            self.storage.histories.begin();
+            if self.storage.histories.looks == 0 {
                 break;
             }
-            let Some(page) = self.histories.begun.pop_front() else { break };
+            let Some(page) = self.storage.histories.begun.pop_front() else { break };
             self.serve_history(io, page, &Hand::default());
         }
-        self.histories.looks = LOOKS_PER_TURN;
-        !self.histories.begun.is_empty()
+        self.storage.histories.looks = LOOKS_PER_TURN;
+        !self.storage.histories.begun.is_empty()
     }
 
     pub(in crate::shard) fn serve_history<I: Io>(&mut self, io: &mut I, page: Box<HistoryPage>, hand: &Hand<'_>) {
         match self.history_step(io, page, hand) {
             Step::Reads => {}
-            Step::Later(page) => self.histories.begun.push_back(page),
-            Step::Thirsty(page) => self.histories.thirsty.push_back(page),
-            Step::Gone(page) => drop(self.histories.end(&page)),
+            Step::Later(page) => self.storage.histories.begun.push_back(page),
+            Step::Thirsty(page) => self.storage.histories.thirsty.push_back(page),
+            Step::Gone(page) => drop(self.storage.histories.end(&page)),
             Step::Complete(page) => {
-                let wanted = self.histories.end(&page);
+                let wanted = self.storage.histories.end(&page);
                 if page.ends.is_empty() && wanted.as_ref().is_some_and(|wanted| wanted.detached.is_none()) {
-                    self.histories.found_nothing(&page);
+                    self.storage.histories.found_nothing(&page);
                 }
                 self.send_history(&page);
                 self.detach_after(page.place, wanted);
@@ -294,19 +294,19 @@ impl Core {
     }
 
     fn history_step<I: Io>(&mut self, io: &mut I, mut page: Box<HistoryPage>, hand: &Hand<'_>) -> Step {
-        if !self.histories.wanted.contains_key(&page.place) {
+        if !self.storage.histories.wanted.contains_key(&page.place) {
             return Step::Gone(page);
         }
         // The bytes read are lent for this call, and examined whole.
-        let most = if hand.bytes.is_empty() { LOOKS_PER_STEP.min(self.histories.looks) } else { usize::MAX };
-        let (mut looks, mut weight, in_vain) = (0, 0, self.histories.in_vain_for(&page));
+        let most = if hand.bytes.is_empty() { LOOKS_PER_STEP.min(self.storage.histories.looks) } else { usize::MAX };
+        let (mut looks, mut weight, in_vain) = (0, 0, self.storage.histories.in_vain_for(&page));
         while (page.low..=page.high).contains(&page.at) {
             if let Some(known) = in_vain.filter(|known| (known.low..=known.high).contains(&page.at)) {
                 page.at = if page.ascending { known.high + 1 } else { known.low - 1 };
                 continue;
             }
             if page.looks >= LOOKS_PER_PAGE_MAX {
-                self.counters.limit_reached(LimitReached::HistoryLooks);
+                self.cx.counters.limit_reached(LimitReached::HistoryLooks);
                 page.more = true;
                 break;
             }
@@ -314,28 +314,29 @@ impl Core {
                 return Step::Later(page);
             }
             let seq = page.at;
-            let (Some(member), Some(stream)) = (self.sessions.members.get(page.member), self.streams.get(page.stream)) else {
+            let (Some(member), Some(stream)) = (self.home.sessions.members.get(page.member), self.home.streams.get(page.stream))
+            else {
                 // Whoever left a channel while its page is read is forgotten before the page ends: nothing more is shown in its name.
                 page.more = true;
                 break;
             };
             (looks, page.looks) = (looks + 1 + weight, page.looks + 1);
-            self.histories.looks = self.histories.looks.saturating_sub(1 + weight);
+            self.storage.histories.looks = self.storage.histories.looks.saturating_sub(1 + weight);
             weight = 0;
-            self.counters.history_looks.increment();
+            self.cx.counters.history_looks.increment();
             let mut next = if page.ascending { seq + 1 } else { seq - 1 };
             match self.look(page.stream, stream, seq, hand) {
                 Look::Want(want) => {
-                    let is_anothers_turn = !hand.bytes.is_empty() && !self.histories.thirsty.is_empty();
-                    if self.histories.reads >= READS_MAX || is_anothers_turn {
+                    let is_anothers_turn = !hand.bytes.is_empty() && !self.storage.histories.thirsty.is_empty();
+                    if self.storage.histories.reads >= READS_MAX || is_anothers_turn {
                         return Step::Thirsty(page);
                     }
                     return self.read_history(io, seq, want, hand, page);
                 }
-                Look::Damaged(_) => self.counters.dropped(DropReason::LogDamaged, 1),
+                Look::Damaged(_) => self.cx.counters.dropped(DropReason::LogDamaged, 1),
                 Look::Unreadable { first, last } => {
                     let (low, high) = if page.ascending { (seq, last.min(page.high)) } else { (first.max(page.low), seq) };
-                    self.counters.dropped(DropReason::LogUnreadable, high + 1 - low);
+                    self.cx.counters.dropped(DropReason::LogUnreadable, high + 1 - low);
                     next = if page.ascending { high + 1 } else { low - 1 };
                 }
                 Look::Nothing { before, next: behind } => next = if page.ascending { behind } else { before },
@@ -367,7 +368,7 @@ impl Core {
 
     fn read_history<I: Io>(&mut self, io: &mut I, seq: u64, want: Want, hand: &Hand<'_>, mut page: Box<HistoryPage>) -> Step {
         if page.read_bytes >= READ_BYTES_PER_PAGE_MAX {
-            self.counters.limit_reached(LimitReached::HistoryLooks);
+            self.cx.counters.limit_reached(LimitReached::HistoryLooks);
             page.more = true;
             return Step::Complete(page);
         }
@@ -377,7 +378,7 @@ impl Core {
 
     /// Refuses a page that can't be read now.
     pub(in crate::shard) fn give_up_history(&mut self, page: HistoryPage) {
-        let wanted = self.histories.end(&page);
+        let wanted = self.storage.histories.end(&page);
         if wanted.is_some() {
             self.refuse_history(&page);
         }
@@ -386,20 +387,20 @@ impl Core {
 
     /// Forgets the page of a requester that is gone: its connection, or its attachment.
     pub(in crate::shard) fn forget_history(&mut self, place: Place) {
-        self.histories.in_vain.remove(&place);
-        if let Some((_, frame)) = self.histories.forget(place).and_then(|wanted| wanted.detached) {
-            self.buffers.give(frame);
+        self.storage.histories.in_vain.remove(&place);
+        if let Some((_, frame)) = self.storage.histories.forget(place).and_then(|wanted| wanted.detached) {
+            self.cx.buffers.give(frame);
         }
     }
 
     /// Forgets the fruitless ranges of a member whose entitlements have changed: they are examined again.
     pub(in crate::shard) fn look_again(&mut self, place: Place) {
-        self.histories.in_vain.remove(&place);
+        self.storage.histories.in_vain.remove(&place);
     }
 
     /// Sends the reply that ends an attachment, behind a page of history that is not answered yet.
     pub(in crate::shard) fn detach_behind_history(&mut self, place: Place, after: u64, frame: Vec<u8>) {
-        if let Some(wanted) = self.histories.wanted.get_mut(&place) {
+        if let Some(wanted) = self.storage.histories.wanted.get_mut(&place) {
             wanted.detached = Some((after, frame));
         } else if place.shard == self.shard_number() {
             self.put_ordered(place, after, Waiting::Detached(frame));
@@ -415,7 +416,7 @@ impl Core {
     }
 
     fn send_history(&mut self, page: &HistoryPage) {
-        let Some(stream) = self.streams.get(page.stream) else { return };
+        let Some(stream) = self.home.streams.get(page.stream) else { return };
         let (session_id, oldest) = (stream.session_id.clone(), stream.index.first());
         let head = Head { id: &page.id, session_id: &session_id };
         let mut bytes = self.buffer_for(page.place);
@@ -441,9 +442,9 @@ impl Core {
     }
 
     fn refuse_history(&mut self, page: &HistoryPage) {
-        self.counters.limit_reached(LimitReached::HistoryBusy);
-        self.counters.refused.increment();
-        let session_id = self.streams.get(page.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
+        self.cx.counters.limit_reached(LimitReached::HistoryBusy);
+        self.cx.counters.refused.increment();
+        let session_id = self.home.streams.get(page.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
         let mut bytes = self.buffer_for(page.place);
         let open = OpenFrame::begin(&mut bytes);
         let failure = Failure {

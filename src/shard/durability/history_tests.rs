@@ -9,17 +9,18 @@ use crate::slots::Key;
 impl Core {
     /// Returns `true` if a page that this client requested is not complete yet.
     pub fn waits_for_history(&self, client_id: &str) -> bool {
-        let mut members = self.sessions.members.iter().map(|(_, member)| member);
+        let mut members = self.home.sessions.members.iter().map(|(_, member)| member);
         members.any(|member| {
-            *member.client_id == *client_id && member.place.is_some_and(|place| self.histories.wanted.contains_key(&place))
+            *member.client_id == *client_id
+                && member.place.is_some_and(|place| self.storage.histories.wanted.contains_key(&place))
         })
     }
 
     /// Each requested page is in one place, nobody has two under way, and the counts are right.
     pub(in crate::shard) fn inspect_histories(&self, resting: bool) -> Result<(), String> {
-        let histories = &self.histories;
-        let indexing = self.disk.iter().flat_map(|disk| disk.indexing.waiting_jobs());
-        let reading = self.jobs.values().map(|reading| &reading.job).chain(indexing).filter_map(page_of);
+        let histories = &self.storage.histories;
+        let indexing = self.storage.disk.iter().flat_map(|disk| disk.indexing.waiting_jobs());
+        let reading = self.storage.jobs.values().map(|reading| &reading.job).chain(indexing).filter_map(page_of);
         let begun: Vec<&HistoryPage> =
             histories.begun.iter().chain(&histories.thirsty).map(|page| &**page).chain(reading).collect();
         if begun.len() != histories.under_way || begun.len() > UNDER_WAY_MAX {
@@ -42,13 +43,13 @@ impl Core {
         }
         for (place, wanted) in &histories.wanted {
             let pages = begun.iter().copied().chain(waiting()).filter(|page| page.place == *place).count();
-            let is_there = self.sessions.members.iter().any(|(_, member)| member.place == Some(*place));
+            let is_there = self.home.sessions.members.iter().any(|(_, member)| member.place == Some(*place));
             if pages != 1 || !is_there && wanted.detached.is_none() {
                 return Err(format!("{place:?} (there: {is_there}) waits for {pages} pages: {wanted:?}"));
             }
         }
         for (place, known) in &histories.in_vain {
-            let is_there = self.sessions.members.iter().any(|(_, member)| member.place == Some(*place));
+            let is_there = self.home.sessions.members.iter().any(|(_, member)| member.place == Some(*place));
             if !is_there || known.len() > IN_VAIN_PER_PLACE_MAX {
                 return Err(format!("{place:?} (there: {is_there}) looked in vain: {known:?}"));
             }
@@ -105,32 +106,47 @@ fn what_one_user_and_all_together_may_ask_for_is_bounded() {
     for index in 0..PAGES_PER_USER_MAX + 3 {
         core.ask_history(page(index, 1));
     }
-    assert_eq!((core.histories.wanted.len(), core.counters.limit_count(LimitReached::HistoryBusy)), (PAGES_PER_USER_MAX, 3));
+    assert_eq!(
+        (core.storage.histories.wanted.len(), core.cx.counters.limit_count(LimitReached::HistoryBusy)),
+        (PAGES_PER_USER_MAX, 3)
+    );
     for index in 100..100 + PAGES_MAX {
         core.ask_history(page(index, index as u64));
     }
     let refused = (PAGES_PER_USER_MAX + 3) as u64;
-    assert_eq!((core.histories.wanted.len(), core.counters.limit_count(LimitReached::HistoryBusy)), (PAGES_MAX, refused));
+    assert_eq!(
+        (core.storage.histories.wanted.len(), core.cx.counters.limit_count(LimitReached::HistoryBusy)),
+        (PAGES_MAX, refused)
+    );
     // Pages of requesters that are gone no longer wait, and those that had begun are dropped at their turn.
-    core.histories.begin();
-    assert_eq!((core.histories.under_way, core.histories.begun.len()), (UNDER_WAY_MAX, UNDER_WAY_MAX));
+    core.storage.histories.begin();
+    assert_eq!((core.storage.histories.under_way, core.storage.histories.begun.len()), (UNDER_WAY_MAX, UNDER_WAY_MAX));
     (0..100 + PAGES_MAX).for_each(|index| core.forget_history(place(index)));
-    assert!(core.histories.wanted.is_empty() && core.histories.users.values().all(|user| user.waiting.is_empty()));
+    assert!(
+        core.storage.histories.wanted.is_empty() && core.storage.histories.users.values().all(|user| user.waiting.is_empty())
+    );
     assert!(!core.serve_histories(&mut io));
-    assert!(core.histories.users.is_empty() && core.histories.turns.is_empty() && core.histories.under_way == 0);
-    assert_eq!(core.counters.history_looks.get(), 0);
+    assert!(
+        core.storage.histories.users.is_empty()
+            && core.storage.histories.turns.is_empty()
+            && core.storage.histories.under_way == 0
+    );
+    assert_eq!(core.cx.counters.history_looks.get(), 0);
 }
 
 #[test]
 fn pages_that_wait_for_a_disk_that_does_not_answer_hold_bounded_memory() {
     let (mut core, mut io) = (core("[log]\ndir = \"unused\"\n"), Held::default());
     (0..PAGES_MAX).for_each(|index| core.ask_history(page(index, index as u64)));
-    core.histories.begin();
-    while let Some(mut page) = core.histories.begun.pop_front() {
+    core.storage.histories.begin();
+    while let Some(mut page) = core.storage.histories.begun.pop_front() {
         page.frames = Vec::with_capacity(HISTORY_PAGE_BYTES_MAX);
         assert!(matches!(core.read_history(&mut io, 5, Want::Places(RUN), &Hand::default(), page), Step::Reads));
     }
-    core.histories.begin();
-    assert_eq!((core.histories.under_way, core.jobs.len(), core.histories.begun.len()), (UNDER_WAY_MAX, UNDER_WAY_MAX, 0));
-    assert!(core.histories.users.values().flat_map(|user| &user.waiting).all(|page| page.frames.capacity() == 0));
+    core.storage.histories.begin();
+    assert_eq!(
+        (core.storage.histories.under_way, core.storage.jobs.len(), core.storage.histories.begun.len()),
+        (UNDER_WAY_MAX, UNDER_WAY_MAX, 0)
+    );
+    assert!(core.storage.histories.users.values().flat_map(|user| &user.waiting).all(|page| page.frames.capacity() == 0));
 }

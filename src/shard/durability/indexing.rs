@@ -71,11 +71,11 @@ impl Indexing {
 impl Core {
     /// Starts the index of the next segment, and applies finished ones. Returns `true` if there is more to apply.
     pub(in crate::shard) fn index_segments<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
-        if self.disk.as_ref().is_some_and(|disk| disk.indexing.taking.is_some()) {
+        if self.storage.disk.as_ref().is_some_and(|disk| disk.indexing.taking.is_some()) {
             return self.take_runs(io);
         }
-        let (resident, Some(geometry)) = (self.log.resident(), self.log.geometry()) else { return false };
-        let Some(disk) = &mut self.disk else { return false };
+        let (resident, Some(geometry)) = (self.storage.log.resident(), self.storage.log.geometry()) else { return false };
+        let Some(disk) = &mut self.storage.disk else { return false };
         let indexing = &mut disk.indexing;
         if indexing.asked.is_some() {
             return false;
@@ -108,13 +108,13 @@ impl Core {
         unsaved: Option<i32>,
         now: Tick,
     ) {
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         disk.indexing.asked = None;
         if let Some(errno) = unsaved {
-            self.counters.log_index_failures.increment();
+            self.cx.counters.log_index_failures.increment();
             let error = std::io::Error::from_raw_os_error(errno);
             tracing::warn!(
-                shard = self.shard,
+                shard = self.cx.shard,
                 segment = number,
                 %error,
                 "a segment's index could not be written: it is held in memory until the next start makes it again"
@@ -122,17 +122,17 @@ impl Core {
         }
         match result {
             Ok(directory) => {
-                self.counters.log_indexed.increment();
+                self.cx.counters.log_indexed.increment();
                 disk.indexing.replaced += u64::from(disk.indexing.is_indexed(number));
                 disk.indexing.taking = Some((number, directory, 0));
-                self.places.retain(|places| u64::from(places.segment) != number);
+                self.storage.places.retain(|places| u64::from(places.segment) != number);
             }
             Err(errno) => {
-                self.counters.log_index_failures.increment();
+                self.cx.counters.log_index_failures.increment();
                 disk.indexing.rests_until_ms = now.mono_ms() + RETRY_MS;
                 let error = std::io::Error::from_raw_os_error(errno);
                 tracing::warn!(
-                    shard = self.shard,
+                    shard = self.cx.shard,
                     segment = number,
                     %error,
                     "a segment could not be indexed: its messages stay in memory's index, and it is tried again in a minute"
@@ -147,13 +147,13 @@ impl Core {
 
     /// Applies a slice of an index file's runs to their sessions' indexes.
     fn take_runs<I: Io>(&mut self, io: &mut I) -> bool {
-        let Some(geometry) = self.log.geometry() else { return false };
-        let Some((number, directory, mut taken)) = self.disk.as_mut().and_then(|disk| disk.indexing.taking.take()) else {
+        let Some(geometry) = self.storage.log.geometry() else { return false };
+        let Some((number, directory, mut taken)) = self.storage.disk.as_mut().and_then(|disk| disk.indexing.taking.take()) else {
             return false;
         };
         let (begin, end) = (Position(number * geometry.segment_bytes), Position((number + 1) * geometry.segment_bytes));
         let mut left = directory_runs(&directory, taken).peekable();
-        let no_limit = self.snapshot.settings.log.retention_age_s == 0;
+        let no_limit = self.cx.snapshot.settings.log.retention_age_s == 0;
         let (mut runs, mut seen) = (Vec::new(), 0);
         while (seen < RUNS_PER_TURN || !runs.is_empty())
             && let Some(SessionRun { session, run }) = left.next()
@@ -165,18 +165,18 @@ impl Core {
                 continue;
             }
             taken += runs.len();
-            if let Some(key) = self.sessions.find(session)
-                && let Some(stream) = self.sessions.sessions.get(key).map(|session| session.stream)
-                && let Some(stream) = self.streams.get_mut(stream)
+            if let Some(key) = self.home.sessions.find(session)
+                && let Some(stream) = self.home.sessions.sessions.get(key).map(|session| session.stream)
+                && let Some(stream) = self.home.streams.get_mut(stream)
             {
-                let together = |one, other| no_limit || self.ages.together(one, other);
+                let together = |one, other| no_limit || self.storage.ages.together(one, other);
                 stream.index.sink(run.segment, (begin, end), &runs, together);
             }
             runs.clear();
         }
         let more = left.peek().is_some();
         drop(left);
-        let Some(disk) = &mut self.disk else { return false };
+        let Some(disk) = &mut self.storage.disk else { return false };
         if more {
             disk.indexing.taking = Some((number, directory, taken));
             return true;
@@ -189,22 +189,22 @@ impl Core {
     /// Returns `true` if a file with a damaged place was remade often lately: then the segment is damaged.
     pub(in crate::shard) fn was_remade(&self, segment: u32) -> bool {
         let times = |disk: &Disk| disk.indexing.remade.get(&segment.into()).map_or(0, |(_, times)| *times);
-        self.disk.as_ref().is_none_or(|disk| times(disk) >= REMAKES_MAX)
+        self.storage.disk.as_ref().is_none_or(|disk| times(disk) >= REMAKES_MAX)
     }
 
     pub(in crate::shard) fn replaced_indexes(&self) -> u64 {
-        self.disk.as_ref().map_or(0, |disk| disk.indexing.replaced)
+        self.storage.disk.as_ref().map_or(0, |disk| disk.indexing.replaced)
     }
 
     /// Returns `true` if a read of a segment's index, begun after `replaced` files had been replaced, may have found another file than
     /// the one whose runs are known: entries stand elsewhere in it if a record has become damaged.
     pub(in crate::shard) fn is_replaced(&self, segment: u32, replaced: u64) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.indexing.replaced != replaced || disk.indexing.is_made(segment.into()))
+        self.storage.disk.as_ref().is_some_and(|disk| disk.indexing.replaced != replaced || disk.indexing.is_made(segment.into()))
     }
 
     /// Goes on with a job whose read of an index found another file: once the runs of that file are known.
     pub(in crate::shard) fn read_replaced<I: Io>(&mut self, io: &mut I, segment: u32, job: Job) {
-        match &mut self.disk {
+        match &mut self.storage.disk {
             Some(disk) if disk.indexing.is_made(segment.into()) => disk.indexing.waiting.push((segment.into(), job)),
             _ => self.go_on_with(io, job),
         }
@@ -213,17 +213,17 @@ impl Core {
     /// Makes a read wait until a segment's index, which is missing or damaged, is remade.
     pub(in crate::shard) fn wait_for_index(&mut self, segment: u32, job: Job) {
         let number = u64::from(segment);
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         let indexing = &mut disk.indexing;
         if !indexing.is_made(number) && !indexing.again.contains(&number) {
-            tracing::warn!(shard = self.shard, segment = number, "a segment's index is missing or damaged: it is remade");
+            tracing::warn!(shard = self.cx.shard, segment = number, "a segment's index is missing or damaged: it is remade");
             indexing.again.push(number);
         }
         indexing.waiting.push((number, job));
     }
 
     fn serve_waiting<I: Io>(&mut self, io: &mut I, number: u64) {
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         let served = disk.indexing.take_waiting(number);
         if !served.is_empty() {
             let now_ms = io.clock().mono_ms();

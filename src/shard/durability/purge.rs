@@ -73,23 +73,23 @@ pub(in crate::shard) struct Purge {
 impl Core {
     /// Handles control's request to purge a session.
     pub(in crate::shard) fn ask_purge(&mut self, session_id: &str, reply: PurgeReply) {
-        if self.key.home_shard(session_id, self.mesh.shards()) != self.shard {
+        if self.cx.key.home_shard(session_id, self.links.mesh.shards()) != self.cx.shard {
             return drop(reply.send(Ok(None)));
         }
         let session = self.session_hash(session_id);
         let refused = |reply: PurgeReply, why: &str| drop(reply.send(Err(why.to_owned())));
         // A purge that was requested and has not begun covers this request too.
-        let asked = self.purges.iter_mut().find(|purge| purge.session == session && purge.stage == Stage::Asked);
+        let asked = self.storage.purges.iter_mut().find(|purge| purge.session == session && purge.stage == Stage::Asked);
         if let Some(purge) = asked.filter(|purge| purge.replies.len() < WAITING_MAX) {
             return purge.replies.push(reply);
         }
-        if self.disk.as_ref().is_some_and(|disk| disk.failed.is_some() || disk.sync_failed.is_some()) {
+        if self.storage.disk.as_ref().is_some_and(|disk| disk.failed.is_some() || disk.sync_failed.is_some()) {
             return refused(reply, "the log's disk has failed: look at it, restart the gateway, then purge");
         }
-        if self.purges.len() >= PURGES_MAX {
+        if self.storage.purges.len() >= PURGES_MAX {
             return refused(reply, "too many purges are queued on this shard: try again later");
         }
-        self.purges.push_back(Purge {
+        self.storage.purges.push_back(Purge {
             session,
             replies: vec![reply],
             stage: Stage::Asked,
@@ -105,10 +105,10 @@ impl Core {
 
     /// Continues the first purge.
     pub(in crate::shard) fn purge_on<I: Io>(&mut self, io: &mut I, now: Tick) -> Purging {
-        let Some(mut purge) = self.purges.pop_front() else { return Purging::Rests };
+        let Some(mut purge) = self.storage.purges.pop_front() else { return Purging::Rests };
         let came_to = match purge.stage {
             Stage::Steps => Purging::Rests,
-            Stage::Asked if self.disk.is_some() => {
+            Stage::Asked if self.storage.disk.is_some() => {
                 self.purge_step(io, &mut purge, PurgeStep::Begin);
                 Purging::Rests
             }
@@ -116,7 +116,7 @@ impl Core {
                 self.record_purge(&mut purge, now);
                 Purging::Busy
             }
-            Stage::Recorded => match &self.disk {
+            Stage::Recorded => match &self.storage.disk {
                 Some(disk) if disk.failed.is_some() || disk.sync_failed.is_some() => {
                     self.end_purge(purge, Err("the log's disk has failed: the next start completes the purge".to_owned()));
                     return Purging::Busy;
@@ -137,7 +137,7 @@ impl Core {
             },
             Stage::Memory => self.clean_memory(io, &mut purge),
             Stage::Segments => {
-                let Some(geometry) = self.log.geometry() else {
+                let Some(geometry) = self.storage.log.geometry() else {
                     let done = purge.done;
                     self.end_purge(purge, Ok(done));
                     return Purging::Busy;
@@ -150,32 +150,32 @@ impl Core {
                 Purging::Rests
             }
         };
-        self.purges.push_front(purge);
+        self.storage.purges.push_front(purge);
         came_to
     }
 
     fn purge_step<I: Io>(&self, io: &mut I, purge: &mut Purge, step: PurgeStep) {
-        debug_assert!(self.disk.is_some(), "a log in memory has no files");
+        debug_assert!(self.storage.disk.is_some(), "a log in memory has no files");
         purge.stage = Stage::Steps;
         io.purge(purge.session, step);
     }
 
     /// Appends the record that stands for all messages before it.
     fn record_purge(&mut self, purge: &mut Purge, now: Tick) {
-        let key = self.sessions.find(purge.session);
-        let session = key.and_then(|key| self.sessions.sessions.get(key));
+        let key = self.home.sessions.find(purge.session);
+        let session = key.and_then(|key| self.home.sessions.sessions.get(key));
         let epoch = session.map_or(0, |session| session.epoch_number);
-        let stream = session.and_then(|session| self.streams.get(session.stream));
+        let stream = session.and_then(|session| self.home.streams.get(session.stream));
         purge.seq = stream.map_or(0, |stream| stream.index.head());
         if let Some(key) = key {
             self.purge_presence(key, now);
         }
-        purge.at = self.log.end();
-        if self.disk.is_some() {
+        purge.at = self.storage.log.end();
+        if self.storage.disk.is_some() {
             purge.at = self.keep_purge((purge.session, epoch), purge.seq, now);
         }
-        purge.end = self.log.end();
-        if let Some(disk) = &mut self.disk {
+        purge.end = self.storage.log.end();
+        if let Some(disk) = &mut self.storage.disk {
             disk.sync_for = purge.end;
         }
         purge.stage = Stage::Recorded;
@@ -184,9 +184,11 @@ impl Core {
     /// Purges the members' presence data too. States of version 1 contain it: they are rewritten without it before the purge that
     /// removes them.
     fn purge_presence(&mut self, key: SessionKey, now: Tick) {
-        let members = self.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
+        let members = self.home.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
         for member in members {
-            let Some(data) = self.sessions.members.get_mut(member).and_then(|member| member.presence.take()) else { continue };
+            let Some(data) = self.home.sessions.members.get_mut(member).and_then(|member| member.presence.take()) else {
+                continue;
+            };
             wipe(&mut data.into_string().into_bytes());
             self.tell_presence(member, PresenceChange::Data, None);
             self.finish_telling(member);
@@ -196,18 +198,19 @@ impl Core {
 
     /// Removes purged messages from the index: no reader gets them from now on.
     fn forget_purged(&mut self, purge: &mut Purge) {
-        let stream = self.sessions.find(purge.session).and_then(|key| self.sessions.sessions.get(key)).map(|entry| entry.stream);
-        if let Some(stream) = stream.and_then(|stream| self.streams.get_mut(stream)) {
+        let stream =
+            self.home.sessions.find(purge.session).and_then(|key| self.home.sessions.sessions.get(key)).map(|entry| entry.stream);
+        if let Some(stream) = stream.and_then(|stream| self.home.streams.get_mut(stream)) {
             let cut = stream.index.forget_to(purge.seq);
-            self.counters.dropped(DropReason::Purged, cut);
+            self.cx.counters.dropped(DropReason::Purged, cut);
         }
         self.wipe_buffers();
-        self.wipes_until_ms = u64::MAX;
-        purge.chunk = Some(self.log.resident());
+        self.storage.wipes_until_ms = u64::MAX;
+        purge.chunk = Some(self.storage.log.resident());
         let here = self.shard_number();
-        let shards = u16::try_from(self.mesh.shards()).unwrap_or(u16::MAX);
+        let shards = u16::try_from(self.links.mesh.shards()).unwrap_or(u16::MAX);
         purge.untold = (0..shards).filter(|shard| *shard != here).collect();
-        if let (Some(disk), Some(geometry)) = (&self.disk, self.log.geometry()) {
+        if let (Some(disk), Some(geometry)) = (&self.storage.disk, self.storage.log.geometry()) {
             let last = purge.at.0 / geometry.segment_bytes;
             purge.segments = disk.kept.iter().map(|kept| kept.number).filter(|number| *number <= last).rev().collect();
         }
@@ -225,7 +228,7 @@ impl Core {
         }
         for _ in 0..CHUNKS_PER_TURN {
             match purge.chunk {
-                Some(from) => purge.chunk = self.log.purge(purge.session, purge.at, from),
+                Some(from) => purge.chunk = self.storage.log.purge(purge.session, purge.at, from),
                 None => {
                     self.wipe_buffers();
                     purge.stage = Stage::Segments;
@@ -238,7 +241,7 @@ impl Core {
 
     /// Handles a step that the disk has done.
     pub(in crate::shard) fn on_purged(&mut self, step: PurgeStep, result: Result<u64, i32>) {
-        let Some(mut purge) = self.purges.pop_front() else { return };
+        let Some(mut purge) = self.storage.purges.pop_front() else { return };
         match (step, result) {
             (PurgeStep::Begin, Ok(_)) => purge.stage = Stage::Begun,
             (PurgeStep::Segment { .. }, Ok(messages)) => {
@@ -249,67 +252,67 @@ impl Core {
             (PurgeStep::Segment { .. }, Err(ENOENT)) => purge.stage = Stage::Segments,
             (PurgeStep::End, Ok(_)) => {
                 let done = purge.done;
-                tracing::info!(shard = self.shard, messages = done.messages, "a session was purged");
+                tracing::info!(shard = self.cx.shard, messages = done.messages, "a session was purged");
                 return self.end_purge(purge, Ok(done));
             }
             (_, Err(errno)) => {
                 let error = std::io::Error::from_raw_os_error(errno);
-                tracing::error!(shard = self.shard, ?step, %error, "the purge of a session failed; the next start completes it");
+                tracing::error!(shard = self.cx.shard, ?step, %error, "the purge of a session failed; the next start completes it");
                 return self.end_purge(purge, Err(format!("the log's files: {error}: purge it again")));
             }
         }
-        self.purges.push_front(purge);
+        self.storage.purges.push_front(purge);
     }
 
     /// Wipes purged data from the shard's buffers; from now on emptied buffers are wiped.
     fn wipe_buffers(&mut self) {
         self.out.forget_gathered();
-        self.buffers.wipe(true);
-        for buffer in [&mut self.inflated, &mut self.plain] {
+        self.cx.buffers.wipe(true);
+        for buffer in [&mut self.codec.inflated, &mut self.codec.plain] {
             wipe(buffer);
         }
-        for shard in 0..self.mesh.shards() {
-            while let Some(buffer) = self.mesh.take_back(self.shard, shard) {
-                self.buffers.give(buffer);
+        for shard in 0..self.links.mesh.shards() {
+            while let Some(buffer) = self.links.mesh.take_back(self.cx.shard, shard) {
+                self.cx.buffers.give(buffer);
             }
         }
     }
 
     /// Ends the wiping of buffers a while after the last purge.
     pub(in crate::shard) fn wipe_no_more(&mut self, now: Tick) {
-        match self.wipes_until_ms {
-            WIPES_FROM_NOW => self.wipes_until_ms = now.mono_ms() + WIPES_MS,
+        match self.storage.wipes_until_ms {
+            WIPES_FROM_NOW => self.storage.wipes_until_ms = now.mono_ms() + WIPES_MS,
             // Readers have the time anew after a standstill, as for all else.
-            until_ms if until_ms > 0 && until_ms.max(self.awake_since_ms.saturating_add(WIPES_MS)) <= now.mono_ms() => {
-                self.wipes_until_ms = 0;
-                self.buffers.wipe(false);
+            until_ms if until_ms > 0 && until_ms.max(self.timers.awake_since_ms.saturating_add(WIPES_MS)) <= now.mono_ms() => {
+                self.storage.wipes_until_ms = 0;
+                self.cx.buffers.wipe(false);
             }
             _ => {}
         }
     }
 
     fn end_purge(&mut self, purge: Purge, outcome: Result<Purged, String>) {
-        if self.wipes_until_ms == u64::MAX {
-            self.wipes_until_ms = WIPES_FROM_NOW;
+        if self.storage.wipes_until_ms == u64::MAX {
+            self.storage.wipes_until_ms = WIPES_FROM_NOW;
         }
         for reply in purge.replies {
             if reply.send(outcome.clone().map(Some)).is_err() {
-                self.counters.dropped(DropReason::PortReplyUnwanted, 1);
+                self.cx.counters.dropped(DropReason::PortReplyUnwanted, 1);
             }
         }
     }
 
     /// Removes the messages of a purged session from its mirror here. Readers get later records from its home.
     pub(in crate::shard) fn purge_mirror(&mut self, session: u64) {
-        if let Some(stream) = self.mirrors.get(&session).and_then(|key| self.streams.get_mut(*key)) {
+        if let Some(stream) = self.links.mirrors.get(&session).and_then(|key| self.home.streams.get_mut(*key)) {
             let head = stream.index.head();
             stream.index.forget_to(head);
         }
         self.wipe_buffers();
-        self.wipes_until_ms = self.wipes_until_ms.max(WIPES_FROM_NOW);
-        let mut from = Some(self.mirror_log.resident());
+        self.storage.wipes_until_ms = self.storage.wipes_until_ms.max(WIPES_FROM_NOW);
+        let mut from = Some(self.links.mirror_log.resident());
         while let Some(chunk) = from {
-            from = self.mirror_log.purge(session, self.mirror_log.end(), chunk);
+            from = self.links.mirror_log.purge(session, self.links.mirror_log.end(), chunk);
         }
     }
 }

@@ -148,10 +148,10 @@ impl Core {
                 && places.segment == run.segment
                 && (places.first_seq..places.first_seq + places.at.len() as u64).contains(&seq)
         };
-        let places = hand.places.into_iter().chain(&self.places).find(|places| has(places)).ok_or(Want::Places(run))?;
+        let places = hand.places.into_iter().chain(&self.storage.places).find(|places| has(places)).ok_or(Want::Places(run))?;
         let place = usize::try_from(seq - places.first_seq).unwrap_or(usize::MAX);
         let located = places.at.get(place).copied().flatten().ok_or(Want::Index(run.segment))?;
-        let segment_bytes = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
+        let segment_bytes = self.storage.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
         // A place outside of its file means damage.
         if u64::from(located.offset) + u64::from(located.bytes) > segment_bytes {
             return Err(Want::Index(run.segment));
@@ -165,8 +165,8 @@ impl Core {
         let held = stream.index.find(seq);
         let entry = match held {
             Held::Nothing { before, next } => return Look::Nothing { before, next },
-            Held::Entry(entry) if entry.at >= self.log.resident() => {
-                return Look::Record(*entry, self.log.bytes(entry.at, 0, entry.record_bytes()));
+            Held::Entry(entry) if entry.at >= self.storage.log.resident() => {
+                return Look::Record(*entry, self.storage.log.bytes(entry.at, 0, entry.record_bytes()));
             }
             Held::Entry(entry) => Some(*entry),
             Held::Cold(_) => None,
@@ -175,7 +175,7 @@ impl Core {
             Ok(spot) => spot,
             Err(want) => {
                 return match (held, want) {
-                    (Held::Cold(run), _) if self.unreadable.has_index(run.segment) => {
+                    (Held::Cold(run), _) if self.storage.unreadable.has_index(run.segment) => {
                         Look::Unreadable { first: run.first_seq, last: run.end_seq() - 1 }
                     }
                     (_, Want::Index(segment)) => self.not_as_indexed(segment),
@@ -185,7 +185,7 @@ impl Core {
         };
         let end = spot.at.0 + u64::from(spot.bytes);
         if hand.asked_bytes == 0 || spot.at < hand.at || end > hand.at.0 + hand.asked_bytes as u64 {
-            if self.unreadable.has_record(spot.at, spot.bytes) {
+            if self.storage.unreadable.has_record(spot.at, spot.bytes) {
                 return Look::Unreadable { first: seq, last: seq };
             }
             return Look::Want(Want::Records);
@@ -226,7 +226,7 @@ impl Core {
     /// does not read.
     fn not_as_indexed(&self, segment: u32) -> Look<'static> {
         if self.was_remade(segment) {
-            let begin = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes * u64::from(segment));
+            let begin = self.storage.log.geometry().map_or(0, |geometry| geometry.segment_bytes * u64::from(segment));
             return Look::Damaged(Position(begin));
         }
         Look::Want(Want::Index(segment))
@@ -242,8 +242,10 @@ impl Core {
         ascending: bool,
         wanted_bytes: usize,
     ) -> Option<(Position, usize, bool)> {
-        let (stream, geometry) = (self.streams.get(key)?, self.log.geometry()?);
-        let spot = |seq: u64| self.spot(key, seq, stream.index.find(seq), hand).ok().filter(|spot| spot.at < self.log.resident());
+        let (stream, geometry) = (self.home.streams.get(key)?, self.storage.log.geometry()?);
+        let spot = |seq: u64| {
+            self.spot(key, seq, stream.index.find(seq), hand).ok().filter(|spot| spot.at < self.storage.log.resident())
+        };
         let first = spot(seq)?;
         let (mut from, mut to) = (first.at.0, first.at.0 + u64::from(first.bytes));
         let (segment, mut sum, mut next) = (from / geometry.segment_bytes, first.bytes as usize, seq);
@@ -256,7 +258,7 @@ impl Core {
             } else {
                 end <= from && from - end <= GAP_BYTES_MAX && to - at.0 <= READ_BACK_BYTES_MAX as u64
             };
-            if !near || at.0 / geometry.segment_bytes != segment || self.unreadable.is_near(from.min(at.0), to.max(end)) {
+            if !near || at.0 / geometry.segment_bytes != segment || self.storage.unreadable.is_near(from.min(at.0), to.max(end)) {
                 break;
             }
             (from, to) = (from.min(at.0), to.max(end));
@@ -275,14 +277,14 @@ impl Core {
         hand: &Hand<'_>,
         mut job: Job,
     ) {
-        if self.jobs.len() + self.disk.as_ref().map_or(0, |disk| disk.indexing.waiting()) >= READS_MAX {
+        if self.storage.jobs.len() + self.storage.disk.as_ref().map_or(0, |disk| disk.indexing.waiting()) >= READS_MAX {
             // The reader asks again when it is next planned.
-            self.counters.limit_reached(LimitReached::LogReads);
+            self.cx.counters.limit_reached(LimitReached::LogReads);
             return self.abandon(job);
         }
         let (ascending, wanted_bytes) = match &mut job {
             Job::Page { page, .. } => {
-                if self.jobs.len() >= PAGES_WARM_MAX {
+                if self.storage.jobs.len() >= PAGES_WARM_MAX {
                     (page.frames, page.ends) = (Vec::new(), Vec::new());
                 }
                 (true, SEND_BYTES_MAX)
@@ -312,30 +314,30 @@ impl Core {
     #[cfg(test)]
     pub fn reads_for_histories(&self) -> usize {
         let is_one = |reading: &&Reading| matches!(reading.job, Job::History(_)) && !matches!(reading.asked, Asked::Later);
-        self.jobs.values().filter(is_one).count()
+        self.storage.jobs.values().filter(is_one).count()
     }
 
     fn next_tag(&mut self) -> u64 {
-        let tag = self.next_read;
-        self.next_read = self.next_read.wrapping_add(1).max(READ_TAGS);
+        let tag = self.storage.next_read;
+        self.storage.next_read = self.storage.next_read.wrapping_add(1).max(READ_TAGS);
         tag
     }
 
     /// Stores a job that asks for nothing yet. Returns the tag by which to take it.
     pub(in crate::shard) fn hold(&mut self, job: Job) -> u64 {
         let tag = self.next_tag();
-        self.jobs.insert(tag, Reading { asked: Asked::Later, job, tries: 0 });
+        self.storage.jobs.insert(tag, Reading { asked: Asked::Later, job, tries: 0 });
         tag
     }
 
     pub(in crate::shard) fn take_held(&mut self, tag: u64) -> Option<Job> {
-        self.jobs.remove(&tag).map(|reading| reading.job)
+        self.storage.jobs.remove(&tag).map(|reading| reading.job)
     }
 
     fn ask<I: Io>(&mut self, io: &mut I, reading: Reading) {
-        let Some(geometry) = self.log.geometry() else { return self.abandon(reading.job) };
+        let Some(geometry) = self.storage.log.geometry() else { return self.abandon(reading.job) };
         let tag = self.next_tag();
-        self.counters.log_reads.increment();
+        self.cx.counters.log_reads.increment();
         let bytes = reading.asked.bytes();
         match &reading.asked {
             Asked::Places { part, .. } => io.read_index(part.segment.into(), part.entries_at.into(), bytes, tag),
@@ -345,15 +347,15 @@ impl Core {
             Asked::Later => {}
         }
         if matches!(reading.job, Job::History(_)) {
-            self.histories.note_read(true);
+            self.storage.histories.note_read(true);
         }
-        self.jobs.insert(tag, reading);
+        self.storage.jobs.insert(tag, reading);
     }
 
     pub(in crate::shard) fn on_read_back<I: Io>(&mut self, io: &mut I, tag: u64, result: Result<&[u8], i32>, now: Tick) {
-        let Some(mut reading) = self.jobs.remove(&tag) else { return };
+        let Some(mut reading) = self.storage.jobs.remove(&tag) else { return };
         if matches!(reading.job, Job::History(_)) {
-            self.histories.note_read(false);
+            self.storage.histories.note_read(false);
         }
         if result.is_ok_and(|bytes| bytes.len() < reading.asked.bytes()) && reading.tries < SHORT_READS_MAX {
             reading.tries += 1;
@@ -368,14 +370,14 @@ impl Core {
         match (asked, result) {
             (Asked::Places { stream, part, .. }, read) if read.is_ok() || !self.was_remade(part.segment) => {
                 if read.is_ok() {
-                    self.unreadable.index_worked(part.segment);
+                    self.storage.unreadable.index_worked(part.segment);
                 }
                 // An index file that can't be read counts as damaged: it is remade.
                 let found = read_entries(read.unwrap_or_default()).chain(std::iter::repeat(None));
                 let at = found.take(part.count as usize).collect();
                 let places = Rc::new(Places { stream, segment: part.segment, first_seq: part.first_seq, at });
-                self.places.truncate(PLACES_MAX - 1);
-                self.places.push_front(Rc::clone(&places));
+                self.storage.places.truncate(PLACES_MAX - 1);
+                self.storage.places.push_front(Rc::clone(&places));
                 self.serve(io, job, &Hand { places: Some(&places), ..Hand::default() });
             }
             (Asked::Places { part, .. }, Err(errno)) => {
@@ -386,7 +388,7 @@ impl Core {
                 self.on_unread(io, place, errno, vec![job], now);
             }
             (Asked::Records { at, bytes: asked_bytes, places, .. }, Ok(bytes)) => {
-                self.unreadable.worked(at, bytes.len(), now);
+                self.storage.unreadable.worked(at, bytes.len(), now);
                 self.serve(io, job, &Hand { at, bytes, asked_bytes, places: places.as_ref() });
             }
             (Asked::Places { .. } | Asked::Later, _) => {}
@@ -438,12 +440,14 @@ impl Core {
             return self.keep_page(page);
         }
         // Also for a member that was detached meanwhile: it reads up to the place of its last reply.
-        let Some(member) = self.sessions.members.get(key) else {
+        let Some(member) = self.home.sessions.members.get(key) else {
             return self.abandon(Job::Page { place, member: key, after, page });
         };
-        let Some(stream_key) = self.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
+        let Some(stream_key) = self.home.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
         self.trim(stream_key);
-        let (Some(member), Some(stream)) = (self.sessions.members.get(key), self.streams.get(stream_key)) else { return };
+        let (Some(member), Some(stream)) = (self.home.sessions.members.get(key), self.home.streams.get(stream_key)) else {
+            return;
+        };
         page.frames.clear();
         page.ends.clear();
         (page.after, page.cursor, page.gap) = (after, after, None);
@@ -468,13 +472,13 @@ impl Core {
                 // Frames before a gap are sent first.
                 _ if page.cursor > page.gap.map_or(after, |(_, to)| to) => break,
                 Look::Damaged(at) => {
-                    self.counters.dropped(DropReason::LogDamaged, 1);
-                    tracing::error!(shard = self.shard, position = at.0, seq, "a record of the log is damaged on disk");
+                    self.cx.counters.dropped(DropReason::LogDamaged, 1);
+                    tracing::error!(shard = self.cx.shard, position = at.0, seq, "a record of the log is damaged on disk");
                     seq
                 }
                 Look::Unreadable { last, .. } => {
                     let last = last.min(stream.head());
-                    self.counters.dropped(DropReason::LogUnreadable, last - page.cursor);
+                    self.cx.counters.dropped(DropReason::LogUnreadable, last - page.cursor);
                     last
                 }
                 Look::Nothing { next, .. } => stream.head().min(next - 1),

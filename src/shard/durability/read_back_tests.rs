@@ -20,8 +20,9 @@ fn readers_that_wait_for_a_disk_that_does_not_answer_hold_bounded_memory() {
         let job = Job::Page { place: place(index), member: Key::unpack(1), after: 4, page };
         core.read_for(&mut io, (Key::unpack(1), 5), Want::Places(RUN), &Hand::default(), job);
     }
-    assert_eq!((core.jobs.len(), core.counters.limit_count(LimitReached::LogReads)), (READS_MAX, 10));
+    assert_eq!((core.storage.jobs.len(), core.cx.counters.limit_count(LimitReached::LogReads)), (READS_MAX, 10));
     let bytes: usize = core
+        .storage
         .jobs
         .values()
         .map(|reading| match &reading.job {

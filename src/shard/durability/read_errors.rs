@@ -176,10 +176,10 @@ impl Core {
         if jobs.is_empty() {
             return;
         }
-        let verdict = self.unreadable.failed(place, now);
+        let verdict = self.storage.unreadable.failed(place, now);
         match verdict {
             Verdict::Full => {
-                self.counters.limit_reached(LimitReached::LogReads);
+                self.cx.counters.limit_reached(LimitReached::LogReads);
                 self.tell_unread(place, errno, "the log could not be read in too many places: affected readers are closed");
             }
             Verdict::GiveUp => self.tell_unread(
@@ -198,7 +198,7 @@ impl Core {
                 Verdict::Now { .. } | Verdict::GiveUp => self.go_on_with(io, job),
                 Verdict::Later { .. } => {
                     let tag = self.hold(job);
-                    self.unreadable.waiting.push_back((now.mono_ms() + RETRY_MS, tag));
+                    self.storage.unreadable.waiting.push_back((now.mono_ms() + RETRY_MS, tag));
                 }
             }
         }
@@ -206,23 +206,23 @@ impl Core {
 
     fn tell_unread(&self, place: Place, errno: i32, what: &'static str) {
         let error = std::io::Error::from_raw_os_error(errno);
-        let segment_bytes = self.log.geometry().map_or(u64::MAX, |geometry| geometry.segment_bytes);
+        let segment_bytes = self.storage.log.geometry().map_or(u64::MAX, |geometry| geometry.segment_bytes);
         let (file, offset, bytes) = match place {
             Place::Record { at, bytes } | Place::Stretch { at, bytes } => {
                 (segment_name(at.0 / segment_bytes), at.0 % segment_bytes, bytes)
             }
             Place::Index(segment) => (crate::log::index_name(segment.into()), 0, 0),
         };
-        tracing::error!(shard = self.shard, file, offset, bytes, %error, "{what}");
+        tracing::error!(shard = self.cx.shard, file, offset, bytes, %error, "{what}");
     }
 
     /// Repeats the failed reads that are due, and forgets places without a failure for long.
     pub(in crate::shard) fn try_unread_again<I: Io>(&mut self, io: &mut I, now: Tick) {
         let now_ms = now.mono_ms();
-        if !self.unreadable.failing.is_empty() {
-            self.unreadable.failing.retain(|failing| now_ms.saturating_sub(failing.last_ms) < REMEMBERED_MS);
+        if !self.storage.unreadable.failing.is_empty() {
+            self.storage.unreadable.failing.retain(|failing| now_ms.saturating_sub(failing.last_ms) < REMEMBERED_MS);
         }
-        while let Some((_, tag)) = self.unreadable.waiting.pop_front_if(|(due_ms, _)| *due_ms <= now_ms) {
+        while let Some((_, tag)) = self.storage.unreadable.waiting.pop_front_if(|(due_ms, _)| *due_ms <= now_ms) {
             if let Some(job) = self.take_held(tag) {
                 self.go_on_with(io, job);
             }

@@ -40,27 +40,29 @@ impl Core {
         let room = &disk.room;
         room.is_near_end && {
             let end = if level == Level::Memory { room.share_end } else { room.end };
-            self.log.end().0.saturating_add(bytes as u64) > end
+            self.storage.log.end().0.saturating_add(bytes as u64) > end
         }
     }
 
     /// Files allowed by the shard's share of `log.max_bytes`.
     pub(in crate::shard) fn files_allowed(&self) -> u64 {
-        let (max_bytes, geometry) = (self.snapshot.settings.log.max_bytes, self.log.geometry());
-        let share = max_bytes / self.mesh.shards() as u64;
+        let (max_bytes, geometry) = (self.cx.snapshot.settings.log.max_bytes, self.storage.log.geometry());
+        let share = max_bytes / self.links.mesh.shards() as u64;
         geometry.filter(|_| max_bytes > 0).map_or(u64::MAX, |geometry| share / geometry.segment_bytes)
     }
 
     /// Computes how far clients may fill the log now: files came or went, or could not be made.
     pub(in crate::shard) fn note_room(&mut self) {
-        let (Some(geometry), end, allowed) = (self.log.geometry(), self.log.end().0, self.files_allowed()) else { return };
+        let (Some(geometry), end, allowed) = (self.storage.log.geometry(), self.storage.log.end().0, self.files_allowed()) else {
+            return;
+        };
         let segment_bytes = geometry.segment_bytes;
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         let share_end = if allowed == u64::MAX {
             u64::MAX
         } else {
             // Before the first file exists, the next bytes will be written to it, however many wait.
-            let next = || self.log.written().0 / segment_bytes;
+            let next = || self.storage.log.written().0 / segment_bytes;
             let (first, share) = (disk.kept.front().map_or_else(next, |kept| kept.number), allowed * segment_bytes);
             // The file being written is never deleted: if it is the only one, nothing can free space.
             let reserve = if allowed < 2 { 0 } else { (share / RESERVE_PART).max(segment_bytes / 2) };
@@ -80,25 +82,25 @@ impl Core {
         let was_capped = std::mem::replace(&mut disk.room, room).is_capped;
         if room.is_capped && !was_capped {
             tracing::error!(
-                shard = self.shard,
+                shard = self.cx.shard,
                 "the log has its share of log.max_bytes: durable messages are refused until retention lets files go"
             );
-            self.counters.limit_reached(LimitReached::LogBytes);
+            self.cx.counters.limit_reached(LimitReached::LogBytes);
         }
     }
 
     /// Requests the next segment before it is needed.
     pub(in crate::shard) fn make_segment<I: Io>(&mut self, io: &mut I, now: Tick) {
-        let (end, Some(geometry)) = (self.log.end(), self.log.geometry()) else { return };
+        let (end, Some(geometry)) = (self.storage.log.end(), self.storage.log.geometry()) else { return };
         self.note_room();
-        let (allowed, has_purges) = (self.files_allowed(), !self.purges.is_empty());
-        let Some(disk) = &mut self.disk else { return };
+        let (allowed, has_purges) = (self.files_allowed(), !self.storage.purges.is_empty());
+        let Some(disk) = &mut self.storage.disk else { return };
         if disk.preparing.is_some() || now.mono_ms() < disk.segment_due_ms || disk.failed.is_some() {
             return;
         }
         let tail = end.0 / geometry.segment_bytes;
         let next = match disk.ready {
-            None => self.log.written().0 / geometry.segment_bytes,
+            None => self.storage.log.written().0 / geometry.segment_bytes,
             // The next one is requested once the current is half full.
             Some(ready) if tail > ready || (tail == ready && end.0 % geometry.segment_bytes > geometry.segment_bytes / 2) => {
                 ready + 1
@@ -111,7 +113,7 @@ impl Core {
             disk.starved = true;
             disk.full = disk.full.or(Some(libc_errno::ENOSPC));
             disk.segment_due_ms = now.mono_ms() + RETRY_MS;
-            self.counters.limit_reached(LimitReached::LogBytes);
+            self.cx.counters.limit_reached(LimitReached::LogBytes);
             return self.note_room();
         }
         disk.preparing = Some(next);
@@ -124,7 +126,7 @@ impl Core {
     }
 
     fn take_segment(&mut self, number: u64, result: Result<(), i32>, now: Tick) {
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         disk.preparing = None;
         match result {
             Ok(()) => {
@@ -132,26 +134,26 @@ impl Core {
                 disk.starved = false;
                 disk.kept.push_back(Kept { number, begun_ms: now.wall_ms });
                 disk.full = None;
-                self.counters.log_segments.add(1);
+                self.cx.counters.log_segments.add(1);
             }
             Err(errno) => {
                 disk.starved = true;
                 let is_new = disk.full.replace(errno).is_none();
                 disk.segment_due_ms = now.mono_ms() + RETRY_MS;
                 if errno == BELOW_RESERVE {
-                    self.counters.limit_reached(LimitReached::LogReserve);
+                    self.cx.counters.limit_reached(LimitReached::LogReserve);
                     if is_new {
                         tracing::error!(
-                            shard = self.shard,
+                            shard = self.cx.shard,
                             "another file of the log would use what log.reserve_bytes keeps free: durable messages are refused until there is room"
                         );
                     }
                     return;
                 }
-                self.counters.limit_reached(LimitReached::Disk);
+                self.cx.counters.limit_reached(LimitReached::Disk);
                 if is_new {
                     let error = std::io::Error::from_raw_os_error(errno);
-                    tracing::error!(shard = self.shard, segment = number, %error, "a segment of the log could not be made; trying again each second");
+                    tracing::error!(shard = self.cx.shard, segment = number, %error, "a segment of the log could not be made; trying again each second");
                 }
             }
         }

@@ -57,8 +57,8 @@ impl Core {
     /// Appends a record of the gateway's own. Nobody waits for it: it is written with the next write.
     fn keep(&mut self, kind: Kind, (session, epoch): Epoch, seq: u64, sender: u64, ts_ms: u64, body: &[u8]) -> Position {
         let header = Header { kind, session, seq, epoch, ts_ms, sender, id: 0, content: 0 };
-        self.counters.log_state_records.increment();
-        self.log.append(&header, &[], &[body]).at
+        self.cx.counters.log_state_records.increment();
+        self.storage.log.append(&header, &[], &[body]).at
     }
 
     /// Appends an encoded state. One that cannot be encoded violates the limits: it is logged as a bug and left out.
@@ -81,31 +81,31 @@ impl Core {
             }
             Err(error) => {
                 debug_assert!(false, "{kind:?}: {error}");
-                tracing::error!(shard = self.shard, ?kind, %error, "a state record could not be written to the log");
+                tracing::error!(shard = self.cx.shard, ?kind, %error, "a state record could not be written to the log");
                 None
             }
         };
-        self.buffers.give(body);
+        self.cx.buffers.give(body);
         at
     }
 
     /// Logs a session's own state. If it has members, their state must follow before older files are deleted.
     pub(in crate::shard) fn keep_session(&mut self, key: SessionKey, now: Tick) {
-        if self.disk.is_none() {
+        if self.storage.disk.is_none() {
             return;
         }
-        let Some(session) = self.sessions.sessions.get(key) else { return };
-        let Some(stream) = self.streams.get(session.stream) else { return };
+        let Some(session) = self.home.sessions.sessions.get(key) else { return };
+        let Some(stream) = self.home.streams.get(session.stream) else { return };
         let (epoch, head) = ((session.hash, session.epoch_number), stream.index.head());
         let past = session.past_epochs.iter().map(|(name, last_seq)| EpochState { name: *name, last_seq: Some(*last_seq) });
         let current = EpochState { name: session.epoch, last_seq: None };
         let epochs: Vec<EpochState> = past.chain([current]).collect();
         let state = SessionState { session_id: &stream.session_id, head, oldest: stream.index.first(), epochs };
-        let mut body = self.buffers.take();
+        let mut body = self.cx.buffers.take();
         let encoded = state.encode(&mut body);
         let at = self.keep_encoded(encoded, Kind::Session, epoch, head, 0, now.wall_ms, body);
         if let Some(at) = at
-            && let Some(session) = self.sessions.sessions.get_mut(key)
+            && let Some(session) = self.home.sessions.sessions.get_mut(key)
         {
             session.kept_at = at;
         }
@@ -113,19 +113,21 @@ impl Core {
 
     /// Logs a session that the log does not know: it was made while the log took nothing.
     pub(in crate::shard) fn keep_session_first(&mut self, key: SessionKey, now: Tick) {
-        if self.disk.is_some() && self.sessions.sessions.get(key).is_some_and(|session| session.kept_at == Position(0)) {
+        if self.storage.disk.is_some()
+            && self.home.sessions.sessions.get(key).is_some_and(|session| session.kept_at == Position(0))
+        {
             self.keep_session(key, now);
         }
     }
 
     /// Logs a member's state and its stays in rooms, in as many records as these need.
     pub(in crate::shard) fn keep_member(&mut self, key: MemberKey, now: Tick) {
-        if self.disk.is_none() {
+        if self.storage.disk.is_none() {
             return;
         }
-        let Some(member) = self.sessions.members.get(key) else { return };
-        let Some(session) = self.sessions.sessions.get(member.session) else { return };
-        let head = self.streams.get(session.stream).map_or(0, |stream| stream.index.head());
+        let Some(member) = self.home.sessions.members.get(key) else { return };
+        let Some(session) = self.home.sessions.sessions.get(member.session) else { return };
+        let head = self.home.streams.get(session.stream).map_or(0, |stream| stream.index.head());
         let (stays, names) = self.stays_of(member);
         let roles: Vec<&str> = member.roles.iter().map(|role| &**role).collect();
         let state = MemberState {
@@ -144,7 +146,7 @@ impl Core {
             presence: None,
         };
         let (epoch, client) = ((session.hash, session.epoch_number), member.entitlements.client);
-        let mut body = self.buffers.take();
+        let mut body = self.cx.buffers.take();
         let encoded = state.encode(&mut body);
         let Some(at) = self.keep_encoded(encoded, Kind::Member, epoch, head, client, now.wall_ms, body) else { return };
         let parts = stays.chunks(STAYS_PER_RECORD_MAX);
@@ -159,13 +161,13 @@ impl Core {
                 to: stay.to,
             };
             let part = Stays { left: u16::try_from(left).unwrap_or(u16::MAX), stays: part.iter().map(stay).collect() };
-            let mut body = self.buffers.take();
+            let mut body = self.cx.buffers.take();
             let encoded = part.encode(&mut body);
             if self.keep_encoded(encoded, Kind::Stays, epoch, head, client, now.wall_ms, body).is_none() {
                 return;
             }
         }
-        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        let Some(member) = self.home.sessions.members.get_mut(key) else { return };
         member.kept_at = at;
         // A purge removes this record, and leaves the rest.
         if member.presence.is_some() {
@@ -175,7 +177,7 @@ impl Core {
 
     /// A member's stays by all records in the log, those that wait to be durable included, and the names of the rooms.
     fn stays_of(&self, member: &Member) -> (Vec<Stay>, Vec<(u64, Box<str>)>) {
-        let hash = |room: &str| self.sessions.target(Target::Room, room);
+        let hash = |room: &str| self.home.sessions.target(Target::Room, room);
         let mut names: Vec<(u64, Box<str>)> = member.rooms.iter().map(|room| (hash(room), room.clone())).collect();
         let Some(underway) = &member.underway else { return (member.entitlements.stays.to_vec(), names) };
         let mut entitlements = member.entitlements.clone();
@@ -208,35 +210,37 @@ impl Core {
         encode: impl FnOnce(&Member, &mut Vec<u8>) -> Result<(), StateError>,
     ) -> Position {
         self.write_whole(key, now);
-        let (Some(member), true) = (self.sessions.members.get(key), self.disk.is_some()) else { return self.log.end() };
-        let Some(session) = self.sessions.sessions.get(member.session) else { return self.log.end() };
-        let head = self.streams.get(session.stream).map_or(0, |stream| stream.index.head());
+        let (Some(member), true) = (self.home.sessions.members.get(key), self.storage.disk.is_some()) else {
+            return self.storage.log.end();
+        };
+        let Some(session) = self.home.sessions.sessions.get(member.session) else { return self.storage.log.end() };
+        let head = self.home.streams.get(session.stream).map_or(0, |stream| stream.index.head());
         let (epoch, client) = ((session.hash, session.epoch_number), member.entitlements.client);
-        let mut body = self.buffers.take();
+        let mut body = self.cx.buffers.take();
         let encoded = encode(member, &mut body);
         self.keep_encoded(encoded, kind, epoch, head, client, now.wall_ms, body);
-        self.log.end()
+        self.storage.log.end()
     }
 
     /// Logs a session's next epoch; the rest of its state is unchanged.
     pub(in crate::shard) fn keep_epoch(&mut self, key: SessionKey, last_seq: u64, now: Tick) {
-        let Some(session) = self.sessions.sessions.get(key).filter(|_| self.disk.is_some()) else { return };
+        let Some(session) = self.home.sessions.sessions.get(key).filter(|_| self.storage.disk.is_some()) else { return };
         let (epoch, name) = ((session.hash, session.epoch_number), session.epoch);
-        let mut body = self.buffers.take();
+        let mut body = self.cx.buffers.take();
         NextEpoch { name, last_seq }.encode(&mut body);
         self.keep_encoded(Ok(()), Kind::Epoch, epoch, last_seq, 0, now.wall_ms, body);
     }
 
     /// Logs that a member was removed.
     pub(in crate::shard) fn keep_member_gone(&mut self, session: Epoch, client: u64, now: Tick) {
-        if self.disk.is_some() {
+        if self.storage.disk.is_some() {
             self.keep(Kind::MemberGone, session, 0, client, now.wall_ms, &[]);
         }
     }
 
     /// Logs that a session was forgotten.
     pub(in crate::shard) fn keep_session_gone(&mut self, session: Epoch, now: Tick) {
-        if self.disk.is_some() {
+        if self.storage.disk.is_some() {
             self.keep(Kind::SessionGone, session, 0, 0, now.wall_ms, &[]);
         }
     }
@@ -250,10 +254,10 @@ impl Core {
     /// and members that only it holds is rewritten. Returns `true` while there is more to examine.
     pub(in crate::shard) fn let_files_go<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
         let pending_bytes = self.pending_bytes();
-        let Some(geometry) = self.log.geometry() else { return false };
-        let Some(disk) = &mut self.disk else { return false };
+        let Some(geometry) = self.storage.log.geometry() else { return false };
+        let Some(disk) = &mut self.storage.disk else { return false };
         let [oldest, _, ..] = *disk.kept.make_contiguous() else { return false };
-        if disk.failed.is_some() || self.stopping {
+        if disk.failed.is_some() || self.life.stopping {
             return false;
         }
         let end = Position((oldest.number + 1) * geometry.segment_bytes);
@@ -271,8 +275,8 @@ impl Core {
         // The disk's answer brings the next turn.
         let rests = rewrites && pending_bytes >= PENDING_BYTES;
         let is_over = !rests && self.survey(&mut survey, end, rewrites, now);
-        let rewritten_to = self.log.end();
-        let Some(disk) = &mut self.disk else { return false };
+        let rewritten_to = self.storage.log.end();
+        let Some(disk) = &mut self.storage.disk else { return false };
         if !is_over {
             disk.survey = Some(survey);
             return !rests;
@@ -286,7 +290,7 @@ impl Core {
             disk.rewritten_to = rewritten_to;
         } else {
             disk.kept.pop_front();
-            self.log.retain_from(end);
+            self.storage.log.retain_from(end);
             self.note_room();
             io.delete_segment(oldest.number);
         }
@@ -295,10 +299,10 @@ impl Core {
 
     /// Makes the next step of a survey of the oldest file, which ends at `end`. Returns `true` if it is over.
     fn survey(&mut self, survey: &mut Survey, end: Position, rewrites: bool, now: Tick) -> bool {
-        let until = self.log.end().0.saturating_add(REWRITTEN_BYTES_PER_TURN);
+        let until = self.storage.log.end().0.saturating_add(REWRITTEN_BYTES_PER_TURN);
         let mut looks = SURVEYED_PER_TURN;
-        while survey.at < self.sessions.sessions.places() {
-            if looks == 0 || self.log.end().0 >= until {
+        while survey.at < self.home.sessions.sessions.places() {
+            if looks == 0 || self.storage.log.end().0 >= until {
                 return false;
             }
             looks -= 1;
@@ -306,15 +310,15 @@ impl Core {
             self.survey_session(survey, survey.at - 1, end, rewrites, now);
         }
         // A single session found is enough to know that state must be rewritten.
-        while survey.member_at < self.sessions.members.places() && (rewrites || !survey.is_stale) {
-            if looks == 0 || self.log.end().0 >= until {
+        while survey.member_at < self.home.sessions.members.places() && (rewrites || !survey.is_stale) {
+            if looks == 0 || self.storage.log.end().0 >= until {
                 return false;
             }
             looks -= 1;
             survey.member_at += 1;
-            let Some((key, member)) = self.sessions.members.at(survey.member_at - 1) else { continue };
+            let Some((key, member)) = self.home.sessions.members.at(survey.member_at - 1) else { continue };
             // A member's records count only behind its session's: earlier ones are outdated, and may be deleted.
-            let named_at = self.sessions.sessions.get(member.session).map_or(end, |session| session.kept_at);
+            let named_at = self.home.sessions.sessions.get(member.session).map_or(end, |session| session.kept_at);
             if member.kept_at < end.max(named_at) {
                 survey.is_stale = true;
                 if rewrites {
@@ -326,12 +330,13 @@ impl Core {
     }
 
     fn survey_session(&mut self, survey: &mut Survey, place: usize, end: Position, rewrites: bool, now: Tick) {
-        let (segment_bytes, gone) = (self.log.geometry().map_or(0, |geometry| geometry.segment_bytes), self.log.bound(end));
-        let Some((key, session)) = self.sessions.sessions.at(place) else { return };
+        let (segment_bytes, gone) =
+            (self.storage.log.geometry().map_or(0, |geometry| geometry.segment_bytes), self.storage.log.bound(end));
+        let Some((key, session)) = self.home.sessions.sessions.at(place) else { return };
         let (is_stale, members) = (session.kept_at < end, session.members.len() as u64);
-        let Some(stream) = self.streams.get_mut(session.stream) else { return };
-        let cut = stream.index.trim_while(segment_bytes, stream.hidden(), |at| self.ages.is_aged(at));
-        self.counters.dropped(DropReason::LogAge, cut);
+        let Some(stream) = self.home.streams.get_mut(session.stream) else { return };
+        let cut = stream.index.trim_while(segment_bytes, stream.hidden(), |at| self.storage.ages.is_aged(at));
+        self.cx.counters.dropped(DropReason::LogAge, cut);
         survey.retained_bytes += stream.index.bytes() + STATE_BYTES * (1 + members);
         if stream.index.holds_before(gone) && survey.holders.len() < SESSIONS_MAX {
             survey.holders.push(session.stream);
@@ -344,45 +349,45 @@ impl Core {
 
     /// The delay, in milliseconds, with which a message may be dropped by its age.
     pub(in crate::shard) fn age_step_ms(&self) -> u64 {
-        let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
+        let age_ms = self.cx.snapshot.settings.log.retention_age_s * 1000;
         // Messages appended without an age limit may get one later: to the minute.
         if age_ms == 0 { 60_000 } else { (age_ms / 256).max(1000) }
     }
 
     /// Returns `true` if the messages at these positions may be dropped by age together; without an age limit all may.
     pub(in crate::shard) fn age_together(&self, one: Position, other: Position) -> bool {
-        self.snapshot.settings.log.retention_age_s == 0 || self.ages.together(one, other)
+        self.cx.snapshot.settings.log.retention_age_s == 0 || self.storage.ages.together(one, other)
     }
 
     /// Determines, once a second, which messages are too old; each session's [`Core::trim`] removes them.
     pub(in crate::shard) fn age_log(&mut self, now: Tick) {
-        if now.mono_ms() < self.age_due_ms {
+        if now.mono_ms() < self.storage.age_due_ms {
             return;
         }
-        self.age_due_ms = now.mono_ms() + LOOK_EVERY_MS;
-        let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
-        let (wall_ms, set_forward_ms) = self.age_clock.at(now.mono_ms(), now.wall_ms, self.ages.newest_ms());
+        self.storage.age_due_ms = now.mono_ms() + LOOK_EVERY_MS;
+        let age_ms = self.cx.snapshot.settings.log.retention_age_s * 1000;
+        let (wall_ms, set_forward_ms) = self.storage.age_clock.at(now.mono_ms(), now.wall_ms, self.storage.ages.newest_ms());
         if let Some(ahead_ms) = set_forward_ms {
             tracing::warn!(
-                shard = self.shard,
+                shard = self.cx.shard,
                 ahead_ms,
                 "the wall clock was set forward: if it stays there, messages age by it in an hour"
             );
         }
-        self.ages.age(if age_ms == 0 { 0 } else { wall_ms.saturating_sub(age_ms) });
+        self.storage.ages.age(if age_ms == 0 { 0 } else { wall_ms.saturating_sub(age_ms) });
     }
 
     /// Forgets records that left the log's memory, or exceed the session's own bounds.
     pub(in crate::shard) fn trim(&mut self, key: StreamKey) {
-        let settings = &self.snapshot.settings;
+        let settings = &self.cx.snapshot.settings;
         let messages_max = match settings.log.retention_messages {
             0 => settings.session.history_messages,
             messages_max => messages_max,
         };
-        let Some(stream) = self.streams.get_mut(key) else { return };
+        let Some(stream) = self.home.streams.get_mut(key) else { return };
         if stream.home.is_some() {
             // The home decides what is retained; this is only the part at hand here.
-            stream.index.trim(self.mirror_log.retained(), messages_max);
+            stream.index.trim(self.links.mirror_log.retained(), messages_max);
             return;
         }
         // Records that nobody has seen yet do not count, and are not dropped: a reader at rest would be woken behind them.
@@ -391,36 +396,36 @@ impl Core {
         let bytes_max = cap(settings.log.retention_bytes);
         let index = &mut stream.index;
         // Each bound is checked first in a few instructions: most calls find nothing to do.
-        let by_memory = index.trim(self.log.retained(), 0);
+        let by_memory = index.trim(self.storage.log.retained(), 0);
         let mut by_age = 0;
-        if index.may_hold_before(self.log.bound(self.ages.end())) {
-            let segment_bytes = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
-            by_age = index.trim_while(segment_bytes, hidden, |at| self.ages.is_aged(at));
+        if index.may_hold_before(self.storage.log.bound(self.storage.ages.end())) {
+            let segment_bytes = self.storage.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
+            by_age = index.trim_while(segment_bytes, hidden, |at| self.storage.ages.is_aged(at));
         }
-        let by_count = index.trim(self.log.bound(Position(0)), messages_max);
+        let by_count = index.trim(self.storage.log.bound(Position(0)), messages_max);
         let by_bytes = if index.bytes() > bytes_max { index.trim_bytes(bytes_max, hidden.max(1)) } else { 0 };
         if by_memory + by_age + by_count + by_bytes > 0 {
-            self.counters.dropped(DropReason::LogMemory, by_memory);
-            self.counters.dropped(DropReason::LogAge, by_age);
-            self.counters.dropped(DropReason::HistoryMessages, by_count);
-            self.counters.dropped(DropReason::LogBytes, by_bytes);
+            self.cx.counters.dropped(DropReason::LogMemory, by_memory);
+            self.cx.counters.dropped(DropReason::LogAge, by_age);
+            self.cx.counters.dropped(DropReason::HistoryMessages, by_count);
+            self.cx.counters.dropped(DropReason::LogBytes, by_bytes);
         }
     }
 
     /// The chain value of the last record.
     #[must_use]
     pub fn log_chain(&self) -> u32 {
-        self.log.chain()
+        self.storage.log.chain()
     }
 
     /// Handles the deletion of a file of the log by somebody else. Its records can be read as long as this process runs; messages
     /// that would be lost with it are no longer acknowledged.
     pub(in crate::shard) fn on_segment_lost(&mut self, number: u64, now: Tick) {
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         (disk.failed, disk.lost) = (Some(ENOENT), true);
-        self.counters.log_failed.set(1);
+        self.cx.counters.log_failed.set(1);
         tracing::error!(
-            shard = self.shard,
+            shard = self.cx.shard,
             segment = crate::log::segment_name(number),
             "a file of the log was deleted while it is in use: no more messages are taken; its content is lost when this process ends, so \
              copy it from /proc first, as docs/OPERATING.md says"
@@ -431,23 +436,26 @@ impl Core {
     /// Returns `true` if everything to be kept is on disk, synced: the messages, and the members' values.
     #[must_use]
     pub fn log_is_whole(&self) -> bool {
-        let (end, is_owed) = (self.log.end(), self.is_anything_owed());
-        self.disk.as_ref().is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
+        let (end, is_owed) = (self.storage.log.end(), self.is_anything_owed());
+        self.storage
+            .disk
+            .as_ref()
+            .is_some_and(|disk| disk.failed.is_none() && disk.sync_failed.is_none() && disk.synced_to >= end)
             && !is_owed
     }
 
     /// Returns `true` if the log is settled: everything is appended and synced, or cannot be.
     pub(in crate::shard) fn log_settled(&self) -> bool {
         let may_append = || self.is_anything_owed() && !self.log_is_behind();
-        self.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.log.end()) && !may_append())
+        self.storage.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.storage.log.end()) && !may_append())
     }
 
     pub(in crate::shard) fn on_segment_gone(&mut self, number: u64, result: Result<(), i32>) {
         match result {
-            Ok(()) => self.counters.log_segments.subtract(1),
+            Ok(()) => self.cx.counters.log_segments.subtract(1),
             Err(errno) => {
                 let error = std::io::Error::from_raw_os_error(errno);
-                tracing::warn!(shard = self.shard, segment = number, %error, "a file of the log that is no longer needed could not be deleted");
+                tracing::warn!(shard = self.cx.shard, segment = number, %error, "a file of the log that is no longer needed could not be deleted");
             }
         }
     }

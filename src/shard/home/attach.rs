@@ -30,19 +30,19 @@ pub(in crate::shard) fn epoch_name(epoch: u64) -> String {
 
 impl Core {
     pub(in crate::shard) fn session_hash(&self, session_id: &str) -> u64 {
-        self.key.hash64(&[b"session", session_id.as_bytes()])
+        self.cx.key.hash64(&[b"session", session_id.as_bytes()])
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "shards are at most 256")]
     pub(in crate::shard) const fn shard_number(&self) -> u16 {
-        self.shard as u16
+        self.cx.shard as u16
     }
 
     /// The session of a request at home here; `None` if it is new and may be created.
     fn session_for(&self, request: &AttachRequest, user: u64) -> Result<Option<SessionKey>, Refusal> {
         let refusal = |code, message: String, pointer: &'static str| refusal_of(request, code, message, pointer);
-        if let Some(key) = self.sessions.find(request.session) {
-            let stream = self.sessions.sessions.get(key).and_then(|session| self.streams.get(session.stream));
+        if let Some(key) = self.home.sessions.find(request.session) {
+            let stream = self.home.sessions.sessions.get(key).and_then(|session| self.home.streams.get(session.stream));
             if stream.is_none_or(|stream| stream.session_id != request.session_id) {
                 return Err(refusal(
                     ErrorCode::InternalUnavailable,
@@ -67,11 +67,11 @@ impl Core {
         request: &AttachRequest,
         now: Tick,
     ) -> Result<AttachAnswer, Refusal> {
-        let user = self.sessions.target(Target::User, subject_of(request));
-        let client = self.sessions.target(Target::Client, &request.client_id);
+        let user = self.home.sessions.target(Target::User, subject_of(request));
+        let client = self.home.sessions.target(Target::Client, &request.client_id);
         // All checks that may refuse come before anything is created.
         let there = self.session_for(request, user)?;
-        let known = there.and_then(|session| self.sessions.member(session, client));
+        let known = there.and_then(|session| self.home.sessions.member(session, client));
         let no_room = |(code, message), pointer| refusal_of(request, code, message, pointer);
         let gives_way = match there.filter(|_| known.is_none()) {
             Some(session) => self.room_for_member(session, user, now).map_err(|why| no_room(why, "/session_id"))?,
@@ -87,19 +87,21 @@ impl Core {
             self.forget_member(other, now);
         }
         let (stream, epoch) =
-            self.sessions.sessions.get(session).map_or((StreamKey::unpack(0), 0), |entry| (entry.stream, entry.epoch));
+            self.home.sessions.sessions.get(session).map_or((StreamKey::unpack(0), 0), |entry| (entry.stream, entry.epoch));
         self.trim(stream);
-        let (oldest, head) = self.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.head()));
+        let (oldest, head) = self.home.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.head()));
         let member = known.unwrap_or_else(|| self.add_member(session, request, head, now));
         // Actions on an earlier connection are in the log before those on this one.
         if self.settle_early(member) {
             self.publish_entitlements(io, member);
         }
-        let receipt =
-            known.and_then(|member| self.sessions.members.get(member)).map(|member| member.received_seq).filter(|seq| *seq > 0);
+        let receipt = known
+            .and_then(|member| self.home.sessions.members.get(member))
+            .map(|member| member.received_seq)
+            .filter(|seq| *seq > 0);
         let resume = request.resume.as_ref().map(|(epoch, seq)| (&**epoch, *seq));
         let wanted = StartRequest { resume, wanted: request.wanted };
-        let past = self.sessions.sessions.get(session).map_or(&[][..], |session| &session.past_epochs);
+        let past = self.home.sessions.sessions.get(session).map_or(&[][..], |session| &session.past_epochs);
         let begin = start(&wanted, receipt, oldest, head, |name| {
             let past = past.iter().find(|(epoch, _)| name == epoch_name(*epoch)).map(|(_, last)| *last);
             if name == epoch_name(epoch) { Some(head) } else { past }
@@ -113,7 +115,7 @@ impl Core {
             self.keep_new(member, now);
         }
         let mirror_from = self.mirror_for(session, request.place.shard, head);
-        let Some(entry) = self.sessions.members.get_mut(member) else { return Err(gone(request)) };
+        let Some(entry) = self.home.sessions.members.get_mut(member) else { return Err(gone(request)) };
         entry.entitlements.echo = request.echo;
         entry.entitlements.prune(oldest);
         let is_whole = entry.entitlements.forgotten_to() <= begin.cursor;
@@ -133,11 +135,11 @@ impl Core {
     }
 
     fn add_member(&mut self, session: SessionKey, request: &AttachRequest, head: u64, now: Tick) -> MemberKey {
-        let hidden_to = if self.snapshot.settings.session.history == HistoryView::FromJoin { head } else { 0 };
+        let hidden_to = if self.cx.snapshot.settings.session.history == HistoryView::FromJoin { head } else { 0 };
         let subject = subject_of(request);
-        let entitlements = self.sessions.entitle(&request.client_id, subject, &request.roles, hidden_to);
-        let (roles, _) = self.sessions.share_roles(&request.roles);
-        self.sessions.add_member(Member {
+        let entitlements = self.home.sessions.entitle(&request.client_id, subject, &request.roles, hidden_to);
+        let (roles, _) = self.home.sessions.share_roles(&request.roles);
+        self.home.sessions.add_member(Member {
             session,
             client_id: request.client_id.clone(),
             subject_bytes: request.subject_bytes,
@@ -168,7 +170,7 @@ impl Core {
         let mut is_owed = false;
         for room in &request.rooms {
             let from = cursor + 1;
-            if !self.sessions.apply(member, Fact::Joined { room, from }).changed {
+            if !self.home.sessions.apply(member, Fact::Joined { room, from }).changed {
                 continue;
             }
             is_owed |= is_behind;
@@ -184,7 +186,7 @@ impl Core {
 
     /// Moves a member's connection to `place`; an earlier connection is replaced.
     fn take_place<I: Io>(&mut self, io: &mut I, key: MemberKey, place: Place, now: Tick) {
-        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        let Some(member) = self.home.sessions.members.get_mut(key) else { return };
         let before = member.place.replace(place);
         let returns = member.told_lost;
         member.told_lost = false;
@@ -199,7 +201,7 @@ impl Core {
                 }
             }
             Some(_) => {}
-            None => self.counters.members_present.add(1),
+            None => self.cx.counters.members_present.add(1),
         }
         if returns {
             self.tell_presence(key, PresenceChange::Join, None);
@@ -211,7 +213,7 @@ impl Core {
         if shard == self.shard_number() {
             return 0;
         }
-        let Some(entry) = self.sessions.sessions.get_mut(session) else { return 0 };
+        let Some(entry) = self.home.sessions.sessions.get_mut(session) else { return 0 };
         if let Some(mirror) = entry.mirrors.iter().find(|mirror| mirror.shard == shard) {
             return mirror.next_seq;
         }
@@ -222,14 +224,18 @@ impl Core {
     /// The connection's side of an attachment: adds the reader to the stream, and sends the welcome.
     pub(in crate::shard) fn install(&mut self, request: &AttachRequest, answer: AttachAnswer, now: Tick) {
         let place = request.place;
-        let home = self.key.home_shard(&request.session_id, self.mesh.shards());
-        let stream = if home == self.shard {
-            self.sessions.find(request.session).and_then(|key| self.sessions.sessions.get(key)).map(|session| session.stream)
+        let home = self.cx.key.home_shard(&request.session_id, self.links.mesh.shards());
+        let stream = if home == self.cx.shard {
+            self.home
+                .sessions
+                .find(request.session)
+                .and_then(|key| self.home.sessions.sessions.get(key))
+                .map(|session| session.stream)
         } else {
-            self.mirrors.get(&request.session).copied()
+            self.links.mirrors.get(&request.session).copied()
         };
         let Some(stream) = stream else { return };
-        let Some(entry) = self.streams.get_mut(stream) else { return };
+        let Some(entry) = self.home.streams.get_mut(stream) else { return };
         if entry.opening {
             entry.opening = false;
             entry.index.restart(answer.mirror_from);
@@ -261,13 +267,13 @@ impl Core {
         let head_id = self.event_id();
         let head = Head { id: &head_id, session_id: &request.session_id };
         self.event_after(place, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
-        self.counters.replayed.add(answer.head.saturating_sub(answer.cursor));
+        self.cx.counters.replayed.add(answer.head.saturating_sub(answer.cursor));
         self.mark(place.conn);
     }
 
     fn greet(&mut self, request: &AttachRequest, answer: &AttachAnswer, now: Tick) {
         let id = request.place.conn;
-        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
         let settings = &snapshot.settings;
         let connection_id = self.connection_id(id);
         let epoch = epoch_name(answer.epoch);
@@ -314,13 +320,13 @@ impl Core {
 
     /// Handles `rw.attach` on this connection's side: reserves an attachment and asks the home.
     pub(in crate::shard) fn ask_to_attach<I: Io>(&mut self, io: &mut I, id: ConnId, mut request: AttachRequest, now: Tick) {
-        let attached_max = self.snapshot.settings.limits.max_attached_sessions;
+        let attached_max = self.cx.snapshot.settings.limits.max_attached_sessions;
         let head = Head { id: &request.command_id.clone(), session_id: &request.session_id.clone() };
         let Some(conn) = self.conn(id) else { return };
         let sessions = conn.slots.iter().filter_map(|slot| match slot {
             Slot::Free => None,
             Slot::Asked(asked) => Some(asked.session),
-            Slot::Attached(attachment) => self.streams.get(attachment.stream).map(|stream| stream.hash),
+            Slot::Attached(attachment) => self.home.streams.get(attachment.stream).map(|stream| stream.hash),
         });
         let (mut used, mut again) = (0, false);
         for session in sessions {
@@ -332,7 +338,7 @@ impl Core {
             return self.refuse_with(id, head, ErrorCode::SessionAlreadyAttached, message, Some("/session_id"));
         }
         if used >= attached_max {
-            self.counters.limit_reached(LimitReached::AttachedSessions);
+            self.cx.counters.limit_reached(LimitReached::AttachedSessions);
             let message = format!("a connection may be in {attached_max} sessions (limits.max_attached_sessions)");
             return self.refuse_with(id, head, ErrorCode::LimitAttached, &message, Some("/session_id"));
         }
@@ -341,19 +347,19 @@ impl Core {
         request.place.attachment = u16::try_from(number).unwrap_or(u16::MAX);
         request.place.ticket = conn.next_ticket;
         conn.next_ticket = conn.next_ticket.wrapping_add(1);
-        let home = self.key.home_shard(&request.session_id, self.mesh.shards());
-        if home == self.shard {
+        let home = self.cx.key.home_shard(&request.session_id, self.links.mesh.shards());
+        if home == self.cx.shard {
             return match self.attach_home(io, &request, now) {
                 Ok(answer) => self.install(&request, answer, now),
                 Err(refusal) => self.refuse(id, &refusal),
             };
         }
-        if !self.mirrors.contains_key(&request.session) {
+        if !self.links.mirrors.contains_key(&request.session) {
             let home = u16::try_from(home).unwrap_or(u16::MAX);
-            let stream = self.streams.insert(Stream::new(&request.session_id, request.session, Some(home), 1));
-            self.mirrors.insert(request.session, stream);
+            let stream = self.home.streams.insert(Stream::new(&request.session_id, request.session, Some(home), 1));
+            self.links.mirrors.insert(request.session, stream);
         }
-        if let Some(stream) = self.mirrors.get(&request.session).and_then(|key| self.streams.get_mut(*key)) {
+        if let Some(stream) = self.links.mirrors.get(&request.session).and_then(|key| self.home.streams.get_mut(*key)) {
             stream.asked += 1;
         }
         let asked = AttachRequest { roles: request.roles.clone(), ..copy_of(&request) };
@@ -371,8 +377,8 @@ impl Core {
     }
 
     pub(in crate::shard) fn error_frame(&mut self, refusal: &Refusal) -> RefusalFrame {
-        self.counters.refused.increment();
-        let mut frame = self.buffers.take();
+        self.cx.counters.refused.increment();
+        let mut frame = self.cx.buffers.take();
         let open = OpenFrame::begin(&mut frame);
         crate::protocol::error(&mut frame, &Failure::of(refusal, None));
         open.finish(Opcode::Text, &mut frame);
@@ -388,7 +394,7 @@ impl Core {
         outcome: Result<AttachAnswer, RefusalFrame>,
         now: Tick,
     ) {
-        if let Some(stream) = self.mirrors.get(&session).and_then(|key| self.streams.get_mut(*key)) {
+        if let Some(stream) = self.links.mirrors.get(&session).and_then(|key| self.home.streams.get_mut(*key)) {
             stream.asked = stream.asked.saturating_sub(1);
         }
         let slot = self.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment)));
@@ -407,7 +413,7 @@ impl Core {
             }
             (Some(asked), Err(frame)) => {
                 self.queue_frame(place.conn, &frame);
-                self.buffers.give(frame);
+                self.cx.buffers.give(frame);
                 drop(asked);
             }
             // The connection is gone. Its Detach is on the way, or was sent without a member to name: tell the home now.
@@ -417,7 +423,7 @@ impl Core {
                     self.send_control(io, home, LaneMessage::Detach { member: answer.member, place, clean: false, leave: false });
                 }
             }
-            (None, Err(frame)) => self.buffers.give(frame),
+            (None, Err(frame)) => self.cx.buffers.give(frame),
         }
         self.release_mirror(io, session);
     }
@@ -432,14 +438,14 @@ impl Core {
         if roles == asked.roles {
             return;
         }
-        let home = self.key.home_shard(&asked.session_id, self.mesh.shards());
+        let home = self.cx.key.home_shard(&asked.session_id, self.links.mesh.shards());
         let home = u16::try_from(home).unwrap_or(u16::MAX);
         self.send_control(io, home, LaneMessage::Roles { member, place: asked.place, roles });
     }
 
     /// The shard whose lane is being read, which sent the answer.
     const fn home_of(&self, _answer: &AttachAnswer) -> Option<u16> {
-        self.reading_from
+        self.links.reading_from
     }
 
     /// Detaches a connection from all its sessions.
@@ -477,7 +483,7 @@ impl Core {
                 self.member_left(attachment.member, place, clean, leave, now);
             }
             Some(home) => {
-                let session = self.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
+                let session = self.home.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
                 self.send_control(io, home, LaneMessage::Detach { member: attachment.member, place, clean, leave });
                 self.note_spoke_elsewhere(id);
                 self.release_mirror(io, session);
@@ -495,21 +501,21 @@ impl Core {
 
     fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
         for ordered in ordered {
-            self.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
-            self.buffers.give(ordered.what.into_buffer());
+            self.cx.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
+            self.cx.buffers.give(ordered.what.into_buffer());
         }
     }
 
     /// Frees the attachments whose last reply was sent; their homes have released them before.
     pub(in crate::shard) fn free_left<I: Io>(&mut self, io: &mut I) {
-        while let Some(place) = self.left.pop() {
+        while let Some(place) = self.connections.left.pop() {
             if self.attachment_at(place).is_none() {
                 continue;
             }
             let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.take_attachment(place.attachment)) else {
                 continue;
             };
-            let session = self.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
+            let session = self.home.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
             if self.remove_reader(attachment.stream, attachment.reader).is_some() {
                 self.note_spoke_elsewhere(place.conn);
                 self.release_mirror(io, session);
@@ -520,7 +526,7 @@ impl Core {
 
     /// Removes a reader from a stream; the last reader moves to its place. Returns the stream's home, if that is another shard.
     fn remove_reader(&mut self, stream: StreamKey, reader: u32) -> Option<u16> {
-        let entry = self.streams.get_mut(stream)?;
+        let entry = self.home.streams.get_mut(stream)?;
         let home = entry.home;
         let place = reader as usize;
         if place < entry.readers.len() {
@@ -546,14 +552,14 @@ impl Core {
 
     /// Drops a mirror that has no readers and no pending attach.
     pub(in crate::shard) fn release_mirror<I: Io>(&mut self, io: &mut I, session: u64) {
-        let Some(key) = self.mirrors.get(&session).copied() else { return };
-        let Some(stream) = self.streams.get(key) else { return };
+        let Some(key) = self.links.mirrors.get(&session).copied() else { return };
+        let Some(stream) = self.home.streams.get(key) else { return };
         if !stream.readers.is_empty() || stream.asked > 0 {
             return;
         }
         let home = stream.home;
-        self.mirrors.remove(&session);
-        self.streams.remove(key);
+        self.links.mirrors.remove(&session);
+        self.home.streams.remove(key);
         if let Some(home) = home {
             self.send_control(io, home, LaneMessage::Unmirror { session, shard: self.shard_number() });
         }
@@ -562,12 +568,12 @@ impl Core {
     /// The first session of a connection, which events about the connection as a whole name.
     pub(in crate::shard) fn first_session(&self, id: ConnId) -> Box<str> {
         let stream = self.conn(id).and_then(|conn| conn.attachments().next()).map(|(_, attachment)| attachment.stream);
-        stream.and_then(|stream| self.streams.get(stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
+        stream.and_then(|stream| self.home.streams.get(stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
     }
 
     /// An id for an event of the gateway's own.
     pub(in crate::shard) fn event_id(&mut self) -> String {
-        format!("rw-{:016x}", self.next_random())
+        format!("rw-{:016x}", self.cx.next_random())
     }
 
     /// The name of a connection in logs, metrics and the welcome.

@@ -28,16 +28,16 @@ pub(in crate::shard) struct HeldCommand {
 impl Core {
     /// The level of a member's session, and the newest seq appended there.
     pub(in crate::shard) fn place_in_order(&self, member: MemberKey) -> (Level, u64) {
-        let session = self.sessions.members.get(member).map(|member| member.session);
+        let session = self.home.sessions.members.get(member).map(|member| member.session);
         let Some(session) = session else { return (Level::Memory, 0) };
-        let stream = self.stream_of(member).and_then(|stream| self.streams.get(stream));
+        let stream = self.stream_of(member).and_then(|stream| self.home.streams.get(stream));
         (self.level_of(session), stream.map_or(0, |stream| stream.index.head()))
     }
 
     /// The stream of a member's session; `None` if the member has been removed.
     fn stream_of(&self, member: MemberKey) -> Option<StreamKey> {
-        let session = self.sessions.members.get(member)?.session;
-        Some(self.sessions.sessions.get(session)?.stream)
+        let session = self.home.sessions.members.get(member)?.session;
+        Some(self.home.sessions.sessions.get(session)?.stream)
     }
 
     /// Checks that a member's command may have a record. Returns the refusal if not.
@@ -45,11 +45,11 @@ impl Core {
         if let Some(refused) = self.log_refuses_record(level, STATE_RECORD_BYTES_MAX) {
             return Err(refused);
         }
-        if self.disk.is_some() && !self.takes(io, place, now) {
+        if self.storage.disk.is_some() && !self.takes(io, place, now) {
             return Err((ErrorCode::LimitBackpressure, TOO_MUCH));
         }
-        if self.held_bytes() > self.snapshot.settings.limits.shard_memory_bytes as u64 {
-            self.counters.limit_reached(LimitReached::ShardMemory);
+        if self.held_bytes() > self.cx.snapshot.settings.limits.shard_memory_bytes as u64 {
+            self.cx.counters.limit_reached(LimitReached::ShardMemory);
             return Err((ErrorCode::LimitBackpressure, TOO_MUCH));
         }
         Ok(())
@@ -83,7 +83,7 @@ impl Core {
     ) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         // A repeat is answered like the first one.
-        if let Some(from) = self.sessions.stay(member, room) {
+        if let Some(from) = self.home.sessions.stay(member, room) {
             let seq = from.saturating_sub(1);
             return self.repeat(io, place, member, envelope, now, |out| crate::protocol::joined(out, head, room, seq));
         }
@@ -111,7 +111,7 @@ impl Core {
         now: Tick,
     ) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        if self.sessions.stay(member, room).is_none() {
+        if self.home.sessions.stay(member, room).is_none() {
             return self.repeat(io, place, member, envelope, now, |out| crate::protocol::left(out, head, room));
         }
         let (level, seq) = self.place_in_order(member);
@@ -125,7 +125,7 @@ impl Core {
     }
 
     fn promise(&mut self, member: MemberKey, each: Move) {
-        if let Some(member) = self.sessions.members.get_mut(member) {
+        if let Some(member) = self.home.sessions.members.get_mut(member) {
             member.underway_mut().moves.push_back(each);
         }
     }
@@ -152,12 +152,12 @@ impl Core {
         }
         self.write_whole(member, now);
         let held = HeldCommand { member, after: seq, detaches: false };
-        self.answer_when_durable(io, held, level, place, self.log.end(), now, write);
+        self.answer_when_durable(io, held, level, place, self.storage.log.end(), now, write);
     }
 
     /// Returns `true` if all of a member's actions are as durable as they should be.
     fn is_all_durable(&self, member: MemberKey, level: Level) -> bool {
-        let Some(member) = self.sessions.members.get(member) else { return true };
+        let Some(member) = self.home.sessions.members.get(member) else { return true };
         // With early delivery a fact takes effect before it is durable.
         let waits = member.underway.as_ref().is_some_and(|underway| !underway.moves.is_empty() || underway.held > 0);
         !waits && (level == Level::Memory || member.owed & WHOLE == 0 && self.pending_to(level) == 0)
@@ -170,7 +170,7 @@ impl Core {
         self.refuse_answers(member);
         let write = |out: &mut Vec<u8>| crate::protocol::detached(out, head);
         let (level, seq) = self.place_in_order(member);
-        let waits = self.sessions.members.get(member).and_then(|member| member.underway.as_ref());
+        let waits = self.home.sessions.members.get(member).and_then(|member| member.underway.as_ref());
         let is_held = waits.is_some_and(|underway| underway.held > 0);
         let (level, after) = if is_held { (level, seq) } else { (Level::Memory, self.head_of(member)) };
         let held = HeldCommand { member, after, detaches: true };
@@ -196,10 +196,10 @@ impl Core {
             return self.conclude_command(io, held, place, Position(u64::MAX), frame, now);
         }
         // With early delivery, the fact takes effect early, too.
-        if self.snapshot.settings.log.early_delivery && self.settle_early(held.member) {
+        if self.cx.snapshot.settings.log.early_delivery && self.settle_early(held.member) {
             self.publish_entitlements(io, held.member);
         }
-        if let Some(member) = self.sessions.members.get_mut(held.member) {
+        if let Some(member) = self.home.sessions.members.get_mut(held.member) {
             member.underway_mut().held += 1;
         }
         self.hold_command(held, level, place, end, write);
@@ -215,7 +215,7 @@ impl Core {
         frame: &[u8],
         now: Tick,
     ) {
-        if let Some(underway) = self.sessions.members.get_mut(held.member).and_then(|member| member.underway.as_mut()) {
+        if let Some(underway) = self.home.sessions.members.get_mut(held.member).and_then(|member| member.underway.as_mut()) {
             underway.held = underway.held.saturating_sub(1);
         }
         let mut bytes = self.buffer_for(place);
@@ -233,7 +233,7 @@ impl Core {
         now: Tick,
     ) {
         let changed = self.settle_moves(held.member, limit);
-        if let Some(member) = self.sessions.members.get_mut(held.member) {
+        if let Some(member) = self.home.sessions.members.get_mut(held.member) {
             member.tidy();
         }
         if changed {
@@ -251,7 +251,7 @@ impl Core {
     /// changed the member.
     pub(in crate::shard) fn settle_moves(&mut self, member: MemberKey, limit: Position) -> bool {
         let mut changed = false;
-        while let Some((each, applied)) = self.sessions.settle_move(member, limit) {
+        while let Some((each, applied)) = self.home.sessions.settle_move(member, limit) {
             self.note_forgotten(applied);
             if applied.changed {
                 let change = if each.joins { PresenceChange::Join } else { PresenceChange::Leave };
@@ -265,7 +265,7 @@ impl Core {
     /// Applies all moves of a member before their records are durable. Returns `true` if any of them changed it.
     pub(in crate::shard) fn settle_early(&mut self, member: MemberKey) -> bool {
         let changed = self.settle_moves(member, Position(u64::MAX));
-        if changed && let Some(stream) = self.stream_of(member).and_then(|stream| self.streams.get_mut(stream)) {
+        if changed && let Some(stream) = self.stream_of(member).and_then(|stream| self.home.streams.get_mut(stream)) {
             // Messages before a departure that are hidden still are for it, too.
             stream.everyone_to = stream.index.head();
         }
@@ -274,8 +274,8 @@ impl Core {
 
     pub(in crate::shard) fn note_forgotten(&self, applied: Applied) {
         if applied.forgotten > 0 {
-            self.counters.limit_reached(LimitReached::EndedStays);
-            self.counters.dropped(DropReason::StayForgotten, applied.forgotten);
+            self.cx.counters.limit_reached(LimitReached::EndedStays);
+            self.cx.counters.dropped(DropReason::StayForgotten, applied.forgotten);
         }
     }
 
@@ -289,7 +289,7 @@ impl Core {
         head: Option<Head<'_>>,
         now: Tick,
     ) {
-        if let Some(member) = self.sessions.members.get_mut(held.member)
+        if let Some(member) = self.home.sessions.members.get_mut(held.member)
             && let Some(underway) = &mut member.underway
         {
             underway.held = underway.held.saturating_sub(1);
@@ -298,7 +298,7 @@ impl Core {
         }
         if held.detaches {
             // Records that the failed disk hides are never shown: the answer does not wait for their places.
-            let stream = self.stream_of(held.member).and_then(|stream| self.streams.get(stream));
+            let stream = self.stream_of(held.member).and_then(|stream| self.home.streams.get(stream));
             let after = stream.map_or(held.after, |stream| held.after.min(stream.head()));
             self.member_left(held.member, place, true, true, now);
             self.look_again(place);
@@ -308,7 +308,7 @@ impl Core {
         }
         let Some(head) = head else { return };
         let (code, retry_after_ms) = (ErrorCode::LimitDisk, Some(crate::shard::inbound::frames::RETRY_AFTER_MS));
-        self.counters.refused.increment();
+        self.cx.counters.refused.increment();
         self.reply_to(place, AT_ONCE, |out| {
             error(out, &Failure { head, code, message: STATE_FAILED, retry_after_ms, pointer: None, frame: None });
         });

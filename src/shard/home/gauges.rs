@@ -70,7 +70,7 @@ fn memory_of(answer: &Answer) -> u64 {
 impl Core {
     /// Returns `true` if the log is so far behind, or so full, that only urgent records are appended.
     pub(in crate::shard) fn log_is_behind(&self) -> bool {
-        let Some(disk) = &self.disk else { return false };
+        let Some(disk) = &self.storage.disk else { return false };
         disk.failed.is_some()
             || self.pending_bytes() >= HOLDS_AT_BYTES
             || self.has_no_room(disk, Level::Written, STATE_RECORD_BYTES_MAX)
@@ -95,14 +95,14 @@ impl Core {
         if self.refuses_fact(io, place, level, envelope, now) {
             return;
         }
-        let answers = self.sessions.members.get(member).and_then(|member| member.underway.as_ref());
+        let answers = self.home.sessions.members.get(member).and_then(|member| member.underway.as_ref());
         if answers.is_some_and(|underway| underway.answers.len() >= ANSWERS_WAITING_MAX) {
-            self.counters.limit_reached(LimitReached::PresenceAnswers);
+            self.cx.counters.limit_reached(LimitReached::PresenceAnswers);
             let message = "too many presence updates of this member wait for the log, which records one a second: send fewer, or wait for the answers";
             return self.refuse_command(place, envelope, (ErrorCode::LimitBackpressure, message), "");
         }
         if let Ok(data) = std::str::from_utf8(data) {
-            self.sessions.apply(member, Fact::Presence(data));
+            self.home.sessions.apply(member, Fact::Presence(data));
         }
         self.tell_presence(member, PresenceChange::Data, None);
         if level == Level::Memory {
@@ -112,11 +112,11 @@ impl Core {
         }
         let number = self.number_of(place);
         let answer = Answer { to: place, id: envelope.id.into(), number };
-        if let Some(disk) = &mut self.disk {
+        if let Some(disk) = &mut self.storage.disk {
             disk.owed.answers += 1;
             disk.owed.answers_bytes += memory_of(&answer);
         }
-        if let Some(member) = self.sessions.members.get_mut(member) {
+        if let Some(member) = self.home.sessions.members.get_mut(member) {
             member.underway_mut().answers.push(answer);
         }
         self.owe(member, PRESENCE, now);
@@ -124,24 +124,24 @@ impl Core {
 
     /// Handles `rw.received`.
     pub(in crate::shard) fn receive(&mut self, member: MemberKey, seq: u64, now: Tick) {
-        if self.sessions.apply(member, Fact::Received(seq)).changed {
+        if self.home.sessions.apply(member, Fact::Received(seq)).changed {
             self.owe(member, RECEIPT, now);
         }
     }
 
     /// Gives a member the roles of a new token, at once.
     pub(in crate::shard) fn give_roles(&mut self, member: MemberKey, roles: &[Box<str>], now: Tick) {
-        if self.sessions.apply(member, Fact::Roles(roles)).changed {
+        if self.home.sessions.apply(member, Fact::Roles(roles)).changed {
             self.owe(member, ROLES, now);
         }
     }
 
     /// Notes that a value of a member is newer than the log's. It is logged now, or when the member is due.
     fn owe(&mut self, key: MemberKey, what: u8, now: Tick) {
-        if self.disk.is_none() {
+        if self.storage.disk.is_none() {
             return;
         }
-        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        let Some(member) = self.home.sessions.members.get_mut(key) else { return };
         let is_queued = member.owed & QUEUED != 0;
         member.owed |= what | QUEUED;
         if is_queued {
@@ -150,22 +150,22 @@ impl Core {
         if !self.log_is_behind() {
             self.write_owed(key, now);
         }
-        if let Some(disk) = &mut self.disk {
+        if let Some(disk) = &mut self.storage.disk {
             disk.owed.queue.push_back((now.mono_ms() + EVERY_MS, key));
         }
     }
 
     /// Logs that a member came or went, as soon as the log takes it.
     pub(in crate::shard) fn keep_place(&mut self, key: MemberKey, now: Tick) {
-        let session = self.sessions.members.get(key).and_then(|member| self.sessions.sessions.get(member.session));
+        let session = self.home.sessions.members.get(key).and_then(|member| self.home.sessions.sessions.get(member.session));
         // A channel's reader is forgotten when it goes; one that the log still has was attached when the process ended.
-        if self.disk.is_none() || session.is_none_or(|session| session.channel) {
+        if self.storage.disk.is_none() || session.is_none_or(|session| session.channel) {
             return;
         }
         if self.log_is_behind() {
             return self.owe(key, PLACE, now);
         }
-        if let Some(member) = self.sessions.members.get_mut(key) {
+        if let Some(member) = self.home.sessions.members.get_mut(key) {
             member.owed |= PLACE;
         }
         self.write(key, PLACE, now);
@@ -173,7 +173,7 @@ impl Core {
 
     /// Appends the values of a member that are to be logged.
     pub(in crate::shard) fn write_owed(&mut self, key: MemberKey, now: Tick) {
-        if self.disk.is_none() || self.log_is_behind() {
+        if self.storage.disk.is_none() || self.log_is_behind() {
             return;
         }
         self.write_whole(key, now);
@@ -185,7 +185,7 @@ impl Core {
 
     /// Ensures that the log knows the member before further records about it.
     pub(in crate::shard) fn write_whole(&mut self, key: MemberKey, now: Tick) {
-        let Some(member) = self.sessions.members.get_mut(key).filter(|member| member.owed & WHOLE != 0) else { return };
+        let Some(member) = self.home.sessions.members.get_mut(key).filter(|member| member.owed & WHOLE != 0) else { return };
         member.owed &= QUEUED;
         let session = member.session;
         self.keep_session_first(session, now);
@@ -205,7 +205,7 @@ impl Core {
         now: Tick,
     ) -> Option<(ErrorCode, &'static str)> {
         // Ids of messages to a channel belong to its shard, whoever reads it.
-        self.sessions.sessions.get(session).filter(|session| !session.channel)?;
+        self.home.sessions.sessions.get(session).filter(|session| !session.channel)?;
         let refused = self.log_refuses_record(self.level_of(session), record_bytes(envelope) + 2 * STATE_RECORD_BYTES_MAX);
         if refused.is_none() {
             self.write_whole(member, now);
@@ -220,8 +220,8 @@ impl Core {
         envelope: &Envelope<'_>,
         now: Tick,
     ) -> Option<(ErrorCode, &'static str)> {
-        let is_kept = self.sessions.sessions.get(session).is_none_or(|session| session.kept_at > Position(0));
-        if is_kept || self.disk.is_none() || envelope.ephemeral {
+        let is_kept = self.home.sessions.sessions.get(session).is_none_or(|session| session.kept_at > Position(0));
+        if is_kept || self.storage.disk.is_none() || envelope.ephemeral {
             return None;
         }
         let refused = self.log_refuses_record(self.level_of(session), record_bytes(envelope) + STATE_RECORD_BYTES_MAX);
@@ -234,7 +234,7 @@ impl Core {
     /// Handles the purge of a member's presence data: the log has the member's state without it, and commands that wait for its
     /// record wait for that of the purge.
     pub(in crate::shard) fn keep_bare(&mut self, key: MemberKey, now: Tick) {
-        let Some(member) = self.sessions.members.get_mut(key).filter(|_| self.disk.is_some()) else { return };
+        let Some(member) = self.home.sessions.members.get_mut(key).filter(|_| self.storage.disk.is_some()) else { return };
         member.owed &= !PRESENCE;
         if member.owed & WHOLE == 0 {
             self.keep_member(key, now);
@@ -244,7 +244,7 @@ impl Core {
 
     /// Handles the end of a member's connection: commands that wait for the end of a second, or for the log, are answered before.
     pub(in crate::shard) fn flush_answers(&mut self, key: MemberKey, place: Place, now: Tick) {
-        let member = self.sessions.members.get(key).filter(|member| member.place == Some(place));
+        let member = self.home.sessions.members.get(key).filter(|member| member.place == Some(place));
         if member.and_then(|member| member.underway.as_ref()).is_some_and(|underway| !underway.answers.is_empty()) {
             self.write_owed(key, now);
             self.refuse_answers(key);
@@ -253,20 +253,20 @@ impl Core {
 
     /// Logs a new member, or one that is in rooms by its hello, now or as soon as the log takes it.
     pub(in crate::shard) fn keep_new(&mut self, key: MemberKey, now: Tick) {
-        if self.disk.is_none() {
+        if self.storage.disk.is_none() {
             return;
         }
         if self.log_is_behind() {
             return self.owe(key, WHOLE, now);
         }
-        if let Some(member) = self.sessions.members.get_mut(key) {
+        if let Some(member) = self.home.sessions.members.get_mut(key) {
             member.owed |= WHOLE;
         }
         self.write_whole(key, now);
     }
 
     fn write(&mut self, key: MemberKey, what: u8, now: Tick) {
-        let Some(member) = self.sessions.members.get_mut(key).filter(|member| member.owed & what != 0) else { return };
+        let Some(member) = self.home.sessions.members.get_mut(key).filter(|member| member.owed & what != 0) else { return };
         member.owed &= !what;
         match what {
             PRESENCE => self.keep_presence(key, now),
@@ -286,11 +286,11 @@ impl Core {
     }
 
     fn take_answers(&mut self, key: MemberKey) -> Vec<Answer> {
-        let Some(underway) = self.sessions.members.get_mut(key).and_then(|member| member.underway.as_mut()) else {
+        let Some(underway) = self.home.sessions.members.get_mut(key).and_then(|member| member.underway.as_mut()) else {
             return Vec::new();
         };
         let answers = std::mem::take(&mut underway.answers);
-        if let Some(disk) = &mut self.disk {
+        if let Some(disk) = &mut self.storage.disk {
             disk.owed.answers -= answers.len();
             disk.owed.answers_bytes -= answers.iter().map(memory_of).sum::<u64>();
         }
@@ -307,10 +307,10 @@ impl Core {
         if answers.is_empty() {
             return;
         }
-        let (session_id, end) = (self.session_id_of(key), self.log.end());
+        let (session_id, end) = (self.session_id_of(key), self.storage.log.end());
         for answer in answers {
             let head = Head { id: &answer.id, session_id: &session_id };
-            if let Some(member) = self.sessions.members.get_mut(key) {
+            if let Some(member) = self.home.sessions.members.get_mut(key) {
                 member.underway_mut().held += 1;
             }
             let held = HeldCommand { member: key, after, detaches: false };
@@ -322,7 +322,7 @@ impl Core {
     pub(in crate::shard) fn refuse_answers(&mut self, key: MemberKey) {
         let (level, _) = self.place_in_order(key);
         let answers = self.take_answers(key);
-        if let Some(member) = self.sessions.members.get_mut(key) {
+        if let Some(member) = self.home.sessions.members.get_mut(key) {
             member.tidy();
         }
         if answers.is_empty() {
@@ -338,7 +338,7 @@ impl Core {
             let head = Head { id: &answer.id, session_id: &session_id };
             let frame = Some(answer.number).filter(|number| *number > 0);
             let retry_after_ms = Some(RETRY_AFTER_MS);
-            self.counters.refused.increment();
+            self.cx.counters.refused.increment();
             self.reply_to(answer.to, AT_ONCE, |out| {
                 error(out, &Failure { head, code, message, retry_after_ms, pointer: None, frame });
             });
@@ -346,21 +346,23 @@ impl Core {
     }
 
     fn session_id_of(&self, key: MemberKey) -> Box<str> {
-        let session = self.sessions.members.get(key).and_then(|member| self.sessions.sessions.get(member.session));
-        session.and_then(|session| self.streams.get(session.stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
+        let session = self.home.sessions.members.get(key).and_then(|member| self.home.sessions.sessions.get(member.session));
+        session
+            .and_then(|session| self.home.streams.get(session.stream))
+            .map_or_else(Box::default, |stream| stream.session_id.clone())
     }
 
     /// Returns `true` if the log lacks a value of any member.
     pub(in crate::shard) fn is_anything_owed(&self) -> bool {
-        let owes = |key: &MemberKey| self.sessions.members.get(*key).is_some_and(|member| member.owed & !QUEUED != 0);
-        self.disk.as_ref().is_some_and(|disk| disk.owed.queue.iter().any(|(_, key)| owes(key)))
+        let owes = |key: &MemberKey| self.home.sessions.members.get(*key).is_some_and(|member| member.owed & !QUEUED != 0);
+        self.storage.disk.as_ref().is_some_and(|disk| disk.owed.queue.iter().any(|(_, key)| owes(key)))
     }
 
     /// Appends the values of the members that are due. Returns `true` if there is more to do at once.
     pub(in crate::shard) fn write_all_owed(&mut self, now: Tick) -> bool {
-        let stopping = self.stopping;
+        let stopping = self.life.stopping;
         for _ in 0..PER_TURN {
-            let Some(owed) = self.disk.as_mut().map(|disk| &mut disk.owed) else { return false };
+            let Some(owed) = self.storage.disk.as_mut().map(|disk| &mut disk.owed) else { return false };
             let Some((due_ms, key)) = owed.queue.front().copied() else { return false };
             if !stopping && now.mono_ms() < due_ms.max(owed.rests_until_ms) {
                 return false;
@@ -369,16 +371,16 @@ impl Core {
                 self.rest_owed(now);
                 return false;
             }
-            let Some(disk) = &mut self.disk else { return false };
+            let Some(disk) = &mut self.storage.disk else { return false };
             disk.owed.queue.pop_front();
-            let Some(member) = self.sessions.members.get_mut(key) else { continue };
+            let Some(member) = self.home.sessions.members.get_mut(key) else { continue };
             member.owed &= !QUEUED;
             if member.owed == 0 {
                 continue;
             }
             member.owed |= QUEUED;
             self.write_owed(key, now);
-            if let Some(disk) = &mut self.disk {
+            if let Some(disk) = &mut self.storage.disk {
                 disk.owed.queue.push_back((now.mono_ms() + EVERY_MS, key));
             }
         }
@@ -387,7 +389,7 @@ impl Core {
 
     /// Pauses, because the log is behind: nothing more is appended for a while, and waiting commands are refused.
     fn rest_owed(&mut self, now: Tick) {
-        let Some(disk) = &mut self.disk else { return };
+        let Some(disk) = &mut self.storage.disk else { return };
         disk.owed.rests_until_ms = now.mono_ms() + EVERY_MS;
         if disk.owed.answers == 0 {
             return;
@@ -402,11 +404,11 @@ impl Core {
     /// Checks the queue's state against the members'.
     #[cfg(test)]
     pub(in crate::shard) fn inspect_owed(&self) -> Result<(), String> {
-        let Some(owed) = self.disk.as_ref().map(|disk| &disk.owed) else { return Ok(()) };
+        let Some(owed) = self.storage.disk.as_ref().map(|disk| &disk.owed) else { return Ok(()) };
         let mut queued = std::collections::BTreeMap::new();
         owed.queue.iter().for_each(|(_, key)| *queued.entry(key.pack()).or_insert(0) += 1);
         let (mut answers, mut bytes) = (0, 0);
-        for (key, member) in self.sessions.members.iter() {
+        for (key, member) in self.home.sessions.members.iter() {
             let (client, places) = (&member.client_id, queued.get(&key.pack()).copied().unwrap_or(0));
             if places != usize::from(member.owed & QUEUED != 0) {
                 return Err(format!("{client}: {places} places in the queue, owed {:#b}", member.owed));

@@ -9,3 +9,41 @@ pub(in crate::shard) mod facts;
 pub(in crate::shard) mod gauges;
 pub(in crate::shard) mod members;
 pub(in crate::shard) mod presence;
+
+use crate::ids::HashKey;
+use crate::session::{Dedupe, Sessions, Stream, StreamKey};
+use crate::slots::Slots;
+
+/// Sessions and members, and the streams that readers here follow: of sessions at home, and of mirrors.
+pub struct Home {
+    pub(in crate::shard) sessions: Sessions,
+    pub(in crate::shard) streams: Slots<Stream>,
+    /// Streams with records that not all of their readers were woken for.
+    pub(in crate::shard) dirty_streams: Vec<StreamKey>,
+    /// Ids of posts to channels from outside, in one shared window.
+    pub(in crate::shard) posted: Dedupe,
+    /// The session id of the channel being posted to; a reused buffer.
+    pub(in crate::shard) channel_id: String,
+    /// Members of whom watchers are being told.
+    pub(in crate::shard) tellings: presence::Tellings,
+    /// Indexes in the tables of sessions and members that are swept next, and when.
+    pub(in crate::shard) sweep_at: usize,
+    pub(in crate::shard) sweep_member_at: usize,
+    pub(in crate::shard) sweep_due_ms: u64,
+}
+
+impl Home {
+    pub(in crate::shard) fn new(key: HashKey) -> Self {
+        Self {
+            sessions: Sessions::new(key),
+            streams: Slots::default(),
+            dirty_streams: Vec::new(),
+            posted: Dedupe::default(),
+            channel_id: String::new(),
+            tellings: presence::Tellings::default(),
+            sweep_at: 0,
+            sweep_member_at: 0,
+            sweep_due_ms: 0,
+        }
+    }
+}

@@ -67,9 +67,9 @@ impl Default for Tellings {
 impl Core {
     /// Takes from a member's rate of presence updates. Returns the milliseconds that it must wait if there is no room.
     pub(in crate::shard) fn may_tell(&mut self, key: MemberKey, now: Tick) -> Result<(), u64> {
-        let limits = &self.snapshot.settings.limits;
+        let limits = &self.cx.snapshot.settings.limits;
         let rate = Rate { per_second: limits.presence_per_second, burst: limits.presence_burst };
-        let Some(member) = self.sessions.members.get_mut(key) else { return Ok(()) };
+        let Some(member) = self.home.sessions.members.get_mut(key) else { return Ok(()) };
         let mut bucket = Bucket(member.presence_empty_ns);
         bucket.take(rate, 1, now.mono_ns)?;
         member.presence_empty_ns = bucket.0;
@@ -78,8 +78,8 @@ impl Core {
 
     /// Refuses a presence update over the member's rate.
     pub(in crate::shard) fn refuse_telling(&mut self, place: Place, head: Head<'_>, wait_ms: u64) {
-        self.counters.limit_reached(LimitReached::PresenceRate);
-        let limits = &self.snapshot.settings.limits;
+        self.cx.counters.limit_reached(LimitReached::PresenceRate);
+        let limits = &self.cx.snapshot.settings.limits;
         let message = format!(
             "rw.presence.set comes too often: a member may send {} a second (limits.presence_per_second), {} at once: send the newest \
              after retry_after_ms",
@@ -102,8 +102,8 @@ impl Core {
             return self.tell_data(key);
         }
         self.finish_telling(key);
-        let Some(member) = self.sessions.members.get(key) else { return };
-        let Some(session) = self.sessions.sessions.get(member.session) else { return };
+        let Some(member) = self.home.sessions.members.get(key) else { return };
+        let Some(session) = self.home.sessions.sessions.get(member.session) else { return };
         if session.watchers.is_empty() || session.channel {
             return;
         }
@@ -112,10 +112,11 @@ impl Core {
             .watchers
             .iter()
             .filter(|watcher| watcher.member != key && watcher.is_told(room))
-            .filter_map(|watcher| self.sessions.members.get(watcher.member)?.place)
+            .filter_map(|watcher| self.home.sessions.members.get(watcher.member)?.place)
             .collect();
         let client_id = member.client_id.clone();
-        let Some((session_id, after)) = self.streams.get(stream).map(|stream| (stream.session_id.clone(), stream.head())) else {
+        let Some((session_id, after)) = self.home.streams.get(stream).map(|stream| (stream.session_id.clone(), stream.head()))
+        else {
             return;
         };
         let event = match change {
@@ -133,12 +134,12 @@ impl Core {
     /// Begins to tell watchers a member's presence data: in this turn, as far as it may, then in the next ones.
     fn tell_data(&mut self, key: MemberKey) {
         let Some(left) = self.watches_of(key) else { return };
-        let Some(member) = self.sessions.members.get_mut(key) else { return };
+        let Some(member) = self.home.sessions.members.get_mut(key) else { return };
         match member.telling {
             Telling::Done if left == 0 => {}
             Telling::Done => {
                 member.telling = Telling::Waits;
-                self.tellings.waiting.push_back(Told { of: key, left });
+                self.home.tellings.waiting.push_back(Told { of: key, left });
                 self.tell_on();
             }
             Telling::Begun => member.telling = Telling::Again,
@@ -150,24 +151,24 @@ impl Core {
     /// Continues to tell presence data, as far as a turn may. Returns whether there is more to do, and whether a full lane is the
     /// reason.
     pub(in crate::shard) fn serve_tellings(&mut self) -> (bool, bool) {
-        if self.tellings.waiting.is_empty() && !self.tellings.budget.is_used() {
+        if self.home.tellings.waiting.is_empty() && !self.home.tellings.budget.is_used() {
             return (false, false);
         }
         self.tell_on();
-        let is_lane_full = std::mem::replace(&mut self.tellings.budget, Budget::TURN).is_lane_full;
-        (!is_lane_full && !self.tellings.waiting.is_empty(), is_lane_full)
+        let is_lane_full = std::mem::replace(&mut self.home.tellings.budget, Budget::TURN).is_lane_full;
+        (!is_lane_full && !self.home.tellings.waiting.is_empty(), is_lane_full)
     }
 
     fn tell_on(&mut self) {
-        let mut budget = self.tellings.budget;
+        let mut budget = self.home.tellings.budget;
         while budget.told > 0
             && budget.looks > 0
             && !budget.is_lane_full
-            && let Some(mut telling) = self.tellings.waiting.pop_front()
+            && let Some(mut telling) = self.home.tellings.waiting.pop_front()
         {
             self.tell_some(&mut telling, &mut budget);
             let again = self.watches_of(telling.of).unwrap_or(0);
-            let Some(member) = self.sessions.members.get_mut(telling.of) else { continue };
+            let Some(member) = self.home.sessions.members.get_mut(telling.of) else { continue };
             member.telling = match (telling.left, member.telling) {
                 (0, Telling::Again) if again > 0 => {
                     telling.left = again;
@@ -179,45 +180,45 @@ impl Core {
             };
             if telling.left > 0 {
                 // Behind the others: if there are many watchers each turn tells some.
-                self.tellings.waiting.push_back(telling);
+                self.home.tellings.waiting.push_back(telling);
             }
         }
-        self.tellings.budget = budget;
+        self.home.tellings.budget = budget;
     }
 
     /// Tells all watchers that are still to be told of a member's data: before they are told that it has gone, and before its
     /// data is purged.
     pub(in crate::shard) fn finish_telling(&mut self, key: MemberKey) {
-        let telling = self.sessions.members.get(key).map_or(Telling::Done, |member| member.telling);
+        let telling = self.home.sessions.members.get(key).map_or(Telling::Done, |member| member.telling);
         if telling == Telling::Done {
             return;
         }
         let all = self.watches_of(key).unwrap_or(0);
-        let place = self.tellings.waiting.iter().position(|told| told.of == key);
-        if let Some(mut told) = place.and_then(|place| self.tellings.waiting.remove(place)) {
+        let place = self.home.tellings.waiting.iter().position(|told| told.of == key);
+        if let Some(mut told) = place.and_then(|place| self.home.tellings.waiting.remove(place)) {
             if telling == Telling::Again {
                 told.left = all;
             }
             self.tell_some(&mut told, &mut { Budget::ALL });
         }
-        if let Some(member) = self.sessions.members.get_mut(key) {
+        if let Some(member) = self.home.sessions.members.get_mut(key) {
             member.telling = Telling::Done;
         }
     }
 
     /// The number of watches of a member's session.
     fn watches_of(&self, key: MemberKey) -> Option<usize> {
-        let session = self.sessions.sessions.get(self.sessions.members.get(key)?.session)?;
+        let session = self.home.sessions.sessions.get(self.home.sessions.members.get(key)?.session)?;
         (!session.channel).then_some(session.watchers.len())
     }
 
     /// Tells watchers a member's newest data, as many as the budget allows.
     fn tell_some(&mut self, telling: &mut Told, budget: &mut Budget) {
         let key = telling.of;
-        let member = self.sessions.members.get(key);
-        let found = member.and_then(|member| Some((member, self.sessions.sessions.get(member.session)?)));
+        let member = self.home.sessions.members.get(key);
+        let found = member.and_then(|member| Some((member, self.home.sessions.sessions.get(member.session)?)));
         let Some((member, session, stream)) =
-            found.and_then(|(member, session)| Some((member, session, self.streams.get(session.stream)?)))
+            found.and_then(|(member, session)| Some((member, session, self.home.streams.get(session.stream)?)))
         else {
             telling.left = 0;
             return;
@@ -229,7 +230,7 @@ impl Core {
             let watcher = &session.watchers[telling.left - 1];
             if watcher.member != key
                 && watcher.is_told(None)
-                && let Some(place) = self.sessions.members.get(watcher.member).and_then(|watcher| watcher.place)
+                && let Some(place) = self.home.sessions.members.get(watcher.member).and_then(|watcher| watcher.place)
             {
                 if budget.spares_full_lanes && !self.has_lane_room(usize::from(place.shard)) {
                     budget.is_lane_full = true;
@@ -246,7 +247,7 @@ impl Core {
         let (client_id, data, after) = (member.client_id.clone(), member.presence.clone(), stream.head());
         let (session_id, id) = (stream.session_id.clone(), self.event_id());
         let event = PresenceEvent::Data(data.as_deref().unwrap_or("null").as_bytes());
-        let mut written = self.buffers.take();
+        let mut written = self.cx.buffers.take();
         framed(&mut written, |out| {
             crate::protocol::presence(out, Head { id: &id, session_id: &session_id }, &client_id, event, None);
         });
@@ -259,24 +260,24 @@ impl Core {
                 self.send_reply(to, LaneMessage::Data { to, after, of: key, frame });
             }
         }
-        self.buffers.give(written);
+        self.cx.buffers.give(written);
     }
 
     fn has_lane_room(&self, to: usize) -> bool {
-        to == self.shard || self.mesh.has_room(self.shard, to, Class::Control)
+        to == self.cx.shard || self.links.mesh.has_room(self.cx.shard, to, Class::Control)
     }
 
     /// Checks that each member whose watchers are still to be told is in the queue once.
     #[cfg(test)]
     pub(in crate::shard) fn inspect_tellings(&self, resting: bool) -> Result<(), String> {
-        let waiting = &self.tellings.waiting;
-        for (key, member) in self.sessions.members.iter() {
+        let waiting = &self.home.tellings.waiting;
+        for (key, member) in self.home.sessions.members.iter() {
             let stands = waiting.iter().filter(|told| told.of == key).count();
             if stands != usize::from(member.telling != Telling::Done) {
                 return Err(format!("{} waits {stands} times to be told of: {:?}", member.client_id, member.telling));
             }
         }
-        if resting && !waiting.is_empty() && (0..self.mesh.shards()).all(|shard| self.has_lane_room(shard)) {
+        if resting && !waiting.is_empty() && (0..self.links.mesh.shards()).all(|shard| self.has_lane_room(shard)) {
             return Err(format!("{} members wait to be told of, and no turn comes", waiting.len()));
         }
         Ok(())
@@ -294,15 +295,15 @@ impl Core {
         let is_of = |what: &Waiting| matches!(what, Waiting::Data { of: other, .. } if *other == of);
         let Some(at) = attachment.ordered.iter().rposition(|ordered| is_of(&ordered.what)) else { return };
         let (stream, Some(gone)) = (attachment.stream, attachment.ordered.remove(at)) else { return };
-        self.counters.dropped(DropReason::PresenceOutdated, 1);
-        self.counters.buffer_bytes.subtract(gone.memory_bytes() as u64);
+        self.cx.counters.dropped(DropReason::PresenceOutdated, 1);
+        self.cx.counters.buffer_bytes.subtract(gone.memory_bytes() as u64);
         if let Some(conn) = self.conn_mut(to.conn) {
             conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(gone.what.bytes()).unwrap_or(u32::MAX));
             conn.queued_frames = conn.queued_frames.saturating_sub(1);
         }
-        match self.streams.get(stream).and_then(|stream| stream.home) {
+        match self.home.streams.get(stream).and_then(|stream| stream.home) {
             Some(home) => self.give_back(home, gone.what.into_buffer()),
-            None => self.buffers.give(gone.what.into_buffer()),
+            None => self.cx.buffers.give(gone.what.into_buffer()),
         }
     }
 }

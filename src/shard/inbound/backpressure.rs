@@ -65,7 +65,7 @@ impl Core {
         if !self.pressure.on {
             return true;
         }
-        let (episode, hold_ms) = (self.pressure.episode, self.snapshot.settings.limits.backpressure_hold_ms);
+        let (episode, hold_ms) = (self.pressure.episode, self.cx.snapshot.settings.limits.backpressure_hold_ms);
         if place.shard != self.shard_number() || hold_ms == 0 {
             return false;
         }
@@ -84,7 +84,7 @@ impl Core {
             self.set_timer(place.conn, now);
         }
         self.pressure.held.push_back((place.conn, now.mono_ms()));
-        self.counters.limit_reached(LimitReached::Hold);
+        self.cx.counters.limit_reached(LimitReached::Hold);
         true
     }
 
@@ -93,11 +93,11 @@ impl Core {
     pub(in crate::shard) fn release_held<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
         if self.pressure.is_late(now) {
             self.pressure.come_on();
-            self.counters.limit_reached(LimitReached::UnsentAge);
+            self.cx.counters.limit_reached(LimitReached::UnsentAge);
         } else if self.pressure.on && self.pending_bytes() < EASES_AT_BYTES {
             self.pressure.on = false;
         }
-        let hold_ms = self.snapshot.settings.limits.backpressure_hold_ms;
+        let hold_ms = self.cx.snapshot.settings.limits.backpressure_hold_ms;
         while let Some((id, since_ms)) = self.pressure.held.front().copied() {
             if self.pressure.on && now.mono_ms() < since_ms + hold_ms {
                 return Some(since_ms + hold_ms);
@@ -113,7 +113,7 @@ impl Core {
 
     /// Reads again from a connection, once no reason against it is left.
     pub(in crate::shard) fn read_again<I: Io>(&mut self, io: &mut I, id: ConnId) {
-        let resume_below = self.snapshot.settings.limits.reply_queue_bytes / 2;
+        let resume_below = self.cx.snapshot.settings.limits.reply_queue_bytes / 2;
         let Some(conn) = self.conn_mut(id) else { return };
         if conn.paused_ms == 0 || conn.flags.held || !conn.is_open() || conn.queued_bytes() > resume_below {
             return;

@@ -24,12 +24,12 @@ impl Core {
     ) {
         let session_id = self.channel_named(name);
         self.post_into(io, id, &session_id, envelope, text, now);
-        self.channel_id = session_id;
+        self.home.channel_id = session_id;
     }
 
     /// The session id of a channel, in the memory of `channel_id`.
     fn channel_named(&mut self, name: &str) -> String {
-        let mut session_id = std::mem::take(&mut self.channel_id);
+        let mut session_id = std::mem::take(&mut self.home.channel_id);
         session_id.clear();
         session_id.push_str("channel:");
         session_id.push_str(name);
@@ -40,19 +40,19 @@ impl Core {
     pub(in crate::shard) fn on_post<I: Io>(&mut self, io: &mut I, post: &ChannelPost, now: Tick) {
         let Some((text, client_id)) = post.bytes.split_at_checked(post.text_bytes as usize) else { return };
         let Ok(client_id) = std::str::from_utf8(client_id) else { return };
-        let Some(mut parser) = self.parser.take() else { return };
+        let Some(mut parser) = self.codec.parser.take() else { return };
         // The text was parsed and found valid on the shard where it arrived.
         if let Ok(envelope) = parser.parse(text)
             && let To::One(Address::Channel(name)) = envelope.to
         {
-            let client = self.sessions.target(Target::Client, client_id);
+            let client = self.home.sessions.target(Target::Client, client_id);
             let origin = Origin { place: post.from, client_id, client, acks: post.acks, number: post.frame_number };
             let session_id = self.channel_named(name);
             let session = self.session_hash(&session_id);
             self.publish_post(io, &origin, post.subject_bytes, (session, &session_id), &envelope, now);
-            self.channel_id = session_id;
+            self.home.channel_id = session_id;
         }
-        self.parser = Some(parser);
+        self.codec.parser = Some(parser);
     }
 
     fn post_into<I: Io>(&mut self, io: &mut I, id: ConnId, session_id: &str, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
@@ -72,8 +72,8 @@ impl Core {
         let subject_bytes = u16::try_from(subject_bytes).unwrap_or(u16::MAX);
         let from = Place::whole(self.shard_number(), id);
         let session = self.session_hash(session_id);
-        let home = self.key.home_shard(session_id, self.mesh.shards());
-        let here = home == self.shard;
+        let home = self.cx.key.home_shard(session_id, self.links.mesh.shards());
+        let here = home == self.cx.shard;
         let Some(conn) = self.conn_mut(id) else { return };
         let client_id = std::mem::take(&mut conn.client_id);
         if !here {
@@ -92,7 +92,7 @@ impl Core {
             }
             return;
         }
-        let client = self.sessions.target(Target::Client, &client_id);
+        let client = self.home.sessions.target(Target::Client, &client_id);
         let origin = Origin { place: from, client_id: &client_id, client, acks, number };
         self.publish_post(io, &origin, subject_bytes, (session, session_id), envelope, now);
         if let Some(conn) = self.conn_mut(id) {
@@ -110,33 +110,33 @@ impl Core {
         envelope: &Envelope<'_>,
         now: Tick,
     ) {
-        let known = self.sessions.find(hash);
+        let known = self.home.sessions.find(hash);
         let audiences = Audiences::everybody();
-        let mut object = self.buffers.take();
+        let mut object = self.cx.buffers.take();
         rewritten(envelope, session_id, &mut object);
         let moved = Envelope { object: &object, ..*envelope };
         if envelope.ephemeral {
             // Without a session nobody is in the channel.
-            if let Some(stream) = known.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.stream) {
+            if let Some(stream) = known.and_then(|key| self.home.sessions.sessions.get(key)).map(|session| session.stream) {
                 self.pass(io, origin, stream, &moved, &audiences, now);
             }
-            return self.buffers.give(object);
+            return self.cx.buffers.give(object);
         }
-        let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
+        let id_hash = self.cx.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
         let content = self.content_hash(envelope, &audiences);
         let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
-        match self.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
+        match self.home.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
             Seen::New => match self.channel_for(io, origin, subject_bytes, (hash, session_id), envelope, now) {
                 Ok((session, stream, epoch)) => {
                     let seq = self.append(stream, (hash, epoch), origin, &moved, &audiences, id_hash, content, now);
-                    self.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
+                    self.home.posted.remember(id_hash, low(content), seq, now.mono_ms(), limits);
                     self.conclude(origin, (session, stream), envelope, seq, audiences.recorded());
                 }
                 Err(refusal) => self.refuse_place(origin, &refusal),
             },
             Seen::Same { seq } => {
-                self.counters.duplicates.increment();
-                let stream = known.and_then(|key| Some((key, self.sessions.sessions.get(key)?.stream)));
+                self.cx.counters.duplicates.increment();
+                let stream = known.and_then(|key| Some((key, self.home.sessions.sessions.get(key)?.stream)));
                 match stream {
                     Some(of) => self.acknowledge_again(origin, of, envelope, seq),
                     // The session is gone with the message, long after it was durable.
@@ -148,7 +148,7 @@ impl Core {
                 self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
             }
         }
-        self.buffers.give(object);
+        self.cx.buffers.give(object);
     }
 
     /// The session of a channel that takes a post, with its stream and its epoch's number. It is created if it is new and then
@@ -162,9 +162,9 @@ impl Core {
         envelope: &Envelope<'_>,
         now: Tick,
     ) -> Result<(SessionKey, StreamKey, u32), Refusal> {
-        let known = self.sessions.find(hash);
+        let known = self.home.sessions.find(hash);
         let subject = origin.client_id.get(..usize::from(subject_bytes)).unwrap_or(origin.client_id);
-        let maker = if known.is_none() { self.sessions.target(Target::User, subject) } else { NOBODY };
+        let maker = if known.is_none() { self.home.sessions.target(Target::User, subject) } else { NOBODY };
         if known.is_none() {
             self.room_for_session(maker).map_err(|(code, message)| refusal_of(envelope, code, message, "/to"))?;
         }
@@ -185,7 +185,7 @@ impl Core {
             self.keep_session_first(made, now);
             made
         });
-        let entry = self.sessions.sessions.get(session).map(|entry| (session, entry.stream, entry.epoch_number));
+        let entry = self.home.sessions.sessions.get(session).map(|entry| (session, entry.stream, entry.epoch_number));
         entry.ok_or_else(|| refusal_of(envelope, ErrorCode::InternalUnavailable, "the channel is gone: try again", "/to"))
     }
 }

@@ -64,22 +64,22 @@ impl Core {
                     attachment.detaching = true;
                     let stream = attachment.stream;
                     // The member is away: records for it alone no longer wake it, and its reader must not go past them.
-                    let head = self.streams.get(stream).map_or(0, |stream| stream.head());
+                    let head = self.home.streams.get(stream).map_or(0, |stream| stream.head());
                     self.wake_reader(place, stream, head + 1);
                 }
             }
             Kind::Reserved | Kind::Unknown | Kind::Application => {
-                let Some(mut commands) = self.commands.take() else { return };
+                let Some(mut commands) = self.codec.commands.take() else { return };
                 if let Err(refusal) = commands.parse(envelope) {
                     self.refuse(id, &refusal);
                 }
-                self.commands = Some(commands);
+                self.codec.commands = Some(commands);
             }
         }
     }
 
     fn on_attach_command<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, now: Tick) {
-        let Some(mut commands) = self.commands.take() else { return };
+        let Some(mut commands) = self.codec.commands.take() else { return };
         match commands.parse(envelope) {
             Ok(Command::Attach(attach)) => {
                 let request = self.conn(id).and_then(|conn| {
@@ -100,11 +100,11 @@ impl Core {
             Ok(_) => {}
             Err(refusal) => self.refuse(id, &refusal),
         }
-        self.commands = Some(commands);
+        self.codec.commands = Some(commands);
     }
 
     fn on_refresh<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, now: Tick) {
-        let Some(mut commands) = self.commands.take() else { return };
+        let Some(mut commands) = self.codec.commands.take() else { return };
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         match commands.parse(envelope) {
             Ok(Command::Refresh(refresh)) => {
@@ -118,7 +118,7 @@ impl Core {
                         self.refuse_with(id, head, ErrorCode::AuthClientId, message, Some("/payload/auth_token"));
                     }
                     Err(error) => {
-                        self.counters.auth_refused.increment();
+                        self.cx.counters.auth_refused.increment();
                         self.refuse_with(id, head, auth_code(&error), &error.to_string(), Some("/payload/auth_token"));
                     }
                 }
@@ -126,7 +126,7 @@ impl Core {
             Ok(_) => {}
             Err(refusal) => self.refuse(id, &refusal),
         }
-        self.commands = Some(commands);
+        self.codec.commands = Some(commands);
     }
 
     /// Applies a new token at once: its roles, and the sessions that it no longer covers.
@@ -144,7 +144,7 @@ impl Core {
         let count = attached.len();
         let mut lost = Vec::new();
         for (number, member, stream) in attached {
-            let Some(stream) = self.streams.get(stream) else { continue };
+            let Some(stream) = self.home.streams.get(stream) else { continue };
             if !grant.covers(&stream.session_id) {
                 lost.push(number);
                 continue;
@@ -177,7 +177,7 @@ impl Core {
     /// Detaches the connection from a session that the token no longer covers, and tells the client.
     pub(in crate::shard) fn lose_session<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, now: Tick) {
         let Some(attachment) = self.conn_mut(id).and_then(|conn| conn.take_attachment(number)) else { return };
-        let session_id = self.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
+        let session_id = self.home.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
         self.leave_one(io, id, number, attachment, true, false, now);
         let event = self.event_id();
         let head = Head { id: &event, session_id: &session_id };
@@ -195,31 +195,31 @@ impl Core {
         envelope: &Envelope<'_>,
         now: Tick,
     ) {
-        if self.sessions.members.get(member).is_none_or(|member| member.place != Some(place)) {
+        if self.home.sessions.members.get(member).is_none_or(|member| member.place != Some(place)) {
             return;
         }
-        let Some(mut commands) = self.commands.take() else { return };
+        let Some(mut commands) = self.codec.commands.take() else { return };
         match commands.parse(envelope) {
             Ok(command) => self.run(io, place, member, envelope, &command, now),
             Err(refusal) => self.refuse_at(place, &refusal),
         }
-        self.commands = Some(commands);
+        self.codec.commands = Some(commands);
     }
 
     pub(in crate::shard) fn refuse_at(&mut self, place: Place, refusal: &Refusal) {
-        self.counters.refused.increment();
+        self.cx.counters.refused.increment();
         let number = if place.shard == self.shard_number() {
             self.conn(place.conn).map_or(0, |conn| conn.messages_in)
         } else {
-            self.forwarded.0
+            self.links.forwarded.0
         };
         self.reply_to(place, AT_ONCE, |out| crate::protocol::error(out, &crate::protocol::Failure::of(refusal, Some(number))));
     }
 
     /// The head of a member's session: the place of an answer that is in order.
     pub(in crate::shard) fn head_of(&self, member: MemberKey) -> u64 {
-        let session = self.sessions.members.get(member).and_then(|member| self.sessions.sessions.get(member.session));
-        session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.head())
+        let session = self.home.sessions.members.get(member).and_then(|member| self.home.sessions.sessions.get(member.session));
+        session.and_then(|session| self.home.streams.get(session.stream)).map_or(0, |stream| stream.head())
     }
 
     /// Refuses a command; `pointer` names the part that is wrong.
@@ -265,7 +265,7 @@ impl Core {
                 if *seq <= after {
                     self.receive(member, *seq, now);
                 } else {
-                    self.counters.dropped(DropReason::ReceiptStale, 1);
+                    self.cx.counters.dropped(DropReason::ReceiptStale, 1);
                 }
             }
             Command::Detach => self.detach(io, place, member, head, now),
@@ -274,8 +274,8 @@ impl Core {
     }
 
     fn page_of(&self, member: MemberKey, room: Option<&str>, after: Option<&str>, limit: usize) -> (Vec<MemberKey>, bool) {
-        let session = self.sessions.members.get(member).map(|member| member.session);
-        session.map_or((Vec::new(), false), |session| self.sessions.page(session, room, after, limit))
+        let session = self.home.sessions.members.get(member).map(|member| member.session);
+        session.map_or((Vec::new(), false), |session| self.home.sessions.page(session, room, after, limit))
     }
 
     fn list_members(&mut self, place: Place, member: MemberKey, head: Head<'_>, wanted: &Members<'_>, after: u64) {
@@ -287,13 +287,13 @@ impl Core {
 
     fn watch(&mut self, place: Place, member: MemberKey, head: Head<'_>, watch: &Watch<'_>, after: u64) {
         let watcher = Watcher { member, room: watch.room.map(Into::into) };
-        let rooms_max = self.snapshot.settings.limits.rooms_per_client;
-        let session = self.sessions.members.get(member).map(|member| member.session);
-        if let Some(session) = session.and_then(|session| self.sessions.sessions.get_mut(session)) {
+        let rooms_max = self.cx.snapshot.settings.limits.rooms_per_client;
+        let session = self.home.sessions.members.get(member).map(|member| member.session);
+        if let Some(session) = session.and_then(|session| self.home.sessions.sessions.get_mut(session)) {
             let is_watching = session.watchers.contains(&watcher);
             let rooms = session.watchers.iter().filter(|other| other.member == member && other.room.is_some()).count();
             if watch.presence && !is_watching && watch.room.is_some() && rooms >= rooms_max {
-                self.counters.limit_reached(LimitReached::RoomsPerClient);
+                self.cx.counters.limit_reached(LimitReached::RoomsPerClient);
                 let message = format!("a client may watch {rooms_max} rooms (limits.rooms_per_client): end another watch first");
                 return self.refuse_at(place, &refusal(head, ErrorCode::LimitRooms, message, "/payload/room"));
             }
@@ -322,7 +322,7 @@ impl Core {
     ) -> Vec<u8> {
         let mut bytes = self.buffer_for(place);
         let open = OpenFrame::begin(&mut bytes);
-        let sessions = &self.sessions;
+        let sessions = &self.home.sessions;
         let mut members = page.iter().filter_map(|key| sessions.members.get(*key)).map(|member| crate::protocol::Member {
             client_id: &member.client_id,
             roles: &member.roles,
@@ -358,12 +358,14 @@ impl Core {
         wanted: &crate::protocol::History<'_>,
         after: u64,
     ) {
-        let Some(member) = self.sessions.members.get(key) else { return };
+        let Some(member) = self.home.sessions.members.get(key) else { return };
         let user = member.entitlements.user;
-        let Some(stream) = self.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
+        let Some(stream) = self.home.sessions.sessions.get(member.session).map(|session| session.stream) else { return };
         self.trim(stream);
-        let room = wanted.room.map(|room| self.sessions.target(Target::Room, room));
-        let Some((first, head)) = self.streams.get(stream).map(|stream| (stream.index.first(), stream.head())) else { return };
+        let room = wanted.room.map(|room| self.home.sessions.target(Target::Room, room));
+        let Some((first, head)) = self.home.streams.get(stream).map(|stream| (stream.index.first(), stream.head())) else {
+            return;
+        };
         let ascending = matches!(wanted.from, HistoryFrom::After(_));
         let (low, high) = match wanted.from {
             HistoryFrom::Newest => (first, head),
@@ -393,9 +395,9 @@ impl Core {
     }
 
     fn well_formed(&mut self, id: ConnId, envelope: &Envelope<'_>) -> bool {
-        let Some(mut commands) = self.commands.take() else { return false };
+        let Some(mut commands) = self.codec.commands.take() else { return false };
         let refused = commands.parse(envelope).err();
-        self.commands = Some(commands);
+        self.codec.commands = Some(commands);
         if let Some(refused) = &refused {
             self.refuse(id, refused);
         }
@@ -410,7 +412,7 @@ impl Core {
             attachment.paging = Paging::Asked;
             return true;
         }
-        self.counters.limit_reached(LimitReached::HistoryBusy);
+        self.cx.counters.limit_reached(LimitReached::HistoryBusy);
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         let message = "the answer to an earlier request is still on its way: wait for its rw.history_end";
         self.refuse_with(place.conn, head, ErrorCode::LimitHistoryBusy, message, None);

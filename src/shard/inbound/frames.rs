@@ -22,7 +22,7 @@ const PLAIN_BYTES: usize = 64 * 1024;
 
 impl Core {
     pub(in crate::shard) fn on_received<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8], now: Tick) {
-        self.counters.bytes_in.add(bytes.len() as u64);
+        self.cx.counters.bytes_in.add(bytes.len() as u64);
         let Some(conn) = self.conn_mut(id) else { return };
         conn.last_heard_ms = now.mono_ms();
         let was_pinged = std::mem::take(&mut conn.pinged_ms) > 0;
@@ -46,21 +46,22 @@ impl Core {
     fn on_ciphertext<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8], now: Tick) {
         let mut rest = bytes;
         loop {
-            let mut plain = std::mem::take(&mut self.plain);
+            let mut plain = std::mem::take(&mut self.codec.plain);
             plain.clear();
-            let conn = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id);
+            let conn =
+                self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id);
             let Some(tls) = conn.and_then(|conn| conn.tls.as_mut()) else {
-                self.plain = plain;
+                self.codec.plain = plain;
                 break;
             };
-            tls.lend(&mut self.buffers);
+            tls.lend(&mut self.cx.buffers);
             // Contained as the decoder is: ciphertext belongs to one connection, and so does the state that reads it.
             let Ok(received) = contained(|| tls.receive(rest, &mut plain, PLAIN_BYTES)) else {
-                self.plain = plain;
+                self.codec.plain = plain;
                 self.on_tls_panic(id);
                 break self.close(io, id, CloseReason::Internal, now);
             };
-            tls.reclaim(&mut self.buffers);
+            tls.reclaim(&mut self.cx.buffers);
             let secured = !tls.handshaking();
             let wants_send = !tls.pending().is_empty();
             if let Some(conn) = self.conn_mut(id)
@@ -77,7 +78,7 @@ impl Core {
             match received {
                 Ok(received) => {
                     self.on_plain(io, id, &mut plain, now);
-                    self.plain = plain;
+                    self.codec.plain = plain;
                     rest = &mut rest[received.consumed..];
                     if received.closed {
                         self.on_ended(io, id, None, now);
@@ -88,7 +89,7 @@ impl Core {
                 }
                 Err(error) => {
                     tracing::debug!(connection_id = %self.connection_id(id), %error, "TLS failed");
-                    self.plain = plain;
+                    self.codec.plain = plain;
                     self.close(io, id, CloseReason::Tls, now);
                     break;
                 }
@@ -102,7 +103,7 @@ impl Core {
             let Some(conn) = self.conn_mut(id) else { return };
             if conn.leaving.is_some() {
                 // RFC 6455 5.5.1: nothing may follow the peer's close frame, and later bytes are dropped.
-                return self.counters.dropped(DropReason::AfterClose, 1);
+                return self.cx.counters.dropped(DropReason::AfterClose, 1);
             }
             let consumed = match &mut conn.phase {
                 Phase::Proxy(_) => self.on_proxy_bytes(io, id, rest, now),
@@ -137,7 +138,7 @@ impl Core {
     fn on_frames<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8], now: Tick) {
         let mut rest = bytes;
         loop {
-            let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+            let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
             if conn.id != id {
                 return;
             }
@@ -145,8 +146,8 @@ impl Core {
                 return self.on_plain(io, id, rest, now);
             }
             let echo = matches!(conn.phase, Phase::Echo);
-            let limits = Self::frame_limits(&self.snapshot.settings.limits, echo, conn.flags.deflate);
-            let (decoder, buffers) = (&mut conn.decoder, &mut self.buffers);
+            let limits = Self::frame_limits(&self.cx.snapshot.settings.limits, echo, conn.flags.deflate);
+            let (decoder, buffers) = (&mut conn.decoder, &mut self.cx.buffers);
             // A panic is contained where one connection's bytes are read, and nowhere else: these belong to this connection
             // alone.
             let item = contained(|| decoder.next(&mut rest, &limits, buffers));
@@ -161,7 +162,7 @@ impl Core {
     }
 
     fn on_decode_panic<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        self.counters.panics.increment();
+        self.cx.counters.panics.increment();
         tracing::error!(connection_id = %self.connection_id(id), "a panic while decoding this connection's bytes: the connection is closed");
         self.close(io, id, CloseReason::Internal, now);
     }
@@ -169,7 +170,7 @@ impl Core {
     /// Handles a panic in TLS. It leaves a state that must not be used again, not even for the ciphertext of a close frame: the
     /// state is removed, nothing more is sent, and the caller ends the connection, which drops it.
     pub(in crate::shard) fn on_tls_panic(&mut self, id: ConnId) {
-        self.counters.panics.increment();
+        self.cx.counters.panics.increment();
         tracing::error!(connection_id = %self.connection_id(id), "a panic in this connection's TLS: the connection is closed");
         let Some(conn) = self.conn_mut(id) else { return };
         conn.tls = None;
@@ -179,7 +180,7 @@ impl Core {
 
     /// Follows up on one read: the timer of an unfinished message, and backpressure.
     fn after_frames<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let reply_queue_bytes = self.snapshot.settings.limits.reply_queue_bytes;
+        let reply_queue_bytes = self.cx.snapshot.settings.limits.reply_queue_bytes;
         let Some(conn) = self.conn_mut(id) else { return };
         let unfinished = conn.decoder.unfinished();
         let began = unfinished && conn.unfinished_ms == 0;
@@ -193,7 +194,7 @@ impl Core {
         if pauses {
             conn.paused_ms = now.mono_ms().max(1);
             io.read(id, Read::Off);
-            self.counters.limit_reached(LimitReached::Backpressure);
+            self.cx.counters.limit_reached(LimitReached::Backpressure);
         }
         if began || pauses {
             self.set_timer(id, now);
@@ -207,28 +208,28 @@ impl Core {
                 if self.control_frame_allowed(io, id, now) {
                     self.queue_pong(id, &payload);
                 }
-                payload.recycle(&mut self.buffers);
+                payload.recycle(&mut self.cx.buffers);
             }
             Item::Pong(payload) => {
                 self.control_frame_allowed(io, id, now);
-                payload.recycle(&mut self.buffers);
+                payload.recycle(&mut self.cx.buffers);
             }
             Item::Close { code, reason } => {
-                reason.recycle(&mut self.buffers);
+                reason.recycle(&mut self.cx.buffers);
                 self.on_close_frame(io, id, code, now);
             }
         }
     }
 
     fn control_frame_allowed<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) -> bool {
-        let limits = self.snapshot.settings.limits;
+        let limits = self.cx.snapshot.settings.limits;
         let rate = Rate { per_second: limits.control_frames_per_second, burst: limits.control_frames_burst };
         let Some(conn) = self.conn_mut(id) else { return false };
         // Conformance suites send bursts of pings on purpose.
         if matches!(conn.phase, Phase::Echo) || conn.controls.take(rate, 1, now.mono_ns).is_ok() {
             return true;
         }
-        self.counters.limit_reached(LimitReached::ControlFrameRate);
+        self.cx.counters.limit_reached(LimitReached::ControlFrameRate);
         self.close(io, id, CloseReason::ControlFlood, now);
         false
     }
@@ -237,19 +238,19 @@ impl Core {
         if compressed {
             let echo = self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Echo));
             if !echo && let Some(wait_ms) = self.inflates_no_more(id, now) {
-                payload.recycle(&mut self.buffers);
+                payload.recycle(&mut self.cx.buffers);
                 // The message was not parsed, so it has no id: the refusal identifies it by its number.
                 return self.refuse_rate(io, id, Head { id: "", session_id: "" }, wait_ms, now);
             }
-            let bytes_max = if echo { ECHO_MESSAGE_BYTES_MAX } else { self.snapshot.settings.limits.max_message_bytes };
-            let mut inflated = std::mem::take(&mut self.inflated);
+            let bytes_max = if echo { ECHO_MESSAGE_BYTES_MAX } else { self.cx.snapshot.settings.limits.max_message_bytes };
+            let mut inflated = std::mem::take(&mut self.codec.inflated);
             // Contained as the decoder is; the codec that a panic left is not used for the next message.
-            let Ok(outcome) = contained(|| self.inflater.inflate(&payload, bytes_max, &mut inflated)) else {
-                self.inflater = Inflater::new();
-                payload.recycle(&mut self.buffers);
+            let Ok(outcome) = contained(|| self.codec.inflater.inflate(&payload, bytes_max, &mut inflated)) else {
+                self.codec.inflater = Inflater::new();
+                payload.recycle(&mut self.cx.buffers);
                 return self.on_decode_panic(io, id, now);
             };
-            self.counters.inflated_bytes.add(inflated.len() as u64);
+            self.cx.counters.inflated_bytes.add(inflated.len() as u64);
             match outcome {
                 Ok(()) if echo && text && std::str::from_utf8(&inflated).is_err() => {
                     self.close(io, id, CloseReason::NotUtf8, now);
@@ -259,22 +260,22 @@ impl Core {
             }
             inflated.clear();
             inflated.shrink_to(POOL_INFLATED_BYTES);
-            self.inflated = inflated;
+            self.codec.inflated = inflated;
         } else {
             self.on_payload(io, id, text, false, &payload, now);
         }
-        payload.recycle(&mut self.buffers);
+        payload.recycle(&mut self.cx.buffers);
     }
 
     fn on_payload<I: Io>(&mut self, io: &mut I, id: ConnId, text: bool, compressed: bool, payload: &[u8], now: Tick) {
-        self.counters.messages_in.increment();
+        self.cx.counters.messages_in.increment();
         let Some(conn) = self.conn_mut(id) else { return };
         conn.messages_in += 1;
         if matches!(conn.phase, Phase::Echo) {
             return self.echo(id, text, compressed, payload);
         }
         let over_rate = self.over_rate(id, payload.len(), compressed, now);
-        let Some(mut parser) = self.parser.take() else { return };
+        let Some(mut parser) = self.codec.parser.take() else { return };
         // Contained as the decoder is: the text belongs to this connection alone.
         let reader = &mut *parser;
         let parsed = contained(move || reader.parse(payload));
@@ -305,7 +306,7 @@ impl Core {
                 self.on_decode_panic(io, id, now);
             }
         }
-        self.parser = Some(parser);
+        self.codec.parser = Some(parser);
     }
 
     fn on_bad_envelope<I: Io>(&mut self, io: &mut I, id: ConnId, refusal: &Refusal, now: Tick) {
@@ -314,7 +315,7 @@ impl Core {
             return self.close(io, id, CloseReason::HelloExpected, now);
         }
         self.refuse(id, refusal);
-        let limits = self.snapshot.settings.limits;
+        let limits = self.cx.snapshot.settings.limits;
         let window_s = (limits.bad_envelopes_window_ms / 1000).max(1);
         let (count, now_ns) = (u64::from(limits.bad_envelopes), now.mono_ns);
         let Some(conn) = self.conn_mut(id) else { return };
@@ -322,19 +323,19 @@ impl Core {
         // one less may stay.
         let rate = Rate { per_second: count.div_ceil(window_s), burst: count.saturating_sub(1).max(1) };
         if count > 0 && conn.abuse.get_or_insert_default().refusals.take(rate, 1, now_ns).is_err() {
-            self.counters.limit_reached(LimitReached::BadEnvelopes);
+            self.cx.counters.limit_reached(LimitReached::BadEnvelopes);
             self.close(io, id, CloseReason::EnvelopeAbuse, now);
         }
     }
 
     fn byte_rate(&self) -> Rate {
-        let limits = &self.snapshot.settings.limits;
+        let limits = &self.cx.snapshot.settings.limits;
         Rate { per_second: limits.bytes_per_second, burst: limits.bytes_per_second.max(limits.max_message_bytes as u64) }
     }
 
     /// Counts a message against the connection's rates. Returns the milliseconds until there is room, if it is over one of them.
     fn over_rate(&mut self, id: ConnId, bytes: usize, inflated: bool, now: Tick) -> Option<u64> {
-        let limits = &self.snapshot.settings.limits;
+        let limits = &self.cx.snapshot.settings.limits;
         let messages = Rate { per_second: limits.messages_per_second, burst: limits.messages_burst };
         let byte_rate = self.byte_rate();
         let conn = self.conn_mut(id)?;
@@ -359,13 +360,13 @@ impl Core {
         let conn = self.conn_mut(id)?;
         let wait_ms = conn.bytes.wait(byte_rate, now.mono_ns)?;
         conn.messages_in += 1;
-        self.counters.messages_in.increment();
+        self.cx.counters.messages_in.increment();
         self.note_over_rate(id, LimitReached::ByteRate, now);
         Some(wait_ms)
     }
 
     fn note_over_rate(&mut self, id: ConnId, limit: LimitReached, now: Tick) {
-        self.counters.limit_reached(limit);
+        self.cx.counters.limit_reached(limit);
         let now_ms = now.mono_ms().max(1);
         let Some(conn) = self.conn_mut(id) else { return };
         let abuse = conn.abuse.get_or_insert_default();
@@ -377,7 +378,7 @@ impl Core {
 
     /// Answers a message over its rate; a connection that continues is closed.
     fn refuse_rate<I: Io>(&mut self, io: &mut I, id: ConnId, head: Head<'_>, wait_ms: u64, now: Tick) {
-        let abuse_ms = self.snapshot.settings.limits.rate_abuse_ms;
+        let abuse_ms = self.cx.snapshot.settings.limits.rate_abuse_ms;
         let message =
             "this connection sends more than its rate: wait, then send it again (limits.messages_per_second, bytes_per_second)";
         self.refuse(
@@ -394,7 +395,7 @@ impl Core {
         let since_ms = self.conn(id).and_then(|conn| conn.abuse.as_ref()).map_or(u64::MAX, |abuse| abuse.over_rate_ms);
         let over_ms = now.mono_ms().saturating_sub(since_ms);
         if abuse_ms > 0 && over_ms >= abuse_ms {
-            self.counters.limit_reached(LimitReached::RateAbuse);
+            self.cx.counters.limit_reached(LimitReached::RateAbuse);
             self.close(io, id, CloseReason::Rate, now);
         }
     }
@@ -402,20 +403,20 @@ impl Core {
     /// Echoes a message. A compressed one is sent back compressed, whatever its size and gain: conformance suites check both
     /// ways.
     fn echo(&mut self, id: ConnId, text: bool, compressed: bool, payload: &[u8]) {
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         let opcode = if text { Opcode::Text } else { Opcode::Binary };
-        let mut deflated = if compressed { self.buffers.take() } else { Vec::new() };
-        let is_deflated = compressed && self.deflater.deflate_whatever(payload, conn.window_bits, &mut deflated);
+        let mut deflated = if compressed { self.cx.buffers.take() } else { Vec::new() };
+        let is_deflated = compressed && self.codec.deflater.deflate_whatever(payload, conn.window_bits, &mut deflated);
         let bytes = if is_deflated { &deflated } else { payload };
-        enqueue(conn, &mut self.buffers, &self.counters, |queue| encoder::frame(opcode, is_deflated, bytes, queue));
-        self.buffers.give(deflated);
+        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| encoder::frame(opcode, is_deflated, bytes, queue));
+        self.cx.buffers.give(deflated);
         conn.queued_frames += 1;
         self.mark(id);
     }
 
     /// Queues an `rw.error` for a message of this connection.
     pub(in crate::shard) fn refuse(&mut self, id: ConnId, refusal: &Refusal) {
-        self.counters.refused.increment();
+        self.cx.counters.refused.increment();
         let frame = self.conn(id).map(|conn| conn.messages_in);
         self.reply_now(id, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
     }
@@ -429,7 +430,7 @@ impl Core {
         message: &str,
         pointer: Option<&str>,
     ) {
-        self.counters.refused.increment();
+        self.cx.counters.refused.increment();
         let frame = self.conn(id).map(|conn| conn.messages_in);
         let retry_after_ms = code.retryable().then_some(RETRY_AFTER_MS);
         self.reply_now(id, |out| {
@@ -449,7 +450,7 @@ impl Core {
     /// Ends a connection: its members are detached, the close frame is queued, and data that still arrives is dropped until the
     /// peer has closed too or the time is over.
     pub(in crate::shard) fn close<I: Io>(&mut self, io: &mut I, id: ConnId, reason: CloseReason, now: Tick) {
-        let close_ms = self.snapshot.settings.limits.close_ms;
+        let close_ms = self.cx.snapshot.settings.limits.close_ms;
         let Some(conn) = self.conn_mut(id) else { return };
         if matches!(conn.phase, Phase::Closing(_)) {
             // Broken while it closed, or everything is sent on either side: nothing is waited for.
@@ -471,12 +472,12 @@ impl Core {
         conn.paused_ms = 0;
         conn.unfinished_ms = 0;
         if let Some(limit) = LimitReached::behind(reason) {
-            self.counters.limit_reached(limit);
+            self.cx.counters.limit_reached(limit);
         }
         tracing::debug!(connection_id = %self.connection_id(id), reason = reason.label(), "closing");
         self.not_half_open(id);
         self.leave_all(io, id, now);
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         let silent = conn.flags.broken || matches!(reason, CloseReason::Shed | CloseReason::SocketError);
         match before {
             // The user is counted by the grant.
@@ -491,11 +492,11 @@ impl Core {
                     None => reason.code(),
                 };
                 let label = if answer.is_some() { "" } else { reason.label() };
-                enqueue(conn, &mut self.buffers, &self.counters, |queue| encoder::close_frame(code, label, queue));
+                enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| encoder::close_frame(code, label, queue));
             }
             Phase::Head(_) | Phase::Closing(_) => {}
         }
-        conn.decoder.release(&mut self.buffers);
+        conn.decoder.release(&mut self.cx.buffers);
         // RFC 8446 6.1: a peer that still reads learns that nothing was cut off.
         conn.flags.close_notify = conn.tls.is_some() && !silent && (conn.flags.secured || !conn.flags.ended);
         let tls_failed = matches!(reason, CloseReason::Tls);
@@ -512,11 +513,11 @@ impl Core {
 
     /// Handles bytes after our close frame: only the peer's own close frame matters.
     fn on_closing_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8]) {
-        self.counters.dropped(DropReason::AfterClose, 1);
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        let limits = Self::frame_limits(&self.snapshot.settings.limits, false, conn.flags.deflate);
+        self.cx.counters.dropped(DropReason::AfterClose, 1);
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let limits = Self::frame_limits(&self.cx.snapshot.settings.limits, false, conn.flags.deflate);
         let Phase::Closing(closing) = &mut conn.phase else { return };
-        let (mut rest, decoder, buffers) = (bytes, &mut conn.decoder, &mut self.buffers);
+        let (mut rest, decoder, buffers) = (bytes, &mut conn.decoder, &mut self.cx.buffers);
         let mut done = closing.peer_done;
         while !done {
             match contained(|| decoder.next(&mut rest, &limits, buffers)) {
@@ -572,17 +573,17 @@ impl Core {
             self.leave_all(io, id, now);
         }
         let info = self.describe(id, now);
-        let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
-        self.conns_count -= 1;
-        self.counters.closed(reason);
-        self.counters.buffer_bytes.subtract(conn.memory_bytes() as u64);
+        let Some(mut conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::take) else { return };
+        self.connections.count -= 1;
+        self.cx.counters.closed(reason);
+        self.cx.counters.buffer_bytes.subtract(conn.memory_bytes() as u64);
         if let Some(info) = info.filter(|_| !conn.flags.forgettable) {
-            let pushed_out = self.closed.remember(info, reason, now.mono_ms());
-            self.counters.dropped(DropReason::ClosedRecord, pushed_out);
+            let pushed_out = self.connections.closed.remember(info, reason, now.mono_ms());
+            self.cx.counters.dropped(DropReason::ClosedRecord, pushed_out);
         }
         self.leave_admission(&mut conn);
-        self.buffers.give(std::mem::take(&mut conn.queue));
-        conn.decoder.release(&mut self.buffers);
+        self.cx.buffers.give(std::mem::take(&mut conn.queue));
+        conn.decoder.release(&mut self.cx.buffers);
         io.close(id);
     }
 }

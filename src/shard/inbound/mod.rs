@@ -5,6 +5,7 @@
 
 pub(in crate::shard) mod backpressure;
 pub(in crate::shard) mod channel_posts;
+pub(in crate::shard) mod codec;
 pub(in crate::shard) mod commands;
 pub mod contained;
 pub mod frames;

@@ -102,7 +102,7 @@ impl Core {
     /// The attachment of a connection to a session: its number, the session's home if elsewhere, the member.
     pub(in crate::shard) fn attachment_of(&self, id: ConnId, session_id: &str) -> Option<(u16, Option<u16>, MemberKey)> {
         self.conn(id)?.attachments().filter(|(_, attachment)| !attachment.detaching).find_map(|(number, attachment)| {
-            let stream = self.streams.get(attachment.stream)?;
+            let stream = self.home.streams.get(attachment.stream)?;
             (&*stream.session_id == session_id).then_some((number, stream.home, attachment.member))
         })
     }
@@ -149,7 +149,7 @@ impl Core {
         envelope: &Envelope<'_>,
         now: Tick,
     ) {
-        let Some(entry) = self.sessions.members.get_mut(member) else { return };
+        let Some(entry) = self.home.sessions.members.get_mut(member) else { return };
         if entry.place != Some(place) {
             return;
         }
@@ -163,12 +163,12 @@ impl Core {
                 return self.refuse_place(&origin, &refusal_of(envelope, code, message, ""));
             }
         }
-        let Some(entry) = self.sessions.members.get_mut(member) else { return };
+        let Some(entry) = self.home.sessions.members.get_mut(member) else { return };
         let client_id = std::mem::take(&mut entry.client_id);
         let acks = self.wants_acks(place);
         let origin = Origin { place, client_id: &client_id, client, acks, number: self.number_of(place) };
         self.publish_as(io, &origin, session, Some(member), envelope, now);
-        if let Some(entry) = self.sessions.members.get_mut(member) {
+        if let Some(entry) = self.home.sessions.members.get_mut(member) {
             entry.client_id = client_id;
         }
     }
@@ -178,7 +178,7 @@ impl Core {
         if place.shard == self.shard_number() {
             self.conn(place.conn).is_none_or(|conn| conn.flags.acks)
         } else {
-            self.forwarded.1
+            self.links.forwarded.1
         }
     }
 
@@ -186,7 +186,7 @@ impl Core {
         if place.shard == self.shard_number() {
             self.conn(place.conn).map_or(0, |conn| conn.messages_in)
         } else {
-            self.forwarded.0
+            self.links.forwarded.0
         }
     }
 
@@ -203,15 +203,15 @@ impl Core {
         if let Err(refusal) = self.resolve(session, envelope, &mut audiences) {
             return self.refuse_place(origin, &refusal);
         }
-        let entry = self.sessions.sessions.get(session).map(|entry| (entry.hash, entry.epoch_number, entry.stream));
+        let entry = self.home.sessions.sessions.get(session).map(|entry| (entry.hash, entry.epoch_number, entry.stream));
         let Some((hash, epoch, stream)) = entry else { return };
         if envelope.ephemeral {
             return self.pass(io, origin, stream, envelope, &audiences, now);
         }
-        let id_hash = self.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
+        let id_hash = self.cx.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
         let content = self.content_hash(envelope, &audiences);
         // A channel's readers come and go as members, so its window is the shard's, which posts from outside share.
-        let channel = self.sessions.sessions.get(session).is_some_and(|entry| entry.channel);
+        let channel = self.home.sessions.sessions.get(session).is_some_and(|entry| entry.channel);
         let member = member.filter(|_| !channel);
         let own = self.dedupe_limits();
         let limits = if channel {
@@ -223,13 +223,13 @@ impl Core {
             own
         };
         let used = match member {
-            Some(member) => self.sessions.members.get(member).and_then(|member| member.used.as_deref()),
-            None => Some(&self.posted),
+            Some(member) => self.home.sessions.members.get(member).and_then(|member| member.used.as_deref()),
+            None => Some(&self.home.posted),
         };
         match used.map_or(Seen::New, |used| used.look_up(id_hash, low(content), now.mono_ms(), limits)) {
             Seen::New => {}
             Seen::Same { seq } => {
-                self.counters.duplicates.increment();
+                self.cx.counters.duplicates.increment();
                 return self.acknowledge_again(origin, (session, stream), envelope, seq);
             }
             Seen::Different => {
@@ -245,8 +245,8 @@ impl Core {
         }
         let seq = self.append(stream, (hash, epoch), origin, envelope, &audiences, id_hash, content, now);
         let used = match member {
-            Some(member) => self.sessions.members.get_mut(member).map(|member| &mut **member.used.get_or_insert_default()),
-            None => Some(&mut self.posted),
+            Some(member) => self.home.sessions.members.get_mut(member).map(|member| &mut **member.used.get_or_insert_default()),
+            None => Some(&mut self.home.posted),
         };
         if let Some(used) = used {
             used.remember(id_hash, low(content), seq, now.mono_ms(), limits);
@@ -255,7 +255,7 @@ impl Core {
     }
 
     pub(in crate::shard) fn dedupe_limits(&self) -> DedupeLimits {
-        let session = &self.snapshot.settings.session;
+        let session = &self.cx.snapshot.settings.session;
         DedupeLimits { ids_max: session.dedupe_ids, window_ms: session.dedupe_ms }
     }
 
@@ -267,7 +267,7 @@ impl Core {
             targets[len..len + 8].copy_from_slice(&target.to_le_bytes());
             len += 8;
         }
-        self.key.hash128(&[envelope.kind.as_bytes(), &targets[..len], envelope.payload])
+        self.cx.key.hash128(&[envelope.kind.as_bytes(), &targets[..len], envelope.payload])
     }
 
     /// Resolves the addresses of a message; all of them or none.
@@ -276,21 +276,21 @@ impl Core {
             match address {
                 Address::Session => audiences.all = true,
                 Address::Client(name) => {
-                    let target = self.sessions.target(Target::Client, name);
-                    if self.sessions.member(session, target).is_none() {
+                    let target = self.home.sessions.target(Target::Client, name);
+                    if self.home.sessions.member(session, target).is_none() {
                         return Err(no_such_member(envelope, "client", name));
                     }
                     audiences.push(target);
                 }
                 Address::User(name) => {
-                    let target = self.sessions.target(Target::User, name);
-                    if self.sessions.group(session, target).is_empty() {
+                    let target = self.home.sessions.target(Target::User, name);
+                    if self.home.sessions.group(session, target).is_empty() {
                         return Err(no_such_member(envelope, "user", name));
                     }
                     audiences.push(target);
                 }
-                Address::Room(name) => audiences.push(self.sessions.target(Target::Room, name)),
-                Address::Role(name) => audiences.push(self.sessions.target(Target::Role, name)),
+                Address::Room(name) => audiences.push(self.home.sessions.target(Target::Room, name)),
+                Address::Role(name) => audiences.push(self.home.sessions.target(Target::Role, name)),
                 Address::Intent(name) => {
                     let message = format!("no agent is registered for the intent '{name}'");
                     return Err(refusal_of(envelope, ErrorCode::RouteNoAgent, message, "/to"));
@@ -316,19 +316,20 @@ impl Core {
         now: Tick,
     ) -> u64 {
         self.trim(stream);
-        let seq = self.streams.get(stream).map_or(1, |stream| stream.index.head() + 1);
+        let seq = self.home.streams.get(stream).map_or(1, |stream| stream.index.head() + 1);
         let header = Header { kind: Kind::Message, session, seq, epoch, ts_ms: now.wall_ms, sender: origin.client, id, content };
         let mut tail = AddedBuf::default();
         self.splice(&mut tail, Some(seq), origin.client_id, envelope, now);
         let (head, head_bytes) = frame_head(envelope.object.len() + tail.as_bytes().len(), Opcode::Text, true, false);
-        let put = self.log.append(&header, audiences.recorded(), &[&head[..head_bytes], envelope.object, tail.as_bytes()]);
-        self.ages.note(put.at, now.wall_ms, self.age_step_ms());
-        if let Some(stream) = self.streams.get_mut(stream) {
+        let put =
+            self.storage.log.append(&header, audiences.recorded(), &[&head[..head_bytes], envelope.object, tail.as_bytes()]);
+        self.storage.ages.note(put.at, now.wall_ms, self.age_step_ms());
+        if let Some(stream) = self.home.streams.get_mut(stream) {
             stream.index.push(Entry::new(put, audiences.audience(), origin.client));
         }
-        self.counters.log_appends.increment();
-        self.counters.routed.increment();
-        self.routed_in_turn += 1;
+        self.cx.counters.log_appends.increment();
+        self.cx.counters.routed.increment();
+        self.stats.routed_in_turn += 1;
         seq
     }
 
@@ -336,7 +337,7 @@ impl Core {
         if envelope.traceparent.is_some() {
             return added(tail, seq, from, now.wall_ms, None);
         }
-        let [first, second, span] = [self.next_random(), self.next_random(), self.next_random()];
+        let [first, second, span] = [self.cx.next_random(), self.cx.next_random(), self.cx.next_random()];
         let mut trace_id = [0; 16];
         trace_id[..8].copy_from_slice(&first.to_le_bytes());
         trace_id[8..].copy_from_slice(&second.to_le_bytes());
@@ -346,11 +347,11 @@ impl Core {
 
     /// Marks a new record's audience dirty (everyone, if `targets` is empty), and its mirrors.
     pub(in crate::shard) fn note_appended(&mut self, session: SessionKey, stream: StreamKey, seq: u64, targets: &[u64]) {
-        if let Some(entry) = self.sessions.sessions.get(session)
+        if let Some(entry) = self.home.sessions.sessions.get(session)
             && !entry.mirrors.is_empty()
-            && !self.mirrored.contains(&session)
+            && !self.links.mirrored.contains(&session)
         {
-            self.mirrored.push(session);
+            self.links.mirrored.push(session);
         }
         if targets.is_empty() {
             return self.note_broadcast(stream, seq);
@@ -358,9 +359,11 @@ impl Core {
         let shard = self.shard_number();
         let mut places = std::mem::take(&mut self.out.places);
         for target in targets {
-            match self.sessions.member(session, *target) {
+            match self.home.sessions.member(session, *target) {
                 Some(member) => places.extend(self.place_of(member)),
-                None => places.extend(self.sessions.group(session, *target).iter().filter_map(|member| self.place_of(*member))),
+                None => {
+                    places.extend(self.home.sessions.group(session, *target).iter().filter_map(|member| self.place_of(*member)))
+                }
             }
         }
         for place in places.drain(..).filter(|place| place.shard == shard) {
@@ -370,23 +373,23 @@ impl Core {
     }
 
     fn place_of(&self, member: MemberKey) -> Option<Place> {
-        self.sessions.members.get(member)?.place
+        self.home.sessions.members.get(member)?.place
     }
 
     /// Notes a record for everyone: the stream's readers are marked when the turn sends.
     pub(in crate::shard) fn note_broadcast(&mut self, key: StreamKey, seq: u64) {
-        let Some(stream) = self.streams.get_mut(key) else { return };
+        let Some(stream) = self.home.streams.get_mut(key) else { return };
         if stream.broadcast_from == 0 {
             stream.broadcast_from = seq;
         }
         if !std::mem::replace(&mut stream.dirty, true) {
-            self.dirty_streams.push(key);
+            self.home.dirty_streams.push(key);
         }
     }
 
     /// Wakes a reader for a record. A parked reader's cursor jumps to it, past records that were not for it.
     pub(in crate::shard) fn wake_reader(&mut self, place: Place, stream: StreamKey, seq: u64) {
-        let first = self.streams.get(stream).map_or(seq, |stream| stream.unwoken_from(seq));
+        let first = self.home.streams.get(stream).map_or(seq, |stream| stream.unwoken_from(seq));
         let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment)) else { return };
         if std::mem::take(&mut attachment.idle) {
             attachment.cursor = attachment.cursor.max(first - 1);
@@ -398,7 +401,7 @@ impl Core {
         if !origin.acks {
             return;
         }
-        self.counters.acknowledged.increment();
+        self.cx.counters.acknowledged.increment();
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         self.reply_to(origin.place, AT_ONCE, |out| crate::protocol::ack(out, head, seq, is_duplicate));
     }
@@ -413,25 +416,25 @@ impl Core {
         audiences: &Audiences,
         now: Tick,
     ) {
-        self.counters.ephemeral.increment();
+        self.cx.counters.ephemeral.increment();
         let mut tail = AddedBuf::default();
         self.splice(&mut tail, None, origin.client_id, envelope, now);
         let (head, head_bytes) = frame_head(envelope.object.len() + tail.as_bytes().len(), Opcode::Text, true, false);
-        let mut frame = self.buffers.take();
+        let mut frame = self.cx.buffers.take();
         for part in [&head[..head_bytes], envelope.object, tail.as_bytes()] {
             frame.extend_from_slice(part);
         }
         self.pass_here(stream, origin.client, audiences.recorded(), &frame);
-        let hash = self.streams.get(stream).map_or(0, |stream| stream.hash);
-        let session = self.sessions.find(hash);
+        let hash = self.home.streams.get(stream).map_or(0, |stream| stream.hash);
+        let session = self.home.sessions.find(hash);
         let mirror = |core: &Self, number: usize| {
-            core.sessions.sessions.get(session?)?.mirrors.get(number).map(|mirror| usize::from(mirror.shard))
+            core.home.sessions.sessions.get(session?)?.mirrors.get(number).map(|mirror| usize::from(mirror.shard))
         };
         let mut number = 0;
         while let Some(shard) = mirror(self, number) {
             number += 1;
             if !self.takes_data(shard) {
-                self.counters.dropped(DropReason::EphemeralLaneFull, 1);
+                self.cx.counters.dropped(DropReason::EphemeralLaneFull, 1);
                 continue;
             }
             let mut bytes = self.lane_buffer(shard);
@@ -443,12 +446,12 @@ impl Core {
             let passing = Passing { session: hash, sender: origin.client, targets, bytes };
             self.push_data(io, shard, LaneMessage::Passing(passing));
         }
-        self.buffers.give(frame);
+        self.cx.buffers.give(frame);
     }
 
     /// Delivers an ephemeral frame to the readers of a stream on this shard; an empty `targets` means everyone.
     pub(in crate::shard) fn pass_here(&mut self, stream: StreamKey, sender: u64, targets: &[u64], frame: &[u8]) {
-        let Some(entry) = self.streams.get(stream) else { return };
+        let Some(entry) = self.home.streams.get(stream) else { return };
         let head = entry.head();
         let readers = std::mem::take(&mut self.out.readers);
         let mut readers = crate::shard::outbound::flush::reuse(readers);
@@ -466,12 +469,12 @@ impl Core {
             if !meant {
                 continue;
             }
-            let behind = conn.flags.blocked || conn.queued_bytes() > self.snapshot.settings.limits.reply_queue_bytes;
+            let behind = conn.flags.blocked || conn.queued_bytes() > self.cx.snapshot.settings.limits.reply_queue_bytes;
             if behind {
-                self.counters.dropped(DropReason::EphemeralSlow, 1);
+                self.cx.counters.dropped(DropReason::EphemeralSlow, 1);
                 continue;
             }
-            let mut copy = self.buffers.take();
+            let mut copy = self.cx.buffers.take();
             copy.extend_from_slice(frame);
             let place = self.place_here(reader.conn, reader.attachment);
             self.put_ordered(place, head, Waiting::Passing(copy));
@@ -482,7 +485,7 @@ impl Core {
 
     /// Sends a refusal to the sender, wherever it is.
     pub(in crate::shard) fn refuse_place(&mut self, origin: &Origin<'_>, refusal: &Refusal) {
-        self.counters.refused.increment();
+        self.cx.counters.refused.increment();
         let frame = Some(origin.number).filter(|number| *number > 0);
         self.reply_to(origin.place, AT_ONCE, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
     }

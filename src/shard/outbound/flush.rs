@@ -147,12 +147,12 @@ impl Core {
     pub(in crate::shard) fn flush<I: Io>(&mut self, io: &mut I, now: Tick, sends_max: usize) -> bool {
         self.begin_waking();
         // At least one round, in which streams without readers are finished.
-        let mut left = sends_max.min(self.dirty.len() + self.asleep()).max(1);
+        let mut left = sends_max.min(self.connections.dirty.len() + self.asleep()).max(1);
         let mut sent = 0;
         while left > 0 {
             let most = left.min(SENDS_PER_TURN_MAX);
-            self.wake_some(most.saturating_sub(self.dirty.len()));
-            let block = most.min(self.dirty.len());
+            self.wake_some(most.saturating_sub(self.connections.dirty.len()));
+            let block = most.min(self.connections.dirty.len());
             if block == 0 {
                 break;
             }
@@ -160,7 +160,7 @@ impl Core {
             sent += block;
             self.send_block(io, now, block);
         }
-        let waiting = self.dirty.len() + self.asleep();
+        let waiting = self.connections.dirty.len() + self.asleep();
         self.pressure.sent(sent, waiting, now);
         let more = waiting > 0 || !self.out.waking.is_empty();
         // The remaining readers find the batches again, unless these have grown too large meanwhile.
@@ -176,8 +176,8 @@ impl Core {
 
     /// Queues streams with new records for everyone for waking, and gathers frames if many will read the same ones.
     fn begin_waking(&mut self) {
-        while let Some(key) = self.dirty_streams.pop() {
-            let Some(stream) = self.streams.get_mut(key) else { continue };
+        while let Some(key) = self.home.dirty_streams.pop() {
+            let Some(stream) = self.home.streams.get_mut(key) else { continue };
             stream.dirty = false;
             let from = std::mem::take(&mut stream.broadcast_from);
             let many = stream.readers.len() >= SHARED_READERS_MIN && stream.head() > from;
@@ -198,7 +198,7 @@ impl Core {
     /// Readers still to be woken.
     fn asleep(&self) -> usize {
         let left = |waking: &Waking| {
-            let readers = self.streams.get(waking.stream).map_or(0, |stream| stream.readers.len());
+            let readers = self.home.streams.get(waking.stream).map_or(0, |stream| stream.readers.len());
             waking.end.min(readers).saturating_sub(waking.next) + waking.rest.min(readers)
         };
         self.out.waking.iter().map(left).sum()
@@ -209,7 +209,7 @@ impl Core {
         let mut left = count;
         while left > 0 {
             let Some(mut waking) = self.out.waking.pop_front() else { return };
-            let Some(stream) = self.streams.get_mut(waking.stream) else { continue };
+            let Some(stream) = self.home.streams.get_mut(waking.stream) else { continue };
             let from = stream.waking_from;
             let end = waking.end.min(stream.readers.len());
             let upto = end.min(waking.next + left);
@@ -237,7 +237,9 @@ impl Core {
     /// Marks a reader dirty for the records from `from` on. A parked reader's cursor jumps to `from`: nothing before it was
     /// addressed to this reader.
     pub(in crate::shard) fn wake(&mut self, reader: Reader, from: u64) {
-        let Some(conn) = self.conns.get_mut(reader.conn.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(reader.conn.index as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
         if conn.id != reader.conn {
             return;
         }
@@ -248,13 +250,13 @@ impl Core {
         }
         if !conn.flags.dirty && !conn.flags.blocked {
             conn.flags.dirty = true;
-            self.dirty.push_back(reader.conn);
+            self.connections.dirty.push_back(reader.conn);
         }
     }
 
     fn gather(&mut self, key: StreamKey, from: u64) {
-        let Some(stream) = self.streams.get(key) else { return };
-        let log = if stream.home.is_some() { &self.mirror_log } else { &self.log };
+        let Some(stream) = self.home.streams.get(key) else { return };
+        let log = if stream.home.is_some() { &self.links.mirror_log } else { &self.storage.log };
         let out = &mut self.out;
         let (start, first_end) = (out.shared.len(), out.ends.len());
         let mut senders = Senders::default();
@@ -301,7 +303,7 @@ impl Core {
         out.trimmed = None;
         out.plans.clear();
         for _ in 0..count {
-            let Some(id) = self.dirty.pop_front() else { break };
+            let Some(id) = self.connections.dirty.pop_front() else { break };
             let first = out.pieces.len();
             self.plan(io, id, &mut out);
             let planned = out.pieces.len() - first;
@@ -335,7 +337,7 @@ impl Core {
             Send { conn: plan.conn, parts: &parts[first..first + count] }
         }));
         io.send_batch(&sends, &mut results);
-        self.counters.sends.add(sends.len() as u64);
+        self.cx.counters.sends.add(sends.len() as u64);
         let (sends, parts) = (reuse(sends), reuse(parts));
         out.sends = sends;
         out.parts = parts;
@@ -356,7 +358,7 @@ impl Core {
     }
 
     pub(in crate::shard) const fn log_of(&self, mirror: bool) -> &Log {
-        if mirror { &self.mirror_log } else { &self.log }
+        if mirror { &self.links.mirror_log } else { &self.storage.log }
     }
 
     /// Books the bytes of a plan that the socket took.
@@ -377,7 +379,7 @@ impl Core {
                 return;
             }
         };
-        let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
+        let Some(mut conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::take) else { return };
         let expected: usize = pieces.iter().map(|piece| piece.bytes as usize).sum();
         let mut left = taken;
         for piece in pieces {
@@ -388,11 +390,11 @@ impl Core {
                 break;
             }
         }
-        self.counters.bytes_out.add(taken as u64);
+        self.cx.counters.bytes_out.add(taken as u64);
         let short = taken < expected;
         if short {
             conn.flags.blocked = true;
-            self.counters.sends_short.increment();
+            self.cx.counters.sends_short.increment();
             io.want_write(id);
             self.fit(&mut conn);
             if conn.stalled_ms == 0 {
@@ -404,7 +406,7 @@ impl Core {
         }
         conn.stalled_taken = conn.stalled_taken.saturating_add(u32::try_from(taken).unwrap_or(u32::MAX));
         let more = !short && has_more(&conn, self);
-        self.conns[id.index as usize] = Some(conn);
+        self.connections.table[id.index as usize] = Some(conn);
         if short {
             self.set_timer(id, now);
         } else if more {
@@ -418,19 +420,19 @@ impl Core {
     /// Shrinks the buffers of a connection that takes nothing now.
     fn fit(&mut self, conn: &mut Conn) {
         let before = conn.memory_bytes();
-        conn.fit(&mut self.buffers);
-        self.counters.buffer_bytes.subtract((before - conn.memory_bytes()) as u64);
+        conn.fit(&mut self.cx.buffers);
+        self.cx.counters.buffer_bytes.subtract((before - conn.memory_bytes()) as u64);
     }
 
     /// Parks the readers of a connection whose cursors are at their heads, because everything is sent.
     fn rest(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         for slot in conn.slots.iter_mut() {
             if let Some(attachment) = slot.attached_mut() {
                 attachment.idle = !attachment.detaching
                     && attachment.ordered.is_empty()
                     && !attachment.pulling
-                    && self.streams.get(attachment.stream).is_some_and(|stream| attachment.cursor >= stream.head());
+                    && self.home.streams.get(attachment.stream).is_some_and(|stream| attachment.cursor >= stream.head());
             }
         }
     }
@@ -446,7 +448,7 @@ impl Core {
                 conn.queue_at += u32::try_from(part).unwrap_or(u32::MAX);
                 if conn.queue_at as usize == conn.queue.len() {
                     conn.messages_out += u64::from(piece.frames);
-                    self.counters.messages_out.add(u64::from(piece.frames));
+                    self.cx.counters.messages_out.add(u64::from(piece.frames));
                     let mut ordered = 0;
                     for attachment in conn.slots.iter_mut().filter_map(Slot::attached_mut) {
                         ordered += attachment.ordered.len();
@@ -456,22 +458,22 @@ impl Core {
                     }
                     conn.queued_frames = u32::try_from(ordered).unwrap_or(u32::MAX);
                     conn.queue_at = 0;
-                    self.counters.buffer_bytes.subtract(conn.queue.capacity() as u64);
-                    self.buffers.give(std::mem::take(&mut conn.queue));
+                    self.cx.counters.buffer_bytes.subtract(conn.queue.capacity() as u64);
+                    self.cx.buffers.give(std::mem::take(&mut conn.queue));
                 }
             }
             Source::Tls => {
                 if let Some(tls) = &mut conn.tls {
                     tls.sent(part);
-                    tls.reclaim(&mut self.buffers);
+                    tls.reclaim(&mut self.cx.buffers);
                 }
             }
             Source::Frame { .. } | Source::Deflated { .. } => {
                 self.delivered(conn, piece, piece.seq, piece.upto, 1);
                 if !whole {
-                    let mut kept = self.buffers.take();
+                    let mut kept = self.cx.buffers.take();
                     kept.extend_from_slice(&self.slice_of(conn.id, piece, out)[part..]);
-                    keep(conn, &self.counters, kept);
+                    keep(conn, &self.cx.counters, kept);
                 }
             }
             Source::Shared { batch } if whole => {
@@ -490,9 +492,9 @@ impl Core {
                 let seq = batch.from + count as u64 - 1;
                 self.delivered(conn, piece, seq, seq, count as u64);
                 if !begun {
-                    let mut kept = self.buffers.take();
+                    let mut kept = self.cx.buffers.take();
                     kept.extend_from_slice(&out.shared[start + part..start + cut]);
-                    keep(conn, &self.counters, kept);
+                    keep(conn, &self.cx.counters, kept);
                 }
             }
         }
@@ -500,8 +502,8 @@ impl Core {
 
     fn delivered(&self, conn: &mut Conn, piece: &Piece, seq: u64, upto: u64, frames: u64) {
         conn.messages_out += frames;
-        self.counters.delivered.add(frames);
-        self.counters.messages_out.add(frames);
+        self.cx.counters.delivered.add(frames);
+        self.cx.counters.messages_out.add(frames);
         if let Some(attachment) = conn.attachment_mut(piece.attachment) {
             attachment.delivered_seq = seq;
             attachment.cursor = upto;
@@ -556,7 +558,7 @@ pub(in crate::shard) fn has_more(conn: &Conn, core: &Core) -> bool {
         return false;
     }
     conn.attachments().any(|(_, attachment)| {
-        let head = core.streams.get(attachment.stream).map_or(0, |stream| stream.head());
+        let head = core.home.streams.get(attachment.stream).map_or(0, |stream| stream.head());
         // A reply whose place a mirror has not reached yet waits for the mirror.
         let let_out = attachment.ordered.front().is_some_and(|ordered| ordered.after <= attachment.cursor);
         !attachment.pulling && (let_out || attachment.cursor < head)

@@ -38,12 +38,12 @@ struct Scan {
 impl Core {
     /// Notes the data to send to a connection now.
     pub(in crate::shard) fn plan<I: Io>(&mut self, io: &mut I, id: ConnId, out: &mut Outbound) {
-        let Some(mut conn) = self.conns.get_mut(id.index as usize).and_then(Option::take) else { return };
+        let Some(mut conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::take) else { return };
         conn.flags.dirty &= conn.id != id;
         // Nothing is sent after the end of our side. A peer in its TLS handshake may say more, to which TLS has an answer still.
         let finished = matches!(&conn.phase, Phase::Closing(closing) if closing.finished);
         if conn.id != id || conn.flags.blocked || finished {
-            self.conns[id.index as usize] = Some(conn);
+            self.connections.table[id.index as usize] = Some(conn);
             return;
         }
         let first = out.pieces.len();
@@ -61,12 +61,12 @@ impl Core {
         }
         let sealed = conn.tls.is_none() || self.encrypt(&mut conn, out, first);
         if !sealed {
-            self.conns[id.index as usize] = Some(conn);
+            self.connections.table[id.index as usize] = Some(conn);
             self.on_tls_panic(id);
             return self.doom(id, CloseReason::Internal);
         }
         let more = out.pieces.len() == first && has_more(&conn, self);
-        self.conns[id.index as usize] = Some(conn);
+        self.connections.table[id.index as usize] = Some(conn);
         if more {
             // The scan's budget is used up; the rest follows after the others.
             self.mark(id);
@@ -81,7 +81,7 @@ impl Core {
     fn encrypt(&mut self, conn: &mut Conn, out: &mut Outbound, first: usize) -> bool {
         let mut pieces = std::mem::take(&mut out.pieces);
         if let Some(tls) = &mut conn.tls {
-            tls.lend(&mut self.buffers);
+            tls.lend(&mut self.cx.buffers);
         }
         let mut left = false;
         for piece in &pieces[first..] {
@@ -108,7 +108,7 @@ impl Core {
         if done && std::mem::take(&mut conn.flags.close_notify) && contained(|| tls.close()).is_err() {
             return false;
         }
-        tls.reclaim(&mut self.buffers);
+        tls.reclaim(&mut self.cx.buffers);
         let bytes = u32::try_from(tls.pending().len()).unwrap_or(u32::MAX);
         if bytes > 0 {
             out.pieces.push(Piece { source: Source::Tls, bytes, attachment: 0, seq: 0, upto: 0, frames: 0 });
@@ -120,12 +120,12 @@ impl Core {
     fn plan_attachment(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize) {
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return };
         // The attachment's last reply is queued: later records are no longer for it.
-        if self.left.iter().any(|place| place.conn == conn.id && usize::from(place.attachment) == number) {
+        if self.connections.left.iter().any(|place| place.conn == conn.id && usize::from(place.attachment) == number) {
             return;
         }
         let (stream, mut let_out) = (attachment.stream, 0);
         if attachment.idle
-            && let Some(stream) = self.streams.get(stream)
+            && let Some(stream) = self.home.streams.get(stream)
         {
             // Parked: no record since then was for it, whether or not retention has dropped it by now.
             attachment.cursor = attachment.cursor.max(stream.unwoken_from(stream.head() + 1) - 1);
@@ -151,7 +151,7 @@ impl Core {
                 }
                 continue;
             }
-            let Some((oldest, head)) = self.streams.get(stream).map(|stream| (stream.index.first(), stream.head())) else {
+            let Some((oldest, head)) = self.home.streams.get(stream).map(|stream| (stream.index.first(), stream.head())) else {
                 return;
             };
             scan.limit = waits_at.map_or(head, |after| after.min(head));
@@ -168,7 +168,7 @@ impl Core {
                 break;
             }
         }
-        let head = self.streams.get(stream).map_or(0, |stream| stream.head());
+        let head = self.home.streams.get(stream).map_or(0, |stream| stream.head());
         if let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) {
             if !scan.collected {
                 attachment.cursor = attachment.cursor.max(scan.cursor);
@@ -188,15 +188,15 @@ impl Core {
         }
         if matches!(ordered.what, Waiting::Detached(_)) {
             let attachment_number = u16::try_from(number).unwrap_or(u16::MAX);
-            self.left.push(Place { shard, attachment: attachment_number, ticket: attachment.ticket, conn: conn.id });
+            self.connections.left.push(Place { shard, attachment: attachment_number, ticket: attachment.ticket, conn: conn.id });
         }
         let (waited, kept) = (ordered.what.bytes(), attachment.ordered.len());
         if attachment.ordered.capacity() > ORDERED_KEPT_MAX && kept < attachment.ordered.capacity() / 4 {
             attachment.ordered.shrink_to(2 * kept);
         }
-        self.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
+        self.cx.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
         let (stream, delivered_seq) = (attachment.stream, attachment.delivered_seq);
-        let Some(stream) = self.streams.get(stream) else { return };
+        let Some(stream) = self.home.streams.get(stream) else { return };
         let waited_bytes = u32::try_from(waited).unwrap_or(u32::MAX);
         if conn.queue.capacity() == 0
             && stream.home.is_none()
@@ -205,10 +205,10 @@ impl Core {
             // As large as a page: not copied if nothing is queued before it.
             conn.queue = std::mem::take(page);
             conn.ordered_bytes = conn.ordered_bytes.saturating_sub(waited_bytes);
-            self.counters.buffer_bytes.add(conn.queue.capacity() as u64);
+            self.cx.counters.buffer_bytes.add(conn.queue.capacity() as u64);
             return;
         }
-        enqueue(conn, &mut self.buffers, &self.counters, |queue| match &ordered.what {
+        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| match &ordered.what {
             Waiting::Frame(bytes)
             | Waiting::Event(bytes)
             | Waiting::Data { frame: bytes, .. }
@@ -225,7 +225,7 @@ impl Core {
         // A reply was written at the session's home; an ephemeral message was copied here.
         match stream.home {
             Some(home) if !matches!(ordered.what, Waiting::Passing(_)) => self.give_back(home, ordered.what.into_buffer()),
-            _ => self.buffers.give(ordered.what.into_buffer()),
+            _ => self.cx.buffers.give(ordered.what.into_buffer()),
         }
         conn.ordered_bytes = conn.ordered_bytes.saturating_sub(waited_bytes);
     }
@@ -235,37 +235,37 @@ impl Core {
     fn skip_dropped(&mut self, conn: &mut Conn, number: usize, oldest: u64, scan: &mut Scan) -> bool {
         let shard = self.shard_number();
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return false };
-        let Some(stream) = self.streams.get(attachment.stream) else { return false };
+        let Some(stream) = self.home.streams.get(attachment.stream) else { return false };
         if stream.home.is_some() {
             attachment.cursor = scan.cursor;
             if !std::mem::replace(&mut attachment.pulling, true) {
                 let number = u16::try_from(number).unwrap_or(u16::MAX);
                 let place = Place { shard, attachment: number, ticket: attachment.ticket, conn: conn.id };
-                self.pulls.push((place, attachment.member, scan.cursor));
+                self.links.pulls.push((place, attachment.member, scan.cursor));
             }
             return false;
         }
         let (from, to) = (scan.cursor + 1, oldest - 1);
         attachment.cursor = to;
         scan.cursor = to;
-        self.random_id = self.random_id.wrapping_add(1);
-        let id = format!("rw-gap-{:x}", self.random_id);
-        enqueue(conn, &mut self.buffers, &self.counters, |queue| {
+        self.cx.random_id = self.cx.random_id.wrapping_add(1);
+        let id = format!("rw-gap-{:x}", self.cx.random_id);
+        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| {
             let open = OpenFrame::begin(queue);
             crate::protocol::gap(queue, Head { id: &id, session_id: &stream.session_id }, from, to);
             open.finish(Opcode::Text, queue);
         });
         conn.queued_frames += 1;
-        self.counters.gaps.increment();
+        self.cx.counters.gaps.increment();
         true
     }
 
     /// Notes frames up to the scan's limit. Returns `false` if this plan takes no more.
     fn collect(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize, scan: &mut Scan) -> bool {
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return false };
-        let Some(stream) = self.streams.get(attachment.stream) else { return false };
+        let Some(stream) = self.home.streams.get(attachment.stream) else { return false };
         let (mirror, shard) = (stream.home.is_some(), self.shard_number());
-        let log = if mirror { &self.mirror_log } else { &self.log };
+        let log = if mirror { &self.links.mirror_log } else { &self.storage.log };
         let number = u16::try_from(number).unwrap_or(u16::MAX);
         let header = u32::try_from(HEADER_BYTES).unwrap_or(0);
         while scan.cursor < scan.limit {
@@ -298,7 +298,7 @@ impl Core {
                     if !scan.collected && !std::mem::replace(&mut attachment.pulling, true) {
                         attachment.cursor = scan.cursor;
                         let place = Place { shard, attachment: number, ticket: attachment.ticket, conn: conn.id };
-                        self.pulls.push((place, attachment.member, scan.cursor));
+                        self.links.pulls.push((place, attachment.member, scan.cursor));
                     }
                     return false;
                 }
@@ -315,9 +315,10 @@ impl Core {
                 let mut piece = frame_piece(mirror, entry, number, next);
                 if conn.flags.deflate {
                     let plain = log.bytes(entry.at, entry.frame_at, entry.frame_bytes);
-                    let min_bytes = self.snapshot.settings.deflate.min_bytes;
+                    let min_bytes = self.cx.snapshot.settings.deflate.min_bytes;
                     let key = deflate_key(entry.at, conn.window_bits, mirror);
-                    if let Some((start, bytes)) = deflated(out, &mut self.deflater, key, plain, conn.window_bits, min_bytes) {
+                    if let Some((start, bytes)) = deflated(out, &mut self.codec.deflater, key, plain, conn.window_bits, min_bytes)
+                    {
                         piece.source = Source::Deflated { start };
                         piece.bytes = bytes;
                     }

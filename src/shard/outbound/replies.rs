@@ -46,11 +46,11 @@ pub(in crate::shard) fn enqueue(
 impl Core {
     /// Queues a text for a connection at once, before everything that waits for its place.
     pub(in crate::shard) fn reply_now(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
             return;
         }
-        enqueue(conn, &mut self.buffers, &self.counters, |queue| {
+        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| {
             let open = OpenFrame::begin(queue);
             write(queue);
             open.finish(Opcode::Text, queue);
@@ -62,31 +62,31 @@ impl Core {
 
     /// Queues a finished frame.
     pub(in crate::shard) fn queue_frame(&mut self, id: ConnId, frame: &[u8]) {
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
             return;
         }
-        enqueue(conn, &mut self.buffers, &self.counters, |queue| queue.extend_from_slice(frame));
+        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| queue.extend_from_slice(frame));
         conn.queued_frames += 1;
         self.check_budget(id);
         self.mark(id);
     }
 
     pub(in crate::shard) fn queue_pong(&mut self, id: ConnId, payload: &[u8]) {
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         // RFC 6455 5.5.3: one pong, to the newest ping, is enough if several wait; for a peer that does not read there is only
         // one.
         if conn.flags.blocked && std::mem::replace(&mut conn.flags.pong_queued, true) {
-            self.counters.dropped(DropReason::PongPending, 1);
+            self.cx.counters.dropped(DropReason::PongPending, 1);
             return;
         }
-        enqueue(conn, &mut self.buffers, &self.counters, |queue| encoder::pong(payload, queue));
+        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| encoder::pong(payload, queue));
         self.mark(id);
     }
 
     /// Queues a reply in its place in the order of one of a connection's sessions.
     pub(in crate::shard) fn reply_after(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut bytes = self.buffers.take();
+        let mut bytes = self.cx.buffers.take();
         let open = OpenFrame::begin(&mut bytes);
         write(&mut bytes);
         open.finish(Opcode::Text, &mut bytes);
@@ -95,7 +95,7 @@ impl Core {
 
     /// Queues an event, which answers nothing, in the same way.
     pub(in crate::shard) fn event_after(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut bytes = self.buffers.take();
+        let mut bytes = self.cx.buffers.take();
         let open = OpenFrame::begin(&mut bytes);
         write(&mut bytes);
         open.finish(Opcode::Text, &mut bytes);
@@ -122,7 +122,7 @@ impl Core {
         if to.shard == self.shard_number() {
             return self.queue_frame(to.conn, frame);
         }
-        let mut bytes = self.buffers.take();
+        let mut bytes = self.cx.buffers.take();
         bytes.extend_from_slice(frame);
         self.send_reply(to, LaneMessage::Reply { to, after: AT_ONCE, frame: bytes });
     }
@@ -131,21 +131,21 @@ impl Core {
     pub(in crate::shard) fn send_reply(&mut self, to: Place, message: LaneMessage) {
         let shard = usize::from(to.shard);
         let bytes = message.bytes() as u64;
-        let over = if self.lane_backlog[shard].len() >= REPLIES_WAITING_MAX
-            || self.counters.lane_backlog_bytes.get() + bytes > REPLIES_WAITING_BYTES_MAX
+        let over = if self.links.backlog[shard].len() >= REPLIES_WAITING_MAX
+            || self.cx.counters.lane_backlog_bytes.get() + bytes > REPLIES_WAITING_BYTES_MAX
         {
             LimitReached::LaneReplies
-        } else if self.counters.buffer_bytes.get() + bytes > self.buffers_bytes_max {
+        } else if self.cx.counters.buffer_bytes.get() + bytes > self.connections.buffers_bytes_max {
             LimitReached::ShardMemory
         } else {
             return self.wait_for_lane(shard, message);
         };
-        self.counters.limit_reached(over);
-        self.counters.dropped(DropReason::ReplyQueueFull, 1);
+        self.cx.counters.limit_reached(over);
+        self.cx.counters.dropped(DropReason::ReplyQueueFull, 1);
         // A reply without a place in a session's order would reach a connection that has left the session, too.
         let is_for_all = matches!(message, LaneMessage::Reply { after: AT_ONCE, .. });
         let to = if is_for_all { Place::whole(to.shard, to.conn) } else { to };
-        if self.evicted[shard].insert(to, ()).is_none() {
+        if self.links.evicted[shard].insert(to, ()).is_none() {
             self.wait_for_lane(shard, LaneMessage::Evict { to });
         }
     }
@@ -153,14 +153,14 @@ impl Core {
     /// Queues a message behind those that wait for a lane.
     pub(in crate::shard) fn wait_for_lane(&mut self, to: usize, message: LaneMessage) {
         let bytes = message.bytes() as u64;
-        self.counters.lane_backlog_bytes.add(bytes);
-        self.counters.buffer_bytes.add(bytes);
-        self.lane_backlog[to].push_back(message);
+        self.cx.counters.lane_backlog_bytes.add(bytes);
+        self.cx.counters.buffer_bytes.add(bytes);
+        self.links.backlog[to].push_back(message);
     }
 
     /// Ends a connection that lets too much wait, and keeps the shard within its memory.
     pub(in crate::shard) fn check_budget(&mut self, id: ConnId) {
-        let limits = &self.snapshot.settings.limits;
+        let limits = &self.cx.snapshot.settings.limits;
         let hard = limits.reply_queue_bytes * HARD_QUEUE_FACTOR + crate::limits::HISTORY_PAGE_BYTES_MAX;
         let frames_max = limits.reply_queue_frames * HARD_QUEUE_FACTOR;
         let Some(conn) = self.conn(id) else { return };
@@ -168,11 +168,11 @@ impl Core {
             return;
         }
         if conn.queued_bytes() > hard || conn.queued_frames as usize > frames_max {
-            self.counters.limit_reached(LimitReached::ReplyQueue);
-            self.counters.dropped(DropReason::ReplyQueueFull, 1);
+            self.cx.counters.limit_reached(LimitReached::ReplyQueue);
+            self.cx.counters.dropped(DropReason::ReplyQueueFull, 1);
             self.doom(id, CloseReason::TooSlow);
-        } else if self.counters.buffer_bytes.get() > self.buffers_bytes_max {
-            self.counters.limit_reached(LimitReached::ShardMemory);
+        } else if self.cx.counters.buffer_bytes.get() > self.connections.buffers_bytes_max {
+            self.cx.counters.limit_reached(LimitReached::ShardMemory);
             self.doom(id, CloseReason::TooSlow);
         }
     }
@@ -180,17 +180,19 @@ impl Core {
     /// Puts an ordered reply into an attachment, or straight into the queue if that is caught up.
     pub(in crate::shard) fn put_ordered(&mut self, to: Place, after: u64, mut what: Waiting) {
         let id = to.conn;
-        let Some(conn) = self.conns.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id) else {
+        let Some(conn) =
+            self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id)
+        else {
             return;
         };
         let (is_blocked, ordered) = (conn.flags.blocked, conn.attachment_mut(to.attachment));
         let Some(attachment) = ordered.filter(|attachment| attachment.ticket == to.ticket) else { return };
         if is_blocked || attachment.pulling {
-            what.fit(&mut self.buffers);
+            what.fit(&mut self.cx.buffers);
         }
         let bytes = what.bytes();
         let ordered = Ordered { after, what };
-        self.counters.buffer_bytes.add(ordered.memory_bytes() as u64);
+        self.cx.counters.buffer_bytes.add(ordered.memory_bytes() as u64);
         attachment.ordered.push_back(ordered);
         conn.ordered_bytes += u32::try_from(bytes).unwrap_or(u32::MAX);
         conn.queued_frames += 1;
@@ -210,10 +212,10 @@ mod tests {
         for number in 0..2 * REPLIES_WAITING_MAX {
             core.reply_to(place(u32::try_from(number % 3).unwrap()), AT_ONCE, |out| out.push(b'x'));
         }
-        let ends = core.lane_backlog[1].iter().filter(|message| matches!(message, LaneMessage::Evict { .. })).count();
-        assert_eq!((core.lane_backlog[1].len(), ends), (REPLIES_WAITING_MAX + 3, 3), "each of the three is ended once");
-        assert_eq!(core.counters.dropped_count(DropReason::ReplyQueueFull), REPLIES_WAITING_MAX as u64);
-        assert_eq!(core.counters.limit_count(LimitReached::LaneReplies), REPLIES_WAITING_MAX as u64);
+        let ends = core.links.backlog[1].iter().filter(|message| matches!(message, LaneMessage::Evict { .. })).count();
+        assert_eq!((core.links.backlog[1].len(), ends), (REPLIES_WAITING_MAX + 3, 3), "each of the three is ended once");
+        assert_eq!(core.cx.counters.dropped_count(DropReason::ReplyQueueFull), REPLIES_WAITING_MAX as u64);
+        assert_eq!(core.cx.counters.limit_count(LimitReached::LaneReplies), REPLIES_WAITING_MAX as u64);
     }
 
     #[test]
@@ -231,11 +233,12 @@ mod tests {
                 core.send_reply(to, page(to));
             }
             let pages = |core: &Core| {
-                core.lane_backlog.iter().flatten().filter(|message| matches!(message, LaneMessage::History { .. })).count() as u64
+                core.links.backlog.iter().flatten().filter(|message| matches!(message, LaneMessage::History { .. })).count()
+                    as u64
             };
             assert_eq!(pages(&core), most / PAGE_BYTES as u64, "those of all shards together");
-            assert_eq!((core.counters.lane_backlog_bytes.get(), core.counters.buffer_bytes.get()), (most, most));
-            assert_eq!(core.counters.limit_count(limit), 100 - pages(&core));
+            assert_eq!((core.cx.counters.lane_backlog_bytes.get(), core.cx.counters.buffer_bytes.get()), (most, most));
+            assert_eq!(core.cx.counters.limit_count(limit), 100 - pages(&core));
             let now = crate::time::Tick::default();
             assert!(core.inspect(false, now).is_ok(), "{:?}", core.inspect(false, now));
             // The lanes take a part of them, and the others as they are emptied.
@@ -244,13 +247,13 @@ mod tests {
             while core.push_backlog(&mut io) {
                 rounds += 1;
                 for shard in 1..3 {
-                    while let Some(message) = core.mesh.pop(0, shard, crate::shard::across::mesh::Class::Control) {
+                    while let Some(message) = core.links.mesh.pop(0, shard, crate::shard::across::mesh::Class::Control) {
                         taken += u64::from(matches!(message, LaneMessage::History { .. }));
                     }
                 }
             }
             assert!(rounds == u32::from(most > 42 << 20) && taken >= rounds.into(), "{rounds} rounds, {taken} taken");
-            assert_eq!((core.counters.lane_backlog_bytes.get(), core.counters.buffer_bytes.get()), (0, 0));
+            assert_eq!((core.cx.counters.lane_backlog_bytes.get(), core.cx.counters.buffer_bytes.get()), (0, 0));
         }
     }
 }

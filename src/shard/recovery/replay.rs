@@ -116,13 +116,13 @@ impl Core {
         let next = found.segments.last().map_or(0, |(number, _)| number + 1);
         let oldest = found.segments.first().map_or(0, |(number, _)| *number);
         let begin = Position(next * geometry.segment_bytes);
-        let memory_bytes = self.snapshot.settings.log.memory_bytes;
-        self.log = Log::on_disk(memory_bytes, geometry, next, found.chain, Position(oldest * geometry.segment_bytes));
+        let memory_bytes = self.cx.snapshot.settings.log.memory_bytes;
+        self.storage.log = Log::on_disk(memory_bytes, geometry, next, found.chain, Position(oldest * geometry.segment_bytes));
         let mut disk = Disk::new(begin);
         disk.indexing = Indexing::from(next);
         disk.kept.extend(found.segments.iter().map(|(number, begun_ms)| Kept { number: *number, begun_ms: *begun_ms }));
-        self.counters.log_segments.set(found.segments.len() as u64);
-        self.disk = Some(disk);
+        self.cx.counters.log_segments.set(found.segments.len() as u64);
+        self.storage.disk = Some(disk);
     }
 
     /// Notes that all of a segment was read. Returns its index, of which the runs are kept; `None` if its number is beyond what
@@ -149,7 +149,7 @@ impl Core {
         let header = &record.header;
         replay.segment.note(u32::try_from(offset).unwrap_or(u32::MAX), record);
         replay.last_ms = header.ts_ms;
-        let found = self.sessions.find(header.session);
+        let found = self.home.sessions.find(header.session);
         match (header.kind, found) {
             (Kind::Session, _) => {
                 if let Ok(state) = SessionState::decode(record.body) {
@@ -169,8 +169,8 @@ impl Core {
                 }
             }
             (Kind::Presence, Some(session)) if record.purged => {
-                let member = self.sessions.member(session, header.sender);
-                if let Some(member) = member.and_then(|member| self.sessions.members.get_mut(member)) {
+                let member = self.home.sessions.member(session, header.sender);
+                if let Some(member) = member.and_then(|member| self.home.sessions.members.get_mut(member)) {
                     member.presence = None;
                 }
             }
@@ -178,22 +178,23 @@ impl Core {
                 Kind::Joined | Kind::Left | Kind::Came | Kind::Went | Kind::Roles | Kind::Presence | Kind::Receipt,
                 Some(session),
             ) => {
-                if let Some(member) = self.sessions.member(session, header.sender) {
+                if let Some(member) = self.home.sessions.member(session, header.sender) {
                     // A record that does not read is ignored; `ringway log verify` reports it.
                     let _ = self.replay_fact(member, header.kind, record.body);
                 }
             }
             (Kind::Epoch, Some(session)) => {
-                if let (Some(session), Ok(next)) = (self.sessions.sessions.get_mut(session), NextEpoch::decode(record.body)) {
+                if let (Some(session), Ok(next)) = (self.home.sessions.sessions.get_mut(session), NextEpoch::decode(record.body))
+                {
                     session.begin_epoch(next.name, header.epoch, next.last_seq);
                 }
             }
             (Kind::MemberGone, Some(session)) => {
-                if let Some(member) = self.sessions.member(session, header.sender) {
-                    self.sessions.remove_member(member);
+                if let Some(member) = self.home.sessions.member(session, header.sender) {
+                    self.home.sessions.remove_member(member);
                 }
                 // Ids posted to a channel belong to its shard, and outlive its readers.
-                let channel = self.sessions.sessions.get(session).is_some_and(|session| session.channel);
+                let channel = self.home.sessions.sessions.get(session).is_some_and(|session| session.channel);
                 if !channel && let Some(messages) = replay.sessions.get_mut(&header.session) {
                     messages.used.remove(&header.sender);
                 }
@@ -206,19 +207,19 @@ impl Core {
                 }
             }
             (Kind::Purge, _) => {
-                let stream = found.and_then(|session| self.sessions.sessions.get(session)).map(|session| session.stream);
-                if let Some(stream) = stream.and_then(|stream| self.streams.get_mut(stream)) {
+                let stream = found.and_then(|session| self.home.sessions.sessions.get(session)).map(|session| session.stream);
+                if let Some(stream) = stream.and_then(|stream| self.home.streams.get_mut(stream)) {
                     stream.index.go_on_at(header.seq + 1);
                 }
             }
             (Kind::Message, _) => {
                 // A purged message keeps its id, so that a resend is still recognised as a duplicate.
                 if !record.purged {
-                    self.ages.note(at, header.ts_ms, self.age_step_ms());
+                    self.storage.ages.note(at, header.ts_ms, self.age_step_ms());
                 }
-                let settings = &self.snapshot.settings.session;
+                let settings = &self.cx.snapshot.settings.session;
                 // A session that is not known yet may be a channel; if it is not, its windows are cut when everything is read.
-                let channel = found.and_then(|key| self.sessions.sessions.get(key)).map(|session| session.channel);
+                let channel = found.and_then(|key| self.home.sessions.sessions.get(key)).map(|session| session.channel);
                 let ids_max = if channel == Some(false) { settings.dedupe_ids } else { POSTED_IDS_MAX };
                 let limits = DedupeLimits { ids_max, window_ms: settings.dedupe_ms };
                 let messages = replay.of(header.session);
@@ -238,18 +239,18 @@ impl Core {
     }
 
     fn replay_session(&mut self, (hash, epoch_number): (u64, u32), at: Position, state: &SessionState<'_>) {
-        let key = match self.sessions.find(hash) {
+        let key = match self.home.sessions.find(hash) {
             Some(key) => key,
             None => {
-                let stream = self.streams.insert(Stream::new(state.session_id, hash, None, 1));
-                let key = self.sessions.create(hash, stream, 1, state.session_id.starts_with("channel:"), NOBODY);
+                let stream = self.home.streams.insert(Stream::new(state.session_id, hash, None, 1));
+                let key = self.home.sessions.create(hash, stream, 1, state.session_id.starts_with("channel:"), NOBODY);
                 self.set_level(key);
                 key
             }
         };
-        let Some(session) = self.sessions.sessions.get_mut(key) else { return };
+        let Some(session) = self.home.sessions.sessions.get_mut(key) else { return };
         // If retention has dropped all messages, the order goes on here.
-        if let Some(stream) = self.streams.get_mut(session.stream) {
+        if let Some(stream) = self.home.streams.get_mut(session.stream) {
             stream.index.go_on_at(state.head + 1);
         }
         session.kept_at = at;
@@ -264,12 +265,12 @@ impl Core {
     /// Gives the gathered data to the sessions and members that exist at the end of the log.
     pub fn settle_replay(&mut self, mut replay: Replay) -> Recovered {
         let mut outcome = Recovered::default();
-        let settings = self.snapshot.settings.session;
+        let settings = self.cx.snapshot.settings.session;
         let oldest_ms = replay.last_ms.saturating_sub(settings.dedupe_ms);
         let mut posted = Vec::new();
-        for (key, session) in self.sessions.sessions.iter() {
+        for (key, session) in self.home.sessions.sessions.iter() {
             let Some(messages) = replay.sessions.remove(&session.hash) else { continue };
-            let Some(stream) = self.streams.get_mut(session.stream) else { continue };
+            let Some(stream) = self.home.streams.get_mut(session.stream) else { continue };
             stream.index.put_runs(&messages.runs);
             outcome.messages += stream.index.runs().iter().map(|run| u64::from(run.count)).sum::<u64>();
             for (sender, mut used) in messages.used {
@@ -278,7 +279,8 @@ impl Core {
                     continue;
                 }
                 used.begin_again(oldest_ms, settings.dedupe_ids);
-                if let Some(member) = self.sessions.member(key, sender).and_then(|member| self.sessions.members.get_mut(member))
+                if let Some(member) =
+                    self.home.sessions.member(key, sender).and_then(|member| self.home.sessions.members.get_mut(member))
                     && !used.is_empty()
                 {
                     member.used = Some(Box::new(used));
@@ -290,7 +292,7 @@ impl Core {
         let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, window_ms: settings.dedupe_ms };
         for mut used in posted {
             used.begin_again(oldest_ms, POSTED_IDS_MAX);
-            self.posted.take_in(&used, limits);
+            self.home.posted.take_in(&used, limits);
         }
         let runs = replay.sessions.values().flat_map(|messages| &messages.runs);
         outcome.orphans = runs.map(|run| u64::from(run.count)).sum();
@@ -309,16 +311,16 @@ impl Core {
     fn replay_member(&mut self, session: SessionKey, building: &Building, state: &MemberState<'_>, stays: &[StayState<'_>]) {
         let roles: Box<[Box<str>]> = state.roles.iter().map(|role| (*role).into()).collect();
         let subject = state.client_id.get(..usize::from(state.subject_bytes)).unwrap_or(state.client_id);
-        let before = self.sessions.member(session, building.client).and_then(|key| self.sessions.remove_member(key));
+        let before = self.home.sessions.member(session, building.client).and_then(|key| self.home.sessions.remove_member(key));
         let before = before.map(|before| (before.received_seq, before.used, before.presence));
         let (received_seq, used, presence) = before.unwrap_or_default();
-        let mut entitlements = self.sessions.entitle(state.client_id, subject, &roles, state.hidden_to);
+        let mut entitlements = self.home.sessions.entitle(state.client_id, subject, &roles, state.hidden_to);
         let ended = stays.iter().filter(|stay| stay.to != u64::MAX);
         entitlements.stays = ended.map(|stay| Stay { room: stay.hash, from: stay.from, to: stay.to }).collect();
         // Version 1 had no bound.
         entitlements.forget_oldest();
-        let (roles, _) = self.sessions.share_roles(&roles);
-        let member = self.sessions.add_member(Member {
+        let (roles, _) = self.home.sessions.share_roles(&roles);
+        let member = self.home.sessions.add_member(Member {
             session,
             client_id: state.client_id.into(),
             subject_bytes: state.subject_bytes,
@@ -344,7 +346,7 @@ impl Core {
         });
         // Rooms whose names have become reserved are left.
         for stay in stays.iter().filter(|stay| stay.to == u64::MAX && !is_own_room(stay.room)) {
-            self.sessions.enter_room(member, stay.room, stay.from);
+            self.home.sessions.enter_room(member, stay.room, stay.from);
         }
     }
 
@@ -353,26 +355,26 @@ impl Core {
         match kind {
             Kind::Joined => {
                 let Joined { room, from } = Joined::decode(body)?;
-                self.sessions.apply(key, Fact::Joined { room, from });
+                self.home.sessions.apply(key, Fact::Joined { room, from });
             }
             Kind::Left => {
                 let Left { room, to } = Left::decode(body)?;
-                self.sessions.apply(key, Fact::Left { room, to });
+                self.home.sessions.apply(key, Fact::Left { room, to });
             }
-            Kind::Receipt => drop(self.sessions.apply(key, Fact::Received(Receipt::decode(body)?.received_seq))),
-            Kind::Presence => drop(self.sessions.apply(key, Fact::Presence(decode_presence(body)?))),
+            Kind::Receipt => drop(self.home.sessions.apply(key, Fact::Received(Receipt::decode(body)?.received_seq))),
+            Kind::Presence => drop(self.home.sessions.apply(key, Fact::Presence(decode_presence(body)?))),
             Kind::Roles => {
                 let roles: Vec<Box<str>> = Roles::decode(body)?.roles.into_iter().map(Into::into).collect();
-                self.sessions.apply(key, Fact::Roles(&roles));
+                self.home.sessions.apply(key, Fact::Roles(&roles));
             }
             Kind::Came => {
-                if let Some(member) = self.sessions.members.get_mut(key) {
+                if let Some(member) = self.home.sessions.members.get_mut(key) {
                     (member.away_since_ms, member.told_lost) = (0, false);
                 }
             }
             Kind::Went => {
                 let went = Went::decode(body)?;
-                if let Some(member) = self.sessions.members.get_mut(key) {
+                if let Some(member) = self.home.sessions.members.get_mut(key) {
                     (member.away_since_ms, member.told_lost) = (went.since_ms.max(1), went.told_lost);
                 }
             }
@@ -382,12 +384,12 @@ impl Core {
     }
 
     fn forget_session(&mut self, key: SessionKey) {
-        let members = self.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
+        let members = self.home.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
         for member in members {
-            self.sessions.remove_member(member);
+            self.home.sessions.remove_member(member);
         }
-        if let Some(session) = self.sessions.remove(key) {
-            self.streams.remove(session.stream);
+        if let Some(session) = self.home.sessions.remove(key) {
+            self.home.streams.remove(session.stream);
         }
     }
 
@@ -395,39 +397,39 @@ impl Core {
     /// the first few.
     #[must_use]
     pub fn sessions_out_of_reach(&self) -> (usize, Vec<Box<str>>) {
-        let ids = || self.streams.iter().map(|(_, stream)| &stream.session_id).filter(|id| is_own_session(id));
+        let ids = || self.home.streams.iter().map(|(_, stream)| &stream.session_id).filter(|id| is_own_session(id));
         (ids().count(), ids().take(OUT_OF_REACH_NAMED).cloned().collect())
     }
 
     /// Finishes the recovery: members are away from now on, and after an unclean end every session begins a new epoch.
     pub fn finish_recovery(&mut self, clean: bool, now: Tick, outcome: &mut Recovered) {
         // The records below may begin a segment, whose time of creation decides when the files before it may be deleted.
-        self.log.tick(now.wall_ms);
-        self.sessions.shrink();
-        let members: Vec<MemberKey> = self.sessions.members.iter().map(|(key, _)| key).collect();
+        self.storage.log.tick(now.wall_ms);
+        self.home.sessions.shrink();
+        let members: Vec<MemberKey> = self.home.sessions.members.iter().map(|(key, _)| key).collect();
         for key in members {
-            let Some(member) = self.sessions.members.get_mut(key) else { continue };
+            let Some(member) = self.home.sessions.members.get_mut(key) else { continue };
             let away_ms = if member.away_since_ms == 0 { 0 } else { now.wall_ms.saturating_sub(member.away_since_ms) };
             (member.away_since_ms, member.away_before_ms) = (now.mono_ms().max(1), away_ms);
             self.set_member_timer(key);
         }
-        let sessions: Vec<SessionKey> = self.sessions.sessions.iter().map(|(key, _)| key).collect();
+        let sessions: Vec<SessionKey> = self.home.sessions.sessions.iter().map(|(key, _)| key).collect();
         outcome.sessions = sessions.len();
-        outcome.members = self.sessions.members.len();
+        outcome.members = self.home.sessions.members.len();
         for key in sessions {
-            let fresh = self.next_random().max(1);
-            let Some(session) = self.sessions.sessions.get_mut(key) else { continue };
-            let head = self.streams.get(session.stream).map_or(0, |stream| stream.index.head());
+            let fresh = self.cx.next_random().max(1);
+            let Some(session) = self.home.sessions.sessions.get_mut(key) else { continue };
+            let head = self.home.streams.get(session.stream).map_or(0, |stream| stream.index.head());
             if !clean {
                 session.begin_epoch(fresh, session.epoch_number.saturating_add(1), head);
                 self.keep_epoch(key, head, now);
             }
         }
-        let end = self.log.end();
-        if let Some(disk) = &mut self.disk {
-            disk.opens_at = (self.log.written() < end).then_some(end);
+        let end = self.storage.log.end();
+        if let Some(disk) = &mut self.storage.disk {
+            disk.opens_at = (self.storage.log.written() < end).then_some(end);
         }
-        self.counters.sessions.set(outcome.sessions as u64);
-        self.counters.members.set(outcome.members as u64);
+        self.cx.counters.sessions.set(outcome.sessions as u64);
+        self.cx.counters.members.set(outcome.members as u64);
     }
 }

@@ -59,8 +59,8 @@ fn read(log: &Made) -> Core {
 }
 
 fn member(core: &Core) -> &Member {
-    let key = core.sessions.member(core.sessions.find(SESSION).unwrap(), client()).unwrap();
-    core.sessions.members.get(key).unwrap()
+    let key = core.home.sessions.member(core.home.sessions.find(SESSION).unwrap(), client()).unwrap();
+    core.home.sessions.members.get(key).unwrap()
 }
 
 /// First and last seq of the stays that have ended, and the rooms that the client is in.
@@ -98,7 +98,7 @@ fn a_whole_state_of_version_1_replaces_the_one_before_and_facts_go_on_from_it() 
     put(&mut log, Kind::Left, |out| Left { room: "dev", to: 9 }.encode(out));
     let core = read(&log);
     assert_eq!(stays(&core), (vec![(4, 4), (3, 9)], vec!["lab".to_owned()]));
-    let room = core.sessions.target(Target::Room, "lab");
+    let room = core.home.sessions.target(Target::Room, "lab");
     assert!(member(&core).entitlements.named(room, 8) && !member(&core).entitlements.named(room, 7));
 }
 
@@ -153,7 +153,7 @@ fn where_the_files_before_are_gone_a_member_is_what_was_written_again() {
     put(&mut log, Kind::Member, |out| state(vec![], true).encode(out));
     part(&mut log, 1, vec![ended(2)]);
     let torn = read(&log);
-    assert_eq!(torn.sessions.member(torn.sessions.find(SESSION).unwrap(), client()), None);
+    assert_eq!(torn.home.sessions.member(torn.home.sessions.find(SESSION).unwrap(), client()), None);
     // The next time all of its stays were read.
     put(&mut log, Kind::Member, |out| state(vec![], true).encode(out));
     part(&mut log, 1, vec![ended(2)]);
@@ -202,9 +202,9 @@ fn the_golden_directory_of_version_1_is_read_and_goes_on_as_one_of_version_2() {
         let mut core = one_of(1, "[log]\ndir = \"unused\"\n");
         let unsettled = recover(&mut core, &directory, 0, CHUNK_BYTES as u64).unwrap();
         settle(&mut core, unsettled, NOW).unwrap();
-        let session = core.sessions.find(0x1122_3344_5566_7788).unwrap();
+        let session = core.home.sessions.find(0x1122_3344_5566_7788).unwrap();
         assert_eq!(core.session_bounds_of(session), Some((4, 9)), "start {start}");
-        let epochs = core.sessions.sessions.get(session).unwrap().past_epochs.len();
+        let epochs = core.home.sessions.sessions.get(session).unwrap().past_epochs.len();
         assert_eq!(epochs, 2, "each of these starts reads what the first did: nothing was written");
     }
     for number in 0..2 {
