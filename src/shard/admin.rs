@@ -10,6 +10,7 @@ use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::protocol::Head;
+use crate::shard::connections::table::Connections;
 use crate::time::Tick;
 
 impl Core {
@@ -57,22 +58,18 @@ impl Core {
         }
     }
 
-    fn ids_where(&self, wanted: impl Fn(&super::connections::conn::Conn) -> bool) -> Vec<ConnId> {
-        self.connections.table.iter().flatten().filter(|conn| wanted(conn)).map(|conn| conn.id).collect()
-    }
-
     /// Tells all clients to go, and closes each connection at its own moment of the window.
     fn drain<I: Io>(&mut self, io: &mut I, window_ms: u64, restart: bool, now: Tick) {
         self.life.draining = true;
         io.accept(false);
-        for id in self.ids_where(|_| true) {
-            let Some(conn) = self.conn_mut(id) else { continue };
+        for id in self.connections.ids_where(|_| true) {
+            let Some(conn) = self.connections.conn_mut(id) else { continue };
             match conn.phase {
                 Phase::Open if !std::mem::replace(&mut conn.flags.told_to_go, true) => {
                     let session_id = self.first_session(id);
                     let event = self.event_id();
                     let head = Head { id: &event, session_id: &session_id };
-                    self.reply_now(id, |out| crate::protocol::goaway(out, head, window_ms, restart));
+                    self.connections.reply_now(&mut self.cx, id, |out| crate::protocol::goaway(out, head, window_ms, restart));
                     let share = self.cx.next_random() % window_ms.max(1);
                     self.connections.departures.push((now.mono_ms() + share, id));
                 }
@@ -127,7 +124,7 @@ impl Core {
     }
 
     pub(super) fn describe(&self, id: ConnId, now: Tick) -> Option<ConnectionInfo> {
-        let conn = self.conn(id)?;
+        let conn = self.connections.conn(id)?;
         let sessions = conn.slots.iter().filter_map(Slot::attached).take(SESSIONS_SHOWN_MAX).filter_map(|attachment| {
             let stream = self.home.streams.get(attachment.stream)?;
             Some(SessionInfo {
@@ -168,7 +165,7 @@ impl Core {
         if revocations.is_empty() {
             return 0;
         }
-        let ids = self.ids_where(|conn| {
+        let ids = self.connections.ids_where(|conn| {
             !matches!(conn.phase, Phase::Closing(_))
                 && conn.grant.as_ref().is_some_and(|grant| revocations.check(grant, &conn.client_id).is_err())
         });
@@ -177,5 +174,11 @@ impl Core {
             self.close(io, *id, CloseReason::Auth, now);
         }
         ids.len()
+    }
+}
+
+impl Connections {
+    fn ids_where(&self, wanted: impl Fn(&super::connections::conn::Conn) -> bool) -> Vec<ConnId> {
+        self.table.iter().flatten().filter(|conn| wanted(conn)).map(|conn| conn.id).collect()
     }
 }

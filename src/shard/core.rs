@@ -115,48 +115,11 @@ impl Core {
         }
     }
 
-    /// A connection; `None` if its id is stale.
-    pub(super) fn conn(&self, id: ConnId) -> Option<&Conn> {
-        self.connections.table.get(id.index as usize)?.as_deref().filter(|conn| conn.id == id)
-    }
-
-    /// A connection; `None` if its id is stale.
-    pub(super) fn conn_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
-        self.connections.table.get_mut(id.index as usize)?.as_deref_mut().filter(|conn| conn.id == id)
-    }
-
-    /// The attachment of a place; `None` if the place is free or has another ticket.
-    pub(super) fn attachment_at(&mut self, place: Place) -> Option<&mut Attachment> {
-        self.conn_mut(place.conn)?.attachment_mut(place.attachment).filter(|attachment| attachment.ticket == place.ticket)
-    }
-
     /// The place of an attachment here.
     pub(super) fn place_here(&self, conn: ConnId, attachment: u16) -> Place {
-        let ticket = self.conn(conn).and_then(|conn| conn.attachment(attachment)).map_or(0, |attachment| attachment.ticket);
+        let ticket =
+            self.connections.conn(conn).and_then(|conn| conn.attachment(attachment)).map_or(0, |attachment| attachment.ticket);
         Place { shard: self.shard_number(), attachment, ticket, conn }
-    }
-
-    pub(super) fn put_conn(&mut self, conn: Conn) {
-        let index = conn.id.index as usize;
-        if self.connections.table.len() <= index {
-            self.connections.table.resize_with(index + 1, || None);
-        }
-        self.connections.table[index] = Some(Box::new(conn));
-        self.connections.count += 1;
-    }
-
-    /// Adds a connection to those that have something to send.
-    pub(super) fn mark(&mut self, id: ConnId) {
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if conn.id == id && !conn.flags.dirty && !conn.flags.blocked {
-            conn.flags.dirty = true;
-            self.connections.dirty.push_back(id);
-        }
-    }
-
-    /// Ends a connection before this turn does.
-    pub(super) fn doom(&mut self, id: ConnId, reason: CloseReason) {
-        self.connections.doomed.push((id, reason));
     }
 
     fn end_doomed<I: Io>(&mut self, io: &mut I, now: Tick) {
@@ -185,7 +148,7 @@ impl Core {
             return;
         }
         self.home.sweep_due_ms = now.mono_ms() + SWEEP_EVERY_MS;
-        self.sweep_members();
+        self.home.sweep_members();
         self.wipe_no_more(now);
         let idle_ms = self.cx.snapshot.settings.session.idle_ms;
         let places = self.home.sessions.sessions.places();
@@ -210,32 +173,14 @@ impl Core {
             // it.
             let bare = self.home.streams.get(stream).is_some_and(|stream| stream.index.head() == 0);
             if (idle || bare)
-                && (!is_kept || !self.log_is_behind())
+                && (!is_kept || !self.storage.log_is_behind(&self.cx))
                 && let Some(session) = self.home.sessions.remove(key)
             {
                 self.home.streams.remove(stream);
                 if is_kept {
-                    self.keep_session_gone((session.hash, session.epoch_number), now);
+                    self.storage.keep_session_gone(&self.cx, (session.hash, session.epoch_number), now);
                 }
                 self.cx.counters.sessions.set(self.home.sessions.sessions.len() as u64);
-            }
-        }
-    }
-
-    /// Examines a few members: stays in rooms of which no message is retained any more are forgotten.
-    fn sweep_members(&mut self) {
-        let places = self.home.sessions.members.places();
-        for _ in 0..SWEEP_SESSIONS.min(places) {
-            self.home.sweep_member_at = (self.home.sweep_member_at + 1) % places;
-            let Some((key, member)) = self.home.sessions.members.at(self.home.sweep_member_at) else { continue };
-            if !member.entitlements.has_ended_stays() {
-                continue;
-            }
-            let session = self.home.sessions.sessions.get(member.session);
-            let Some(stream) = session.and_then(|session| self.home.streams.get(session.stream)) else { continue };
-            let oldest = stream.index.first();
-            if let Some(member) = self.home.sessions.members.get_mut(key) {
-                member.entitlements.prune(oldest);
             }
         }
     }
@@ -298,6 +243,20 @@ impl Core {
     }
 }
 
+impl Core {
+    /// Returns `true` until the records that recovery appended are durable; no connection is accepted before.
+    #[must_use]
+    pub fn recovery_pending(&self) -> bool {
+        self.storage.recovery_pending()
+    }
+
+    /// Reads of the disk that are under way for pages of history.
+    #[cfg(test)]
+    pub fn reads_for_histories(&self) -> usize {
+        self.storage.reads_for_histories()
+    }
+}
+
 impl Shard for Core {
     fn event<I: Io>(&mut self, io: &mut I, event: Event<'_>, now: Tick) {
         match event {
@@ -313,21 +272,21 @@ impl Shard for Core {
             Event::Received { conn, bytes } => self.on_received(io, conn, bytes, now),
             Event::Ended { conn, error } => self.on_ended(io, conn, error.as_ref(), now),
             Event::Quiet { conn } => self.on_quiet(io, conn, now),
-            Event::Writable { conn } => self.on_writable(conn),
+            Event::Writable { conn } => self.connections.on_writable(conn),
             Event::Bell => self.life.bell = true,
             Event::Written { result, .. } => self.on_written(io, result, now),
             Event::Synced { result, .. } => self.on_synced(io, result, now),
             Event::ReadBack { tag, result } => self.on_read_back(io, tag, result, now),
             Event::SegmentReady { number, result } => self.on_segment_ready(number, result, now),
             Event::SegmentGone { number, result } => self.on_segment_gone(number, result),
-            Event::Purged { step, result } => self.on_purged(step, result),
+            Event::Purged { step, result } => self.storage.on_purged(&self.cx, step, result),
             Event::SegmentIndexed { number, result, unsaved } => self.on_segment_indexed(io, number, result, unsaved, now),
             Event::SegmentLost { number } => self.on_segment_lost(number, now),
         }
     }
 
     fn turn<I: Io>(&mut self, io: &mut I, now: Tick) -> Next {
-        self.notice_standstill(now);
+        self.timers.notice_standstill(&self.cx, now);
         self.note_memory();
         let next = self.take_turn(io, now);
         #[cfg(test)]
@@ -359,10 +318,10 @@ impl Core {
         busy |= self.look_anew(now);
         busy |= self.fire_timers(io, now);
         self.try_unread_again(io, now);
-        self.age_log(now);
+        self.storage.age_log(&self.cx, now);
         self.sweep(now);
         while let Some(id) = self.connections.echo_opened.pop() {
-            self.read_on(io, id);
+            self.connections.read_on(io, id);
             self.set_timer(id, now);
         }
         busy |= self.serve_histories(io);
@@ -374,7 +333,7 @@ impl Core {
         self.end_doomed(io, now);
         let leaving_ns = self.end_leaving(io, now);
         // Replies first: they come before the records that follow their places.
-        self.push_backlog(io);
+        self.links.push_backlog(&self.cx, io);
         let mut lane_full = self.push_mirrors(io) | told_lane_full;
         busy |= self.write_all_owed(now);
         busy |= self.let_files_go(io, now);
@@ -393,7 +352,7 @@ impl Core {
         self.free_left(io);
         self.send_pulls(io);
         busy |= self.index_segments(io, now);
-        lane_full |= self.push_backlog(io);
+        lane_full |= self.links.push_backlog(&self.cx, io);
         self.publish_counters(io, now);
         if self.life.stopping && (self.log_settled() || now.mono_ms() >= self.life.stop_until_ms) {
             return Next::Stop;
@@ -404,8 +363,9 @@ impl Core {
         }
         let timer_ns = self.timers.wheel.next_ms().map(|due_ms| due_ms * 1_000_000);
         let departure_ns = departure_ms.into_iter().chain(held_ms).min().map(|at_ms| at_ms * 1_000_000);
-        let disk_ns = self.disk_due_ms().map(|due_ms| if self.life.stopping { now.mono_ms() + 1 } else { due_ms } * 1_000_000);
-        let copy_ns = self.compaction_due_ms().map(|due_ms| due_ms * 1_000_000);
+        let disk_ns =
+            self.storage.disk_due_ms().map(|due_ms| if self.life.stopping { now.mono_ms() + 1 } else { due_ms } * 1_000_000);
+        let copy_ns = self.storage.compaction_due_ms().map(|due_ms| due_ms * 1_000_000);
         let again_ns = self.storage.unreadable.due_ms().map(|due_ms| due_ms * 1_000_000);
         let lane_ns = lane_full.then_some(now.mono_ns + LANE_FULL_WAIT_NS);
         [timer_ns, departure_ns, lane_ns, disk_ns, copy_ns, again_ns, leaving_ns]
@@ -416,7 +376,45 @@ impl Core {
     }
 }
 
-impl Core {
+impl Connections {
+    /// A connection; `None` if its id is stale.
+    pub(super) fn conn(&self, id: ConnId) -> Option<&Conn> {
+        self.table.get(id.index as usize)?.as_deref().filter(|conn| conn.id == id)
+    }
+
+    /// A connection; `None` if its id is stale.
+    pub(super) fn conn_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.table.get_mut(id.index as usize)?.as_deref_mut().filter(|conn| conn.id == id)
+    }
+
+    /// The attachment of a place; `None` if the place is free or has another ticket.
+    pub(super) fn attachment_at(&mut self, place: Place) -> Option<&mut Attachment> {
+        self.conn_mut(place.conn)?.attachment_mut(place.attachment).filter(|attachment| attachment.ticket == place.ticket)
+    }
+
+    pub(super) fn put_conn(&mut self, conn: Conn) {
+        let index = conn.id.index as usize;
+        if self.table.len() <= index {
+            self.table.resize_with(index + 1, || None);
+        }
+        self.table[index] = Some(Box::new(conn));
+        self.count += 1;
+    }
+
+    /// Adds a connection to those that have something to send.
+    pub(super) fn mark(&mut self, id: ConnId) {
+        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.id == id && !conn.flags.dirty && !conn.flags.blocked {
+            conn.flags.dirty = true;
+            self.dirty.push_back(id);
+        }
+    }
+
+    /// Ends a connection before this turn does.
+    pub(super) fn doom(&mut self, id: ConnId, reason: CloseReason) {
+        self.doomed.push((id, reason));
+    }
+
     /// Resumes reading a connection, in the mode of its phase.
     pub(super) fn read_on<I: Io>(&self, io: &mut I, id: ConnId) {
         let Some(conn) = self.conn(id) else { return };
@@ -426,5 +424,25 @@ impl Core {
             Phase::HandingOver(_) => return,
         };
         io.read(id, mode);
+    }
+}
+
+impl Home {
+    /// Examines a few members: stays in rooms of which no message is retained any more are forgotten.
+    fn sweep_members(&mut self) {
+        let places = self.sessions.members.places();
+        for _ in 0..SWEEP_SESSIONS.min(places) {
+            self.sweep_member_at = (self.sweep_member_at + 1) % places;
+            let Some((key, member)) = self.sessions.members.at(self.sweep_member_at) else { continue };
+            if !member.entitlements.has_ended_stays() {
+                continue;
+            }
+            let session = self.sessions.sessions.get(member.session);
+            let Some(stream) = session.and_then(|session| self.streams.get(session.stream)) else { continue };
+            let oldest = stream.index.first();
+            if let Some(member) = self.sessions.members.get_mut(key) {
+                member.entitlements.prune(oldest);
+            }
+        }
     }
 }

@@ -140,7 +140,7 @@ impl Core {
 
     /// Memory of data that waits, and of the log.
     pub fn memory_held(&self) -> u64 {
-        self.held_bytes() + self.storage.log.resident_bytes() as u64
+        self.storage.held_bytes(&self.cx) + self.storage.log.resident_bytes() as u64
     }
 
     /// The memory of the logs, buffers that are kept for the next use, and what members said of themselves.
@@ -183,7 +183,7 @@ impl Core {
 
     /// Returns `true` if a connection is no longer here, or the gateway has begun to close it.
     pub fn has_closed(&self, id: ConnId) -> bool {
-        self.conn(id).is_none_or(|conn| matches!(conn.phase, Phase::Closing(_)))
+        self.connections.conn(id).is_none_or(|conn| matches!(conn.phase, Phase::Closing(_)))
     }
 
     /// Forgets messages on their way to this shard, or waiting here for a lane, because it has stopped: they are lost with the
@@ -317,7 +317,7 @@ impl Core {
             "{half_open} half-open connections, counted {}",
             self.connections.half_open.len()
         );
-        ensure!(half_open <= self.half_open_cap(), "{half_open} half-open connections");
+        ensure!(half_open <= self.links.half_open_cap(&self.cx), "{half_open} half-open connections");
         ensure!(astray == 0, "{astray} that are turned away have a half-open place");
         ensure!(self.connections.turned_away.len() <= TURNED_AWAY_MAX, "{} turned away", self.connections.turned_away.len());
         let mut dirty: BTreeMap<ConnId, usize> = BTreeMap::new();
@@ -338,7 +338,7 @@ impl Core {
         self.inspect_histories(resting)?;
         self.inspect_tellings(resting)?;
         for (key, member) in self.home.sessions.members.iter().filter(|_| self.timers.anew.is_none()) {
-            let due_ms = self.member_due_ms(key).unwrap_or(u64::MAX);
+            let due_ms = self.home.member_due_ms(&self.cx, key).unwrap_or(u64::MAX);
             let [first, _] = member.timers_ms;
             // A member whose removal the log has no room for is tried again.
             let due_ms = if due_ms <= now.mono_ms() { now.mono_ms() + super::home::members::GONE_RETRY_MS } else { due_ms };
@@ -346,7 +346,7 @@ impl Core {
         }
         for (key, stream) in self.home.streams.iter() {
             for (place, reader) in stream.readers.iter().enumerate() {
-                let attachment = self.conn(reader.conn).and_then(|conn| conn.attachment(reader.attachment));
+                let attachment = self.connections.conn(reader.conn).and_then(|conn| conn.attachment(reader.attachment));
                 ensure!(
                     attachment.is_some_and(|attachment| attachment.stream == key && attachment.reader as usize == place),
                     "reader {place} of {} is not attached: {reader:?}",
@@ -380,7 +380,7 @@ impl Core {
             ensure!(underway.held > 0 || !underway.answers.is_empty(), "{client}: {underway:?} waits for nothing");
             held += underway.held as usize;
         }
-        let commands = self.held_commands();
+        let commands = self.storage.held_commands();
         ensure!(commands.iter().all(|(waiting, known)| waiting == known), "commands that wait: {commands:?}");
         let waiting: usize = commands.iter().map(|(waiting, _)| waiting).sum();
         // An answer may wait for a member that is forgotten.
@@ -447,7 +447,7 @@ impl Core {
 
     /// A connection's timer is set no later than its next deadline. Its token ends by a clock that may be set.
     fn inspect_timer(&self, conn: &Conn, now: Tick) -> Result<(), String> {
-        let due_ms = self.deadline_but_for_token_ms(conn, now);
+        let due_ms = self.timers.deadline_but_for_token_ms(&self.cx, conn, now);
         ensure!(self.timers.anew.is_some() || conn.timer_ms <= due_ms, "it is looked at at {}, due at {due_ms}", conn.timer_ms);
         Ok(())
     }

@@ -230,7 +230,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
             let mut core = Core::new(CoreOptions { shard: seat.number, key, mesh, admission, counters, port, snapshot, seed });
             let log = directory.as_deref().zip(files);
             let ready = parts.recover(&mut core, log, segment_bytes, &reads, seat.listener);
-            let outcome = ready.as_ref().map(|_| core.sessions_out_of_reach()).map_err(Clone::clone);
+            let outcome = ready.as_ref().map(|_| core.home.sessions_out_of_reach()).map_err(Clone::clone);
             // The starter is gone only if another shard failed first.
             let _ = tell.send(outcome);
             // A bell rung for a ring that is not up yet would be lost: all wait for all.
@@ -245,7 +245,7 @@ pub fn start(count: usize, snapshot: &Arc<Snapshot>, engine: Engine) -> Result<R
             };
             if let Some(directory) = directory.filter(|_| core.log_is_whole()) {
                 // Without the mark the next start begins new epochs, no worse.
-                let _ = leave_clean(&directory.shard(seat.number), core.log_chain());
+                let _ = leave_clean(&directory.shard(seat.number), core.storage.log_chain());
             }
         };
         let thread = std::thread::Builder::new()

@@ -8,7 +8,9 @@ use crate::io::Io;
 use crate::limits::ADDRESSES_MAX;
 use crate::log::{Audience, Entry, HEADER_BYTES};
 use crate::session::{MemberKey, Place, SessionKey, StreamKey};
+use crate::shard::across::links::Links;
 use crate::shard::connections::conn::Waiting;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::{DropReason, LimitReached};
 use crate::shard::outbound::replies::AT_ONCE;
@@ -76,21 +78,25 @@ impl Core {
             }
             LaneMessage::Post(post) => {
                 self.on_post(io, &post, now);
-                self.give_back_heard(post.bytes);
+                self.links.give_back_heard(&mut self.cx, post.bytes);
             }
             LaneMessage::Reply { to, after, frame } => {
                 if after == AT_ONCE {
-                    self.queue_frame(to.conn, &frame);
-                    self.give_back_heard(frame);
+                    self.connections.queue_frame(&mut self.cx, to.conn, &frame);
+                    self.links.give_back_heard(&mut self.cx, frame);
                 } else {
-                    self.put_ordered(to, after, Waiting::Frame(frame));
+                    self.connections.put_ordered(&mut self.cx, to, after, Waiting::Frame(frame));
                 }
             }
             LaneMessage::Data { to, after, of, frame } => self.put_data(to, after, of, frame),
-            LaneMessage::History { to, after, frame } => self.put_ordered(to, after, Waiting::History(frame)),
-            LaneMessage::Detached { to, after, frame } => self.put_ordered(to, after, Waiting::Detached(frame)),
-            LaneMessage::Pong { to, after, id } => self.put_ordered(to, after, Waiting::Pong(id)),
-            LaneMessage::Entitle { to, entitlements } => self.entitle(to, *entitlements),
+            LaneMessage::History { to, after, frame } => {
+                self.connections.put_ordered(&mut self.cx, to, after, Waiting::History(frame))
+            }
+            LaneMessage::Detached { to, after, frame } => {
+                self.connections.put_ordered(&mut self.cx, to, after, Waiting::Detached(frame))
+            }
+            LaneMessage::Pong { to, after, id } => self.connections.put_ordered(&mut self.cx, to, after, Waiting::Pong(id)),
+            LaneMessage::Entitle { to, entitlements } => self.connections.entitle(to, *entitlements),
             LaneMessage::Roles { member, place, roles } => {
                 if self.home.sessions.members.get(member).is_some_and(|member| member.place == Some(place)) {
                     self.give_roles(member, &roles, now);
@@ -98,8 +104,8 @@ impl Core {
                 }
             }
             LaneMessage::Evict { to } => {
-                if to.is_whole() || self.attachment_at(to).is_some() {
-                    self.doom(to.conn, CloseReason::TooSlow);
+                if to.is_whole() || self.connections.attachment_at(to).is_some() {
+                    self.connections.doom(to.conn, CloseReason::TooSlow);
                 }
             }
             LaneMessage::Replaced { to } => self.on_replaced(io, to, now),
@@ -111,22 +117,13 @@ impl Core {
             LaneMessage::Pull { member, place, after, page } => self.page_for(io, place, member, after, page),
             LaneMessage::Page { to, page } => {
                 self.on_page(to, &page);
-                self.keep_page(page);
+                self.links.keep_page(page);
             }
             LaneMessage::Passing(passing) => self.on_passing(passing),
             LaneMessage::Purge { session } => self.purge_mirror(session),
             LaneMessage::Flush { member, place } => self.flush_answers(member, place, now),
             LaneMessage::Fence { to } => self.on_fence(io, to),
-            LaneMessage::Fenced { to } => self.on_fenced(to),
-        }
-    }
-
-    /// Keeps an emptied page for a later pull.
-    pub(in crate::shard) fn keep_page(&mut self, mut page: Box<Page>) {
-        // Pages are few: wipe this one, so that no old frame stays.
-        page.frames.fill(0);
-        if self.links.pages.len() < PAGES_KEPT_MAX {
-            self.links.pages.push(page);
+            LaneMessage::Fenced { to } => self.connections.on_fenced(to),
         }
     }
 
@@ -141,7 +138,7 @@ impl Core {
             }
             self.pass_here(stream, passing.sender, &targets[..count], frame);
         }
-        self.give_back_heard(passing.bytes);
+        self.links.give_back_heard(&mut self.cx, passing.bytes);
     }
 
     /// A buffer for a message to another shard: one returned from there, or else one of the pool.
@@ -158,23 +155,8 @@ impl Core {
         if to.shard == self.shard_number() { self.cx.buffers.take() } else { self.lane_buffer(usize::from(to.shard)) }
     }
 
-    /// Returns the emptied buffer of a message to the shard that sent it; if there is no room, to the pool.
-    pub(in crate::shard) fn give_back(&mut self, from: u16, buffer: Vec<u8>) {
-        if let Err(buffer) = self.links.mesh.give_back(usize::from(from), self.cx.shard, buffer) {
-            self.cx.buffers.give(buffer);
-        }
-    }
-
-    /// Returns the buffer of a message from the shard whose lane is being read.
-    fn give_back_heard(&mut self, buffer: Vec<u8>) {
-        match self.links.reading_from {
-            Some(from) => self.give_back(from, buffer),
-            None => self.cx.buffers.give(buffer),
-        }
-    }
-
     fn on_detach(&mut self, member: MemberKey, place: Place, clean: bool, leave: bool, now: Tick) {
-        self.forget_history(place);
+        self.storage.forget_history(&mut self.cx, place);
         self.member_left(member, place, clean, leave, now);
     }
 
@@ -188,7 +170,7 @@ impl Core {
             }
         }
         self.codec.parser = Some(parser);
-        self.give_back_heard(text);
+        self.links.give_back_heard(&mut self.cx, text);
     }
 
     /// Sends mirrors the appended records, as far as their credits and the lanes allow. Returns `true` if a full lane holds some
@@ -204,12 +186,12 @@ impl Core {
     pub(in crate::shard) fn send_pulls<I: Io>(&mut self, io: &mut I) {
         let mut pulls = std::mem::take(&mut self.links.pulls);
         for (place, member, after) in pulls.drain(..) {
-            let Some(stream) = self.attachment_at(place).map(|attachment| attachment.stream) else { continue };
+            let Some(stream) = self.connections.attachment_at(place).map(|attachment| attachment.stream) else { continue };
             let page = self.links.pages.pop().unwrap_or_default();
             match self.home.streams.get(stream).map(|stream| stream.home) {
-                Some(Some(home)) => self.send_control(io, home, LaneMessage::Pull { member, place, after, page }),
+                Some(Some(home)) => self.links.send_control(&self.cx, io, home, LaneMessage::Pull { member, place, after, page }),
                 Some(None) => self.page_for(io, place, member, after, page),
-                None => self.keep_page(page),
+                None => self.links.keep_page(page),
             }
         }
         self.links.pulls = pulls;
@@ -235,13 +217,13 @@ impl Core {
                     break;
                 }
                 let from = from.min(stream.head() + 1);
-                if !self.takes_data(usize::from(mirror.shard)) {
+                if !self.links.takes_data(&self.cx, usize::from(mirror.shard)) {
                     again = true;
                     break;
                 }
                 let batch = self.batch_of(stream_key, hash, from);
                 let count = u64::from(batch.count);
-                self.push_data(io, usize::from(mirror.shard), LaneMessage::Records(batch));
+                self.links.push_data(&self.cx, io, usize::from(mirror.shard), LaneMessage::Records(batch));
                 if let Some(mirror) = self.home.sessions.sessions.get_mut(key).and_then(|session| session.mirrors.get_mut(number))
                 {
                     mirror.next_seq = from + count;
@@ -297,12 +279,12 @@ impl Core {
             stream.index.push(Entry::new(put, audience, sender_of(record)));
         }
         self.trim(key);
-        self.note_broadcast(key, batch.first_seq);
+        self.home.note_broadcast(key, batch.first_seq);
         if let Some(home) = home {
             let mut buffer = batch.records;
             buffer.clear();
             let credit = LaneMessage::Credit { session: batch.session, shard: self.shard_number(), buffer };
-            self.send_control(io, home, credit);
+            self.links.send_control(&self.cx, io, home, credit);
         }
     }
 
@@ -312,7 +294,8 @@ impl Core {
         let Some(stream) = self.home.streams.get(key) else { return };
         let (readers, reached) = (stream.readers.clone(), stream.unwoken_from(old_head + 1) - 1);
         for reader in readers {
-            if let Some(attachment) = self.conn_mut(reader.conn).and_then(|conn| conn.attachment_mut(reader.attachment))
+            if let Some(attachment) =
+                self.connections.conn_mut(reader.conn).and_then(|conn| conn.attachment_mut(reader.attachment))
                 && std::mem::take(&mut attachment.idle)
             {
                 attachment.cursor = attachment.cursor.max(reached);
@@ -337,14 +320,14 @@ impl Core {
     }
 
     pub(in crate::shard) fn on_page(&mut self, to: Place, page: &Page) {
-        let Some(attachment) = self.attachment_at(to) else { return };
+        let Some(attachment) = self.connections.attachment_at(to) else { return };
         let stream = attachment.stream;
         if !std::mem::take(&mut attachment.pulling) {
             return;
         }
         if attachment.cursor != page.after {
             // The reader was told of a gap while the page was read, and asks again from behind it.
-            return self.mark(to.conn);
+            return self.connections.mark(to.conn);
         }
         // A reply that waits for a place within the page is sent there; records behind it are requested again.
         let waits_at = attachment.ordered.front().map_or(u64::MAX, |ordered| ordered.after.max(page.after));
@@ -362,16 +345,16 @@ impl Core {
             let id = self.event_id();
             let session_id = self.home.streams.get(stream).map_or_else(Box::default, |stream| stream.session_id.clone());
             let head = crate::protocol::Head { id: &id, session_id: &session_id };
-            self.reply_now(to.conn, |out| crate::protocol::gap(out, head, from, upto));
+            self.connections.reply_now(&mut self.cx, to.conn, |out| crate::protocol::gap(out, head, from, upto));
         }
         self.cx.counters.delivered.add(count as u64);
-        if let Some(conn) = self.conn_mut(to.conn) {
+        if let Some(conn) = self.connections.conn_mut(to.conn) {
             conn.messages_out += count as u64;
         }
         if bytes == 0 {
-            self.mark(to.conn);
+            self.connections.mark(to.conn);
         } else {
-            self.queue_frame(to.conn, &page.frames[..bytes]);
+            self.connections.queue_frame(&mut self.cx, to.conn, &page.frames[..bytes]);
         }
     }
 
@@ -384,79 +367,112 @@ impl Core {
             return false;
         }
         let message = write(self.lane_buffer(to));
-        self.send_lane(io, to, message);
+        self.links.send_lane(&self.cx, io, to, message);
         true
+    }
+}
+
+fn sender_of(record: &[u8]) -> u64 {
+    record.get(48..56).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+impl Links {
+    /// Keeps an emptied page for a later pull.
+    pub(in crate::shard) fn keep_page(&mut self, mut page: Box<Page>) {
+        // Pages are few: wipe this one, so that no old frame stays.
+        page.frames.fill(0);
+        if self.pages.len() < PAGES_KEPT_MAX {
+            self.pages.push(page);
+        }
+    }
+
+    /// Returns the emptied buffer of a message to the shard that sent it; if there is no room, to the pool.
+    pub(in crate::shard) fn give_back(&mut self, cx: &mut Context, from: u16, buffer: Vec<u8>) {
+        if let Err(buffer) = self.mesh.give_back(usize::from(from), cx.shard, buffer) {
+            cx.buffers.give(buffer);
+        }
+    }
+
+    /// Returns the buffer of a message from the shard whose lane is being read.
+    fn give_back_heard(&mut self, cx: &mut Context, buffer: Vec<u8>) {
+        match self.reading_from {
+            Some(from) => self.give_back(cx, from, buffer),
+            None => cx.buffers.give(buffer),
+        }
     }
 
     /// Returns `true` if the data lane has room, and no replies wait: these go first, since they come before the records that
     /// follow. This shard is the only sender in the lane, so the room stays.
-    pub(in crate::shard) fn takes_data(&self, to: usize) -> bool {
-        let takes = self.links.backlog[to].is_empty() && self.links.mesh.has_room(self.cx.shard, to, Class::Data);
+    pub(in crate::shard) fn takes_data(&self, cx: &Context, to: usize) -> bool {
+        let takes = self.backlog[to].is_empty() && self.mesh.has_room(cx.shard, to, Class::Data);
         if !takes {
-            self.cx.counters.lane_full.increment();
+            cx.counters.lane_full.increment();
         }
         takes
     }
 
     /// Puts records, or an ephemeral message, in the data lane, which has room ([`Core::takes_data`]).
-    pub(in crate::shard) fn push_data<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) {
-        let pushed = self.push_lane(io, to, Class::Data, message);
+    pub(in crate::shard) fn push_data<I: Io>(&mut self, cx: &Context, io: &mut I, to: usize, message: LaneMessage) {
+        let pushed = self.push_lane(cx, io, to, Class::Data, message);
         debug_assert!(pushed.is_ok(), "nobody else fills this lane");
     }
 
     /// Returns `true` if the backlog to `shard` is too long to hand a connection over.
     pub(in crate::shard) fn hears_no_more(&self, shard: usize) -> bool {
-        self.links.backlog[shard].len() >= BACKLOG_MAX
+        self.backlog[shard].len() >= BACKLOG_MAX
     }
 
     /// Puts a message that must not be lost in a lane, now or when there is room.
-    pub(in crate::shard) fn send_lane<I: Io>(&mut self, io: &mut I, to: usize, message: LaneMessage) {
-        if !self.links.backlog[to].is_empty() {
-            self.wait_for_lane(to, message);
-        } else if let Err(message) = self.push_lane(io, to, Class::Control, message) {
-            self.wait_for_lane(to, message);
+    pub(in crate::shard) fn send_lane<I: Io>(&mut self, cx: &Context, io: &mut I, to: usize, message: LaneMessage) {
+        if !self.backlog[to].is_empty() {
+            self.wait_for_lane(cx, to, message);
+        } else if let Err(message) = self.push_lane(cx, io, to, Class::Control, message) {
+            self.wait_for_lane(cx, to, message);
         }
     }
 
-    fn push_lane<I: Io>(&self, io: &mut I, to: usize, class: Class, message: LaneMessage) -> Result<(), LaneMessage> {
-        match self.links.mesh.push(self.cx.shard, to, class, message) {
+    fn push_lane<I: Io>(
+        &self,
+        cx: &Context,
+        io: &mut I,
+        to: usize,
+        class: Class,
+        message: LaneMessage,
+    ) -> Result<(), LaneMessage> {
+        match self.mesh.push(cx.shard, to, class, message) {
             Ok(ring) => {
-                self.cx.counters.lane_out.increment();
+                cx.counters.lane_out.increment();
                 if ring {
-                    self.cx.counters.bells.increment();
+                    cx.counters.bells.increment();
                     io.ring_bell(to);
                 }
                 Ok(())
             }
             Err(message) => {
-                self.cx.counters.lane_full.increment();
+                cx.counters.lane_full.increment();
                 Err(message)
             }
         }
     }
 
     /// Sends messages that waited for full lanes. Returns `true` if some still wait.
-    pub(in crate::shard) fn push_backlog<I: Io>(&mut self, io: &mut I) -> bool {
+    pub(in crate::shard) fn push_backlog<I: Io>(&mut self, cx: &Context, io: &mut I) -> bool {
         let mut waits = false;
-        for to in 0..self.links.backlog.len() {
-            while let Some(message) = self.links.backlog[to].pop_front() {
+        for to in 0..self.backlog.len() {
+            while let Some(message) = self.backlog[to].pop_front() {
                 let bytes = message.bytes() as u64;
-                if let Err(message) = self.push_lane(io, to, Class::Control, message) {
-                    self.links.backlog[to].push_front(message);
+                if let Err(message) = self.push_lane(cx, io, to, Class::Control, message) {
+                    self.backlog[to].push_front(message);
                     waits = true;
                     break;
                 }
-                self.cx.counters.lane_backlog_bytes.subtract(bytes);
-                self.cx.counters.buffer_bytes.subtract(bytes);
+                cx.counters.lane_backlog_bytes.subtract(bytes);
+                cx.counters.buffer_bytes.subtract(bytes);
             }
-            if self.links.backlog[to].is_empty() {
-                self.links.evicted[to].clear();
+            if self.backlog[to].is_empty() {
+                self.evicted[to].clear();
             }
         }
         waits
     }
-}
-
-fn sender_of(record: &[u8]) -> u64 {
-    record.get(48..56).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
 }

@@ -10,6 +10,9 @@ use crate::limits::{HALF_OPEN_RESERVE_PERCENT, TURNED_AWAY_LINES_PER_SECOND, TUR
 use crate::net::http::{HeadReader, Request};
 use crate::net::proxy::{ProxyProgress, ProxyReader, client_ip};
 use crate::net::refusal::HttpRefusal;
+use crate::shard::across::links::Links;
+use crate::shard::connections::table::Connections;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
 use crate::time::Tick;
@@ -34,9 +37,9 @@ impl Core {
             self.cx.counters.limit_reached(LimitReached::Connections);
             conn.refused = Some(LimitReached::Connections);
         }
-        self.put_conn(conn);
+        self.connections.put_conn(conn);
         self.meet(io, id, now);
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         if let Some(tls) = &snapshot.tls {
             match tls.accept() {
                 Ok(tls) => conn.tls = Some(Box::new(tls)),
@@ -56,13 +59,13 @@ impl Core {
 
     /// Judges a connection, if its address is known by now, and gives it a half-open place or turns it away.
     fn meet<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.connections.conn(id) else { return };
         let by_header = !self.cx.snapshot.settings.server.client_ip_header.0.is_empty();
         let awaited = matches!(conn.phase, Phase::Proxy(_)) || by_header && self.trusts(conn.peer);
         if !awaited {
             self.admit(id, now);
         }
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.connections.conn(id) else { return };
         match conn.refused {
             Some(limit) => self.turn_away(io, id, limit, now),
             None => self.enter_half_open(io, id, now),
@@ -101,7 +104,7 @@ impl Core {
     /// it out first: it holds none of the places that others want. With TLS it is closed, since the handshake would be work for
     /// nothing, unless the node is full.
     fn turn_away<I: Io>(&mut self, io: &mut I, id: ConnId, limit: LimitReached, now: Tick) {
-        self.no_more_half_open(id);
+        self.connections.no_more_half_open(id);
         let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         conn.flags.forgettable = true;
         if std::mem::take(&mut conn.flags.on_node) {
@@ -110,14 +113,14 @@ impl Core {
         let unheard = self.cx.snapshot.tls.is_some() && !conn.flags.secured && limit != LimitReached::Connections;
         if unheard {
             let peer = conn.peer;
-            if self.says_more(now) {
+            if self.connections.says_more(now) {
                 tracing::info!(%peer, limit = limit.label(), "closed without an answer");
             }
             return self.close(io, id, CloseReason::Shed, now);
         }
         while self.connections.turned_away.len() >= TURNED_AWAY_MAX {
             let Some(oldest) = self.connections.turned_away.pop_front() else { break };
-            match self.conn(oldest).map(|conn| matches!(conn.phase, Phase::Closing(_))) {
+            match self.connections.conn(oldest).map(|conn| matches!(conn.phase, Phase::Closing(_))) {
                 None => continue,
                 Some(true) => self.drop_conn(io, oldest, now),
                 Some(false) => self.close(io, oldest, CloseReason::Shed, now),
@@ -127,21 +130,15 @@ impl Core {
         self.connections.turned_away.push_back(id);
     }
 
-    /// Returns `true` if another log line may report a connection that was turned away: a flood of them is counted, not logged.
-    pub(in crate::shard) fn says_more(&mut self, now: Tick) -> bool {
-        let rate = Rate { per_second: TURNED_AWAY_LINES_PER_SECOND, burst: TURNED_AWAY_LINES_PER_SECOND };
-        self.connections.door_lines.take(rate, 1, now.mono_ns).is_ok()
-    }
-
     /// Takes a half-open place, counted by the address if that is known.
     fn enter_half_open<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        self.no_more_half_open(id);
+        self.connections.no_more_half_open(id);
         let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         let owner = if conn.flags.known { self.admission.address(conn.peer) } else { self.admission.stranger(conn.serial) };
         conn.half_open_owner = owner;
         conn.flags.half_open = true;
         self.connections.half_open.enter(owner, conn.serial, id);
-        let cap = self.half_open_cap();
+        let cap = self.links.half_open_cap(&self.cx);
         let full = self.connections.half_open.len() > cap - cap * HALF_OPEN_RESERVE_PERCENT / 100;
         if full && self.connections.half_open.of(owner) > 1 {
             self.evict_half_open(io, now);
@@ -151,41 +148,27 @@ impl Core {
 
     /// Closes half-open connections until they are within the bound.
     pub(in crate::shard) fn fit_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
-        while self.connections.half_open.len() > self.half_open_cap() {
+        while self.connections.half_open.len() > self.links.half_open_cap(&self.cx) {
             self.evict_half_open(io, now);
         }
     }
 
     fn evict_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
         let Some(id) = self.connections.half_open.pop() else { return };
-        if let Some(conn) = self.conn_mut(id) {
+        if let Some(conn) = self.connections.conn_mut(id) {
             conn.flags.half_open = false;
         }
         self.cx.counters.limit_reached(LimitReached::HalfOpen);
         self.close(io, id, CloseReason::Shed, now);
     }
 
-    /// Half-open connections that this shard may have.
-    pub(in crate::shard) fn half_open_cap(&self) -> usize {
-        let settings = &self.cx.snapshot.settings;
-        let share = settings.server.max_connections * settings.limits.half_open_percent as usize / 100;
-        (share / self.links.mesh.shards()).max(1)
-    }
-
     /// Ends the half-open state of a connection, which is welcomed, goes to another shard, or ends: neither the shard nor its
     /// address counts it as half open any more.
     pub(in crate::shard) fn not_half_open(&mut self, id: ConnId) {
-        self.no_more_half_open(id);
+        self.connections.no_more_half_open(id);
         let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
         if std::mem::take(&mut conn.flags.address_half_open) {
             self.admission.leave_half_open(conn.peer);
-        }
-    }
-
-    fn no_more_half_open(&mut self, id: ConnId) {
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if std::mem::take(&mut conn.flags.half_open) {
-            self.connections.half_open.leave(conn.half_open_owner, conn.serial);
         }
     }
 
@@ -211,7 +194,7 @@ impl Core {
     }
 
     pub(in crate::shard) fn on_proxy_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &[u8], now: Tick) -> usize {
-        let Some(conn) = self.conn_mut(id) else { return bytes.len() };
+        let Some(conn) = self.connections.conn_mut(id) else { return bytes.len() };
         let Phase::Proxy(reader) = &mut conn.phase else { return 0 };
         match reader.push(bytes) {
             ProxyProgress::More => bytes.len(),
@@ -234,16 +217,16 @@ impl Core {
     /// Takes the client's address from a trusted proxy. If the connection was not judged before, it is judged now.
     pub(in crate::shard) fn learn_address<I: Io>(&mut self, io: &mut I, id: ConnId, request: &Request<'_>, now: Tick) {
         let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.connections.conn(id) else { return };
         if conn.flags.known {
             return;
         }
         let client = client_ip(conn.peer, request.values(&snapshot.settings.server.client_ip_header.0), |peer| self.trusts(peer));
-        if let Some(conn) = self.conn_mut(id) {
+        if let Some(conn) = self.connections.conn_mut(id) {
             conn.peer = client;
         }
         self.admit(id, now);
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.connections.conn(id) else { return };
         match conn.refused {
             // The node was full, and the client is told that.
             Some(_) if conn.flags.forgettable => {}
@@ -272,5 +255,29 @@ pub(in crate::shard) fn refusal(limit: LimitReached) -> HttpRefusal {
             1,
         ),
         _ => HttpRefusal::unavailable("this node gets more handshakes per second than it may (limits.handshakes_per_second)", 1),
+    }
+}
+
+impl Connections {
+    /// Returns `true` if another log line may report a connection that was turned away: a flood of them is counted, not logged.
+    pub(in crate::shard) fn says_more(&mut self, now: Tick) -> bool {
+        let rate = Rate { per_second: TURNED_AWAY_LINES_PER_SECOND, burst: TURNED_AWAY_LINES_PER_SECOND };
+        self.door_lines.take(rate, 1, now.mono_ns).is_ok()
+    }
+
+    fn no_more_half_open(&mut self, id: ConnId) {
+        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if std::mem::take(&mut conn.flags.half_open) {
+            self.half_open.leave(conn.half_open_owner, conn.serial);
+        }
+    }
+}
+
+impl Links {
+    /// Half-open connections that this shard may have.
+    pub(in crate::shard) fn half_open_cap(&self, cx: &Context) -> usize {
+        let settings = &cx.snapshot.settings;
+        let share = settings.server.max_connections * settings.limits.half_open_percent as usize / 100;
+        (share / self.mesh.shards()).max(1)
     }
 }

@@ -11,10 +11,13 @@ use crate::io::Io;
 use crate::net::refusal::HttpRefusal;
 use crate::protocol::Head;
 use crate::session::MemberKey;
+use crate::shard::connections::table::Connections;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
 use crate::shard::outbound::replies::enqueue;
 use crate::shard::timers::Timer;
+use crate::shard::timers::Timers;
 use crate::time::Tick;
 use crate::ws::encoder;
 
@@ -35,14 +38,6 @@ pub(in crate::shard) struct Anew {
 }
 
 impl Core {
-    /// Notices a standstill of the shard: it could not see what its peers did meanwhile, so their timeouts start anew.
-    pub(in crate::shard) fn notice_standstill(&mut self, now: Tick) {
-        if self.timers.turn_due_ms.saturating_add(STANDSTILL_MS) <= now.mono_ms() {
-            self.timers.awake_since_ms = now.mono_ms();
-            self.cx.counters.standstills.increment();
-        }
-    }
-
     /// After a change of settings, checks timers that may now be due sooner. Returns `true` while there are more.
     pub(in crate::shard) fn look_anew(&mut self, now: Tick) -> bool {
         let Some(mut anew) = self.timers.anew.take() else { return false };
@@ -62,7 +57,7 @@ impl Core {
 
     /// Schedules the next timeout of a member that is away, unless an earlier timer is set.
     pub(in crate::shard) fn set_member_timer(&mut self, key: MemberKey) {
-        let Some(due_ms) = self.member_due_ms(key) else { return };
+        let Some(due_ms) = self.home.member_due_ms(&self.cx, key) else { return };
         let Some(member) = self.home.sessions.members.get_mut(key) else { return };
         let [first, second] = member.timers_ms;
         if due_ms < first {
@@ -73,34 +68,17 @@ impl Core {
 
     /// The earliest deadline of a connection, in monotonic milliseconds.
     pub(in crate::shard) fn next_deadline_ms(&self, id: ConnId, now: Tick) -> u64 {
-        let Some(conn) = self.conn(id) else { return u64::MAX };
-        let but_for_token_ms = self.deadline_but_for_token_ms(conn, now);
+        let Some(conn) = self.connections.conn(id) else { return u64::MAX };
+        let but_for_token_ms = self.timers.deadline_but_for_token_ms(&self.cx, conn, now);
         if matches!(conn.phase, Phase::Open) && conn.leaving.is_none() {
             return but_for_token_ms.min(token_ms(conn, &self.cx.snapshot.settings, now));
         }
         but_for_token_ms
     }
 
-    pub(in crate::shard) fn deadline_but_for_token_ms(&self, conn: &Conn, now: Tick) -> u64 {
-        let (settings, awake_ms) = (&self.cx.snapshot.settings, self.timers.awake_since_ms);
-        let of_any = || {
-            let patience_ms = stall_ms(conn, settings, awake_ms).min(unfinished_ms(conn, settings, awake_ms));
-            heartbeat_ms(conn, settings, awake_ms).min(patience_ms).min(paused_ms(conn, now))
-        };
-        match &conn.phase {
-            Phase::Closing(closing) => close_ms(closing.since_ms, settings, awake_ms),
-            Phase::Proxy(_) | Phase::Head(_) | Phase::Hello | Phase::HandingOver(_) => {
-                handshake_deadline_ms(conn, settings, awake_ms)
-            }
-            Phase::Echo => of_any(),
-            Phase::Open if let Some(leaving) = &conn.leaving => close_ms(leaving.since_ms, settings, awake_ms),
-            Phase::Open => of_any().min(lifetime_ms(conn, settings)),
-        }
-    }
-
     pub(in crate::shard) fn on_conn_timer<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let now_ms = now.mono_ms();
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         if conn.timer_ms > now_ms {
             // The deadline that this timer was set for has moved.
             return;
@@ -108,7 +86,7 @@ impl Core {
         conn.timer_ms = u64::MAX;
         let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
         let settings = &*snapshot.settings;
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.connections.conn(id) else { return };
         match &conn.phase {
             Phase::Closing(closing) => {
                 if close_ms(closing.since_ms, settings, self.timers.awake_since_ms) <= now_ms {
@@ -142,7 +120,7 @@ impl Core {
 
     fn handshake_over<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let limits = self.cx.snapshot.settings.limits;
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.connections.conn(id) else { return };
         let securing = conn.tls.is_some() && !conn.flags.secured;
         let in_head = matches!(conn.phase, Phase::Head(_));
         if securing {
@@ -158,7 +136,7 @@ impl Core {
 
     /// The reason to end an open connection whose deadline has passed; `None` if there is none.
     fn overdue(&self, id: ConnId, settings: &Settings, now: Tick) -> Option<CloseReason> {
-        let conn = self.conn(id)?;
+        let conn = self.connections.conn(id)?;
         let now_ms = now.mono_ms();
         let open = matches!(conn.phase, Phase::Open);
         if unfinished_ms(conn, settings, self.timers.awake_since_ms) <= now_ms {
@@ -193,7 +171,7 @@ impl Core {
     /// Pings, warns of the token's expiry, and begins the next stall window.
     fn remind(&mut self, id: ConnId, settings: &Settings, now: Tick) {
         let (now_ms, awake_ms) = (now.mono_ms(), self.timers.awake_since_ms);
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         if stall_ms(conn, settings, awake_ms) <= now_ms {
             conn.stalled_ms = now_ms.max(1);
             conn.stalled_taken = 0;
@@ -201,10 +179,10 @@ impl Core {
         if conn.pinged_ms == 0 && heartbeat_ms(conn, settings, awake_ms) <= now_ms {
             conn.pinged_ms = now_ms.max(1);
             if !conn.flags.blocked {
-                self.ping(id);
+                self.connections.ping(&mut self.cx, id);
             }
         }
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         if !matches!(conn.phase, Phase::Open) || conn.flags.expiry_told {
             return;
         }
@@ -216,13 +194,8 @@ impl Core {
         let session_id = self.first_session(id);
         let event = self.event_id();
         let head = Head { id: &event, session_id: &session_id };
-        self.reply_now(id, |out| crate::protocol::auth_expiring(out, head, u64::try_from(left_ms).unwrap_or(0)));
-    }
-
-    fn ping(&mut self, id: ConnId) {
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| encoder::ping(&[], queue));
-        self.mark(id);
+        self.connections
+            .reply_now(&mut self.cx, id, |out| crate::protocol::auth_expiring(out, head, u64::try_from(left_ms).unwrap_or(0)));
     }
 }
 
@@ -294,6 +267,41 @@ fn token_ms(conn: &Conn, settings: &Settings, now: Tick) -> u64 {
         left_ms - ms(settings.session.token_expiry_warning_ms)
     };
     now.mono_ms() + u64::try_from(until_ms).unwrap_or(0)
+}
+
+impl Timers {
+    /// Notices a standstill of the shard: it could not see what its peers did meanwhile, so their timeouts start anew.
+    pub(in crate::shard) fn notice_standstill(&mut self, cx: &Context, now: Tick) {
+        if self.turn_due_ms.saturating_add(STANDSTILL_MS) <= now.mono_ms() {
+            self.awake_since_ms = now.mono_ms();
+            cx.counters.standstills.increment();
+        }
+    }
+
+    pub(in crate::shard) fn deadline_but_for_token_ms(&self, cx: &Context, conn: &Conn, now: Tick) -> u64 {
+        let (settings, awake_ms) = (&cx.snapshot.settings, self.awake_since_ms);
+        let of_any = || {
+            let patience_ms = stall_ms(conn, settings, awake_ms).min(unfinished_ms(conn, settings, awake_ms));
+            heartbeat_ms(conn, settings, awake_ms).min(patience_ms).min(paused_ms(conn, now))
+        };
+        match &conn.phase {
+            Phase::Closing(closing) => close_ms(closing.since_ms, settings, awake_ms),
+            Phase::Proxy(_) | Phase::Head(_) | Phase::Hello | Phase::HandingOver(_) => {
+                handshake_deadline_ms(conn, settings, awake_ms)
+            }
+            Phase::Echo => of_any(),
+            Phase::Open if let Some(leaving) = &conn.leaving => close_ms(leaving.since_ms, settings, awake_ms),
+            Phase::Open => of_any().min(lifetime_ms(conn, settings)),
+        }
+    }
+}
+
+impl Connections {
+    fn ping(&mut self, cx: &mut Context, id: ConnId) {
+        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        enqueue(conn, &mut cx.buffers, &cx.counters, |queue| encoder::ping(&[], queue));
+        self.mark(id);
+    }
 }
 
 #[cfg(test)]

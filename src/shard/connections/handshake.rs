@@ -22,7 +22,7 @@ use crate::ws::deflate::negotiate;
 
 impl Core {
     pub(in crate::shard) fn on_head_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &[u8], now: Tick) -> usize {
-        let Some(conn) = self.conn_mut(id) else { return bytes.len() };
+        let Some(conn) = self.connections.conn_mut(id) else { return bytes.len() };
         let Phase::Head(reader) = &mut conn.phase else { return 0 };
         match reader.push(bytes) {
             Progress::More => bytes.len(),
@@ -32,7 +32,7 @@ impl Core {
                 if matches!(judged, Ok(None)) {
                     return consumed;
                 }
-                if let Some(conn) = self.conn_mut(id) {
+                if let Some(conn) = self.connections.conn_mut(id) {
                     conn.phase = Phase::Head(reader);
                 }
                 match judged {
@@ -54,7 +54,7 @@ impl Core {
         let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
         let request = Request::parse_any_version(head)?;
         self.learn_address(io, id, &request, now);
-        let refused = self.conn(id).and_then(|conn| conn.refused);
+        let refused = self.connections.conn(id).and_then(|conn| conn.refused);
         // A full node, or a busy one, is no reason to restart it, so its probes are answered. The limits of an address hold for
         // its probes too.
         let may_probe = matches!(refused, None | Some(LimitReached::Connections | LimitReached::HandshakesPerShard));
@@ -87,7 +87,7 @@ impl Core {
             // Read as a stream: an echo connection never changes shards.
             self.connections.echo_opened.push(id);
         }
-        self.mark(id);
+        self.connections.mark(id);
         Ok(None)
     }
 
@@ -110,8 +110,8 @@ impl Core {
         if refusal.is_over_bound() {
             self.cx.counters.limit_reached(LimitReached::RequestHead);
         }
-        let turned_away = self.conn(id).is_some_and(|conn| conn.refused.is_some());
-        if !turned_away || self.says_more(now) {
+        let turned_away = self.connections.conn(id).is_some_and(|conn| conn.refused.is_some());
+        if !turned_away || self.connections.says_more(now) {
             tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
         }
         let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
@@ -123,7 +123,14 @@ impl Core {
     pub(in crate::shard) fn on_hello<I: Io>(&mut self, io: &mut I, id: ConnId, envelope: &Envelope<'_>, now: Tick) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         if envelope.kind != "rw.hello" {
-            self.refuse_with(id, head, ErrorCode::SessionExpectedHello, "the first message must be rw.hello", Some("/type"));
+            self.connections.refuse_with(
+                &mut self.cx,
+                id,
+                head,
+                ErrorCode::SessionExpectedHello,
+                "the first message must be rw.hello",
+                Some("/type"),
+            );
             return self.close(io, id, CloseReason::HelloExpected, now);
         }
         let Some(mut commands) = self.codec.commands.take() else { return };
@@ -132,7 +139,7 @@ impl Core {
                 Ok(grant) => {
                     let place = self.place_here(id, 0);
                     let request = self.attach_request(envelope, &hello.attach, place, hello.client_id, &grant, true);
-                    if let Some(conn) = self.conn_mut(id) {
+                    if let Some(conn) = self.connections.conn_mut(id) {
                         conn.flags.acks = hello.acks;
                         conn.client_id = hello.client_id.into();
                         conn.grant = Some(Box::new(grant));
@@ -143,7 +150,7 @@ impl Core {
                     self.cx.counters.auth_refused.increment();
                     let code = refusal.code.as_str();
                     tracing::info!(connection_id = %self.connection_id(id), code, "hello refused: {}", refusal.message);
-                    self.refuse(id, &refusal);
+                    self.connections.refuse(&mut self.cx, id, &refusal);
                     self.close(io, id, reason, now);
                 }
             },
@@ -153,7 +160,7 @@ impl Core {
                 if no_token {
                     self.cx.counters.auth_refused.increment();
                 }
-                self.refuse(id, &refusal);
+                self.connections.refuse(&mut self.cx, id, &refusal);
                 self.close(io, id, if no_token { CloseReason::Auth } else { CloseReason::HelloExpected }, now);
             }
         }
@@ -177,7 +184,7 @@ impl Core {
             retry_after_ms: None,
         };
         let refused = |error: AuthError, pointer| (refusal(auth_code(&error), error.to_string(), pointer), error.close_reason());
-        let expected = self.conn(id).and_then(|conn| conn.expected_session.as_ref()).map(|expected| &***expected);
+        let expected = self.connections.conn(id).and_then(|conn| conn.expected_session.as_ref()).map(|expected| &***expected);
         if expected.is_some_and(|expected| expected != envelope.session_id) {
             let message = "the query's session_id is not the hello's: make them equal, or leave the query out".to_owned();
             return Err((refusal(ErrorCode::SessionQueryMismatch, message, "/session_id"), CloseReason::HelloExpected));
@@ -244,7 +251,7 @@ impl Core {
             self.cx.counters.limit_reached(LimitReached::ConnectionsPerUser);
             let head = Head { id: &request.command_id, session_id: &request.session_id };
             let message = format!("this user has {per_user} connections already (limits.connections_per_user): close one first");
-            self.refuse_with(id, head, ErrorCode::LimitConnections, &message, None);
+            self.connections.refuse_with(&mut self.cx, id, head, ErrorCode::LimitConnections, &message, None);
             return self.close(io, id, CloseReason::Overloaded, now);
         }
         conn.flags.user_counted = true;
@@ -279,13 +286,13 @@ impl Core {
 
     /// Handles that the kernel holds no read of a socket any more: a pending handover takes place.
     pub(in crate::shard) fn on_quiet<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.connections.conn(id) else { return };
         if !matches!(conn.phase, Phase::HandingOver(_)) || conn.flags.blocked {
             return;
         }
         let Phase::HandingOver(handover) = &conn.phase else { return };
         let home = self.cx.key.home_shard(&handover.request.session_id, self.links.mesh.shards());
-        if self.hears_no_more(home) {
+        if self.links.hears_no_more(home) {
             self.cx.counters.limit_reached(LimitReached::Lane);
             return self.refuse_handover(io, id, now);
         }
@@ -300,13 +307,13 @@ impl Core {
         handover.unsent = conn.queue.split_off(conn.queue_at as usize);
         let Some(fd) = io.detach(id) else { return };
         handover.fd = Some(fd);
-        self.send_lane(io, home, LaneMessage::Handover(handover));
+        self.links.send_lane(&self.cx, io, home, LaneMessage::Handover(handover));
         self.cx.counters.handed_over.increment();
     }
 
     /// Closes the connection because the home takes no more sockets now: the client is told to come back (1013).
     fn refuse_handover<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         if let Phase::HandingOver(handover) = std::mem::replace(&mut conn.phase, Phase::Hello) {
             conn.grant = Some(handover.grant);
         }
@@ -339,18 +346,25 @@ impl Core {
         conn.grant = Some(handover.grant);
         conn.queue = std::mem::take(&mut handover.unsent);
         self.cx.counters.buffer_bytes.add(conn.queue.capacity() as u64);
-        self.put_conn(conn);
+        self.connections.put_conn(conn);
         let mut request = handover.request;
         request.place = self.place_here(id, 0);
         // Revocations, and changes of this shard, that happened while the socket was between two shards are checked now.
-        let revoked = self.conn(id).and_then(|conn| {
+        let revoked = self.connections.conn(id).and_then(|conn| {
             let grant = conn.grant.as_deref()?;
             self.cx.snapshot.revocations.check(grant, &conn.client_id).err()
         });
         if let Some(error) = revoked {
             self.cx.counters.auth_refused.increment();
             let head = Head { id: &request.command_id, session_id: &request.session_id };
-            self.refuse_with(id, head, auth_code(&error), &error.to_string(), Some("/payload/auth_token"));
+            self.connections.refuse_with(
+                &mut self.cx,
+                id,
+                head,
+                auth_code(&error),
+                &error.to_string(),
+                Some("/payload/auth_token"),
+            );
             return self.close(io, id, error.close_reason(), now);
         }
         if self.life.stopping || self.life.draining {
@@ -381,7 +395,7 @@ impl Core {
         let outcome = self.attach_home(io, &request, now);
         match outcome {
             Ok(answer) => {
-                let Some(conn) = self.conn_mut(id) else { return };
+                let Some(conn) = self.connections.conn_mut(id) else { return };
                 conn.phase = Phase::Open;
                 self.cx.counters.welcomed.increment();
                 self.install(&request, answer, now);
@@ -389,7 +403,7 @@ impl Core {
                 self.set_timer(id, now);
             }
             Err(refusal) => {
-                self.refuse(id, &refusal);
+                self.connections.refuse(&mut self.cx, id, &refusal);
                 let reason = match refusal.code {
                     ErrorCode::SessionUnknown => CloseReason::Forbidden,
                     _ => CloseReason::Overloaded,
@@ -402,7 +416,7 @@ impl Core {
     /// Schedules the connection's earliest deadline, unless an earlier timer is set.
     pub(in crate::shard) fn set_timer(&mut self, id: ConnId, now: Tick) {
         let due_ms = self.next_deadline_ms(id, now);
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         if due_ms < conn.timer_ms {
             conn.timer_ms = due_ms;
             self.timers.wheel.schedule(due_ms, Timer::Conn(id));

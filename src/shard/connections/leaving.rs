@@ -10,8 +10,10 @@ use crate::ids::ConnId;
 use crate::io::{Io, Read};
 use crate::session::Place;
 use crate::shard::across::mesh::LaneMessage;
+use crate::shard::connections::table::Connections;
 use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
+use crate::shard::durability::Storage;
 use crate::shard::durability::disk::Fence;
 use crate::time::Tick;
 
@@ -36,19 +38,19 @@ pub struct Leaving {
 impl Core {
     /// Ends a connection once everything accepted from it is answered. Nothing more is accepted.
     pub(in crate::shard) fn end<I: Io>(&mut self, io: &mut I, id: ConnId, reason: CloseReason, now: Tick) {
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.connections.conn(id) else { return };
         if conn.leaving.is_some() {
             return;
         }
         self.flush_all_answers(io, id, now);
-        let fence = self.fence();
-        let Some(conn) = self.conn(id) else { return };
+        let fence = self.storage.fence();
+        let Some(conn) = self.connections.conn(id) else { return };
         let homes = self.homes_of(conn);
-        if !matches!(conn.phase, Phase::Open) || homes.is_empty() && self.is_answered(conn, fence) {
+        if !matches!(conn.phase, Phase::Open) || homes.is_empty() && self.storage.is_answered(conn, fence) {
             return self.close(io, id, reason, now);
         }
         let shards = u16::try_from(homes.len()).unwrap_or(u16::MAX);
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         conn.leaving = Some(Box::new(Leaving { reason, since_ms: now.mono_ms(), fence, shards }));
         (conn.paused_ms, conn.unfinished_ms, conn.flags.held) = (0, 0, false);
         if !conn.flags.ended {
@@ -58,20 +60,20 @@ impl Core {
         self.set_timer(id, now);
         for home in homes {
             let to = Place::whole(self.shard_number(), id);
-            self.send_control(io, home, LaneMessage::Fence { to });
+            self.links.send_control(&self.cx, io, home, LaneMessage::Fence { to });
         }
     }
 
     /// Writes its members' presence data, so that those commands are answered, or refuses them.
     fn flush_all_answers<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.conn(id).filter(|_| self.storage.disk.is_some()) else { return };
+        let Some(conn) = self.connections.conn(id).filter(|_| self.storage.disk.is_some()) else { return };
         let home = |attachment: &Attachment| self.home.streams.get(attachment.stream).and_then(|stream| stream.home);
         let attached: Vec<_> = conn.attachments().map(|(number, each)| (number, each.member, home(each))).collect();
         for (number, member, home) in attached {
             let place = self.place_here(id, number);
             match home {
                 None => self.flush_answers(member, place, now),
-                Some(home) => self.send_control(io, home, LaneMessage::Flush { member, place }),
+                Some(home) => self.links.send_control(&self.cx, io, home, LaneMessage::Flush { member, place }),
             }
         }
     }
@@ -89,6 +91,53 @@ impl Core {
         homes
     }
 
+    /// Closes the connections that are answered. Returns when the next look is due, if any is left.
+    pub(in crate::shard) fn end_leaving<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
+        self.pass_fences(io);
+        for _ in 0..self.connections.leaving.len().min(LOOKED_AT_PER_TURN) {
+            let Some(id) = self.connections.leaving.pop_front() else { break };
+            let Some(conn) = self.connections.conn(id).filter(|conn| conn.leaving.is_some()) else { continue };
+            match self.storage.has_left(conn) {
+                Some(reason) => self.close(io, id, reason, now),
+                None => self.connections.leaving.push_back(id),
+            }
+        }
+        (self.connections.leaving.len() > LOOKED_AT_PER_TURN).then_some(now.mono_ns + NEXT_LOOK_NS)
+    }
+
+    /// Closes a connection whose time is over before it was answered.
+    pub(in crate::shard) fn stop_leaving<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
+        let Some(reason) = self.connections.conn(id).and_then(|conn| conn.leaving.as_deref()).map(|leaving| leaving.reason)
+        else {
+            return;
+        };
+        self.cx.counters.limit_reached(LimitReached::CloseTime);
+        self.close(io, id, reason, now);
+    }
+
+    /// Handles that a connection on another shard ends: it is told when everything that it sent here is answered.
+    pub(in crate::shard) fn on_fence<I: Io>(&mut self, io: &mut I, to: Place) {
+        let fence = self.storage.fence();
+        if self.connections.fences.len() >= FENCES_MAX {
+            self.cx.counters.limit_reached(LimitReached::Fences);
+            return self.links.send_control(&self.cx, io, to.shard, LaneMessage::Fenced { to });
+        }
+        self.connections.fences.push_back((to, fence));
+    }
+
+    /// Confirms fences whose answers have been sent; they pass in the order in which they were requested.
+    fn pass_fences<I: Io>(&mut self, io: &mut I) {
+        while let Some((to, fence)) = self.connections.fences.front().copied() {
+            if !self.storage.is_past(fence) {
+                return;
+            }
+            self.connections.fences.pop_front();
+            self.links.send_control(&self.cx, io, to.shard, LaneMessage::Fenced { to });
+        }
+    }
+}
+
+impl Storage {
     /// Returns `true` if no answer is due any more except from other shards.
     fn is_answered(&self, conn: &Conn, fence: Fence) -> bool {
         let waits = |slot: &Slot| match slot {
@@ -110,49 +159,9 @@ impl Core {
         let leaving = conn.leaving.as_deref()?;
         (leaving.shards == 0 && self.is_answered(conn, leaving.fence)).then_some(leaving.reason)
     }
+}
 
-    /// Closes the connections that are answered. Returns when the next look is due, if any is left.
-    pub(in crate::shard) fn end_leaving<I: Io>(&mut self, io: &mut I, now: Tick) -> Option<u64> {
-        self.pass_fences(io);
-        for _ in 0..self.connections.leaving.len().min(LOOKED_AT_PER_TURN) {
-            let Some(id) = self.connections.leaving.pop_front() else { break };
-            let Some(conn) = self.conn(id).filter(|conn| conn.leaving.is_some()) else { continue };
-            match self.has_left(conn) {
-                Some(reason) => self.close(io, id, reason, now),
-                None => self.connections.leaving.push_back(id),
-            }
-        }
-        (self.connections.leaving.len() > LOOKED_AT_PER_TURN).then_some(now.mono_ns + NEXT_LOOK_NS)
-    }
-
-    /// Closes a connection whose time is over before it was answered.
-    pub(in crate::shard) fn stop_leaving<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(reason) = self.conn(id).and_then(|conn| conn.leaving.as_deref()).map(|leaving| leaving.reason) else { return };
-        self.cx.counters.limit_reached(LimitReached::CloseTime);
-        self.close(io, id, reason, now);
-    }
-
-    /// Handles that a connection on another shard ends: it is told when everything that it sent here is answered.
-    pub(in crate::shard) fn on_fence<I: Io>(&mut self, io: &mut I, to: Place) {
-        let fence = self.fence();
-        if self.connections.fences.len() >= FENCES_MAX {
-            self.cx.counters.limit_reached(LimitReached::Fences);
-            return self.send_control(io, to.shard, LaneMessage::Fenced { to });
-        }
-        self.connections.fences.push_back((to, fence));
-    }
-
-    /// Confirms fences whose answers have been sent; they pass in the order in which they were requested.
-    fn pass_fences<I: Io>(&mut self, io: &mut I) {
-        while let Some((to, fence)) = self.connections.fences.front().copied() {
-            if !self.is_past(fence) {
-                return;
-            }
-            self.connections.fences.pop_front();
-            self.send_control(io, to.shard, LaneMessage::Fenced { to });
-        }
-    }
-
+impl Connections {
     pub(in crate::shard) fn on_fenced(&mut self, to: Place) {
         if let Some(leaving) = self.conn_mut(to.conn).and_then(|conn| conn.leaving.as_deref_mut()) {
             leaving.shards = leaving.shards.saturating_sub(1);

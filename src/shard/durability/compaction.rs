@@ -9,8 +9,11 @@ use crate::io::Io;
 use crate::limits::{CHUNK_BYTES, READ_BACKS_MAX, SEND_BYTES_MAX};
 use crate::log::{Entry, read_record};
 use crate::session::StreamKey;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::DropReason;
+use crate::shard::durability::Storage;
+use crate::shard::home::Home;
 use crate::time::Tick;
 
 /// Bytes copied in one step, and the time that other work then has before the next.
@@ -97,12 +100,6 @@ impl Core {
         self.copy(io, stream, &Hand::default());
     }
 
-    /// When the next step is due.
-    pub(in crate::shard) fn compaction_due_ms(&self) -> Option<u64> {
-        let compaction = &self.storage.disk.as_ref()?.compaction;
-        (!compaction.reading && !compaction.left.is_empty()).then_some(compaction.due_ms)
-    }
-
     fn may_compact(&self) -> bool {
         let (Some(disk), Some(geometry)) = (&self.storage.disk, self.storage.log.geometry()) else { return false };
         let (segment, offset) =
@@ -118,7 +115,7 @@ impl Core {
             && disk.failed.is_none()
             && disk.sync_failed.is_none()
             && !self.pressure.is_on()
-            && self.pending_bytes() < PENDING_BYTES
+            && self.storage.pending_bytes(&self.cx) < PENDING_BYTES
             && self.storage.jobs.len() < READS
     }
 
@@ -149,9 +146,9 @@ impl Core {
                 // Readers may be told of a gap, but retained messages are not dropped for an unreadable place.
                 Look::Unreadable { .. } => {
                     self.cx.buffers.give(record);
-                    return self.abandon_compaction();
+                    return self.storage.abandon_compaction();
                 }
-                Look::Damaged(_) | Look::Nothing { .. } => self.forget_damaged(key, seq, segment),
+                Look::Damaged(_) | Look::Nothing { .. } => self.home.forget_damaged(&self.cx, key, seq, segment),
             }
         };
         self.cx.buffers.give(record);
@@ -173,15 +170,6 @@ impl Core {
         }
     }
 
-    /// Removes a damaged record from the index; readers see a gap, now and after a restart.
-    fn forget_damaged(&mut self, key: StreamKey, seq: u64, segment: u32) {
-        self.cx.counters.dropped(DropReason::LogDamaged, 1);
-        tracing::error!(shard = self.cx.shard, segment, seq, "a record of the log is damaged on disk");
-        if let Some(stream) = self.home.streams.get_mut(key) {
-            stream.index.forget(seq);
-        }
-    }
-
     /// Appends a record unchanged; its place is there from now on.
     fn append_again(&mut self, key: StreamKey, seq: u64, entry: Entry, bytes: &[u8]) {
         // The record was read whole.
@@ -197,11 +185,30 @@ impl Core {
             stream.index.relocate(seq, Entry::new(put, entry.audience, entry.sender));
         }
     }
+}
+
+impl Storage {
+    /// When the next step is due.
+    pub(in crate::shard) fn compaction_due_ms(&self) -> Option<u64> {
+        let compaction = &self.disk.as_ref()?.compaction;
+        (!compaction.reading && !compaction.left.is_empty()).then_some(compaction.due_ms)
+    }
 
     /// Stops the compaction; it is retried after `RETRY_MS`.
     pub(in crate::shard) fn abandon_compaction(&mut self) {
-        if let Some(disk) = &mut self.storage.disk {
+        if let Some(disk) = &mut self.disk {
             disk.compaction = Compaction { failed: true, ..Compaction::default() };
+        }
+    }
+}
+
+impl Home {
+    /// Removes a damaged record from the index; readers see a gap, now and after a restart.
+    fn forget_damaged(&mut self, cx: &Context, key: StreamKey, seq: u64, segment: u32) {
+        cx.counters.dropped(DropReason::LogDamaged, 1);
+        tracing::error!(shard = cx.shard, segment, seq, "a record of the log is damaged on disk");
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.index.forget(seq);
         }
     }
 }

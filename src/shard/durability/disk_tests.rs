@@ -109,7 +109,7 @@ pub(in crate::shard) fn one_of(shards: usize, settings: &str) -> Core {
 
 pub(in crate::shard) fn core(settings: &str) -> Core {
     let mut core = one_of(1, settings);
-    core.take_disk(Geometry { segment_bytes: 2 << 20, shard: 0, generation: 1 }, &Found::default());
+    core.storage.take_disk(&core.cx, Geometry { segment_bytes: 2 << 20, shard: 0, generation: 1 }, &Found::default());
     core
 }
 
@@ -276,8 +276,8 @@ fn of_a_message_that_was_purged_the_id_is_left() {
     }
     let (version, segment_bytes) = (SEGMENT_VERSION, 2 << 20);
     let segment = SegmentHeader { version, shard: 0, generation: 1, number: 0, segment_bytes, created_ms: 0, chain_before: 0 };
-    core.close_segment(&mut replay, &segment).unwrap();
-    core.settle_replay(replay);
+    core.storage.close_segment(&core.cx, &mut replay, &segment).unwrap();
+    core.home.settle_replay(&core.cx, replay);
     assert_eq!(core.session_bounds("s"), Some((3, 3)));
     let member = core.home.sessions.member(core.home.sessions.find(session).unwrap(), client).unwrap();
     let used = core.home.sessions.members.get(member).unwrap().used.as_ref().unwrap();
@@ -307,7 +307,7 @@ fn what_a_reader_posted_to_a_channel_stays_known_when_the_reader_is_gone() {
         for bytes in &records {
             core.replay(&mut replay, Position(64), 64, &read_record(bytes, None).unwrap());
         }
-        core.settle_replay(replay);
+        core.home.settle_replay(&core.cx, replay);
         let limits = DedupeLimits { ids_max: 10, window_ms: 1000 };
         assert_eq!(core.home.posted.look_up(7, 5, 0, limits), Seen::Same { seq: 1 }, "named first: {named_first}");
     }
@@ -382,13 +382,16 @@ fn a_log_whose_disk_is_behind_takes_no_record_above_its_bound() {
     let core = &mut core("");
     let header = Header { kind: Kind::Message, session: 1, seq: 1, epoch: 0, ts_ms: WALL_MS, sender: 1, id: 1, content: 1 };
     let body = vec![b'x'; 1_000_000];
-    let refused = |core: &Core| core.log_refuses_record(Level::Written, 100).map(|(code, _)| code);
-    while core.pending_bytes() < PENDING_BYTES_MAX {
+    let refused = |core: &Core| core.storage.log_refuses_record(&core.cx, Level::Written, 100).map(|(code, _)| code);
+    while core.storage.pending_bytes(&core.cx) < PENDING_BYTES_MAX {
         assert_eq!(refused(core), None);
         core.storage.log.append(&header, &[], &[&body]);
     }
     assert_eq!(refused(core), Some(ErrorCode::LimitBackpressure));
     assert_eq!(core.cx.counters.limit_count(LimitReached::LogPending), 1);
     // Records of the memory level count too: they are held in memory until they are written.
-    assert_eq!(core.log_refuses_record(Level::Memory, 100).map(|(code, _)| code), Some(ErrorCode::LimitBackpressure));
+    assert_eq!(
+        core.storage.log_refuses_record(&core.cx, Level::Memory, 100).map(|(code, _)| code),
+        Some(ErrorCode::LimitBackpressure)
+    );
 }

@@ -13,8 +13,10 @@ use crate::protocol::{ErrorCode, Failure, Head};
 use crate::session::{MemberKey, Place, StreamKey};
 use crate::shard::across::mesh::LaneMessage;
 use crate::shard::connections::conn::Waiting;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::{DropReason, LimitReached};
+use crate::shard::durability::Storage;
 use crate::shard::inbound::frames::RETRY_AFTER_MS;
 use crate::ws::Opcode;
 use crate::ws::encoder::OpenFrame;
@@ -385,25 +387,12 @@ impl Core {
         self.detach_after(page.place, wanted);
     }
 
-    /// Forgets the page of a requester that is gone: its connection, or its attachment.
-    pub(in crate::shard) fn forget_history(&mut self, place: Place) {
-        self.storage.histories.in_vain.remove(&place);
-        if let Some((_, frame)) = self.storage.histories.forget(place).and_then(|wanted| wanted.detached) {
-            self.cx.buffers.give(frame);
-        }
-    }
-
-    /// Forgets the fruitless ranges of a member whose entitlements have changed: they are examined again.
-    pub(in crate::shard) fn look_again(&mut self, place: Place) {
-        self.storage.histories.in_vain.remove(&place);
-    }
-
     /// Sends the reply that ends an attachment, behind a page of history that is not answered yet.
     pub(in crate::shard) fn detach_behind_history(&mut self, place: Place, after: u64, frame: Vec<u8>) {
         if let Some(wanted) = self.storage.histories.wanted.get_mut(&place) {
             wanted.detached = Some((after, frame));
         } else if place.shard == self.shard_number() {
-            self.put_ordered(place, after, Waiting::Detached(frame));
+            self.connections.put_ordered(&mut self.cx, place, after, Waiting::Detached(frame));
         } else {
             self.send_reply(place, LaneMessage::Detached { to: place, after, frame });
         }
@@ -462,10 +451,25 @@ impl Core {
 
     fn answer_history(&mut self, page: &HistoryPage, bytes: Vec<u8>) {
         if page.place.shard == self.shard_number() {
-            self.put_ordered(page.place, page.after, Waiting::History(bytes));
+            self.connections.put_ordered(&mut self.cx, page.place, page.after, Waiting::History(bytes));
         } else {
             self.send_reply(page.place, LaneMessage::History { to: page.place, after: page.after, frame: bytes });
         }
+    }
+}
+
+impl Storage {
+    /// Forgets the page of a requester that is gone: its connection, or its attachment.
+    pub(in crate::shard) fn forget_history(&mut self, cx: &mut Context, place: Place) {
+        self.histories.in_vain.remove(&place);
+        if let Some((_, frame)) = self.histories.forget(place).and_then(|wanted| wanted.detached) {
+            cx.buffers.give(frame);
+        }
+    }
+
+    /// Forgets the fruitless ranges of a member whose entitlements have changed: they are examined again.
+    pub(in crate::shard) fn look_again(&mut self, place: Place) {
+        self.histories.in_vain.remove(&place);
     }
 }
 

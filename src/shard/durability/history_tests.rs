@@ -26,7 +26,7 @@ impl Core {
         if begun.len() != histories.under_way || begun.len() > UNDER_WAY_MAX {
             return Err(format!("{} pages of history have begun, counted {}", begun.len(), histories.under_way));
         }
-        let reads = self.reads_for_histories();
+        let reads = self.storage.reads_for_histories();
         if histories.reads != reads || reads > READS_MAX {
             return Err(format!("{reads} reads for pages of history, counted {}", histories.reads));
         }
@@ -121,7 +121,7 @@ fn what_one_user_and_all_together_may_ask_for_is_bounded() {
     // Pages of requesters that are gone no longer wait, and those that had begun are dropped at their turn.
     core.storage.histories.begin();
     assert_eq!((core.storage.histories.under_way, core.storage.histories.begun.len()), (UNDER_WAY_MAX, UNDER_WAY_MAX));
-    (0..100 + PAGES_MAX).for_each(|index| core.forget_history(place(index)));
+    (0..100 + PAGES_MAX).for_each(|index| core.storage.forget_history(&mut core.cx, place(index)));
     assert!(
         core.storage.histories.wanted.is_empty() && core.storage.histories.users.values().all(|user| user.waiting.is_empty())
     );

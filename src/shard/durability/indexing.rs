@@ -6,7 +6,9 @@ use super::read_back::Job;
 use super::read_errors::Place;
 use crate::io::Io;
 use crate::log::{Position, SessionRun, directory_runs};
+use crate::shard::context::Context;
 use crate::shard::core::Core;
+use crate::shard::durability::Storage;
 use crate::time::Tick;
 use std::collections::BTreeMap;
 
@@ -186,40 +188,12 @@ impl Core {
         true
     }
 
-    /// Returns `true` if a file with a damaged place was remade often lately: then the segment is damaged.
-    pub(in crate::shard) fn was_remade(&self, segment: u32) -> bool {
-        let times = |disk: &Disk| disk.indexing.remade.get(&segment.into()).map_or(0, |(_, times)| *times);
-        self.storage.disk.as_ref().is_none_or(|disk| times(disk) >= REMAKES_MAX)
-    }
-
-    pub(in crate::shard) fn replaced_indexes(&self) -> u64 {
-        self.storage.disk.as_ref().map_or(0, |disk| disk.indexing.replaced)
-    }
-
-    /// Returns `true` if a read of a segment's index, begun after `replaced` files had been replaced, may have found another file than
-    /// the one whose runs are known: entries stand elsewhere in it if a record has become damaged.
-    pub(in crate::shard) fn is_replaced(&self, segment: u32, replaced: u64) -> bool {
-        self.storage.disk.as_ref().is_some_and(|disk| disk.indexing.replaced != replaced || disk.indexing.is_made(segment.into()))
-    }
-
     /// Goes on with a job whose read of an index found another file: once the runs of that file are known.
     pub(in crate::shard) fn read_replaced<I: Io>(&mut self, io: &mut I, segment: u32, job: Job) {
         match &mut self.storage.disk {
             Some(disk) if disk.indexing.is_made(segment.into()) => disk.indexing.waiting.push((segment.into(), job)),
             _ => self.go_on_with(io, job),
         }
-    }
-
-    /// Makes a read wait until a segment's index, which is missing or damaged, is remade.
-    pub(in crate::shard) fn wait_for_index(&mut self, segment: u32, job: Job) {
-        let number = u64::from(segment);
-        let Some(disk) = &mut self.storage.disk else { return };
-        let indexing = &mut disk.indexing;
-        if !indexing.is_made(number) && !indexing.again.contains(&number) {
-            tracing::warn!(shard = self.cx.shard, segment = number, "a segment's index is missing or damaged: it is remade");
-            indexing.again.push(number);
-        }
-        indexing.waiting.push((number, job));
     }
 
     fn serve_waiting<I: Io>(&mut self, io: &mut I, number: u64) {
@@ -233,5 +207,35 @@ impl Core {
         for job in served {
             self.go_on_with(io, job);
         }
+    }
+}
+
+impl Storage {
+    /// Returns `true` if a file with a damaged place was remade often lately: then the segment is damaged.
+    pub(in crate::shard) fn was_remade(&self, segment: u32) -> bool {
+        let times = |disk: &Disk| disk.indexing.remade.get(&segment.into()).map_or(0, |(_, times)| *times);
+        self.disk.as_ref().is_none_or(|disk| times(disk) >= REMAKES_MAX)
+    }
+
+    pub(in crate::shard) fn replaced_indexes(&self) -> u64 {
+        self.disk.as_ref().map_or(0, |disk| disk.indexing.replaced)
+    }
+
+    /// Returns `true` if a read of a segment's index, begun after `replaced` files had been replaced, may have found another file than
+    /// the one whose runs are known: entries stand elsewhere in it if a record has become damaged.
+    pub(in crate::shard) fn is_replaced(&self, segment: u32, replaced: u64) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.indexing.replaced != replaced || disk.indexing.is_made(segment.into()))
+    }
+
+    /// Makes a read wait until a segment's index, which is missing or damaged, is remade.
+    pub(in crate::shard) fn wait_for_index(&mut self, cx: &Context, segment: u32, job: Job) {
+        let number = u64::from(segment);
+        let Some(disk) = &mut self.disk else { return };
+        let indexing = &mut disk.indexing;
+        if !indexing.is_made(number) && !indexing.again.contains(&number) {
+            tracing::warn!(shard = cx.shard, segment = number, "a segment's index is missing or damaged: it is remade");
+            indexing.again.push(number);
+        }
+        indexing.waiting.push((number, job));
     }
 }

@@ -10,8 +10,10 @@ use crate::io::{Io, PurgeStep};
 use crate::log::Position;
 use crate::session::{PresenceChange, SessionKey};
 use crate::shard::across::mesh::LaneMessage;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::DropReason;
+use crate::shard::durability::Storage;
 use crate::shard::port::{PurgeReply, Purged};
 use crate::time::Tick;
 
@@ -109,7 +111,7 @@ impl Core {
         let came_to = match purge.stage {
             Stage::Steps => Purging::Rests,
             Stage::Asked if self.storage.disk.is_some() => {
-                self.purge_step(io, &mut purge, PurgeStep::Begin);
+                self.storage.purge_step(io, &mut purge, PurgeStep::Begin);
                 Purging::Rests
             }
             Stage::Asked | Stage::Begun => {
@@ -118,7 +120,11 @@ impl Core {
             }
             Stage::Recorded => match &self.storage.disk {
                 Some(disk) if disk.failed.is_some() || disk.sync_failed.is_some() => {
-                    self.end_purge(purge, Err("the log's disk has failed: the next start completes the purge".to_owned()));
+                    self.storage.end_purge(
+                        &self.cx,
+                        purge,
+                        Err("the log's disk has failed: the next start completes the purge".to_owned()),
+                    );
                     return Purging::Busy;
                 }
                 Some(disk) if disk.synced_to < purge.end => {
@@ -139,25 +145,19 @@ impl Core {
             Stage::Segments => {
                 let Some(geometry) = self.storage.log.geometry() else {
                     let done = purge.done;
-                    self.end_purge(purge, Ok(done));
+                    self.storage.end_purge(&self.cx, purge, Ok(done));
                     return Purging::Busy;
                 };
                 let step = purge.segments.pop().map_or(PurgeStep::End, |number| {
                     let end = purge.at.0.saturating_sub(number * geometry.segment_bytes).min(geometry.segment_bytes);
                     PurgeStep::Segment { number, end }
                 });
-                self.purge_step(io, &mut purge, step);
+                self.storage.purge_step(io, &mut purge, step);
                 Purging::Rests
             }
         };
         self.storage.purges.push_front(purge);
         came_to
-    }
-
-    fn purge_step<I: Io>(&self, io: &mut I, purge: &mut Purge, step: PurgeStep) {
-        debug_assert!(self.storage.disk.is_some(), "a log in memory has no files");
-        purge.stage = Stage::Steps;
-        io.purge(purge.session, step);
     }
 
     /// Appends the record that stands for all messages before it.
@@ -172,7 +172,7 @@ impl Core {
         }
         purge.at = self.storage.log.end();
         if self.storage.disk.is_some() {
-            purge.at = self.keep_purge((purge.session, epoch), purge.seq, now);
+            purge.at = self.storage.keep_purge(&self.cx, (purge.session, epoch), purge.seq, now);
         }
         purge.end = self.storage.log.end();
         if let Some(disk) = &mut self.storage.disk {
@@ -220,10 +220,10 @@ impl Core {
     fn clean_memory<I: Io>(&mut self, io: &mut I, purge: &mut Purge) -> Purging {
         while let Some(shard) = purge.untold.last().copied() {
             // In order with the records, which it must not overtake.
-            if !self.takes_data(usize::from(shard)) {
+            if !self.links.takes_data(&self.cx, usize::from(shard)) {
                 return Purging::LaneFull;
             }
-            self.push_data(io, usize::from(shard), LaneMessage::Purge { session: purge.session });
+            self.links.push_data(&self.cx, io, usize::from(shard), LaneMessage::Purge { session: purge.session });
             purge.untold.pop();
         }
         for _ in 0..CHUNKS_PER_TURN {
@@ -237,31 +237,6 @@ impl Core {
             }
         }
         Purging::Busy
-    }
-
-    /// Handles a step that the disk has done.
-    pub(in crate::shard) fn on_purged(&mut self, step: PurgeStep, result: Result<u64, i32>) {
-        let Some(mut purge) = self.storage.purges.pop_front() else { return };
-        match (step, result) {
-            (PurgeStep::Begin, Ok(_)) => purge.stage = Stage::Begun,
-            (PurgeStep::Segment { .. }, Ok(messages)) => {
-                purge.done.messages += messages;
-                purge.stage = Stage::Segments;
-            }
-            // Retention has deleted the segment first.
-            (PurgeStep::Segment { .. }, Err(ENOENT)) => purge.stage = Stage::Segments,
-            (PurgeStep::End, Ok(_)) => {
-                let done = purge.done;
-                tracing::info!(shard = self.cx.shard, messages = done.messages, "a session was purged");
-                return self.end_purge(purge, Ok(done));
-            }
-            (_, Err(errno)) => {
-                let error = std::io::Error::from_raw_os_error(errno);
-                tracing::error!(shard = self.cx.shard, ?step, %error, "the purge of a session failed; the next start completes it");
-                return self.end_purge(purge, Err(format!("the log's files: {error}: purge it again")));
-            }
-        }
-        self.storage.purges.push_front(purge);
     }
 
     /// Wipes purged data from the shard's buffers; from now on emptied buffers are wiped.
@@ -291,17 +266,6 @@ impl Core {
         }
     }
 
-    fn end_purge(&mut self, purge: Purge, outcome: Result<Purged, String>) {
-        if self.storage.wipes_until_ms == u64::MAX {
-            self.storage.wipes_until_ms = WIPES_FROM_NOW;
-        }
-        for reply in purge.replies {
-            if reply.send(outcome.clone().map(Some)).is_err() {
-                self.cx.counters.dropped(DropReason::PortReplyUnwanted, 1);
-            }
-        }
-    }
-
     /// Removes the messages of a purged session from its mirror here. Readers get later records from its home.
     pub(in crate::shard) fn purge_mirror(&mut self, session: u64) {
         if let Some(stream) = self.links.mirrors.get(&session).and_then(|key| self.home.streams.get_mut(*key)) {
@@ -313,6 +277,50 @@ impl Core {
         let mut from = Some(self.links.mirror_log.resident());
         while let Some(chunk) = from {
             from = self.links.mirror_log.purge(session, self.links.mirror_log.end(), chunk);
+        }
+    }
+}
+
+impl Storage {
+    fn purge_step<I: Io>(&self, io: &mut I, purge: &mut Purge, step: PurgeStep) {
+        debug_assert!(self.disk.is_some(), "a log in memory has no files");
+        purge.stage = Stage::Steps;
+        io.purge(purge.session, step);
+    }
+
+    /// Handles a step that the disk has done.
+    pub(in crate::shard) fn on_purged(&mut self, cx: &Context, step: PurgeStep, result: Result<u64, i32>) {
+        let Some(mut purge) = self.purges.pop_front() else { return };
+        match (step, result) {
+            (PurgeStep::Begin, Ok(_)) => purge.stage = Stage::Begun,
+            (PurgeStep::Segment { .. }, Ok(messages)) => {
+                purge.done.messages += messages;
+                purge.stage = Stage::Segments;
+            }
+            // Retention has deleted the segment first.
+            (PurgeStep::Segment { .. }, Err(ENOENT)) => purge.stage = Stage::Segments,
+            (PurgeStep::End, Ok(_)) => {
+                let done = purge.done;
+                tracing::info!(shard = cx.shard, messages = done.messages, "a session was purged");
+                return self.end_purge(cx, purge, Ok(done));
+            }
+            (_, Err(errno)) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::error!(shard = cx.shard, ?step, %error, "the purge of a session failed; the next start completes it");
+                return self.end_purge(cx, purge, Err(format!("the log's files: {error}: purge it again")));
+            }
+        }
+        self.purges.push_front(purge);
+    }
+
+    fn end_purge(&mut self, cx: &Context, purge: Purge, outcome: Result<Purged, String>) {
+        if self.wipes_until_ms == u64::MAX {
+            self.wipes_until_ms = WIPES_FROM_NOW;
+        }
+        for reply in purge.replies {
+            if reply.send(outcome.clone().map(Some)).is_err() {
+                cx.counters.dropped(DropReason::PortReplyUnwanted, 1);
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::session::{MemberKey, Place, Stream, StreamKey};
 use crate::shard::across::mesh::{LaneMessage, Page};
 use crate::shard::core::Core;
 use crate::shard::counters::{DropReason, LimitReached};
+use crate::shard::durability::Storage;
 use crate::time::Tick;
 use std::rc::Rc;
 
@@ -136,30 +137,6 @@ pub(in crate::shard) enum Look<'a> {
 }
 
 impl Core {
-    /// The place of a record on disk; the read that is needed first, if that is not known.
-    fn spot(&self, key: StreamKey, seq: u64, held: Held<'_>, hand: &Hand<'_>) -> Result<Spot, Want> {
-        let run = match held {
-            Held::Entry(entry) => return Ok(Spot { at: entry.at, bytes: entry.record_bytes(), located: None }),
-            Held::Cold(run) => run,
-            Held::Nothing { .. } => return Err(Want::Records),
-        };
-        let has = |places: &Places| {
-            places.stream == key
-                && places.segment == run.segment
-                && (places.first_seq..places.first_seq + places.at.len() as u64).contains(&seq)
-        };
-        let places = hand.places.into_iter().chain(&self.storage.places).find(|places| has(places)).ok_or(Want::Places(run))?;
-        let place = usize::try_from(seq - places.first_seq).unwrap_or(usize::MAX);
-        let located = places.at.get(place).copied().flatten().ok_or(Want::Index(run.segment))?;
-        let segment_bytes = self.storage.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
-        // A place outside of its file means damage.
-        if u64::from(located.offset) + u64::from(located.bytes) > segment_bytes {
-            return Err(Want::Index(run.segment));
-        }
-        let at = Position(segment_bytes * u64::from(run.segment) + u64::from(located.offset));
-        Ok(Spot { at, bytes: located.bytes, located: Some((located, run.segment)) })
-    }
-
     /// A number's record, from memory or from the completed read.
     pub(in crate::shard) fn look<'a>(&'a self, key: StreamKey, stream: &Stream, seq: u64, hand: &Hand<'a>) -> Look<'a> {
         let held = stream.index.find(seq);
@@ -171,14 +148,14 @@ impl Core {
             Held::Entry(entry) => Some(*entry),
             Held::Cold(_) => None,
         };
-        let spot = match self.spot(key, seq, held, hand) {
+        let spot = match self.storage.spot(key, seq, held, hand) {
             Ok(spot) => spot,
             Err(want) => {
                 return match (held, want) {
                     (Held::Cold(run), _) if self.storage.unreadable.has_index(run.segment) => {
                         Look::Unreadable { first: run.first_seq, last: run.end_seq() - 1 }
                     }
-                    (_, Want::Index(segment)) => self.not_as_indexed(segment),
+                    (_, Want::Index(segment)) => self.storage.not_as_indexed(segment),
                     _ => Look::Want(want),
                 };
             }
@@ -216,20 +193,10 @@ impl Core {
                     };
                     Look::Record(entry, bytes)
                 }
-                None => self.not_as_indexed(segment),
+                None => self.storage.not_as_indexed(segment),
             },
             (None, None) => Look::Damaged(spot.at),
         }
-    }
-
-    /// Handles a record that is not what its segment's index says. One of the two is damaged; a remade index names no record that
-    /// does not read.
-    fn not_as_indexed(&self, segment: u32) -> Look<'static> {
-        if self.was_remade(segment) {
-            let begin = self.storage.log.geometry().map_or(0, |geometry| geometry.segment_bytes * u64::from(segment));
-            return Look::Damaged(Position(begin));
-        }
-        Look::Want(Want::Index(segment))
     }
 
     /// The stretch of a segment with a record and near ones behind it (or before it), up to `wanted_bytes`; the record alone if
@@ -244,7 +211,7 @@ impl Core {
     ) -> Option<(Position, usize, bool)> {
         let (stream, geometry) = (self.home.streams.get(key)?, self.storage.log.geometry()?);
         let spot = |seq: u64| {
-            self.spot(key, seq, stream.index.find(seq), hand).ok().filter(|spot| spot.at < self.storage.log.resident())
+            self.storage.spot(key, seq, stream.index.find(seq), hand).ok().filter(|spot| spot.at < self.storage.log.resident())
         };
         let first = spot(seq)?;
         let (mut from, mut to) = (first.at.0, first.at.0 + u64::from(first.bytes));
@@ -293,10 +260,10 @@ impl Core {
             Job::Copy(_) => (true, STEP_BYTES),
         };
         let asked = match want {
-            Want::Index(segment) => return self.wait_for_index(segment, job),
+            Want::Index(segment) => return self.storage.wait_for_index(&self.cx, segment, job),
             Want::Places(run) => {
                 let first = if ascending { seq } else { (seq + 1).saturating_sub(PLACES_PER_READ) };
-                let replaced = self.replaced_indexes();
+                let replaced = self.storage.replaced_indexes();
                 Asked::Places { stream: key, part: run.part(first, first + PLACES_PER_READ), replaced }
             }
             Want::Records => match self.stretch(key, seq, hand, ascending, wanted_bytes) {
@@ -310,33 +277,9 @@ impl Core {
         self.ask(io, Reading { asked, job, tries: 0 });
     }
 
-    /// Reads of the disk that are under way for pages of history.
-    #[cfg(test)]
-    pub fn reads_for_histories(&self) -> usize {
-        let is_one = |reading: &&Reading| matches!(reading.job, Job::History(_)) && !matches!(reading.asked, Asked::Later);
-        self.storage.jobs.values().filter(is_one).count()
-    }
-
-    fn next_tag(&mut self) -> u64 {
-        let tag = self.storage.next_read;
-        self.storage.next_read = self.storage.next_read.wrapping_add(1).max(READ_TAGS);
-        tag
-    }
-
-    /// Stores a job that asks for nothing yet. Returns the tag by which to take it.
-    pub(in crate::shard) fn hold(&mut self, job: Job) -> u64 {
-        let tag = self.next_tag();
-        self.storage.jobs.insert(tag, Reading { asked: Asked::Later, job, tries: 0 });
-        tag
-    }
-
-    pub(in crate::shard) fn take_held(&mut self, tag: u64) -> Option<Job> {
-        self.storage.jobs.remove(&tag).map(|reading| reading.job)
-    }
-
     fn ask<I: Io>(&mut self, io: &mut I, reading: Reading) {
         let Some(geometry) = self.storage.log.geometry() else { return self.abandon(reading.job) };
-        let tag = self.next_tag();
+        let tag = self.storage.next_tag();
         self.cx.counters.log_reads.increment();
         let bytes = reading.asked.bytes();
         match &reading.asked {
@@ -363,12 +306,12 @@ impl Core {
         }
         let Reading { asked, job, .. } = reading;
         if let Asked::Places { part, replaced, .. } = &asked
-            && self.is_replaced(part.segment, *replaced)
+            && self.storage.is_replaced(part.segment, *replaced)
         {
             return self.read_replaced(io, part.segment, job);
         }
         match (asked, result) {
-            (Asked::Places { stream, part, .. }, read) if read.is_ok() || !self.was_remade(part.segment) => {
+            (Asked::Places { stream, part, .. }, read) if read.is_ok() || !self.storage.was_remade(part.segment) => {
                 if read.is_ok() {
                     self.storage.unreadable.index_worked(part.segment);
                 }
@@ -413,11 +356,11 @@ impl Core {
         let place = match job {
             Job::Page { place, .. } => place,
             Job::History(page) => return self.give_up_history(*page),
-            Job::Copy(_) => return self.abandon_compaction(),
+            Job::Copy(_) => return self.storage.abandon_compaction(),
         };
         if place.shard == self.shard_number() {
-            if self.attachment_at(place).is_some() {
-                self.doom(place.conn, crate::close::CloseReason::TooSlow);
+            if self.connections.attachment_at(place).is_some() {
+                self.connections.doom(place.conn, crate::close::CloseReason::TooSlow);
             }
         } else {
             self.send_reply(place, LaneMessage::Evict { to: place });
@@ -436,8 +379,8 @@ impl Core {
         mut page: Box<Page>,
         hand: &Hand<'_>,
     ) {
-        if place.shard == self.shard_number() && self.attachment_at(place).is_none() {
-            return self.keep_page(page);
+        if place.shard == self.shard_number() && self.connections.attachment_at(place).is_none() {
+            return self.links.keep_page(page);
         }
         // Also for a member that was detached meanwhile: it reads up to the place of its last reply.
         let Some(member) = self.home.sessions.members.get(key) else {
@@ -493,10 +436,70 @@ impl Core {
         }
         if place.shard == self.shard_number() {
             self.on_page(place, &page);
-            self.keep_page(page);
+            self.links.keep_page(page);
         } else {
             self.send_reply(place, LaneMessage::Page { to: place, page });
         }
+    }
+}
+
+impl Storage {
+    /// The place of a record on disk; the read that is needed first, if that is not known.
+    fn spot(&self, key: StreamKey, seq: u64, held: Held<'_>, hand: &Hand<'_>) -> Result<Spot, Want> {
+        let run = match held {
+            Held::Entry(entry) => return Ok(Spot { at: entry.at, bytes: entry.record_bytes(), located: None }),
+            Held::Cold(run) => run,
+            Held::Nothing { .. } => return Err(Want::Records),
+        };
+        let has = |places: &Places| {
+            places.stream == key
+                && places.segment == run.segment
+                && (places.first_seq..places.first_seq + places.at.len() as u64).contains(&seq)
+        };
+        let places = hand.places.into_iter().chain(&self.places).find(|places| has(places)).ok_or(Want::Places(run))?;
+        let place = usize::try_from(seq - places.first_seq).unwrap_or(usize::MAX);
+        let located = places.at.get(place).copied().flatten().ok_or(Want::Index(run.segment))?;
+        let segment_bytes = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes);
+        // A place outside of its file means damage.
+        if u64::from(located.offset) + u64::from(located.bytes) > segment_bytes {
+            return Err(Want::Index(run.segment));
+        }
+        let at = Position(segment_bytes * u64::from(run.segment) + u64::from(located.offset));
+        Ok(Spot { at, bytes: located.bytes, located: Some((located, run.segment)) })
+    }
+
+    /// Handles a record that is not what its segment's index says. One of the two is damaged; a remade index names no record that
+    /// does not read.
+    fn not_as_indexed(&self, segment: u32) -> Look<'static> {
+        if self.was_remade(segment) {
+            let begin = self.log.geometry().map_or(0, |geometry| geometry.segment_bytes * u64::from(segment));
+            return Look::Damaged(Position(begin));
+        }
+        Look::Want(Want::Index(segment))
+    }
+
+    /// Reads of the disk that are under way for pages of history.
+    #[cfg(test)]
+    pub fn reads_for_histories(&self) -> usize {
+        let is_one = |reading: &&Reading| matches!(reading.job, Job::History(_)) && !matches!(reading.asked, Asked::Later);
+        self.jobs.values().filter(is_one).count()
+    }
+
+    fn next_tag(&mut self) -> u64 {
+        let tag = self.next_read;
+        self.next_read = self.next_read.wrapping_add(1).max(READ_TAGS);
+        tag
+    }
+
+    /// Stores a job that asks for nothing yet. Returns the tag by which to take it.
+    pub(in crate::shard) fn hold(&mut self, job: Job) -> u64 {
+        let tag = self.next_tag();
+        self.jobs.insert(tag, Reading { asked: Asked::Later, job, tries: 0 });
+        tag
+    }
+
+    pub(in crate::shard) fn take_held(&mut self, tag: u64) -> Option<Job> {
+        self.jobs.remove(&tag).map(|reading| reading.job)
     }
 }
 

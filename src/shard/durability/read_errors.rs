@@ -4,8 +4,10 @@
 use super::read_back::Job;
 use crate::io::Io;
 use crate::log::{Position, segment_name};
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
+use crate::shard::durability::Storage;
 use crate::time::Tick;
 use std::collections::VecDeque;
 
@@ -170,7 +172,12 @@ impl Core {
         // A compaction is begun again later, and drops nothing that may be readable then.
         let (copies, jobs): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| matches!(job, Job::Copy(_)));
         if let Some(copy) = copies.into_iter().next() {
-            self.tell_unread(place, errno, "the log could not be read: compaction of the file is tried again later");
+            self.storage.tell_unread(
+                &self.cx,
+                place,
+                errno,
+                "the log could not be read: compaction of the file is tried again later",
+            );
             self.abandon(copy);
         }
         if jobs.is_empty() {
@@ -180,15 +187,21 @@ impl Core {
         match verdict {
             Verdict::Full => {
                 self.cx.counters.limit_reached(LimitReached::LogReads);
-                self.tell_unread(place, errno, "the log could not be read in too many places: affected readers are closed");
+                self.storage.tell_unread(
+                    &self.cx,
+                    place,
+                    errno,
+                    "the log could not be read in too many places: affected readers are closed",
+                );
             }
-            Verdict::GiveUp => self.tell_unread(
+            Verdict::GiveUp => self.storage.tell_unread(
+                &self.cx,
                 place,
                 errno,
                 "the log could not be read for seconds: affected readers receive rw.gap; it is tried again in a minute",
             ),
             Verdict::Now { is_first: true } | Verdict::Later { is_first: true } => {
-                self.tell_unread(place, errno, "the log could not be read: it is tried again");
+                self.storage.tell_unread(&self.cx, place, errno, "the log could not be read: it is tried again");
             }
             Verdict::Now { is_first: false } | Verdict::Later { is_first: false } => {}
         }
@@ -197,23 +210,11 @@ impl Core {
                 Verdict::Full => self.abandon(job),
                 Verdict::Now { .. } | Verdict::GiveUp => self.go_on_with(io, job),
                 Verdict::Later { .. } => {
-                    let tag = self.hold(job);
+                    let tag = self.storage.hold(job);
                     self.storage.unreadable.waiting.push_back((now.mono_ms() + RETRY_MS, tag));
                 }
             }
         }
-    }
-
-    fn tell_unread(&self, place: Place, errno: i32, what: &'static str) {
-        let error = std::io::Error::from_raw_os_error(errno);
-        let segment_bytes = self.storage.log.geometry().map_or(u64::MAX, |geometry| geometry.segment_bytes);
-        let (file, offset, bytes) = match place {
-            Place::Record { at, bytes } | Place::Stretch { at, bytes } => {
-                (segment_name(at.0 / segment_bytes), at.0 % segment_bytes, bytes)
-            }
-            Place::Index(segment) => (crate::log::index_name(segment.into()), 0, 0),
-        };
-        tracing::error!(shard = self.cx.shard, file, offset, bytes, %error, "{what}");
     }
 
     /// Repeats the failed reads that are due, and forgets places without a failure for long.
@@ -223,9 +224,23 @@ impl Core {
             self.storage.unreadable.failing.retain(|failing| now_ms.saturating_sub(failing.last_ms) < REMEMBERED_MS);
         }
         while let Some((_, tag)) = self.storage.unreadable.waiting.pop_front_if(|(due_ms, _)| *due_ms <= now_ms) {
-            if let Some(job) = self.take_held(tag) {
+            if let Some(job) = self.storage.take_held(tag) {
                 self.go_on_with(io, job);
             }
         }
+    }
+}
+
+impl Storage {
+    fn tell_unread(&self, cx: &Context, place: Place, errno: i32, what: &'static str) {
+        let error = std::io::Error::from_raw_os_error(errno);
+        let segment_bytes = self.log.geometry().map_or(u64::MAX, |geometry| geometry.segment_bytes);
+        let (file, offset, bytes) = match place {
+            Place::Record { at, bytes } | Place::Stretch { at, bytes } => {
+                (segment_name(at.0 / segment_bytes), at.0 % segment_bytes, bytes)
+            }
+            Place::Index(segment) => (crate::log::index_name(segment.into()), 0, 0),
+        };
+        tracing::error!(shard = cx.shard, file, offset, bytes, %error, "{what}");
     }
 }

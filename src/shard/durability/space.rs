@@ -6,8 +6,10 @@ use super::state_records::Kept;
 use crate::io::{BELOW_RESERVE, Io};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::log::Level;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
+use crate::shard::durability::Storage;
 use crate::time::Tick;
 
 /// The shard's share of `log.max_bytes`, divided by this and at least half a file, is reserved for the work that frees space. So
@@ -34,16 +36,6 @@ impl Room {
 }
 
 impl Core {
-    /// Returns `true` if a client's record of this size has no room. A record that nobody waits for is accepted beyond the last
-    /// file, as long as there is memory for it.
-    pub(in crate::shard) fn has_no_room(&self, disk: &Disk, level: Level, bytes: usize) -> bool {
-        let room = &disk.room;
-        room.is_near_end && {
-            let end = if level == Level::Memory { room.share_end } else { room.end };
-            self.storage.log.end().0.saturating_add(bytes as u64) > end
-        }
-    }
-
     /// Files allowed by the shard's share of `log.max_bytes`.
     pub(in crate::shard) fn files_allowed(&self) -> u64 {
         let (max_bytes, geometry) = (self.cx.snapshot.settings.log.max_bytes, self.storage.log.geometry());
@@ -121,12 +113,24 @@ impl Core {
     }
 
     pub(in crate::shard) fn on_segment_ready(&mut self, number: u64, result: Result<(), i32>, now: Tick) {
-        self.take_segment(number, result, now);
+        self.storage.take_segment(&self.cx, number, result, now);
         self.note_room();
     }
+}
 
-    fn take_segment(&mut self, number: u64, result: Result<(), i32>, now: Tick) {
-        let Some(disk) = &mut self.storage.disk else { return };
+impl Storage {
+    /// Returns `true` if a client's record of this size has no room. A record that nobody waits for is accepted beyond the last
+    /// file, as long as there is memory for it.
+    pub(in crate::shard) fn has_no_room(&self, disk: &Disk, level: Level, bytes: usize) -> bool {
+        let room = &disk.room;
+        room.is_near_end && {
+            let end = if level == Level::Memory { room.share_end } else { room.end };
+            self.log.end().0.saturating_add(bytes as u64) > end
+        }
+    }
+
+    fn take_segment(&mut self, cx: &Context, number: u64, result: Result<(), i32>, now: Tick) {
+        let Some(disk) = &mut self.disk else { return };
         disk.preparing = None;
         match result {
             Ok(()) => {
@@ -134,26 +138,26 @@ impl Core {
                 disk.starved = false;
                 disk.kept.push_back(Kept { number, begun_ms: now.wall_ms });
                 disk.full = None;
-                self.cx.counters.log_segments.add(1);
+                cx.counters.log_segments.add(1);
             }
             Err(errno) => {
                 disk.starved = true;
                 let is_new = disk.full.replace(errno).is_none();
                 disk.segment_due_ms = now.mono_ms() + RETRY_MS;
                 if errno == BELOW_RESERVE {
-                    self.cx.counters.limit_reached(LimitReached::LogReserve);
+                    cx.counters.limit_reached(LimitReached::LogReserve);
                     if is_new {
                         tracing::error!(
-                            shard = self.cx.shard,
+                            shard = cx.shard,
                             "another file of the log would use what log.reserve_bytes keeps free: durable messages are refused until there is room"
                         );
                     }
                     return;
                 }
-                self.cx.counters.limit_reached(LimitReached::Disk);
+                cx.counters.limit_reached(LimitReached::Disk);
                 if is_new {
                     let error = std::io::Error::from_raw_os_error(errno);
-                    tracing::error!(shard = self.cx.shard, segment = number, %error, "a segment of the log could not be made; trying again each second");
+                    tracing::error!(shard = cx.shard, segment = number, %error, "a segment of the log could not be made; trying again each second");
                 }
             }
         }

@@ -10,8 +10,11 @@ use crate::log::{
     EpochState, HEADER_BYTES, Header, Kind, MemberState, NextEpoch, Position, SessionState, StateError, StayState, Stays,
 };
 use crate::session::{Member, MemberKey, SessionKey, Stay, StreamKey, Target};
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::DropReason;
+use crate::shard::durability::Storage;
+use crate::shard::home::Home;
 use crate::time::Tick;
 
 /// Sessions and members that one turn examines for data in the oldest file, and bytes of state that it rewrites.
@@ -54,41 +57,6 @@ pub(in crate::shard) fn away_since_ms(member: &Member, now: Tick) -> u64 {
 }
 
 impl Core {
-    /// Appends a record of the gateway's own. Nobody waits for it: it is written with the next write.
-    fn keep(&mut self, kind: Kind, (session, epoch): Epoch, seq: u64, sender: u64, ts_ms: u64, body: &[u8]) -> Position {
-        let header = Header { kind, session, seq, epoch, ts_ms, sender, id: 0, content: 0 };
-        self.cx.counters.log_state_records.increment();
-        self.storage.log.append(&header, &[], &[body]).at
-    }
-
-    /// Appends an encoded state. One that cannot be encoded violates the limits: it is logged as a bug and left out.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
-    fn keep_encoded(
-        &mut self,
-        encoded: Result<(), StateError>,
-        kind: Kind,
-        session: Epoch,
-        seq: u64,
-        sender: u64,
-        ts_ms: u64,
-        body: Vec<u8>,
-    ) -> Option<Position> {
-        let at = match encoded {
-            // Guaranteed by the const assertions of `log/facts.rs`.
-            Ok(()) => {
-                debug_assert!(HEADER_BYTES + body.len() <= STATE_RECORD_BYTES_MAX, "a record of {} bytes", body.len());
-                Some(self.keep(kind, session, seq, sender, ts_ms, &body))
-            }
-            Err(error) => {
-                debug_assert!(false, "{kind:?}: {error}");
-                tracing::error!(shard = self.cx.shard, ?kind, %error, "a state record could not be written to the log");
-                None
-            }
-        };
-        self.cx.buffers.give(body);
-        at
-    }
-
     /// Logs a session's own state. If it has members, their state must follow before older files are deleted.
     pub(in crate::shard) fn keep_session(&mut self, key: SessionKey, now: Tick) {
         if self.storage.disk.is_none() {
@@ -103,7 +71,7 @@ impl Core {
         let state = SessionState { session_id: &stream.session_id, head, oldest: stream.index.first(), epochs };
         let mut body = self.cx.buffers.take();
         let encoded = state.encode(&mut body);
-        let at = self.keep_encoded(encoded, Kind::Session, epoch, head, 0, now.wall_ms, body);
+        let at = self.storage.keep_encoded(&mut self.cx, encoded, Kind::Session, epoch, head, 0, now.wall_ms, body);
         if let Some(at) = at
             && let Some(session) = self.home.sessions.sessions.get_mut(key)
         {
@@ -128,7 +96,7 @@ impl Core {
         let Some(member) = self.home.sessions.members.get(key) else { return };
         let Some(session) = self.home.sessions.sessions.get(member.session) else { return };
         let head = self.home.streams.get(session.stream).map_or(0, |stream| stream.index.head());
-        let (stays, names) = self.stays_of(member);
+        let (stays, names) = self.home.stays_of(member);
         let roles: Vec<&str> = member.roles.iter().map(|role| &**role).collect();
         let state = MemberState {
             client_id: &member.client_id,
@@ -148,7 +116,10 @@ impl Core {
         let (epoch, client) = ((session.hash, session.epoch_number), member.entitlements.client);
         let mut body = self.cx.buffers.take();
         let encoded = state.encode(&mut body);
-        let Some(at) = self.keep_encoded(encoded, Kind::Member, epoch, head, client, now.wall_ms, body) else { return };
+        let Some(at) = self.storage.keep_encoded(&mut self.cx, encoded, Kind::Member, epoch, head, client, now.wall_ms, body)
+        else {
+            return;
+        };
         let parts = stays.chunks(STAYS_PER_RECORD_MAX);
         let mut left = parts.len();
         for part in parts {
@@ -163,7 +134,7 @@ impl Core {
             let part = Stays { left: u16::try_from(left).unwrap_or(u16::MAX), stays: part.iter().map(stay).collect() };
             let mut body = self.cx.buffers.take();
             let encoded = part.encode(&mut body);
-            if self.keep_encoded(encoded, Kind::Stays, epoch, head, client, now.wall_ms, body).is_none() {
+            if self.storage.keep_encoded(&mut self.cx, encoded, Kind::Stays, epoch, head, client, now.wall_ms, body).is_none() {
                 return;
             }
         }
@@ -173,24 +144,6 @@ impl Core {
         if member.presence.is_some() {
             self.keep_presence(key, now);
         }
-    }
-
-    /// A member's stays by all records in the log, those that wait to be durable included, and the names of the rooms.
-    fn stays_of(&self, member: &Member) -> (Vec<Stay>, Vec<(u64, Box<str>)>) {
-        let hash = |room: &str| self.home.sessions.target(Target::Room, room);
-        let mut names: Vec<(u64, Box<str>)> = member.rooms.iter().map(|room| (hash(room), room.clone())).collect();
-        let Some(underway) = &member.underway else { return (member.entitlements.stays.to_vec(), names) };
-        let mut entitlements = member.entitlements.clone();
-        for each in &underway.moves {
-            let room = hash(&each.room);
-            if each.joins {
-                entitlements.enter(room, each.seq);
-                names.push((room, each.room.clone()));
-            } else {
-                entitlements.leave(room, each.seq);
-            }
-        }
-        (entitlements.stays.to_vec(), names)
     }
 
     /// Logs a member's presence data.
@@ -218,7 +171,7 @@ impl Core {
         let (epoch, client) = ((session.hash, session.epoch_number), member.entitlements.client);
         let mut body = self.cx.buffers.take();
         let encoded = encode(member, &mut body);
-        self.keep_encoded(encoded, kind, epoch, head, client, now.wall_ms, body);
+        self.storage.keep_encoded(&mut self.cx, encoded, kind, epoch, head, client, now.wall_ms, body);
         self.storage.log.end()
     }
 
@@ -228,32 +181,13 @@ impl Core {
         let (epoch, name) = ((session.hash, session.epoch_number), session.epoch);
         let mut body = self.cx.buffers.take();
         NextEpoch { name, last_seq }.encode(&mut body);
-        self.keep_encoded(Ok(()), Kind::Epoch, epoch, last_seq, 0, now.wall_ms, body);
-    }
-
-    /// Logs that a member was removed.
-    pub(in crate::shard) fn keep_member_gone(&mut self, session: Epoch, client: u64, now: Tick) {
-        if self.storage.disk.is_some() {
-            self.keep(Kind::MemberGone, session, 0, client, now.wall_ms, &[]);
-        }
-    }
-
-    /// Logs that a session was forgotten.
-    pub(in crate::shard) fn keep_session_gone(&mut self, session: Epoch, now: Tick) {
-        if self.storage.disk.is_some() {
-            self.keep(Kind::SessionGone, session, 0, 0, now.wall_ms, &[]);
-        }
-    }
-
-    /// Logs that a session's messages before this are purged. Returns where the record is.
-    pub(in crate::shard) fn keep_purge(&mut self, session: Epoch, seq: u64, now: Tick) -> Position {
-        self.keep(Kind::Purge, session, seq, 0, now.wall_ms, &[])
+        self.storage.keep_encoded(&mut self.cx, Ok(()), Kind::Epoch, epoch, last_seq, 0, now.wall_ms, body);
     }
 
     /// Deletes the oldest file of the log once nothing in it is retained, and has it compacted if that pays. State of sessions
     /// and members that only it holds is rewritten. Returns `true` while there is more to examine.
     pub(in crate::shard) fn let_files_go<I: Io>(&mut self, io: &mut I, now: Tick) -> bool {
-        let pending_bytes = self.pending_bytes();
+        let pending_bytes = self.storage.pending_bytes(&self.cx);
         let Some(geometry) = self.storage.log.geometry() else { return false };
         let Some(disk) = &mut self.storage.disk else { return false };
         let [oldest, _, ..] = *disk.kept.make_contiguous() else { return false };
@@ -354,29 +288,6 @@ impl Core {
         if age_ms == 0 { 60_000 } else { (age_ms / 256).max(1000) }
     }
 
-    /// Returns `true` if the messages at these positions may be dropped by age together; without an age limit all may.
-    pub(in crate::shard) fn age_together(&self, one: Position, other: Position) -> bool {
-        self.cx.snapshot.settings.log.retention_age_s == 0 || self.storage.ages.together(one, other)
-    }
-
-    /// Determines, once a second, which messages are too old; each session's [`Core::trim`] removes them.
-    pub(in crate::shard) fn age_log(&mut self, now: Tick) {
-        if now.mono_ms() < self.storage.age_due_ms {
-            return;
-        }
-        self.storage.age_due_ms = now.mono_ms() + LOOK_EVERY_MS;
-        let age_ms = self.cx.snapshot.settings.log.retention_age_s * 1000;
-        let (wall_ms, set_forward_ms) = self.storage.age_clock.at(now.mono_ms(), now.wall_ms, self.storage.ages.newest_ms());
-        if let Some(ahead_ms) = set_forward_ms {
-            tracing::warn!(
-                shard = self.cx.shard,
-                ahead_ms,
-                "the wall clock was set forward: if it stays there, messages age by it in an hour"
-            );
-        }
-        self.storage.ages.age(if age_ms == 0 { 0 } else { wall_ms.saturating_sub(age_ms) });
-    }
-
     /// Forgets records that left the log's memory, or exceed the session's own bounds.
     pub(in crate::shard) fn trim(&mut self, key: StreamKey) {
         let settings = &self.cx.snapshot.settings;
@@ -412,12 +323,6 @@ impl Core {
         }
     }
 
-    /// The chain value of the last record.
-    #[must_use]
-    pub fn log_chain(&self) -> u32 {
-        self.storage.log.chain()
-    }
-
     /// Handles the deletion of a file of the log by somebody else. Its records can be read as long as this process runs; messages
     /// that would be lost with it are no longer acknowledged.
     pub(in crate::shard) fn on_segment_lost(&mut self, number: u64, now: Tick) {
@@ -446,7 +351,7 @@ impl Core {
 
     /// Returns `true` if the log is settled: everything is appended and synced, or cannot be.
     pub(in crate::shard) fn log_settled(&self) -> bool {
-        let may_append = || self.is_anything_owed() && !self.log_is_behind();
+        let may_append = || self.is_anything_owed() && !self.storage.log_is_behind(&self.cx);
         self.storage.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.storage.log.end()) && !may_append())
     }
 
@@ -458,5 +363,120 @@ impl Core {
                 tracing::warn!(shard = self.cx.shard, segment = number, %error, "a file of the log that is no longer needed could not be deleted");
             }
         }
+    }
+}
+
+impl Storage {
+    /// Appends a record of the gateway's own. Nobody waits for it: it is written with the next write.
+    fn keep(
+        &mut self,
+        cx: &Context,
+        kind: Kind,
+        (session, epoch): Epoch,
+        seq: u64,
+        sender: u64,
+        ts_ms: u64,
+        body: &[u8],
+    ) -> Position {
+        let header = Header { kind, session, seq, epoch, ts_ms, sender, id: 0, content: 0 };
+        cx.counters.log_state_records.increment();
+        self.log.append(&header, &[], &[body]).at
+    }
+
+    /// Appends an encoded state. One that cannot be encoded violates the limits: it is logged as a bug and left out.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
+    fn keep_encoded(
+        &mut self,
+        cx: &mut Context,
+        encoded: Result<(), StateError>,
+        kind: Kind,
+        session: Epoch,
+        seq: u64,
+        sender: u64,
+        ts_ms: u64,
+        body: Vec<u8>,
+    ) -> Option<Position> {
+        let at = match encoded {
+            // Guaranteed by the const assertions of `log/facts.rs`.
+            Ok(()) => {
+                debug_assert!(HEADER_BYTES + body.len() <= STATE_RECORD_BYTES_MAX, "a record of {} bytes", body.len());
+                Some(self.keep(cx, kind, session, seq, sender, ts_ms, &body))
+            }
+            Err(error) => {
+                debug_assert!(false, "{kind:?}: {error}");
+                tracing::error!(shard = cx.shard, ?kind, %error, "a state record could not be written to the log");
+                None
+            }
+        };
+        cx.buffers.give(body);
+        at
+    }
+
+    /// Logs that a member was removed.
+    pub(in crate::shard) fn keep_member_gone(&mut self, cx: &Context, session: Epoch, client: u64, now: Tick) {
+        if self.disk.is_some() {
+            self.keep(cx, Kind::MemberGone, session, 0, client, now.wall_ms, &[]);
+        }
+    }
+
+    /// Logs that a session was forgotten.
+    pub(in crate::shard) fn keep_session_gone(&mut self, cx: &Context, session: Epoch, now: Tick) {
+        if self.disk.is_some() {
+            self.keep(cx, Kind::SessionGone, session, 0, 0, now.wall_ms, &[]);
+        }
+    }
+
+    /// Logs that a session's messages before this are purged. Returns where the record is.
+    pub(in crate::shard) fn keep_purge(&mut self, cx: &Context, session: Epoch, seq: u64, now: Tick) -> Position {
+        self.keep(cx, Kind::Purge, session, seq, 0, now.wall_ms, &[])
+    }
+
+    /// Returns `true` if the messages at these positions may be dropped by age together; without an age limit all may.
+    pub(in crate::shard) fn age_together(&self, cx: &Context, one: Position, other: Position) -> bool {
+        cx.snapshot.settings.log.retention_age_s == 0 || self.ages.together(one, other)
+    }
+
+    /// Determines, once a second, which messages are too old; each session's [`Core::trim`] removes them.
+    pub(in crate::shard) fn age_log(&mut self, cx: &Context, now: Tick) {
+        if now.mono_ms() < self.age_due_ms {
+            return;
+        }
+        self.age_due_ms = now.mono_ms() + LOOK_EVERY_MS;
+        let age_ms = cx.snapshot.settings.log.retention_age_s * 1000;
+        let (wall_ms, set_forward_ms) = self.age_clock.at(now.mono_ms(), now.wall_ms, self.ages.newest_ms());
+        if let Some(ahead_ms) = set_forward_ms {
+            tracing::warn!(
+                shard = cx.shard,
+                ahead_ms,
+                "the wall clock was set forward: if it stays there, messages age by it in an hour"
+            );
+        }
+        self.ages.age(if age_ms == 0 { 0 } else { wall_ms.saturating_sub(age_ms) });
+    }
+
+    /// The chain value of the last record.
+    #[must_use]
+    pub fn log_chain(&self) -> u32 {
+        self.log.chain()
+    }
+}
+
+impl Home {
+    /// A member's stays by all records in the log, those that wait to be durable included, and the names of the rooms.
+    fn stays_of(&self, member: &Member) -> (Vec<Stay>, Vec<(u64, Box<str>)>) {
+        let hash = |room: &str| self.sessions.target(Target::Room, room);
+        let mut names: Vec<(u64, Box<str>)> = member.rooms.iter().map(|room| (hash(room), room.clone())).collect();
+        let Some(underway) = &member.underway else { return (member.entitlements.stays.to_vec(), names) };
+        let mut entitlements = member.entitlements.clone();
+        for each in &underway.moves {
+            let room = hash(&each.room);
+            if each.joins {
+                entitlements.enter(room, each.seq);
+                names.push((room, each.room.clone()));
+            } else {
+                entitlements.leave(room, each.seq);
+            }
+        }
+        (entitlements.stays.to_vec(), names)
     }
 }

@@ -9,10 +9,14 @@ use crate::protocol::{ErrorCode, Failure, Head, Refusal, SessionStart, Welcome};
 use crate::session::{
     Fact, Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, Target, start,
 };
+use crate::shard::across::links::Links;
 use crate::shard::across::mesh::{AttachAnswer, AttachRequest, LaneMessage, RefusalFrame};
 use crate::shard::connections::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot, Slots};
+use crate::shard::connections::table::Connections;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
+use crate::shard::home::Home;
 use crate::shard::inbound::frames::RETRY_AFTER_MS;
 use crate::shard::inbound::publish::TOO_MUCH;
 use crate::time::Tick;
@@ -38,28 +42,6 @@ impl Core {
         self.cx.shard as u16
     }
 
-    /// The session of a request at home here; `None` if it is new and may be created.
-    fn session_for(&self, request: &AttachRequest, user: u64) -> Result<Option<SessionKey>, Refusal> {
-        let refusal = |code, message: String, pointer: &'static str| refusal_of(request, code, message, pointer);
-        if let Some(key) = self.home.sessions.find(request.session) {
-            let stream = self.home.sessions.sessions.get(key).and_then(|session| self.home.streams.get(session.stream));
-            if stream.is_none_or(|stream| stream.session_id != request.session_id) {
-                return Err(refusal(
-                    ErrorCode::InternalUnavailable,
-                    "two session ids share a hash: use another".to_owned(),
-                    "/session_id",
-                ));
-            }
-            return Ok(Some(key));
-        }
-        if !request.create {
-            let message = "there is no such session, and create is false: leave create out to make it".to_owned();
-            return Err(refusal(ErrorCode::SessionUnknown, message, "/session_id"));
-        }
-        self.room_for_session(user).map_err(|(code, message)| refusal(code, message, "/session_id"))?;
-        Ok(None)
-    }
-
     /// Attaches a client to a session at home here. The client's connection may be on any shard.
     pub(in crate::shard) fn attach_home<I: Io>(
         &mut self,
@@ -70,16 +52,18 @@ impl Core {
         let user = self.home.sessions.target(Target::User, subject_of(request));
         let client = self.home.sessions.target(Target::Client, &request.client_id);
         // All checks that may refuse come before anything is created.
-        let there = self.session_for(request, user)?;
+        let there = self.home.session_for(&self.cx, request, user)?;
         let known = there.and_then(|session| self.home.sessions.member(session, client));
         let no_room = |(code, message), pointer| refusal_of(request, code, message, pointer);
         let gives_way = match there.filter(|_| known.is_none()) {
-            Some(session) => self.room_for_member(session, user, now).map_err(|why| no_room(why, "/session_id"))?,
+            Some(session) => {
+                self.home.room_for_member(&self.cx, session, user, now).map_err(|why| no_room(why, "/session_id"))?
+            }
             None => None,
         };
-        self.room_for_rooms(known, &request.rooms).map_err(|why| no_room(why, "/payload/rooms"))?;
+        self.home.room_for_rooms(&self.cx, known, &request.rooms).map_err(|why| no_room(why, "/payload/rooms"))?;
         // The removal of that member must be in the log before the client comes again as another.
-        if gives_way.is_some_and(|other| self.is_kept(other)) && self.log_is_behind() {
+        if gives_way.is_some_and(|other| self.home.is_kept(other)) && self.storage.log_is_behind(&self.cx) {
             return Err(refusal_of(request, ErrorCode::LimitBackpressure, TOO_MUCH.to_owned(), "/session_id"));
         }
         let session = there.unwrap_or_else(|| self.make_session(&request.session_id, request.session, user, now));
@@ -90,7 +74,7 @@ impl Core {
             self.home.sessions.sessions.get(session).map_or((StreamKey::unpack(0), 0), |entry| (entry.stream, entry.epoch));
         self.trim(stream);
         let (oldest, head) = self.home.streams.get(stream).map_or((1, 0), |stream| (stream.index.first(), stream.head()));
-        let member = known.unwrap_or_else(|| self.add_member(session, request, head, now));
+        let member = known.unwrap_or_else(|| self.home.add_member(&self.cx, session, request, head, now));
         // Actions on an earlier connection are in the log before those on this one.
         if self.settle_early(member) {
             self.publish_entitlements(io, member);
@@ -134,39 +118,10 @@ impl Core {
         })
     }
 
-    fn add_member(&mut self, session: SessionKey, request: &AttachRequest, head: u64, now: Tick) -> MemberKey {
-        let hidden_to = if self.cx.snapshot.settings.session.history == HistoryView::FromJoin { head } else { 0 };
-        let subject = subject_of(request);
-        let entitlements = self.home.sessions.entitle(&request.client_id, subject, &request.roles, hidden_to);
-        let (roles, _) = self.home.sessions.share_roles(&request.roles);
-        self.home.sessions.add_member(Member {
-            session,
-            client_id: request.client_id.clone(),
-            subject_bytes: request.subject_bytes,
-            roles,
-            rooms: crate::few::Few::default(),
-            entitlements,
-            place: None,
-            received_seq: 0,
-            used: None,
-            presence: None,
-            presence_empty_ns: 0,
-            telling: crate::session::Telling::default(),
-            since_ms: now.wall_ms,
-            away_since_ms: 0,
-            away_before_ms: 0,
-            told_lost: true,
-            owed: 0,
-            underway: None,
-            kept_at: Position::default(),
-            timers_ms: [u64::MAX; 2],
-        })
-    }
-
     /// Joins the rooms named on attaching, before the replay, which includes their messages. Like the attach itself, this does
     /// not wait for the disk.
     fn enter_rooms(&mut self, request: &AttachRequest, member: MemberKey, cursor: u64, is_known: bool, now: Tick) {
-        let is_behind = self.log_is_behind();
+        let is_behind = self.storage.log_is_behind(&self.cx);
         let mut is_owed = false;
         for room in &request.rooms {
             let from = cursor + 1;
@@ -193,11 +148,11 @@ impl Core {
         (member.away_since_ms, member.away_before_ms) = (0, 0);
         match before {
             Some(before) if before != place => {
-                self.forget_history(before);
+                self.storage.forget_history(&mut self.cx, before);
                 if before.shard == self.shard_number() {
                     self.close(io, before.conn, CloseReason::Replaced, now);
                 } else {
-                    self.send_control(io, before.shard, LaneMessage::Replaced { to: before });
+                    self.links.send_control(&self.cx, io, before.shard, LaneMessage::Replaced { to: before });
                 }
             }
             Some(_) => {}
@@ -260,15 +215,17 @@ impl Core {
             entitlements: answer.entitlements.clone(),
             ordered: VecDeque::new(),
         };
-        if let Some(slot) = self.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment))) {
+        if let Some(slot) =
+            self.connections.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment)))
+        {
             *slot = Slot::Attached(attachment);
         }
         self.greet(request, &answer, now);
         let head_id = self.event_id();
         let head = Head { id: &head_id, session_id: &request.session_id };
-        self.event_after(place, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
+        self.connections.event_after(&mut self.cx, place, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
         self.cx.counters.replayed.add(answer.head.saturating_sub(answer.cursor));
-        self.mark(place.conn);
+        self.connections.mark(place.conn);
     }
 
     fn greet(&mut self, request: &AttachRequest, answer: &AttachAnswer, now: Tick) {
@@ -278,7 +235,7 @@ impl Core {
         let connection_id = self.connection_id(id);
         let epoch = epoch_name(answer.epoch);
         let rooms: Vec<&str> = answer.rooms.iter().map(|room| &**room).collect();
-        let Some(grant) = self.conn(id).and_then(|conn| conn.grant.as_deref()) else { return };
+        let Some(grant) = self.connections.conn(id).and_then(|conn| conn.grant.as_deref()) else { return };
         let expires_in_ms = (grant.expires_at_s() * 1000).saturating_sub(now.wall_ms);
         let roles: Vec<String> = grant.roles().map(Into::into).collect();
         let roles: Vec<&str> = roles.iter().map(String::as_str).collect();
@@ -295,7 +252,7 @@ impl Core {
         };
         let head = Head { id: &request.command_id, session_id: &request.session_id };
         if !request.hello {
-            return self.reply_now(id, |out| crate::protocol::attached(out, head, &session));
+            return self.connections.reply_now(&mut self.cx, id, |out| crate::protocol::attached(out, head, &session));
         }
         let limits = crate::protocol::Limits {
             max_message_bytes: settings.limits.max_message_bytes as u64,
@@ -315,14 +272,14 @@ impl Core {
             version: env!("CARGO_PKG_VERSION"),
             limits,
         };
-        self.reply_now(id, |out| crate::protocol::welcome(out, head, &welcome));
+        self.connections.reply_now(&mut self.cx, id, |out| crate::protocol::welcome(out, head, &welcome));
     }
 
     /// Handles `rw.attach` on this connection's side: reserves an attachment and asks the home.
     pub(in crate::shard) fn ask_to_attach<I: Io>(&mut self, io: &mut I, id: ConnId, mut request: AttachRequest, now: Tick) {
         let attached_max = self.cx.snapshot.settings.limits.max_attached_sessions;
         let head = Head { id: &request.command_id.clone(), session_id: &request.session_id.clone() };
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.connections.conn(id) else { return };
         let sessions = conn.slots.iter().filter_map(|slot| match slot {
             Slot::Free => None,
             Slot::Asked(asked) => Some(asked.session),
@@ -335,14 +292,21 @@ impl Core {
         }
         if again {
             let message = "this connection is attached to the session already: detach first to start anew";
-            return self.refuse_with(id, head, ErrorCode::SessionAlreadyAttached, message, Some("/session_id"));
+            return self.connections.refuse_with(
+                &mut self.cx,
+                id,
+                head,
+                ErrorCode::SessionAlreadyAttached,
+                message,
+                Some("/session_id"),
+            );
         }
         if used >= attached_max {
             self.cx.counters.limit_reached(LimitReached::AttachedSessions);
             let message = format!("a connection may be in {attached_max} sessions (limits.max_attached_sessions)");
-            return self.refuse_with(id, head, ErrorCode::LimitAttached, &message, Some("/session_id"));
+            return self.connections.refuse_with(&mut self.cx, id, head, ErrorCode::LimitAttached, &message, Some("/session_id"));
         }
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         let number = conn.slots.free();
         request.place.attachment = u16::try_from(number).unwrap_or(u16::MAX);
         request.place.ticket = conn.next_ticket;
@@ -351,7 +315,7 @@ impl Core {
         if home == self.cx.shard {
             return match self.attach_home(io, &request, now) {
                 Ok(answer) => self.install(&request, answer, now),
-                Err(refusal) => self.refuse(id, &refusal),
+                Err(refusal) => self.connections.refuse(&mut self.cx, id, &refusal),
             };
         }
         if !self.links.mirrors.contains_key(&request.session) {
@@ -363,17 +327,17 @@ impl Core {
             stream.asked += 1;
         }
         let asked = AttachRequest { roles: request.roles.clone(), ..copy_of(&request) };
-        if let Some(slot) = self.conn_mut(id).and_then(|conn| conn.slots.get_mut(number)) {
+        if let Some(slot) = self.connections.conn_mut(id).and_then(|conn| conn.slots.get_mut(number)) {
             *slot = Slot::Asked(Box::new(asked));
         }
-        self.send_control(io, u16::try_from(home).unwrap_or(u16::MAX), LaneMessage::Attach(Box::new(request)));
+        self.links.send_control(&self.cx, io, u16::try_from(home).unwrap_or(u16::MAX), LaneMessage::Attach(Box::new(request)));
     }
 
     /// Handles the request of a connection elsewhere to attach to a session at home here.
     pub(in crate::shard) fn on_attach<I: Io>(&mut self, io: &mut I, request: &AttachRequest, now: Tick) {
         let outcome = self.attach_home(io, request, now).map_err(|refusal| self.error_frame(&refusal));
         let message = LaneMessage::Attached { place: request.place, session: request.session, outcome: Box::new(outcome) };
-        self.send_control(io, request.place.shard, message);
+        self.links.send_control(&self.cx, io, request.place.shard, message);
     }
 
     pub(in crate::shard) fn error_frame(&mut self, refusal: &Refusal) -> RefusalFrame {
@@ -397,7 +361,7 @@ impl Core {
         if let Some(stream) = self.links.mirrors.get(&session).and_then(|key| self.home.streams.get_mut(*key)) {
             stream.asked = stream.asked.saturating_sub(1);
         }
-        let slot = self.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment)));
+        let slot = self.connections.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment)));
         let asked = match slot {
             Some(slot @ Slot::Asked(_)) => match std::mem::replace(slot, Slot::Free) {
                 Slot::Asked(asked) => Some(asked),
@@ -412,15 +376,20 @@ impl Core {
                 self.catch_up_with_token(io, &asked, member, now);
             }
             (Some(asked), Err(frame)) => {
-                self.queue_frame(place.conn, &frame);
+                self.connections.queue_frame(&mut self.cx, place.conn, &frame);
                 self.cx.buffers.give(frame);
                 drop(asked);
             }
             // The connection is gone. Its Detach is on the way, or was sent without a member to name: tell the home now.
             (None, Ok(answer)) => {
-                let home = self.home_of(&answer);
+                let home = self.links.home_of(&answer);
                 if let Some(home) = home {
-                    self.send_control(io, home, LaneMessage::Detach { member: answer.member, place, clean: false, leave: false });
+                    self.links.send_control(
+                        &self.cx,
+                        io,
+                        home,
+                        LaneMessage::Detach { member: answer.member, place, clean: false, leave: false },
+                    );
                 }
             }
             (None, Err(frame)) => self.cx.buffers.give(frame),
@@ -430,7 +399,7 @@ impl Core {
 
     /// Sends the home the roles of a token that was replaced while the attach was under way: the home knows only the old one's.
     fn catch_up_with_token<I: Io>(&mut self, io: &mut I, asked: &AttachRequest, member: MemberKey, now: Tick) {
-        let Some(grant) = self.conn(asked.place.conn).and_then(|conn| conn.grant.as_deref()) else { return };
+        let Some(grant) = self.connections.conn(asked.place.conn).and_then(|conn| conn.grant.as_deref()) else { return };
         if !grant.covers(&asked.session_id) {
             return self.lose_session(io, asked.place.conn, asked.place.attachment, now);
         }
@@ -440,24 +409,19 @@ impl Core {
         }
         let home = self.cx.key.home_shard(&asked.session_id, self.links.mesh.shards());
         let home = u16::try_from(home).unwrap_or(u16::MAX);
-        self.send_control(io, home, LaneMessage::Roles { member, place: asked.place, roles });
-    }
-
-    /// The shard whose lane is being read, which sent the answer.
-    const fn home_of(&self, _answer: &AttachAnswer) -> Option<u16> {
-        self.links.reading_from
+        self.links.send_control(&self.cx, io, home, LaneMessage::Roles { member, place: asked.place, roles });
     }
 
     /// Detaches a connection from all its sessions.
     pub(in crate::shard) fn leave_all<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         let (clean, count) = (conn.clean, conn.slots.len());
         for number in (0..count).filter_map(|number| u16::try_from(number).ok()) {
-            if let Some(attachment) = self.conn_mut(id).and_then(|conn| conn.take_attachment(number)) {
+            if let Some(attachment) = self.connections.conn_mut(id).and_then(|conn| conn.take_attachment(number)) {
                 self.leave_one(io, id, number, attachment, clean, false, now);
             }
         }
-        if let Some(conn) = self.conn_mut(id) {
+        if let Some(conn) = self.connections.conn_mut(id) {
             // The home's answer to a pending attach still arrives, and releases the mirror.
             conn.slots = Slots::default();
         }
@@ -479,24 +443,22 @@ impl Core {
         let home = self.remove_reader(attachment.stream, attachment.reader);
         match home {
             None => {
-                self.forget_history(place);
+                self.storage.forget_history(&mut self.cx, place);
                 self.member_left(attachment.member, place, clean, leave, now);
             }
             Some(home) => {
                 let session = self.home.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
-                self.send_control(io, home, LaneMessage::Detach { member: attachment.member, place, clean, leave });
-                self.note_spoke_elsewhere(id);
+                self.links.send_control(
+                    &self.cx,
+                    io,
+                    home,
+                    LaneMessage::Detach { member: attachment.member, place, clean, leave },
+                );
+                self.connections.note_spoke_elsewhere(id);
                 self.release_mirror(io, session);
             }
         }
         self.forget_ordered(attachment.ordered);
-    }
-
-    /// Notes that answers from another shard may still be due for this connection.
-    fn note_spoke_elsewhere(&mut self, id: ConnId) {
-        if let Some(conn) = self.conn_mut(id) {
-            conn.flags.spoke_elsewhere = true;
-        }
     }
 
     fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
@@ -509,15 +471,16 @@ impl Core {
     /// Frees the attachments whose last reply was sent; their homes have released them before.
     pub(in crate::shard) fn free_left<I: Io>(&mut self, io: &mut I) {
         while let Some(place) = self.connections.left.pop() {
-            if self.attachment_at(place).is_none() {
+            if self.connections.attachment_at(place).is_none() {
                 continue;
             }
-            let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.take_attachment(place.attachment)) else {
+            let Some(attachment) = self.connections.conn_mut(place.conn).and_then(|conn| conn.take_attachment(place.attachment))
+            else {
                 continue;
             };
             let session = self.home.streams.get(attachment.stream).map_or(0, |stream| stream.hash);
             if self.remove_reader(attachment.stream, attachment.reader).is_some() {
-                self.note_spoke_elsewhere(place.conn);
+                self.connections.note_spoke_elsewhere(place.conn);
                 self.release_mirror(io, session);
             }
             self.forget_ordered(attachment.ordered);
@@ -539,10 +502,11 @@ impl Core {
                 && waking_from > 0
             {
                 // The moved reader may now be behind the point that the waking has reached.
-                self.wake(moved, waking_from);
+                self.connections.wake(moved, waking_from);
             }
             if let Some(moved) = moved
-                && let Some(attachment) = self.conn_mut(moved.conn).and_then(|conn| conn.attachment_mut(moved.attachment))
+                && let Some(attachment) =
+                    self.connections.conn_mut(moved.conn).and_then(|conn| conn.attachment_mut(moved.attachment))
             {
                 attachment.reader = reader;
             }
@@ -561,13 +525,14 @@ impl Core {
         self.links.mirrors.remove(&session);
         self.home.streams.remove(key);
         if let Some(home) = home {
-            self.send_control(io, home, LaneMessage::Unmirror { session, shard: self.shard_number() });
+            self.links.send_control(&self.cx, io, home, LaneMessage::Unmirror { session, shard: self.shard_number() });
         }
     }
 
     /// The first session of a connection, which events about the connection as a whole name.
     pub(in crate::shard) fn first_session(&self, id: ConnId) -> Box<str> {
-        let stream = self.conn(id).and_then(|conn| conn.attachments().next()).map(|(_, attachment)| attachment.stream);
+        let stream =
+            self.connections.conn(id).and_then(|conn| conn.attachments().next()).map(|(_, attachment)| attachment.stream);
         stream.and_then(|stream| self.home.streams.get(stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
     }
 
@@ -578,7 +543,7 @@ impl Core {
 
     /// The name of a connection in logs, metrics and the welcome.
     pub(in crate::shard) fn connection_id(&self, id: ConnId) -> String {
-        match self.conn(id) {
+        match self.connections.conn(id) {
             Some(conn) => self.name_of(conn),
             None => "c-?".to_owned(),
         }
@@ -591,15 +556,10 @@ impl Core {
 
     /// Handles that another connection has taken over the member of a place.
     pub(in crate::shard) fn on_replaced<I: Io>(&mut self, io: &mut I, place: Place, now: Tick) {
-        let open = self.conn(place.conn).is_some_and(|conn| matches!(conn.phase, Phase::Open));
-        if open && self.attachment_at(place).is_some() {
+        let open = self.connections.conn(place.conn).is_some_and(|conn| matches!(conn.phase, Phase::Open));
+        if open && self.connections.attachment_at(place).is_some() {
             self.close(io, place.conn, CloseReason::Replaced, now);
         }
-    }
-
-    /// Sends a lane message that must not be lost.
-    pub(in crate::shard) fn send_control<I: Io>(&mut self, io: &mut I, shard: u16, message: LaneMessage) {
-        self.send_lane(io, usize::from(shard), message);
     }
 }
 
@@ -638,4 +598,78 @@ fn refusal_of(request: &AttachRequest, code: ErrorCode, message: String, pointer
 
 fn gone(request: &AttachRequest) -> Refusal {
     refusal_of(request, ErrorCode::InternalUnavailable, "the member has been removed: try again".to_owned(), "")
+}
+
+impl Home {
+    /// The session of a request at home here; `None` if it is new and may be created.
+    fn session_for(&self, cx: &Context, request: &AttachRequest, user: u64) -> Result<Option<SessionKey>, Refusal> {
+        let refusal = |code, message: String, pointer: &'static str| refusal_of(request, code, message, pointer);
+        if let Some(key) = self.sessions.find(request.session) {
+            let stream = self.sessions.sessions.get(key).and_then(|session| self.streams.get(session.stream));
+            if stream.is_none_or(|stream| stream.session_id != request.session_id) {
+                return Err(refusal(
+                    ErrorCode::InternalUnavailable,
+                    "two session ids share a hash: use another".to_owned(),
+                    "/session_id",
+                ));
+            }
+            return Ok(Some(key));
+        }
+        if !request.create {
+            let message = "there is no such session, and create is false: leave create out to make it".to_owned();
+            return Err(refusal(ErrorCode::SessionUnknown, message, "/session_id"));
+        }
+        self.room_for_session(cx, user).map_err(|(code, message)| refusal(code, message, "/session_id"))?;
+        Ok(None)
+    }
+
+    fn add_member(&mut self, cx: &Context, session: SessionKey, request: &AttachRequest, head: u64, now: Tick) -> MemberKey {
+        let hidden_to = if cx.snapshot.settings.session.history == HistoryView::FromJoin { head } else { 0 };
+        let subject = subject_of(request);
+        let entitlements = self.sessions.entitle(&request.client_id, subject, &request.roles, hidden_to);
+        let (roles, _) = self.sessions.share_roles(&request.roles);
+        self.sessions.add_member(Member {
+            session,
+            client_id: request.client_id.clone(),
+            subject_bytes: request.subject_bytes,
+            roles,
+            rooms: crate::few::Few::default(),
+            entitlements,
+            place: None,
+            received_seq: 0,
+            used: None,
+            presence: None,
+            presence_empty_ns: 0,
+            telling: crate::session::Telling::default(),
+            since_ms: now.wall_ms,
+            away_since_ms: 0,
+            away_before_ms: 0,
+            told_lost: true,
+            owed: 0,
+            underway: None,
+            kept_at: Position::default(),
+            timers_ms: [u64::MAX; 2],
+        })
+    }
+}
+
+impl Links {
+    /// The shard whose lane is being read, which sent the answer.
+    const fn home_of(&self, _answer: &AttachAnswer) -> Option<u16> {
+        self.reading_from
+    }
+
+    /// Sends a lane message that must not be lost.
+    pub(in crate::shard) fn send_control<I: Io>(&mut self, cx: &Context, io: &mut I, shard: u16, message: LaneMessage) {
+        self.send_lane(cx, io, usize::from(shard), message);
+    }
+}
+
+impl Connections {
+    /// Notes that answers from another shard may still be due for this connection.
+    fn note_spoke_elsewhere(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn_mut(id) {
+            conn.flags.spoke_elsewhere = true;
+        }
+    }
 }

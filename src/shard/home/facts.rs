@@ -11,6 +11,7 @@ use crate::session::{Applied, MemberKey, Move, Place, PresenceChange, StreamKey}
 use crate::shard::core::Core;
 use crate::shard::counters::{DropReason, LimitReached};
 use crate::shard::durability::disk::STATE_FAILED;
+use crate::shard::home::Home;
 use crate::shard::inbound::publish::TOO_MUCH;
 use crate::shard::outbound::replies::AT_ONCE;
 use crate::time::Tick;
@@ -30,25 +31,19 @@ impl Core {
     pub(in crate::shard) fn place_in_order(&self, member: MemberKey) -> (Level, u64) {
         let session = self.home.sessions.members.get(member).map(|member| member.session);
         let Some(session) = session else { return (Level::Memory, 0) };
-        let stream = self.stream_of(member).and_then(|stream| self.home.streams.get(stream));
+        let stream = self.home.stream_of(member).and_then(|stream| self.home.streams.get(stream));
         (self.level_of(session), stream.map_or(0, |stream| stream.index.head()))
-    }
-
-    /// The stream of a member's session; `None` if the member has been removed.
-    fn stream_of(&self, member: MemberKey) -> Option<StreamKey> {
-        let session = self.home.sessions.members.get(member)?.session;
-        Some(self.home.sessions.sessions.get(session)?.stream)
     }
 
     /// Checks that a member's command may have a record. Returns the refusal if not.
     fn takes_fact<I: Io>(&mut self, io: &mut I, place: Place, level: Level, now: Tick) -> Result<(), (ErrorCode, &'static str)> {
-        if let Some(refused) = self.log_refuses_record(level, STATE_RECORD_BYTES_MAX) {
+        if let Some(refused) = self.storage.log_refuses_record(&self.cx, level, STATE_RECORD_BYTES_MAX) {
             return Err(refused);
         }
         if self.storage.disk.is_some() && !self.takes(io, place, now) {
             return Err((ErrorCode::LimitBackpressure, TOO_MUCH));
         }
-        if self.held_bytes() > self.cx.snapshot.settings.limits.shard_memory_bytes as u64 {
+        if self.storage.held_bytes(&self.cx) > self.cx.snapshot.settings.limits.shard_memory_bytes as u64 {
             self.cx.counters.limit_reached(LimitReached::ShardMemory);
             return Err((ErrorCode::LimitBackpressure, TOO_MUCH));
         }
@@ -87,7 +82,7 @@ impl Core {
             let seq = from.saturating_sub(1);
             return self.repeat(io, place, member, envelope, now, |out| crate::protocol::joined(out, head, room, seq));
         }
-        if let Err(no_room) = self.room_for_rooms(Some(member), &[room]) {
+        if let Err(no_room) = self.home.room_for_rooms(&self.cx, Some(member), &[room]) {
             return self.refuse_command(place, envelope, no_room, "/payload/room");
         }
         let (level, seq) = self.place_in_order(member);
@@ -95,7 +90,7 @@ impl Core {
             return;
         }
         let end = self.keep_fact(member, Kind::Joined, now, |_, out| Joined { room, from: seq + 1 }.encode(out));
-        self.promise(member, Move { room: room.into(), seq: seq + 1, joins: true, end });
+        self.home.promise(member, Move { room: room.into(), seq: seq + 1, joins: true, end });
         let held = HeldCommand { member, after: seq, detaches: false };
         self.answer_when_durable(io, held, level, place, end, now, |out| crate::protocol::joined(out, head, room, seq));
     }
@@ -119,15 +114,9 @@ impl Core {
             return;
         }
         let end = self.keep_fact(member, Kind::Left, now, |_, out| Left { room, to: seq }.encode(out));
-        self.promise(member, Move { room: room.into(), seq, joins: false, end });
+        self.home.promise(member, Move { room: room.into(), seq, joins: false, end });
         let held = HeldCommand { member, after: seq, detaches: false };
         self.answer_when_durable(io, held, level, place, end, now, |out| crate::protocol::left(out, head, room));
-    }
-
-    fn promise(&mut self, member: MemberKey, each: Move) {
-        if let Some(member) = self.home.sessions.members.get_mut(member) {
-            member.underway_mut().moves.push_back(each);
-        }
     }
 
     /// Answers a command that changes nothing, not before the client's earlier actions are durable: commands, or rooms of a
@@ -143,7 +132,7 @@ impl Core {
     ) {
         let (level, seq) = self.place_in_order(member);
         if self.is_all_durable(member, level) {
-            let after = self.head_of(member);
+            let after = self.home.head_of(member);
             return self.reply_to(place, after, write);
         }
         // The same rules as for a new command: the queue is bounded, and a failed disk answers nothing.
@@ -160,7 +149,7 @@ impl Core {
         let Some(member) = self.home.sessions.members.get(member) else { return true };
         // With early delivery a fact takes effect before it is durable.
         let waits = member.underway.as_ref().is_some_and(|underway| !underway.moves.is_empty() || underway.held > 0);
-        !waits && (level == Level::Memory || member.owed & WHOLE == 0 && self.pending_to(level) == 0)
+        !waits && (level == Level::Memory || member.owed & WHOLE == 0 && self.storage.pending_to(level) == 0)
     }
 
     /// Handles `rw.detach`: the member is away once its earlier commands are answered.
@@ -172,9 +161,9 @@ impl Core {
         let (level, seq) = self.place_in_order(member);
         let waits = self.home.sessions.members.get(member).and_then(|member| member.underway.as_ref());
         let is_held = waits.is_some_and(|underway| underway.held > 0);
-        let (level, after) = if is_held { (level, seq) } else { (Level::Memory, self.head_of(member)) };
+        let (level, after) = if is_held { (level, seq) } else { (Level::Memory, self.home.head_of(member)) };
         let held = HeldCommand { member, after, detaches: true };
-        let end = self.last_held(level);
+        let end = self.storage.last_held(level);
         self.answer_when_durable(io, held, level, place, end, now, write);
     }
 
@@ -202,7 +191,7 @@ impl Core {
         if let Some(member) = self.home.sessions.members.get_mut(held.member) {
             member.underway_mut().held += 1;
         }
-        self.hold_command(held, level, place, end, write);
+        self.storage.hold_command(held, level, place, end, write);
     }
 
     /// Completes a command whose record, and everything before `limit`, is durable.
@@ -241,7 +230,7 @@ impl Core {
         }
         if held.detaches {
             self.member_left(held.member, place, true, true, now);
-            self.look_again(place);
+            self.storage.look_again(place);
             return self.detach_behind_history(place, held.after, frame);
         }
         self.send_frame(place, held.after, frame);
@@ -265,7 +254,7 @@ impl Core {
     /// Applies all moves of a member before their records are durable. Returns `true` if any of them changed it.
     pub(in crate::shard) fn settle_early(&mut self, member: MemberKey) -> bool {
         let changed = self.settle_moves(member, Position(u64::MAX));
-        if changed && let Some(stream) = self.stream_of(member).and_then(|stream| self.home.streams.get_mut(stream)) {
+        if changed && let Some(stream) = self.home.stream_of(member).and_then(|stream| self.home.streams.get_mut(stream)) {
             // Messages before a departure that are hidden still are for it, too.
             stream.everyone_to = stream.index.head();
         }
@@ -298,10 +287,10 @@ impl Core {
         }
         if held.detaches {
             // Records that the failed disk hides are never shown: the answer does not wait for their places.
-            let stream = self.stream_of(held.member).and_then(|stream| self.home.streams.get(stream));
+            let stream = self.home.stream_of(held.member).and_then(|stream| self.home.streams.get(stream));
             let after = stream.map_or(held.after, |stream| held.after.min(stream.head()));
             self.member_left(held.member, place, true, true, now);
-            self.look_again(place);
+            self.storage.look_again(place);
             let mut bytes = self.buffer_for(place);
             bytes.extend_from_slice(frame);
             return self.detach_behind_history(place, after, bytes);
@@ -312,5 +301,19 @@ impl Core {
         self.reply_to(place, AT_ONCE, |out| {
             error(out, &Failure { head, code, message: STATE_FAILED, retry_after_ms, pointer: None, frame: None });
         });
+    }
+}
+
+impl Home {
+    /// The stream of a member's session; `None` if the member has been removed.
+    fn stream_of(&self, member: MemberKey) -> Option<StreamKey> {
+        let session = self.sessions.members.get(member)?.session;
+        Some(self.sessions.sessions.get(session)?.stream)
+    }
+
+    fn promise(&mut self, member: MemberKey, each: Move) {
+        if let Some(member) = self.sessions.members.get_mut(member) {
+            member.underway_mut().moves.push_back(each);
+        }
     }
 }

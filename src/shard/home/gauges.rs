@@ -8,10 +8,13 @@ use crate::limits::{ANSWERS_WAITING_MAX, STATE_RECORD_BYTES_MAX};
 use crate::log::{Kind, Level, Position, Receipt, Roles, Went};
 use crate::protocol::{Envelope, ErrorCode, Failure, Head, error};
 use crate::session::{Answer, Fact, MemberKey, Place, PresenceChange, SessionKey};
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
+use crate::shard::durability::Storage;
 use crate::shard::durability::disk::{RECORD_BYTES_MORE_MAX, STATE_FAILED};
 use crate::shard::durability::state_records::away_since_ms;
+use crate::shard::home::Home;
 use crate::shard::inbound::backpressure::HOLDS_AT_BYTES;
 use crate::shard::inbound::frames::RETRY_AFTER_MS;
 use crate::shard::inbound::publish::TOO_MUCH;
@@ -68,14 +71,6 @@ fn memory_of(answer: &Answer) -> u64 {
 }
 
 impl Core {
-    /// Returns `true` if the log is so far behind, or so full, that only urgent records are appended.
-    pub(in crate::shard) fn log_is_behind(&self) -> bool {
-        let Some(disk) = &self.storage.disk else { return false };
-        disk.failed.is_some()
-            || self.pending_bytes() >= HOLDS_AT_BYTES
-            || self.has_no_room(disk, Level::Written, STATE_RECORD_BYTES_MAX)
-    }
-
     /// Handles `rw.presence.set`: others are told at once; the answer is sent when a record of this value, or of a later one, is
     /// durable.
     pub(in crate::shard) fn set_presence<I: Io>(
@@ -88,7 +83,7 @@ impl Core {
         now: Tick,
     ) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        if let Err(wait_ms) = self.may_tell(member, now) {
+        if let Err(wait_ms) = self.home.may_tell(&self.cx, member, now) {
             return self.refuse_telling(place, head, wait_ms);
         }
         let (level, _) = self.place_in_order(member);
@@ -107,7 +102,7 @@ impl Core {
         self.tell_presence(member, PresenceChange::Data, None);
         if level == Level::Memory {
             self.owe(member, PRESENCE, now);
-            let after = self.head_of(member);
+            let after = self.home.head_of(member);
             return self.reply_to(place, after, |out| crate::protocol::presence_ok(out, head));
         }
         let number = self.number_of(place);
@@ -147,7 +142,7 @@ impl Core {
         if is_queued {
             return;
         }
-        if !self.log_is_behind() {
+        if !self.storage.log_is_behind(&self.cx) {
             self.write_owed(key, now);
         }
         if let Some(disk) = &mut self.storage.disk {
@@ -162,7 +157,7 @@ impl Core {
         if self.storage.disk.is_none() || session.is_none_or(|session| session.channel) {
             return;
         }
-        if self.log_is_behind() {
+        if self.storage.log_is_behind(&self.cx) {
             return self.owe(key, PLACE, now);
         }
         if let Some(member) = self.home.sessions.members.get_mut(key) {
@@ -173,7 +168,7 @@ impl Core {
 
     /// Appends the values of a member that are to be logged.
     pub(in crate::shard) fn write_owed(&mut self, key: MemberKey, now: Tick) {
-        if self.storage.disk.is_none() || self.log_is_behind() {
+        if self.storage.disk.is_none() || self.storage.log_is_behind(&self.cx) {
             return;
         }
         self.write_whole(key, now);
@@ -206,7 +201,11 @@ impl Core {
     ) -> Option<(ErrorCode, &'static str)> {
         // Ids of messages to a channel belong to its shard, whoever reads it.
         self.home.sessions.sessions.get(session).filter(|session| !session.channel)?;
-        let refused = self.log_refuses_record(self.level_of(session), record_bytes(envelope) + 2 * STATE_RECORD_BYTES_MAX);
+        let refused = self.storage.log_refuses_record(
+            &self.cx,
+            self.level_of(session),
+            record_bytes(envelope) + 2 * STATE_RECORD_BYTES_MAX,
+        );
         if refused.is_none() {
             self.write_whole(member, now);
         }
@@ -224,7 +223,8 @@ impl Core {
         if is_kept || self.storage.disk.is_none() || envelope.ephemeral {
             return None;
         }
-        let refused = self.log_refuses_record(self.level_of(session), record_bytes(envelope) + STATE_RECORD_BYTES_MAX);
+        let refused =
+            self.storage.log_refuses_record(&self.cx, self.level_of(session), record_bytes(envelope) + STATE_RECORD_BYTES_MAX);
         if refused.is_none() {
             self.keep_session_first(session, now);
         }
@@ -256,7 +256,7 @@ impl Core {
         if self.storage.disk.is_none() {
             return;
         }
-        if self.log_is_behind() {
+        if self.storage.log_is_behind(&self.cx) {
             return self.owe(key, WHOLE, now);
         }
         if let Some(member) = self.home.sessions.members.get_mut(key) {
@@ -300,21 +300,21 @@ impl Core {
     /// Notes that a member's presence data was appended: the answers wait for that record.
     fn hold_answers(&mut self, key: MemberKey) {
         let (level, after) = self.place_in_order(key);
-        if self.log_has_failed(level) {
+        if self.storage.log_has_failed(level) {
             return self.refuse_answers(key);
         }
         let answers = self.take_answers(key);
         if answers.is_empty() {
             return;
         }
-        let (session_id, end) = (self.session_id_of(key), self.storage.log.end());
+        let (session_id, end) = (self.home.session_id_of(key), self.storage.log.end());
         for answer in answers {
             let head = Head { id: &answer.id, session_id: &session_id };
             if let Some(member) = self.home.sessions.members.get_mut(key) {
                 member.underway_mut().held += 1;
             }
             let held = HeldCommand { member: key, after, detaches: false };
-            self.hold_command(held, level, answer.to, end, |out| crate::protocol::presence_ok(out, head));
+            self.storage.hold_command(held, level, answer.to, end, |out| crate::protocol::presence_ok(out, head));
         }
     }
 
@@ -328,8 +328,8 @@ impl Core {
         if answers.is_empty() {
             return;
         }
-        let session_id = self.session_id_of(key);
-        let (code, message) = if self.log_has_failed(level) {
+        let session_id = self.home.session_id_of(key);
+        let (code, message) = if self.storage.log_has_failed(level) {
             (ErrorCode::LimitDisk, STATE_FAILED)
         } else {
             (ErrorCode::LimitBackpressure, TOO_MUCH)
@@ -343,13 +343,6 @@ impl Core {
                 error(out, &Failure { head, code, message, retry_after_ms, pointer: None, frame });
             });
         }
-    }
-
-    fn session_id_of(&self, key: MemberKey) -> Box<str> {
-        let session = self.home.sessions.members.get(key).and_then(|member| self.home.sessions.sessions.get(member.session));
-        session
-            .and_then(|session| self.home.streams.get(session.stream))
-            .map_or_else(Box::default, |stream| stream.session_id.clone())
     }
 
     /// Returns `true` if the log lacks a value of any member.
@@ -367,7 +360,7 @@ impl Core {
             if !stopping && now.mono_ms() < due_ms.max(owed.rests_until_ms) {
                 return false;
             }
-            if self.log_is_behind() {
+            if self.storage.log_is_behind(&self.cx) {
                 self.rest_owed(now);
                 return false;
             }
@@ -430,5 +423,22 @@ impl Core {
     /// Forgets a member that was removed: nothing is to be logged of it.
     pub(in crate::shard) fn forget_answers(&mut self, key: MemberKey) {
         drop(self.take_answers(key));
+    }
+}
+
+impl Storage {
+    /// Returns `true` if the log is so far behind, or so full, that only urgent records are appended.
+    pub(in crate::shard) fn log_is_behind(&self, cx: &Context) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        disk.failed.is_some()
+            || self.pending_bytes(cx) >= HOLDS_AT_BYTES
+            || self.has_no_room(disk, Level::Written, STATE_RECORD_BYTES_MAX)
+    }
+}
+
+impl Home {
+    fn session_id_of(&self, key: MemberKey) -> Box<str> {
+        let session = self.sessions.members.get(key).and_then(|member| self.sessions.sessions.get(member.session));
+        session.and_then(|session| self.streams.get(session.stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
     }
 }

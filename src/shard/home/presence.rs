@@ -8,11 +8,14 @@
 
 use crate::protocol::{ErrorCode, Head, PresenceEvent, Refusal};
 use crate::session::{MemberKey, Place, PresenceChange, Telling};
+use crate::shard::across::links::Links;
 use crate::shard::across::mesh::{Class, LaneMessage};
 use crate::shard::connections::conn::Waiting;
 use crate::shard::connections::rate::{Bucket, Rate};
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::{DropReason, LimitReached};
+use crate::shard::home::Home;
 use crate::shard::outbound::replies::framed;
 use crate::time::Tick;
 use std::collections::VecDeque;
@@ -65,17 +68,6 @@ impl Default for Tellings {
 }
 
 impl Core {
-    /// Takes from a member's rate of presence updates. Returns the milliseconds that it must wait if there is no room.
-    pub(in crate::shard) fn may_tell(&mut self, key: MemberKey, now: Tick) -> Result<(), u64> {
-        let limits = &self.cx.snapshot.settings.limits;
-        let rate = Rate { per_second: limits.presence_per_second, burst: limits.presence_burst };
-        let Some(member) = self.home.sessions.members.get_mut(key) else { return Ok(()) };
-        let mut bucket = Bucket(member.presence_empty_ns);
-        bucket.take(rate, 1, now.mono_ns)?;
-        member.presence_empty_ns = bucket.0;
-        Ok(())
-    }
-
     /// Refuses a presence update over the member's rate.
     pub(in crate::shard) fn refuse_telling(&mut self, place: Place, head: Head<'_>, wait_ms: u64) {
         self.cx.counters.limit_reached(LimitReached::PresenceRate);
@@ -133,7 +125,7 @@ impl Core {
 
     /// Begins to tell watchers a member's presence data: in this turn, as far as it may, then in the next ones.
     fn tell_data(&mut self, key: MemberKey) {
-        let Some(left) = self.watches_of(key) else { return };
+        let Some(left) = self.home.watches_of(key) else { return };
         let Some(member) = self.home.sessions.members.get_mut(key) else { return };
         match member.telling {
             Telling::Done if left == 0 => {}
@@ -167,7 +159,7 @@ impl Core {
             && let Some(mut telling) = self.home.tellings.waiting.pop_front()
         {
             self.tell_some(&mut telling, &mut budget);
-            let again = self.watches_of(telling.of).unwrap_or(0);
+            let again = self.home.watches_of(telling.of).unwrap_or(0);
             let Some(member) = self.home.sessions.members.get_mut(telling.of) else { continue };
             member.telling = match (telling.left, member.telling) {
                 (0, Telling::Again) if again > 0 => {
@@ -193,7 +185,7 @@ impl Core {
         if telling == Telling::Done {
             return;
         }
-        let all = self.watches_of(key).unwrap_or(0);
+        let all = self.home.watches_of(key).unwrap_or(0);
         let place = self.home.tellings.waiting.iter().position(|told| told.of == key);
         if let Some(mut told) = place.and_then(|place| self.home.tellings.waiting.remove(place)) {
             if telling == Telling::Again {
@@ -204,12 +196,6 @@ impl Core {
         if let Some(member) = self.home.sessions.members.get_mut(key) {
             member.telling = Telling::Done;
         }
-    }
-
-    /// The number of watches of a member's session.
-    fn watches_of(&self, key: MemberKey) -> Option<usize> {
-        let session = self.home.sessions.sessions.get(self.home.sessions.members.get(key)?.session)?;
-        (!session.channel).then_some(session.watchers.len())
     }
 
     /// Tells watchers a member's newest data, as many as the budget allows.
@@ -232,7 +218,7 @@ impl Core {
                 && watcher.is_told(None)
                 && let Some(place) = self.home.sessions.members.get(watcher.member).and_then(|watcher| watcher.place)
             {
-                if budget.spares_full_lanes && !self.has_lane_room(usize::from(place.shard)) {
+                if budget.spares_full_lanes && !self.links.has_lane_room(&self.cx, usize::from(place.shard)) {
                     budget.is_lane_full = true;
                     break;
                 }
@@ -263,10 +249,6 @@ impl Core {
         self.cx.buffers.give(written);
     }
 
-    fn has_lane_room(&self, to: usize) -> bool {
-        to == self.cx.shard || self.links.mesh.has_room(self.cx.shard, to, Class::Control)
-    }
-
     /// Checks that each member whose watchers are still to be told is in the queue once.
     #[cfg(test)]
     pub(in crate::shard) fn inspect_tellings(&self, resting: bool) -> Result<(), String> {
@@ -277,7 +259,8 @@ impl Core {
                 return Err(format!("{} waits {stands} times to be told of: {:?}", member.client_id, member.telling));
             }
         }
-        if resting && !waiting.is_empty() && (0..self.links.mesh.shards()).all(|shard| self.has_lane_room(shard)) {
+        if resting && !waiting.is_empty() && (0..self.links.mesh.shards()).all(|shard| self.links.has_lane_room(&self.cx, shard))
+        {
             return Err(format!("{} members wait to be told of, and no turn comes", waiting.len()));
         }
         Ok(())
@@ -287,23 +270,48 @@ impl Core {
     /// dropped.
     pub(in crate::shard) fn put_data(&mut self, to: Place, after: u64, of: MemberKey, frame: Vec<u8>) {
         self.forget_data(to, of);
-        self.put_ordered(to, after, Waiting::Data { of, frame });
+        self.connections.put_ordered(&mut self.cx, to, after, Waiting::Data { of, frame });
     }
 
     fn forget_data(&mut self, to: Place, of: MemberKey) {
-        let Some(attachment) = self.attachment_at(to) else { return };
+        let Some(attachment) = self.connections.attachment_at(to) else { return };
         let is_of = |what: &Waiting| matches!(what, Waiting::Data { of: other, .. } if *other == of);
         let Some(at) = attachment.ordered.iter().rposition(|ordered| is_of(&ordered.what)) else { return };
         let (stream, Some(gone)) = (attachment.stream, attachment.ordered.remove(at)) else { return };
         self.cx.counters.dropped(DropReason::PresenceOutdated, 1);
         self.cx.counters.buffer_bytes.subtract(gone.memory_bytes() as u64);
-        if let Some(conn) = self.conn_mut(to.conn) {
+        if let Some(conn) = self.connections.conn_mut(to.conn) {
             conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(gone.what.bytes()).unwrap_or(u32::MAX));
             conn.queued_frames = conn.queued_frames.saturating_sub(1);
         }
         match self.home.streams.get(stream).and_then(|stream| stream.home) {
-            Some(home) => self.give_back(home, gone.what.into_buffer()),
+            Some(home) => self.links.give_back(&mut self.cx, home, gone.what.into_buffer()),
             None => self.cx.buffers.give(gone.what.into_buffer()),
         }
+    }
+}
+
+impl Home {
+    /// Takes from a member's rate of presence updates. Returns the milliseconds that it must wait if there is no room.
+    pub(in crate::shard) fn may_tell(&mut self, cx: &Context, key: MemberKey, now: Tick) -> Result<(), u64> {
+        let limits = &cx.snapshot.settings.limits;
+        let rate = Rate { per_second: limits.presence_per_second, burst: limits.presence_burst };
+        let Some(member) = self.sessions.members.get_mut(key) else { return Ok(()) };
+        let mut bucket = Bucket(member.presence_empty_ns);
+        bucket.take(rate, 1, now.mono_ns)?;
+        member.presence_empty_ns = bucket.0;
+        Ok(())
+    }
+
+    /// The number of watches of a member's session.
+    fn watches_of(&self, key: MemberKey) -> Option<usize> {
+        let session = self.sessions.sessions.get(self.sessions.members.get(key)?.session)?;
+        (!session.channel).then_some(session.watchers.len())
+    }
+}
+
+impl Links {
+    fn has_lane_room(&self, cx: &Context, to: usize) -> bool {
+        to == cx.shard || self.mesh.has_room(cx.shard, to, Class::Control)
     }
 }

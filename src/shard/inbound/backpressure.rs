@@ -59,7 +59,7 @@ impl Core {
     /// Returns `true` if the message may be accepted. Under backpressure a connection with one session is held, once an episode:
     /// its message, and those that it had sent already, are still accepted, and reading from it pauses.
     pub(in crate::shard) fn takes<I: Io>(&mut self, io: &mut I, place: Place, now: Tick) -> bool {
-        if self.pending_bytes() >= HOLDS_AT_BYTES {
+        if self.storage.pending_bytes(&self.cx) >= HOLDS_AT_BYTES {
             self.pressure.come_on();
         }
         if !self.pressure.on {
@@ -69,7 +69,7 @@ impl Core {
         if place.shard != self.shard_number() || hold_ms == 0 {
             return false;
         }
-        let Some(conn) = self.conn_mut(place.conn) else { return false };
+        let Some(conn) = self.connections.conn_mut(place.conn) else { return false };
         if conn.flags.held {
             return true;
         }
@@ -94,7 +94,7 @@ impl Core {
         if self.pressure.is_late(now) {
             self.pressure.come_on();
             self.cx.counters.limit_reached(LimitReached::UnsentAge);
-        } else if self.pressure.on && self.pending_bytes() < EASES_AT_BYTES {
+        } else if self.pressure.on && self.storage.pending_bytes(&self.cx) < EASES_AT_BYTES {
             self.pressure.on = false;
         }
         let hold_ms = self.cx.snapshot.settings.limits.backpressure_hold_ms;
@@ -103,7 +103,7 @@ impl Core {
                 return Some(since_ms + hold_ms);
             }
             self.pressure.held.pop_front();
-            if let Some(conn) = self.conn_mut(id).filter(|conn| conn.flags.held) {
+            if let Some(conn) = self.connections.conn_mut(id).filter(|conn| conn.flags.held) {
                 conn.flags.held = false;
                 self.read_again(io, id);
             }
@@ -114,7 +114,7 @@ impl Core {
     /// Reads again from a connection, once no reason against it is left.
     pub(in crate::shard) fn read_again<I: Io>(&mut self, io: &mut I, id: ConnId) {
         let resume_below = self.cx.snapshot.settings.limits.reply_queue_bytes / 2;
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         if conn.paused_ms == 0 || conn.flags.held || !conn.is_open() || conn.queued_bytes() > resume_below {
             return;
         }

@@ -9,6 +9,7 @@ use crate::session::{DedupeLimits, NOBODY, Place, Seen, SessionKey, StreamKey, T
 use crate::shard::across::mesh::{ChannelPost, LaneMessage};
 use crate::shard::core::Core;
 use crate::shard::durability::disk::RECORD_BYTES_MORE_MAX;
+use crate::shard::home::Home;
 use crate::time::Tick;
 
 impl Core {
@@ -22,18 +23,9 @@ impl Core {
         text: &[u8],
         now: Tick,
     ) {
-        let session_id = self.channel_named(name);
+        let session_id = self.home.channel_named(name);
         self.post_into(io, id, &session_id, envelope, text, now);
         self.home.channel_id = session_id;
-    }
-
-    /// The session id of a channel, in the memory of `channel_id`.
-    fn channel_named(&mut self, name: &str) -> String {
-        let mut session_id = std::mem::take(&mut self.home.channel_id);
-        session_id.clear();
-        session_id.push_str("channel:");
-        session_id.push_str(name);
-        session_id
     }
 
     /// Handles a post from another shard to a channel at home here.
@@ -47,7 +39,7 @@ impl Core {
         {
             let client = self.home.sessions.target(Target::Client, client_id);
             let origin = Origin { place: post.from, client_id, client, acks: post.acks, number: post.frame_number };
-            let session_id = self.channel_named(name);
+            let session_id = self.home.channel_named(name);
             let session = self.session_hash(&session_id);
             self.publish_post(io, &origin, post.subject_bytes, (session, &session_id), &envelope, now);
             self.home.channel_id = session_id;
@@ -57,15 +49,15 @@ impl Core {
 
     fn post_into<I: Io>(&mut self, io: &mut I, id: ConnId, session_id: &str, envelope: &Envelope<'_>, text: &[u8], now: Tick) {
         if self.attachment_of(id, envelope.session_id).is_none() {
-            return self.not_attached(id, envelope);
+            return self.connections.not_attached(&mut self.cx, id, envelope);
         }
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.connections.conn(id) else { return };
         if conn.grant.as_ref().is_none_or(|grant| !grant.covers(session_id)) {
             let head = Head { id: envelope.id, session_id: envelope.session_id };
             let message = format!(
                 "the token's sid does not cover '{session_id}' (and none covers a channel named rw. and more, the gateway's own)"
             );
-            return self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/to"));
+            return self.connections.refuse_with(&mut self.cx, id, head, ErrorCode::AuthForbiddenSession, &message, Some("/to"));
         }
         let (acks, number) = (conn.flags.acks, conn.messages_in);
         let subject_bytes = conn.grant.as_ref().map_or(0, |grant| grant.subject().len());
@@ -74,7 +66,7 @@ impl Core {
         let session = self.session_hash(session_id);
         let home = self.cx.key.home_shard(session_id, self.links.mesh.shards());
         let here = home == self.cx.shard;
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         let client_id = std::mem::take(&mut conn.client_id);
         if !here {
             let offered = self.offer(io, home, |mut buffer| {
@@ -83,19 +75,19 @@ impl Core {
                 let text_bytes = u32::try_from(text.len()).unwrap_or(u32::MAX);
                 LaneMessage::Post(ChannelPost { from, acks, bytes: buffer, text_bytes, subject_bytes, frame_number: number })
             });
-            if let Some(conn) = self.conn_mut(id) {
+            if let Some(conn) = self.connections.conn_mut(id) {
                 conn.client_id = client_id;
                 conn.flags.spoke_elsewhere = true;
             }
             if !offered {
-                self.busy(id, envelope);
+                self.connections.busy(&mut self.cx, id, envelope);
             }
             return;
         }
         let client = self.home.sessions.target(Target::Client, &client_id);
         let origin = Origin { place: from, client_id: &client_id, client, acks, number };
         self.publish_post(io, &origin, subject_bytes, (session, session_id), envelope, now);
-        if let Some(conn) = self.conn_mut(id) {
+        if let Some(conn) = self.connections.conn_mut(id) {
             conn.client_id = client_id;
         }
     }
@@ -166,11 +158,13 @@ impl Core {
         let subject = origin.client_id.get(..usize::from(subject_bytes)).unwrap_or(origin.client_id);
         let maker = if known.is_none() { self.home.sessions.target(Target::User, subject) } else { NOBODY };
         if known.is_none() {
-            self.room_for_session(maker).map_err(|(code, message)| refusal_of(envelope, code, message, "/to"))?;
+            self.home.room_for_session(&self.cx, maker).map_err(|(code, message)| refusal_of(envelope, code, message, "/to"))?;
         }
-        let level = known.map_or_else(|| self.default_level(), |session| self.level_of(session));
+        let level = known.map_or_else(|| self.storage.default_level(&self.cx), |session| self.level_of(session));
         let more = if known.is_none() { STATE_RECORD_BYTES_MAX } else { 0 };
-        if let Some((code, message)) = self.log_refuses_record(level, envelope.object.len() + RECORD_BYTES_MORE_MAX + more) {
+        if let Some((code, message)) =
+            self.storage.log_refuses_record(&self.cx, level, envelope.object.len() + RECORD_BYTES_MORE_MAX + more)
+        {
             return Err(refusal_of(envelope, code, message, ""));
         }
         if !self.takes(io, origin.place, now) {
@@ -187,5 +181,16 @@ impl Core {
         });
         let entry = self.home.sessions.sessions.get(session).map(|entry| (session, entry.stream, entry.epoch_number));
         entry.ok_or_else(|| refusal_of(envelope, ErrorCode::InternalUnavailable, "the channel is gone: try again", "/to"))
+    }
+}
+
+impl Home {
+    /// The session id of a channel, in the memory of `channel_id`.
+    fn channel_named(&mut self, name: &str) -> String {
+        let mut session_id = std::mem::take(&mut self.channel_id);
+        session_id.clear();
+        session_id.push_str("channel:");
+        session_id.push_str(name);
+        session_id
     }
 }

@@ -12,9 +12,12 @@ use crate::session::{MemberKey, Place, Target, Watcher};
 use crate::shard::across::mesh::LaneMessage;
 use crate::shard::connections::conn::{Paging, Slot, Waiting};
 use crate::shard::connections::handshake::auth_code;
+use crate::shard::connections::table::Connections;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::{DropReason, LimitReached};
 use crate::shard::durability::history::HistoryPage;
+use crate::shard::home::Home;
 use crate::shard::outbound::replies::AT_ONCE;
 use crate::time::Tick;
 use crate::ws::Opcode;
@@ -34,20 +37,20 @@ impl Core {
             Kind::Known(CommandKind::Hello) => {
                 let head = Head { id: envelope.id, session_id: envelope.session_id };
                 let message = "this connection has had its hello: use rw.attach for more sessions, rw.refresh for a new token";
-                self.refuse_with(id, head, ErrorCode::SessionSecondHello, message, Some("/type"));
+                self.connections.refuse_with(&mut self.cx, id, head, ErrorCode::SessionSecondHello, message, Some("/type"));
             }
             Kind::Known(CommandKind::Attach) => self.on_attach_command(io, id, envelope, now),
             Kind::Known(CommandKind::Refresh) => self.on_refresh(io, id, envelope, now),
             Kind::Known(kind) => {
                 let Some((number, home, member)) = self.attachment_of(id, envelope.session_id) else {
-                    return self.not_attached(id, envelope);
+                    return self.connections.not_attached(&mut self.cx, id, envelope);
                 };
                 let place = self.place_here(id, number);
                 // Both change the attachment here, so mistakes in them must be found here.
                 if matches!(kind, CommandKind::History | CommandKind::Detach) && !self.well_formed(id, envelope) {
                     return;
                 }
-                if kind == CommandKind::History && !self.may_page(place, envelope) {
+                if kind == CommandKind::History && !self.connections.may_page(&mut self.cx, place, envelope) {
                     return;
                 }
                 let taken = match home {
@@ -59,7 +62,7 @@ impl Core {
                 };
                 if kind == CommandKind::Detach
                     && taken
-                    && let Some(attachment) = self.attachment_at(place)
+                    && let Some(attachment) = self.connections.attachment_at(place)
                 {
                     attachment.detaching = true;
                     let stream = attachment.stream;
@@ -71,7 +74,7 @@ impl Core {
             Kind::Reserved | Kind::Unknown | Kind::Application => {
                 let Some(mut commands) = self.codec.commands.take() else { return };
                 if let Err(refusal) = commands.parse(envelope) {
-                    self.refuse(id, &refusal);
+                    self.connections.refuse(&mut self.cx, id, &refusal);
                 }
                 self.codec.commands = Some(commands);
             }
@@ -82,7 +85,7 @@ impl Core {
         let Some(mut commands) = self.codec.commands.take() else { return };
         match commands.parse(envelope) {
             Ok(Command::Attach(attach)) => {
-                let request = self.conn(id).and_then(|conn| {
+                let request = self.connections.conn(id).and_then(|conn| {
                     let grant = conn.grant.as_deref()?;
                     grant.require_session(envelope.session_id).ok()?;
                     let place = self.place_here(id, 0);
@@ -93,12 +96,19 @@ impl Core {
                     None => {
                         let head = Head { id: envelope.id, session_id: envelope.session_id };
                         let message = AuthError::ForbiddenSession.to_string();
-                        self.refuse_with(id, head, ErrorCode::AuthForbiddenSession, &message, Some("/session_id"));
+                        self.connections.refuse_with(
+                            &mut self.cx,
+                            id,
+                            head,
+                            ErrorCode::AuthForbiddenSession,
+                            &message,
+                            Some("/session_id"),
+                        );
                     }
                 }
             }
             Ok(_) => {}
-            Err(refusal) => self.refuse(id, &refusal),
+            Err(refusal) => self.connections.refuse(&mut self.cx, id, &refusal),
         }
         self.codec.commands = Some(commands);
     }
@@ -108,23 +118,38 @@ impl Core {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         match commands.parse(envelope) {
             Ok(Command::Refresh(refresh)) => {
-                let client_id = self.conn(id).map_or("", |conn| &*conn.client_id);
+                let client_id = self.connections.conn(id).map_or("", |conn| &*conn.client_id);
                 let outcome = self.verify_token(refresh.auth_token, client_id, now);
-                let subject = self.conn(id).and_then(|conn| conn.grant.as_ref()).map(|grant| grant.subject().to_owned());
+                let subject =
+                    self.connections.conn(id).and_then(|conn| conn.grant.as_ref()).map(|grant| grant.subject().to_owned());
                 match outcome {
                     Ok(grant) if subject.as_deref() == Some(grant.subject()) => self.take_grant(io, id, grant, head, now),
                     Ok(_) => {
                         let message = "the new token is another user's: its sub must be the connection's";
-                        self.refuse_with(id, head, ErrorCode::AuthClientId, message, Some("/payload/auth_token"));
+                        self.connections.refuse_with(
+                            &mut self.cx,
+                            id,
+                            head,
+                            ErrorCode::AuthClientId,
+                            message,
+                            Some("/payload/auth_token"),
+                        );
                     }
                     Err(error) => {
                         self.cx.counters.auth_refused.increment();
-                        self.refuse_with(id, head, auth_code(&error), &error.to_string(), Some("/payload/auth_token"));
+                        self.connections.refuse_with(
+                            &mut self.cx,
+                            id,
+                            head,
+                            auth_code(&error),
+                            &error.to_string(),
+                            Some("/payload/auth_token"),
+                        );
                     }
                 }
             }
             Ok(_) => {}
-            Err(refusal) => self.refuse(id, &refusal),
+            Err(refusal) => self.connections.refuse(&mut self.cx, id, &refusal),
         }
         self.codec.commands = Some(commands);
     }
@@ -133,7 +158,7 @@ impl Core {
     fn take_grant<I: Io>(&mut self, io: &mut I, id: ConnId, grant: crate::auth::Grant, head: Head<'_>, now: Tick) {
         let expires_in_ms = (grant.expires_at_s() * 1000).saturating_sub(now.wall_ms);
         let roles: Box<[Box<str>]> = grant.roles().map(Into::into).collect();
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         conn.flags.expiry_told = false;
         // A connection that is detaching gets its answers first, and is detached then.
         let attached = conn.attachments().filter(|(_, attachment)| !attachment.detaching);
@@ -156,16 +181,18 @@ impl Core {
                     self.give_roles(member, &roles, now);
                     self.publish_entitlements(io, member);
                 }
-                Some(home) => self.send_control(io, home, LaneMessage::Roles { member, place, roles: roles.clone() }),
+                Some(home) => {
+                    self.links.send_control(&self.cx, io, home, LaneMessage::Roles { member, place, roles: roles.clone() })
+                }
             }
         }
-        if let Some(conn) = self.conn_mut(id) {
+        if let Some(conn) = self.connections.conn_mut(id) {
             conn.grant = Some(Box::new(grant));
         }
-        self.reply_now(id, |out| crate::protocol::refreshed(out, head, expires_in_ms));
+        self.connections.reply_now(&mut self.cx, id, |out| crate::protocol::refreshed(out, head, expires_in_ms));
         let none_left = count > 0 && lost.len() == count && !covers_one_asked;
         if none_left {
-            self.doom(id, crate::close::CloseReason::Forbidden);
+            self.connections.doom(id, crate::close::CloseReason::Forbidden);
         } else {
             for number in lost {
                 self.lose_session(io, id, number, now);
@@ -176,12 +203,12 @@ impl Core {
 
     /// Detaches the connection from a session that the token no longer covers, and tells the client.
     pub(in crate::shard) fn lose_session<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, now: Tick) {
-        let Some(attachment) = self.conn_mut(id).and_then(|conn| conn.take_attachment(number)) else { return };
+        let Some(attachment) = self.connections.conn_mut(id).and_then(|conn| conn.take_attachment(number)) else { return };
         let session_id = self.home.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
         self.leave_one(io, id, number, attachment, true, false, now);
         let event = self.event_id();
         let head = Head { id: &event, session_id: &session_id };
-        self.reply_now(id, |out| crate::protocol::detached(out, head));
+        self.connections.reply_now(&mut self.cx, id, |out| crate::protocol::detached(out, head));
         // The reason not to read from the connection may have been that session.
         self.read_again(io, id);
     }
@@ -209,17 +236,11 @@ impl Core {
     pub(in crate::shard) fn refuse_at(&mut self, place: Place, refusal: &Refusal) {
         self.cx.counters.refused.increment();
         let number = if place.shard == self.shard_number() {
-            self.conn(place.conn).map_or(0, |conn| conn.messages_in)
+            self.connections.conn(place.conn).map_or(0, |conn| conn.messages_in)
         } else {
             self.links.forwarded.0
         };
         self.reply_to(place, AT_ONCE, |out| crate::protocol::error(out, &crate::protocol::Failure::of(refusal, Some(number))));
-    }
-
-    /// The head of a member's session: the place of an answer that is in order.
-    pub(in crate::shard) fn head_of(&self, member: MemberKey) -> u64 {
-        let session = self.home.sessions.members.get(member).and_then(|member| self.home.sessions.sessions.get(member.session));
-        session.and_then(|session| self.home.streams.get(session.stream)).map_or(0, |stream| stream.head())
     }
 
     /// Refuses a command; `pointer` names the part that is wrong.
@@ -243,14 +264,14 @@ impl Core {
         now: Tick,
     ) {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
-        let after = self.head_of(member);
+        let after = self.home.head_of(member);
         match command {
             Command::Ping => {
                 // An emptied buffer is valid text.
                 let mut id = String::from_utf8(self.buffer_for(place)).unwrap_or_default();
                 id.push_str(envelope.id);
                 if place.shard == self.shard_number() {
-                    self.put_ordered(place, after, Waiting::Pong(id));
+                    self.connections.put_ordered(&mut self.cx, place, after, Waiting::Pong(id));
                 } else {
                     self.send_reply(place, LaneMessage::Pong { to: place, after, id });
                 }
@@ -273,13 +294,8 @@ impl Core {
         }
     }
 
-    fn page_of(&self, member: MemberKey, room: Option<&str>, after: Option<&str>, limit: usize) -> (Vec<MemberKey>, bool) {
-        let session = self.home.sessions.members.get(member).map(|member| member.session);
-        session.map_or((Vec::new(), false), |session| self.home.sessions.page(session, room, after, limit))
-    }
-
     fn list_members(&mut self, place: Place, member: MemberKey, head: Head<'_>, wanted: &Members<'_>, after: u64) {
-        let (page, more) = self.page_of(member, wanted.room, wanted.after, wanted.limit);
+        let (page, more) = self.home.page_of(member, wanted.room, wanted.after, wanted.limit);
         let frame =
             self.members_frame(|out, members, next| crate::protocol::members(out, head, members, next), place, &page, more);
         self.send_frame(place, after, frame);
@@ -303,7 +319,7 @@ impl Core {
                 session.watchers.push(watcher);
             }
         }
-        let (page, more) = self.page_of(member, watch.room, None, crate::limits::MEMBERS_PAGE_MAX);
+        let (page, more) = self.home.page_of(member, watch.room, None, crate::limits::MEMBERS_PAGE_MAX);
         let frame = self.members_frame(
             |out, members, next| crate::protocol::watching(out, head, members, after, next),
             place,
@@ -344,7 +360,7 @@ impl Core {
     /// Queues a finished frame at its place in the order, wherever the client is.
     pub(in crate::shard) fn send_frame(&mut self, place: Place, after: u64, frame: Vec<u8>) {
         if place.shard == self.shard_number() {
-            self.put_ordered(place, after, Waiting::Frame(frame));
+            self.connections.put_ordered(&mut self.cx, place, after, Waiting::Frame(frame));
         } else {
             self.send_reply(place, LaneMessage::Reply { to: place, after, frame });
         }
@@ -399,24 +415,9 @@ impl Core {
         let refused = commands.parse(envelope).err();
         self.codec.commands = Some(commands);
         if let Some(refused) = &refused {
-            self.refuse(id, refused);
+            self.connections.refuse(&mut self.cx, id, refused);
         }
         refused.is_none()
-    }
-
-    /// Returns `true` if an attachment may ask for a page of history: no earlier one is on its way. Checked on the connection's
-    /// shard, since only there it is known when a page has been sent.
-    fn may_page(&mut self, place: Place, envelope: &Envelope<'_>) -> bool {
-        let Some(attachment) = self.attachment_at(place) else { return false };
-        if attachment.paging == Paging::None {
-            attachment.paging = Paging::Asked;
-            return true;
-        }
-        self.cx.counters.limit_reached(LimitReached::HistoryBusy);
-        let head = Head { id: envelope.id, session_id: envelope.session_id };
-        let message = "the answer to an earlier request is still on its way: wait for its rw.history_end";
-        self.refuse_with(place.conn, head, ErrorCode::LimitHistoryBusy, message, None);
-        false
     }
 }
 
@@ -428,5 +429,35 @@ fn refusal(head: Head<'_>, code: ErrorCode, message: String, pointer: &'static s
         message: message.into(),
         pointer: pointer.into(),
         retry_after_ms: code.retryable().then_some(RETRY_AFTER_MS),
+    }
+}
+
+impl Home {
+    /// The head of a member's session: the place of an answer that is in order.
+    pub(in crate::shard) fn head_of(&self, member: MemberKey) -> u64 {
+        let session = self.sessions.members.get(member).and_then(|member| self.sessions.sessions.get(member.session));
+        session.and_then(|session| self.streams.get(session.stream)).map_or(0, |stream| stream.head())
+    }
+
+    fn page_of(&self, member: MemberKey, room: Option<&str>, after: Option<&str>, limit: usize) -> (Vec<MemberKey>, bool) {
+        let session = self.sessions.members.get(member).map(|member| member.session);
+        session.map_or((Vec::new(), false), |session| self.sessions.page(session, room, after, limit))
+    }
+}
+
+impl Connections {
+    /// Returns `true` if an attachment may ask for a page of history: no earlier one is on its way. Checked on the connection's
+    /// shard, since only there it is known when a page has been sent.
+    fn may_page(&mut self, cx: &mut Context, place: Place, envelope: &Envelope<'_>) -> bool {
+        let Some(attachment) = self.attachment_at(place) else { return false };
+        if attachment.paging == Paging::None {
+            attachment.paging = Paging::Asked;
+            return true;
+        }
+        cx.counters.limit_reached(LimitReached::HistoryBusy);
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        let message = "the answer to an earlier request is still on its way: wait for its rw.history_end";
+        self.refuse_with(cx, place.conn, head, ErrorCode::LimitHistoryBusy, message, None);
+        false
     }
 }

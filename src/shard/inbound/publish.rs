@@ -8,8 +8,11 @@ use crate::protocol::{AddedBuf, Address, Envelope, ErrorCode, Failure, Head, Ref
 use crate::session::{DedupeLimits, MemberKey, Place, Seen, SessionKey, StreamKey, Target};
 use crate::shard::across::mesh::{LaneMessage, Passing};
 use crate::shard::connections::conn::{Paging, Waiting};
+use crate::shard::connections::table::Connections;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::DropReason;
+use crate::shard::home::Home;
 use crate::shard::home::gauges::WHOLE;
 use crate::shard::outbound::replies::AT_ONCE;
 use crate::time::Tick;
@@ -82,7 +85,7 @@ impl Core {
             return self.post(io, id, name, envelope, text, now);
         }
         let Some((number, home, member)) = self.attachment_of(id, envelope.session_id) else {
-            return self.not_attached(id, envelope);
+            return self.connections.not_attached(&mut self.cx, id, envelope);
         };
         let place = self.place_here(id, number);
         match home {
@@ -93,18 +96,14 @@ impl Core {
         }
     }
 
-    pub(in crate::shard) fn not_attached(&mut self, id: ConnId, envelope: &Envelope<'_>) {
-        let head = Head { id: envelope.id, session_id: envelope.session_id };
-        let message = "this connection is not attached to the session: send rw.attach first";
-        self.refuse_with(id, head, ErrorCode::SessionNotAttached, message, Some("/session_id"));
-    }
-
     /// The attachment of a connection to a session: its number, the session's home if elsewhere, the member.
     pub(in crate::shard) fn attachment_of(&self, id: ConnId, session_id: &str) -> Option<(u16, Option<u16>, MemberKey)> {
-        self.conn(id)?.attachments().filter(|(_, attachment)| !attachment.detaching).find_map(|(number, attachment)| {
-            let stream = self.home.streams.get(attachment.stream)?;
-            (&*stream.session_id == session_id).then_some((number, stream.home, attachment.member))
-        })
+        self.connections.conn(id)?.attachments().filter(|(_, attachment)| !attachment.detaching).find_map(
+            |(number, attachment)| {
+                let stream = self.home.streams.get(attachment.stream)?;
+                (&*stream.session_id == session_id).then_some((number, stream.home, attachment.member))
+            },
+        )
     }
 
     /// Forwards a message to the session's home. A full lane is answered at once.
@@ -117,27 +116,21 @@ impl Core {
         envelope: &Envelope<'_>,
         text: &[u8],
     ) -> bool {
-        let (number, acks) = self.conn(place.conn).map_or((0, true), |conn| (conn.messages_in, conn.flags.acks));
+        let (number, acks) = self.connections.conn(place.conn).map_or((0, true), |conn| (conn.messages_in, conn.flags.acks));
         let offered = self.offer(io, usize::from(home), |mut buffer| {
             buffer.extend_from_slice(text);
             LaneMessage::Forward { member, place, number, acks, text: buffer }
         });
         if !offered {
-            if let Some(attachment) = self.attachment_at(place)
+            if let Some(attachment) = self.connections.attachment_at(place)
                 && attachment.paging == Paging::Asked
                 && envelope.kind == "rw.history"
             {
                 attachment.paging = Paging::None;
             }
-            self.busy(place.conn, envelope);
+            self.connections.busy(&mut self.cx, place.conn, envelope);
         }
         offered
-    }
-
-    /// Refuses a message because a lane had no room, which `offer` has counted.
-    pub(in crate::shard) fn busy(&mut self, id: ConnId, envelope: &Envelope<'_>) {
-        let head = Head { id: envelope.id, session_id: envelope.session_id };
-        self.refuse_with(id, head, ErrorCode::LimitBackpressure, TOO_MUCH, None);
     }
 
     /// Publishes a member's message in its session, at home here.
@@ -176,7 +169,7 @@ impl Core {
     /// Returns `true` if the sender of the current message wants acks.
     fn wants_acks(&self, place: Place) -> bool {
         if place.shard == self.shard_number() {
-            self.conn(place.conn).is_none_or(|conn| conn.flags.acks)
+            self.connections.conn(place.conn).is_none_or(|conn| conn.flags.acks)
         } else {
             self.links.forwarded.1
         }
@@ -184,7 +177,7 @@ impl Core {
 
     pub(in crate::shard) fn number_of(&self, place: Place) -> u64 {
         if place.shard == self.shard_number() {
-            self.conn(place.conn).map_or(0, |conn| conn.messages_in)
+            self.connections.conn(place.conn).map_or(0, |conn| conn.messages_in)
         } else {
             self.links.forwarded.0
         }
@@ -200,7 +193,7 @@ impl Core {
         now: Tick,
     ) {
         let mut audiences = Audiences::default();
-        if let Err(refusal) = self.resolve(session, envelope, &mut audiences) {
+        if let Err(refusal) = self.home.resolve(session, envelope, &mut audiences) {
             return self.refuse_place(origin, &refusal);
         }
         let entry = self.home.sessions.sessions.get(session).map(|entry| (entry.hash, entry.epoch_number, entry.stream));
@@ -237,7 +230,7 @@ impl Core {
                 return self.refuse_place(origin, &refusal_of(envelope, ErrorCode::EnvelopeIdReused, message, "/id"));
             }
         }
-        if let Some((code, message)) = self.log_refuses(self.level_of(session), envelope) {
+        if let Some((code, message)) = self.storage.log_refuses(&self.cx, self.level_of(session), envelope) {
             return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
         }
         if !self.takes(io, origin.place, now) {
@@ -268,38 +261,6 @@ impl Core {
             len += 8;
         }
         self.cx.key.hash128(&[envelope.kind.as_bytes(), &targets[..len], envelope.payload])
-    }
-
-    /// Resolves the addresses of a message; all of them or none.
-    fn resolve(&self, session: SessionKey, envelope: &Envelope<'_>, audiences: &mut Audiences) -> Result<(), Refusal> {
-        for address in envelope.to.iter() {
-            match address {
-                Address::Session => audiences.all = true,
-                Address::Client(name) => {
-                    let target = self.home.sessions.target(Target::Client, name);
-                    if self.home.sessions.member(session, target).is_none() {
-                        return Err(no_such_member(envelope, "client", name));
-                    }
-                    audiences.push(target);
-                }
-                Address::User(name) => {
-                    let target = self.home.sessions.target(Target::User, name);
-                    if self.home.sessions.group(session, target).is_empty() {
-                        return Err(no_such_member(envelope, "user", name));
-                    }
-                    audiences.push(target);
-                }
-                Address::Room(name) => audiences.push(self.home.sessions.target(Target::Room, name)),
-                Address::Role(name) => audiences.push(self.home.sessions.target(Target::Role, name)),
-                Address::Intent(name) => {
-                    let message = format!("no agent is registered for the intent '{name}'");
-                    return Err(refusal_of(envelope, ErrorCode::RouteNoAgent, message, "/to"));
-                }
-                // Stands alone by the envelope's rules, and was handled before.
-                Address::Channel(_) => {}
-            }
-        }
-        Ok(())
     }
 
     /// Appends a message to the log: assigns its place in the order, and makes the only copy of its bytes.
@@ -354,16 +315,15 @@ impl Core {
             self.links.mirrored.push(session);
         }
         if targets.is_empty() {
-            return self.note_broadcast(stream, seq);
+            return self.home.note_broadcast(stream, seq);
         }
         let shard = self.shard_number();
         let mut places = std::mem::take(&mut self.out.places);
         for target in targets {
             match self.home.sessions.member(session, *target) {
-                Some(member) => places.extend(self.place_of(member)),
-                None => {
-                    places.extend(self.home.sessions.group(session, *target).iter().filter_map(|member| self.place_of(*member)))
-                }
+                Some(member) => places.extend(self.home.place_of(member)),
+                None => places
+                    .extend(self.home.sessions.group(session, *target).iter().filter_map(|member| self.home.place_of(*member))),
             }
         }
         for place in places.drain(..).filter(|place| place.shard == shard) {
@@ -372,29 +332,17 @@ impl Core {
         self.out.places = places;
     }
 
-    fn place_of(&self, member: MemberKey) -> Option<Place> {
-        self.home.sessions.members.get(member)?.place
-    }
-
-    /// Notes a record for everyone: the stream's readers are marked when the turn sends.
-    pub(in crate::shard) fn note_broadcast(&mut self, key: StreamKey, seq: u64) {
-        let Some(stream) = self.home.streams.get_mut(key) else { return };
-        if stream.broadcast_from == 0 {
-            stream.broadcast_from = seq;
-        }
-        if !std::mem::replace(&mut stream.dirty, true) {
-            self.home.dirty_streams.push(key);
-        }
-    }
-
     /// Wakes a reader for a record. A parked reader's cursor jumps to it, past records that were not for it.
     pub(in crate::shard) fn wake_reader(&mut self, place: Place, stream: StreamKey, seq: u64) {
         let first = self.home.streams.get(stream).map_or(seq, |stream| stream.unwoken_from(seq));
-        let Some(attachment) = self.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment)) else { return };
+        let Some(attachment) = self.connections.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment))
+        else {
+            return;
+        };
         if std::mem::take(&mut attachment.idle) {
             attachment.cursor = attachment.cursor.max(first - 1);
         }
-        self.mark(place.conn);
+        self.connections.mark(place.conn);
     }
 
     pub(in crate::shard) fn acknowledge(&mut self, origin: &Origin<'_>, envelope: &Envelope<'_>, seq: u64, is_duplicate: bool) {
@@ -433,7 +381,7 @@ impl Core {
         let mut number = 0;
         while let Some(shard) = mirror(self, number) {
             number += 1;
-            if !self.takes_data(shard) {
+            if !self.links.takes_data(&self.cx, shard) {
                 self.cx.counters.dropped(DropReason::EphemeralLaneFull, 1);
                 continue;
             }
@@ -444,7 +392,7 @@ impl Core {
             let targets = u32::try_from(audiences.recorded().len()).unwrap_or(0);
             bytes.extend_from_slice(&frame);
             let passing = Passing { session: hash, sender: origin.client, targets, bytes };
-            self.push_data(io, shard, LaneMessage::Passing(passing));
+            self.links.push_data(&self.cx, io, shard, LaneMessage::Passing(passing));
         }
         self.cx.buffers.give(frame);
     }
@@ -457,7 +405,7 @@ impl Core {
         let mut readers = crate::shard::outbound::flush::reuse(readers);
         readers.extend_from_slice(&entry.readers);
         for reader in &readers {
-            let Some(conn) = self.conn(reader.conn) else { continue };
+            let Some(conn) = self.connections.conn(reader.conn) else { continue };
             let Some(attachment) = conn.attachment(reader.attachment) else { continue };
             let entitlements = &attachment.entitlements;
             let own = entitlements.client == sender && !entitlements.echo;
@@ -477,7 +425,7 @@ impl Core {
             let mut copy = self.cx.buffers.take();
             copy.extend_from_slice(frame);
             let place = self.place_here(reader.conn, reader.attachment);
-            self.put_ordered(place, head, Waiting::Passing(copy));
+            self.connections.put_ordered(&mut self.cx, place, head, Waiting::Passing(copy));
         }
         readers.clear();
         self.out.readers = readers;
@@ -510,4 +458,67 @@ pub(in crate::shard) fn refusal_of(
 fn no_such_member(envelope: &Envelope<'_>, kind: &str, name: &str) -> Refusal {
     let message = format!("{kind} '{name}' was never in this session");
     refusal_of(envelope, ErrorCode::RouteNoSuchMember, message, "/to")
+}
+
+impl Connections {
+    pub(in crate::shard) fn not_attached(&mut self, cx: &mut Context, id: ConnId, envelope: &Envelope<'_>) {
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        let message = "this connection is not attached to the session: send rw.attach first";
+        self.refuse_with(cx, id, head, ErrorCode::SessionNotAttached, message, Some("/session_id"));
+    }
+
+    /// Refuses a message because a lane had no room, which `offer` has counted.
+    pub(in crate::shard) fn busy(&mut self, cx: &mut Context, id: ConnId, envelope: &Envelope<'_>) {
+        let head = Head { id: envelope.id, session_id: envelope.session_id };
+        self.refuse_with(cx, id, head, ErrorCode::LimitBackpressure, TOO_MUCH, None);
+    }
+}
+
+impl Home {
+    /// Resolves the addresses of a message; all of them or none.
+    fn resolve(&self, session: SessionKey, envelope: &Envelope<'_>, audiences: &mut Audiences) -> Result<(), Refusal> {
+        for address in envelope.to.iter() {
+            match address {
+                Address::Session => audiences.all = true,
+                Address::Client(name) => {
+                    let target = self.sessions.target(Target::Client, name);
+                    if self.sessions.member(session, target).is_none() {
+                        return Err(no_such_member(envelope, "client", name));
+                    }
+                    audiences.push(target);
+                }
+                Address::User(name) => {
+                    let target = self.sessions.target(Target::User, name);
+                    if self.sessions.group(session, target).is_empty() {
+                        return Err(no_such_member(envelope, "user", name));
+                    }
+                    audiences.push(target);
+                }
+                Address::Room(name) => audiences.push(self.sessions.target(Target::Room, name)),
+                Address::Role(name) => audiences.push(self.sessions.target(Target::Role, name)),
+                Address::Intent(name) => {
+                    let message = format!("no agent is registered for the intent '{name}'");
+                    return Err(refusal_of(envelope, ErrorCode::RouteNoAgent, message, "/to"));
+                }
+                // Stands alone by the envelope's rules, and was handled before.
+                Address::Channel(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn place_of(&self, member: MemberKey) -> Option<Place> {
+        self.sessions.members.get(member)?.place
+    }
+
+    /// Notes a record for everyone: the stream's readers are marked when the turn sends.
+    pub(in crate::shard) fn note_broadcast(&mut self, key: StreamKey, seq: u64) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        if stream.broadcast_from == 0 {
+            stream.broadcast_from = seq;
+        }
+        if !std::mem::replace(&mut stream.dirty, true) {
+            self.dirty_streams.push(key);
+        }
+    }
 }

@@ -13,6 +13,7 @@ use crate::limits::{SEND_BYTES_MAX, SENDS_PER_TURN_MAX};
 use crate::log::{Audience, Entry, Log};
 use crate::session::{Place, Reader, StreamKey};
 use crate::shard::connections::conn::{Conn, Paging, Phase, Slot};
+use crate::shard::connections::table::Connections;
 use crate::shard::core::Core;
 use crate::shard::counters::ShardCounters;
 use crate::time::Tick;
@@ -135,14 +136,6 @@ impl Outbound {
 }
 
 impl Core {
-    pub(in crate::shard) fn on_writable(&mut self, id: ConnId) {
-        if let Some(conn) = self.conn_mut(id) {
-            conn.flags.blocked = false;
-            conn.flags.pong_queued = false;
-            self.mark(id);
-        }
-    }
-
     /// Sends to up to `sends_max` dirty connections. Returns `true` if some are left.
     pub(in crate::shard) fn flush<I: Io>(&mut self, io: &mut I, now: Tick, sends_max: usize) -> bool {
         self.begin_waking();
@@ -228,29 +221,9 @@ impl Core {
             }
             left -= readers.len();
             for reader in readers.drain(..) {
-                self.wake(reader, from);
+                self.connections.wake(reader, from);
             }
             self.out.readers = readers;
-        }
-    }
-
-    /// Marks a reader dirty for the records from `from` on. A parked reader's cursor jumps to `from`: nothing before it was
-    /// addressed to this reader.
-    pub(in crate::shard) fn wake(&mut self, reader: Reader, from: u64) {
-        let Some(conn) = self.connections.table.get_mut(reader.conn.index as usize).and_then(Option::as_deref_mut) else {
-            return;
-        };
-        if conn.id != reader.conn {
-            return;
-        }
-        if let Some(attachment) = conn.attachment_mut(reader.attachment)
-            && std::mem::take(&mut attachment.idle)
-        {
-            attachment.cursor = attachment.cursor.max(from - 1);
-        }
-        if !conn.flags.dirty && !conn.flags.blocked {
-            conn.flags.dirty = true;
-            self.connections.dirty.push_back(reader.conn);
         }
     }
 
@@ -346,8 +319,8 @@ impl Core {
 
     pub(in crate::shard) fn slice_of<'a>(&'a self, id: ConnId, piece: &Piece, out: &'a Outbound) -> &'a [u8] {
         match piece.source {
-            Source::Queue => self.conn(id).map_or(&[], |conn| &conn.queue[conn.queue_at as usize..]),
-            Source::Tls => self.conn(id).and_then(|conn| conn.tls.as_ref()).map_or(&[], |tls| tls.pending()),
+            Source::Queue => self.connections.conn(id).map_or(&[], |conn| &conn.queue[conn.queue_at as usize..]),
+            Source::Tls => self.connections.conn(id).and_then(|conn| conn.tls.as_ref()).map_or(&[], |tls| tls.pending()),
             Source::Frame { mirror, entry } => self.log_of(mirror).bytes(entry.at, entry.frame_at, entry.frame_bytes),
             Source::Shared { batch } => {
                 let batch = &out.batches[batch as usize];
@@ -368,13 +341,13 @@ impl Core {
             Sent::Failed(errno) => {
                 tracing::debug!(connection_id = %self.connection_id(id), errno, "send failed");
                 // The end of stream may be on its way too; whichever comes first decides.
-                if let Some(conn) = self.conn_mut(id) {
+                if let Some(conn) = self.connections.conn_mut(id) {
                     conn.flags.broken = true;
                 }
-                if self.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Closing(_))) {
+                if self.connections.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Closing(_))) {
                     self.drop_conn(io, id, now);
                 } else {
-                    self.doom(id, CloseReason::SocketError);
+                    self.connections.doom(id, CloseReason::SocketError);
                 }
                 return;
             }
@@ -410,7 +383,7 @@ impl Core {
         if short {
             self.set_timer(id, now);
         } else if more {
-            self.mark(id);
+            self.connections.mark(id);
         } else {
             self.rest(id);
             self.after_flush(io, id);
@@ -512,14 +485,14 @@ impl Core {
 
     /// Follows up when nothing waits for this connection any more: reading continues, a close continues.
     pub(in crate::shard) fn after_flush<I: Io>(&mut self, io: &mut I, id: ConnId) {
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.connections.conn_mut(id) else { return };
         // The next data for it may be long in coming, from a disk or another shard.
         conn.stalled_ms = 0;
         match &mut conn.phase {
             // The peer has closed first: nobody waits for it.
             Phase::Closing(closing) if conn.flags.ended => {
                 let reason = closing.reason;
-                self.doom(id, reason);
+                self.connections.doom(id, reason);
             }
             Phase::Closing(closing) => {
                 let ends = closing.peer_done && !closing.finished;
@@ -532,8 +505,8 @@ impl Core {
             Phase::HandingOver(_) if !conn.flags.blocked => io.read(id, Read::Off),
             Phase::Open | Phase::Echo if conn.paused_ms > 0 => self.read_again(io, id),
             Phase::Open if conn.leaving.is_some() => {
-                if let Some(reason) = self.conn(id).and_then(|conn| self.has_left(conn)) {
-                    self.doom(id, reason);
+                if let Some(reason) = self.connections.conn(id).and_then(|conn| self.storage.has_left(conn)) {
+                    self.connections.doom(id, reason);
                 }
             }
             _ => {}
@@ -570,4 +543,34 @@ fn keep(conn: &mut Conn, counters: &ShardCounters, rest: Vec<u8>) {
     debug_assert!(conn.queue.capacity() == 0, "the queue goes out before any frame");
     counters.buffer_bytes.add(rest.capacity() as u64);
     conn.queue = rest;
+}
+
+impl Connections {
+    pub(in crate::shard) fn on_writable(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn_mut(id) {
+            conn.flags.blocked = false;
+            conn.flags.pong_queued = false;
+            self.mark(id);
+        }
+    }
+
+    /// Marks a reader dirty for the records from `from` on. A parked reader's cursor jumps to `from`: nothing before it was
+    /// addressed to this reader.
+    pub(in crate::shard) fn wake(&mut self, reader: Reader, from: u64) {
+        let Some(conn) = self.table.get_mut(reader.conn.index as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        if conn.id != reader.conn {
+            return;
+        }
+        if let Some(attachment) = conn.attachment_mut(reader.attachment)
+            && std::mem::take(&mut attachment.idle)
+        {
+            attachment.cursor = attachment.cursor.max(from - 1);
+        }
+        if !conn.flags.dirty && !conn.flags.blocked {
+            conn.flags.dirty = true;
+            self.dirty.push_back(reader.conn);
+        }
+    }
 }

@@ -63,13 +63,13 @@ impl Core {
         if !sealed {
             self.connections.table[id.index as usize] = Some(conn);
             self.on_tls_panic(id);
-            return self.doom(id, CloseReason::Internal);
+            return self.connections.doom(id, CloseReason::Internal);
         }
         let more = out.pieces.len() == first && has_more(&conn, self);
         self.connections.table[id.index as usize] = Some(conn);
         if more {
             // The scan's budget is used up; the rest follows after the others.
-            self.mark(id);
+            self.connections.mark(id);
         } else if out.pieces.len() == first {
             self.after_flush(io, id);
         }
@@ -224,7 +224,9 @@ impl Core {
         });
         // A reply was written at the session's home; an ephemeral message was copied here.
         match stream.home {
-            Some(home) if !matches!(ordered.what, Waiting::Passing(_)) => self.give_back(home, ordered.what.into_buffer()),
+            Some(home) if !matches!(ordered.what, Waiting::Passing(_)) => {
+                self.links.give_back(&mut self.cx, home, ordered.what.into_buffer())
+            }
             _ => self.cx.buffers.give(ordered.what.into_buffer()),
         }
         conn.ordered_bytes = conn.ordered_bytes.saturating_sub(waited_bytes);

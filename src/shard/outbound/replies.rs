@@ -4,8 +4,11 @@ use crate::buffers::Buffers;
 use crate::close::CloseReason;
 use crate::ids::ConnId;
 use crate::session::Place;
+use crate::shard::across::links::Links;
 use crate::shard::across::mesh::LaneMessage;
 use crate::shard::connections::conn::{Conn, Ordered, Phase, Waiting};
+use crate::shard::connections::table::Connections;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::{DropReason, LimitReached, ShardCounters};
 use crate::ws::encoder::OpenFrame;
@@ -44,71 +47,13 @@ pub(in crate::shard) fn enqueue(
 }
 
 impl Core {
-    /// Queues a text for a connection at once, before everything that waits for its place.
-    pub(in crate::shard) fn reply_now(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
-            return;
-        }
-        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| {
-            let open = OpenFrame::begin(queue);
-            write(queue);
-            open.finish(Opcode::Text, queue);
-        });
-        conn.queued_frames += 1;
-        self.check_budget(id);
-        self.mark(id);
-    }
-
-    /// Queues a finished frame.
-    pub(in crate::shard) fn queue_frame(&mut self, id: ConnId, frame: &[u8]) {
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
-            return;
-        }
-        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| queue.extend_from_slice(frame));
-        conn.queued_frames += 1;
-        self.check_budget(id);
-        self.mark(id);
-    }
-
-    pub(in crate::shard) fn queue_pong(&mut self, id: ConnId, payload: &[u8]) {
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        // RFC 6455 5.5.3: one pong, to the newest ping, is enough if several wait; for a peer that does not read there is only
-        // one.
-        if conn.flags.blocked && std::mem::replace(&mut conn.flags.pong_queued, true) {
-            self.cx.counters.dropped(DropReason::PongPending, 1);
-            return;
-        }
-        enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| encoder::pong(payload, queue));
-        self.mark(id);
-    }
-
-    /// Queues a reply in its place in the order of one of a connection's sessions.
-    pub(in crate::shard) fn reply_after(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut bytes = self.cx.buffers.take();
-        let open = OpenFrame::begin(&mut bytes);
-        write(&mut bytes);
-        open.finish(Opcode::Text, &mut bytes);
-        self.put_ordered(to, after, Waiting::Frame(bytes));
-    }
-
-    /// Queues an event, which answers nothing, in the same way.
-    pub(in crate::shard) fn event_after(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut bytes = self.cx.buffers.take();
-        let open = OpenFrame::begin(&mut bytes);
-        write(&mut bytes);
-        open.finish(Opcode::Text, &mut bytes);
-        self.put_ordered(to, after, Waiting::Event(bytes));
-    }
-
     /// Sends a reply to a client, wherever it is, in its place in the order or [`AT_ONCE`].
     pub(in crate::shard) fn reply_to(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
         if to.shard == self.shard_number() {
             if after == AT_ONCE {
-                return self.reply_now(to.conn, write);
+                return self.connections.reply_now(&mut self.cx, to.conn, write);
             }
-            return self.reply_after(to, after, write);
+            return self.connections.reply_after(&mut self.cx, to, after, write);
         }
         let mut bytes = self.buffer_for(to);
         let open = OpenFrame::begin(&mut bytes);
@@ -120,7 +65,7 @@ impl Core {
     /// Sends a finished frame to a client, wherever it is, at once.
     pub(in crate::shard) fn send_finished(&mut self, to: Place, frame: &[u8]) {
         if to.shard == self.shard_number() {
-            return self.queue_frame(to.conn, frame);
+            return self.connections.queue_frame(&mut self.cx, to.conn, frame);
         }
         let mut bytes = self.cx.buffers.take();
         bytes.extend_from_slice(frame);
@@ -138,7 +83,7 @@ impl Core {
         } else if self.cx.counters.buffer_bytes.get() + bytes > self.connections.buffers_bytes_max {
             LimitReached::ShardMemory
         } else {
-            return self.wait_for_lane(shard, message);
+            return self.links.wait_for_lane(&self.cx, shard, message);
         };
         self.cx.counters.limit_reached(over);
         self.cx.counters.dropped(DropReason::ReplyQueueFull, 1);
@@ -146,21 +91,73 @@ impl Core {
         let is_for_all = matches!(message, LaneMessage::Reply { after: AT_ONCE, .. });
         let to = if is_for_all { Place::whole(to.shard, to.conn) } else { to };
         if self.links.evicted[shard].insert(to, ()).is_none() {
-            self.wait_for_lane(shard, LaneMessage::Evict { to });
+            self.links.wait_for_lane(&self.cx, shard, LaneMessage::Evict { to });
         }
     }
+}
 
-    /// Queues a message behind those that wait for a lane.
-    pub(in crate::shard) fn wait_for_lane(&mut self, to: usize, message: LaneMessage) {
-        let bytes = message.bytes() as u64;
-        self.cx.counters.lane_backlog_bytes.add(bytes);
-        self.cx.counters.buffer_bytes.add(bytes);
-        self.links.backlog[to].push_back(message);
+impl Connections {
+    /// Queues a text for a connection at once, before everything that waits for its place.
+    pub(in crate::shard) fn reply_now(&mut self, cx: &mut Context, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
+            return;
+        }
+        enqueue(conn, &mut cx.buffers, &cx.counters, |queue| {
+            let open = OpenFrame::begin(queue);
+            write(queue);
+            open.finish(Opcode::Text, queue);
+        });
+        conn.queued_frames += 1;
+        self.check_budget(cx, id);
+        self.mark(id);
+    }
+
+    /// Queues a finished frame.
+    pub(in crate::shard) fn queue_frame(&mut self, cx: &mut Context, id: ConnId, frame: &[u8]) {
+        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
+            return;
+        }
+        enqueue(conn, &mut cx.buffers, &cx.counters, |queue| queue.extend_from_slice(frame));
+        conn.queued_frames += 1;
+        self.check_budget(cx, id);
+        self.mark(id);
+    }
+
+    pub(in crate::shard) fn queue_pong(&mut self, cx: &mut Context, id: ConnId, payload: &[u8]) {
+        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        // RFC 6455 5.5.3: one pong, to the newest ping, is enough if several wait; for a peer that does not read there is only
+        // one.
+        if conn.flags.blocked && std::mem::replace(&mut conn.flags.pong_queued, true) {
+            cx.counters.dropped(DropReason::PongPending, 1);
+            return;
+        }
+        enqueue(conn, &mut cx.buffers, &cx.counters, |queue| encoder::pong(payload, queue));
+        self.mark(id);
+    }
+
+    /// Queues a reply in its place in the order of one of a connection's sessions.
+    pub(in crate::shard) fn reply_after(&mut self, cx: &mut Context, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = cx.buffers.take();
+        let open = OpenFrame::begin(&mut bytes);
+        write(&mut bytes);
+        open.finish(Opcode::Text, &mut bytes);
+        self.put_ordered(cx, to, after, Waiting::Frame(bytes));
+    }
+
+    /// Queues an event, which answers nothing, in the same way.
+    pub(in crate::shard) fn event_after(&mut self, cx: &mut Context, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = cx.buffers.take();
+        let open = OpenFrame::begin(&mut bytes);
+        write(&mut bytes);
+        open.finish(Opcode::Text, &mut bytes);
+        self.put_ordered(cx, to, after, Waiting::Event(bytes));
     }
 
     /// Ends a connection that lets too much wait, and keeps the shard within its memory.
-    pub(in crate::shard) fn check_budget(&mut self, id: ConnId) {
-        let limits = &self.cx.snapshot.settings.limits;
+    pub(in crate::shard) fn check_budget(&mut self, cx: &Context, id: ConnId) {
+        let limits = &cx.snapshot.settings.limits;
         let hard = limits.reply_queue_bytes * HARD_QUEUE_FACTOR + crate::limits::HISTORY_PAGE_BYTES_MAX;
         let frames_max = limits.reply_queue_frames * HARD_QUEUE_FACTOR;
         let Some(conn) = self.conn(id) else { return };
@@ -168,36 +165,44 @@ impl Core {
             return;
         }
         if conn.queued_bytes() > hard || conn.queued_frames as usize > frames_max {
-            self.cx.counters.limit_reached(LimitReached::ReplyQueue);
-            self.cx.counters.dropped(DropReason::ReplyQueueFull, 1);
+            cx.counters.limit_reached(LimitReached::ReplyQueue);
+            cx.counters.dropped(DropReason::ReplyQueueFull, 1);
             self.doom(id, CloseReason::TooSlow);
-        } else if self.cx.counters.buffer_bytes.get() > self.connections.buffers_bytes_max {
-            self.cx.counters.limit_reached(LimitReached::ShardMemory);
+        } else if cx.counters.buffer_bytes.get() > self.buffers_bytes_max {
+            cx.counters.limit_reached(LimitReached::ShardMemory);
             self.doom(id, CloseReason::TooSlow);
         }
     }
 
     /// Puts an ordered reply into an attachment, or straight into the queue if that is caught up.
-    pub(in crate::shard) fn put_ordered(&mut self, to: Place, after: u64, mut what: Waiting) {
+    pub(in crate::shard) fn put_ordered(&mut self, cx: &mut Context, to: Place, after: u64, mut what: Waiting) {
         let id = to.conn;
-        let Some(conn) =
-            self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id)
-        else {
+        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id) else {
             return;
         };
         let (is_blocked, ordered) = (conn.flags.blocked, conn.attachment_mut(to.attachment));
         let Some(attachment) = ordered.filter(|attachment| attachment.ticket == to.ticket) else { return };
         if is_blocked || attachment.pulling {
-            what.fit(&mut self.cx.buffers);
+            what.fit(&mut cx.buffers);
         }
         let bytes = what.bytes();
         let ordered = Ordered { after, what };
-        self.cx.counters.buffer_bytes.add(ordered.memory_bytes() as u64);
+        cx.counters.buffer_bytes.add(ordered.memory_bytes() as u64);
         attachment.ordered.push_back(ordered);
         conn.ordered_bytes += u32::try_from(bytes).unwrap_or(u32::MAX);
         conn.queued_frames += 1;
-        self.check_budget(id);
+        self.check_budget(cx, id);
         self.mark(id);
+    }
+}
+
+impl Links {
+    /// Queues a message behind those that wait for a lane.
+    pub(in crate::shard) fn wait_for_lane(&mut self, cx: &Context, to: usize, message: LaneMessage) {
+        let bytes = message.bytes() as u64;
+        cx.counters.lane_backlog_bytes.add(bytes);
+        cx.counters.buffer_bytes.add(bytes);
+        self.backlog[to].push_back(message);
     }
 }
 
@@ -244,7 +249,7 @@ mod tests {
             // The lanes take a part of them, and the others as they are emptied.
             let (mut io, mut taken) = (crate::shard::durability::disk_tests::Held::default(), 0);
             let mut rounds = 0;
-            while core.push_backlog(&mut io) {
+            while core.links.push_backlog(&core.cx, &mut io) {
                 rounds += 1;
                 for shard in 1..3 {
                     while let Some(message) = core.links.mesh.pop(0, shard, crate::shard::across::mesh::Class::Control) {

@@ -228,19 +228,22 @@ pub fn read_log<R: Read + Seek>(
         }
     }
     let geometry = Geometry { segment_bytes: size, shard: identity.shard, generation: identity.generation };
-    core.take_disk(geometry, &Found::default());
+    core.storage.take_disk(&core.cx, geometry, &Found::default());
     let mut scanner = Scanner::new(identity.shard, identity.generation);
     let mut chunk = vec![0; CHUNK_BYTES];
     for (segment, header) in segments.iter_mut().zip(headers) {
         scan_one(&mut scanner, segment, &mut chunk, |at, record| core.replay(&mut replay, at, at.0 % size, record))?;
         if let Some(header) = header {
             let told = |error: std::io::Error| ReadError::Io(segment.number, error);
-            let index = core.close_segment(&mut replay, &header).ok_or_else(|| told(std::io::ErrorKind::Unsupported.into()))?;
+            let index = core
+                .storage
+                .close_segment(&core.cx, &mut replay, &header)
+                .ok_or_else(|| told(std::io::ErrorKind::Unsupported.into()))?;
             keep_index(segment.number, &index.bytes).map_err(told)?;
         }
     }
     let scanned = scanner.finish().map_err(ReadError::Scan)?;
-    let outcome = core.settle_replay(replay);
+    let outcome = core.home.settle_replay(&core.cx, replay);
     Ok(Reading { geometry, scanned, begun, outcome })
 }
 
@@ -282,7 +285,7 @@ pub fn go_on(core: &mut Core, reading: Reading, clean: bool, now: Tick) -> Recov
     let Reading { geometry, scanned, begun, mut outcome } = reading;
     let last = scanned.last.map(|last| last.number);
     let segments = begun.into_iter().filter(|(number, _)| last.is_some_and(|last| *number <= last)).collect();
-    core.take_disk(geometry, &Found { segments, chain: scanned.chain, clean });
+    core.storage.take_disk(&core.cx, geometry, &Found { segments, chain: scanned.chain, clean });
     core.finish_recovery(clean, now, &mut outcome);
     outcome
 }

@@ -6,10 +6,13 @@ use crate::log::{
     Run, SegmentHeader, SessionRun, SessionState, StateError, StayState, Stays, Went, decode_presence, directory_runs,
 };
 use crate::session::{Dedupe, DedupeLimits, Fact, Member, MemberKey, NOBODY, SessionKey, Stay, Stream};
+use crate::shard::context::Context;
 use crate::shard::core::Core;
+use crate::shard::durability::Storage;
 use crate::shard::durability::disk::Disk;
 use crate::shard::durability::indexing::Indexing;
 use crate::shard::durability::state_records::Kept;
+use crate::shard::home::Home;
 use crate::shard::inbound::publish::POSTED_IDS_MAX;
 use crate::time::Tick;
 
@@ -111,39 +114,6 @@ impl Replay {
 }
 
 impl Core {
-    /// Gives this shard a log on disk, which continues in a new segment behind the existing ones.
-    pub fn take_disk(&mut self, geometry: Geometry, found: &Found) {
-        let next = found.segments.last().map_or(0, |(number, _)| number + 1);
-        let oldest = found.segments.first().map_or(0, |(number, _)| *number);
-        let begin = Position(next * geometry.segment_bytes);
-        let memory_bytes = self.cx.snapshot.settings.log.memory_bytes;
-        self.storage.log = Log::on_disk(memory_bytes, geometry, next, found.chain, Position(oldest * geometry.segment_bytes));
-        let mut disk = Disk::new(begin);
-        disk.indexing = Indexing::from(next);
-        disk.kept.extend(found.segments.iter().map(|(number, begun_ms)| Kept { number: *number, begun_ms: *begun_ms }));
-        self.cx.counters.log_segments.set(found.segments.len() as u64);
-        self.storage.disk = Some(disk);
-    }
-
-    /// Notes that all of a segment was read. Returns its index, of which the runs are kept; `None` if its number is beyond what
-    /// an index can name.
-    pub fn close_segment(&self, replay: &mut Replay, header: &SegmentHeader) -> Option<IndexFile> {
-        let file = replay.segment.finish(header)?;
-        let begin = header.number * header.segment_bytes;
-        let at = |offset: u32| Position(begin + u64::from(offset));
-        let whole = self.age_together(Position(begin), Position(begin + header.segment_bytes));
-        for SessionRun { session, run } in directory_runs(&file.bytes[..file.directory_bytes], 0) {
-            let runs = &mut replay.of(session).runs;
-            if whole {
-                runs.push(run);
-            } else {
-                let entries = file.bytes.get(run.entries_at as usize..).unwrap_or_default();
-                runs.extend(run.split(entries, |one, other| self.age_together(at(one), at(other))));
-            }
-        }
-        Some(file)
-    }
-
     /// Takes one record of the log, in order; `offset` is its place in its segment's file.
     pub fn replay(&mut self, replay: &mut Replay, at: Position, offset: u64, record: &Record<'_>) {
         let header = &record.header;
@@ -158,14 +128,14 @@ impl Core {
             }
             (Kind::Member, Some(session)) if !record.purged => {
                 replay.building = Building::new(header, at, record.body);
-                self.build_member(replay, session);
+                self.home.build_member(replay, session);
             }
             (Kind::Stays, Some(session)) => {
                 if let Some(building) = &mut replay.building
                     && (building.session, building.client) == (header.session, header.sender)
                 {
                     building.add(record.body);
-                    self.build_member(replay, session);
+                    self.home.build_member(replay, session);
                 }
             }
             (Kind::Presence, Some(session)) if record.purged => {
@@ -180,7 +150,7 @@ impl Core {
             ) => {
                 if let Some(member) = self.home.sessions.member(session, header.sender) {
                     // A record that does not read is ignored; `ringway log verify` reports it.
-                    let _ = self.replay_fact(member, header.kind, record.body);
+                    let _ = self.home.replay_fact(member, header.kind, record.body);
                 }
             }
             (Kind::Epoch, Some(session)) => {
@@ -203,7 +173,7 @@ impl Core {
                 // Messages before this are an earlier session's of the same id.
                 replay.sessions.remove(&header.session);
                 if let Some(session) = found {
-                    self.forget_session(session);
+                    self.home.forget_session(session);
                 }
             }
             (Kind::Purge, _) => {
@@ -262,145 +232,6 @@ impl Core {
         }
     }
 
-    /// Gives the gathered data to the sessions and members that exist at the end of the log.
-    pub fn settle_replay(&mut self, mut replay: Replay) -> Recovered {
-        let mut outcome = Recovered::default();
-        let settings = self.cx.snapshot.settings.session;
-        let oldest_ms = replay.last_ms.saturating_sub(settings.dedupe_ms);
-        let mut posted = Vec::new();
-        for (key, session) in self.home.sessions.sessions.iter() {
-            let Some(messages) = replay.sessions.remove(&session.hash) else { continue };
-            let Some(stream) = self.home.streams.get_mut(session.stream) else { continue };
-            stream.index.put_runs(&messages.runs);
-            outcome.messages += stream.index.runs().iter().map(|run| u64::from(run.count)).sum::<u64>();
-            for (sender, mut used) in messages.used {
-                if session.channel {
-                    posted.push(used);
-                    continue;
-                }
-                used.begin_again(oldest_ms, settings.dedupe_ids);
-                if let Some(member) =
-                    self.home.sessions.member(key, sender).and_then(|member| self.home.sessions.members.get_mut(member))
-                    && !used.is_empty()
-                {
-                    member.used = Some(Box::new(used));
-                }
-            }
-        }
-        // Messages of a channel before the record that names it come before later ones.
-        posted.push(replay.posted);
-        let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, window_ms: settings.dedupe_ms };
-        for mut used in posted {
-            used.begin_again(oldest_ms, POSTED_IDS_MAX);
-            self.home.posted.take_in(&used, limits);
-        }
-        let runs = replay.sessions.values().flat_map(|messages| &messages.runs);
-        outcome.orphans = runs.map(|run| u64::from(run.count)).sum();
-        outcome
-    }
-
-    /// Builds a member from its state, with all of its stays, once the last of them was read.
-    fn build_member(&mut self, replay: &mut Replay, session: SessionKey) {
-        let Some(building) = replay.building.take_if(|building| building.is_whole) else { return };
-        let Ok(state) = MemberState::decode(&building.state) else { return };
-        let parts: Vec<Stays<'_>> = building.parts.iter().filter_map(|part| Stays::decode(part).ok()).collect();
-        let stays = state.stays.iter().chain(parts.iter().flat_map(|part| &part.stays));
-        self.replay_member(session, &building, &state, &stays.copied().collect::<Vec<_>>());
-    }
-
-    fn replay_member(&mut self, session: SessionKey, building: &Building, state: &MemberState<'_>, stays: &[StayState<'_>]) {
-        let roles: Box<[Box<str>]> = state.roles.iter().map(|role| (*role).into()).collect();
-        let subject = state.client_id.get(..usize::from(state.subject_bytes)).unwrap_or(state.client_id);
-        let before = self.home.sessions.member(session, building.client).and_then(|key| self.home.sessions.remove_member(key));
-        let before = before.map(|before| (before.received_seq, before.used, before.presence));
-        let (received_seq, used, presence) = before.unwrap_or_default();
-        let mut entitlements = self.home.sessions.entitle(state.client_id, subject, &roles, state.hidden_to);
-        let ended = stays.iter().filter(|stay| stay.to != u64::MAX);
-        entitlements.stays = ended.map(|stay| Stay { room: stay.hash, from: stay.from, to: stay.to }).collect();
-        // Version 1 had no bound.
-        entitlements.forget_oldest();
-        let (roles, _) = self.home.sessions.share_roles(&roles);
-        let member = self.home.sessions.add_member(Member {
-            session,
-            client_id: state.client_id.into(),
-            subject_bytes: state.subject_bytes,
-            roles,
-            rooms: crate::few::Few::default(),
-            entitlements,
-            place: None,
-            received_seq: state.received_seq.max(received_seq),
-            used,
-            // Since version 2 in records of their own, which may be before or behind.
-            presence: state.presence.map(Into::into).or(presence),
-            presence_empty_ns: 0,
-            telling: crate::session::Telling::default(),
-            since_ms: state.since_ms,
-            // Interpreted when everything is read: away since then (Unix ms), or attached when the process ended (0).
-            away_since_ms: if state.present { 0 } else { state.away_since_ms.max(1) },
-            away_before_ms: 0,
-            told_lost: state.told_lost,
-            owed: 0,
-            underway: None,
-            kept_at: building.at,
-            timers_ms: [u64::MAX; 2],
-        });
-        // Rooms whose names have become reserved are left.
-        for stay in stays.iter().filter(|stay| stay.to == u64::MAX && !is_own_room(stay.room)) {
-            self.home.sessions.enter_room(member, stay.room, stay.from);
-        }
-    }
-
-    /// Applies a fact about a member.
-    fn replay_fact(&mut self, key: MemberKey, kind: Kind, body: &[u8]) -> Result<(), StateError> {
-        match kind {
-            Kind::Joined => {
-                let Joined { room, from } = Joined::decode(body)?;
-                self.home.sessions.apply(key, Fact::Joined { room, from });
-            }
-            Kind::Left => {
-                let Left { room, to } = Left::decode(body)?;
-                self.home.sessions.apply(key, Fact::Left { room, to });
-            }
-            Kind::Receipt => drop(self.home.sessions.apply(key, Fact::Received(Receipt::decode(body)?.received_seq))),
-            Kind::Presence => drop(self.home.sessions.apply(key, Fact::Presence(decode_presence(body)?))),
-            Kind::Roles => {
-                let roles: Vec<Box<str>> = Roles::decode(body)?.roles.into_iter().map(Into::into).collect();
-                self.home.sessions.apply(key, Fact::Roles(&roles));
-            }
-            Kind::Came => {
-                if let Some(member) = self.home.sessions.members.get_mut(key) {
-                    (member.away_since_ms, member.told_lost) = (0, false);
-                }
-            }
-            Kind::Went => {
-                let went = Went::decode(body)?;
-                if let Some(member) = self.home.sessions.members.get_mut(key) {
-                    (member.away_since_ms, member.told_lost) = (went.since_ms.max(1), went.told_lost);
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn forget_session(&mut self, key: SessionKey) {
-        let members = self.home.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
-        for member in members {
-            self.home.sessions.remove_member(member);
-        }
-        if let Some(session) = self.home.sessions.remove(key) {
-            self.home.streams.remove(session.stream);
-        }
-    }
-
-    /// The sessions of an earlier version's log that have reserved names, which no client can enter any more: their count, and
-    /// the first few.
-    #[must_use]
-    pub fn sessions_out_of_reach(&self) -> (usize, Vec<Box<str>>) {
-        let ids = || self.home.streams.iter().map(|(_, stream)| &stream.session_id).filter(|id| is_own_session(id));
-        (ids().count(), ids().take(OUT_OF_REACH_NAMED).cloned().collect())
-    }
-
     /// Finishes the recovery: members are away from now on, and after an unclean end every session begins a new epoch.
     pub fn finish_recovery(&mut self, clean: bool, now: Tick, outcome: &mut Recovered) {
         // The records below may begin a segment, whose time of creation decides when the files before it may be deleted.
@@ -431,5 +262,180 @@ impl Core {
         }
         self.cx.counters.sessions.set(outcome.sessions as u64);
         self.cx.counters.members.set(outcome.members as u64);
+    }
+}
+
+impl Storage {
+    /// Gives this shard a log on disk, which continues in a new segment behind the existing ones.
+    pub fn take_disk(&mut self, cx: &Context, geometry: Geometry, found: &Found) {
+        let next = found.segments.last().map_or(0, |(number, _)| number + 1);
+        let oldest = found.segments.first().map_or(0, |(number, _)| *number);
+        let begin = Position(next * geometry.segment_bytes);
+        let memory_bytes = cx.snapshot.settings.log.memory_bytes;
+        self.log = Log::on_disk(memory_bytes, geometry, next, found.chain, Position(oldest * geometry.segment_bytes));
+        let mut disk = Disk::new(begin);
+        disk.indexing = Indexing::from(next);
+        disk.kept.extend(found.segments.iter().map(|(number, begun_ms)| Kept { number: *number, begun_ms: *begun_ms }));
+        cx.counters.log_segments.set(found.segments.len() as u64);
+        self.disk = Some(disk);
+    }
+
+    /// Notes that all of a segment was read. Returns its index, of which the runs are kept; `None` if its number is beyond what
+    /// an index can name.
+    pub fn close_segment(&self, cx: &Context, replay: &mut Replay, header: &SegmentHeader) -> Option<IndexFile> {
+        let file = replay.segment.finish(header)?;
+        let begin = header.number * header.segment_bytes;
+        let at = |offset: u32| Position(begin + u64::from(offset));
+        let whole = self.age_together(cx, Position(begin), Position(begin + header.segment_bytes));
+        for SessionRun { session, run } in directory_runs(&file.bytes[..file.directory_bytes], 0) {
+            let runs = &mut replay.of(session).runs;
+            if whole {
+                runs.push(run);
+            } else {
+                let entries = file.bytes.get(run.entries_at as usize..).unwrap_or_default();
+                runs.extend(run.split(entries, |one, other| self.age_together(cx, at(one), at(other))));
+            }
+        }
+        Some(file)
+    }
+}
+
+impl Home {
+    /// Gives the gathered data to the sessions and members that exist at the end of the log.
+    pub fn settle_replay(&mut self, cx: &Context, mut replay: Replay) -> Recovered {
+        let mut outcome = Recovered::default();
+        let settings = cx.snapshot.settings.session;
+        let oldest_ms = replay.last_ms.saturating_sub(settings.dedupe_ms);
+        let mut posted = Vec::new();
+        for (key, session) in self.sessions.sessions.iter() {
+            let Some(messages) = replay.sessions.remove(&session.hash) else { continue };
+            let Some(stream) = self.streams.get_mut(session.stream) else { continue };
+            stream.index.put_runs(&messages.runs);
+            outcome.messages += stream.index.runs().iter().map(|run| u64::from(run.count)).sum::<u64>();
+            for (sender, mut used) in messages.used {
+                if session.channel {
+                    posted.push(used);
+                    continue;
+                }
+                used.begin_again(oldest_ms, settings.dedupe_ids);
+                if let Some(member) = self.sessions.member(key, sender).and_then(|member| self.sessions.members.get_mut(member))
+                    && !used.is_empty()
+                {
+                    member.used = Some(Box::new(used));
+                }
+            }
+        }
+        // Messages of a channel before the record that names it come before later ones.
+        posted.push(replay.posted);
+        let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, window_ms: settings.dedupe_ms };
+        for mut used in posted {
+            used.begin_again(oldest_ms, POSTED_IDS_MAX);
+            self.posted.take_in(&used, limits);
+        }
+        let runs = replay.sessions.values().flat_map(|messages| &messages.runs);
+        outcome.orphans = runs.map(|run| u64::from(run.count)).sum();
+        outcome
+    }
+
+    /// Builds a member from its state, with all of its stays, once the last of them was read.
+    fn build_member(&mut self, replay: &mut Replay, session: SessionKey) {
+        let Some(building) = replay.building.take_if(|building| building.is_whole) else { return };
+        let Ok(state) = MemberState::decode(&building.state) else { return };
+        let parts: Vec<Stays<'_>> = building.parts.iter().filter_map(|part| Stays::decode(part).ok()).collect();
+        let stays = state.stays.iter().chain(parts.iter().flat_map(|part| &part.stays));
+        self.replay_member(session, &building, &state, &stays.copied().collect::<Vec<_>>());
+    }
+
+    fn replay_member(&mut self, session: SessionKey, building: &Building, state: &MemberState<'_>, stays: &[StayState<'_>]) {
+        let roles: Box<[Box<str>]> = state.roles.iter().map(|role| (*role).into()).collect();
+        let subject = state.client_id.get(..usize::from(state.subject_bytes)).unwrap_or(state.client_id);
+        let before = self.sessions.member(session, building.client).and_then(|key| self.sessions.remove_member(key));
+        let before = before.map(|before| (before.received_seq, before.used, before.presence));
+        let (received_seq, used, presence) = before.unwrap_or_default();
+        let mut entitlements = self.sessions.entitle(state.client_id, subject, &roles, state.hidden_to);
+        let ended = stays.iter().filter(|stay| stay.to != u64::MAX);
+        entitlements.stays = ended.map(|stay| Stay { room: stay.hash, from: stay.from, to: stay.to }).collect();
+        // Version 1 had no bound.
+        entitlements.forget_oldest();
+        let (roles, _) = self.sessions.share_roles(&roles);
+        let member = self.sessions.add_member(Member {
+            session,
+            client_id: state.client_id.into(),
+            subject_bytes: state.subject_bytes,
+            roles,
+            rooms: crate::few::Few::default(),
+            entitlements,
+            place: None,
+            received_seq: state.received_seq.max(received_seq),
+            used,
+            // Since version 2 in records of their own, which may be before or behind.
+            presence: state.presence.map(Into::into).or(presence),
+            presence_empty_ns: 0,
+            telling: crate::session::Telling::default(),
+            since_ms: state.since_ms,
+            // Interpreted when everything is read: away since then (Unix ms), or attached when the process ended (0).
+            away_since_ms: if state.present { 0 } else { state.away_since_ms.max(1) },
+            away_before_ms: 0,
+            told_lost: state.told_lost,
+            owed: 0,
+            underway: None,
+            kept_at: building.at,
+            timers_ms: [u64::MAX; 2],
+        });
+        // Rooms whose names have become reserved are left.
+        for stay in stays.iter().filter(|stay| stay.to == u64::MAX && !is_own_room(stay.room)) {
+            self.sessions.enter_room(member, stay.room, stay.from);
+        }
+    }
+
+    /// Applies a fact about a member.
+    fn replay_fact(&mut self, key: MemberKey, kind: Kind, body: &[u8]) -> Result<(), StateError> {
+        match kind {
+            Kind::Joined => {
+                let Joined { room, from } = Joined::decode(body)?;
+                self.sessions.apply(key, Fact::Joined { room, from });
+            }
+            Kind::Left => {
+                let Left { room, to } = Left::decode(body)?;
+                self.sessions.apply(key, Fact::Left { room, to });
+            }
+            Kind::Receipt => drop(self.sessions.apply(key, Fact::Received(Receipt::decode(body)?.received_seq))),
+            Kind::Presence => drop(self.sessions.apply(key, Fact::Presence(decode_presence(body)?))),
+            Kind::Roles => {
+                let roles: Vec<Box<str>> = Roles::decode(body)?.roles.into_iter().map(Into::into).collect();
+                self.sessions.apply(key, Fact::Roles(&roles));
+            }
+            Kind::Came => {
+                if let Some(member) = self.sessions.members.get_mut(key) {
+                    (member.away_since_ms, member.told_lost) = (0, false);
+                }
+            }
+            Kind::Went => {
+                let went = Went::decode(body)?;
+                if let Some(member) = self.sessions.members.get_mut(key) {
+                    (member.away_since_ms, member.told_lost) = (went.since_ms.max(1), went.told_lost);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn forget_session(&mut self, key: SessionKey) {
+        let members = self.sessions.sessions.get(key).map(|session| session.members.clone()).unwrap_or_default();
+        for member in members {
+            self.sessions.remove_member(member);
+        }
+        if let Some(session) = self.sessions.remove(key) {
+            self.streams.remove(session.stream);
+        }
+    }
+
+    /// The sessions of an earlier version's log that have reserved names, which no client can enter any more: their count, and
+    /// the first few.
+    #[must_use]
+    pub fn sessions_out_of_reach(&self) -> (usize, Vec<Box<str>>) {
+        let ids = || self.streams.iter().map(|(_, stream)| &stream.session_id).filter(|id| is_own_session(id));
+        (ids().count(), ids().take(OUT_OF_REACH_NAMED).cloned().collect())
     }
 }
