@@ -63,11 +63,11 @@ impl Core {
         self.life.draining = true;
         io.accept(false);
         for id in self.connections.ids_where(|_| true) {
-            let Some(conn) = self.connections.conn_mut(id) else { continue };
+            let Some(conn) = self.connections.get_mut(id) else { continue };
             match conn.phase {
                 Phase::Open if !std::mem::replace(&mut conn.flags.told_to_go, true) => {
                     let session_id = self.first_session(id);
-                    let event = self.event_id();
+                    let event = self.cx.event_id();
                     let head = Head { id: &event, session_id: &session_id };
                     self.connections.reply_now(&mut self.cx, id, |out| crate::protocol::goaway(out, head, window_ms, restart));
                     let share = self.cx.next_random() % window_ms.max(1);
@@ -119,12 +119,12 @@ impl Core {
     }
 
     fn show(&self, connection_id: &str, now: Tick) -> Option<ConnectionInfo> {
-        let open = self.connections.table.iter().flatten().find(|conn| self.name_of(conn) == connection_id);
+        let open = self.connections.table.iter().flatten().find(|conn| self.cx.name_of(conn) == connection_id);
         open.and_then(|conn| self.describe(conn.id, now)).or_else(|| self.connections.closed.find(connection_id, now.mono_ms()))
     }
 
     pub(super) fn describe(&self, id: ConnId, now: Tick) -> Option<ConnectionInfo> {
-        let conn = self.connections.conn(id)?;
+        let conn = self.connections.get(id)?;
         let sessions = conn.slots.iter().filter_map(Slot::attached).take(SESSIONS_SHOWN_MAX).filter_map(|attachment| {
             let stream = self.home.streams.get(attachment.stream)?;
             Some(SessionInfo {
@@ -135,7 +135,7 @@ impl Core {
             })
         });
         Some(ConnectionInfo {
-            connection_id: self.name_of(conn),
+            connection_id: self.cx.name_of(conn),
             shard: self.cx.shard,
             peer: conn.peer,
             client_id: conn.client_id.to_string(),

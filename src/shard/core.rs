@@ -6,13 +6,12 @@
 use super::across::links::Links;
 use super::across::mesh::Mesh;
 use super::connections::admission::Admission;
-use super::connections::conn::{Attachment, Conn, Phase};
 use super::connections::table::Connections;
 use super::context::Context;
 use super::counters::{LimitReached, SharedCounters};
 use super::durability::Storage;
 use super::durability::purge::Purging;
-use super::home::Home;
+use super::home::{Home, SWEPT_AT_ONCE};
 use super::inbound::backpressure::Pressure;
 use super::inbound::codec::Codec;
 use super::outbound::flush::Outbound;
@@ -20,7 +19,7 @@ use super::port::{PortReceiver, Snapshot};
 use super::timers::{TIMERS_PER_TURN_MAX, Timer, Timers};
 use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey};
-use crate::io::{Event, Io, Next, Read, RingStats, Shard};
+use crate::io::{Event, Io, Next, RingStats, Shard};
 use crate::log::Position;
 use crate::session::Place;
 use crate::time::Tick;
@@ -28,9 +27,7 @@ use std::sync::Arc;
 
 /// Time for which a stop waits for the disk to take the appended records.
 const STOP_DISK_MS: u64 = 5000;
-/// Sessions that one sweep examines, and the interval between sweeps, for records that left the log's memory and for sessions to
-/// forget.
-const SWEEP_SESSIONS: usize = 256;
+/// Interval between sweeps, for records that left the log's memory and for sessions to forget.
 const SWEEP_EVERY_MS: u64 = 20;
 /// Time after which a shard checks again whether a full lane has room. Its receiver is awake and drains a lane within a turn.
 const LANE_FULL_WAIT_NS: u64 = 100_000;
@@ -118,8 +115,8 @@ impl Core {
     /// The place of an attachment here.
     pub(super) fn place_here(&self, conn: ConnId, attachment: u16) -> Place {
         let ticket =
-            self.connections.conn(conn).and_then(|conn| conn.attachment(attachment)).map_or(0, |attachment| attachment.ticket);
-        Place { shard: self.shard_number(), attachment, ticket, conn }
+            self.connections.get(conn).and_then(|conn| conn.attachment(attachment)).map_or(0, |attachment| attachment.ticket);
+        Place { shard: self.cx.shard_number(), attachment, ticket, conn }
     }
 
     fn end_doomed<I: Io>(&mut self, io: &mut I, now: Tick) {
@@ -152,7 +149,7 @@ impl Core {
         self.wipe_no_more(now);
         let idle_ms = self.cx.snapshot.settings.session.idle_ms;
         let places = self.home.sessions.sessions.places();
-        for _ in 0..SWEEP_SESSIONS.min(places) {
+        for _ in 0..SWEPT_AT_ONCE.min(places) {
             self.home.sweep_at = (self.home.sweep_at + 1) % places;
             let Some((key, session)) = self.home.sessions.sessions.at(self.home.sweep_at) else { continue };
             let (stream, no_members) = (session.stream, session.members.is_empty() && session.mirrors.is_empty());
@@ -243,20 +240,6 @@ impl Core {
     }
 }
 
-impl Core {
-    /// Returns `true` until the records that recovery appended are durable; no connection is accepted before.
-    #[must_use]
-    pub fn recovery_pending(&self) -> bool {
-        self.storage.recovery_pending()
-    }
-
-    /// Reads of the disk that are under way for pages of history.
-    #[cfg(test)]
-    pub fn reads_for_histories(&self) -> usize {
-        self.storage.reads_for_histories()
-    }
-}
-
 impl Shard for Core {
     fn event<I: Io>(&mut self, io: &mut I, event: Event<'_>, now: Tick) {
         match event {
@@ -278,7 +261,7 @@ impl Shard for Core {
             Event::Synced { result, .. } => self.on_synced(io, result, now),
             Event::ReadBack { tag, result } => self.on_read_back(io, tag, result, now),
             Event::SegmentReady { number, result } => self.on_segment_ready(number, result, now),
-            Event::SegmentGone { number, result } => self.on_segment_gone(number, result),
+            Event::SegmentGone { number, result } => self.cx.on_segment_gone(number, result),
             Event::Purged { step, result } => self.storage.on_purged(&self.cx, step, result),
             Event::SegmentIndexed { number, result, unsaved } => self.on_segment_indexed(io, number, result, unsaved, now),
             Event::SegmentLost { number } => self.on_segment_lost(number, now),
@@ -376,73 +359,16 @@ impl Core {
     }
 }
 
-impl Connections {
-    /// A connection; `None` if its id is stale.
-    pub(super) fn conn(&self, id: ConnId) -> Option<&Conn> {
-        self.table.get(id.index as usize)?.as_deref().filter(|conn| conn.id == id)
+impl Core {
+    /// Returns `true` until the records that recovery appended are durable; no connection is accepted before.
+    #[must_use]
+    pub fn recovery_pending(&self) -> bool {
+        self.storage.recovery_pending()
     }
 
-    /// A connection; `None` if its id is stale.
-    pub(super) fn conn_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
-        self.table.get_mut(id.index as usize)?.as_deref_mut().filter(|conn| conn.id == id)
-    }
-
-    /// The attachment of a place; `None` if the place is free or has another ticket.
-    pub(super) fn attachment_at(&mut self, place: Place) -> Option<&mut Attachment> {
-        self.conn_mut(place.conn)?.attachment_mut(place.attachment).filter(|attachment| attachment.ticket == place.ticket)
-    }
-
-    pub(super) fn put_conn(&mut self, conn: Conn) {
-        let index = conn.id.index as usize;
-        if self.table.len() <= index {
-            self.table.resize_with(index + 1, || None);
-        }
-        self.table[index] = Some(Box::new(conn));
-        self.count += 1;
-    }
-
-    /// Adds a connection to those that have something to send.
-    pub(super) fn mark(&mut self, id: ConnId) {
-        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if conn.id == id && !conn.flags.dirty && !conn.flags.blocked {
-            conn.flags.dirty = true;
-            self.dirty.push_back(id);
-        }
-    }
-
-    /// Ends a connection before this turn does.
-    pub(super) fn doom(&mut self, id: ConnId, reason: CloseReason) {
-        self.doomed.push((id, reason));
-    }
-
-    /// Resumes reading a connection, in the mode of its phase.
-    pub(super) fn read_on<I: Io>(&self, io: &mut I, id: ConnId) {
-        let Some(conn) = self.conn(id) else { return };
-        let mode = match conn.phase {
-            Phase::Proxy(_) | Phase::Head(_) | Phase::Hello => Read::Once,
-            Phase::Open | Phase::Echo | Phase::Closing(_) => Read::Stream,
-            Phase::HandingOver(_) => return,
-        };
-        io.read(id, mode);
-    }
-}
-
-impl Home {
-    /// Examines a few members: stays in rooms of which no message is retained any more are forgotten.
-    fn sweep_members(&mut self) {
-        let places = self.sessions.members.places();
-        for _ in 0..SWEEP_SESSIONS.min(places) {
-            self.sweep_member_at = (self.sweep_member_at + 1) % places;
-            let Some((key, member)) = self.sessions.members.at(self.sweep_member_at) else { continue };
-            if !member.entitlements.has_ended_stays() {
-                continue;
-            }
-            let session = self.sessions.sessions.get(member.session);
-            let Some(stream) = session.and_then(|session| self.streams.get(session.stream)) else { continue };
-            let oldest = stream.index.first();
-            if let Some(member) = self.sessions.members.get_mut(key) {
-                member.entitlements.prune(oldest);
-            }
-        }
+    /// Reads of the disk that are under way for pages of history.
+    #[cfg(test)]
+    pub fn reads_for_histories(&self) -> usize {
+        self.storage.reads_for_histories()
     }
 }

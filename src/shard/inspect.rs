@@ -103,7 +103,7 @@ impl Core {
 
     /// The oldest and the newest `seq` of a session at home here.
     pub fn session_bounds(&self, session_id: &str) -> Option<(u64, u64)> {
-        self.session_bounds_of(self.home.sessions.find(self.session_hash(session_id))?)
+        self.session_bounds_of(self.home.sessions.find(self.cx.session_hash(session_id))?)
     }
 
     /// The oldest and the newest `seq` of a session.
@@ -114,13 +114,14 @@ impl Core {
 
     /// The newest `seq` of a session at home here, whether or not it may be seen yet.
     pub fn appended_head(&self, session_id: &str) -> u64 {
-        let session = self.home.sessions.find(self.session_hash(session_id)).and_then(|key| self.home.sessions.sessions.get(key));
+        let session =
+            self.home.sessions.find(self.cx.session_hash(session_id)).and_then(|key| self.home.sessions.sessions.get(key));
         session.and_then(|session| self.home.streams.get(session.stream)).map_or(0, |stream| stream.index.head())
     }
 
     /// Returns `true` if the log lacks a value of a client in a session at home here: the log took nothing then.
     pub fn owes_member(&self, session_id: &str, client_id: &str) -> bool {
-        let session = self.home.sessions.find(self.session_hash(session_id));
+        let session = self.home.sessions.find(self.cx.session_hash(session_id));
         let client = self.home.sessions.target(Target::Client, client_id);
         let member = session.and_then(|session| self.home.sessions.member(session, client));
         member
@@ -130,7 +131,8 @@ impl Core {
 
     /// Returns `true` if a session at home here knows an epoch, the current or an older one.
     pub fn knows_epoch(&self, session_id: &str, epoch: &str) -> bool {
-        let session = self.home.sessions.find(self.session_hash(session_id)).and_then(|key| self.home.sessions.sessions.get(key));
+        let session =
+            self.home.sessions.find(self.cx.session_hash(session_id)).and_then(|key| self.home.sessions.sessions.get(key));
         let names = |session: &crate::session::Session| {
             let past = session.past_epochs.iter().map(|(name, _)| *name);
             past.chain([session.epoch]).any(|name| super::home::attach::epoch_name(name) == epoch)
@@ -183,7 +185,7 @@ impl Core {
 
     /// Returns `true` if a connection is no longer here, or the gateway has begun to close it.
     pub fn has_closed(&self, id: ConnId) -> bool {
-        self.connections.conn(id).is_none_or(|conn| matches!(conn.phase, Phase::Closing(_)))
+        self.connections.get(id).is_none_or(|conn| matches!(conn.phase, Phase::Closing(_)))
     }
 
     /// Forgets messages on their way to this shard, or waiting here for a lane, because it has stopped: they are lost with the
@@ -218,7 +220,7 @@ impl Core {
 
     /// Sessions that this shard mirrors, and the mirrors that it feeds, as (session, shard that mirrors).
     pub fn mirror_pairs(&self) -> (Pairs, Pairs) {
-        let here = self.shard_number();
+        let here = self.cx.shard_number();
         let mirrored =
             self.home.streams.iter().filter(|(_, stream)| stream.home.is_some()).map(|(_, stream)| (stream.hash, here));
         let fed = self
@@ -233,7 +235,7 @@ impl Core {
     /// Attached members, as their home has it, and attachments here: (shard, connection, attachment).
     pub fn places(&self) -> (Spots, Spots) {
         let members = self.home.sessions.members.iter().filter_map(|(_, member)| member.place);
-        let here = self.shard_number();
+        let here = self.cx.shard_number();
         let attached = self
             .connections
             .table
@@ -246,7 +248,7 @@ impl Core {
     /// The state of a client in a session as the shard has it, each value with its name: the member, if the session is at home
     /// here, and its attachments here. Rooms and roles are given by these names.
     pub fn sight(&self, client_id: &str, session_id: &str, (rooms, roles): (&[&str], &[&str])) -> Vec<(String, String)> {
-        let hash = self.session_hash(session_id);
+        let hash = self.cx.session_hash(session_id);
         let named = |target: Target, hash: u64, names: &[&str]| {
             names.iter().find(|name| target.hash(&self.cx.key, name) == hash).map_or("?", |name| *name).to_owned()
         };
@@ -274,7 +276,7 @@ impl Core {
         for conn in self.connections.table.iter().flatten().filter(|conn| &*conn.client_id == client_id) {
             let (blocked, dirty, queued) = (conn.flags.blocked, conn.flags.dirty, !conn.queue.is_empty());
             sights.push((
-                self.name_of(conn),
+                self.cx.name_of(conn),
                 format!(
                     "phase {:?}, blocked {blocked}, dirty {dirty}, frames wait {queued}",
                     std::mem::discriminant(&conn.phase)
@@ -287,7 +289,7 @@ impl Core {
                 let Attachment { cursor, delivered_seq, idle, pulling, detaching, ordered, entitlements, .. } = attachment;
                 let (head, replies, told) = (stream.head(), ordered.len(), told(entitlements));
                 sights.push((
-                    format!("{} attachment {number}", self.name_of(conn)),
+                    format!("{} attachment {number}", self.cx.name_of(conn)),
                     format!(
                         "cursor {cursor} of {head}, delivered {delivered_seq}, idle {idle}, pulling {pulling}, detaching {detaching}, \
 {replies} replies wait, {told}"
@@ -327,7 +329,7 @@ impl Core {
             queued += conn.memory_bytes() as u64;
             self.inspect_conn(conn, dirty.get(&conn.id).copied().unwrap_or_default(), resting)
                 .and_then(|()| self.inspect_timer(conn, now))
-                .map_err(|what| format!("{} ({}, {:?}): {what}", self.name_of(conn), conn.client_id, conn.flags))?;
+                .map_err(|what| format!("{} ({}, {:?}): {what}", self.cx.name_of(conn), conn.client_id, conn.flags))?;
         }
         let (counted, lanes_counted) = (self.cx.counters.buffer_bytes.get(), self.cx.counters.lane_backlog_bytes.get());
         let lanes: u64 = self.links.backlog.iter().flatten().map(|message| message.bytes() as u64).sum();
@@ -346,7 +348,7 @@ impl Core {
         }
         for (key, stream) in self.home.streams.iter() {
             for (place, reader) in stream.readers.iter().enumerate() {
-                let attachment = self.connections.conn(reader.conn).and_then(|conn| conn.attachment(reader.attachment));
+                let attachment = self.connections.get(reader.conn).and_then(|conn| conn.attachment(reader.attachment));
                 ensure!(
                     attachment.is_some_and(|attachment| attachment.stream == key && attachment.reader as usize == place),
                     "reader {place} of {} is not attached: {reader:?}",

@@ -152,7 +152,7 @@ impl Core {
 
     /// A buffer for a reply to a client, wherever it is.
     pub(in crate::shard) fn buffer_for(&mut self, to: Place) -> Vec<u8> {
-        if to.shard == self.shard_number() { self.cx.buffers.take() } else { self.lane_buffer(usize::from(to.shard)) }
+        if to.shard == self.cx.shard_number() { self.cx.buffers.take() } else { self.lane_buffer(usize::from(to.shard)) }
     }
 
     fn on_detach(&mut self, member: MemberKey, place: Place, clean: bool, leave: bool, now: Tick) {
@@ -283,7 +283,7 @@ impl Core {
         if let Some(home) = home {
             let mut buffer = batch.records;
             buffer.clear();
-            let credit = LaneMessage::Credit { session: batch.session, shard: self.shard_number(), buffer };
+            let credit = LaneMessage::Credit { session: batch.session, shard: self.cx.shard_number(), buffer };
             self.links.send_control(&self.cx, io, home, credit);
         }
     }
@@ -295,7 +295,7 @@ impl Core {
         let (readers, reached) = (stream.readers.clone(), stream.unwoken_from(old_head + 1) - 1);
         for reader in readers {
             if let Some(attachment) =
-                self.connections.conn_mut(reader.conn).and_then(|conn| conn.attachment_mut(reader.attachment))
+                self.connections.get_mut(reader.conn).and_then(|conn| conn.attachment_mut(reader.attachment))
                 && std::mem::take(&mut attachment.idle)
             {
                 attachment.cursor = attachment.cursor.max(reached);
@@ -342,13 +342,13 @@ impl Core {
         }
         if let Some((from, upto)) = page.gap {
             self.cx.counters.gaps.increment();
-            let id = self.event_id();
+            let id = self.cx.event_id();
             let session_id = self.home.streams.get(stream).map_or_else(Box::default, |stream| stream.session_id.clone());
             let head = crate::protocol::Head { id: &id, session_id: &session_id };
             self.connections.reply_now(&mut self.cx, to.conn, |out| crate::protocol::gap(out, head, from, upto));
         }
         self.cx.counters.delivered.add(count as u64);
-        if let Some(conn) = self.connections.conn_mut(to.conn) {
+        if let Some(conn) = self.connections.get_mut(to.conn) {
             conn.messages_out += count as u64;
         }
         if bytes == 0 {

@@ -23,7 +23,7 @@ impl Core {
         self.cx.counters.accepted.increment();
         let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
         let server = &snapshot.settings.server;
-        let phase = if server.proxy_protocol && self.trusts(peer.ip()) {
+        let phase = if server.proxy_protocol && self.cx.trusts(peer.ip()) {
             Phase::Proxy(Box::new(ProxyReader::new()))
         } else {
             Phase::Head(Box::new(HeadReader::new()))
@@ -37,9 +37,9 @@ impl Core {
             self.cx.counters.limit_reached(LimitReached::Connections);
             conn.refused = Some(LimitReached::Connections);
         }
-        self.connections.put_conn(conn);
+        self.connections.insert(conn);
         self.meet(io, id, now);
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         if let Some(tls) = &snapshot.tls {
             match tls.accept() {
                 Ok(tls) => conn.tls = Some(Box::new(tls)),
@@ -53,19 +53,15 @@ impl Core {
         self.set_timer(id, now);
     }
 
-    fn trusts(&self, address: IpAddr) -> bool {
-        self.cx.snapshot.settings.server.trusted_proxies.iter().any(|network| network.contains(address))
-    }
-
     /// Judges a connection, if its address is known by now, and gives it a half-open place or turns it away.
     fn meet<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         let by_header = !self.cx.snapshot.settings.server.client_ip_header.0.is_empty();
-        let awaited = matches!(conn.phase, Phase::Proxy(_)) || by_header && self.trusts(conn.peer);
+        let awaited = matches!(conn.phase, Phase::Proxy(_)) || by_header && self.cx.trusts(conn.peer);
         if !awaited {
             self.admit(id, now);
         }
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         match conn.refused {
             Some(limit) => self.turn_away(io, id, limit, now),
             None => self.enter_half_open(io, id, now),
@@ -120,7 +116,7 @@ impl Core {
         }
         while self.connections.turned_away.len() >= TURNED_AWAY_MAX {
             let Some(oldest) = self.connections.turned_away.pop_front() else { break };
-            match self.connections.conn(oldest).map(|conn| matches!(conn.phase, Phase::Closing(_))) {
+            match self.connections.get(oldest).map(|conn| matches!(conn.phase, Phase::Closing(_))) {
                 None => continue,
                 Some(true) => self.drop_conn(io, oldest, now),
                 Some(false) => self.close(io, oldest, CloseReason::Shed, now),
@@ -155,7 +151,7 @@ impl Core {
 
     fn evict_half_open<I: Io>(&mut self, io: &mut I, now: Tick) {
         let Some(id) = self.connections.half_open.pop() else { return };
-        if let Some(conn) = self.connections.conn_mut(id) {
+        if let Some(conn) = self.connections.get_mut(id) {
             conn.flags.half_open = false;
         }
         self.cx.counters.limit_reached(LimitReached::HalfOpen);
@@ -194,7 +190,7 @@ impl Core {
     }
 
     pub(in crate::shard) fn on_proxy_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &[u8], now: Tick) -> usize {
-        let Some(conn) = self.connections.conn_mut(id) else { return bytes.len() };
+        let Some(conn) = self.connections.get_mut(id) else { return bytes.len() };
         let Phase::Proxy(reader) = &mut conn.phase else { return 0 };
         match reader.push(bytes) {
             ProxyProgress::More => bytes.len(),
@@ -217,16 +213,17 @@ impl Core {
     /// Takes the client's address from a trusted proxy. If the connection was not judged before, it is judged now.
     pub(in crate::shard) fn learn_address<I: Io>(&mut self, io: &mut I, id: ConnId, request: &Request<'_>, now: Tick) {
         let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         if conn.flags.known {
             return;
         }
-        let client = client_ip(conn.peer, request.values(&snapshot.settings.server.client_ip_header.0), |peer| self.trusts(peer));
-        if let Some(conn) = self.connections.conn_mut(id) {
+        let client =
+            client_ip(conn.peer, request.values(&snapshot.settings.server.client_ip_header.0), |peer| self.cx.trusts(peer));
+        if let Some(conn) = self.connections.get_mut(id) {
             conn.peer = client;
         }
         self.admit(id, now);
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         match conn.refused {
             // The node was full, and the client is told that.
             Some(_) if conn.flags.forgettable => {}
@@ -279,5 +276,11 @@ impl Links {
         let settings = &cx.snapshot.settings;
         let share = settings.server.max_connections * settings.limits.half_open_percent as usize / 100;
         (share / self.mesh.shards()).max(1)
+    }
+}
+
+impl Context {
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.snapshot.settings.server.trusted_proxies.iter().any(|network| network.contains(address))
     }
 }

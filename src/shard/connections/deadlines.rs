@@ -68,7 +68,7 @@ impl Core {
 
     /// The earliest deadline of a connection, in monotonic milliseconds.
     pub(in crate::shard) fn next_deadline_ms(&self, id: ConnId, now: Tick) -> u64 {
-        let Some(conn) = self.connections.conn(id) else { return u64::MAX };
+        let Some(conn) = self.connections.get(id) else { return u64::MAX };
         let but_for_token_ms = self.timers.deadline_but_for_token_ms(&self.cx, conn, now);
         if matches!(conn.phase, Phase::Open) && conn.leaving.is_none() {
             return but_for_token_ms.min(token_ms(conn, &self.cx.snapshot.settings, now));
@@ -78,7 +78,7 @@ impl Core {
 
     pub(in crate::shard) fn on_conn_timer<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let now_ms = now.mono_ms();
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         if conn.timer_ms > now_ms {
             // The deadline that this timer was set for has moved.
             return;
@@ -86,7 +86,7 @@ impl Core {
         conn.timer_ms = u64::MAX;
         let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
         let settings = &*snapshot.settings;
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         match &conn.phase {
             Phase::Closing(closing) => {
                 if close_ms(closing.since_ms, settings, self.timers.awake_since_ms) <= now_ms {
@@ -120,7 +120,7 @@ impl Core {
 
     fn handshake_over<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let limits = self.cx.snapshot.settings.limits;
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         let securing = conn.tls.is_some() && !conn.flags.secured;
         let in_head = matches!(conn.phase, Phase::Head(_));
         if securing {
@@ -136,7 +136,7 @@ impl Core {
 
     /// The reason to end an open connection whose deadline has passed; `None` if there is none.
     fn overdue(&self, id: ConnId, settings: &Settings, now: Tick) -> Option<CloseReason> {
-        let conn = self.connections.conn(id)?;
+        let conn = self.connections.get(id)?;
         let now_ms = now.mono_ms();
         let open = matches!(conn.phase, Phase::Open);
         if unfinished_ms(conn, settings, self.timers.awake_since_ms) <= now_ms {
@@ -171,7 +171,7 @@ impl Core {
     /// Pings, warns of the token's expiry, and begins the next stall window.
     fn remind(&mut self, id: ConnId, settings: &Settings, now: Tick) {
         let (now_ms, awake_ms) = (now.mono_ms(), self.timers.awake_since_ms);
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         if stall_ms(conn, settings, awake_ms) <= now_ms {
             conn.stalled_ms = now_ms.max(1);
             conn.stalled_taken = 0;
@@ -182,7 +182,7 @@ impl Core {
                 self.connections.ping(&mut self.cx, id);
             }
         }
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         if !matches!(conn.phase, Phase::Open) || conn.flags.expiry_told {
             return;
         }
@@ -192,7 +192,7 @@ impl Core {
         }
         conn.flags.expiry_told = true;
         let session_id = self.first_session(id);
-        let event = self.event_id();
+        let event = self.cx.event_id();
         let head = Head { id: &event, session_id: &session_id };
         self.connections
             .reply_now(&mut self.cx, id, |out| crate::protocol::auth_expiring(out, head, u64::try_from(left_ms).unwrap_or(0)));

@@ -13,6 +13,7 @@ use crate::net::upgrade::{Endpoint, upgrade};
 use crate::protocol::{Attach, Command, Envelope, ErrorCode, Head, Refusal, Start};
 use crate::session::{Place, Wanted};
 use crate::shard::across::mesh::{AttachRequest, LaneMessage};
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
 use crate::shard::outbound::replies::enqueue;
@@ -22,7 +23,7 @@ use crate::ws::deflate::negotiate;
 
 impl Core {
     pub(in crate::shard) fn on_head_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &[u8], now: Tick) -> usize {
-        let Some(conn) = self.connections.conn_mut(id) else { return bytes.len() };
+        let Some(conn) = self.connections.get_mut(id) else { return bytes.len() };
         let Phase::Head(reader) = &mut conn.phase else { return 0 };
         match reader.push(bytes) {
             Progress::More => bytes.len(),
@@ -32,7 +33,7 @@ impl Core {
                 if matches!(judged, Ok(None)) {
                     return consumed;
                 }
-                if let Some(conn) = self.connections.conn_mut(id) {
+                if let Some(conn) = self.connections.get_mut(id) {
                     conn.phase = Phase::Head(reader);
                 }
                 match judged {
@@ -54,7 +55,7 @@ impl Core {
         let snapshot = std::sync::Arc::clone(&self.cx.snapshot);
         let request = Request::parse_any_version(head)?;
         self.learn_address(io, id, &request, now);
-        let refused = self.connections.conn(id).and_then(|conn| conn.refused);
+        let refused = self.connections.get(id).and_then(|conn| conn.refused);
         // A full node, or a busy one, is no reason to restart it, so its probes are answered. The limits of an address hold for
         // its probes too.
         let may_probe = matches!(refused, None | Some(LimitReached::Connections | LimitReached::HandshakesPerShard));
@@ -110,7 +111,7 @@ impl Core {
         if refusal.is_over_bound() {
             self.cx.counters.limit_reached(LimitReached::RequestHead);
         }
-        let turned_away = self.connections.conn(id).is_some_and(|conn| conn.refused.is_some());
+        let turned_away = self.connections.get(id).is_some_and(|conn| conn.refused.is_some());
         if !turned_away || self.connections.says_more(now) {
             tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
         }
@@ -138,8 +139,8 @@ impl Core {
             Ok(Command::Hello(hello)) => match self.verify_hello(id, envelope, hello.client_id, hello.auth_token, now) {
                 Ok(grant) => {
                     let place = self.place_here(id, 0);
-                    let request = self.attach_request(envelope, &hello.attach, place, hello.client_id, &grant, true);
-                    if let Some(conn) = self.connections.conn_mut(id) {
+                    let request = self.cx.attach_request(envelope, &hello.attach, place, hello.client_id, &grant, true);
+                    if let Some(conn) = self.connections.get_mut(id) {
                         conn.flags.acks = hello.acks;
                         conn.client_id = hello.client_id.into();
                         conn.grant = Some(Box::new(grant));
@@ -184,62 +185,15 @@ impl Core {
             retry_after_ms: None,
         };
         let refused = |error: AuthError, pointer| (refusal(auth_code(&error), error.to_string(), pointer), error.close_reason());
-        let expected = self.connections.conn(id).and_then(|conn| conn.expected_session.as_ref()).map(|expected| &***expected);
+        let expected = self.connections.get(id).and_then(|conn| conn.expected_session.as_ref()).map(|expected| &***expected);
         if expected.is_some_and(|expected| expected != envelope.session_id) {
             let message = "the query's session_id is not the hello's: make them equal, or leave the query out".to_owned();
             return Err((refusal(ErrorCode::SessionQueryMismatch, message, "/session_id"), CloseReason::HelloExpected));
         }
-        let grant = self.verify_token(token, client_id, now).map_err(|error| refused(error, "/payload/auth_token"))?;
+        let grant = self.cx.verify_token(token, client_id, now).map_err(|error| refused(error, "/payload/auth_token"))?;
         crate::auth::client_id_allowed(client_id, grant.subject()).map_err(|error| refused(error, "/payload/client_id"))?;
         grant.require_session(envelope.session_id).map_err(|error| refused(error, "/session_id"))?;
         Ok(grant)
-    }
-
-    /// Judges a token by the keys, the policy and the revocations in force.
-    pub(in crate::shard) fn verify_token(
-        &self,
-        token: &str,
-        client_id: &str,
-        now: Tick,
-    ) -> Result<crate::auth::Grant, AuthError> {
-        if token.len() > TOKEN_BYTES_MAX {
-            self.cx.counters.limit_reached(LimitReached::TokenBytes);
-        }
-        let grant = self.cx.snapshot.keys.verify(token, &self.cx.snapshot.tokens, now)?;
-        self.cx.snapshot.revocations.check(&grant, client_id)?;
-        Ok(grant)
-    }
-
-    /// The request to a session's home to attach a client.
-    pub(in crate::shard) fn attach_request(
-        &self,
-        envelope: &Envelope<'_>,
-        attach: &Attach<'_>,
-        place: Place,
-        client_id: &str,
-        grant: &crate::auth::Grant,
-        hello: bool,
-    ) -> AttachRequest {
-        AttachRequest {
-            place,
-            command_id: envelope.id.into(),
-            session_id: envelope.session_id.into(),
-            session: self.session_hash(envelope.session_id),
-            client_id: client_id.into(),
-            subject_bytes: u16::try_from(grant.subject().len()).unwrap_or(u16::MAX),
-            roles: grant.roles().map(Into::into).collect(),
-            resume: attach.resume.map(|resume| (resume.epoch.into(), resume.seq)),
-            wanted: match attach.start {
-                Start::Cursor => Wanted::Cursor,
-                Start::Head => Wanted::Head,
-                Start::Oldest => Wanted::Oldest,
-                Start::Last(count) => Wanted::Last(count),
-            },
-            rooms: attach.rooms.iter().map(|room| (*room).into()).collect(),
-            create: attach.create,
-            echo: attach.echo,
-            hello,
-        }
     }
 
     /// Attaches a verified connection to its first session: here, or by a handover to that session's home.
@@ -286,7 +240,7 @@ impl Core {
 
     /// Handles that the kernel holds no read of a socket any more: a pending handover takes place.
     pub(in crate::shard) fn on_quiet<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         if !matches!(conn.phase, Phase::HandingOver(_)) || conn.flags.blocked {
             return;
         }
@@ -313,7 +267,7 @@ impl Core {
 
     /// Closes the connection because the home takes no more sockets now: the client is told to come back (1013).
     fn refuse_handover<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         if let Phase::HandingOver(handover) = std::mem::replace(&mut conn.phase, Phase::Hello) {
             conn.grant = Some(handover.grant);
         }
@@ -346,11 +300,11 @@ impl Core {
         conn.grant = Some(handover.grant);
         conn.queue = std::mem::take(&mut handover.unsent);
         self.cx.counters.buffer_bytes.add(conn.queue.capacity() as u64);
-        self.connections.put_conn(conn);
+        self.connections.insert(conn);
         let mut request = handover.request;
         request.place = self.place_here(id, 0);
         // Revocations, and changes of this shard, that happened while the socket was between two shards are checked now.
-        let revoked = self.connections.conn(id).and_then(|conn| {
+        let revoked = self.connections.get(id).and_then(|conn| {
             let grant = conn.grant.as_deref()?;
             self.cx.snapshot.revocations.check(grant, &conn.client_id).err()
         });
@@ -395,7 +349,7 @@ impl Core {
         let outcome = self.attach_home(io, &request, now);
         match outcome {
             Ok(answer) => {
-                let Some(conn) = self.connections.conn_mut(id) else { return };
+                let Some(conn) = self.connections.get_mut(id) else { return };
                 conn.phase = Phase::Open;
                 self.cx.counters.welcomed.increment();
                 self.install(&request, answer, now);
@@ -416,7 +370,7 @@ impl Core {
     /// Schedules the connection's earliest deadline, unless an earlier timer is set.
     pub(in crate::shard) fn set_timer(&mut self, id: ConnId, now: Tick) {
         let due_ms = self.next_deadline_ms(id, now);
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         if due_ms < conn.timer_ms {
             conn.timer_ms = due_ms;
             self.timers.wheel.schedule(due_ms, Timer::Conn(id));
@@ -427,4 +381,53 @@ impl Core {
 /// The wire code of a token's refusal.
 pub(in crate::shard) fn auth_code(error: &AuthError) -> ErrorCode {
     ErrorCode::ALL.iter().copied().find(|code| code.as_str() == error.code()).unwrap_or(ErrorCode::AuthMalformed)
+}
+
+impl Context {
+    /// Judges a token by the keys, the policy and the revocations in force.
+    pub(in crate::shard) fn verify_token(
+        &self,
+        token: &str,
+        client_id: &str,
+        now: Tick,
+    ) -> Result<crate::auth::Grant, AuthError> {
+        if token.len() > TOKEN_BYTES_MAX {
+            self.counters.limit_reached(LimitReached::TokenBytes);
+        }
+        let grant = self.snapshot.keys.verify(token, &self.snapshot.tokens, now)?;
+        self.snapshot.revocations.check(&grant, client_id)?;
+        Ok(grant)
+    }
+
+    /// The request to a session's home to attach a client.
+    pub(in crate::shard) fn attach_request(
+        &self,
+        envelope: &Envelope<'_>,
+        attach: &Attach<'_>,
+        place: Place,
+        client_id: &str,
+        grant: &crate::auth::Grant,
+        hello: bool,
+    ) -> AttachRequest {
+        AttachRequest {
+            place,
+            command_id: envelope.id.into(),
+            session_id: envelope.session_id.into(),
+            session: self.session_hash(envelope.session_id),
+            client_id: client_id.into(),
+            subject_bytes: u16::try_from(grant.subject().len()).unwrap_or(u16::MAX),
+            roles: grant.roles().map(Into::into).collect(),
+            resume: attach.resume.map(|resume| (resume.epoch.into(), resume.seq)),
+            wanted: match attach.start {
+                Start::Cursor => Wanted::Cursor,
+                Start::Head => Wanted::Head,
+                Start::Oldest => Wanted::Oldest,
+                Start::Last(count) => Wanted::Last(count),
+            },
+            rooms: attach.rooms.iter().map(|room| (*room).into()).collect(),
+            create: attach.create,
+            echo: attach.echo,
+            hello,
+        }
+    }
 }

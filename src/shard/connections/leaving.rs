@@ -38,19 +38,19 @@ pub struct Leaving {
 impl Core {
     /// Ends a connection once everything accepted from it is answered. Nothing more is accepted.
     pub(in crate::shard) fn end<I: Io>(&mut self, io: &mut I, id: ConnId, reason: CloseReason, now: Tick) {
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         if conn.leaving.is_some() {
             return;
         }
         self.flush_all_answers(io, id, now);
         let fence = self.storage.fence();
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         let homes = self.homes_of(conn);
         if !matches!(conn.phase, Phase::Open) || homes.is_empty() && self.storage.is_answered(conn, fence) {
             return self.close(io, id, reason, now);
         }
         let shards = u16::try_from(homes.len()).unwrap_or(u16::MAX);
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         conn.leaving = Some(Box::new(Leaving { reason, since_ms: now.mono_ms(), fence, shards }));
         (conn.paused_ms, conn.unfinished_ms, conn.flags.held) = (0, 0, false);
         if !conn.flags.ended {
@@ -59,14 +59,14 @@ impl Core {
         self.connections.leaving.push_back(id);
         self.set_timer(id, now);
         for home in homes {
-            let to = Place::whole(self.shard_number(), id);
+            let to = Place::whole(self.cx.shard_number(), id);
             self.links.send_control(&self.cx, io, home, LaneMessage::Fence { to });
         }
     }
 
     /// Writes its members' presence data, so that those commands are answered, or refuses them.
     fn flush_all_answers<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.connections.conn(id).filter(|_| self.storage.disk.is_some()) else { return };
+        let Some(conn) = self.connections.get(id).filter(|_| self.storage.disk.is_some()) else { return };
         let home = |attachment: &Attachment| self.home.streams.get(attachment.stream).and_then(|stream| stream.home);
         let attached: Vec<_> = conn.attachments().map(|(number, each)| (number, each.member, home(each))).collect();
         for (number, member, home) in attached {
@@ -80,7 +80,7 @@ impl Core {
 
     /// Other shards that may still have an answer for the connection.
     fn homes_of(&self, conn: &Conn) -> Vec<u16> {
-        let here = self.shard_number();
+        let here = self.cx.shard_number();
         if conn.flags.spoke_elsewhere {
             return (0..u16::try_from(self.links.mesh.shards()).unwrap_or(u16::MAX)).filter(|shard| *shard != here).collect();
         }
@@ -96,7 +96,7 @@ impl Core {
         self.pass_fences(io);
         for _ in 0..self.connections.leaving.len().min(LOOKED_AT_PER_TURN) {
             let Some(id) = self.connections.leaving.pop_front() else { break };
-            let Some(conn) = self.connections.conn(id).filter(|conn| conn.leaving.is_some()) else { continue };
+            let Some(conn) = self.connections.get(id).filter(|conn| conn.leaving.is_some()) else { continue };
             match self.storage.has_left(conn) {
                 Some(reason) => self.close(io, id, reason, now),
                 None => self.connections.leaving.push_back(id),
@@ -107,8 +107,7 @@ impl Core {
 
     /// Closes a connection whose time is over before it was answered.
     pub(in crate::shard) fn stop_leaving<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(reason) = self.connections.conn(id).and_then(|conn| conn.leaving.as_deref()).map(|leaving| leaving.reason)
-        else {
+        let Some(reason) = self.connections.get(id).and_then(|conn| conn.leaving.as_deref()).map(|leaving| leaving.reason) else {
             return;
         };
         self.cx.counters.limit_reached(LimitReached::CloseTime);
@@ -163,7 +162,7 @@ impl Storage {
 
 impl Connections {
     pub(in crate::shard) fn on_fenced(&mut self, to: Place) {
-        if let Some(leaving) = self.conn_mut(to.conn).and_then(|conn| conn.leaving.as_deref_mut()) {
+        if let Some(leaving) = self.get_mut(to.conn).and_then(|conn| conn.leaving.as_deref_mut()) {
             leaving.shards = leaving.shards.saturating_sub(1);
         }
     }

@@ -1,10 +1,11 @@
 //! The connections of a shard.
 
-use super::conn::Conn;
+use super::conn::{Attachment, Conn, Phase};
 use super::half_open::HalfOpen;
 use super::rate::Bucket;
 use crate::close::CloseReason;
 use crate::ids::{ConnId, HashKey};
+use crate::io::{Io, Read};
 use crate::session::Place;
 use crate::shard::durability::disk::Fence;
 use crate::shard::port::ClosedConnections;
@@ -63,5 +64,55 @@ impl Connections {
             closed: ClosedConnections::default(),
             buffers_bytes_max,
         }
+    }
+
+    /// A connection; `None` if its id is stale.
+    pub(in crate::shard) fn get(&self, id: ConnId) -> Option<&Conn> {
+        self.table.get(id.index as usize)?.as_deref().filter(|conn| conn.id == id)
+    }
+
+    /// A connection; `None` if its id is stale.
+    pub(in crate::shard) fn get_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.table.get_mut(id.index as usize)?.as_deref_mut().filter(|conn| conn.id == id)
+    }
+
+    /// The attachment of a place; `None` if the place is free or has another ticket.
+    pub(in crate::shard) fn attachment_at(&mut self, place: Place) -> Option<&mut Attachment> {
+        self.get_mut(place.conn)?.attachment_mut(place.attachment).filter(|attachment| attachment.ticket == place.ticket)
+    }
+
+    /// Adds a connection, at the index of its id.
+    pub(in crate::shard) fn insert(&mut self, conn: Conn) {
+        let index = conn.id.index as usize;
+        if self.table.len() <= index {
+            self.table.resize_with(index + 1, || None);
+        }
+        self.table[index] = Some(Box::new(conn));
+        self.count += 1;
+    }
+
+    /// Adds a connection to those that have something to send.
+    pub(in crate::shard) fn mark(&mut self, id: ConnId) {
+        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        if conn.id == id && !conn.flags.dirty && !conn.flags.blocked {
+            conn.flags.dirty = true;
+            self.dirty.push_back(id);
+        }
+    }
+
+    /// Ends a connection before this turn does.
+    pub(in crate::shard) fn doom(&mut self, id: ConnId, reason: CloseReason) {
+        self.doomed.push((id, reason));
+    }
+
+    /// Resumes reading a connection, in the mode of its phase.
+    pub(in crate::shard) fn read_on<I: Io>(&self, io: &mut I, id: ConnId) {
+        let Some(conn) = self.get(id) else { return };
+        let mode = match conn.phase {
+            Phase::Proxy(_) | Phase::Head(_) | Phase::Hello => Read::Once,
+            Phase::Open | Phase::Echo | Phase::Closing(_) => Read::Stream,
+            Phase::HandingOver(_) => return,
+        };
+        io.read(id, mode);
     }
 }

@@ -179,7 +179,7 @@ impl Core {
         addresses.extend(record.addresses.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)));
         let put = self.storage.log.append(&record.header, &addresses, &[record.body]);
         self.codec.targets = addresses;
-        self.storage.ages.note(put.at, record.header.ts_ms, self.age_step_ms());
+        self.storage.ages.note(put.at, record.header.ts_ms, self.cx.age_step_ms());
         self.cx.counters.log_compacted_bytes.add(bytes.len() as u64);
         if let Some(stream) = self.home.streams.get_mut(key) {
             stream.index.relocate(seq, Entry::new(put, entry.audience, entry.sender));

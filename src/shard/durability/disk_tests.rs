@@ -136,7 +136,7 @@ fn publish(core: &mut Core, io: &mut Held, session_id: &str, id: &str, now: Tick
     let place = Place { shard: 0, attachment: 0, ticket: 9, conn: ConnId { index: 0, generation: 1 } };
     let client = core.home.sessions.target(Target::Client, "ana");
     let origin = Origin { place, client_id: "ana", client, acks: true, number: 1 };
-    let hash = core.session_hash(session_id);
+    let hash = core.cx.session_hash(session_id);
     core.publish_post(io, &origin, 3, (hash, session_id), &envelope, now);
 }
 
@@ -145,7 +145,7 @@ fn sessions_of_every_level_live_on_one_shard() {
     let (mut core, mut io) = (core("[log]\ndir = \"unused\"\n"), Held::default());
     settle(&mut core, &mut io, at(1));
     for (id, level) in [("m", Level::Memory), ("w", Level::Written), ("s", Level::Synced)] {
-        let hash = core.session_hash(id);
+        let hash = core.cx.session_hash(id);
         let session = core.make_session(id, hash, NOBODY, at(0));
         assert_eq!(core.home.sessions.sessions.get(session).unwrap().level, Level::Written, "the default of log.durability");
         core.home.sessions.sessions.get_mut(session).unwrap().level = level;
@@ -155,7 +155,7 @@ fn sessions_of_every_level_live_on_one_shard() {
     }
     let shown = |core: &Core| {
         ["m", "w", "s"].map(|id| {
-            let session = core.home.sessions.find(core.session_hash(id)).unwrap();
+            let session = core.home.sessions.find(core.cx.session_hash(id)).unwrap();
             core.home.streams.get(core.home.sessions.sessions.get(session).unwrap().stream).unwrap().head()
         })
     };
@@ -219,7 +219,7 @@ fn member_state(core: &Core, away_ms: u64, present: bool) -> MemberState<'static
 /// A core that recovered a member that had been away for so long before the start.
 fn with_member_away(away_ms: u64, present: bool) -> (Core, u64, u64) {
     let mut core = core("[log]\ndir = \"unused\"\n[session]\nmember_unseen_ms = 86400000\npresence_grace_ms = 15000\n");
-    let (session, client) = (core.session_hash("s"), core.home.sessions.target(Target::Client, "ana"));
+    let (session, client) = (core.cx.session_hash("s"), core.home.sessions.target(Target::Client, "ana"));
     let state = SessionState { session_id: "s", head: 0, oldest: 1, epochs: Vec::new() };
     let member = member_state(&core, away_ms, present);
     let mut replay = Replay::new(KEY);
@@ -251,7 +251,7 @@ fn a_member_unseen_is_let_go_by_the_time_before_the_start_too() {
 #[test]
 fn of_a_message_that_was_purged_the_id_is_left() {
     let mut core = core("[log]\ndir = \"unused\"\n");
-    let (session, client) = (core.session_hash("s"), core.home.sessions.target(Target::Client, "ana"));
+    let (session, client) = (core.cx.session_hash("s"), core.home.sessions.target(Target::Client, "ana"));
     let state = SessionState { session_id: "s", head: 0, oldest: 1, epochs: Vec::new() };
     let member = member_state(&core, 0, true);
     let message =
@@ -291,7 +291,7 @@ fn what_a_reader_posted_to_a_channel_stays_known_when_the_reader_is_gone() {
     // If retention has dropped the record that named the channel, one behind the messages names it.
     for named_first in [true, false] {
         let mut core = core("[log]\ndir = \"unused\"\n");
-        let (channel, client) = (core.session_hash("channel:c"), core.home.sessions.target(Target::Client, "ana"));
+        let (channel, client) = (core.cx.session_hash("channel:c"), core.home.sessions.target(Target::Client, "ana"));
         let member = member_state(&core, 0, true);
         let post =
             Header { kind: Kind::Message, session: channel, seq: 1, epoch: 0, ts_ms: WALL_MS, sender: client, id: 7, content: 5 };
@@ -316,7 +316,7 @@ fn what_a_reader_posted_to_a_channel_stays_known_when_the_reader_is_gone() {
 #[test]
 fn a_session_whose_members_are_gone_is_not_forgotten_with_the_first_turn_after_a_start() {
     let mut core = core("[log]\ndir = \"unused\"\n[session]\nidle_ms = 2000\n");
-    let session = core.session_hash("s");
+    let session = core.cx.session_hash("s");
     let state = SessionState { session_id: "s", head: 9, oldest: 10, epochs: Vec::new() };
     let bytes = record(Kind::Session, session, 0, |out| state.encode(out));
     core.replay(&mut Replay::new(KEY), Position(64), 64, &read_record(&bytes, None).unwrap());
@@ -356,7 +356,7 @@ fn a_record_bears_the_number_of_its_sessions_epoch() {
         (Some(40), 16, true, 40),
     ] {
         let (mut core, mut io) = (core("[log]\ndir = \"unused\"\n"), Held::default());
-        let session = core.session_hash("s");
+        let session = core.cx.session_hash("s");
         if let Some(epoch) = said {
             let epochs = (1..=named).map(|name| EpochState { name, last_seq: (name < named).then_some(0) }).collect();
             let (mut body, mut bytes) = (Vec::new(), Vec::new());

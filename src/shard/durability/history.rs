@@ -391,7 +391,7 @@ impl Core {
     pub(in crate::shard) fn detach_behind_history(&mut self, place: Place, after: u64, frame: Vec<u8>) {
         if let Some(wanted) = self.storage.histories.wanted.get_mut(&place) {
             wanted.detached = Some((after, frame));
-        } else if place.shard == self.shard_number() {
+        } else if place.shard == self.cx.shard_number() {
             self.connections.put_ordered(&mut self.cx, place, after, Waiting::Detached(frame));
         } else {
             self.send_reply(place, LaneMessage::Detached { to: place, after, frame });
@@ -450,7 +450,7 @@ impl Core {
     }
 
     fn answer_history(&mut self, page: &HistoryPage, bytes: Vec<u8>) {
-        if page.place.shard == self.shard_number() {
+        if page.place.shard == self.cx.shard_number() {
             self.connections.put_ordered(&mut self.cx, page.place, page.after, Waiting::History(bytes));
         } else {
             self.send_reply(page.place, LaneMessage::History { to: page.place, after: page.after, frame: bytes });

@@ -78,7 +78,7 @@ impl Core {
         if self.cx.key.home_shard(session_id, self.links.mesh.shards()) != self.cx.shard {
             return drop(reply.send(Ok(None)));
         }
-        let session = self.session_hash(session_id);
+        let session = self.cx.session_hash(session_id);
         let refused = |reply: PurgeReply, why: &str| drop(reply.send(Err(why.to_owned())));
         // A purge that was requested and has not begun covers this request too.
         let asked = self.storage.purges.iter_mut().find(|purge| purge.session == session && purge.stage == Stage::Asked);
@@ -207,7 +207,7 @@ impl Core {
         self.wipe_buffers();
         self.storage.wipes_until_ms = u64::MAX;
         purge.chunk = Some(self.storage.log.resident());
-        let here = self.shard_number();
+        let here = self.cx.shard_number();
         let shards = u16::try_from(self.links.mesh.shards()).unwrap_or(u16::MAX);
         purge.untold = (0..shards).filter(|shard| *shard != here).collect();
         if let (Some(disk), Some(geometry)) = (&self.storage.disk, self.storage.log.geometry()) {

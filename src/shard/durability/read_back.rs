@@ -358,7 +358,7 @@ impl Core {
             Job::History(page) => return self.give_up_history(*page),
             Job::Copy(_) => return self.storage.abandon_compaction(),
         };
-        if place.shard == self.shard_number() {
+        if place.shard == self.cx.shard_number() {
             if self.connections.attachment_at(place).is_some() {
                 self.connections.doom(place.conn, crate::close::CloseReason::TooSlow);
             }
@@ -379,7 +379,7 @@ impl Core {
         mut page: Box<Page>,
         hand: &Hand<'_>,
     ) {
-        if place.shard == self.shard_number() && self.connections.attachment_at(place).is_none() {
+        if place.shard == self.cx.shard_number() && self.connections.attachment_at(place).is_none() {
             return self.links.keep_page(page);
         }
         // Also for a member that was detached meanwhile: it reads up to the place of its last reply.
@@ -434,7 +434,7 @@ impl Core {
         {
             return self.read_for(io, (stream_key, after + 1), want, hand, Job::Page { place, member: key, after, page });
         }
-        if place.shard == self.shard_number() {
+        if place.shard == self.cx.shard_number() {
             self.on_page(place, &page);
             self.links.keep_page(page);
         } else {

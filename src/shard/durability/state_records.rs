@@ -281,13 +281,6 @@ impl Core {
         }
     }
 
-    /// The delay, in milliseconds, with which a message may be dropped by its age.
-    pub(in crate::shard) fn age_step_ms(&self) -> u64 {
-        let age_ms = self.cx.snapshot.settings.log.retention_age_s * 1000;
-        // Messages appended without an age limit may get one later: to the minute.
-        if age_ms == 0 { 60_000 } else { (age_ms / 256).max(1000) }
-    }
-
     /// Forgets records that left the log's memory, or exceed the session's own bounds.
     pub(in crate::shard) fn trim(&mut self, key: StreamKey) {
         let settings = &self.cx.snapshot.settings;
@@ -353,16 +346,6 @@ impl Core {
     pub(in crate::shard) fn log_settled(&self) -> bool {
         let may_append = || self.is_anything_owed() && !self.storage.log_is_behind(&self.cx);
         self.storage.disk.as_ref().is_none_or(|disk| disk.full.is_some() || disk.settled(self.storage.log.end()) && !may_append())
-    }
-
-    pub(in crate::shard) fn on_segment_gone(&mut self, number: u64, result: Result<(), i32>) {
-        match result {
-            Ok(()) => self.cx.counters.log_segments.subtract(1),
-            Err(errno) => {
-                let error = std::io::Error::from_raw_os_error(errno);
-                tracing::warn!(shard = self.cx.shard, segment = number, %error, "a file of the log that is no longer needed could not be deleted");
-            }
-        }
     }
 }
 
@@ -478,5 +461,24 @@ impl Home {
             }
         }
         (entitlements.stays.to_vec(), names)
+    }
+}
+
+impl Context {
+    /// The delay, in milliseconds, with which a message may be dropped by its age.
+    pub(in crate::shard) fn age_step_ms(&self) -> u64 {
+        let age_ms = self.snapshot.settings.log.retention_age_s * 1000;
+        // Messages appended without an age limit may get one later: to the minute.
+        if age_ms == 0 { 60_000 } else { (age_ms / 256).max(1000) }
+    }
+
+    pub(in crate::shard) fn on_segment_gone(&mut self, number: u64, result: Result<(), i32>) {
+        match result {
+            Ok(()) => self.counters.log_segments.subtract(1),
+            Err(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::warn!(shard = self.shard, segment = number, %error, "a file of the log that is no longer needed could not be deleted");
+            }
+        }
     }
 }

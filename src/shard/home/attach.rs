@@ -33,15 +33,6 @@ pub(in crate::shard) fn epoch_name(epoch: u64) -> String {
 }
 
 impl Core {
-    pub(in crate::shard) fn session_hash(&self, session_id: &str) -> u64 {
-        self.cx.key.hash64(&[b"session", session_id.as_bytes()])
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "shards are at most 256")]
-    pub(in crate::shard) const fn shard_number(&self) -> u16 {
-        self.cx.shard as u16
-    }
-
     /// Attaches a client to a session at home here. The client's connection may be on any shard.
     pub(in crate::shard) fn attach_home<I: Io>(
         &mut self,
@@ -149,7 +140,7 @@ impl Core {
         match before {
             Some(before) if before != place => {
                 self.storage.forget_history(&mut self.cx, before);
-                if before.shard == self.shard_number() {
+                if before.shard == self.cx.shard_number() {
                     self.close(io, before.conn, CloseReason::Replaced, now);
                 } else {
                     self.links.send_control(&self.cx, io, before.shard, LaneMessage::Replaced { to: before });
@@ -165,7 +156,7 @@ impl Core {
 
     /// Subscribes `shard` to the session's new records. Returns the first `seq` that it will receive.
     fn mirror_for(&mut self, session: SessionKey, shard: u16, head: u64) -> u64 {
-        if shard == self.shard_number() {
+        if shard == self.cx.shard_number() {
             return 0;
         }
         let Some(entry) = self.home.sessions.sessions.get_mut(session) else { return 0 };
@@ -216,12 +207,12 @@ impl Core {
             ordered: VecDeque::new(),
         };
         if let Some(slot) =
-            self.connections.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment)))
+            self.connections.get_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment)))
         {
             *slot = Slot::Attached(attachment);
         }
         self.greet(request, &answer, now);
-        let head_id = self.event_id();
+        let head_id = self.cx.event_id();
         let head = Head { id: &head_id, session_id: &request.session_id };
         self.connections.event_after(&mut self.cx, place, answer.head, |out| crate::protocol::caught_up(out, head, answer.head));
         self.cx.counters.replayed.add(answer.head.saturating_sub(answer.cursor));
@@ -235,7 +226,7 @@ impl Core {
         let connection_id = self.connection_id(id);
         let epoch = epoch_name(answer.epoch);
         let rooms: Vec<&str> = answer.rooms.iter().map(|room| &**room).collect();
-        let Some(grant) = self.connections.conn(id).and_then(|conn| conn.grant.as_deref()) else { return };
+        let Some(grant) = self.connections.get(id).and_then(|conn| conn.grant.as_deref()) else { return };
         let expires_in_ms = (grant.expires_at_s() * 1000).saturating_sub(now.wall_ms);
         let roles: Vec<String> = grant.roles().map(Into::into).collect();
         let roles: Vec<&str> = roles.iter().map(String::as_str).collect();
@@ -279,7 +270,7 @@ impl Core {
     pub(in crate::shard) fn ask_to_attach<I: Io>(&mut self, io: &mut I, id: ConnId, mut request: AttachRequest, now: Tick) {
         let attached_max = self.cx.snapshot.settings.limits.max_attached_sessions;
         let head = Head { id: &request.command_id.clone(), session_id: &request.session_id.clone() };
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         let sessions = conn.slots.iter().filter_map(|slot| match slot {
             Slot::Free => None,
             Slot::Asked(asked) => Some(asked.session),
@@ -306,7 +297,7 @@ impl Core {
             let message = format!("a connection may be in {attached_max} sessions (limits.max_attached_sessions)");
             return self.connections.refuse_with(&mut self.cx, id, head, ErrorCode::LimitAttached, &message, Some("/session_id"));
         }
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         let number = conn.slots.free();
         request.place.attachment = u16::try_from(number).unwrap_or(u16::MAX);
         request.place.ticket = conn.next_ticket;
@@ -327,7 +318,7 @@ impl Core {
             stream.asked += 1;
         }
         let asked = AttachRequest { roles: request.roles.clone(), ..copy_of(&request) };
-        if let Some(slot) = self.connections.conn_mut(id).and_then(|conn| conn.slots.get_mut(number)) {
+        if let Some(slot) = self.connections.get_mut(id).and_then(|conn| conn.slots.get_mut(number)) {
             *slot = Slot::Asked(Box::new(asked));
         }
         self.links.send_control(&self.cx, io, u16::try_from(home).unwrap_or(u16::MAX), LaneMessage::Attach(Box::new(request)));
@@ -335,18 +326,9 @@ impl Core {
 
     /// Handles the request of a connection elsewhere to attach to a session at home here.
     pub(in crate::shard) fn on_attach<I: Io>(&mut self, io: &mut I, request: &AttachRequest, now: Tick) {
-        let outcome = self.attach_home(io, request, now).map_err(|refusal| self.error_frame(&refusal));
+        let outcome = self.attach_home(io, request, now).map_err(|refusal| self.cx.error_frame(&refusal));
         let message = LaneMessage::Attached { place: request.place, session: request.session, outcome: Box::new(outcome) };
         self.links.send_control(&self.cx, io, request.place.shard, message);
-    }
-
-    pub(in crate::shard) fn error_frame(&mut self, refusal: &Refusal) -> RefusalFrame {
-        self.cx.counters.refused.increment();
-        let mut frame = self.cx.buffers.take();
-        let open = OpenFrame::begin(&mut frame);
-        crate::protocol::error(&mut frame, &Failure::of(refusal, None));
-        open.finish(Opcode::Text, &mut frame);
-        frame
     }
 
     /// Handles the home's answer to an attach of a connection here.
@@ -361,7 +343,7 @@ impl Core {
         if let Some(stream) = self.links.mirrors.get(&session).and_then(|key| self.home.streams.get_mut(*key)) {
             stream.asked = stream.asked.saturating_sub(1);
         }
-        let slot = self.connections.conn_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment)));
+        let slot = self.connections.get_mut(place.conn).and_then(|conn| conn.slots.get_mut(usize::from(place.attachment)));
         let asked = match slot {
             Some(slot @ Slot::Asked(_)) => match std::mem::replace(slot, Slot::Free) {
                 Slot::Asked(asked) => Some(asked),
@@ -399,7 +381,7 @@ impl Core {
 
     /// Sends the home the roles of a token that was replaced while the attach was under way: the home knows only the old one's.
     fn catch_up_with_token<I: Io>(&mut self, io: &mut I, asked: &AttachRequest, member: MemberKey, now: Tick) {
-        let Some(grant) = self.connections.conn(asked.place.conn).and_then(|conn| conn.grant.as_deref()) else { return };
+        let Some(grant) = self.connections.get(asked.place.conn).and_then(|conn| conn.grant.as_deref()) else { return };
         if !grant.covers(&asked.session_id) {
             return self.lose_session(io, asked.place.conn, asked.place.attachment, now);
         }
@@ -414,14 +396,14 @@ impl Core {
 
     /// Detaches a connection from all its sessions.
     pub(in crate::shard) fn leave_all<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         let (clean, count) = (conn.clean, conn.slots.len());
         for number in (0..count).filter_map(|number| u16::try_from(number).ok()) {
-            if let Some(attachment) = self.connections.conn_mut(id).and_then(|conn| conn.take_attachment(number)) {
+            if let Some(attachment) = self.connections.get_mut(id).and_then(|conn| conn.take_attachment(number)) {
                 self.leave_one(io, id, number, attachment, clean, false, now);
             }
         }
-        if let Some(conn) = self.connections.conn_mut(id) {
+        if let Some(conn) = self.connections.get_mut(id) {
             // The home's answer to a pending attach still arrives, and releases the mirror.
             conn.slots = Slots::default();
         }
@@ -439,7 +421,7 @@ impl Core {
         leave: bool,
         now: Tick,
     ) {
-        let place = Place { shard: self.shard_number(), attachment: number, ticket: attachment.ticket, conn: id };
+        let place = Place { shard: self.cx.shard_number(), attachment: number, ticket: attachment.ticket, conn: id };
         let home = self.remove_reader(attachment.stream, attachment.reader);
         match home {
             None => {
@@ -458,14 +440,7 @@ impl Core {
                 self.release_mirror(io, session);
             }
         }
-        self.forget_ordered(attachment.ordered);
-    }
-
-    fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
-        for ordered in ordered {
-            self.cx.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
-            self.cx.buffers.give(ordered.what.into_buffer());
-        }
+        self.cx.forget_ordered(attachment.ordered);
     }
 
     /// Frees the attachments whose last reply was sent; their homes have released them before.
@@ -474,7 +449,7 @@ impl Core {
             if self.connections.attachment_at(place).is_none() {
                 continue;
             }
-            let Some(attachment) = self.connections.conn_mut(place.conn).and_then(|conn| conn.take_attachment(place.attachment))
+            let Some(attachment) = self.connections.get_mut(place.conn).and_then(|conn| conn.take_attachment(place.attachment))
             else {
                 continue;
             };
@@ -483,7 +458,7 @@ impl Core {
                 self.connections.note_spoke_elsewhere(place.conn);
                 self.release_mirror(io, session);
             }
-            self.forget_ordered(attachment.ordered);
+            self.cx.forget_ordered(attachment.ordered);
         }
     }
 
@@ -506,7 +481,7 @@ impl Core {
             }
             if let Some(moved) = moved
                 && let Some(attachment) =
-                    self.connections.conn_mut(moved.conn).and_then(|conn| conn.attachment_mut(moved.attachment))
+                    self.connections.get_mut(moved.conn).and_then(|conn| conn.attachment_mut(moved.attachment))
             {
                 attachment.reader = reader;
             }
@@ -525,38 +500,27 @@ impl Core {
         self.links.mirrors.remove(&session);
         self.home.streams.remove(key);
         if let Some(home) = home {
-            self.links.send_control(&self.cx, io, home, LaneMessage::Unmirror { session, shard: self.shard_number() });
+            self.links.send_control(&self.cx, io, home, LaneMessage::Unmirror { session, shard: self.cx.shard_number() });
         }
     }
 
     /// The first session of a connection, which events about the connection as a whole name.
     pub(in crate::shard) fn first_session(&self, id: ConnId) -> Box<str> {
-        let stream =
-            self.connections.conn(id).and_then(|conn| conn.attachments().next()).map(|(_, attachment)| attachment.stream);
+        let stream = self.connections.get(id).and_then(|conn| conn.attachments().next()).map(|(_, attachment)| attachment.stream);
         stream.and_then(|stream| self.home.streams.get(stream)).map_or_else(Box::default, |stream| stream.session_id.clone())
-    }
-
-    /// An id for an event of the gateway's own.
-    pub(in crate::shard) fn event_id(&mut self) -> String {
-        format!("rw-{:016x}", self.cx.next_random())
     }
 
     /// The name of a connection in logs, metrics and the welcome.
     pub(in crate::shard) fn connection_id(&self, id: ConnId) -> String {
-        match self.connections.conn(id) {
-            Some(conn) => self.name_of(conn),
+        match self.connections.get(id) {
+            Some(conn) => self.cx.name_of(conn),
             None => "c-?".to_owned(),
         }
     }
 
-    pub(in crate::shard) fn name_of(&self, conn: &Conn) -> String {
-        let shard = if conn.origin_shard == u16::MAX { self.shard_number() } else { conn.origin_shard };
-        format!("c-{shard}-{}", conn.serial)
-    }
-
     /// Handles that another connection has taken over the member of a place.
     pub(in crate::shard) fn on_replaced<I: Io>(&mut self, io: &mut I, place: Place, now: Tick) {
-        let open = self.connections.conn(place.conn).is_some_and(|conn| matches!(conn.phase, Phase::Open));
+        let open = self.connections.get(place.conn).is_some_and(|conn| matches!(conn.phase, Phase::Open));
         if open && self.connections.attachment_at(place).is_some() {
             self.close(io, place.conn, CloseReason::Replaced, now);
         }
@@ -668,8 +632,45 @@ impl Links {
 impl Connections {
     /// Notes that answers from another shard may still be due for this connection.
     fn note_spoke_elsewhere(&mut self, id: ConnId) {
-        if let Some(conn) = self.conn_mut(id) {
+        if let Some(conn) = self.get_mut(id) {
             conn.flags.spoke_elsewhere = true;
         }
+    }
+}
+
+impl Context {
+    pub(in crate::shard) fn session_hash(&self, session_id: &str) -> u64 {
+        self.key.hash64(&[b"session", session_id.as_bytes()])
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "shards are at most 256")]
+    pub(in crate::shard) const fn shard_number(&self) -> u16 {
+        self.shard as u16
+    }
+
+    pub(in crate::shard) fn error_frame(&mut self, refusal: &Refusal) -> RefusalFrame {
+        self.counters.refused.increment();
+        let mut frame = self.buffers.take();
+        let open = OpenFrame::begin(&mut frame);
+        crate::protocol::error(&mut frame, &Failure::of(refusal, None));
+        open.finish(Opcode::Text, &mut frame);
+        frame
+    }
+
+    fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
+        for ordered in ordered {
+            self.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
+            self.buffers.give(ordered.what.into_buffer());
+        }
+    }
+
+    /// An id for an event of the gateway's own.
+    pub(in crate::shard) fn event_id(&mut self) -> String {
+        format!("rw-{:016x}", self.next_random())
+    }
+
+    pub(in crate::shard) fn name_of(&self, conn: &Conn) -> String {
+        let shard = if conn.origin_shard == u16::MAX { self.shard_number() } else { conn.origin_shard };
+        format!("c-{shard}-{}", conn.serial)
     }
 }

@@ -8,6 +8,7 @@ use crate::limits::STATE_RECORD_BYTES_MAX;
 use crate::log::{Joined, Kind, Left, Level, Position};
 use crate::protocol::{Envelope, ErrorCode, Failure, Head, error};
 use crate::session::{Applied, MemberKey, Move, Place, PresenceChange, StreamKey};
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::{DropReason, LimitReached};
 use crate::shard::durability::disk::STATE_FAILED;
@@ -241,7 +242,7 @@ impl Core {
     pub(in crate::shard) fn settle_moves(&mut self, member: MemberKey, limit: Position) -> bool {
         let mut changed = false;
         while let Some((each, applied)) = self.home.sessions.settle_move(member, limit) {
-            self.note_forgotten(applied);
+            self.cx.note_forgotten(applied);
             if applied.changed {
                 let change = if each.joins { PresenceChange::Join } else { PresenceChange::Leave };
                 self.tell_presence(member, change, Some(&each.room));
@@ -259,13 +260,6 @@ impl Core {
             stream.everyone_to = stream.index.head();
         }
         changed
-    }
-
-    pub(in crate::shard) fn note_forgotten(&self, applied: Applied) {
-        if applied.forgotten > 0 {
-            self.cx.counters.limit_reached(LimitReached::EndedStays);
-            self.cx.counters.dropped(DropReason::StayForgotten, applied.forgotten);
-        }
     }
 
     /// Refuses a command that waited for a failed disk: nothing of it takes effect, and its client is told. A departure has taken
@@ -314,6 +308,15 @@ impl Home {
     fn promise(&mut self, member: MemberKey, each: Move) {
         if let Some(member) = self.sessions.members.get_mut(member) {
             member.underway_mut().moves.push_back(each);
+        }
+    }
+}
+
+impl Context {
+    pub(in crate::shard) fn note_forgotten(&self, applied: Applied) {
+        if applied.forgotten > 0 {
+            self.counters.limit_reached(LimitReached::EndedStays);
+            self.counters.dropped(DropReason::StayForgotten, applied.forgotten);
         }
     }
 }

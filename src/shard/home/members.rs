@@ -88,7 +88,7 @@ impl Core {
         let Some(place) = member.place else { return };
         let entitlements = member.entitlements.clone();
         self.storage.look_again(place);
-        if place.shard == self.shard_number() {
+        if place.shard == self.cx.shard_number() {
             self.connections.entitle(place, entitlements);
         } else {
             self.links.send_control(

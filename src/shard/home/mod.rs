@@ -14,6 +14,9 @@ use crate::ids::HashKey;
 use crate::session::{Dedupe, Sessions, Stream, StreamKey};
 use crate::slots::Slots;
 
+/// Sessions, or members, that one sweep examines.
+pub(in crate::shard) const SWEPT_AT_ONCE: usize = 256;
+
 /// Sessions and members, and the streams that readers here follow: of sessions at home, and of mirrors.
 pub struct Home {
     pub(in crate::shard) sessions: Sessions,
@@ -44,6 +47,24 @@ impl Home {
             sweep_at: 0,
             sweep_member_at: 0,
             sweep_due_ms: 0,
+        }
+    }
+
+    /// Examines a few members: stays in rooms of which no message is retained any more are forgotten.
+    pub(in crate::shard) fn sweep_members(&mut self) {
+        let places = self.sessions.members.places();
+        for _ in 0..SWEPT_AT_ONCE.min(places) {
+            self.sweep_member_at = (self.sweep_member_at + 1) % places;
+            let Some((key, member)) = self.sessions.members.at(self.sweep_member_at) else { continue };
+            if !member.entitlements.has_ended_stays() {
+                continue;
+            }
+            let session = self.sessions.sessions.get(member.session);
+            let Some(stream) = session.and_then(|session| self.streams.get(session.stream)) else { continue };
+            let oldest = stream.index.first();
+            if let Some(member) = self.sessions.members.get_mut(key) {
+                member.entitlements.prune(oldest);
+            }
         }
     }
 }

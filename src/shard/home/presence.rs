@@ -117,7 +117,7 @@ impl Core {
             PresenceChange::Lost | PresenceChange::Data => PresenceEvent::Lost,
         };
         for place in told {
-            let id = self.event_id();
+            let id = self.cx.event_id();
             let head = Head { id: &id, session_id: &session_id };
             self.reply_to(place, after, |out| crate::protocol::presence(out, head, &client_id, event, room));
         }
@@ -231,7 +231,7 @@ impl Core {
             return;
         }
         let (client_id, data, after) = (member.client_id.clone(), member.presence.clone(), stream.head());
-        let (session_id, id) = (stream.session_id.clone(), self.event_id());
+        let (session_id, id) = (stream.session_id.clone(), self.cx.event_id());
         let event = PresenceEvent::Data(data.as_deref().unwrap_or("null").as_bytes());
         let mut written = self.cx.buffers.take();
         framed(&mut written, |out| {
@@ -240,7 +240,7 @@ impl Core {
         for to in told {
             let mut frame = self.buffer_for(to);
             frame.extend_from_slice(&written);
-            if to.shard == self.shard_number() {
+            if to.shard == self.cx.shard_number() {
                 self.put_data(to, after, key, frame);
             } else {
                 self.send_reply(to, LaneMessage::Data { to, after, of: key, frame });
@@ -280,7 +280,7 @@ impl Core {
         let (stream, Some(gone)) = (attachment.stream, attachment.ordered.remove(at)) else { return };
         self.cx.counters.dropped(DropReason::PresenceOutdated, 1);
         self.cx.counters.buffer_bytes.subtract(gone.memory_bytes() as u64);
-        if let Some(conn) = self.connections.conn_mut(to.conn) {
+        if let Some(conn) = self.connections.get_mut(to.conn) {
             conn.ordered_bytes = conn.ordered_bytes.saturating_sub(u32::try_from(gone.what.bytes()).unwrap_or(u32::MAX));
             conn.queued_frames = conn.queued_frames.saturating_sub(1);
         }

@@ -66,10 +66,10 @@ impl Core {
             return true;
         }
         let (episode, hold_ms) = (self.pressure.episode, self.cx.snapshot.settings.limits.backpressure_hold_ms);
-        if place.shard != self.shard_number() || hold_ms == 0 {
+        if place.shard != self.cx.shard_number() || hold_ms == 0 {
             return false;
         }
-        let Some(conn) = self.connections.conn_mut(place.conn) else { return false };
+        let Some(conn) = self.connections.get_mut(place.conn) else { return false };
         if conn.flags.held {
             return true;
         }
@@ -103,7 +103,7 @@ impl Core {
                 return Some(since_ms + hold_ms);
             }
             self.pressure.held.pop_front();
-            if let Some(conn) = self.connections.conn_mut(id).filter(|conn| conn.flags.held) {
+            if let Some(conn) = self.connections.get_mut(id).filter(|conn| conn.flags.held) {
                 conn.flags.held = false;
                 self.read_again(io, id);
             }
@@ -114,7 +114,7 @@ impl Core {
     /// Reads again from a connection, once no reason against it is left.
     pub(in crate::shard) fn read_again<I: Io>(&mut self, io: &mut I, id: ConnId) {
         let resume_below = self.cx.snapshot.settings.limits.reply_queue_bytes / 2;
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         if conn.paused_ms == 0 || conn.flags.held || !conn.is_open() || conn.queued_bytes() > resume_below {
             return;
         }

@@ -40,7 +40,7 @@ impl Core {
             let client = self.home.sessions.target(Target::Client, client_id);
             let origin = Origin { place: post.from, client_id, client, acks: post.acks, number: post.frame_number };
             let session_id = self.home.channel_named(name);
-            let session = self.session_hash(&session_id);
+            let session = self.cx.session_hash(&session_id);
             self.publish_post(io, &origin, post.subject_bytes, (session, &session_id), &envelope, now);
             self.home.channel_id = session_id;
         }
@@ -51,7 +51,7 @@ impl Core {
         if self.attachment_of(id, envelope.session_id).is_none() {
             return self.connections.not_attached(&mut self.cx, id, envelope);
         }
-        let Some(conn) = self.connections.conn(id) else { return };
+        let Some(conn) = self.connections.get(id) else { return };
         if conn.grant.as_ref().is_none_or(|grant| !grant.covers(session_id)) {
             let head = Head { id: envelope.id, session_id: envelope.session_id };
             let message = format!(
@@ -62,11 +62,11 @@ impl Core {
         let (acks, number) = (conn.flags.acks, conn.messages_in);
         let subject_bytes = conn.grant.as_ref().map_or(0, |grant| grant.subject().len());
         let subject_bytes = u16::try_from(subject_bytes).unwrap_or(u16::MAX);
-        let from = Place::whole(self.shard_number(), id);
-        let session = self.session_hash(session_id);
+        let from = Place::whole(self.cx.shard_number(), id);
+        let session = self.cx.session_hash(session_id);
         let home = self.cx.key.home_shard(session_id, self.links.mesh.shards());
         let here = home == self.cx.shard;
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         let client_id = std::mem::take(&mut conn.client_id);
         if !here {
             let offered = self.offer(io, home, |mut buffer| {
@@ -75,7 +75,7 @@ impl Core {
                 let text_bytes = u32::try_from(text.len()).unwrap_or(u32::MAX);
                 LaneMessage::Post(ChannelPost { from, acks, bytes: buffer, text_bytes, subject_bytes, frame_number: number })
             });
-            if let Some(conn) = self.connections.conn_mut(id) {
+            if let Some(conn) = self.connections.get_mut(id) {
                 conn.client_id = client_id;
                 conn.flags.spoke_elsewhere = true;
             }
@@ -87,7 +87,7 @@ impl Core {
         let client = self.home.sessions.target(Target::Client, &client_id);
         let origin = Origin { place: from, client_id: &client_id, client, acks, number };
         self.publish_post(io, &origin, subject_bytes, (session, session_id), envelope, now);
-        if let Some(conn) = self.connections.conn_mut(id) {
+        if let Some(conn) = self.connections.get_mut(id) {
             conn.client_id = client_id;
         }
     }
@@ -115,8 +115,8 @@ impl Core {
             return self.cx.buffers.give(object);
         }
         let id_hash = self.cx.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
-        let content = self.content_hash(envelope, &audiences);
-        let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.dedupe_limits() };
+        let content = self.cx.content_hash(envelope, &audiences);
+        let limits = DedupeLimits { ids_max: POSTED_IDS_MAX, ..self.cx.dedupe_limits() };
         match self.home.posted.look_up(id_hash, low(content), now.mono_ms(), limits) {
             Seen::New => match self.channel_for(io, origin, subject_bytes, (hash, session_id), envelope, now) {
                 Ok((session, stream, epoch)) => {

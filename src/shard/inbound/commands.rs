@@ -85,11 +85,11 @@ impl Core {
         let Some(mut commands) = self.codec.commands.take() else { return };
         match commands.parse(envelope) {
             Ok(Command::Attach(attach)) => {
-                let request = self.connections.conn(id).and_then(|conn| {
+                let request = self.connections.get(id).and_then(|conn| {
                     let grant = conn.grant.as_deref()?;
                     grant.require_session(envelope.session_id).ok()?;
                     let place = self.place_here(id, 0);
-                    Some(self.attach_request(envelope, &attach, place, &conn.client_id, grant, false))
+                    Some(self.cx.attach_request(envelope, &attach, place, &conn.client_id, grant, false))
                 });
                 match request {
                     Some(request) => self.ask_to_attach(io, id, request, now),
@@ -118,10 +118,10 @@ impl Core {
         let head = Head { id: envelope.id, session_id: envelope.session_id };
         match commands.parse(envelope) {
             Ok(Command::Refresh(refresh)) => {
-                let client_id = self.connections.conn(id).map_or("", |conn| &*conn.client_id);
-                let outcome = self.verify_token(refresh.auth_token, client_id, now);
+                let client_id = self.connections.get(id).map_or("", |conn| &*conn.client_id);
+                let outcome = self.cx.verify_token(refresh.auth_token, client_id, now);
                 let subject =
-                    self.connections.conn(id).and_then(|conn| conn.grant.as_ref()).map(|grant| grant.subject().to_owned());
+                    self.connections.get(id).and_then(|conn| conn.grant.as_ref()).map(|grant| grant.subject().to_owned());
                 match outcome {
                     Ok(grant) if subject.as_deref() == Some(grant.subject()) => self.take_grant(io, id, grant, head, now),
                     Ok(_) => {
@@ -158,7 +158,7 @@ impl Core {
     fn take_grant<I: Io>(&mut self, io: &mut I, id: ConnId, grant: crate::auth::Grant, head: Head<'_>, now: Tick) {
         let expires_in_ms = (grant.expires_at_s() * 1000).saturating_sub(now.wall_ms);
         let roles: Box<[Box<str>]> = grant.roles().map(Into::into).collect();
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         conn.flags.expiry_told = false;
         // A connection that is detaching gets its answers first, and is detached then.
         let attached = conn.attachments().filter(|(_, attachment)| !attachment.detaching);
@@ -186,7 +186,7 @@ impl Core {
                 }
             }
         }
-        if let Some(conn) = self.connections.conn_mut(id) {
+        if let Some(conn) = self.connections.get_mut(id) {
             conn.grant = Some(Box::new(grant));
         }
         self.connections.reply_now(&mut self.cx, id, |out| crate::protocol::refreshed(out, head, expires_in_ms));
@@ -203,10 +203,10 @@ impl Core {
 
     /// Detaches the connection from a session that the token no longer covers, and tells the client.
     pub(in crate::shard) fn lose_session<I: Io>(&mut self, io: &mut I, id: ConnId, number: u16, now: Tick) {
-        let Some(attachment) = self.connections.conn_mut(id).and_then(|conn| conn.take_attachment(number)) else { return };
+        let Some(attachment) = self.connections.get_mut(id).and_then(|conn| conn.take_attachment(number)) else { return };
         let session_id = self.home.streams.get(attachment.stream).map_or_else(Box::default, |stream| stream.session_id.clone());
         self.leave_one(io, id, number, attachment, true, false, now);
-        let event = self.event_id();
+        let event = self.cx.event_id();
         let head = Head { id: &event, session_id: &session_id };
         self.connections.reply_now(&mut self.cx, id, |out| crate::protocol::detached(out, head));
         // The reason not to read from the connection may have been that session.
@@ -235,8 +235,8 @@ impl Core {
 
     pub(in crate::shard) fn refuse_at(&mut self, place: Place, refusal: &Refusal) {
         self.cx.counters.refused.increment();
-        let number = if place.shard == self.shard_number() {
-            self.connections.conn(place.conn).map_or(0, |conn| conn.messages_in)
+        let number = if place.shard == self.cx.shard_number() {
+            self.connections.get(place.conn).map_or(0, |conn| conn.messages_in)
         } else {
             self.links.forwarded.0
         };
@@ -270,7 +270,7 @@ impl Core {
                 // An emptied buffer is valid text.
                 let mut id = String::from_utf8(self.buffer_for(place)).unwrap_or_default();
                 id.push_str(envelope.id);
-                if place.shard == self.shard_number() {
+                if place.shard == self.cx.shard_number() {
                     self.connections.put_ordered(&mut self.cx, place, after, Waiting::Pong(id));
                 } else {
                     self.send_reply(place, LaneMessage::Pong { to: place, after, id });
@@ -359,7 +359,7 @@ impl Core {
 
     /// Queues a finished frame at its place in the order, wherever the client is.
     pub(in crate::shard) fn send_frame(&mut self, place: Place, after: u64, frame: Vec<u8>) {
-        if place.shard == self.shard_number() {
+        if place.shard == self.cx.shard_number() {
             self.connections.put_ordered(&mut self.cx, place, after, Waiting::Frame(frame));
         } else {
             self.send_reply(place, LaneMessage::Reply { to: place, after, frame });

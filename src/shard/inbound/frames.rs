@@ -25,7 +25,7 @@ const PLAIN_BYTES: usize = 64 * 1024;
 impl Core {
     pub(in crate::shard) fn on_received<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8], now: Tick) {
         self.cx.counters.bytes_in.add(bytes.len() as u64);
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         conn.last_heard_ms = now.mono_ms();
         let was_pinged = std::mem::take(&mut conn.pinged_ms) > 0;
         let (is_secured, ahead) = (conn.tls.is_some(), matches!(conn.phase, Phase::Proxy(_)));
@@ -40,7 +40,7 @@ impl Core {
         } else {
             self.on_plain(io, id, bytes, now);
         }
-        if self.connections.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Proxy(_) | Phase::Head(_) | Phase::Hello)) {
+        if self.connections.get(id).is_some_and(|conn| matches!(conn.phase, Phase::Proxy(_) | Phase::Head(_) | Phase::Hello)) {
             io.read(id, Read::Once);
         }
     }
@@ -66,7 +66,7 @@ impl Core {
             tls.reclaim(&mut self.cx.buffers);
             let secured = !tls.handshaking();
             let wants_send = !tls.pending().is_empty();
-            if let Some(conn) = self.connections.conn_mut(id)
+            if let Some(conn) = self.connections.get_mut(id)
                 && secured
                 && !conn.flags.secured
             {
@@ -102,7 +102,7 @@ impl Core {
     pub(in crate::shard) fn on_plain<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8], now: Tick) {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let Some(conn) = self.connections.conn_mut(id) else { return };
+            let Some(conn) = self.connections.get_mut(id) else { return };
             if conn.leaving.is_some() {
                 // RFC 6455 5.5.1: nothing may follow the peer's close frame, and later bytes are dropped.
                 return self.cx.counters.dropped(DropReason::AfterClose, 1);
@@ -174,7 +174,7 @@ impl Core {
     pub(in crate::shard) fn on_tls_panic(&mut self, id: ConnId) {
         self.cx.counters.panics.increment();
         tracing::error!(connection_id = %self.connection_id(id), "a panic in this connection's TLS: the connection is closed");
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         conn.tls = None;
         conn.flags.broken = true;
         conn.flags.blocked = true;
@@ -183,7 +183,7 @@ impl Core {
     /// Follows up on one read: the timer of an unfinished message, and backpressure.
     fn after_frames<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         let reply_queue_bytes = self.cx.snapshot.settings.limits.reply_queue_bytes;
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         let unfinished = conn.decoder.unfinished();
         let began = unfinished && conn.unfinished_ms == 0;
         conn.unfinished_ms = match (unfinished, conn.unfinished_ms) {
@@ -226,7 +226,7 @@ impl Core {
     fn control_frame_allowed<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) -> bool {
         let limits = self.cx.snapshot.settings.limits;
         let rate = Rate { per_second: limits.control_frames_per_second, burst: limits.control_frames_burst };
-        let Some(conn) = self.connections.conn_mut(id) else { return false };
+        let Some(conn) = self.connections.get_mut(id) else { return false };
         // Conformance suites send bursts of pings on purpose.
         if matches!(conn.phase, Phase::Echo) || conn.controls.take(rate, 1, now.mono_ns).is_ok() {
             return true;
@@ -238,7 +238,7 @@ impl Core {
 
     fn on_message<I: Io>(&mut self, io: &mut I, id: ConnId, text: bool, compressed: bool, payload: Payload<'_>, now: Tick) {
         if compressed {
-            let echo = self.connections.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Echo));
+            let echo = self.connections.get(id).is_some_and(|conn| matches!(conn.phase, Phase::Echo));
             if !echo && let Some(wait_ms) = self.inflates_no_more(id, now) {
                 payload.recycle(&mut self.cx.buffers);
                 // The message was not parsed, so it has no id: the refusal identifies it by its number.
@@ -271,7 +271,7 @@ impl Core {
 
     fn on_payload<I: Io>(&mut self, io: &mut I, id: ConnId, text: bool, compressed: bool, payload: &[u8], now: Tick) {
         self.cx.counters.messages_in.increment();
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         conn.messages_in += 1;
         if matches!(conn.phase, Phase::Echo) {
             return self.echo(id, text, compressed, payload);
@@ -291,7 +291,7 @@ impl Core {
                 self.refuse_rate(io, id, head, wait_ms, now);
             }
             (Ok(Ok(envelope)), None) => {
-                let hello = self.connections.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Hello));
+                let hello = self.connections.get(id).is_some_and(|conn| matches!(conn.phase, Phase::Hello));
                 if hello {
                     self.on_hello(io, id, &envelope, now);
                 } else {
@@ -312,7 +312,7 @@ impl Core {
     }
 
     fn on_bad_envelope<I: Io>(&mut self, io: &mut I, id: ConnId, refusal: &Refusal, now: Tick) {
-        if self.connections.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Hello)) {
+        if self.connections.get(id).is_some_and(|conn| matches!(conn.phase, Phase::Hello)) {
             self.connections.refuse(&mut self.cx, id, refusal);
             return self.close(io, id, CloseReason::HelloExpected, now);
         }
@@ -320,7 +320,7 @@ impl Core {
         let limits = self.cx.snapshot.settings.limits;
         let window_s = (limits.bad_envelopes_window_ms / 1000).max(1);
         let (count, now_ns) = (u64::from(limits.bad_envelopes), now.mono_ns);
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         // `count` in a window, as a bucket of that size which refills over the window. The count itself closes the connection, so
         // one less may stay.
         let rate = Rate { per_second: count.div_ceil(window_s), burst: count.saturating_sub(1).max(1) };
@@ -330,17 +330,12 @@ impl Core {
         }
     }
 
-    fn byte_rate(&self) -> Rate {
-        let limits = &self.cx.snapshot.settings.limits;
-        Rate { per_second: limits.bytes_per_second, burst: limits.bytes_per_second.max(limits.max_message_bytes as u64) }
-    }
-
     /// Counts a message against the connection's rates. Returns the milliseconds until there is room, if it is over one of them.
     fn over_rate(&mut self, id: ConnId, bytes: usize, inflated: bool, now: Tick) -> Option<u64> {
         let limits = &self.cx.snapshot.settings.limits;
         let messages = Rate { per_second: limits.messages_per_second, burst: limits.messages_burst };
-        let byte_rate = self.byte_rate();
-        let conn = self.connections.conn_mut(id)?;
+        let byte_rate = self.cx.byte_rate();
+        let conn = self.connections.get_mut(id)?;
         let over_messages = conn.messages.take(messages, 1, now.mono_ns).err();
         if inflated {
             // The work is done, even if the message is refused now.
@@ -358,8 +353,8 @@ impl Core {
     /// A few bytes may inflate to a thousand times as many. Earlier inflated bytes must be paid for first, else nothing is
     /// inflated: returns the milliseconds to wait.
     fn inflates_no_more(&mut self, id: ConnId, now: Tick) -> Option<u64> {
-        let byte_rate = self.byte_rate();
-        let conn = self.connections.conn_mut(id)?;
+        let byte_rate = self.cx.byte_rate();
+        let conn = self.connections.get_mut(id)?;
         let wait_ms = conn.bytes.wait(byte_rate, now.mono_ns)?;
         conn.messages_in += 1;
         self.cx.counters.messages_in.increment();
@@ -384,8 +379,7 @@ impl Core {
                 retry_after_ms: Some(wait_ms),
             },
         );
-        let since_ms =
-            self.connections.conn(id).and_then(|conn| conn.abuse.as_ref()).map_or(u64::MAX, |abuse| abuse.over_rate_ms);
+        let since_ms = self.connections.get(id).and_then(|conn| conn.abuse.as_ref()).map_or(u64::MAX, |abuse| abuse.over_rate_ms);
         let over_ms = now.mono_ms().saturating_sub(since_ms);
         if abuse_ms > 0 && over_ms >= abuse_ms {
             self.cx.counters.limit_reached(LimitReached::RateAbuse);
@@ -409,7 +403,7 @@ impl Core {
 
     fn on_close_frame<I: Io>(&mut self, io: &mut I, id: ConnId, code: Option<u16>, now: Tick) {
         // RFC 6455 5.5.1: the answer echoes the code.
-        if let Some(conn) = self.connections.conn_mut(id) {
+        if let Some(conn) = self.connections.get_mut(id) {
             conn.answer_code = Some(code);
             conn.clean = matches!(code, None | Some(1000));
         }
@@ -420,7 +414,7 @@ impl Core {
     /// peer has closed too or the time is over.
     pub(in crate::shard) fn close<I: Io>(&mut self, io: &mut I, id: ConnId, reason: CloseReason, now: Tick) {
         let close_ms = self.cx.snapshot.settings.limits.close_ms;
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         if matches!(conn.phase, Phase::Closing(_)) {
             // Broken while it closed, or everything is sent on either side: nothing is waited for.
             if conn.flags.broken || conn.flags.ended && conn.has_sent_all() {
@@ -510,7 +504,7 @@ impl Core {
     }
 
     pub(in crate::shard) fn on_ended<I: Io>(&mut self, io: &mut I, id: ConnId, error: Option<&std::io::Error>, now: Tick) {
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         if error.is_some() {
             conn.flags.broken = true;
             return match conn.phase {
@@ -531,14 +525,14 @@ impl Core {
 
     /// Removes a connection and closes its socket.
     pub(in crate::shard) fn drop_conn<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
-        let reason = match self.connections.conn(id) {
+        let reason = match self.connections.get(id) {
             Some(conn) => match conn.phase {
                 Phase::Closing(closing) => closing.reason,
                 _ => CloseReason::Shutdown,
             },
             None => return,
         };
-        if !matches!(self.connections.conn(id).map(|conn| &conn.phase), Some(Phase::Closing(_))) {
+        if !matches!(self.connections.get(id).map(|conn| &conn.phase), Some(Phase::Closing(_))) {
             self.leave_all(io, id, now);
         }
         let info = self.describe(id, now);
@@ -566,7 +560,7 @@ impl Connections {
     fn note_over_rate(&mut self, cx: &Context, id: ConnId, limit: LimitReached, now: Tick) {
         cx.counters.limit_reached(limit);
         let now_ms = now.mono_ms().max(1);
-        let Some(conn) = self.conn_mut(id) else { return };
+        let Some(conn) = self.get_mut(id) else { return };
         let abuse = conn.abuse.get_or_insert_default();
         if abuse.over_rate_ms == 0 || now_ms.saturating_sub(abuse.last_over_rate_ms) > 1_000 {
             abuse.over_rate_ms = now_ms;
@@ -577,7 +571,7 @@ impl Connections {
     /// Queues an `rw.error` for a message of this connection.
     pub(in crate::shard) fn refuse(&mut self, cx: &mut Context, id: ConnId, refusal: &Refusal) {
         cx.counters.refused.increment();
-        let frame = self.conn(id).map(|conn| conn.messages_in);
+        let frame = self.get(id).map(|conn| conn.messages_in);
         self.reply_now(cx, id, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
     }
 
@@ -592,10 +586,17 @@ impl Connections {
         pointer: Option<&str>,
     ) {
         cx.counters.refused.increment();
-        let frame = self.conn(id).map(|conn| conn.messages_in);
+        let frame = self.get(id).map(|conn| conn.messages_in);
         let retry_after_ms = code.retryable().then_some(RETRY_AFTER_MS);
         self.reply_now(cx, id, |out| {
             crate::protocol::error(out, &Failure { head, code, message, retry_after_ms, pointer, frame });
         });
+    }
+}
+
+impl Context {
+    fn byte_rate(&self) -> Rate {
+        let limits = &self.snapshot.settings.limits;
+        Rate { per_second: limits.bytes_per_second, burst: limits.bytes_per_second.max(limits.max_message_bytes as u64) }
     }
 }

@@ -98,7 +98,7 @@ impl Core {
 
     /// The attachment of a connection to a session: its number, the session's home if elsewhere, the member.
     pub(in crate::shard) fn attachment_of(&self, id: ConnId, session_id: &str) -> Option<(u16, Option<u16>, MemberKey)> {
-        self.connections.conn(id)?.attachments().filter(|(_, attachment)| !attachment.detaching).find_map(
+        self.connections.get(id)?.attachments().filter(|(_, attachment)| !attachment.detaching).find_map(
             |(number, attachment)| {
                 let stream = self.home.streams.get(attachment.stream)?;
                 (&*stream.session_id == session_id).then_some((number, stream.home, attachment.member))
@@ -116,7 +116,7 @@ impl Core {
         envelope: &Envelope<'_>,
         text: &[u8],
     ) -> bool {
-        let (number, acks) = self.connections.conn(place.conn).map_or((0, true), |conn| (conn.messages_in, conn.flags.acks));
+        let (number, acks) = self.connections.get(place.conn).map_or((0, true), |conn| (conn.messages_in, conn.flags.acks));
         let offered = self.offer(io, usize::from(home), |mut buffer| {
             buffer.extend_from_slice(text);
             LaneMessage::Forward { member, place, number, acks, text: buffer }
@@ -168,16 +168,16 @@ impl Core {
 
     /// Returns `true` if the sender of the current message wants acks.
     fn wants_acks(&self, place: Place) -> bool {
-        if place.shard == self.shard_number() {
-            self.connections.conn(place.conn).is_none_or(|conn| conn.flags.acks)
+        if place.shard == self.cx.shard_number() {
+            self.connections.get(place.conn).is_none_or(|conn| conn.flags.acks)
         } else {
             self.links.forwarded.1
         }
     }
 
     pub(in crate::shard) fn number_of(&self, place: Place) -> u64 {
-        if place.shard == self.shard_number() {
-            self.connections.conn(place.conn).map_or(0, |conn| conn.messages_in)
+        if place.shard == self.cx.shard_number() {
+            self.connections.get(place.conn).map_or(0, |conn| conn.messages_in)
         } else {
             self.links.forwarded.0
         }
@@ -202,11 +202,11 @@ impl Core {
             return self.pass(io, origin, stream, envelope, &audiences, now);
         }
         let id_hash = self.cx.key.hash64(&[&hash.to_le_bytes(), &origin.client.to_le_bytes(), envelope.id.as_bytes()]);
-        let content = self.content_hash(envelope, &audiences);
+        let content = self.cx.content_hash(envelope, &audiences);
         // A channel's readers come and go as members, so its window is the shard's, which posts from outside share.
         let channel = self.home.sessions.sessions.get(session).is_some_and(|entry| entry.channel);
         let member = member.filter(|_| !channel);
-        let own = self.dedupe_limits();
+        let own = self.cx.dedupe_limits();
         let limits = if channel {
             if let Some((code, message)) = self.name_session(session, envelope, now) {
                 return self.refuse_place(origin, &refusal_of(envelope, code, message, ""));
@@ -247,22 +247,6 @@ impl Core {
         self.conclude(origin, (session, stream), envelope, seq, audiences.recorded());
     }
 
-    pub(in crate::shard) fn dedupe_limits(&self) -> DedupeLimits {
-        let session = &self.cx.snapshot.settings.session;
-        DedupeLimits { ids_max: session.dedupe_ids, window_ms: session.dedupe_ms }
-    }
-
-    pub(in crate::shard) fn content_hash(&self, envelope: &Envelope<'_>, audiences: &Audiences) -> u128 {
-        let mut targets = [0_u8; 8 * crate::limits::ADDRESSES_MAX + 1];
-        let mut len = 1;
-        targets[0] = u8::from(audiences.all);
-        for target in audiences.list() {
-            targets[len..len + 8].copy_from_slice(&target.to_le_bytes());
-            len += 8;
-        }
-        self.cx.key.hash128(&[envelope.kind.as_bytes(), &targets[..len], envelope.payload])
-    }
-
     /// Appends a message to the log: assigns its place in the order, and makes the only copy of its bytes.
     #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
     pub(in crate::shard) fn append(
@@ -280,11 +264,11 @@ impl Core {
         let seq = self.home.streams.get(stream).map_or(1, |stream| stream.index.head() + 1);
         let header = Header { kind: Kind::Message, session, seq, epoch, ts_ms: now.wall_ms, sender: origin.client, id, content };
         let mut tail = AddedBuf::default();
-        self.splice(&mut tail, Some(seq), origin.client_id, envelope, now);
+        self.cx.splice(&mut tail, Some(seq), origin.client_id, envelope, now);
         let (head, head_bytes) = frame_head(envelope.object.len() + tail.as_bytes().len(), Opcode::Text, true, false);
         let put =
             self.storage.log.append(&header, audiences.recorded(), &[&head[..head_bytes], envelope.object, tail.as_bytes()]);
-        self.storage.ages.note(put.at, now.wall_ms, self.age_step_ms());
+        self.storage.ages.note(put.at, now.wall_ms, self.cx.age_step_ms());
         if let Some(stream) = self.home.streams.get_mut(stream) {
             stream.index.push(Entry::new(put, audiences.audience(), origin.client));
         }
@@ -292,18 +276,6 @@ impl Core {
         self.cx.counters.routed.increment();
         self.stats.routed_in_turn += 1;
         seq
-    }
-
-    fn splice(&mut self, tail: &mut AddedBuf, seq: Option<u64>, from: &str, envelope: &Envelope<'_>, now: Tick) {
-        if envelope.traceparent.is_some() {
-            return added(tail, seq, from, now.wall_ms, None);
-        }
-        let [first, second, span] = [self.cx.next_random(), self.cx.next_random(), self.cx.next_random()];
-        let mut trace_id = [0; 16];
-        trace_id[..8].copy_from_slice(&first.to_le_bytes());
-        trace_id[8..].copy_from_slice(&second.to_le_bytes());
-        let traceparent = make_traceparent(trace_id, span.to_le_bytes());
-        added(tail, seq, from, now.wall_ms, Some(traceparent.as_str()));
     }
 
     /// Marks a new record's audience dirty (everyone, if `targets` is empty), and its mirrors.
@@ -317,7 +289,7 @@ impl Core {
         if targets.is_empty() {
             return self.home.note_broadcast(stream, seq);
         }
-        let shard = self.shard_number();
+        let shard = self.cx.shard_number();
         let mut places = std::mem::take(&mut self.out.places);
         for target in targets {
             match self.home.sessions.member(session, *target) {
@@ -335,8 +307,7 @@ impl Core {
     /// Wakes a reader for a record. A parked reader's cursor jumps to it, past records that were not for it.
     pub(in crate::shard) fn wake_reader(&mut self, place: Place, stream: StreamKey, seq: u64) {
         let first = self.home.streams.get(stream).map_or(seq, |stream| stream.unwoken_from(seq));
-        let Some(attachment) = self.connections.conn_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment))
-        else {
+        let Some(attachment) = self.connections.get_mut(place.conn).and_then(|conn| conn.attachment_mut(place.attachment)) else {
             return;
         };
         if std::mem::take(&mut attachment.idle) {
@@ -366,7 +337,7 @@ impl Core {
     ) {
         self.cx.counters.ephemeral.increment();
         let mut tail = AddedBuf::default();
-        self.splice(&mut tail, None, origin.client_id, envelope, now);
+        self.cx.splice(&mut tail, None, origin.client_id, envelope, now);
         let (head, head_bytes) = frame_head(envelope.object.len() + tail.as_bytes().len(), Opcode::Text, true, false);
         let mut frame = self.cx.buffers.take();
         for part in [&head[..head_bytes], envelope.object, tail.as_bytes()] {
@@ -405,7 +376,7 @@ impl Core {
         let mut readers = crate::shard::outbound::flush::reuse(readers);
         readers.extend_from_slice(&entry.readers);
         for reader in &readers {
-            let Some(conn) = self.connections.conn(reader.conn) else { continue };
+            let Some(conn) = self.connections.get(reader.conn) else { continue };
             let Some(attachment) = conn.attachment(reader.attachment) else { continue };
             let entitlements = &attachment.entitlements;
             let own = entitlements.client == sender && !entitlements.echo;
@@ -520,5 +491,35 @@ impl Home {
         if !std::mem::replace(&mut stream.dirty, true) {
             self.dirty_streams.push(key);
         }
+    }
+}
+
+impl Context {
+    pub(in crate::shard) fn dedupe_limits(&self) -> DedupeLimits {
+        let session = &self.snapshot.settings.session;
+        DedupeLimits { ids_max: session.dedupe_ids, window_ms: session.dedupe_ms }
+    }
+
+    pub(in crate::shard) fn content_hash(&self, envelope: &Envelope<'_>, audiences: &Audiences) -> u128 {
+        let mut targets = [0_u8; 8 * crate::limits::ADDRESSES_MAX + 1];
+        let mut len = 1;
+        targets[0] = u8::from(audiences.all);
+        for target in audiences.list() {
+            targets[len..len + 8].copy_from_slice(&target.to_le_bytes());
+            len += 8;
+        }
+        self.key.hash128(&[envelope.kind.as_bytes(), &targets[..len], envelope.payload])
+    }
+
+    fn splice(&mut self, tail: &mut AddedBuf, seq: Option<u64>, from: &str, envelope: &Envelope<'_>, now: Tick) {
+        if envelope.traceparent.is_some() {
+            return added(tail, seq, from, now.wall_ms, None);
+        }
+        let [first, second, span] = [self.next_random(), self.next_random(), self.next_random()];
+        let mut trace_id = [0; 16];
+        trace_id[..8].copy_from_slice(&first.to_le_bytes());
+        trace_id[8..].copy_from_slice(&second.to_le_bytes());
+        let traceparent = make_traceparent(trace_id, span.to_le_bytes());
+        added(tail, seq, from, now.wall_ms, Some(traceparent.as_str()));
     }
 }

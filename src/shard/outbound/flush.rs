@@ -14,6 +14,7 @@ use crate::log::{Audience, Entry, Log};
 use crate::session::{Place, Reader, StreamKey};
 use crate::shard::connections::conn::{Conn, Paging, Phase, Slot};
 use crate::shard::connections::table::Connections;
+use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::ShardCounters;
 use crate::time::Tick;
@@ -319,8 +320,8 @@ impl Core {
 
     pub(in crate::shard) fn slice_of<'a>(&'a self, id: ConnId, piece: &Piece, out: &'a Outbound) -> &'a [u8] {
         match piece.source {
-            Source::Queue => self.connections.conn(id).map_or(&[], |conn| &conn.queue[conn.queue_at as usize..]),
-            Source::Tls => self.connections.conn(id).and_then(|conn| conn.tls.as_ref()).map_or(&[], |tls| tls.pending()),
+            Source::Queue => self.connections.get(id).map_or(&[], |conn| &conn.queue[conn.queue_at as usize..]),
+            Source::Tls => self.connections.get(id).and_then(|conn| conn.tls.as_ref()).map_or(&[], |tls| tls.pending()),
             Source::Frame { mirror, entry } => self.log_of(mirror).bytes(entry.at, entry.frame_at, entry.frame_bytes),
             Source::Shared { batch } => {
                 let batch = &out.batches[batch as usize];
@@ -341,10 +342,10 @@ impl Core {
             Sent::Failed(errno) => {
                 tracing::debug!(connection_id = %self.connection_id(id), errno, "send failed");
                 // The end of stream may be on its way too; whichever comes first decides.
-                if let Some(conn) = self.connections.conn_mut(id) {
+                if let Some(conn) = self.connections.get_mut(id) {
                     conn.flags.broken = true;
                 }
-                if self.connections.conn(id).is_some_and(|conn| matches!(conn.phase, Phase::Closing(_))) {
+                if self.connections.get(id).is_some_and(|conn| matches!(conn.phase, Phase::Closing(_))) {
                     self.drop_conn(io, id, now);
                 } else {
                     self.connections.doom(id, CloseReason::SocketError);
@@ -369,7 +370,7 @@ impl Core {
             conn.flags.blocked = true;
             self.cx.counters.sends_short.increment();
             io.want_write(id);
-            self.fit(&mut conn);
+            self.cx.fit(&mut conn);
             if conn.stalled_ms == 0 {
                 conn.stalled_ms = now.mono_ms().max(1);
                 conn.stalled_taken = 0;
@@ -388,13 +389,6 @@ impl Core {
             self.rest(id);
             self.after_flush(io, id);
         }
-    }
-
-    /// Shrinks the buffers of a connection that takes nothing now.
-    fn fit(&mut self, conn: &mut Conn) {
-        let before = conn.memory_bytes();
-        conn.fit(&mut self.cx.buffers);
-        self.cx.counters.buffer_bytes.subtract((before - conn.memory_bytes()) as u64);
     }
 
     /// Parks the readers of a connection whose cursors are at their heads, because everything is sent.
@@ -442,7 +436,7 @@ impl Core {
                 }
             }
             Source::Frame { .. } | Source::Deflated { .. } => {
-                self.delivered(conn, piece, piece.seq, piece.upto, 1);
+                self.cx.delivered(conn, piece, piece.seq, piece.upto, 1);
                 if !whole {
                     let mut kept = self.cx.buffers.take();
                     kept.extend_from_slice(&self.slice_of(conn.id, piece, out)[part..]);
@@ -451,7 +445,7 @@ impl Core {
             }
             Source::Shared { batch } if whole => {
                 let batch = &out.batches[batch as usize];
-                self.delivered(conn, piece, batch.to, batch.to, u64::from(piece.frames));
+                self.cx.delivered(conn, piece, batch.to, batch.to, u64::from(piece.frames));
             }
             Source::Shared { batch } => {
                 let batch = &out.batches[batch as usize];
@@ -463,7 +457,7 @@ impl Core {
                 let begun = frames > 0 && ends[frames - 1] as usize == part;
                 let count = if begun { frames } else { frames + 1 };
                 let seq = batch.from + count as u64 - 1;
-                self.delivered(conn, piece, seq, seq, count as u64);
+                self.cx.delivered(conn, piece, seq, seq, count as u64);
                 if !begun {
                     let mut kept = self.cx.buffers.take();
                     kept.extend_from_slice(&out.shared[start + part..start + cut]);
@@ -473,19 +467,9 @@ impl Core {
         }
     }
 
-    fn delivered(&self, conn: &mut Conn, piece: &Piece, seq: u64, upto: u64, frames: u64) {
-        conn.messages_out += frames;
-        self.cx.counters.delivered.add(frames);
-        self.cx.counters.messages_out.add(frames);
-        if let Some(attachment) = conn.attachment_mut(piece.attachment) {
-            attachment.delivered_seq = seq;
-            attachment.cursor = upto;
-        }
-    }
-
     /// Follows up when nothing waits for this connection any more: reading continues, a close continues.
     pub(in crate::shard) fn after_flush<I: Io>(&mut self, io: &mut I, id: ConnId) {
-        let Some(conn) = self.connections.conn_mut(id) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         // The next data for it may be long in coming, from a disk or another shard.
         conn.stalled_ms = 0;
         match &mut conn.phase {
@@ -505,7 +489,7 @@ impl Core {
             Phase::HandingOver(_) if !conn.flags.blocked => io.read(id, Read::Off),
             Phase::Open | Phase::Echo if conn.paused_ms > 0 => self.read_again(io, id),
             Phase::Open if conn.leaving.is_some() => {
-                if let Some(reason) = self.connections.conn(id).and_then(|conn| self.storage.has_left(conn)) {
+                if let Some(reason) = self.connections.get(id).and_then(|conn| self.storage.has_left(conn)) {
                     self.connections.doom(id, reason);
                 }
             }
@@ -547,7 +531,7 @@ fn keep(conn: &mut Conn, counters: &ShardCounters, rest: Vec<u8>) {
 
 impl Connections {
     pub(in crate::shard) fn on_writable(&mut self, id: ConnId) {
-        if let Some(conn) = self.conn_mut(id) {
+        if let Some(conn) = self.get_mut(id) {
             conn.flags.blocked = false;
             conn.flags.pong_queued = false;
             self.mark(id);
@@ -571,6 +555,25 @@ impl Connections {
         if !conn.flags.dirty && !conn.flags.blocked {
             conn.flags.dirty = true;
             self.dirty.push_back(reader.conn);
+        }
+    }
+}
+
+impl Context {
+    /// Shrinks the buffers of a connection that takes nothing now.
+    fn fit(&mut self, conn: &mut Conn) {
+        let before = conn.memory_bytes();
+        conn.fit(&mut self.buffers);
+        self.counters.buffer_bytes.subtract((before - conn.memory_bytes()) as u64);
+    }
+
+    fn delivered(&self, conn: &mut Conn, piece: &Piece, seq: u64, upto: u64, frames: u64) {
+        conn.messages_out += frames;
+        self.counters.delivered.add(frames);
+        self.counters.messages_out.add(frames);
+        if let Some(attachment) = conn.attachment_mut(piece.attachment) {
+            attachment.delivered_seq = seq;
+            attachment.cursor = upto;
         }
     }
 }

@@ -180,7 +180,7 @@ impl Core {
 
     /// Moves the next ordered reply of an attachment to the queue, which is sent before any frame.
     fn let_out(&mut self, conn: &mut Conn, number: usize, cursor: u64) {
-        let shard = self.shard_number();
+        let shard = self.cx.shard_number();
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return };
         let Some(mut ordered) = attachment.ordered.pop_front() else { return };
         if matches!(ordered.what, Waiting::History(_)) {
@@ -235,7 +235,7 @@ impl Core {
     /// Handles a cursor before the oldest held record. On a mirror, requests a page from the home and returns `false` (wait); at
     /// the home, queues `rw.gap` and returns `true`.
     fn skip_dropped(&mut self, conn: &mut Conn, number: usize, oldest: u64, scan: &mut Scan) -> bool {
-        let shard = self.shard_number();
+        let shard = self.cx.shard_number();
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return false };
         let Some(stream) = self.home.streams.get(attachment.stream) else { return false };
         if stream.home.is_some() {
@@ -266,7 +266,7 @@ impl Core {
     fn collect(&mut self, conn: &mut Conn, number: usize, out: &mut Outbound, first: usize, scan: &mut Scan) -> bool {
         let Some(attachment) = conn.slots.get_mut(number).and_then(Slot::attached_mut) else { return false };
         let Some(stream) = self.home.streams.get(attachment.stream) else { return false };
-        let (mirror, shard) = (stream.home.is_some(), self.shard_number());
+        let (mirror, shard) = (stream.home.is_some(), self.cx.shard_number());
         let log = if mirror { &self.links.mirror_log } else { &self.storage.log };
         let number = u16::try_from(number).unwrap_or(u16::MAX);
         let header = u32::try_from(HEADER_BYTES).unwrap_or(0);

@@ -49,7 +49,7 @@ pub(in crate::shard) fn enqueue(
 impl Core {
     /// Sends a reply to a client, wherever it is, in its place in the order or [`AT_ONCE`].
     pub(in crate::shard) fn reply_to(&mut self, to: Place, after: u64, write: impl FnOnce(&mut Vec<u8>)) {
-        if to.shard == self.shard_number() {
+        if to.shard == self.cx.shard_number() {
             if after == AT_ONCE {
                 return self.connections.reply_now(&mut self.cx, to.conn, write);
             }
@@ -64,7 +64,7 @@ impl Core {
 
     /// Sends a finished frame to a client, wherever it is, at once.
     pub(in crate::shard) fn send_finished(&mut self, to: Place, frame: &[u8]) {
-        if to.shard == self.shard_number() {
+        if to.shard == self.cx.shard_number() {
             return self.connections.queue_frame(&mut self.cx, to.conn, frame);
         }
         let mut bytes = self.cx.buffers.take();
@@ -160,7 +160,7 @@ impl Connections {
         let limits = &cx.snapshot.settings.limits;
         let hard = limits.reply_queue_bytes * HARD_QUEUE_FACTOR + crate::limits::HISTORY_PAGE_BYTES_MAX;
         let frames_max = limits.reply_queue_frames * HARD_QUEUE_FACTOR;
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.get(id) else { return };
         if matches!(conn.phase, Phase::Echo) {
             return;
         }

@@ -185,7 +185,7 @@ impl Core {
             (Kind::Message, _) => {
                 // A purged message keeps its id, so that a resend is still recognised as a duplicate.
                 if !record.purged {
-                    self.storage.ages.note(at, header.ts_ms, self.age_step_ms());
+                    self.storage.ages.note(at, header.ts_ms, self.cx.age_step_ms());
                 }
                 let settings = &self.cx.snapshot.settings.session;
                 // A session that is not known yet may be a channel; if it is not, its windows are cut when everything is read.
