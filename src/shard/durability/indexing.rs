@@ -31,7 +31,7 @@ pub(in crate::shard) struct Indexing {
     /// Files found damaged, to be remade; and for each, since when and how often it was.
     again: Vec<u64>,
     remade: BTreeMap<u64, (u64, u32)>,
-    /// Files that were replaced by a remade one.
+    /// Files that were replaced by a remade one whose runs are applied.
     replaced: u64,
     /// Reads that wait for an index file.
     waiting: Vec<(u64, Job)>,
@@ -125,7 +125,6 @@ impl Core {
         match result {
             Ok(directory) => {
                 self.cx.counters.log_indexed.increment();
-                disk.indexing.replaced += u64::from(disk.indexing.is_indexed(number));
                 disk.indexing.taking = Some((number, directory, 0));
                 self.storage.places.retain(|places| u64::from(places.segment) != number);
             }
@@ -183,6 +182,7 @@ impl Core {
             disk.indexing.taking = Some((number, directory, taken));
             return true;
         }
+        disk.indexing.replaced += u64::from(disk.indexing.is_indexed(number));
         disk.indexing.next = disk.indexing.next.max(number + 1);
         self.serve_waiting(io, number);
         true
