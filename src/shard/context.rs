@@ -1,10 +1,16 @@
 //! The surroundings that a shard lends to each of its parts: its number, the settings, its counters, its buffers, randomness.
 
+use super::across::mesh::RefusalFrame;
+use super::connections::conn::{Conn, Ordered};
 use super::counters::SharedCounters;
 use super::port::Snapshot;
 use crate::buffers::Buffers;
 use crate::ids::HashKey;
 use crate::limits::SEND_BYTES_MAX;
+use crate::protocol::{Failure, Refusal};
+use crate::ws::Opcode;
+use crate::ws::encoder::OpenFrame;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Buffers that the pool keeps, the largest one kept, and all their bytes together. A vector that grows to hold a message, a
@@ -39,5 +45,40 @@ impl Context {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         mixed ^ (mixed >> 31)
+    }
+
+    pub(in crate::shard) fn session_hash(&self, session_id: &str) -> u64 {
+        self.key.hash64(&[b"session", session_id.as_bytes()])
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "shards are at most 256")]
+    pub(in crate::shard) const fn shard_number(&self) -> u16 {
+        self.shard as u16
+    }
+
+    pub(in crate::shard) fn error_frame(&mut self, refusal: &Refusal) -> RefusalFrame {
+        self.counters.refused.increment();
+        let mut frame = self.buffers.take();
+        let open = OpenFrame::begin(&mut frame);
+        crate::protocol::error(&mut frame, &Failure::of(refusal, None));
+        open.finish(Opcode::Text, &mut frame);
+        frame
+    }
+
+    pub(in crate::shard) fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
+        for ordered in ordered {
+            self.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
+            self.buffers.give(ordered.what.into_buffer());
+        }
+    }
+
+    /// An id for an event of the gateway's own.
+    pub(in crate::shard) fn event_id(&mut self) -> String {
+        format!("rw-{:016x}", self.next_random())
+    }
+
+    pub(in crate::shard) fn name_of(&self, conn: &Conn) -> String {
+        let shard = if conn.origin_shard == u16::MAX { self.shard_number() } else { conn.origin_shard };
+        format!("c-{shard}-{}", conn.serial)
     }
 }

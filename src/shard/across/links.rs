@@ -1,9 +1,11 @@
 //! Links to the other shards: the lanes, what waits for them, and the sessions mirrored from and to them.
 
-use super::mesh::{LaneMessage, Mesh, Page, Spoken};
+use super::mesh::{AttachAnswer, LaneMessage, Mesh, Page, Spoken};
 use crate::ids::{HashKey, Map};
+use crate::io::Io;
 use crate::log::Log;
 use crate::session::{MemberKey, Place, SessionKey, StreamKey};
+use crate::shard::context::Context;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -47,5 +49,15 @@ impl Links {
             reading_from: None,
             mesh,
         }
+    }
+
+    /// The shard whose lane is being read, which sent the answer.
+    pub(in crate::shard) const fn home_of(&self, _answer: &AttachAnswer) -> Option<u16> {
+        self.reading_from
+    }
+
+    /// Sends a lane message that must not be lost.
+    pub(in crate::shard) fn send_control<I: Io>(&mut self, cx: &Context, io: &mut I, shard: u16, message: LaneMessage) {
+        self.send_lane(cx, io, usize::from(shard), message);
     }
 }

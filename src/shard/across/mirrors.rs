@@ -90,10 +90,10 @@ impl Core {
             }
             LaneMessage::Data { to, after, of, frame } => self.put_data(to, after, of, frame),
             LaneMessage::History { to, after, frame } => {
-                self.connections.put_ordered(&mut self.cx, to, after, Waiting::History(frame))
+                self.connections.put_ordered(&mut self.cx, to, after, Waiting::History(frame));
             }
             LaneMessage::Detached { to, after, frame } => {
-                self.connections.put_ordered(&mut self.cx, to, after, Waiting::Detached(frame))
+                self.connections.put_ordered(&mut self.cx, to, after, Waiting::Detached(frame));
             }
             LaneMessage::Pong { to, after, id } => self.connections.put_ordered(&mut self.cx, to, after, Waiting::Pong(id)),
             LaneMessage::Entitle { to, entitlements } => self.connections.entitle(to, *entitlements),

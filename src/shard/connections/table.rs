@@ -115,4 +115,11 @@ impl Connections {
         };
         io.read(id, mode);
     }
+
+    /// Notes that answers from another shard may still be due for this connection.
+    pub(in crate::shard) fn note_spoke_elsewhere(&mut self, id: ConnId) {
+        if let Some(conn) = self.get_mut(id) {
+            conn.flags.spoke_elsewhere = true;
+        }
+    }
 }

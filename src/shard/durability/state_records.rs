@@ -351,6 +351,7 @@ impl Core {
 
 impl Storage {
     /// Appends a record of the gateway's own. Nobody waits for it: it is written with the next write.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
     fn keep(
         &mut self,
         cx: &Context,

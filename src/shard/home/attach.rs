@@ -5,14 +5,12 @@ use crate::config::HistoryView;
 use crate::ids::ConnId;
 use crate::io::Io;
 use crate::log::{Joined, Kind, Position};
-use crate::protocol::{ErrorCode, Failure, Head, Refusal, SessionStart, Welcome};
+use crate::protocol::{ErrorCode, Head, Refusal, SessionStart, Welcome};
 use crate::session::{
     Fact, Member, MemberKey, MirrorOut, Place, PresenceChange, Reader, SessionKey, StartRequest, Stream, StreamKey, Target, start,
 };
-use crate::shard::across::links::Links;
 use crate::shard::across::mesh::{AttachAnswer, AttachRequest, LaneMessage, RefusalFrame};
-use crate::shard::connections::conn::{Attachment, Conn, Ordered, Paging, Phase, Slot, Slots};
-use crate::shard::connections::table::Connections;
+use crate::shard::connections::conn::{Attachment, Paging, Phase, Slot, Slots};
 use crate::shard::context::Context;
 use crate::shard::core::Core;
 use crate::shard::counters::LimitReached;
@@ -20,8 +18,6 @@ use crate::shard::home::Home;
 use crate::shard::inbound::frames::RETRY_AFTER_MS;
 use crate::shard::inbound::publish::TOO_MUCH;
 use crate::time::Tick;
-use crate::ws::Opcode;
-use crate::ws::encoder::OpenFrame;
 use std::collections::VecDeque;
 
 /// Batches that a mirror may be sent before it has appended the first.
@@ -614,63 +610,5 @@ impl Home {
             kept_at: Position::default(),
             timers_ms: [u64::MAX; 2],
         })
-    }
-}
-
-impl Links {
-    /// The shard whose lane is being read, which sent the answer.
-    const fn home_of(&self, _answer: &AttachAnswer) -> Option<u16> {
-        self.reading_from
-    }
-
-    /// Sends a lane message that must not be lost.
-    pub(in crate::shard) fn send_control<I: Io>(&mut self, cx: &Context, io: &mut I, shard: u16, message: LaneMessage) {
-        self.send_lane(cx, io, usize::from(shard), message);
-    }
-}
-
-impl Connections {
-    /// Notes that answers from another shard may still be due for this connection.
-    fn note_spoke_elsewhere(&mut self, id: ConnId) {
-        if let Some(conn) = self.get_mut(id) {
-            conn.flags.spoke_elsewhere = true;
-        }
-    }
-}
-
-impl Context {
-    pub(in crate::shard) fn session_hash(&self, session_id: &str) -> u64 {
-        self.key.hash64(&[b"session", session_id.as_bytes()])
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "shards are at most 256")]
-    pub(in crate::shard) const fn shard_number(&self) -> u16 {
-        self.shard as u16
-    }
-
-    pub(in crate::shard) fn error_frame(&mut self, refusal: &Refusal) -> RefusalFrame {
-        self.counters.refused.increment();
-        let mut frame = self.buffers.take();
-        let open = OpenFrame::begin(&mut frame);
-        crate::protocol::error(&mut frame, &Failure::of(refusal, None));
-        open.finish(Opcode::Text, &mut frame);
-        frame
-    }
-
-    fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
-        for ordered in ordered {
-            self.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
-            self.buffers.give(ordered.what.into_buffer());
-        }
-    }
-
-    /// An id for an event of the gateway's own.
-    pub(in crate::shard) fn event_id(&mut self) -> String {
-        format!("rw-{:016x}", self.next_random())
-    }
-
-    pub(in crate::shard) fn name_of(&self, conn: &Conn) -> String {
-        let shard = if conn.origin_shard == u16::MAX { self.shard_number() } else { conn.origin_shard };
-        format!("c-{shard}-{}", conn.serial)
     }
 }

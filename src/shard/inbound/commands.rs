@@ -182,7 +182,7 @@ impl Core {
                     self.publish_entitlements(io, member);
                 }
                 Some(home) => {
-                    self.links.send_control(&self.cx, io, home, LaneMessage::Roles { member, place, roles: roles.clone() })
+                    self.links.send_control(&self.cx, io, home, LaneMessage::Roles { member, place, roles: roles.clone() });
                 }
             }
         }

@@ -225,7 +225,7 @@ impl Core {
         // A reply was written at the session's home; an ephemeral message was copied here.
         match stream.home {
             Some(home) if !matches!(ordered.what, Waiting::Passing(_)) => {
-                self.links.give_back(&mut self.cx, home, ordered.what.into_buffer())
+                self.links.give_back(&mut self.cx, home, ordered.what.into_buffer());
             }
             _ => self.cx.buffers.give(ordered.what.into_buffer()),
         }
