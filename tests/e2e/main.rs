@@ -37,6 +37,7 @@ mod idle_memory;
 mod killed_and_restarted;
 mod last_words;
 mod log_faults;
+mod manuals;
 mod members_and_watch;
 mod members_over_restarts;
 mod names;
