@@ -19,6 +19,7 @@ const POOL_BUFFERS: usize = 8192;
 const POOL_BUFFER_BYTES: usize = 2 * SEND_BYTES_MAX;
 const POOL_BYTES: usize = 16 * 1024 * 1024;
 
+/// See the module's text.
 pub struct Context {
     /// This shard's number.
     pub(super) shard: usize,
@@ -47,15 +48,18 @@ impl Context {
         mixed ^ (mixed >> 31)
     }
 
+    /// The hash by which shards know a session.
     pub(in crate::shard) fn session_hash(&self, session_id: &str) -> u64 {
         self.key.hash64(&[b"session", session_id.as_bytes()])
     }
 
+    /// This shard's number, as places have it.
     #[expect(clippy::cast_possible_truncation, reason = "shards are at most 256")]
     pub(in crate::shard) const fn shard_number(&self) -> u16 {
         self.shard as u16
     }
 
+    /// The frame of a refusal, which is counted.
     pub(in crate::shard) fn error_frame(&mut self, refusal: &Refusal) -> RefusalFrame {
         self.counters.refused.increment();
         let mut frame = self.buffers.take();
@@ -65,6 +69,7 @@ impl Context {
         frame
     }
 
+    /// Drops replies that are sent no more: their buffers go back to the pool.
     pub(in crate::shard) fn forget_ordered(&mut self, ordered: VecDeque<Ordered>) {
         for ordered in ordered {
             self.counters.buffer_bytes.subtract(ordered.memory_bytes() as u64);
@@ -77,6 +82,7 @@ impl Context {
         format!("rw-{:016x}", self.next_random())
     }
 
+    /// The name of a connection: by the shard that accepted it.
     pub(in crate::shard) fn name_of(&self, conn: &Conn) -> String {
         let shard = if conn.origin_shard == u16::MAX { self.shard_number() } else { conn.origin_shard };
         format!("c-{shard}-{}", conn.serial)

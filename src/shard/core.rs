@@ -11,6 +11,7 @@ use super::context::Context;
 use super::counters::{LimitReached, SharedCounters};
 use super::durability::Storage;
 use super::durability::purge::Purging;
+use super::durability::state_records::on_segment_gone;
 use super::home::{Home, SWEPT_AT_ONCE};
 use super::inbound::backpressure::Pressure;
 use super::inbound::codec::Codec;
@@ -48,7 +49,7 @@ pub struct CoreOptions {
     pub seed: u64,
 }
 
-/// The parts of a shard. Each owns its state, and knows nothing of the others.
+/// The parts of a shard. Each owns its state; work on several of them is [`Core`]'s.
 pub struct Core {
     pub(super) cx: Context,
     pub(super) connections: Connections,
@@ -110,6 +111,18 @@ impl Core {
             widest: settings.limits,
             cx: Context::new(options.shard, options.key, options.snapshot, options.counters, options.seed),
         }
+    }
+
+    /// Returns `true` until the records that recovery appended are durable; no connection is accepted before.
+    #[must_use]
+    pub fn recovery_pending(&self) -> bool {
+        self.storage.recovery_pending()
+    }
+
+    /// Reads of the disk that are under way for pages of history.
+    #[cfg(test)]
+    pub fn reads_for_histories(&self) -> usize {
+        self.storage.reads_for_histories()
     }
 
     /// The place of an attachment here.
@@ -261,7 +274,7 @@ impl Shard for Core {
             Event::Synced { result, .. } => self.on_synced(io, result, now),
             Event::ReadBack { tag, result } => self.on_read_back(io, tag, result, now),
             Event::SegmentReady { number, result } => self.on_segment_ready(number, result, now),
-            Event::SegmentGone { number, result } => self.cx.on_segment_gone(number, result),
+            Event::SegmentGone { number, result } => on_segment_gone(&self.cx, number, result),
             Event::Purged { step, result } => self.storage.on_purged(&self.cx, step, result),
             Event::SegmentIndexed { number, result, unsaved } => self.on_segment_indexed(io, number, result, unsaved, now),
             Event::SegmentLost { number } => self.on_segment_lost(number, now),
@@ -356,19 +369,5 @@ impl Core {
             .flatten()
             .min()
             .map_or(Next::Idle, Next::At)
-    }
-}
-
-impl Core {
-    /// Returns `true` until the records that recovery appended are durable; no connection is accepted before.
-    #[must_use]
-    pub fn recovery_pending(&self) -> bool {
-        self.storage.recovery_pending()
-    }
-
-    /// Reads of the disk that are under way for pages of history.
-    #[cfg(test)]
-    pub fn reads_for_histories(&self) -> usize {
-        self.storage.reads_for_histories()
     }
 }

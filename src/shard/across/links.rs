@@ -1,6 +1,6 @@
 //! Links to the other shards: the lanes, what waits for them, and the sessions mirrored from and to them.
 
-use super::mesh::{AttachAnswer, LaneMessage, Mesh, Page, Spoken};
+use super::mesh::{LaneMessage, Mesh, Page, Spoken};
 use crate::ids::{HashKey, Map};
 use crate::io::Io;
 use crate::log::Log;
@@ -49,11 +49,6 @@ impl Links {
             reading_from: None,
             mesh,
         }
-    }
-
-    /// The shard whose lane is being read, which sent the answer.
-    pub(in crate::shard) const fn home_of(&self, _answer: &AttachAnswer) -> Option<u16> {
-        self.reading_from
     }
 
     /// Sends a lane message that must not be lost.

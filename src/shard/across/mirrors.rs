@@ -411,7 +411,7 @@ impl Links {
         takes
     }
 
-    /// Puts records, or an ephemeral message, in the data lane, which has room ([`Core::takes_data`]).
+    /// Puts records, or an ephemeral message, in the data lane, which has room ([`Self::takes_data`]).
     pub(in crate::shard) fn push_data<I: Io>(&mut self, cx: &Context, io: &mut I, to: usize, message: LaneMessage) {
         let pushed = self.push_lane(cx, io, to, Class::Data, message);
         debug_assert!(pushed.is_ok(), "nobody else fills this lane");

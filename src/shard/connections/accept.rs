@@ -101,7 +101,7 @@ impl Core {
     /// nothing, unless the node is full.
     fn turn_away<I: Io>(&mut self, io: &mut I, id: ConnId, limit: LimitReached, now: Tick) {
         self.connections.no_more_half_open(id);
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         conn.flags.forgettable = true;
         if std::mem::take(&mut conn.flags.on_node) {
             self.admission.leave_node();
@@ -129,11 +129,12 @@ impl Core {
     /// Takes a half-open place, counted by the address if that is known.
     fn enter_half_open<I: Io>(&mut self, io: &mut I, id: ConnId, now: Tick) {
         self.connections.no_more_half_open(id);
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         let owner = if conn.flags.known { self.admission.address(conn.peer) } else { self.admission.stranger(conn.serial) };
         conn.half_open_owner = owner;
         conn.flags.half_open = true;
-        self.connections.half_open.enter(owner, conn.serial, id);
+        let serial = conn.serial;
+        self.connections.half_open.enter(owner, serial, id);
         let cap = self.links.half_open_cap(&self.cx);
         let full = self.connections.half_open.len() > cap - cap * HALF_OPEN_RESERVE_PERCENT / 100;
         if full && self.connections.half_open.of(owner) > 1 {
@@ -162,7 +163,7 @@ impl Core {
     /// address counts it as half open any more.
     pub(in crate::shard) fn not_half_open(&mut self, id: ConnId) {
         self.connections.no_more_half_open(id);
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         if std::mem::take(&mut conn.flags.address_half_open) {
             self.admission.leave_half_open(conn.peer);
         }
@@ -263,9 +264,10 @@ impl Connections {
     }
 
     fn no_more_half_open(&mut self, id: ConnId) {
-        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.get_mut(id) else { return };
+        let (owner, serial) = (conn.half_open_owner, conn.serial);
         if std::mem::take(&mut conn.flags.half_open) {
-            self.half_open.leave(conn.half_open_owner, conn.serial);
+            self.half_open.leave(owner, serial);
         }
     }
 }

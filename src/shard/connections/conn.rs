@@ -81,32 +81,29 @@ pub enum Paging {
 }
 
 impl Waiting {
-    /// Bytes counted for it until it is sent.
-    #[must_use]
-    pub const fn bytes(&self) -> usize {
+    /// The bytes that its buffer holds, and those it has room for.
+    const fn sizes(&self) -> (usize, usize) {
         match self {
             Self::Frame(frame)
             | Self::Event(frame)
             | Self::Data { frame, .. }
             | Self::Passing(frame)
             | Self::History(frame)
-            | Self::Detached(frame) => frame.len(),
-            Self::Pong(id) => id.len(),
+            | Self::Detached(frame) => (frame.len(), frame.capacity()),
+            Self::Pong(id) => (id.len(), id.capacity()),
         }
+    }
+
+    /// Bytes counted for it until it is sent.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.sizes().0
     }
 
     /// Memory of its buffer.
     #[must_use]
     pub const fn memory_bytes(&self) -> usize {
-        match self {
-            Self::Frame(frame)
-            | Self::Event(frame)
-            | Self::Data { frame, .. }
-            | Self::Passing(frame)
-            | Self::History(frame)
-            | Self::Detached(frame) => frame.capacity(),
-            Self::Pong(id) => id.capacity(),
-        }
+        self.sizes().1
     }
 
     /// Shrinks its buffer to what it needs, if it may wait for long.

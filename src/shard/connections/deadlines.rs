@@ -298,7 +298,7 @@ impl Timers {
 
 impl Connections {
     fn ping(&mut self, cx: &mut Context, id: ConnId) {
-        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.get_mut(id) else { return };
         enqueue(conn, &mut cx.buffers, &cx.counters, |queue| encoder::ping(&[], queue));
         self.mark(id);
     }

@@ -73,7 +73,7 @@ impl Core {
         let agreed = negotiate(&upgrade.extensions, snapshot.settings.deflate.enabled)
             .map_err(|error| HttpRefusal::bad_request(error.to_string()))?;
         let extensions = agreed.map(|agreed| agreed.header_value());
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return Ok(None);
         };
         enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| upgrade.write_accept(extensions.as_deref(), queue));
@@ -100,7 +100,7 @@ impl Core {
             Check::Ready if self.life.draining => (false, "draining"),
             Check::Ready => health.ready(),
         };
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         conn.flags.forgettable = true;
         enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| write_answer(probe, well, word, queue));
         self.close(io, id, CloseReason::HttpAnswered, now);
@@ -115,7 +115,7 @@ impl Core {
         if !turned_away || self.connections.says_more(now) {
             tracing::info!(connection_id = %self.connection_id(id), status = refusal.status(), detail = refusal.detail(), "refused");
         }
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         enqueue(conn, &mut self.cx.buffers, &self.cx.counters, |queue| refusal.write(queue));
         self.close(io, id, CloseReason::HttpAnswered, now);
     }
@@ -199,7 +199,7 @@ impl Core {
     /// Attaches a verified connection to its first session: here, or by a handover to that session's home.
     fn go_home<I: Io>(&mut self, io: &mut I, id: ConnId, request: AttachRequest, now: Tick) {
         let per_user = self.cx.snapshot.settings.limits.connections_per_user;
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         let Some(grant) = &conn.grant else { return };
         if !self.admission.enter_user(grant.subject(), per_user) {
             self.cx.counters.limit_reached(LimitReached::ConnectionsPerUser);
@@ -309,16 +309,8 @@ impl Core {
             self.cx.snapshot.revocations.check(grant, &conn.client_id).err()
         });
         if let Some(error) = revoked {
-            self.cx.counters.auth_refused.increment();
             let head = Head { id: &request.command_id, session_id: &request.session_id };
-            self.connections.refuse_with(
-                &mut self.cx,
-                id,
-                head,
-                auth_code(&error),
-                &error.to_string(),
-                Some("/payload/auth_token"),
-            );
+            self.connections.refuse_token(&mut self.cx, id, head, &error);
             return self.close(io, id, error.close_reason(), now);
         }
         if self.life.stopping || self.life.draining {

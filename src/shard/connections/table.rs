@@ -93,8 +93,8 @@ impl Connections {
 
     /// Adds a connection to those that have something to send.
     pub(in crate::shard) fn mark(&mut self, id: ConnId) {
-        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
-        if conn.id == id && !conn.flags.dirty && !conn.flags.blocked {
+        let Some(conn) = self.get_mut(id) else { return };
+        if !conn.flags.dirty && !conn.flags.blocked {
             conn.flags.dirty = true;
             self.dirty.push_back(id);
         }

@@ -48,7 +48,7 @@ impl Indexing {
     }
 
     /// Returns `true` while a segment's file is being made, or its runs are being applied.
-    fn is_made(&self, number: u64) -> bool {
+    fn is_under_way(&self, number: u64) -> bool {
         self.asked == Some(number) || self.taking.as_ref().is_some_and(|(taking, ..)| *taking == number)
     }
 
@@ -190,9 +190,10 @@ impl Core {
 
     /// Goes on with a job whose read of an index found another file: once the runs of that file are known.
     pub(in crate::shard) fn read_replaced<I: Io>(&mut self, io: &mut I, segment: u32, job: Job) {
-        match &mut self.storage.disk {
-            Some(disk) if disk.indexing.is_made(segment.into()) => disk.indexing.waiting.push((segment.into(), job)),
-            _ => self.go_on_with(io, job),
+        if self.storage.disk.as_ref().is_some_and(|disk| disk.indexing.is_under_way(segment.into())) {
+            self.storage.wait_for_index(&self.cx, segment, job);
+        } else {
+            self.go_on_with(io, job);
         }
     }
 
@@ -217,6 +218,7 @@ impl Storage {
         self.disk.as_ref().is_none_or(|disk| times(disk) >= REMAKES_MAX)
     }
 
+    /// Index files that were replaced so far.
     pub(in crate::shard) fn replaced_indexes(&self) -> u64 {
         self.disk.as_ref().map_or(0, |disk| disk.indexing.replaced)
     }
@@ -224,7 +226,7 @@ impl Storage {
     /// Returns `true` if a read of a segment's index, begun after `replaced` files had been replaced, may have found another file than
     /// the one whose runs are known: entries stand elsewhere in it if a record has become damaged.
     pub(in crate::shard) fn is_replaced(&self, segment: u32, replaced: u64) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.indexing.replaced != replaced || disk.indexing.is_made(segment.into()))
+        self.disk.as_ref().is_some_and(|disk| disk.indexing.replaced != replaced || disk.indexing.is_under_way(segment.into()))
     }
 
     /// Makes a read wait until a segment's index, which is missing or damaged, is remade.
@@ -232,7 +234,7 @@ impl Storage {
         let number = u64::from(segment);
         let Some(disk) = &mut self.disk else { return };
         let indexing = &mut disk.indexing;
-        if !indexing.is_made(number) && !indexing.again.contains(&number) {
+        if !indexing.is_under_way(number) && !indexing.again.contains(&number) {
             tracing::warn!(shard = cx.shard, segment = number, "a segment's index is missing or damaged: it is remade");
             indexing.again.push(number);
         }

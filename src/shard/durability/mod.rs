@@ -1,8 +1,8 @@
 //! The log and its disk: writes and syncs, what waits for them, room, retention, and reading back.
 //!
-//! `disk` has one write in flight and shares syncs; `awaiting` and `pending` hold acks until their record is durable; `space` bounds how far clients
-//! may fill the log; `state_records`, `compaction`, `indexing` and `purge` keep its files; `read_back` and `history` read them, and
-//! `read_errors` knows what the disk does not read.
+//! `disk` has one write in flight and shares syncs; `awaiting` and `pending` hold acks until their record is durable; `space` bounds
+//! how far clients may fill the log; `state_records`, `compaction`, `indexing` and `purge` keep its files; `read_back` and `history`
+//! read them, and `read_errors` knows what the disk does not read.
 
 pub(in crate::shard) mod awaiting;
 pub(in crate::shard) mod compaction;

@@ -472,14 +472,15 @@ impl Context {
         // Messages appended without an age limit may get one later: to the minute.
         if age_ms == 0 { 60_000 } else { (age_ms / 256).max(1000) }
     }
+}
 
-    pub(in crate::shard) fn on_segment_gone(&mut self, number: u64, result: Result<(), i32>) {
-        match result {
-            Ok(()) => self.counters.log_segments.subtract(1),
-            Err(errno) => {
-                let error = std::io::Error::from_raw_os_error(errno);
-                tracing::warn!(shard = self.shard, segment = number, %error, "a file of the log that is no longer needed could not be deleted");
-            }
+/// Counts a file of the log that was deleted, or tells why it was not.
+pub(in crate::shard) fn on_segment_gone(cx: &Context, number: u64, result: Result<(), i32>) {
+    match result {
+        Ok(()) => cx.counters.log_segments.subtract(1),
+        Err(errno) => {
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::warn!(shard = cx.shard, segment = number, %error, "a file of the log that is no longer needed could not be deleted");
         }
     }
 }

@@ -360,8 +360,7 @@ impl Core {
             }
             // The connection is gone. Its Detach is on the way, or was sent without a member to name: tell the home now.
             (None, Ok(answer)) => {
-                let home = self.links.home_of(&answer);
-                if let Some(home) = home {
+                if let Some(home) = self.links.reading_from {
                     self.links.send_control(
                         &self.cx,
                         io,

@@ -11,7 +11,6 @@ use crate::protocol::{
 use crate::session::{MemberKey, Place, Target, Watcher};
 use crate::shard::across::mesh::LaneMessage;
 use crate::shard::connections::conn::{Paging, Slot, Waiting};
-use crate::shard::connections::handshake::auth_code;
 use crate::shard::connections::table::Connections;
 use crate::shard::context::Context;
 use crate::shard::core::Core;
@@ -135,17 +134,7 @@ impl Core {
                             Some("/payload/auth_token"),
                         );
                     }
-                    Err(error) => {
-                        self.cx.counters.auth_refused.increment();
-                        self.connections.refuse_with(
-                            &mut self.cx,
-                            id,
-                            head,
-                            auth_code(&error),
-                            &error.to_string(),
-                            Some("/payload/auth_token"),
-                        );
-                    }
+                    Err(error) => self.connections.refuse_token(&mut self.cx, id, head, &error),
                 }
             }
             Ok(_) => {}

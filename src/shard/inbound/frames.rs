@@ -1,6 +1,7 @@
 //! The way in: bytes, frames, messages; and the end of a connection.
 
 use super::contained::contained;
+use crate::auth::AuthError;
 use crate::close::CloseReason;
 use crate::config::Limits;
 use crate::ids::ConnId;
@@ -8,6 +9,7 @@ use crate::io::{Io, Read};
 use crate::limits::{ECHO_FRAGMENTS_MAX, ECHO_MESSAGE_BYTES_MAX};
 use crate::protocol::{ErrorCode, Failure, Head, Kind, ParseError, Refusal, command_kind};
 use crate::shard::connections::conn::{Closing, Phase};
+use crate::shard::connections::handshake::auth_code;
 use crate::shard::connections::rate::Rate;
 use crate::shard::connections::table::Connections;
 use crate::shard::context::Context;
@@ -50,8 +52,7 @@ impl Core {
         loop {
             let mut plain = std::mem::take(&mut self.codec.plain);
             plain.clear();
-            let conn =
-                self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id);
+            let conn = self.connections.get_mut(id);
             let Some(tls) = conn.and_then(|conn| conn.tls.as_mut()) else {
                 self.codec.plain = plain;
                 break;
@@ -140,7 +141,7 @@ impl Core {
     fn on_frames<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8], now: Tick) {
         let mut rest = bytes;
         loop {
-            let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+            let Some(conn) = self.connections.get_mut(id) else { return };
             if conn.id != id {
                 return;
             }
@@ -390,7 +391,7 @@ impl Core {
     /// Echoes a message. A compressed one is sent back compressed, whatever its size and gain: conformance suites check both
     /// ways.
     fn echo(&mut self, id: ConnId, text: bool, compressed: bool, payload: &[u8]) {
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         let opcode = if text { Opcode::Text } else { Opcode::Binary };
         let mut deflated = if compressed { self.cx.buffers.take() } else { Vec::new() };
         let is_deflated = compressed && self.codec.deflater.deflate_whatever(payload, conn.window_bits, &mut deflated);
@@ -440,7 +441,7 @@ impl Core {
         tracing::debug!(connection_id = %self.connection_id(id), reason = reason.label(), "closing");
         self.not_half_open(id);
         self.leave_all(io, id, now);
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         let silent = conn.flags.broken || matches!(reason, CloseReason::Shed | CloseReason::SocketError);
         match before {
             // The user is counted by the grant.
@@ -477,7 +478,7 @@ impl Core {
     /// Handles bytes after our close frame: only the peer's own close frame matters.
     fn on_closing_bytes<I: Io>(&mut self, io: &mut I, id: ConnId, bytes: &mut [u8]) {
         self.cx.counters.dropped(DropReason::AfterClose, 1);
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         let limits = Self::frame_limits(&self.cx.snapshot.settings.limits, false, conn.flags.deflate);
         let Phase::Closing(closing) = &mut conn.phase else { return };
         let (mut rest, decoder, buffers) = (bytes, &mut conn.decoder, &mut self.cx.buffers);
@@ -573,6 +574,12 @@ impl Connections {
         cx.counters.refused.increment();
         let frame = self.get(id).map(|conn| conn.messages_in);
         self.reply_now(cx, id, |out| crate::protocol::error(out, &Failure::of(refusal, frame)));
+    }
+
+    /// Queues an `rw.error` for a token, and counts it.
+    pub(in crate::shard) fn refuse_token(&mut self, cx: &mut Context, id: ConnId, head: Head<'_>, error: &AuthError) {
+        cx.counters.auth_refused.increment();
+        self.refuse_with(cx, id, head, auth_code(error), &error.to_string(), Some("/payload/auth_token"));
     }
 
     /// Queues an `rw.error` with a short text.

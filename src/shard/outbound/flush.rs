@@ -393,7 +393,7 @@ impl Core {
 
     /// Parks the readers of a connection whose cursors are at their heads, because everything is sent.
     fn rest(&mut self, id: ConnId) {
-        let Some(conn) = self.connections.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.connections.get_mut(id) else { return };
         for slot in conn.slots.iter_mut() {
             if let Some(attachment) = slot.attached_mut() {
                 attachment.idle = !attachment.detaching

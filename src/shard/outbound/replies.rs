@@ -99,7 +99,7 @@ impl Core {
 impl Connections {
     /// Queues a text for a connection at once, before everything that waits for its place.
     pub(in crate::shard) fn reply_now(&mut self, cx: &mut Context, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.get_mut(id) else { return };
         if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
             return;
         }
@@ -115,7 +115,7 @@ impl Connections {
 
     /// Queues a finished frame.
     pub(in crate::shard) fn queue_frame(&mut self, cx: &mut Context, id: ConnId, frame: &[u8]) {
-        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.get_mut(id) else { return };
         if conn.id != id || matches!(conn.phase, Phase::Closing(_)) {
             return;
         }
@@ -126,7 +126,7 @@ impl Connections {
     }
 
     pub(in crate::shard) fn queue_pong(&mut self, cx: &mut Context, id: ConnId, payload: &[u8]) {
-        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(conn) = self.get_mut(id) else { return };
         // RFC 6455 5.5.3: one pong, to the newest ping, is enough if several wait; for a peer that does not read there is only
         // one.
         if conn.flags.blocked && std::mem::replace(&mut conn.flags.pong_queued, true) {
@@ -177,7 +177,7 @@ impl Connections {
     /// Puts an ordered reply into an attachment, or straight into the queue if that is caught up.
     pub(in crate::shard) fn put_ordered(&mut self, cx: &mut Context, to: Place, after: u64, mut what: Waiting) {
         let id = to.conn;
-        let Some(conn) = self.table.get_mut(id.index as usize).and_then(Option::as_deref_mut).filter(|conn| conn.id == id) else {
+        let Some(conn) = self.get_mut(id).filter(|conn| conn.id == id) else {
             return;
         };
         let (is_blocked, ordered) = (conn.flags.blocked, conn.attachment_mut(to.attachment));
